@@ -1,0 +1,222 @@
+//! Documents: what users write, after [`crate::manifest`] has checked it. Names resolved to a namespace, defaults filled in.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::instance::{Labels, Protocol};
+use crate::name::ServiceName;
+use crate::resource::{
+    CircuitBreaker, ConnectionPool, HeaderEdit, LoadBalancer, OutlierDetection, Redirect, Retry, RetryBudget, Rewrite, RuleMatch,
+};
+
+/// A checked document.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Document {
+    Service(Service),
+    EndpointSlice(EndpointSlice),
+    /// HTTPRoute or GRPCRoute.
+    Route(Route),
+    BackendPolicy(BackendPolicy),
+}
+
+/// Order of kinds in listings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    Service,
+    EndpointSlice,
+    HttpRoute,
+    GrpcRoute,
+    BackendPolicy,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 5] = [Self::Service, Self::EndpointSlice, Self::HttpRoute, Self::GrpcRoute, Self::BackendPolicy];
+
+    /// As written in `kind`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::BackendPolicy => "BackendPolicy",
+        }
+    }
+
+    pub fn api_version(self) -> &'static str {
+        match self {
+            Self::Service => "v1",
+            Self::EndpointSlice => "discovery.k8s.io/v1",
+            Self::HttpRoute | Self::GrpcRoute => "gateway.networking.k8s.io/v1",
+            Self::BackendPolicy => "phalanx.dev/v1alpha1",
+        }
+    }
+
+    /// As written in `kind`, or as people type it: any case, plural, kubectl's short names (`svc`).
+    pub fn parse(text: &str) -> Option<Self> {
+        let lower = text.to_ascii_lowercase();
+        Some(match lower.as_str() {
+            "service" | "services" | "svc" => Self::Service,
+            "endpointslice" | "endpointslices" => Self::EndpointSlice,
+            "httproute" | "httproutes" => Self::HttpRoute,
+            "grpcroute" | "grpcroutes" => Self::GrpcRoute,
+            "backendpolicy" | "backendpolicies" => Self::BackendPolicy,
+            _ => return None,
+        })
+    }
+}
+
+/// Names one document: at most one exists of each.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DocumentId {
+    pub kind: Kind,
+    pub namespace: String,
+    pub name: String,
+}
+
+impl std::fmt::Display for DocumentId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}/{}", self.kind.as_str(), self.namespace, self.name)
+    }
+}
+
+impl Document {
+    pub fn id(&self) -> DocumentId {
+        let (kind, meta) = match self {
+            Self::Service(d) => (Kind::Service, &d.meta),
+            Self::EndpointSlice(d) => (Kind::EndpointSlice, &d.meta),
+            Self::Route(d) => (d.kind, &d.meta),
+            Self::BackendPolicy(d) => (Kind::BackendPolicy, &d.meta),
+        };
+        DocumentId { kind, namespace: meta.namespace.clone(), name: meta.name.clone() }
+    }
+
+    pub fn meta(&self) -> &Meta {
+        match self {
+            Self::Service(d) => &d.meta,
+            Self::EndpointSlice(d) => &d.meta,
+            Self::Route(d) => &d.meta,
+            Self::BackendPolicy(d) => &d.meta,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    pub namespace: String,
+    pub name: String,
+    pub labels: Labels,
+    pub annotations: Labels,
+}
+
+/// `v1` Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    pub meta: Meta,
+    /// Over instance labels, within the Service's namespace. Empty: endpoints come from EndpointSlices only.
+    pub selector: Labels,
+    pub ports: Vec<ServicePort>,
+}
+
+impl Service {
+    pub fn service_name(&self) -> ServiceName {
+        ServiceName::new(&self.meta.namespace, &self.meta.name)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    pub name: String,
+    pub port: u16,
+    pub target: TargetPort,
+    pub protocol: Protocol,
+}
+
+/// An instance with a single port takes traffic for any target (`surface.md`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    Number(u16),
+    Name(String),
+}
+
+/// `discovery.k8s.io/v1` EndpointSlice; belongs to the Service named by label `kubernetes.io/service-name`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    pub meta: Meta,
+    pub service: ServiceName,
+    pub ports: Vec<SlicePort>,
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    pub name: String,
+    pub port: u16,
+    pub protocol: Protocol,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    pub addresses: Vec<IpAddr>,
+    /// `conditions.ready`, true when left out.
+    pub ready: bool,
+    /// `conditions.serving && terminating`.
+    pub terminating: bool,
+    pub zone: String,
+}
+
+/// HTTPRoute or GRPCRoute; `kind` tells which.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub meta: Meta,
+    pub kind: Kind,
+    /// Services whose traffic it routes.
+    pub parents: Vec<ParentRef>,
+    pub rules: Vec<RouteRule>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParentRef {
+    pub service: ServiceName,
+    /// None: every port of the Service.
+    pub port: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteRule {
+    pub name: Option<String>,
+    /// Any of them; never empty (left out means `/`). For a GRPCRoute already with `grpc` set and the path made of
+    /// service and method.
+    pub matches: Vec<RuleMatch>,
+    pub request_headers: HeaderEdit,
+    pub response_headers: HeaderEdit,
+    pub rewrite: Rewrite,
+    pub redirect: Option<Redirect>,
+    /// May be empty (then 500 `invalid_backend`, unless it redirects).
+    pub backends: Vec<BackendRef>,
+    pub request_timeout: Option<Duration>,
+    pub attempt_timeout: Option<Duration>,
+    /// None: the default retries.
+    pub retry: Option<Retry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendRef {
+    pub service: ServiceName,
+    pub port: u16,
+    pub weight: u32,
+    pub request_headers: HeaderEdit,
+    pub response_headers: HeaderEdit,
+}
+
+/// `phalanx.dev/v1alpha1` BackendPolicy. None: not said, so the default holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendPolicy {
+    pub meta: Meta,
+    pub targets: Vec<ServiceName>,
+    pub load_balancer: Option<LoadBalancer>,
+    pub connection_pool: Option<ConnectionPool>,
+    pub circuit_breaker: Option<CircuitBreaker>,
+    pub outlier_detection: Option<OutlierDetection>,
+    pub retry_budget: Option<RetryBudget>,
+}

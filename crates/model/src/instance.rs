@@ -1,0 +1,97 @@
+//! Instances: one running copy of a service, as its sidecar registers it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+
+use crate::name::ServiceName;
+
+pub type Labels = BTreeMap<String, String>;
+
+/// Unique within its service: `<namespace>/<service>/<id>`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InstanceId {
+    pub service: ServiceName,
+    pub id: String,
+}
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.service, self.id)
+    }
+}
+
+/// What an instance says of itself. `labels` always hold `service`, `namespace` and `app`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    pub id: InstanceId,
+    pub labels: Labels,
+    /// At least one.
+    pub ports: Vec<InstancePort>,
+    /// Empty when unknown.
+    pub zone: String,
+    /// Relative share of traffic, 1 to 128; 1 by default.
+    pub weight: u32,
+    /// Where the sidecar's admin listens; empty when it has none.
+    pub proxy_admin: String,
+}
+
+impl Instance {
+    /// The `version` label, empty when there is none.
+    pub fn version(&self) -> &str {
+        self.labels.get("version").map_or("", String::as_str)
+    }
+}
+
+/// One port of the application and where traffic for it is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstancePort {
+    /// Empty when the application's only port was given without a name.
+    pub name: String,
+    /// The port the application listens on.
+    pub number: u16,
+    /// The sidecar's inbound listener, or the application itself where there is no sidecar.
+    pub address: SocketAddr,
+    pub protocol: Protocol,
+}
+
+/// What is spoken on a port (`appProtocol` of a Service).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// HTTP in the version the caller speaks.
+    #[default]
+    Auto,
+    Http1,
+    /// HTTP/2 in plain text, by prior knowledge.
+    H2c,
+    Grpc,
+    Tcp,
+}
+
+impl Protocol {
+    /// The name in a manifest; `Auto` is written by leaving it out.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "",
+            Self::Http1 => "http",
+            Self::H2c => "kubernetes.io/h2c",
+            Self::Grpc => "grpc",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Auto, Self::Http1, Self::H2c, Self::Grpc, Self::Tcp].into_iter().find(|p| p.as_str() == text)
+    }
+
+    /// What a port's name tells where nothing else does: `grpc`, `grpc-web`, `http`, `h2c-x`, `tcp-…`.
+    pub fn guess(port_name: &str) -> Self {
+        match port_name.split('-').next().unwrap_or_default() {
+            "grpc" => Self::Grpc,
+            "h2c" | "http2" => Self::H2c,
+            "http" => Self::Http1,
+            "tcp" => Self::Tcp,
+            _ => Self::Auto,
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! Resources: what the control plane compiles documents to and a data plane receives.
+//!
+//! Each type has one Envoy v3 counterpart; room `xds` converts both ways, so a stock Envoy, a proxyless client and our
+//! sidecar get the same. Only what all of them can honour, plus what our sidecar adds, stands here.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::instance::Protocol;
+use crate::name::{ClusterName, Direction};
+use crate::reason::Reason;
+
+/// A socket the data plane listens on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    pub name: String,
+    pub address: SocketAddr,
+    pub direction: Direction,
+    pub protocol: ListenerProtocol,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenerProtocol {
+    /// HTTP/1.1 and HTTP/2, routed by the [`RouteTable`] of this name.
+    Http { route_table: String },
+    Tcp { cluster: ClusterName },
+}
+
+/// The routes of one listener. A host is chosen by authority, then the first rule that matches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteTable {
+    pub name: String,
+    pub hosts: Vec<VirtualHost>,
+}
+
+/// `domains` are lower-case authorities, with or without port, each in one host only; `*` stands for any other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VirtualHost {
+    pub name: String,
+    pub domains: Vec<String>,
+    /// In order of precedence; none matching means [`Reason::NoRoute`].
+    pub rules: Vec<Rule>,
+}
+
+/// One match and what follows. A document's rule with several matches becomes several of these.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// `<Kind>/<namespace>/<name>/<rule index or name>`: where it came from.
+    pub name: String,
+    pub matches: RuleMatch,
+    pub request_headers: HeaderEdit,
+    pub response_headers: HeaderEdit,
+    pub action: Action,
+}
+
+/// All conditions must hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleMatch {
+    pub path: PathMatch,
+    /// An upper-case token.
+    pub method: Option<String>,
+    pub headers: Vec<HeaderMatch>,
+    pub query: Vec<QueryMatch>,
+    /// Only requests whose content type is `application/grpc` or `application/grpc+…`.
+    pub grpc: bool,
+}
+
+impl Default for RuleMatch {
+    fn default() -> Self {
+        Self { path: PathMatch::Prefix("/".into()), method: None, headers: Vec::new(), query: Vec::new(), grpc: false }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathMatch {
+    Exact(String),
+    /// Whole segments: `/a` matches `/a` and `/a/b`, not `/ab`. Without trailing slash, except `/` itself.
+    Prefix(String),
+    /// Matches the whole path; in the common subset of RE2 and the crate `regex`.
+    Regex(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeaderMatch {
+    /// Lower case.
+    pub name: String,
+    pub value: ValueMatch,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueryMatch {
+    pub name: String,
+    pub value: ValueMatch,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ValueMatch {
+    Exact(String),
+    /// Matches the whole value.
+    Regex(String),
+}
+
+/// Applied in the order remove, set, add. Names are lower case.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderEdit {
+    pub set: Vec<(String, String)>,
+    pub add: Vec<(String, String)>,
+    pub remove: Vec<String>,
+}
+
+impl HeaderEdit {
+    pub fn is_empty(&self) -> bool {
+        self.set.is_empty() && self.add.is_empty() && self.remove.is_empty()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    Forward(Forward),
+    Redirect(Redirect),
+    /// The proxy answers by itself.
+    Respond(Reason),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// Never empty and not all of weight zero: those are [`Action::Respond`].
+    pub backends: Vec<Backend>,
+    pub rewrite: Rewrite,
+    /// Of the whole exchange, retries included; none means no limit was asked for. Streams of gRPC are not cut by it
+    /// unless it is set.
+    pub request_timeout: Option<Duration>,
+    /// Of one attempt.
+    pub attempt_timeout: Option<Duration>,
+    pub retry: Retry,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// None: the backend does not exist, its share is answered with [`Reason::InvalidBackend`].
+    pub cluster: Option<ClusterName>,
+    pub weight: u32,
+    pub request_headers: HeaderEdit,
+    pub response_headers: HeaderEdit,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rewrite {
+    pub authority: Option<String>,
+    pub path: Option<PathRewrite>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathRewrite {
+    /// Replaces the whole path; the query stays.
+    Full(String),
+    /// Replaces the matched prefix by whole segments; `/` removes it.
+    Prefix(String),
+}
+
+/// What may be tried again. Without a document's word: two more attempts, where it is safe.
+///
+/// An attempt that never reached the application (connect failure, refused stream) may always be repeated; a reset or
+/// one of `codes` only when the method is idempotent (RFC 9110 §9.2.2), unless `codes` were written in a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// Further attempts after the first; 0 switches retries off.
+    pub attempts: u32,
+    /// HTTP statuses that a document asks to retry, whatever the method.
+    pub codes: Vec<u16>,
+    /// The least wait before a further attempt.
+    pub backoff: Duration,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { attempts: 2, codes: Vec::new(), backoff: Duration::from_millis(25) }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    pub scheme: Option<String>,
+    pub hostname: Option<String>,
+    pub port: Option<u16>,
+    pub path: Option<PathRewrite>,
+    /// 301, 302, 303, 307 or 308.
+    pub status: u16,
+}
+
+/// One port of one service, and how it is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    pub name: ClusterName,
+    pub protocol: Protocol,
+    pub load_balancer: LoadBalancer,
+    pub connection_pool: ConnectionPool,
+    pub circuit_breaker: CircuitBreaker,
+    pub outlier_detection: OutlierDetection,
+    pub retry_budget: RetryBudget,
+}
+
+impl Cluster {
+    /// With every policy at its default.
+    pub fn new(name: ClusterName, protocol: Protocol) -> Self {
+        Self {
+            name,
+            protocol,
+            load_balancer: LoadBalancer::default(),
+            connection_pool: ConnectionPool::default(),
+            circuit_breaker: CircuitBreaker::default(),
+            outlier_detection: OutlierDetection::default(),
+            retry_budget: RetryBudget::default(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoadBalancer {
+    /// Two at random, the one with the lower peak EWMA of latency × outstanding requests.
+    #[default]
+    P2c,
+    /// Two at random, the one with fewer outstanding requests.
+    LeastRequest,
+    RoundRobin,
+    Random,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionPool {
+    /// 0: no limit.
+    pub max_requests_per_connection: u32,
+    pub connect_timeout: Duration,
+    pub idle_timeout: Duration,
+}
+
+impl Default for ConnectionPool {
+    fn default() -> Self {
+        Self { max_requests_per_connection: 0, connect_timeout: Duration::from_secs(1), idle_timeout: Duration::from_secs(90) }
+    }
+}
+
+/// Limits per sidecar, not per core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CircuitBreaker {
+    pub max_connections: u32,
+    pub max_pending_requests: u32,
+    pub max_requests: u32,
+    pub max_retries: u32,
+}
+
+impl Default for CircuitBreaker {
+    fn default() -> Self {
+        Self { max_connections: 1024, max_pending_requests: 1024, max_requests: 1024, max_retries: 3 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutlierDetection {
+    /// 0 switches this kind off.
+    pub consecutive_5xx: u32,
+    /// 502, 503, 504, connect failures and resets; 0 switches this kind off.
+    pub consecutive_gateway: u32,
+    pub interval: Duration,
+    pub base_ejection: Duration,
+    /// At least one endpoint may always be ejected when there are two or more.
+    pub max_ejection_percent: u32,
+}
+
+impl Default for OutlierDetection {
+    fn default() -> Self {
+        Self {
+            consecutive_5xx: 5,
+            consecutive_gateway: 5,
+            interval: Duration::from_secs(10),
+            base_ejection: Duration::from_secs(30),
+            max_ejection_percent: 10,
+        }
+    }
+}
+
+/// Retries in flight may be at most `percent` of the requests in flight, or `min_concurrency` if that is more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryBudget {
+    pub percent: u32,
+    pub min_concurrency: u32,
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self { percent: 20, min_concurrency: 3 }
+    }
+}
+
+/// The endpoints of one cluster; sorted by address, each address once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    pub cluster: ClusterName,
+    pub endpoints: Vec<Endpoint>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+    /// 1 to 128.
+    pub weight: u32,
+    pub zone: String,
+    pub health: Health,
+    /// The instance's `version` label, for metrics.
+    pub version: String,
+    /// Id of the instance, empty for endpoints that don't register.
+    pub instance: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Health {
+    #[default]
+    Healthy,
+    /// Keeps what it has, gets nothing new.
+    Draining,
+    Unhealthy,
+}
