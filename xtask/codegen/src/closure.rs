@@ -17,13 +17,19 @@ pub fn prune(set: FileDescriptorSet, roots: &[&str]) -> Result<FileDescriptorSet
             Some(package) => pending.extend(members(&set, package)),
             None => pending.extend(references.contains_key(*root).then(|| root.to_string())),
         }
-        ensure!(pending.len() > before, "root {root} is not in the descriptor set");
+        ensure!(
+            pending.len() > before,
+            "root {root} is not in the descriptor set"
+        );
     }
     while let Some(name) = pending.pop() {
         let Some(mentioned) = references.get(&name) else {
             // A nested type: its outermost message is the unit.
             let parent = name.rsplit_once('.').map(|(parent, _)| parent.to_string());
-            ensure!(parent.is_some(), "a field mentions a type that is nowhere defined");
+            ensure!(
+                parent.is_some(),
+                "a field mentions a type that is nowhere defined"
+            );
             pending.extend(parent);
             continue;
         };
@@ -39,9 +45,16 @@ pub fn census(set: &FileDescriptorSet) -> String {
     fn messages(message: &DescriptorProto) -> usize {
         1 + message.nested_type.iter().map(messages).sum::<usize>()
     }
-    let ours = || set.file.iter().filter(|file| file.package() != "google.protobuf");
+    let ours = || {
+        set.file
+            .iter()
+            .filter(|file| file.package() != "google.protobuf")
+    };
     let packages: BTreeSet<_> = ours().map(|file| file.package()).collect();
-    let count: usize = ours().flat_map(|file| &file.message_type).map(messages).sum();
+    let count: usize = ours()
+        .flat_map(|file| &file.message_type)
+        .map(messages)
+        .sum();
     format!(
         "{} packages, {} proto files, {count} messages",
         packages.len(),
@@ -87,7 +100,10 @@ fn references(set: &FileDescriptorSet) -> BTreeMap<String, BTreeSet<String>> {
 }
 
 fn mentions(message: &DescriptorProto, mentioned: &mut BTreeSet<String>) {
-    let fields = message.field.iter().filter(|field| field.type_name.is_some());
+    let fields = message
+        .field
+        .iter()
+        .filter(|field| field.type_name.is_some());
     mentioned.extend(fields.map(|field| bare(field.type_name())));
     for nested in &message.nested_type {
         mentions(nested, mentioned);
@@ -119,4 +135,84 @@ fn qualified(file: &FileDescriptorProto, name: &str) -> String {
 
 fn bare(name: &str) -> String {
     name.trim_start_matches('.').to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost_types::FieldDescriptorProto;
+
+    fn message(name: &str, fields: &[&str], nested: Vec<DescriptorProto>) -> DescriptorProto {
+        let field = |type_name: &&str| FieldDescriptorProto {
+            type_name: Some(type_name.to_string()),
+            ..Default::default()
+        };
+        DescriptorProto {
+            name: Some(name.into()),
+            field: fields.iter().map(field).collect(),
+            nested_type: nested,
+            ..Default::default()
+        }
+    }
+
+    fn set() -> FileDescriptorSet {
+        let file = |name: &str, package: &str, message_type| FileDescriptorProto {
+            name: Some(name.into()),
+            package: Some(package.into()),
+            message_type,
+            ..Default::default()
+        };
+        let hash = message("Hash", &[".b.Regex"], vec![]);
+        FileDescriptorSet {
+            file: vec![
+                file(
+                    "z",
+                    "a",
+                    vec![message("Route", &[".b.Policy.Hash"], vec![])],
+                ),
+                file(
+                    "b",
+                    "b",
+                    vec![
+                        message("Policy", &[], vec![hash]),
+                        message("Regex", &[], vec![]),
+                    ],
+                ),
+                file("c", "b", vec![message("Unused", &[".a.Route"], vec![])]),
+            ],
+        }
+    }
+
+    fn kept(roots: &[&str]) -> Vec<String> {
+        let set = prune(set(), roots).unwrap();
+        let names = |file: &FileDescriptorProto| {
+            let messages = file.message_type.iter();
+            messages
+                .map(|message| qualified(file, message.name()))
+                .collect::<Vec<_>>()
+        };
+        set.file.iter().flat_map(names).collect()
+    }
+
+    #[test]
+    fn a_nested_type_brings_its_parent_and_what_that_mentions() {
+        assert_eq!(kept(&["a.Route"]), ["b.Policy", "b.Regex", "a.Route"]);
+    }
+
+    #[test]
+    fn a_package_root_takes_every_member() {
+        assert_eq!(
+            kept(&["b.*"]),
+            ["b.Policy", "b.Regex", "b.Unused", "a.Route"]
+        );
+    }
+
+    #[test]
+    fn an_unknown_root_is_an_error() {
+        let error = prune(set(), &["a.Rout"]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "root a.Rout is not in the descriptor set"
+        );
+    }
 }

@@ -52,7 +52,9 @@ impl Workspace {
             String::from_utf8_lossy(&output.stderr)
         );
         let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-        let root = metadata["workspace_root"].as_str().context("no workspace root")?;
+        let root = metadata["workspace_root"]
+            .as_str()
+            .context("no workspace root")?;
         let manifest = metadata["packages"]
             .as_array()
             .into_iter()
@@ -60,8 +62,14 @@ impl Workspace {
             .find(|package| package["name"] == "envoy-types")
             .and_then(|package| package["manifest_path"].as_str())
             .context("crate envoy-types is not in the dependency graph")?;
-        let types = PathBuf::from(manifest).parent().context("manifest without a folder")?.into();
-        Ok(Self { root: root.into(), types })
+        let types = PathBuf::from(manifest)
+            .parent()
+            .context("manifest without a folder")?
+            .into();
+        Ok(Self {
+            root: root.into(),
+            types,
+        })
     }
 }
 

@@ -39,7 +39,11 @@ fn main() -> Result<()> {
 
     let outputs = [proto.join("src/generated"), arena.join("src/generated")];
     let stale = stale(&files, &outputs)?;
-    if check { compare(&files, &stale) } else { write(&files, &stale) }
+    if check {
+        compare(&files, &stale)
+    } else {
+        write(&files, &stale)
+    }
 }
 
 /// Compiles every .proto file below `root`, an empty set if there is none.
@@ -48,7 +52,10 @@ fn compile(root: &Path) -> Result<FileDescriptorSet> {
     if root.is_dir() {
         visit(root, &mut sources)?;
     }
-    sources.retain(|path| path.extension().is_some_and(|extension| extension == "proto"));
+    sources.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "proto")
+    });
     if sources.is_empty() {
         return Ok(FileDescriptorSet::default());
     }
@@ -137,4 +144,52 @@ fn visit(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_services_becomes_one_file_per_package() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("arena/v1/room.proto");
+        std::fs::create_dir_all(source.parent().unwrap()).unwrap();
+        let text = r#"
+            syntax = "proto3";
+            package arena.v1;
+            import "google/protobuf/duration.proto";
+            // Rooms by name.
+            service Rooms { rpc Join(Player) returns (Player); }
+            message Player { map<string, string> labels = 1; google.protobuf.Duration age = 2; }
+        "#;
+        std::fs::write(&source, text).unwrap();
+
+        let mut files = Files::new();
+        let descriptors = compile(folder.path()).unwrap();
+        render::packages(descriptors, folder.path(), &mut files).unwrap();
+
+        assert_eq!(files.len(), 1, "well-known types are not generated");
+        let code = &files[&folder.path().join("arena.v1.rs")];
+        for expected in [
+            "Rooms by name.",
+            "BTreeMap",
+            "prost_types::Duration",
+            "mod rooms_client",
+            "mod rooms_server",
+        ] {
+            assert!(code.contains(expected), "no {expected} in {code}");
+        }
+    }
+
+    #[test]
+    fn a_missing_folder_yields_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(
+            compile(&folder.path().join("proto"))
+                .unwrap()
+                .file
+                .is_empty()
+        );
+    }
 }
