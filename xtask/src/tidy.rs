@@ -124,9 +124,9 @@ fn check_adapters(root: &Path, findings: &mut Vec<String>) -> anyhow::Result<()>
                 let code = line.trim_start();
                 let foreign = ["http::", "hyper::", "hyper_util::", "http_body::", "http_body_util::"];
                 let named = |f: &&str| {
-                    code.match_indices(**f).any(|(at, _)| !code[..at].ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':'))
+                    code.match_indices(*f).any(|(at, _)| !code[..at].ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':'))
                 };
-                if !code.starts_with("//") && foreign.iter().any(|f| named(&f)) {
+                if !code.starts_with("//") && foreign.iter().any(named) {
                     findings.push(format!("crates/{crate_name}/src/{relative}:{}: names a type of http or hyper above the adapter", number + 1));
                 }
             }

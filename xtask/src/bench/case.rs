@@ -1,0 +1,148 @@
+//! The loads: what is sent, to which backend, and how a measurement is taken.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use super::peer::{Child, LOAD_CORE, Running, wait_for_port};
+
+pub const BACKEND_H1: &str = "127.0.0.1:18101";
+pub const BACKEND_H2: &str = "127.0.0.1:18102";
+/// Where every proxy listens, one at a time.
+pub const LISTEN: &str = "127.0.0.1:18100";
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Case {
+    /// HTTP/1.1 to HTTP/1.1, 64 connections kept alive, answers of 1 KB.
+    H1,
+    /// HTTP/2 to HTTP/2 in plain text, 16 connections of 8 streams, 200-byte gRPC messages with trailers.
+    H2,
+}
+
+pub struct Sample {
+    pub cpu_us: f64,
+    pub per_second: f64,
+    pub idle_mb: f64,
+    /// Median and 99th percentile in µs, where the generator tells.
+    pub latency_us: Option<(f64, f64)>,
+}
+
+impl Case {
+    pub const ALL: [Self; 2] = [Self::H1, Self::H2];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::H1 => "h1",
+            Self::H2 => "h2",
+        }
+    }
+
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::H1 => "HTTP/1.1 \u{2192} HTTP/1.1, 64 keep-alive connections, 1 KB answers (`wrk -t1 -c64`)",
+            Self::H2 => "h2c \u{2192} h2c, gRPC-like, 16 connections \u{d7} 8 streams, 200 B (`h2load -c16 -m8`)",
+        }
+    }
+
+    pub fn backend(self) -> &'static str {
+        match self {
+            Self::H1 => BACKEND_H1,
+            Self::H2 => BACKEND_H2,
+        }
+    }
+
+    pub fn start_backend(self, root: &Path) -> anyhow::Result<Child> {
+        let mut command = Command::new("taskset");
+        command.args(["-c", LOAD_CORE]).arg(root.join("target/release/bench-backend")).args([self.name(), self.backend()]);
+        let child = Child::spawn(&mut command, "backend")?;
+        wait_for_port(self.backend())?;
+        Ok(child)
+    }
+
+    /// A second of warm-up, then `load` of measured traffic; CPU time is the difference over the measured part.
+    pub fn measure(self, proxy: &Running, load: Duration) -> anyhow::Result<Sample> {
+        let idle_mb = proxy.resident_mb()?;
+        self.generate(Duration::from_secs(1))?;
+        let (before, started) = (proxy.cpu_ns()?, Instant::now());
+        let output = self.generate(load)?;
+        let (cpu, elapsed) = (proxy.cpu_ns()?.saturating_sub(before), started.elapsed());
+        let requests = self.completed(&output)?;
+        Ok(Sample {
+            cpu_us: cpu as f64 / 1e3 / requests,
+            per_second: requests / elapsed.as_secs_f64(),
+            idle_mb,
+            latency_us: percentiles(&output),
+        })
+    }
+
+    fn generate(self, load: Duration) -> anyhow::Result<String> {
+        let seconds = load.as_secs().to_string();
+        let mut command = Command::new("taskset");
+        command.args(["-c", LOAD_CORE]);
+        match self {
+            Self::H1 => {
+                command.args(["wrk", "-t1", "-c64", "--latency", "-d", &seconds, "-H", "Host: backend"]);
+                command.arg(format!("http://{LISTEN}/"));
+            }
+            Self::H2 => {
+                let body = std::env::temp_dir().join("phalanx-bench-message");
+                std::fs::write(&body, message()).context("cannot write the request body")?;
+                command.args(["h2load", "-c16", "-m8", "-t1", "-D", &seconds, "-H", "content-type: application/grpc", "-H", "te: trailers"]);
+                command.arg("-d").arg(&body).arg(format!("--connect-to={LISTEN}"));
+                command.arg("http://backend:80/bench.Bench/Call");
+            }
+        }
+        let output = command.stdin(Stdio::null()).output().context("cannot start the load generator")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !output.status.success() {
+            bail!("the load generator ended with {}: {text}{}", output.status, String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(text)
+    }
+
+    /// Requests that were answered well; any other is a reason to throw the measurement away.
+    fn completed(self, output: &str) -> anyhow::Result<f64> {
+        match self {
+            Self::H1 => {
+                if let Some(line) = output.lines().find(|l| l.contains("Non-2xx") || l.contains("Socket errors")) {
+                    bail!("not all requests went well:{line}");
+                }
+                let line = output.lines().find(|l| l.contains("requests in")).context("wrk printed no count")?;
+                Ok(line.split_whitespace().next().unwrap_or_default().parse()?)
+            }
+            Self::H2 => {
+                // requests: 1 total, 1 started, 1 done, 1 succeeded, 0 failed, 0 errored, 0 timeout
+                let line = output.lines().find(|l| l.starts_with("requests:")).context("h2load printed no count")?;
+                let count = |what: &str| -> anyhow::Result<f64> {
+                    let part = line.split([':', ',']).find(|p| p.trim().ends_with(what)).with_context(|| format!("no `{what}` in: {line}"))?;
+                    Ok(part.split_whitespace().next().unwrap_or_default().parse()?)
+                };
+                if count("failed")? > 0.0 || count("succeeded")? == 0.0 {
+                    bail!("not all requests went well: {line}");
+                }
+                count("succeeded")
+            }
+        }
+    }
+}
+
+/// A gRPC frame of 200 bytes.
+fn message() -> Vec<u8> {
+    let mut bytes = vec![0, 0, 0, 0, 195];
+    bytes.resize(200, b'x');
+    bytes
+}
+
+/// wrk's `50%` and `99%` lines.
+fn percentiles(output: &str) -> Option<(f64, f64)> {
+    let of = |mark: &str| {
+        let line = output.lines().find(|l| l.trim_start().starts_with(mark))?;
+        let value = line.split_whitespace().nth(1)?;
+        let unit = value.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+        let number: f64 = value.trim_end_matches(|c: char| c.is_ascii_alphabetic()).parse().ok()?;
+        Some(number * match unit { "us" => 1.0, "ms" => 1e3, "s" => 1e6, _ => return None })
+    };
+    Some((of("50%")?, of("99%")?))
+}
