@@ -1,0 +1,439 @@
+//! The admin API's bodies, shared by the control plane that answers and the tools that ask.
+//!
+//! Every type here crosses the wire as JSON; times are Unix milliseconds, revisions are those of the store. Unknown
+//! fields of a request are refused, unknown fields of an answer are skipped, so that a newer control plane can be asked.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Where the admin API listens unless told otherwise.
+pub const DEFAULT_ADMIN: &str = "127.0.0.1:15080";
+
+/// The body of every answer that is no success.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What went wrong, lower case, without full stop.
+    pub error: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// 409: the revision that the configuration really has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+    /// 422: everything that is wrong with the files, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<Problem>,
+}
+
+/// One finding in a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// As named in the request; empty when the finding belongs to no file.
+    pub file: String,
+    /// From 1; 0 when unknown.
+    pub line: u32,
+    /// In characters, from 1; 0 when unknown.
+    pub column: u32,
+    /// Of the field, such as `spec.rules[2].backendRefs[0].port`.
+    pub path: String,
+    pub message: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// `<file>:<line>:<column>: <path>: <message>`, parts that are unknown left out, the hint in brackets.
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.file.is_empty() {
+            write!(f, "{}:", self.file)?;
+            if self.line > 0 {
+                write!(f, "{}:{}:", self.line, self.column)?;
+            }
+            f.write_str(" ")?;
+        }
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, " ({hint})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A manifest file, sent as text so that findings carry its lines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Shown in findings; need not exist anywhere.
+    pub name: String,
+    /// YAML, several documents allowed.
+    pub text: String,
+}
+
+/// `POST /api/v1/apply`: one transaction over all documents of all files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplyRequest {
+    pub files: Vec<File>,
+    /// For documents that name none.
+    #[serde(default = "default_namespace")]
+    pub namespace: String,
+    /// The configuration's revision the caller has seen; another one refuses the whole with 409.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect: Option<u64>,
+    /// Answer what would change, store nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Who, for the history.
+    #[serde(default)]
+    pub author: String,
+    /// Why, for the history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+impl Default for ApplyRequest {
+    fn default() -> Self {
+        Self { files: Vec::new(), namespace: default_namespace(), expect: None, dry_run: false, author: String::new(), message: None }
+    }
+}
+
+fn default_namespace() -> String {
+    "default".to_owned()
+}
+
+/// Answer of apply, delete and rollback.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplyResponse {
+    /// The configuration's revision afterwards; unmoved when nothing changed or the run was dry.
+    pub revision: u64,
+    #[serde(default)]
+    pub dry_run: bool,
+    pub changes: Vec<Change>,
+    /// What is allowed but probably not meant, such as a backend that does not exist.
+    #[serde(default)]
+    pub warnings: Vec<Problem>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    pub kind: String,
+    pub namespace: String,
+    pub name: String,
+    pub action: ChangeAction,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Value>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChangeAction {
+    Created,
+    Configured,
+    Unchanged,
+    Deleted,
+}
+
+impl ChangeAction {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Configured => "configured",
+            Self::Unchanged => "unchanged",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
+/// `POST /api/v1/delete`: by the documents of files, or by name; one transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeleteRequest {
+    /// Only kind, namespace and name of their documents count.
+    #[serde(default)]
+    pub files: Vec<File>,
+    #[serde(default)]
+    pub ids: Vec<DocumentRef>,
+    /// For documents in `files` that name none.
+    #[serde(default = "default_namespace")]
+    pub namespace: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect: Option<u64>,
+    #[serde(default)]
+    pub dry_run: bool,
+    #[serde(default)]
+    pub author: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+impl Default for DeleteRequest {
+    fn default() -> Self {
+        Self {
+            files: Vec::new(),
+            ids: Vec::new(),
+            namespace: default_namespace(),
+            expect: None,
+            dry_run: false,
+            author: String::new(),
+            message: None,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DocumentRef {
+    /// As written in manifests, or as people type it (`svc`, `httproutes`).
+    pub kind: String,
+    #[serde(default = "default_namespace")]
+    pub namespace: String,
+    pub name: String,
+}
+
+/// `GET /api/v1/documents?kind=&namespace=`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Documents {
+    /// The configuration's revision; what `expect` compares with.
+    pub revision: u64,
+    pub items: Vec<StoredDocument>,
+}
+
+/// `GET /api/v1/documents/{kind}/{namespace}/{name}`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredDocument {
+    pub kind: String,
+    pub namespace: String,
+    pub name: String,
+    /// When it was first applied; kept over updates.
+    pub created_ms: u64,
+    /// When it last changed.
+    pub updated_ms: u64,
+    /// Of its last change.
+    pub revision: u64,
+    /// From 1, one more per change.
+    pub generation: u64,
+    pub document: Value,
+}
+
+/// `GET /api/v1/status?revision=&wait_ms=`: how far a revision is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The newest that the control plane has compiled.
+    pub revision: u64,
+    /// Of the configuration alone; what `expect` compares with.
+    pub config_revision: u64,
+    /// The one this answer is about.
+    pub target_revision: u64,
+    /// Proxies connected.
+    pub proxies: usize,
+    /// Of them, how many have acknowledged everything of the target.
+    pub applied: usize,
+    /// From the change being stored to the last acknowledgement, in milliseconds; none while some are missing, or when
+    /// the change is too long ago.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elapsed_ms: Option<f64>,
+    /// Nodes that have not acknowledged yet and have not refused.
+    pub waiting: Vec<String>,
+    pub refused: Vec<Refusal>,
+    pub quarantined: Vec<Quarantine>,
+    pub held: Vec<Held>,
+    /// Why changes are not accepted, when they are not (a full disk).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<String>,
+}
+
+impl Status {
+    /// Whether every connected proxy has the target.
+    pub fn complete(&self) -> bool {
+        self.applied == self.proxies
+    }
+}
+
+/// A proxy said no (NACK) and keeps what it had.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub node: String,
+    /// Kind and name of the resource, such as `RDS outbound`.
+    pub resource: String,
+    /// The documents it can come from, as `<Kind>/<namespace>/<name>`, separated by `, `.
+    pub rule: String,
+    /// In the proxy's words.
+    pub message: String,
+    pub since_revision: u64,
+}
+
+/// A document that is stored but not in force; the last good version of it is, if there was one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantine {
+    /// `<Kind>/<namespace>/<name>`, or the store's key when that is no document's.
+    pub id: String,
+    pub message: String,
+    pub since_revision: u64,
+}
+
+/// An instance whose lease is over but which is still served, because too much of its service would go at once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    pub namespace: String,
+    pub service: String,
+    pub id: String,
+    pub since_ms: u64,
+    pub reason: String,
+}
+
+/// `GET /api/v1/history?limit=`, newest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    /// The configuration's revision now.
+    pub revision: u64,
+    pub entries: Vec<HistoryEntry>,
+}
+
+/// One transaction on the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryEntry {
+    /// What `rollback --to` takes.
+    pub revision: u64,
+    pub sequence: u64,
+    pub time_ms: u64,
+    pub author: String,
+    #[serde(default)]
+    pub message: String,
+    pub changes: Vec<HistoryChange>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryChange {
+    /// `<Kind>/<namespace>/<name>`
+    pub id: String,
+    /// None: it did not exist.
+    #[serde(default)]
+    pub before: Option<Value>,
+    /// None: it was deleted.
+    #[serde(default)]
+    pub after: Option<Value>,
+}
+
+/// `POST /api/v1/rollback`: the configuration as of a revision becomes a new one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackRequest {
+    /// Everything as it was just after this revision; 0 is the empty configuration.
+    pub to: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expect: Option<u64>,
+    #[serde(default)]
+    pub dry_run: bool,
+    #[serde(default)]
+    pub author: String,
+}
+
+/// `GET /api/v1/proxies`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proxies {
+    pub revision: u64,
+    pub items: Vec<Proxy>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proxy {
+    pub node: String,
+    pub namespace: String,
+    pub service: String,
+    pub version: String,
+    pub zone: String,
+    pub instance: String,
+    /// `phalanx` or `envoy`, with its version where it told one.
+    pub agent: String,
+    /// Where it connects from.
+    pub peer: String,
+    /// `delta` or `sotw`
+    pub protocol: String,
+    pub connected_ms: u64,
+    /// What was last sent to it.
+    pub target_revision: u64,
+    /// What it has wholly acknowledged.
+    pub acked_revision: u64,
+    pub refusals: Vec<Refusal>,
+    /// From its last report, 0 when it makes none.
+    pub memory_bytes: u64,
+}
+
+/// `GET /api/v1/instances?service=&namespace=`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instances {
+    pub revision: u64,
+    pub items: Vec<InstanceView>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceView {
+    pub namespace: String,
+    pub service: String,
+    pub id: String,
+    pub version: String,
+    pub zone: String,
+    pub weight: u32,
+    pub labels: std::collections::BTreeMap<String, String>,
+    pub ports: Vec<PortView>,
+    pub proxy_admin: String,
+    /// `live`, or `held` when its lease is over but it is still served.
+    pub state: String,
+    /// Milliseconds left of its lease; 0 when held.
+    pub lease_ms: u64,
+    /// Whether a proxy with its node id is connected.
+    pub connected: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortView {
+    pub name: String,
+    pub number: u16,
+    pub address: String,
+    pub protocol: String,
+}
+
+/// `GET /api/v1/edges?window_s=`: who talked to whom, seen from the callers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Edges {
+    /// What the rates and quantiles cover.
+    pub window_s: u64,
+    pub edges: Vec<Edge>,
+    /// The same edges since the control plane started; no quantiles.
+    pub totals: Vec<Edge>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Edge {
+    pub source_namespace: String,
+    pub source: String,
+    pub destination_namespace: String,
+    pub destination: String,
+    pub destination_version: String,
+    /// `http`, `grpc` or `tcp`
+    pub protocol: String,
+    pub requests: u64,
+    /// Per second of the window.
+    pub rps: f64,
+    pub failures: u64,
+    /// 0 to 1; 1 when there were no requests.
+    pub success: f64,
+    /// Interpolated within the reported buckets; none without requests.
+    #[serde(default)]
+    pub p50_ms: Option<f64>,
+    #[serde(default)]
+    pub p99_ms: Option<f64>,
+    pub attempts: u64,
+    pub retries: u64,
+    pub connect_failures: u64,
+    pub ejections: u64,
+    #[serde(default)]
+    pub tcp_bytes: u64,
+}
