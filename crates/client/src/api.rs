@@ -223,7 +223,7 @@ pub struct StoredDocument {
 }
 
 /// `GET /api/v1/status?revision=&wait_ms=`: how far a revision is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// The newest that the control plane has compiled.
     pub revision: u64,

@@ -1,1 +1,13 @@
+//! Typed clients of the control plane, for the sidecar, the CLI and services that bring their own.
+//!
+//! Model types go in and come out; what travels between stays in here. Configuration does not come this way: it comes
+//! over xDS.
+//!
+//! Module order (a module imports only later ones): admin, api, observe, registry, channel, backoff.
 
+pub mod admin;
+pub mod api;
+pub mod backoff;
+pub mod channel;
+pub mod observe;
+pub mod registry;

@@ -1,0 +1,319 @@
+//! Registering with the control plane. A [`Registration`] holds what shall be true (this instance, ready or not) and one
+//! task asserts it until it is, and again after every loss on either side; so whatever a control plane forgets, it knows
+//! again within one TTL. [`Watch`] follows what others registered.
+
+mod watch;
+mod wire;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use phalanx_model::{Instance, InstanceId};
+use phalanx_proto::phalanx::registry::v1::registry_client::RegistryClient;
+use phalanx_proto::phalanx::registry::v1::{DeregisterRequest, HeartbeatRequest, RegisterRequest};
+use tokio::sync::watch::{Receiver, Sender, channel};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tonic::Status;
+use tonic::transport::Channel;
+use tracing::{info, warn};
+
+use crate::backoff::Backoff;
+
+pub use watch::{Update, Watch, WatchError};
+pub use wire::{InvalidInstance, from_wire, id_from_wire, to_wire};
+
+/// Waits between failed attempts. The upper bound is how long a control plane that came back may have to wait for us.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+/// Of one call.
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// A grant below this would be a heartbeat storm.
+const TTL_MIN: Duration = Duration::from_millis(300);
+
+/// A desired registration and the task that asserts it. Dropping it ends the task and lets the lease run out;
+/// [`Registration::deregister`] ends it properly.
+#[derive(Debug)]
+pub struct Registration {
+    desired: Sender<Desired>,
+    state: Receiver<State>,
+    counts: Arc<Counts>,
+    task: JoinHandle<()>,
+}
+
+/// What the control plane is known to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Not known: not yet asserted, or the control plane can't be reached.
+    Unknown,
+    /// Acknowledged, for the change of this epoch.
+    Registered { epoch: u64 },
+    /// Withdrawal acknowledged, for the change of this epoch.
+    Withdrawn { epoch: u64 },
+}
+
+impl State {
+    pub fn is_registered(self) -> bool {
+        matches!(self, Self::Registered { .. })
+    }
+}
+
+/// Since start.
+#[derive(Debug, Default)]
+pub struct Counts {
+    registrations: AtomicU64,
+    heartbeats: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl Counts {
+    /// Acknowledged `Register` calls.
+    pub fn registrations(&self) -> u64 {
+        self.registrations.load(Ordering::Relaxed)
+    }
+
+    /// Acknowledged `Heartbeat` calls.
+    pub fn heartbeats(&self) -> u64 {
+        self.heartbeats.load(Ordering::Relaxed)
+    }
+
+    /// Calls that failed or were refused.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+}
+
+impl Registration {
+    /// Starts asserting that `instance` is *not* there, which also ends what an earlier life of it may have left, until
+    /// [`Registration::set_ready`]. `ttl` is what is asked for; the control plane may grant another.
+    pub fn spawn(control: Channel, instance: Instance, ttl: Duration) -> Self {
+        let epoch = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(1, |since| since.as_millis() as u64);
+        let (desired, changes) = channel(Desired {
+            instance: Arc::new(instance),
+            ready: false,
+            epoch,
+        });
+        let (published, state) = channel(State::Unknown);
+        let counts = Arc::new(Counts::default());
+        let client = RegistryClient::new(control);
+        let asserter = Asserter {
+            client,
+            ttl,
+            published,
+            counts: counts.clone(),
+            known: State::Unknown,
+            warned: false,
+        };
+        let task = tokio::spawn(asserter.run(changes));
+        Self {
+            desired,
+            state,
+            counts,
+            task,
+        }
+    }
+
+    /// Ready: register; not ready: withdraw. At once, and without effect when nothing changes.
+    pub fn set_ready(&self, ready: bool) {
+        self.desired.send_if_modified(|desired| {
+            let changed = desired.ready != ready;
+            desired.ready = ready;
+            desired.epoch += u64::from(changed);
+            changed
+        });
+    }
+
+    /// Registers `instance` from now on (other labels, other ports); its id must stay.
+    pub fn set_instance(&self, instance: Instance) {
+        self.desired.send_if_modified(|desired| {
+            let changed = *desired.instance != instance;
+            if changed {
+                desired.instance = Arc::new(instance);
+                desired.epoch += 1;
+            }
+            changed
+        });
+    }
+
+    /// Asserts now instead of at the next beat. For whoever saw the connection to the control plane go or come back.
+    pub fn assert_now(&self) {
+        self.desired.send_modify(|_| ());
+    }
+
+    pub fn state(&self) -> State {
+        *self.state.borrow()
+    }
+
+    /// Follows [`Registration::state`].
+    pub fn states(&self) -> Receiver<State> {
+        self.state.clone()
+    }
+
+    pub fn counts(&self) -> &Arc<Counts> {
+        &self.counts
+    }
+
+    /// Withdraws, waits at most `within` for the acknowledgement and ends; false when there was none.
+    pub async fn deregister(mut self, within: Duration) -> bool {
+        self.set_ready(false);
+        let wanted = State::Withdrawn {
+            epoch: self.desired.borrow().epoch,
+        };
+        let withdrawn = timeout(within, self.state.wait_for(|state| *state == wanted)).await;
+        matches!(withdrawn, Ok(Ok(_)))
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Desired {
+    instance: Arc<Instance>,
+    ready: bool,
+    /// Unix milliseconds of the start, plus one per change: a call that comes late can't undo a later one.
+    epoch: u64,
+}
+
+struct Asserter {
+    client: RegistryClient<Channel>,
+    ttl: Duration,
+    published: Sender<State>,
+    counts: Arc<Counts>,
+    known: State,
+    /// A failure was logged and no success since.
+    warned: bool,
+}
+
+impl Asserter {
+    async fn run(mut self, mut changes: Receiver<Desired>) {
+        let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
+        loop {
+            let desired = changes.borrow_and_update().clone();
+            // A change interrupts a call: what it would assert is no longer wanted, and epochs order what arrives.
+            let outcome = tokio::select! {
+                outcome = timeout(CALL_TIMEOUT, self.assert(&desired)) => outcome.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer"))),
+                gone = changes.changed() => match gone {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+            };
+            let next = match outcome {
+                Ok(state) => {
+                    backoff.reset();
+                    self.settle(state, &desired.instance.id);
+                    // Withdrawn: nothing to beat for. A lost withdrawal needs no repetition, the lease is gone by now.
+                    state.is_registered().then(|| self.beat())
+                }
+                Err(status) => {
+                    self.fail(&status, &desired.instance.id);
+                    Some(backoff.wait())
+                }
+            };
+            tokio::select! {
+                () = sleep(next.unwrap_or_default()), if next.is_some() => {}
+                gone = changes.changed() => if gone.is_err() { return },
+            }
+        }
+    }
+
+    /// Makes the control plane agree with `desired`, as far as it is not known to.
+    async fn assert(&mut self, desired: &Desired) -> Result<State, Status> {
+        let epoch = desired.epoch;
+        if !desired.ready {
+            return match self.known {
+                State::Withdrawn { epoch: last } if last == epoch => Ok(self.known),
+                _ => self.withdraw(desired).await,
+            };
+        }
+        if self.known == (State::Registered { epoch }) && self.heartbeat(desired).await? {
+            return Ok(self.known);
+        }
+        self.register(desired).await
+    }
+
+    async fn register(&mut self, desired: &Desired) -> Result<State, Status> {
+        let ttl_ms = u32::try_from(self.ttl.as_millis()).unwrap_or(u32::MAX);
+        let request = RegisterRequest {
+            instance: Some(to_wire(&desired.instance)),
+            epoch: desired.epoch,
+            ttl_ms,
+        };
+        let granted = self.client.register(request).await?.into_inner();
+        self.grant(granted.ttl_ms);
+        self.counts.registrations.fetch_add(1, Ordering::Relaxed);
+        Ok(State::Registered {
+            epoch: desired.epoch,
+        })
+    }
+
+    /// False: the control plane doesn't know us.
+    async fn heartbeat(&mut self, desired: &Desired) -> Result<bool, Status> {
+        let InstanceId { service, id } = desired.instance.id.clone();
+        let request = HeartbeatRequest {
+            namespace: service.namespace,
+            service: service.name,
+            id,
+            epoch: desired.epoch,
+        };
+        let answer = self.client.heartbeat(request).await?.into_inner();
+        self.grant(answer.ttl_ms);
+        self.counts.heartbeats.fetch_add(1, Ordering::Relaxed);
+        Ok(!answer.unknown)
+    }
+
+    async fn withdraw(&mut self, desired: &Desired) -> Result<State, Status> {
+        let InstanceId { service, id } = desired.instance.id.clone();
+        let reason = "not ready".to_owned();
+        let epoch = desired.epoch;
+        let request = DeregisterRequest {
+            namespace: service.namespace,
+            service: service.name,
+            id,
+            epoch,
+            reason,
+        };
+        self.client.deregister(request).await?;
+        Ok(State::Withdrawn { epoch })
+    }
+
+    fn grant(&mut self, ttl_ms: u32) {
+        if ttl_ms > 0 {
+            self.ttl = Duration::from_millis(ttl_ms.into()).max(TTL_MIN);
+        }
+    }
+
+    /// A third of the TTL, so that two beats may be lost; a little less by chance, so that clients spread.
+    fn beat(&self) -> Duration {
+        (self.ttl / 3).mul_f64(0.8 + fastrand::f64() * 0.2)
+    }
+
+    fn settle(&mut self, state: State, id: &InstanceId) {
+        self.warned = false;
+        if self.known != state {
+            match state {
+                State::Registered { epoch } => info!(instance = %id, epoch, "registered"),
+                State::Withdrawn { epoch } => info!(instance = %id, epoch, "withdrawn"),
+                State::Unknown => {}
+            }
+        }
+        self.known = state;
+        self.published.send_replace(state);
+    }
+
+    fn fail(&mut self, status: &Status, id: &InstanceId) {
+        self.counts.failures.fetch_add(1, Ordering::Relaxed);
+        if !self.warned {
+            warn!(instance = %id, code = ?status.code(), error = status.message(), "the registry does not answer, trying again");
+            self.warned = true;
+        }
+        self.known = State::Unknown;
+        self.published.send_replace(State::Unknown);
+    }
+}
