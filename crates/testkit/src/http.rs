@@ -1,0 +1,145 @@
+//! A plain HTTP client of one connection at a time, and what a test wants to know of an answer.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn;
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+
+/// No answer of a test may take longer.
+const ANSWER_MAX: Duration = Duration::from_secs(20);
+
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub method: Method,
+    pub authority: String,
+    /// With the query.
+    pub path: String,
+    pub headers: Vec<(String, String)>,
+    pub body: Bytes,
+    pub http2: bool,
+}
+
+impl Call {
+    pub fn get(authority: &str, path: &str) -> Self {
+        Self {
+            method: Method::GET,
+            authority: authority.into(),
+            path: path.into(),
+            headers: Vec::new(),
+            body: Bytes::new(),
+            http2: false,
+        }
+    }
+
+    pub fn method(mut self, method: Method) -> Self {
+        self.method = method;
+        self
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    pub fn body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
+        self
+    }
+
+    /// An empty gRPC call over HTTP/2.
+    pub fn grpc(authority: &str, path: &str) -> Self {
+        let mut call = Self::get(authority, path).method(Method::POST).header("content-type", "application/grpc").header("te", "trailers");
+        call.body = Bytes::from_static(&[0, 0, 0, 0, 0]);
+        call.http2 = true;
+        call
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    pub trailers: HeaderMap,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default()
+    }
+
+    /// From the trailers, or from the head of an answer without messages.
+    pub fn grpc_status(&self) -> Option<&str> {
+        self.trailers.get("grpc-status").or_else(|| self.headers.get("grpc-status"))?.to_str().ok()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+}
+
+enum Sender {
+    Http1(conn::http1::SendRequest<Full<Bytes>>),
+    Http2(conn::http2::SendRequest<Full<Bytes>>),
+}
+
+/// One connection.
+pub struct Connection(Sender);
+
+impl Connection {
+    pub async fn open(address: SocketAddr, http2: bool) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let io = TokioIo::new(stream);
+        let sender = if http2 {
+            let (sender, connection) = conn::http2::handshake(TokioExecutor::new(), io).await?;
+            tokio::spawn(connection);
+            Sender::Http2(sender)
+        } else {
+            let (sender, connection) = conn::http1::handshake(io).await?;
+            tokio::spawn(connection);
+            Sender::Http1(sender)
+        };
+        Ok(Self(sender))
+    }
+
+    pub async fn send(&mut self, call: &Call) -> anyhow::Result<Answer> {
+        tokio::time::timeout(ANSWER_MAX, self.exchange(call)).await?
+    }
+
+    async fn exchange(&mut self, call: &Call) -> anyhow::Result<Answer> {
+        let uri = if call.http2 { format!("http://{}{}", call.authority, call.path) } else { call.path.clone() };
+        let mut request = Request::builder().method(call.method.clone()).uri(uri).body(Full::new(call.body.clone()))?;
+        for (name, value) in &call.headers {
+            request.headers_mut().append(HeaderName::from_bytes(name.as_bytes())?, HeaderValue::from_str(value)?);
+        }
+        if !call.http2 {
+            request.headers_mut().insert("host", HeaderValue::from_str(&call.authority)?);
+        }
+        let response = match &mut self.0 {
+            Sender::Http1(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+            Sender::Http2(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+        };
+        let (head, body) = response.into_parts();
+        let collected = body.collect().await?;
+        let trailers = collected.trailers().cloned().unwrap_or_default();
+        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body: collected.to_bytes(), trailers })
+    }
+}
+
+/// One call over a connection of its own.
+pub async fn call(address: SocketAddr, call: &Call) -> anyhow::Result<Answer> {
+    Connection::open(address, call.http2).await?.send(call).await
+}
