@@ -1,0 +1,395 @@
+//! A disk that fails as it is told, and forgets at a crash what was not synced.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::sleep;
+
+use super::{check_log, image};
+use crate::{
+    Config, Disk, Error, Store, Txn,
+    conformance::{State, applied},
+};
+
+#[derive(Debug, Default)]
+struct FaultyDisk {
+    state: Mutex<State_>,
+    /// What the test has seen acknowledged, so that a crash can note it at its moment.
+    acknowledged: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State_ {
+    durable: Vec<u8>,
+    now: Vec<u8>,
+    unsynced: Vec<Change>,
+    calls: u64,
+    syncs: u64,
+    /// Writes that still fit.
+    fit: Option<u64>,
+    sync_fails: bool,
+    write_fails: bool,
+    crash_at: Option<u64>,
+    crashed: Option<(Vec<u8>, u64)>,
+    random: u64,
+}
+
+#[derive(Debug)]
+enum Change {
+    Write(u64, Vec<u8>),
+    Size(u64),
+}
+
+impl Change {
+    fn apply(&self, to: &mut Vec<u8>) {
+        match self {
+            Change::Size(size) => to.resize(*size as usize, 0),
+            Change::Write(offset, from) => {
+                let (start, end) = (*offset as usize, *offset as usize + from.len());
+                if to.len() < end {
+                    to.resize(end, 0);
+                }
+                to[start..end].copy_from_slice(from);
+            }
+        }
+    }
+}
+
+impl FaultyDisk {
+    fn with(image: Vec<u8>) -> Arc<FaultyDisk> {
+        let disk = FaultyDisk::default();
+        disk.set(|state| {
+            state.durable.clone_from(&image);
+            state.now = image;
+        });
+        Arc::new(disk)
+    }
+
+    fn set<T>(&self, change: impl FnOnce(&mut State_) -> T) -> T {
+        change(&mut self.state.lock().unwrap())
+    }
+
+    fn call(&self) -> std::sync::MutexGuard<'_, State_> {
+        let mut state = self.state.lock().unwrap();
+        state.calls += 1;
+        if state.crash_at == Some(state.calls) {
+            let image = state.crash_image();
+            state.crashed = Some((image, self.acknowledged.load(Ordering::SeqCst)));
+        }
+        state
+    }
+}
+
+impl State_ {
+    /// What may be left after a power failure now: of what was not synced any part, in sectors.
+    fn crash_image(&self) -> Vec<u8> {
+        let mut random = fastrand::Rng::with_seed(self.random);
+        let odds = random.f64();
+        let mut image = self.durable.clone();
+        for change in &self.unsynced {
+            match change {
+                Change::Size(_) if random.f64() < odds => change.apply(&mut image),
+                Change::Size(_) => {}
+                Change::Write(offset, from) => {
+                    for (i, sector) in from.chunks(512).enumerate() {
+                        if random.f64() < odds {
+                            Change::Write(offset + i as u64 * 512, sector.to_vec())
+                                .apply(&mut image);
+                        }
+                    }
+                }
+            }
+        }
+        image
+    }
+
+    fn change(&mut self, change: Change) -> io::Result<()> {
+        if self.write_fails {
+            return Err(io::Error::other("a broken sector"));
+        }
+        match &mut self.fit {
+            Some(0) => return Err(io::ErrorKind::StorageFull.into()),
+            Some(fit) => *fit -= 1,
+            None => {}
+        }
+        change.apply(&mut self.now);
+        self.unsynced.push(change);
+        Ok(())
+    }
+}
+
+impl Disk for FaultyDisk {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.state.lock().unwrap().now.len() as u64)
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        let state = self.state.lock().unwrap();
+        let from = state.now.get(offset as usize..offset as usize + into.len());
+        into.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, from: &[u8]) -> io::Result<()> {
+        self.call().change(Change::Write(offset, from.to_vec()))
+    }
+
+    fn set_size(&self, size: u64) -> io::Result<()> {
+        self.call().change(Change::Size(size))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut state = self.call();
+        if state.sync_fails {
+            return Err(io::Error::other("the disk is gone"));
+        }
+        state.syncs += 1;
+        for change in std::mem::take(&mut state.unsynced) {
+            change.apply(&mut state.durable);
+        }
+        Ok(())
+    }
+
+    fn room(&self) -> io::Result<()> {
+        match self.state.lock().unwrap().fit {
+            Some(_) => Err(io::ErrorKind::StorageFull.into()),
+            None => Ok(()),
+        }
+    }
+}
+
+async fn open(disk: &Arc<FaultyDisk>) -> Store {
+    let config = Config {
+        log_revisions_max: 12,
+        ..Config::disk(disk.clone())
+    };
+    Store::embedded(config)
+        .await
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+async fn put(store: &Store, i: u64) -> Result<u64, Error> {
+    store
+        .commit(Txn::new().put(
+            format!("{}", i % 7),
+            vec![i as u8; (i as usize * 97) % 3000],
+        ))
+        .await
+}
+
+/// Random transactions, the power goes at a random call to the disk, and what comes back is exactly the state of a revision
+/// that is at least the acknowledged one.
+#[tokio::test(start_paused = true)]
+async fn a_power_failure_loses_nothing_that_was_acknowledged() {
+    for seed in 0..300 {
+        power_failure(seed).await;
+    }
+}
+
+async fn power_failure(seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let disk = FaultyDisk::with(Vec::new());
+    let mut states = BTreeMap::from([(0, State::new())]);
+    let store = open(&disk).await;
+    disk.set(|state| {
+        state.random = seed;
+        state.crash_at = Some(state.calls + random.u64(1..250));
+    });
+    for step in 0..30u64 {
+        let mut txn = Txn::new();
+        for key in 0..random.u64(1..6) {
+            txn = match random.u8(0..4) {
+                0 => txn.delete(format!("{key}")),
+                _ => txn.put(format!("{key}"), vec![step as u8; random.usize(0..2000)]),
+            };
+        }
+        let state = states.last_entry().unwrap().get().clone();
+        let after = applied(&state, &txn, store.revision() + 1).unwrap();
+        let revision = store.commit(txn).await.unwrap();
+        if states.contains_key(&revision) {
+            continue;
+        }
+        states.insert(revision, after);
+        disk.acknowledged.store(revision, Ordering::SeqCst);
+    }
+    let (image, acknowledged) = disk.set(|state| {
+        let unreached = (
+            state.crash_image(),
+            disk.acknowledged.load(Ordering::SeqCst),
+        );
+        state.crashed.take().unwrap_or(unreached)
+    });
+
+    let disk = FaultyDisk::with(image);
+    let store = open(&disk).await;
+    let page = store.list("").await.unwrap();
+    assert!(
+        page.revision >= acknowledged,
+        "seed {seed}: {} after {acknowledged}",
+        page.revision
+    );
+    let expected: Vec<_> = states[&page.revision].values().cloned().collect();
+    assert_eq!(page.entries, expected, "seed {seed}");
+    check_log(&store).await;
+    assert_eq!(
+        put(&store, 1).await.unwrap(),
+        page.revision + 1,
+        "seed {seed}"
+    );
+    store.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_at_any_write_is_read_only_until_there_is_space() {
+    for fit in 0.. {
+        let disk = FaultyDisk::with(Vec::new());
+        let store = open(&disk).await;
+        for i in 0..20 {
+            put(&store, i).await.unwrap();
+        }
+        let lease = store.grant(Duration::from_secs(3600)).await.unwrap();
+        let before = image(&store).await;
+        let mut watch = store.watch("", before.2).await.unwrap();
+        disk.set(|state| state.fit = Some(fit));
+        let big = Txn::new().put("big", vec![1; 300_000]).put("3", "x");
+        match store.commit(big).await {
+            Ok(_) => {
+                assert!(fit > 3, "the disk was asked for more");
+                return;
+            }
+            Err(Error::ReadOnly { reason }) => assert!(!reason.is_empty()),
+            Err(error) => panic!("with {fit} writes: {error}"),
+        }
+        assert!(store.status().read_only.is_some());
+        assert!(matches!(put(&store, 1).await, Err(Error::ReadOnly { .. })));
+        assert_eq!(image(&store).await, before);
+        for revision in before.2 + 1..=before.1 {
+            assert_eq!(watch.next().await.unwrap().unwrap().revision, revision);
+        }
+        store.keep_alive(lease).await.unwrap();
+
+        sleep(Duration::from_secs(60)).await;
+        assert!(store.status().read_only.is_some());
+        disk.set(|state| state.fit = None);
+        sleep(Duration::from_secs(20)).await;
+        assert_eq!(store.status().read_only, None);
+        let revision = put(&store, 1).await.unwrap();
+        assert_eq!(revision, before.1 + 1);
+        assert_eq!(watch.next().await.unwrap().unwrap().revision, revision);
+        let after = image(&store).await;
+        store.close().await;
+        let durable = disk.set(|state| state.durable.clone());
+        let store = open(&FaultyDisk::with(durable)).await;
+        assert_eq!(image(&store).await, after, "with {fit} writes");
+        check_log(&store).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_on_a_full_disk_opens_and_reads() {
+    let disk = FaultyDisk::with(Vec::new());
+    let store = open(&disk).await;
+    let lease = store.grant(Duration::from_secs(5)).await.unwrap();
+    store
+        .commit(Txn::new().put_leased("leased", "", lease))
+        .await
+        .unwrap();
+    for i in 0..20 {
+        put(&store, i).await.unwrap();
+    }
+    let before = image(&store).await;
+    // Without closing it, as after a crash, so that opening has something to repair.
+    let crashed = disk.set(|state| state.durable.clone());
+
+    let disk = FaultyDisk::with(crashed);
+    disk.set(|state| state.fit = Some(0));
+    let store = open(&disk).await;
+    assert_eq!(image(&store).await, before);
+    check_log(&store).await;
+    assert!(matches!(put(&store, 1).await, Err(Error::ReadOnly { .. })));
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(
+        image(&store).await,
+        before,
+        "nothing expires while nothing can be written"
+    );
+
+    disk.set(|state| state.fit = None);
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(store.status().read_only, None);
+    assert_eq!(store.get("leased").await.unwrap(), None);
+    put(&store, 1).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_sync_is_final() {
+    let disk = FaultyDisk::with(Vec::new());
+    let store = open(&disk).await;
+    for i in 0..20 {
+        put(&store, i).await.unwrap();
+    }
+    let before = image(&store).await;
+    let fatal = tokio::spawn({
+        let store = store.clone();
+        async move { store.fatal().await }
+    });
+    disk.set(|state| state.sync_fails = true);
+    let refused = put(&store, 1).await;
+    assert!(
+        matches!(&refused, Err(Error::Fatal { reason }) if reason.contains("sync")),
+        "{refused:?}"
+    );
+    assert!(fatal.await.unwrap().contains("the disk is gone"));
+
+    // The disk works again, and is not trusted again.
+    disk.set(|state| state.sync_fails = false);
+    assert!(matches!(put(&store, 1).await, Err(Error::Fatal { .. })));
+    assert!(matches!(
+        store.grant(Duration::from_secs(1)).await,
+        Err(Error::Fatal { .. })
+    ));
+    assert_eq!(image(&store).await, before);
+    assert!(store.status().fatal.is_some());
+    store.close().await;
+
+    let durable = disk.set(|state| state.durable.clone());
+    let store = open(&FaultyDisk::with(durable)).await;
+    assert_eq!(image(&store).await, before);
+}
+
+#[tokio::test]
+async fn a_broken_write_is_final() {
+    let disk = FaultyDisk::with(Vec::new());
+    let store = open(&disk).await;
+    put(&store, 1).await.unwrap();
+    disk.set(|state| state.write_fails = true);
+    let refused = put(&store, 2).await;
+    assert!(
+        matches!(&refused, Err(Error::Fatal { reason }) if reason.contains("a broken sector")),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_acknowledgement_comes_after_a_sync_and_heartbeats_write_nothing() {
+    let disk = FaultyDisk::with(Vec::new());
+    let store = open(&disk).await;
+    let lease = store.grant(Duration::from_secs(30)).await.unwrap();
+    for i in 0..5 {
+        let syncs = disk.set(|state| state.syncs);
+        put(&store, i).await.unwrap();
+        disk.set(|state| assert!(state.syncs > syncs && state.unsynced.is_empty()));
+    }
+    let calls = disk.set(|state| state.calls);
+    for _ in 0..1000 {
+        store.keep_alive(lease).await.unwrap();
+    }
+    assert_eq!(disk.set(|state| state.calls), calls);
+}

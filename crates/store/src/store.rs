@@ -1,0 +1,145 @@
+//! The handle that the rest of the house holds. It hides which backend answers; cloning it is cheap.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    Config, Entry, LeaseId, Limits, Page, Result, Revision, Txn, Watch,
+    embedded::{self, Embedded},
+};
+
+/// All futures may be dropped at any point; a write that was handed over by then may still happen.
+#[derive(Clone)]
+pub struct Store {
+    backend: Backend,
+}
+
+/// etcd comes beside it. An enum and not a trait object: plain `async fn`, and the two are all there will be.
+#[derive(Clone)]
+enum Backend {
+    Embedded(Arc<Embedded>),
+}
+
+/// How the store is, for health pages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    pub revision: Revision,
+    /// The oldest revision to watch from.
+    pub oldest: Revision,
+    pub entries: usize,
+    pub leases: usize,
+    /// Bytes of the events between `oldest` and `revision`.
+    pub log_bytes: u64,
+    /// Why no write is taken at the moment. It heals by itself.
+    pub read_only: Option<String>,
+    /// Why no write will be taken until the store is opened again.
+    pub fatal: Option<String>,
+    /// Transactions that are waiting to be written.
+    pub queued: usize,
+    /// Requests written, and the synced groups that carried them.
+    pub written: u64,
+    pub groups: u64,
+}
+
+impl Store {
+    /// Opens (or makes) an embedded store. Needs a tokio runtime, on which its writer lives from now on.
+    pub async fn embedded(config: Config) -> Result<Store> {
+        Ok(Store {
+            backend: Backend::Embedded(Arc::new(embedded::open(config).await?)),
+        })
+    }
+
+    /// A store that forgets everything when it is closed, for tests and dry runs.
+    pub async fn memory() -> Result<Store> {
+        Store::embedded(Config::memory()).await
+    }
+
+    pub async fn get(&self, key: &str) -> Result<Option<Entry>> {
+        match &self.backend {
+            Backend::Embedded(store) => store.get(key),
+        }
+    }
+
+    /// All entries whose key starts with `prefix`; the empty prefix means all.
+    pub async fn list(&self, prefix: &str) -> Result<Page> {
+        match &self.backend {
+            Backend::Embedded(store) => store.list(prefix),
+        }
+    }
+
+    /// Answers after the transaction is on disk, with its revision.
+    pub async fn commit(&self, txn: Txn) -> Result<Revision> {
+        match &self.backend {
+            Backend::Embedded(store) => store.commit(txn).await,
+        }
+    }
+
+    /// Everything that happens under `prefix` after the revision `from`, without a gap. However far the watcher lags, it
+    /// reads on, until the events it would need next are compacted.
+    pub async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch> {
+        match &self.backend {
+            Backend::Embedded(store) => store.watch(prefix, from),
+        }
+    }
+
+    /// A lease that ends `ttl` after its last [`keep_alive`](Store::keep_alive). Keys put under it end with it.
+    pub async fn grant(&self, ttl: Duration) -> Result<LeaseId> {
+        match &self.backend {
+            Backend::Embedded(store) => store.grant(ttl).await,
+        }
+    }
+
+    /// Answers the time that the lease now has left. Never touches the disk.
+    pub async fn keep_alive(&self, lease: LeaseId) -> Result<Duration> {
+        match &self.backend {
+            Backend::Embedded(store) => store.keep_alive(lease),
+        }
+    }
+
+    /// Ends a lease and deletes its keys, in one transaction.
+    pub async fn revoke(&self, lease: LeaseId) -> Result<Revision> {
+        match &self.backend {
+            Backend::Embedded(store) => store.revoke(lease).await,
+        }
+    }
+
+    /// Forgets the events before `keep_from`. Entries stay. (The log is kept bounded without this, too.)
+    pub async fn compact(&self, keep_from: Revision) -> Result<()> {
+        match &self.backend {
+            Backend::Embedded(store) => store.compact(keep_from).await,
+        }
+    }
+
+    /// The newest revision that this handle knows of; for an embedded store the newest there is.
+    pub fn revision(&self) -> Revision {
+        match &self.backend {
+            Backend::Embedded(store) => store.revision(),
+        }
+    }
+
+    pub fn limits(&self) -> Limits {
+        match &self.backend {
+            Backend::Embedded(_) => embedded::LIMITS,
+        }
+    }
+
+    pub fn status(&self) -> Status {
+        match &self.backend {
+            Backend::Embedded(store) => store.status(),
+        }
+    }
+
+    /// Waits until the store has failed for good, and says why. What then happens to the process is the caller's decision.
+    pub async fn fatal(&self) -> String {
+        match &self.backend {
+            Backend::Embedded(store) => store.fatal().await,
+        }
+    }
+
+    /// Writes what is queued and lets go of the data directory. Every handle answers [`Closed`](crate::Error::Closed) from
+    /// then on, and watches end. Dropping all handles does the same, later.
+    pub async fn close(&self) {
+        match &self.backend {
+            Backend::Embedded(store) => store.close().await,
+        }
+    }
+}
