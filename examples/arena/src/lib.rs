@@ -1,1 +1,38 @@
+//! The arena: a demo game whose services know one another by name only. Each service is a function that the one
+//! executable runs as a process of its own, beside a sidecar of its own; bots play it from outside.
+//! Nothing here knows the mesh: a service speaks HTTP and gRPC to the outbound listener it was given.
 
+pub mod bots;
+pub mod process;
+
+pub mod gateway;
+pub mod matchmaker;
+
+pub mod battle;
+pub mod leaderboard;
+pub mod physics;
+
+pub mod call;
+pub mod carry;
+pub mod serve;
+
+pub use process::{ProcessSpec, ServiceKind, processes, run_service};
+pub use serve::ServiceConfig;
+
+/// Generated from `proto/` by `cargo run -p phalanx-codegen`.
+#[rustfmt::skip]
+#[allow(clippy::all, missing_docs, rust_2018_idioms, rustdoc::all)]
+pub mod proto {
+    pub mod arena {
+        pub mod v1 {
+            include!("generated/arena.v1.rs");
+        }
+    }
+    pub mod grpc {
+        pub mod health {
+            pub mod v1 {
+                include!("generated/grpc.health.v1.rs");
+            }
+        }
+    }
+}

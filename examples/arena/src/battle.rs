@@ -1,0 +1,150 @@
+//! Battle: turns the impacts that physics computes into rounds, by the rules of this process' version.
+//! The outcome follows from match id, fighters and rules alone: a repeated call gets the same answer.
+
+mod fight;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Routes;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::carry::{Carried, passed_on};
+use crate::proto::arena::v1 as wire;
+use crate::serve::{self, ServiceConfig, Stop};
+use crate::{call, physics};
+use fight::{Fight, Rules, Training};
+pub use fight::{NAME_MAX, ROUNDS_MAX};
+use wire::battle_client::BattleClient;
+use wire::battle_server::{Battle, BattleServer};
+use wire::physics_client::PhysicsClient;
+use wire::{FightReply, FightRequest, SparAnswer, SparMove, WatchEvent, watch_event};
+
+pub const NAME: &str = "battle";
+
+/// Moves in one training.
+const MOVES_MAX: u32 = 64;
+const PHYSICS_DEADLINE: Duration = Duration::from_secs(3);
+
+pub async fn run(
+    config: ServiceConfig,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    serve(config.bind().await?, config, shutdown).await
+}
+
+/// The same on a socket that is bound already.
+pub async fn serve(
+    listener: TcpListener,
+    config: ServiceConfig,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let stop = Stop::on(shutdown);
+    let ring = Ring {
+        rules: Rules::of_version(&config.version),
+        version: config.version,
+        physics: physics::client(config.outbound)?,
+    };
+    serve::grpc(NAME, listener, Routes::new(BattleServer::new(ring)), &stop).await
+}
+
+/// A client of the service, by its name.
+pub fn client(outbound: SocketAddr) -> anyhow::Result<BattleClient<Channel>> {
+    Ok(BattleClient::new(call::grpc(outbound, NAME)?))
+}
+
+struct Ring {
+    version: String,
+    rules: Rules,
+    physics: PhysicsClient<Channel>,
+}
+
+impl Ring {
+    async fn decide(&self, request: Request<FightRequest>) -> Result<FightReply, Status> {
+        let carried = Carried::from_metadata(request.metadata());
+        let fight = Fight::try_new(request.into_inner(), self.rules)?;
+        let simulate = carried.request(fight.opening(), PHYSICS_DEADLINE);
+        let simulated = self.physics.clone().simulate(simulate).await;
+        let simulated = simulated.map_err(|status| passed_on(physics::NAME, &status))?;
+        Ok(fight.decide(&simulated.into_inner().impacts, &self.version))
+    }
+}
+
+#[tonic::async_trait]
+impl Battle for Ring {
+    async fn fight(&self, request: Request<FightRequest>) -> Result<Response<FightReply>, Status> {
+        Ok(Response::new(self.decide(request).await?))
+    }
+
+    type WatchStream = tokio_stream::Iter<std::vec::IntoIter<Result<WatchEvent, Status>>>;
+
+    async fn watch(
+        &self,
+        request: Request<FightRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let mut result = self.decide(request).await?;
+        let rounds = std::mem::take(&mut result.rounds)
+            .into_iter()
+            .map(watch_event::Event::Round);
+        let events = rounds.chain([watch_event::Event::Result(result)]);
+        let events: Vec<_> = events
+            .map(|event| Ok(WatchEvent { event: Some(event) }))
+            .collect();
+        Ok(Response::new(tokio_stream::iter(events)))
+    }
+
+    type SparStream = ReceiverStream<Result<SparAnswer, Status>>;
+
+    async fn spar(
+        &self,
+        request: Request<Streaming<SparMove>>,
+    ) -> Result<Response<Self::SparStream>, Status> {
+        let carried = Carried::from_metadata(request.metadata());
+        let (answers, stream) = mpsc::channel(1);
+        let (physics, version) = (self.physics.clone(), self.version.clone());
+        tokio::spawn(async move {
+            let train = train(request.into_inner(), carried, physics, version, &answers);
+            let ended = tokio::select! {
+                ended = train => ended,
+                () = answers.closed() => Ok(()),
+            };
+            if let Err(status) = ended {
+                let _ = answers.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+/// Answers each move with one tick of physics, until the player ends the stream.
+async fn train(
+    mut moves: Streaming<SparMove>,
+    carried: Carried,
+    mut physics: PhysicsClient<Channel>,
+    version: String,
+    answers: &mpsc::Sender<Result<SparAnswer, Status>>,
+) -> Result<(), Status> {
+    let mut training = Training::new();
+    let mut number = 0;
+    while let Some(step) = moves.message().await? {
+        number += 1;
+        if number > MOVES_MAX {
+            return Err(Status::resource_exhausted(format!(
+                "a training has at most {MOVES_MAX} moves"
+            )));
+        }
+        let stepped = physics
+            .step(carried.request(training.thrust(&step), PHYSICS_DEADLINE))
+            .await;
+        let stepped = stepped.map_err(|status| passed_on(physics::NAME, &status))?;
+        let answer = training.stepped(stepped.into_inner(), number, &version);
+        if answers.send(Ok(answer)).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! The WebSocket: a player's messages one after another, each answered before the next one is read.
+
+use std::sync::Arc;
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use tokio_stream::StreamExt;
+
+use super::message::{ClientMessage, Problem, ServerMessage};
+use super::{BATTLE_DEADLINE, Gateway, PLAY_DEADLINE, Refusal};
+use crate::carry::Carried;
+use crate::proto::arena::v1::{PlayRequest, SparMove, play_event};
+
+/// In one training.
+const THRUSTS_MAX: usize = 64;
+
+/// Runs until the player goes or the gateway stops; a message that is being answered then is answered.
+pub async fn converse(
+    gateway: Arc<Gateway>,
+    mut socket: WebSocket,
+    carried: Carried,
+    stop: impl Future<Output = ()>,
+) {
+    tokio::pin!(stop);
+    let mut session = None;
+    loop {
+        let said = tokio::select! {
+            said = socket.recv() => said,
+            () = &mut stop => {
+                let frame = CloseFrame { code: close_code::AWAY, reason: "the gateway stops".into() };
+                let _ = socket.send(Message::Close(Some(frame))).await;
+                return;
+            }
+        };
+        let Some(Ok(message)) = said else { return };
+        let text = match message {
+            Message::Text(text) => text,
+            Message::Close(_) => return,
+            // Pings are answered below us; there are no binary messages in this game.
+            _ => continue,
+        };
+        let mut talk = Talk {
+            gateway: &gateway,
+            socket: &mut socket,
+            carried: &carried,
+            session: &mut session,
+        };
+        let answered = match serde_json::from_str(text.as_str()) {
+            Ok(message) => talk.answer(message).await,
+            Err(error) => Err(Refusal::bad_request(error.to_string())),
+        };
+        let last = match answered {
+            Ok(last) => last,
+            Err(refusal) => ServerMessage::Error(Problem::from(&refusal)),
+        };
+        if say(&mut socket, &last).await.is_err() {
+            return;
+        }
+    }
+}
+
+struct Talk<'a> {
+    gateway: &'a Gateway,
+    socket: &'a mut WebSocket,
+    carried: &'a Carried,
+    /// Its id, once logged in.
+    session: &'a mut Option<String>,
+}
+
+impl Talk<'_> {
+    /// Says all but the last message, which it returns.
+    async fn answer(&mut self, message: ClientMessage) -> Result<ServerMessage, Refusal> {
+        match message {
+            ClientMessage::Login(login) => {
+                let welcome = self.gateway.login(&login.player)?;
+                *self.session = Some(welcome.session.clone());
+                Ok(ServerMessage::Welcome(welcome))
+            }
+            ClientMessage::Play {} => self.play().await,
+            ClientMessage::Spar { thrusts } => self.spar(thrusts).await,
+            ClientMessage::Board {} => Ok(ServerMessage::Board(
+                self.gateway.top(10, self.carried).await?,
+            )),
+        }
+    }
+
+    async fn play(&mut self) -> Result<ServerMessage, Refusal> {
+        let (id, session) = self.gateway.session(self.session.as_deref())?;
+        let request = PlayRequest {
+            player: session.player,
+            rating: session.rating,
+        };
+        let request = self
+            .carried
+            .clone()
+            .in_session(&id)
+            .request(request, PLAY_DEADLINE);
+        let mut events = self
+            .gateway
+            .matchmaker
+            .clone()
+            .play_live(request)
+            .await?
+            .into_inner();
+        while let Some(event) = events.next().await.transpose()? {
+            match event.event {
+                Some(play_event::Event::Proposal(proposal)) => {
+                    let opponent = proposal.opponent.unwrap_or_default().player;
+                    let proposal = ServerMessage::Proposal {
+                        match_id: proposal.match_id,
+                        opponent,
+                        house: proposal.house,
+                    };
+                    self.say(proposal).await?;
+                }
+                Some(play_event::Event::Round(round)) => {
+                    self.say(ServerMessage::Round {
+                        number: round.number,
+                        attacker: round.attacker,
+                        damage: round.damage,
+                        critical: round.critical,
+                    })
+                    .await?;
+                }
+                Some(play_event::Event::Result(result)) => {
+                    return Ok(ServerMessage::Played(self.gateway.played(&id, result)));
+                }
+                None => {}
+            }
+        }
+        Err(Refusal::unavailable("the match ended without a result"))
+    }
+
+    /// Both directions at once: battle answers every move while the stream is open.
+    async fn spar(&mut self, thrusts: Vec<(i32, i32)>) -> Result<ServerMessage, Refusal> {
+        let (id, _) = self.gateway.session(self.session.as_deref())?;
+        if thrusts.is_empty() || thrusts.len() > THRUSTS_MAX {
+            return Err(Refusal::bad_request(format!(
+                "a training takes 1 to {THRUSTS_MAX} thrusts"
+            )));
+        }
+        let moves = thrusts
+            .into_iter()
+            .map(|(thrust_x, thrust_y)| SparMove { thrust_x, thrust_y });
+        let moves = tokio_stream::iter(moves.collect::<Vec<_>>());
+        let request = self
+            .carried
+            .clone()
+            .in_session(&id)
+            .request(moves, BATTLE_DEADLINE);
+        let mut answers = self
+            .gateway
+            .battle
+            .clone()
+            .spar(request)
+            .await?
+            .into_inner();
+        let (mut moves, mut hits, mut version) = (0, 0, String::new());
+        while let Some(answer) = answers.next().await.transpose()? {
+            moves += 1;
+            hits += u32::from(answer.hit);
+            version = answer.version;
+            self.say(ServerMessage::Moved {
+                number: answer.number,
+                x: answer.x,
+                y: answer.y,
+                hit: answer.hit,
+            })
+            .await?;
+        }
+        Ok(ServerMessage::Spared {
+            moves,
+            hits,
+            version,
+        })
+    }
+
+    async fn say(&mut self, message: ServerMessage) -> Result<(), Refusal> {
+        say(self.socket, &message)
+            .await
+            .map_err(|_| Refusal::unavailable("the player is gone"))
+    }
+}
+
+async fn say(socket: &mut WebSocket, message: &ServerMessage) -> Result<(), axum::Error> {
+    let text = serde_json::to_string(message).map_err(axum::Error::new)?;
+    socket.send(Message::text(text)).await
+}

@@ -1,0 +1,102 @@
+//! What players and gateway say to each other, in JSON: the bodies of HTTP and the messages over the WebSocket.
+
+use serde::{Deserialize, Serialize};
+
+use crate::leaderboard::Top;
+
+/// `POST /login`, and the first message over a WebSocket.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Login {
+    /// 1 to 32 letters, digits, `-` and `_`.
+    pub player: String,
+}
+
+/// The answer to a login. HTTP requests then send `Authorization: Bearer <session>`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Welcome {
+    pub player: String,
+    pub session: String,
+    pub rating: u32,
+}
+
+/// The answer to `POST /play`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Played {
+    pub match_id: String,
+    pub opponent: String,
+    /// The opponent is a fighter of the house.
+    pub house: bool,
+    pub won: bool,
+    /// After the match.
+    pub rating: u32,
+    /// Of the battle service that fought the match.
+    pub version: String,
+    pub rules: String,
+    pub rounds: u32,
+}
+
+/// What a player says over a WebSocket.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+pub enum ClientMessage {
+    Login(Login),
+    Play {},
+    /// Training: thrusts in thousandths of a unit per tick, at most 64.
+    Spar {
+        thrusts: Vec<(i32, i32)>,
+    },
+    Board {},
+}
+
+/// What a player hears: several messages may answer one, the last of them is no `proposal`, `round` or `moved`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum ServerMessage {
+    Welcome(Welcome),
+    Proposal {
+        match_id: String,
+        opponent: String,
+        house: bool,
+    },
+    Round {
+        number: u32,
+        attacker: String,
+        damage: u32,
+        critical: bool,
+    },
+    Played(Played),
+    Moved {
+        number: u32,
+        x: i32,
+        y: i32,
+        hit: bool,
+    },
+    Spared {
+        moves: u32,
+        hits: u32,
+        version: String,
+    },
+    Board(Top),
+    Error(Problem),
+}
+
+impl ServerMessage {
+    /// Whether nothing more comes until the player speaks.
+    pub fn is_last(&self) -> bool {
+        !matches!(
+            self,
+            Self::Proposal { .. } | Self::Round { .. } | Self::Moved { .. }
+        )
+    }
+}
+
+/// Every answer of HTTP that is no 2xx has one as its body.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    pub status: u16,
+    pub error: String,
+    /// Why the mesh answered instead of a service (`x-phalanx-reason`), where it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}

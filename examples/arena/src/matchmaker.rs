@@ -1,0 +1,395 @@
+//! Match: queues players by rating, pairs neighbours, has each match fought by battle and scored on the leaderboard.
+//! A player who waits alone meets a fighter of the house. A match outlives the call of either of its players.
+
+mod queue;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::Method;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Routes;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+
+use crate::battle::{self, NAME_MAX, ROUNDS_MAX};
+use crate::call::{self, Call, HttpClient};
+use crate::carry::{Carried, REASON, failed, passed_on};
+use crate::leaderboard::{self, MatchScores, Score};
+use crate::proto::arena::v1 as wire;
+use crate::serve::{self, ServiceConfig, Stop};
+use queue::{Queue, Queued, RATING_MAX, RATING_MIN, rated};
+use wire::battle_client::BattleClient;
+use wire::matchmaker_client::MatchmakerClient;
+use wire::matchmaker_server::{Matchmaker, MatchmakerServer};
+use wire::{
+    FightReply, FightRequest, Fighter, PlayEvent, PlayReply, PlayRequest, Proposal, play_event,
+    watch_event,
+};
+
+pub const NAME: &str = "match";
+
+/// How long a player waits for another one.
+const HOUSE_AFTER: Duration = Duration::from_millis(3);
+const FIGHT_DEADLINE: Duration = Duration::from_secs(5);
+const SCORE_DEADLINE: Duration = Duration::from_secs(3);
+/// A proposal, the rounds and a result: sending to a player never waits.
+const EVENTS_MAX: usize = ROUNDS_MAX + 2;
+
+pub async fn run(
+    config: ServiceConfig,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    serve(config.bind().await?, config, shutdown).await
+}
+
+/// The same on a socket that is bound already.
+pub async fn serve(
+    listener: TcpListener,
+    config: ServiceConfig,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let stop = Stop::on(shutdown);
+    let lobby = Lobby(Arc::new(Room {
+        queue: Mutex::default(),
+        battle: battle::client(config.outbound)?,
+        board: HttpClient::new(config.outbound, leaderboard::NAME),
+    }));
+    serve::grpc(
+        NAME,
+        listener,
+        Routes::new(MatchmakerServer::new(lobby)),
+        &stop,
+    )
+    .await
+}
+
+/// A client of the service, by its name.
+pub fn client(outbound: SocketAddr) -> anyhow::Result<MatchmakerClient<Channel>> {
+    Ok(MatchmakerClient::new(call::grpc(outbound, NAME)?))
+}
+
+type Events = mpsc::Receiver<Result<PlayEvent, Status>>;
+
+struct Lobby(Arc<Room>);
+
+#[tonic::async_trait]
+impl Matchmaker for Lobby {
+    async fn play(&self, request: Request<PlayRequest>) -> Result<Response<PlayReply>, Status> {
+        let mut events = self.0.enter(request, false)?;
+        while let Some(event) = events.recv().await {
+            if let Some(play_event::Event::Result(result)) = event?.event {
+                return Ok(Response::new(result));
+            }
+        }
+        Err(Status::internal("the match ended without a result"))
+    }
+
+    type PlayLiveStream = ReceiverStream<Result<PlayEvent, Status>>;
+
+    async fn play_live(
+        &self,
+        request: Request<PlayRequest>,
+    ) -> Result<Response<Self::PlayLiveStream>, Status> {
+        Ok(Response::new(ReceiverStream::new(
+            self.0.enter(request, true)?,
+        )))
+    }
+}
+
+/// A player who is in the queue or in a match.
+struct Ticket {
+    fighter: Fighter,
+    carried: Carried,
+    /// Wants the rounds, not only the result.
+    live: bool,
+    events: mpsc::Sender<Result<PlayEvent, Status>>,
+}
+
+impl Ticket {
+    fn tell(&self, event: play_event::Event) {
+        // Fails when the caller is gone; there is room for every event of a match.
+        let _ = self.events.try_send(Ok(PlayEvent { event: Some(event) }));
+    }
+}
+
+impl queue::Player for Ticket {
+    fn name(&self) -> &str {
+        &self.fighter.player
+    }
+
+    fn rating(&self) -> u32 {
+        self.fighter.rating
+    }
+
+    fn left(&self) -> bool {
+        self.events.is_closed()
+    }
+}
+
+enum Opponent {
+    Player(Box<Ticket>),
+    House(Fighter),
+}
+
+impl Opponent {
+    fn fighter(&self) -> &Fighter {
+        match self {
+            Self::Player(ticket) => &ticket.fighter,
+            Self::House(fighter) => fighter,
+        }
+    }
+
+    fn ticket(&self) -> Option<&Ticket> {
+        match self {
+            Self::Player(ticket) => Some(ticket),
+            Self::House(_) => None,
+        }
+    }
+}
+
+struct Room {
+    /// A mutex, because the process has one thread and nothing is awaited under it.
+    queue: Mutex<Queue<Ticket>>,
+    battle: BattleClient<Channel>,
+    board: HttpClient,
+}
+
+impl Room {
+    /// Queues a player; the events of the match come over the channel.
+    fn enter(
+        self: &Arc<Self>,
+        request: Request<PlayRequest>,
+        live: bool,
+    ) -> Result<Events, Status> {
+        let carried = Carried::from_metadata(request.metadata());
+        let PlayRequest { player, rating } = request.into_inner();
+        let rating = rating.clamp(RATING_MIN, RATING_MAX);
+        if !(1..=NAME_MAX).contains(&player.len()) {
+            return Err(Status::invalid_argument("a player needs a name"));
+        }
+        let (events, receiver) = mpsc::channel(EVENTS_MAX);
+        let ticket = Ticket {
+            fighter: Fighter { player, rating },
+            carried,
+            live,
+            events,
+        };
+        let queued = self.with_queue(|queue| queue.enter(ticket));
+        let room = self.clone();
+        match queued {
+            Queued::Paired(seed, partner) => {
+                tokio::spawn(
+                    async move { room.play(seed, Opponent::Player(Box::new(partner))).await },
+                );
+            }
+            Queued::Waits(place) => {
+                tokio::spawn(async move {
+                    tokio::time::sleep(HOUSE_AFTER).await;
+                    let Some((seed, partner)) = room.with_queue(|queue| queue.leave(place)) else {
+                        return;
+                    };
+                    let house = || Opponent::House(queue::house(seed.fighter.rating));
+                    let opponent = partner
+                        .map(|ticket| Opponent::Player(Box::new(ticket)))
+                        .unwrap_or_else(house);
+                    room.play(seed, opponent).await;
+                });
+            }
+            Queued::Full => return Err(Status::resource_exhausted("the queue is full")),
+        }
+        Ok(receiver)
+    }
+
+    fn with_queue<T>(&self, work: impl FnOnce(&mut Queue<Ticket>) -> T) -> T {
+        work(&mut self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// One match, from the proposal to the last word to its players.
+    async fn play(&self, seed: Ticket, opponent: Opponent) {
+        let match_id = format!("{:016x}", fastrand::u64(..));
+        if let Err(status) = self.referee(&match_id, &seed, &opponent).await {
+            for ticket in [Some(&seed), opponent.ticket()].into_iter().flatten() {
+                let _ = ticket.events.try_send(Err(status.clone()));
+            }
+        }
+    }
+
+    async fn referee(
+        &self,
+        match_id: &str,
+        seed: &Ticket,
+        opponent: &Opponent,
+    ) -> Result<(), Status> {
+        let request = FightRequest {
+            match_id: match_id.to_string(),
+            left: Some(seed.fighter.clone()),
+            right: Some(opponent.fighter().clone()),
+        };
+        let audience: Vec<_> = [Some(seed), opponent.ticket()]
+            .into_iter()
+            .flatten()
+            .filter(|t| t.live)
+            .collect();
+        for ticket in &audience {
+            let (other, house) = facing(ticket, seed, opponent);
+            let proposal = Proposal {
+                match_id: match_id.into(),
+                opponent: Some(other.clone()),
+                house,
+            };
+            ticket.tell(play_event::Event::Proposal(proposal));
+        }
+        let fight = async {
+            if audience.is_empty() {
+                self.fight(&seed.carried, request).await
+            } else {
+                self.watch(&seed.carried, request, &audience).await
+            }
+        };
+        let fought = tokio::time::timeout(FIGHT_DEADLINE, fight).await;
+        let (reply, rounds) =
+            fought.map_err(|_| Status::deadline_exceeded("battle: the fight took too long"))??;
+        let results: Vec<_> = [Some(seed), opponent.ticket()]
+            .into_iter()
+            .flatten()
+            .map(|ticket| {
+                (
+                    ticket,
+                    result(ticket, facing(ticket, seed, opponent), &reply, rounds),
+                )
+            })
+            .collect();
+        self.score(&seed.carried, match_id, &results).await?;
+        for (ticket, result) in results {
+            ticket.tell(play_event::Event::Result(result));
+        }
+        Ok(())
+    }
+
+    async fn fight(
+        &self,
+        carried: &Carried,
+        request: FightRequest,
+    ) -> Result<(FightReply, u32), Status> {
+        let fought = self
+            .battle
+            .clone()
+            .fight(carried.request(request, FIGHT_DEADLINE))
+            .await;
+        let reply = fought
+            .map_err(|status| passed_on(battle::NAME, &status))?
+            .into_inner();
+        let rounds = reply.rounds.len() as u32;
+        Ok((reply, rounds))
+    }
+
+    /// Like [`Room::fight`], and the audience hears every round.
+    async fn watch(
+        &self,
+        carried: &Carried,
+        request: FightRequest,
+        audience: &[&Ticket],
+    ) -> Result<(FightReply, u32), Status> {
+        let named = |status: Status| passed_on(battle::NAME, &status);
+        let watched = self
+            .battle
+            .clone()
+            .watch(carried.request(request, FIGHT_DEADLINE))
+            .await;
+        let mut stream = watched.map_err(named)?.into_inner();
+        let mut rounds = 0;
+        while let Some(event) = stream.message().await.map_err(named)? {
+            match event.event {
+                Some(watch_event::Event::Round(round)) if rounds < ROUNDS_MAX as u32 => {
+                    rounds += 1;
+                    audience
+                        .iter()
+                        .for_each(|ticket| ticket.tell(play_event::Event::Round(round.clone())));
+                }
+                Some(watch_event::Event::Result(reply)) => return Ok((reply, rounds)),
+                _ => {}
+            }
+        }
+        Err(Status::unavailable(
+            "battle: the fight ended without a result",
+        ))
+    }
+
+    async fn score(
+        &self,
+        carried: &Carried,
+        match_id: &str,
+        results: &[(&Ticket, PlayReply)],
+    ) -> Result<(), Status> {
+        let score = |(ticket, result): &(&Ticket, PlayReply)| Score {
+            player: ticket.fighter.player.clone(),
+            rating: result.rating,
+            won: result.won,
+        };
+        let scores = MatchScores {
+            match_id: match_id.to_string(),
+            scores: results.iter().map(score).collect(),
+        };
+        let body =
+            serde_json::to_vec(&scores).map_err(|error| Status::internal(error.to_string()))?;
+        let call = Call {
+            method: Method::POST,
+            path: "/scores".into(),
+            headers: carried.headers().clone(),
+            body: Bytes::from(body),
+            // A match counts once, however often its score comes.
+            repeatable: true,
+            deadline: SCORE_DEADLINE,
+        };
+        let refused =
+            |code, message: String, reason| Err(failed(leaderboard::NAME, code, &message, reason));
+        match self.board.send(call).await {
+            Ok(answer) if answer.status().is_success() => Ok(()),
+            Ok(answer) => {
+                let reason = answer
+                    .headers()
+                    .get(REASON)
+                    .and_then(|value| value.to_str().ok());
+                refused(
+                    Code::Unavailable,
+                    format!("answered {}", answer.status()),
+                    reason,
+                )
+            }
+            Err(error) => refused(Code::Unavailable, error.to_string(), None),
+        }
+    }
+}
+
+/// Whom a player of the match faces, and whether that is the house.
+fn facing<'a>(ticket: &Ticket, seed: &'a Ticket, opponent: &'a Opponent) -> (&'a Fighter, bool) {
+    if ticket.fighter.player == seed.fighter.player {
+        (opponent.fighter(), opponent.ticket().is_none())
+    } else {
+        (&seed.fighter, false)
+    }
+}
+
+fn result(
+    ticket: &Ticket,
+    (other, house): (&Fighter, bool),
+    reply: &FightReply,
+    rounds: u32,
+) -> PlayReply {
+    let won = reply.winner == ticket.fighter.player;
+    PlayReply {
+        match_id: reply.match_id.clone(),
+        opponent: Some(other.clone()),
+        house,
+        won,
+        rating: rated(ticket.fighter.rating, other.rating, won),
+        version: reply.version.clone(),
+        rules: reply.rules.clone(),
+        rounds,
+    }
+}

@@ -1,0 +1,188 @@
+//! The processes of the demo: which services run, how often, in which version, and on which loopback address.
+//! Every process has an address of its own with the same ports on it, so nothing collides.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::str::FromStr;
+
+use crate::serve::ServiceConfig;
+use crate::{battle, gateway, leaderboard, matchmaker, physics};
+
+/// Where a service listens on its address.
+pub const APP_PORT: u16 = 8080;
+/// Where its sidecar listens on the same address.
+pub const INBOUND_PORT: u16 = 15006;
+pub const OUTBOUND_PORT: u16 = 15001;
+pub const ADMIN_PORT: u16 = 15000;
+
+/// One service process and its sidecar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessSpec {
+    pub service: ServiceKind,
+    pub version: &'static str,
+    /// From 1 within service and version.
+    pub replica: u32,
+    /// Where the service listens: 127.0.1.N:8080.
+    pub app: SocketAddr,
+    /// The sidecar's listeners.
+    pub inbound: SocketAddr,
+    pub outbound: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+/// gateway, match, battle v1 twice, battle v2, physics and leaderboard, on 127.0.1.1 and following.
+pub fn processes() -> Vec<ProcessSpec> {
+    let table = [
+        (ServiceKind::Gateway, "v1", 1),
+        (ServiceKind::Match, "v1", 1),
+        (ServiceKind::Battle, "v1", 1),
+        (ServiceKind::Battle, "v1", 2),
+        (ServiceKind::Battle, "v2", 1),
+        (ServiceKind::Physics, "v1", 1),
+        (ServiceKind::Leaderboard, "v1", 1),
+    ];
+    let spec = |(host, (service, version, replica))| {
+        let at = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 1, host)), port);
+        let [app, inbound, outbound, admin] =
+            [APP_PORT, INBOUND_PORT, OUTBOUND_PORT, ADMIN_PORT].map(at);
+        ProcessSpec {
+            service,
+            version,
+            replica,
+            app,
+            inbound,
+            outbound,
+            admin,
+        }
+    };
+    (1..).zip(table).map(spec).collect()
+}
+
+impl ProcessSpec {
+    /// For logs and tables: `battle-v1-2`.
+    pub fn name(&self) -> String {
+        format!("{}-{}-{}", self.service, self.version, self.replica)
+    }
+
+    /// What the service is run with.
+    pub fn config(&self) -> ServiceConfig {
+        ServiceConfig {
+            listen: self.app,
+            outbound: self.outbound,
+            version: self.version.into(),
+        }
+    }
+
+    /// Arguments behind the executable's hidden verb: `battle --listen A --outbound A --version v1`.
+    pub fn arguments(&self) -> Vec<String> {
+        let flags = [
+            ("--listen", self.app.to_string()),
+            ("--outbound", self.outbound.to_string()),
+            ("--version", self.version.to_string()),
+        ];
+        let flags = flags
+            .into_iter()
+            .flat_map(|(flag, value)| [flag.to_string(), value]);
+        std::iter::once(self.service.to_string())
+            .chain(flags)
+            .collect()
+    }
+}
+
+/// The services of the game; the text is the name in the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ServiceKind {
+    Gateway,
+    Match,
+    Battle,
+    Physics,
+    Leaderboard,
+}
+
+impl ServiceKind {
+    pub const ALL: [ServiceKind; 5] = [
+        Self::Gateway,
+        Self::Match,
+        Self::Battle,
+        Self::Physics,
+        Self::Leaderboard,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gateway => gateway::NAME,
+            Self::Match => matchmaker::NAME,
+            Self::Battle => battle::NAME,
+            Self::Physics => physics::NAME,
+            Self::Leaderboard => leaderboard::NAME,
+        }
+    }
+}
+
+impl fmt::Display for ServiceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the arena has no service {0:?}, only gateway, match, battle, physics and leaderboard")]
+pub struct UnknownService(String);
+
+impl FromStr for ServiceKind {
+    type Err = UnknownService;
+
+    fn from_str(text: &str) -> Result<Self, UnknownService> {
+        let found = Self::ALL.into_iter().find(|kind| kind.as_str() == text);
+        found.ok_or_else(|| UnknownService(text.into()))
+    }
+}
+
+/// Runs one service until `shutdown` is ready and what was under way is finished.
+pub async fn run_service(
+    kind: ServiceKind,
+    config: ServiceConfig,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    match kind {
+        ServiceKind::Gateway => gateway::run(config, shutdown).await,
+        ServiceKind::Match => matchmaker::run(config, shutdown).await,
+        ServiceKind::Battle => battle::run(config, shutdown).await,
+        ServiceKind::Physics => physics::run(config, shutdown).await,
+        ServiceKind::Leaderboard => leaderboard::run(config, shutdown).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn no_two_listeners_share_an_address() {
+        let all = processes();
+        let listeners = all
+            .iter()
+            .flat_map(|spec| [spec.app, spec.inbound, spec.outbound, spec.admin]);
+        assert_eq!(listeners.collect::<BTreeSet<_>>().len(), all.len() * 4);
+        assert_eq!(
+            all.iter()
+                .map(ProcessSpec::name)
+                .collect::<BTreeSet<_>>()
+                .len(),
+            all.len()
+        );
+    }
+
+    #[test]
+    fn arguments_start_with_a_name_that_parses() {
+        for spec in processes() {
+            assert_eq!(
+                spec.arguments()[0].parse::<ServiceKind>().unwrap(),
+                spec.service
+            );
+        }
+        assert!("lobby".parse::<ServiceKind>().is_err());
+    }
+}

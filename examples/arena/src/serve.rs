@@ -1,0 +1,187 @@
+//! What all services share about serving: their configuration, a stop signal that lets work under way finish,
+//! gRPC with health, HTTP. What a service answers is its own business.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::Router;
+use axum::serve::ListenerExt;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+
+use crate::proto::grpc::health::v1::health_check_response::ServingStatus;
+use crate::proto::grpc::health::v1::health_server::{Health, HealthServer};
+use crate::proto::grpc::health::v1::{HealthCheckRequest, HealthCheckResponse};
+
+/// How long work under way may go on after the stop signal.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// What a service is told.
+#[derive(Clone, Debug)]
+pub struct ServiceConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Its sidecar's outbound listener, the only address it calls.
+    pub outbound: SocketAddr,
+    /// `v1`, or `v2` of battle.
+    pub version: String,
+}
+
+impl ServiceConfig {
+    /// Binds `listen`; port 0 takes any.
+    pub async fn bind(&self) -> anyhow::Result<TcpListener> {
+        TcpListener::bind(self.listen)
+            .await
+            .with_context(|| format!("listening on {}", self.listen))
+    }
+}
+
+/// Turns one shutdown future into a signal that any number of tasks can wait for.
+pub struct Stop {
+    signal: watch::Receiver<bool>,
+    watcher: AbortHandle,
+}
+
+impl Stop {
+    pub fn on(shutdown: impl Future<Output = ()> + Send + 'static) -> Self {
+        let (send, signal) = watch::channel(false);
+        let watcher = tokio::spawn(async move {
+            shutdown.await;
+            // Kept open, so that "stopped" stays readable.
+            send.send_replace(true);
+            send.closed().await;
+        });
+        Self {
+            signal,
+            watcher: watcher.abort_handle(),
+        }
+    }
+
+    /// Ready once the service is to stop.
+    pub fn wait(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut signal = self.signal.clone();
+        async move {
+            // An error means that the watcher is gone, which ends the service just as well.
+            let _ = signal.wait_for(|stopped| *stopped).await;
+        }
+    }
+
+    /// Waits for `server`, after the stop signal only until [`DRAIN`] is over.
+    async fn drained<E>(
+        &self,
+        name: &str,
+        server: impl Future<Output = Result<(), E>>,
+    ) -> Result<(), E> {
+        let late = async {
+            self.wait().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        tokio::select! {
+            served = server => served,
+            () = late => {
+                tracing::warn!(service = name, "stopped with work under way");
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.watcher.abort();
+    }
+}
+
+/// Serves gRPC and its health protocol.
+pub async fn grpc(
+    name: &str,
+    listener: TcpListener,
+    routes: Routes,
+    stop: &Stop,
+) -> anyhow::Result<()> {
+    tracing::info!(service = name, address = %listener.local_addr()?, "serving grpc");
+    let health = HealthServer::new(Serving {
+        stopped: stop.signal.clone(),
+    });
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let server = Server::builder().add_routes(routes.add_service(health));
+    let serving = server.serve_with_incoming_shutdown(incoming, stop.wait());
+    stop.drained(name, serving)
+        .await
+        .with_context(|| format!("serving {name}"))
+}
+
+/// Serves HTTP/1.1 and h2c.
+pub async fn http(
+    name: &str,
+    listener: TcpListener,
+    router: Router,
+    stop: &Stop,
+) -> anyhow::Result<()> {
+    tracing::info!(service = name, address = %listener.local_addr()?, "serving http");
+    let listener = listener.tap_io(|stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "nagle's algorithm stays on");
+        }
+    });
+    let serving = axum::serve(listener, router).with_graceful_shutdown(stop.wait());
+    stop.drained(name, serving.into_future())
+        .await
+        .with_context(|| format!("serving {name}"))
+}
+
+/// Serving until told to stop, whichever service is asked for.
+struct Serving {
+    stopped: watch::Receiver<bool>,
+}
+
+#[tonic::async_trait]
+impl Health for Serving {
+    async fn check(
+        &self,
+        _: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        Ok(Response::new(answer(*self.stopped.borrow())))
+    }
+
+    type WatchStream = ReceiverStream<Result<HealthCheckResponse, Status>>;
+
+    /// Serving, and not serving when the service stops; then the stream ends, so that it doesn't hold up the stop.
+    async fn watch(
+        &self,
+        _: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let (send, states) = mpsc::channel(2);
+        let mut stopped = self.stopped.clone();
+        tokio::spawn(async move {
+            let told = async {
+                let _ = send.send(Ok(answer(false))).await;
+                let _ = stopped.wait_for(|stopped| *stopped).await;
+                let _ = send.send(Ok(answer(true))).await;
+            };
+            tokio::select! {
+                () = told => {}
+                () = send.closed() => {}
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(states)))
+    }
+}
+
+fn answer(stopped: bool) -> HealthCheckResponse {
+    let status = if stopped {
+        ServingStatus::NotServing
+    } else {
+        ServingStatus::Serving
+    };
+    HealthCheckResponse {
+        status: status.into(),
+    }
+}
