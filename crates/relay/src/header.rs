@@ -1,0 +1,355 @@
+//! The header list: one byte arena and one record per field, with the hash of its name computed once.
+//!
+//! Names and values are checked where they are made ([`Name`], [`Value`], [`Field`]), so that whatever is in a list can be
+//! written to any codec without a second look. Order is kept, repeated names stay apart.
+
+pub mod names;
+
+use std::fmt;
+
+/// Fields in order. Meant to be cleared and used again: one per request in flight, none while idle.
+#[derive(Clone, Default)]
+pub struct HeaderList {
+    bytes: Vec<u8>,
+    records: Vec<Record>,
+    removed: usize,
+}
+
+/// Where one field lies in the arena. A well-known name takes no room there.
+#[derive(Clone, Copy)]
+struct Record {
+    name_at: u32,
+    value_at: u32,
+    value_len: u32,
+    hash: u32,
+    name_len: u16,
+    /// Into [`names::WELL_KNOWN`], [`OTHER`] or [`REMOVED`].
+    index: u8,
+}
+
+const OTHER: u8 = u8::MAX;
+const REMOVED: u8 = u8::MAX - 1;
+
+/// A field name: a lower-case token of RFC 9110, with its hash.
+#[derive(Clone, Copy)]
+pub struct Name<'a> {
+    bytes: &'a [u8],
+    hash: u32,
+    index: u8,
+}
+
+impl<'a> Name<'a> {
+    /// None when `bytes` is no token in lower case, or longer than 64 KiB.
+    #[inline]
+    pub fn new(bytes: &'a [u8]) -> Option<Self> {
+        let fits = !bytes.is_empty() && bytes.len() < usize::from(u16::MAX) && bytes.iter().all(|b| NAME_BYTE[usize::from(*b)]);
+        fits.then(|| Self::interned(bytes))
+    }
+
+    #[inline]
+    fn interned(bytes: &'a [u8]) -> Self {
+        let hash = names::hash(bytes);
+        Self { bytes, hash, index: names::index(hash, bytes).unwrap_or(OTHER) }
+    }
+
+    pub fn as_bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// A token is ASCII.
+    pub fn as_str(&self) -> &'a str {
+        std::str::from_utf8(self.bytes).unwrap_or_default()
+    }
+
+    /// The place in [`names::WELL_KNOWN`], if it has one.
+    #[inline]
+    pub fn well_known(&self) -> Option<usize> {
+        (self.index < REMOVED).then_some(usize::from(self.index))
+    }
+}
+
+impl PartialEq for Name<'_> {
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash && self.index == other.index && (self.index < REMOVED || self.bytes == other.bytes)
+    }
+}
+
+impl Eq for Name<'_> {}
+
+impl fmt::Debug for Name<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A field value: any bytes but control characters; a tab is none (RFC 9110 §5.5). No white space at the ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Value<'a>(&'a [u8]);
+
+impl<'a> Value<'a> {
+    /// None when `bytes` holds CR, LF, NUL or another control character. White space around it is cut off.
+    #[inline]
+    pub fn new(bytes: &'a [u8]) -> Option<Self> {
+        let bytes = trim(bytes);
+        bytes.iter().all(|b| VALUE_BYTE[usize::from(*b)]).then_some(Self(bytes))
+    }
+
+    pub fn as_bytes(&self) -> &'a [u8] {
+        self.0
+    }
+}
+
+impl fmt::Debug for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", String::from_utf8_lossy(self.0))
+    }
+}
+
+/// An owned field, checked and hashed ahead of time: what a plan keeps of configured headers.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Field {
+    name: Box<[u8]>,
+    hash: u32,
+    index: u8,
+    value: Box<[u8]>,
+}
+
+impl Field {
+    /// `name` in any case.
+    ///
+    /// # Errors
+    /// [`FieldError`] tells which half can't be sent.
+    pub fn new(name: &str, value: &str) -> Result<Self, FieldError> {
+        let lower = name.to_ascii_lowercase();
+        let name = Name::new(lower.as_bytes()).ok_or_else(|| FieldError::Name(name.to_owned()))?;
+        let value = Value::new(value.as_bytes()).ok_or_else(|| FieldError::Value(lower.clone()))?;
+        Ok(Self { name: name.bytes.into(), hash: name.hash, index: name.index, value: value.0.into() })
+    }
+
+    pub fn name(&self) -> Name<'_> {
+        Name { bytes: &self.name, hash: self.hash, index: self.index }
+    }
+
+    pub fn value(&self) -> Value<'_> {
+        Value(&self.value)
+    }
+}
+
+impl fmt::Debug for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {:?}", self.name(), self.value())
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FieldError {
+    #[error("`{0}` is no header name")]
+    Name(String),
+    #[error("the value of header `{0}` holds a control character")]
+    Value(String),
+}
+
+impl HeaderList {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Number of fields.
+    pub fn len(&self) -> usize {
+        self.records.len() - self.removed
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Forgets every field and keeps the memory, unless one odd request made it large.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.bytes.shrink_to(KEPT_BYTES_MAX);
+        self.records.clear();
+        self.records.shrink_to(KEPT_RECORDS_MAX);
+        self.removed = 0;
+    }
+
+    /// Adds a field at the end.
+    #[inline]
+    pub fn push(&mut self, name: Name<'_>, value: Value<'_>) {
+        let name_at = self.bytes.len() as u32;
+        let mut name_len = 0;
+        if name.index == OTHER {
+            self.bytes.extend_from_slice(name.bytes);
+            name_len = name.bytes.len() as u16;
+        }
+        let value_at = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(value.0);
+        let value_len = value.0.len() as u32;
+        self.records.push(Record { name_at, value_at, value_len, hash: name.hash, name_len, index: name.index });
+    }
+
+    pub fn push_field(&mut self, field: &Field) {
+        self.push(field.name(), field.value());
+    }
+
+    /// The value of the first field of this name.
+    #[inline]
+    pub fn get(&self, name: Name<'_>) -> Option<&[u8]> {
+        self.get_all(name).next()
+    }
+
+    #[inline]
+    pub fn contains(&self, name: Name<'_>) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// The values of every field of this name, in order.
+    #[inline]
+    pub fn get_all<'l>(&'l self, name: Name<'_>) -> impl Iterator<Item = &'l [u8]> {
+        self.records.iter().filter(move |record| self.is_named(record, name)).map(|record| self.value(record))
+    }
+
+    /// One field of this name with this value: the first takes it, others go.
+    pub fn set(&mut self, name: Name<'_>, value: Value<'_>) {
+        let mut records = std::mem::take(&mut self.records);
+        let mut place = None;
+        for record in &mut records {
+            if !self.is_named(record, name) {
+                continue;
+            }
+            if place.is_some() {
+                record.index = REMOVED;
+                self.removed += 1;
+            } else {
+                place = Some(record);
+            }
+        }
+        match place {
+            Some(record) => {
+                record.value_at = self.bytes.len() as u32;
+                record.value_len = value.0.len() as u32;
+                self.bytes.extend_from_slice(value.0);
+                self.records = records;
+            }
+            None => {
+                self.records = records;
+                self.push(name, value);
+            }
+        }
+    }
+
+    pub fn set_field(&mut self, field: &Field) {
+        self.set(field.name(), field.value());
+    }
+
+    /// Takes every field of this name away; tells whether there was one.
+    pub fn remove(&mut self, name: Name<'_>) -> bool {
+        self.remove_where(|field, _| field == name)
+    }
+
+    /// Takes away every field that `test` picks; tells whether there was one.
+    pub fn remove_where(&mut self, mut test: impl FnMut(Name<'_>, &[u8]) -> bool) -> bool {
+        let mut records = std::mem::take(&mut self.records);
+        let before = self.removed;
+        for record in records.iter_mut().filter(|record| record.index != REMOVED) {
+            if test(self.name(record), self.value(record)) {
+                record.index = REMOVED;
+                self.removed += 1;
+            }
+        }
+        self.records = records;
+        self.removed > before
+    }
+
+    /// Every field in order.
+    #[inline]
+    pub fn iter(&self) -> impl Iterator<Item = (Name<'_>, &[u8])> {
+        self.records.iter().filter(|record| record.index != REMOVED).map(|record| (self.name(record), self.value(record)))
+    }
+
+    /// The arena, and for every field its name and where in the arena its value lies. For a codec that shares the bytes.
+    pub fn layout(&self) -> (&[u8], impl Iterator<Item = (Name<'_>, std::ops::Range<usize>)>) {
+        let fields = self.records.iter().filter(|record| record.index != REMOVED).map(|record| {
+            let at = record.value_at as usize;
+            (self.name(record), at..at + record.value_len as usize)
+        });
+        (&self.bytes, fields)
+    }
+
+    #[inline]
+    fn is_named(&self, record: &Record, name: Name<'_>) -> bool {
+        record.hash == name.hash && record.index == name.index && (name.index < REMOVED || self.name(record).bytes == name.bytes)
+    }
+
+    #[inline]
+    fn name(&self, record: &Record) -> Name<'_> {
+        let bytes = match names::WELL_KNOWN.get(usize::from(record.index)) {
+            Some(name) => name.as_bytes(),
+            None => self.slice(record.name_at, u32::from(record.name_len)),
+        };
+        Name { bytes, hash: record.hash, index: record.index }
+    }
+
+    #[inline]
+    fn value(&self, record: &Record) -> &[u8] {
+        self.slice(record.value_at, record.value_len)
+    }
+
+    #[inline]
+    fn slice(&self, at: u32, len: u32) -> &[u8] {
+        self.bytes.get(at as usize..(at as usize) + (len as usize)).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for HeaderList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter().map(|(name, value)| (name, String::from_utf8_lossy(value)))).finish()
+    }
+}
+
+/// Without blanks and tabs at the ends.
+#[inline]
+pub fn trim(mut bytes: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] = bytes {
+        bytes = rest;
+    }
+    while let [rest @ .., b' ' | b'\t'] = bytes {
+        bytes = rest;
+    }
+    bytes
+}
+
+/// The elements of a comma-separated list, trimmed, without empty ones.
+pub fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|b| *b == b',').map(trim).filter(|element| !element.is_empty())
+}
+
+/// What a cleared list may keep.
+const KEPT_BYTES_MAX: usize = 8 << 10;
+const KEPT_RECORDS_MAX: usize = 64;
+
+/// `tchar` of RFC 9110 §5.6.2 without upper case.
+static NAME_BYTE: [bool; 256] = {
+    let mut table = [false; 256];
+    let allowed = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz";
+    let mut i = 0;
+    while i < allowed.len() {
+        table[allowed[i] as usize] = true;
+        i += 1;
+    }
+    table
+};
+
+static VALUE_BYTE: [bool; 256] = {
+    let mut table = [true; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        table[byte] = byte == b'\t' as usize;
+        byte += 1;
+    }
+    table[0x7f] = false;
+    table
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,52 @@
+//! What a stage says of a request, and the answers that the proxy makes by itself.
+
+use phalanx_model::Reason;
+
+/// A stage is `fn(&Plan, &mut Checked, &mut StreamContext) -> Verdict`; plan and context belong to the proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Verdict {
+    /// On to the next stage.
+    Continue,
+    /// Answer this; no later stage runs.
+    Respond(Reply),
+    /// The stage waits for something outside and will be asked again. No stage of today does; the drivers take it.
+    Park,
+}
+
+/// An answer of the proxy's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    pub status: u16,
+    /// Why; none only for a redirect.
+    pub reason: Option<Reason>,
+    /// Where to, of a redirect.
+    pub location: Option<String>,
+    /// Whether the connection it came by can't be trusted any further.
+    pub close: bool,
+}
+
+impl Reply {
+    pub fn of(reason: Reason) -> Self {
+        Self { status: reason.http_status(), reason: Some(reason), location: None, close: false }
+    }
+
+    /// The same reason under another status.
+    pub fn with_status(self, status: u16) -> Self {
+        Self { status, ..self }
+    }
+
+    pub fn and_close(self) -> Self {
+        Self { close: true, ..self }
+    }
+
+    pub fn redirect(status: u16, location: String) -> Self {
+        Self { status, reason: None, location: Some(location), close: false }
+    }
+}
+
+impl From<Reason> for Verdict {
+    fn from(reason: Reason) -> Self {
+        Self::Respond(Reply::of(reason))
+    }
+}
