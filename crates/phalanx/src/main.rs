@@ -1,1 +1,139 @@
-fn main() {}
+//! The binary: one file per verb; arguments become a `Config`, then something runs. No logic of the mesh lives here.
+
+mod apply;
+mod arena;
+mod control;
+mod demo;
+mod exit;
+mod files;
+mod get;
+mod history;
+mod lint;
+mod observe;
+mod output;
+mod proxy;
+mod signal;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use exit::Outcome;
+use phalanx_client::admin::Admin;
+
+/// Returns memory of idle connections sooner than the system's allocator, and takes half the time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Parser)]
+#[command(name = "phalanx", version, about = "Governance for the microservices of online games", max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 done, 1 findings or refused, 2 wrong usage, 3 a file that can't be opened or is no YAML,\n4 not reachable or timed out, 70 a defect of ours.")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run a whole mesh on this machine: control plane, sidecars, the arena game and its bots
+    Demo(demo::Options),
+    /// Run the control plane
+    Control(control::Options),
+    /// Run the sidecar of one application
+    Proxy(proxy::Options),
+    /// Store documents; one call is one transaction
+    Apply(apply::Options),
+    /// Remove documents
+    Delete(apply::DeleteOptions),
+    /// Show what an apply would change
+    Diff(apply::DiffOptions),
+    /// List or print documents
+    Get(get::Options),
+    /// Show how far a revision is: applied by N of M proxies, who refused and why
+    Status(status::Options),
+    /// List past changes with their authors
+    History(history::Options),
+    /// Make the configuration as it was at a revision the current one
+    Rollback(history::RollbackOptions),
+    /// Check files without a control plane
+    Lint(lint::Options),
+    /// List connected proxies
+    Ps(observe::Options),
+    /// List registered instances
+    Instances(observe::Options),
+    /// Show who talks to whom: requests/s, success, latency
+    Edges(observe::WindowOptions),
+    /// Show each service's golden metrics, summed over its callers
+    Stat(observe::WindowOptions),
+    /// Services and bots of the demo game
+    #[command(hide = true)]
+    Arena(arena::Options),
+}
+
+/// How verbs find the control plane.
+#[derive(Args, Clone)]
+pub struct AdminOptions {
+    /// Admin address of the control plane
+    #[arg(long, env = "PHALANX_ADMIN", value_name = "HOST:PORT", default_value = phalanx_client::api::DEFAULT_ADMIN)]
+    admin: String,
+}
+
+impl AdminOptions {
+    fn client(&self) -> Admin {
+        Admin::new(&self.admin)
+    }
+}
+
+/// Which namespace a verb speaks of.
+#[derive(Args, Clone)]
+pub struct NamespaceOptions {
+    /// Namespace of documents that name none
+    #[arg(short, long, default_value = "default")]
+    namespace: String,
+}
+
+fn main() -> ExitCode {
+    match Arguments::parse().verb.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+impl Verb {
+    fn run(self) -> Outcome {
+        match self {
+            // The long-running roles choose their own runtimes.
+            Self::Demo(options) => demo::run(options),
+            Self::Control(options) => control::run(options),
+            Self::Proxy(options) => proxy::run(options),
+            Self::Arena(options) => arena::run(options),
+            Self::Lint(options) => lint::run(&options),
+            other => block_on(other.ask()),
+        }
+    }
+
+    /// Verbs that ask the control plane once.
+    async fn ask(self) -> Outcome {
+        match self {
+            Self::Apply(options) => apply::apply(options).await,
+            Self::Delete(options) => apply::delete(options).await,
+            Self::Diff(options) => apply::diff(options).await,
+            Self::Get(options) => get::run(options).await,
+            Self::Status(options) => status::run(options).await,
+            Self::History(options) => history::run(options).await,
+            Self::Rollback(options) => history::rollback(options).await,
+            Self::Ps(options) => observe::ps(options).await,
+            Self::Instances(options) => observe::instances(options).await,
+            Self::Edges(options) => observe::edges(options).await,
+            Self::Stat(options) => observe::stat(options).await,
+            Self::Demo(_) | Self::Control(_) | Self::Proxy(_) | Self::Arena(_) | Self::Lint(_) => Ok(()),
+        }
+    }
+}
+
+/// Runs a future on a runtime of this thread alone.
+fn block_on<T>(future: impl Future<Output = Result<T, exit::Failure>>) -> Result<T, exit::Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| exit::Failure::defect(format!("cannot start a runtime: {e}")))?.block_on(future)
+}

@@ -1,0 +1,274 @@
+//! `demo`: a whole mesh of child processes on loopback, watched from outside like any other.
+//!
+//! Control plane, then the manifests, then every service with its sidecar, then the bots. What the table shows is what
+//! the admin API answers. Nothing outlives this process.
+
+mod judge;
+mod process;
+mod screen;
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use phalanx_client::admin::Admin;
+use phalanx_client::api::{ApplyRequest, Edges, File, Status};
+
+use crate::exit::{Failure, Outcome};
+use crate::{output, signal};
+use process::Process;
+use screen::Screen;
+
+/// How long services and sidecars may take to be registered and served.
+const START_MAX: Duration = Duration::from_secs(60);
+/// Reports come every second; the last ones need this long to arrive.
+const LAST_REPORTS: Duration = Duration::from_millis(2200);
+
+#[derive(Args)]
+pub struct Options {
+    /// End with a summary after this long, such as 30s; else at Ctrl-C
+    #[arg(long, value_parser = parse_duration)]
+    duration: Option<Duration>,
+    /// Player actions per second
+    #[arg(long, default_value_t = 250.0)]
+    rate: f64,
+    /// Players
+    #[arg(long, default_value_t = 32)]
+    bots: usize,
+    /// xDS and registry
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15010")]
+    xds: SocketAddr,
+    /// Admin API and console
+    #[arg(long, value_name = "HOST:PORT", default_value = phalanx_client::api::DEFAULT_ADMIN)]
+    admin: SocketAddr,
+    /// Keep logs and data in this folder instead of a temporary one
+    #[arg(long, value_name = "DIR")]
+    keep: Option<std::path::PathBuf>,
+}
+
+pub fn run(options: Options) -> Outcome {
+    crate::block_on(demo(options))
+}
+
+async fn demo(options: Options) -> Outcome {
+    check_ports(&options)?;
+    let temporary = tempfile::Builder::new().prefix("phalanx-demo-").tempdir().map_err(|e| Failure::defect(format!("no temporary folder: {e}")))?;
+    let folder = options.keep.clone().unwrap_or_else(|| temporary.path().to_owned());
+    std::fs::create_dir_all(&folder).map_err(|e| Failure::file(format!("cannot make {}: {e}", folder.display())))?;
+
+    let mut mesh = Mesh { control: None, pairs: Vec::new(), bots: None };
+    let mut stop = std::pin::pin!(signal::shutdown());
+    let played = tokio::select! {
+        played = play(&options, &folder, &mut mesh) => played,
+        () = &mut stop => Err(Failure::refused("stopped before the mesh was up")),
+    };
+    let judged = match played {
+        Ok(started) => watch(&options, started, &mut mesh, stop).await,
+        Err(failure) => Err(failure),
+    };
+    mesh.stop().await;
+    if judged.is_err() && options.keep.is_none() {
+        let kept = temporary.keep();
+        eprintln!("logs are kept in {}", kept.display());
+    }
+    judged
+}
+
+/// What [`watch`] needs to know of the start.
+struct Started {
+    client: Admin,
+    config_revision: u64,
+}
+
+/// Every child process; stopped in the order in which traffic flows.
+struct Mesh {
+    control: Option<Process>,
+    /// Sidecar and service.
+    pairs: Vec<(Process, Process)>,
+    bots: Option<Process>,
+}
+
+impl Mesh {
+    async fn stop(&mut self) {
+        process::stop(self.bots.iter_mut()).await;
+        process::stop(self.pairs.iter_mut().map(|(sidecar, _)| sidecar)).await;
+        process::stop(self.pairs.iter_mut().map(|(_, service)| service)).await;
+        process::stop(self.control.iter_mut()).await;
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Process> {
+        self.control.iter_mut().chain(self.pairs.iter_mut().flat_map(|(a, b)| [a, b])).chain(self.bots.iter_mut())
+    }
+
+    /// Names of those that have ended without being asked.
+    fn fallen(&mut self) -> Vec<String> {
+        self.all().filter_map(Process::fallen).collect()
+    }
+}
+
+async fn play(options: &Options, folder: &Path, mesh: &mut Mesh) -> Result<Started, Failure> {
+    let say = |text: &str| eprintln!("{text}");
+    say(&format!("control plane on {} (open: it takes plain-text clients that do not prove who they are)", options.xds));
+    let control = ["control", "--open", "--data"].map(str::to_owned);
+    let data = folder.join("data").display().to_string();
+    let listen = ["--xds".to_owned(), options.xds.to_string(), "--admin".to_owned(), options.admin.to_string()];
+    mesh.control = Some(Process::start("control", control.into_iter().chain([data]).chain(listen), folder)?);
+    let client = Admin::new(&options.admin.to_string());
+    wait_for("the control plane", mesh, async || client.status(None).await.is_ok()).await?;
+
+    let files = ::arena::MANIFESTS.iter().map(|(name, text)| File { name: (*name).to_owned(), text: (*text).to_owned() });
+    let request = ApplyRequest { files: files.collect(), author: "demo".into(), message: Some("the arena".into()), ..ApplyRequest::default() };
+    let applied = client.apply(&request).await?;
+    say(&format!("{} documents applied, revision {}", applied.changes.len(), applied.revision));
+
+    let specs = ::arena::processes();
+    for spec in &specs {
+        let service = ["arena".to_owned()].into_iter().chain(spec.arguments());
+        let service = Process::start(&spec.name(), service, folder)?;
+        let sidecar = Process::start(&format!("{}-sidecar", spec.name()), sidecar_arguments(spec, options), folder)?;
+        mesh.pairs.push((sidecar, service));
+    }
+    say(&format!("{} services, each with its sidecar, are starting", specs.len()));
+    let expected = specs.len();
+    wait_for("all instances to be registered", mesh, async || {
+        client.instances(None, None).await.is_ok_and(|i| i.items.len() >= expected)
+    })
+    .await?;
+    let status = wait_for_status(&client, expected, mesh).await?;
+
+    let bots = ["arena", "bots", "--gateway", &specs[0].inbound.to_string(), "--rate", &options.rate.to_string(), "--bots", &options.bots.to_string()];
+    mesh.bots = Some(Process::start("bots", bots.map(str::to_owned).into_iter(), folder)?);
+    Ok(Started { client, config_revision: status.config_revision })
+}
+
+fn sidecar_arguments(spec: &::arena::ProcessSpec, options: &Options) -> impl Iterator<Item = String> {
+    let flags = [
+        ("--service", spec.service.to_string()),
+        ("--app", spec.app.to_string()),
+        ("--labels", format!("version={}", spec.version)),
+        ("--inbound", spec.inbound.to_string()),
+        ("--outbound", spec.outbound.to_string()),
+        ("--admin", spec.admin.to_string()),
+        ("--control", options.xds.to_string()),
+        ("--workers", "1".to_owned()),
+    ];
+    ["proxy".to_owned()].into_iter().chain(flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]))
+}
+
+/// Shows the mesh until the time is over or somebody wants to stop, then judges what it saw.
+async fn watch(options: &Options, started: Started, mesh: &mut Mesh, mut stop: std::pin::Pin<&mut impl Future<Output = ()>>) -> Outcome {
+    let client = &started.client;
+    println!("console  http://{}/", options.admin);
+    println!("try      phalanx apply -f examples/arena/mesh-variants/battle-50-50.yaml && phalanx status --wait");
+    let deadline = options.duration.map(|d| Instant::now() + d);
+    let mut screen = Screen::new();
+    let mut every = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            _ = every.tick() => {}
+            () = &mut stop => break,
+        }
+        if deadline.is_some_and(|d| Instant::now() >= d) {
+            break;
+        }
+        // A control plane that is down for a moment is part of the show.
+        if let (Ok(edges), Ok(status)) = (client.edges(Some(5)).await, client.status(None).await) {
+            screen.draw(&edges, &status, deadline, &mesh.fallen());
+        }
+    }
+    finish(options, &started, mesh).await
+}
+
+async fn finish(options: &Options, started: &Started, mesh: &mut Mesh) -> Outcome {
+    process::stop(mesh.bots.iter_mut()).await;
+    let summary = mesh.bots.as_mut().map(Process::output).unwrap_or_default();
+    tokio::time::sleep(LAST_REPORTS).await;
+    let edges: Edges = started.client.edges(Some(60)).await?;
+    let status: Status = started.client.status(None).await?;
+    let memory = started.client.proxies().await?;
+    let changed = status.config_revision != started.config_revision;
+    let verdict = judge::judge(&summary, &edges, &status, &memory, changed);
+    output::print(&verdict.text)?;
+    if options.duration.is_some() && !verdict.good {
+        return Err(Failure::refused("the mesh did not do what the demo promises"));
+    }
+    Ok(())
+}
+
+/// Polls until `done`, failing early when a process has ended.
+async fn wait_for(what: &str, mesh: &mut Mesh, done: impl AsyncFn() -> bool) -> Result<(), Failure> {
+    let deadline = Instant::now() + START_MAX;
+    while !done().await {
+        if let Some(name) = mesh.fallen().first() {
+            let log = mesh.all().find(|p| name.starts_with(p.name())).map(|p| p.last_words()).unwrap_or_default();
+            return Err(Failure::refused(format!("{name} while waiting for {what}:\n{log}")));
+        }
+        if Instant::now() > deadline {
+            return Err(Failure::unreachable(format!("waited {START_MAX:?} for {what}")));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+async fn wait_for_status(client: &Admin, proxies: usize, mesh: &mut Mesh) -> Result<Status, Failure> {
+    wait_for("every sidecar to apply the configuration", mesh, async || {
+        client.status(None).await.is_ok_and(|s| s.proxies >= proxies && s.complete())
+    })
+    .await?;
+    Ok(client.status(None).await?)
+}
+
+/// A taken port is said before anything starts.
+fn check_ports(options: &Options) -> Outcome {
+    let mine = [(options.xds, "choose another with --xds"), (options.admin, "choose another with --admin")];
+    let arena = ::arena::processes();
+    let theirs = arena.iter().flat_map(|p| [p.app, p.inbound, p.outbound, p.admin]).map(|a| (a, "is another demo running?"));
+    for (address, hint) in mine.into_iter().chain(theirs) {
+        if let Err(error) = TcpListener::bind(address) {
+            return Err(Failure::refused(format!("cannot listen on {address}: {error}")).hint(hint));
+        }
+    }
+    Ok(())
+}
+
+/// `30s`, `1m30s`, `500ms`, or a bare number of seconds.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse::<u32>() {
+        return Ok(Duration::from_secs(seconds.into()));
+    }
+    let wrong = || format!("`{text}` is no duration; write 30s, 1m30s or 500ms");
+    let (mut rest, mut total) = (text, Duration::ZERO);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let number: u32 = rest[..digits].parse().map_err(|_| wrong())?;
+        rest = &rest[digits..];
+        let end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let unit = match &rest[..end] {
+            "ms" => Duration::from_millis(1),
+            "s" => Duration::from_secs(1),
+            "m" => Duration::from_secs(60),
+            "h" => Duration::from_secs(3600),
+            _ => return Err(wrong()),
+        };
+        total = unit.checked_mul(number).and_then(|d| d.checked_add(total)).ok_or_else(wrong)?;
+        rest = &rest[end..];
+    }
+    if text.is_empty() { Err(wrong()) } else { Ok(total) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_go_writes_them() {
+        assert_eq!(parse_duration("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("30"), Ok(Duration::from_secs(30)));
+        for wrong in ["", "s", "3x", "-1s", "1.5", "99999999999s"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

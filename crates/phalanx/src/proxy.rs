@@ -1,0 +1,99 @@
+//! `proxy`: the sidecar of one application.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::Args;
+use phalanx_model::{Labels, ServiceName};
+use phalanx_proxy::{Config, serve};
+
+use crate::exit::{Failure, Outcome};
+use crate::{demo, signal};
+
+#[derive(Args)]
+pub struct Options {
+    /// Service the application belongs to
+    #[arg(long, value_name = "NAME")]
+    service: String,
+    #[arg(short, long, default_value = "default")]
+    namespace: String,
+    /// Where the application listens; with a name when it has several ports
+    #[arg(long, required = true, value_name = "[NAME=]HOST:PORT", value_parser = parse_app)]
+    app: Vec<(String, SocketAddr)>,
+    /// Labels of the instance, such as version=v1,zone=az1
+    #[arg(long, value_delimiter = ',', value_name = "KEY=VALUE", value_parser = parse_label)]
+    labels: Vec<(String, String)>,
+    /// Traffic for the application
+    #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:15006")]
+    inbound: SocketAddr,
+    /// The application's own calls
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15001")]
+    outbound: SocketAddr,
+    /// Metrics, health and configuration of this sidecar
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15000")]
+    admin: SocketAddr,
+    /// Raw TCP to a service; may be repeated
+    #[arg(long, value_name = "LISTEN=SERVICE[.NAMESPACE]:PORT")]
+    tcp: Vec<String>,
+    /// The control plane's xDS address
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15010")]
+    control: String,
+    /// What the instance registers as its address; the inbound address, or the one that leads to the control plane
+    #[arg(long, value_name = "IP:PORT")]
+    advertise: Option<SocketAddr>,
+    /// Threads that carry traffic; one per core by default
+    #[arg(long)]
+    workers: Option<usize>,
+    /// Lease of the registration
+    #[arg(long, default_value = "30s", value_parser = demo::parse_duration)]
+    ttl: Duration,
+    /// How long streams may go on after SIGTERM
+    #[arg(long, default_value = "5s", value_parser = demo::parse_duration)]
+    drain: Duration,
+}
+
+pub fn run(options: Options) -> Outcome {
+    signal::start_log();
+    let config = configure(options)?;
+    crate::block_on(async { serve::run(config, signal::shutdown()).await.map_err(Failure::from_error) })
+}
+
+fn configure(options: Options) -> Result<Config, Failure> {
+    let service = ServiceName::parse(&options.namespace, &options.service).map_err(Failure::usage)?;
+    let tcp = options.tcp.iter().map(|text| parse_tcp(text, &options.namespace)).collect::<Result<_, _>>()?;
+    let defaults = Config::new(service, options.app);
+    Ok(Config {
+        labels: options.labels.into_iter().collect::<Labels>(),
+        inbound: options.inbound,
+        outbound: options.outbound,
+        admin: options.admin,
+        tcp,
+        control: options.control,
+        advertise: options.advertise,
+        workers: options.workers.unwrap_or(defaults.workers),
+        ttl: options.ttl,
+        drain: options.drain,
+        ..defaults
+    })
+}
+
+fn parse_app(text: &str) -> Result<(String, SocketAddr), String> {
+    let (name, address) = text.split_once('=').unwrap_or(("", text));
+    let address = address.parse().map_err(|_| format!("`{address}` is no HOST:PORT with a numeric host"))?;
+    Ok((name.to_owned(), address))
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is no KEY=VALUE"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// `127.0.0.1:6379=redis:6379`, or with a namespace `=redis.infra:6379`.
+fn parse_tcp(text: &str, namespace: &str) -> Result<(SocketAddr, ServiceName, u16), Failure> {
+    let wrong = || Failure::usage(format!("--tcp `{text}` is no LISTEN=SERVICE:PORT")).hint("such as 127.0.0.1:6379=redis:6379");
+    let (listen, target) = text.split_once('=').ok_or_else(wrong)?;
+    let (host, port) = target.rsplit_once(':').ok_or_else(wrong)?;
+    let (name, namespace) = host.split_once('.').unwrap_or((host, namespace));
+    let service = ServiceName::parse(namespace, name).map_err(Failure::usage)?;
+    Ok((listen.parse().map_err(|_| wrong())?, service, port.parse().map_err(|_| wrong())?))
+}
