@@ -105,7 +105,7 @@ pub fn parse(source_name: &str, text: &str, default_namespace: &str) -> Manifest
     let report = Report::new(source_name);
     let mut reader = Reader { report: &report, default_namespace, documents: Vec::new(), seen: HashMap::new(), count: 0 };
     for root in tree::read(text, &report) {
-        reader.root(&At::root(&root, &report));
+        reader.root(&At::root(&root.node, &report), root.sound);
     }
     let documents = reader.documents;
     Manifest { documents, problems: report.into_problems() }
@@ -121,23 +121,24 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn root(&mut self, at: &At<'_>) {
-        if at.field_text("kind") == Some("List") { self.list(at) } else { self.document(at) }
+    /// `sound`: there was no problem so far.
+    fn root(&mut self, at: &At<'_>, sound: bool) {
+        if at.field_text("kind") == Some("List") { self.list(at, sound) } else { self.document(at, sound) }
     }
 
     /// What `kubectl get -o yaml` prints for several objects.
-    fn list(&mut self, at: &At<'_>) {
+    fn list(&mut self, at: &At<'_>, sound: bool) {
         let Some(mut fields) = at.fields() else { return };
         fields.ignore(&["kind", "metadata"]);
         if let Some(version) = fields.need("apiVersion") {
             version.choose(&[("v1", ())], &[]);
         }
         for item in fields.list("items", DOCUMENTS_MAX) {
-            self.document(&item);
+            self.document(&item, sound);
         }
     }
 
-    fn document(&mut self, at: &At<'_>) {
+    fn document(&mut self, at: &At<'_>, sound: bool) {
         self.count += 1;
         if self.count > DOCUMENTS_MAX {
             if self.count == DOCUMENTS_MAX + 1 {
@@ -152,7 +153,7 @@ impl Reader<'_> {
             at.refuse::<()>(format!("{id} stands in this file already, at line {first}"));
         }
         self.seen.entry(id).or_insert(at.mark.line);
-        if self.report.count() == problems {
+        if sound && self.report.count() == problems {
             let json = json::canonical(at.node, &document.meta().namespace);
             self.documents.push(Parsed { document, json, line: at.mark.line });
         }

@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::ops::RangeInclusive;
 
-use super::tree::{Entry, Mark, Node, Value, describe};
+use super::tree::{Entry, Mark, Node, Value};
 use super::{PROBLEMS_MAX, Problem, ProblemKind};
 
 /// YAML's bound of a key on one line.
@@ -97,8 +97,8 @@ impl<'a> At<'a> {
         if good { Some(()) } else { self.refuse(complaint) }
     }
 
-    fn wrong_type<T>(&self, expected: &str) -> Option<T> {
-        let message = format!("expected {expected}, found {}", describe(&self.node.value));
+    pub fn wrong_type<T>(&self, expected: &str) -> Option<T> {
+        let message = format!("expected {expected}, found {}", self.node.value);
         match &self.node.value {
             Value::Bool(_) | Value::Number(_) if expected == "a text" => self.refuse_with(message, "write it in quotes"),
             Value::Text(text) if expected.ends_with("number") && text.parse::<i64>().is_ok() => self.refuse_with(message, "write it without quotes"),
@@ -277,15 +277,20 @@ fn did_you_mean(name: &str) -> String {
     format!("did you mean `{name}`?")
 }
 
-/// The candidate nearest to `text`, if it is near: a third of its characters may differ, case not counted.
+/// The candidate nearest to `text`, if it is near: a third of its characters may differ, case not counted. Else one that
+/// holds it whole (`Prefix`, `PathPrefix`).
 pub(super) fn nearest<'n>(text: &str, candidates: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     if text.len() > QUOTE_LEN_MAX {
         return None;
     }
     let text = text.to_ascii_lowercase();
-    let scored = candidates.map(|name| (distance(&text, &name.to_ascii_lowercase()), name));
-    let (distance, name) = scored.min_by_key(|(distance, _)| *distance)?;
-    (distance <= (name.len().max(text.len()) / 3).max(1) && distance < name.len()).then_some(name)
+    let lower: Vec<(String, &str)> = candidates.map(|name| (name.to_ascii_lowercase(), name)).collect();
+    let (distance, name) = lower.iter().map(|(lower, name)| (distance(&text, lower), *name)).min_by_key(|(distance, _)| *distance)?;
+    if distance <= (name.len().max(text.len()) / 3).max(1) && distance < name.len() {
+        return Some(name);
+    }
+    let longer = lower.iter().find(|(lower, _)| text.len() >= 4 && lower.contains(&text));
+    longer.map(|(_, name)| *name)
 }
 
 /// Optimal string alignment: insertions, deletions, changes and swaps of neighbours.

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use super::cursor::{At, Fields, quoted};
+use super::tree::Value;
 use super::value::{is_label_value, labels};
 use crate::document::{EndpointSlice, Meta, Service, ServicePort, SliceEndpoint, SlicePort, TargetPort};
 use crate::instance::{Labels, Protocol};
@@ -60,7 +61,7 @@ fn service_port(at: &At<'_>, must_be_named: bool) -> Option<ServicePort> {
 }
 
 fn target_port(at: &At<'_>) -> Option<TargetPort> {
-    if let super::tree::Value::Number(_) = at.node.value {
+    if let Value::Number(_) = at.node.value {
         return at.port().map(TargetPort::Number);
     }
     let name = at.text()?;

@@ -2,6 +2,7 @@
 //! changes types (tags), duplicate keys, and documents over the limits.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput};
 
@@ -39,8 +40,15 @@ pub(super) struct Entry {
     pub value: Node,
 }
 
-/// The roots of all documents that could be read; empty ones are left out.
-pub(super) fn read(text: &str, report: &Report<'_>) -> Vec<Node> {
+/// One document.
+pub(super) struct Root {
+    pub node: Node,
+    /// No problem was told while its tree was built.
+    pub sound: bool,
+}
+
+/// All documents of which a tree could be built; empty ones are left out.
+pub(super) fn read(text: &str, report: &Report<'_>) -> Vec<Root> {
     let mut roots = Vec::new();
     for (count, chunk) in chunks(text).into_iter().enumerate() {
         let start = Mark { line: chunk.first_line, column: 1 };
@@ -53,7 +61,7 @@ pub(super) fn read(text: &str, report: &Report<'_>) -> Vec<Node> {
             report.tell(start, "", message, Some("split it at `---`".to_owned()));
             continue;
         }
-        Builder { chunk: &chunk, report, stack: Vec::new(), nodes: 0, failed: false, roots: &mut roots }.run();
+        Builder { chunk: &chunk, report, stack: Vec::new(), nodes: 0, problems: report.count(), failed: false, roots: &mut roots }.run();
     }
     roots
 }
@@ -87,9 +95,11 @@ struct Builder<'a, 'r> {
     report: &'a Report<'r>,
     stack: Vec<Frame>,
     nodes: usize,
+    /// Told before this document.
+    problems: usize,
     /// The rest of the document is skipped.
     failed: bool,
-    roots: &'a mut Vec<Node>,
+    roots: &'a mut Vec<Root>,
 }
 
 /// A list or mapping that is still open.
@@ -107,7 +117,7 @@ impl Builder<'_, '_> {
                 Ok((Event::StreamEnd, _)) => return,
                 Ok((Event::DocumentStart(_), _)) => {
                     self.stack.clear();
-                    (self.nodes, self.failed) = (0, false);
+                    (self.nodes, self.failed, self.problems) = (0, false, self.report.count());
                 }
                 Ok((event, span)) if !self.failed => self.event(event, span),
                 Ok(_) => {}
@@ -191,7 +201,7 @@ impl Builder<'_, '_> {
                 }
             }
             None if matches!(node.value, Value::Null) => {}
-            None => self.roots.push(node),
+            None => self.roots.push(Root { node, sound: self.report.count() == self.problems }),
         }
     }
 
@@ -235,14 +245,16 @@ fn is_number(text: &str) -> bool {
         || prefixed("0o", |b| (b'0'..=b'7').contains(b))
 }
 
-/// For messages: what kind of value it is, and a scalar itself.
-pub(super) fn describe(value: &Value) -> String {
-    match value {
-        Value::Null => "nothing".to_owned(),
-        Value::Bool(value) => format!("the truth value `{value}`"),
-        Value::Number(text) => format!("the number {}", quoted(text)),
-        Value::Text(text) => format!("the text {}", quoted(text)),
-        Value::List(_) => "a list".to_owned(),
-        Value::Map(_) => "a mapping".to_owned(),
+/// What kind of value it is, and a scalar itself.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("nothing"),
+            Self::Bool(value) => write!(f, "the truth value `{value}`"),
+            Self::Number(text) => write!(f, "the number {}", quoted(text)),
+            Self::Text(text) => write!(f, "the text {}", quoted(text)),
+            Self::List(_) => f.write_str("a list"),
+            Self::Map(_) => f.write_str("a mapping"),
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::cursor::{At, Fields, quoted};
+use super::tree::Value;
 use crate::document::Meta;
 use crate::instance::Labels;
 use crate::matching::canonical::canonical_path;
@@ -50,7 +51,7 @@ impl<'a> At<'a> {
 
     /// Go's notation, from `min` to `max`.
     pub fn go_duration(&self, min: Duration, max: Duration) -> Option<Duration> {
-        let text = self.text()?;
+        let Value::Text(text) = &self.node.value else { return self.wrong_type("a duration (like `1.5s`)") };
         let Some(duration) = go_duration(text) else {
             return self.refuse_with(format!("{} is no duration", quoted(text)), "like `1.5s`, `200ms` or `1h2m`");
         };
@@ -62,7 +63,7 @@ impl<'a> At<'a> {
 
     /// The Gateway API's notation (GEP-2257).
     pub fn gateway_duration(&self) -> Option<Duration> {
-        let text = self.text()?;
+        let Value::Text(text) = &self.node.value else { return self.wrong_type("a duration (like `10s`)") };
         gateway_duration(text).or_else(|| {
             self.refuse_with(format!("{} is no duration", quoted(text)), "one to four of whole numbers with h, m, s or ms, like `10s` or `1m30s`")
         })
@@ -139,6 +140,7 @@ pub(super) fn service_ref(fields: &mut Fields<'_>, meta: &Meta, kind_default: &s
     }
     let name = fields.need("name").and_then(|at| at.dns_label());
     let namespace = fields.get("namespace").map_or_else(|| Some(meta.namespace.clone()), |at| at.dns_label());
+    kind_text.filter(|kind| *kind == "Service")?;
     Some(ServiceName { namespace: namespace?, name: name? })
 }
 
