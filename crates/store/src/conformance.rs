@@ -19,7 +19,7 @@ const TTL: Duration = Duration::from_secs(2);
 #[macro_export]
 macro_rules! conformance {
     (#[$test:meta] $open:expr) => {
-        $crate::conformance!(@ [#[$test]] [$open]
+        $crate::conformance!(@all [#[$test]] [$open]
             a_put_reads_back_with_its_revisions
             a_list_is_sorted_and_stays_under_its_prefix
             a_conflict_changes_nothing_and_says_what_was_found
@@ -44,7 +44,7 @@ macro_rules! conformance {
             random_transactions_agree_with_a_model
         );
     };
-    (@ $test:tt [$open:expr] $($claim:ident)*) => { $($crate::conformance!(@one $test [$open] $claim);)* };
+    (@all $test:tt [$open:expr] $($claim:ident)*) => { $($crate::conformance!(@one $test [$open] $claim);)* };
     (@one [$($test:tt)*] [$open:expr] $claim:ident) => {
         $($test)*
         async fn $claim() {
@@ -343,7 +343,7 @@ pub async fn a_watch_from_the_past_delivers_everything_since(store: &Store, root
                 .unwrap(),
         );
     }
-    for start in [0, 7, 19] {
+    for start in [0, 7, 18] {
         let mut watch = store.watch(root, revisions[start]).await.unwrap();
         for (i, revision) in revisions.iter().enumerate().skip(start + 1) {
             let batch = next(&mut watch).await;
@@ -352,15 +352,13 @@ pub async fn a_watch_from_the_past_delivers_everything_since(store: &Store, root
                 matches!(&batch.events[0].kind, EventKind::Put(entry) if entry.value == i.to_string())
             );
         }
-        let later = store.commit(Txn::new().put(&key, "later")).await.unwrap();
+        // From there it goes on with what is new.
+        let later = store
+            .commit(Txn::new().put(&key, revisions.len().to_string()))
+            .await
+            .unwrap();
         assert_eq!(next(&mut watch).await.revision, later);
         revisions.push(later);
-        store
-            .commit(Txn::new().put(&key, "20"))
-            .await
-            .map(|at| revisions.push(at))
-            .unwrap();
-        revisions.truncate(20);
     }
 }
 

@@ -280,7 +280,7 @@ impl Embedded {
     }
 
     pub fn revision(&self) -> Revision {
-        *self.head.borrow()
+        self.shared.read().head
     }
 
     pub fn status(&self) -> Status {
@@ -307,13 +307,14 @@ impl Embedded {
 
     pub async fn fatal(&self) -> String {
         let mut condition = self.shared.condition.subscribe();
-        let failed = condition
-            .wait_for(|condition| matches!(condition, Condition::Fatal(_)))
-            .await;
-        match failed.as_deref() {
-            Ok(Condition::Fatal(reason)) => reason.clone(),
-            // `shared` holds the sender, and only the variant above ends the wait.
-            _ => std::future::pending().await,
+        loop {
+            if let Condition::Fatal(reason) = &*condition.borrow_and_update() {
+                return reason.clone();
+            }
+            // `shared` holds the sender, so this does not fail while the caller holds a handle.
+            if condition.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
         }
     }
 

@@ -19,7 +19,7 @@ mod in_memory {
 }
 
 mod in_a_file {
-    use super::*;
+    use crate::{Config, Store};
 
     crate::conformance!(
         #[tokio::test(start_paused = true)]
@@ -199,7 +199,8 @@ async fn the_log_is_bounded_in_revisions_and_what_lives_stays() {
     let engine = super::Engine::open(disk).unwrap();
     let mut records = 0;
     engine
-        .walk(0, |_, _, _| {
+        .walk(0, |place, key, _| {
+            eprintln!("left {place:?} {key}");
             records += 1;
             true
         })

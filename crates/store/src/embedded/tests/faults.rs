@@ -20,13 +20,13 @@ use crate::{
 
 #[derive(Debug, Default)]
 struct FaultyDisk {
-    state: Mutex<State_>,
+    state: Mutex<Inner>,
     /// What the test has seen acknowledged, so that a crash can note it at its moment.
     acknowledged: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct State_ {
+struct Inner {
     durable: Vec<u8>,
     now: Vec<u8>,
     unsynced: Vec<Change>,
@@ -72,11 +72,11 @@ impl FaultyDisk {
         Arc::new(disk)
     }
 
-    fn set<T>(&self, change: impl FnOnce(&mut State_) -> T) -> T {
+    fn set<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
         change(&mut self.state.lock().unwrap())
     }
 
-    fn call(&self) -> std::sync::MutexGuard<'_, State_> {
+    fn call(&self) -> std::sync::MutexGuard<'_, Inner> {
         let mut state = self.state.lock().unwrap();
         state.calls += 1;
         if state.crash_at == Some(state.calls) {
@@ -87,7 +87,7 @@ impl FaultyDisk {
     }
 }
 
-impl State_ {
+impl Inner {
     /// What may be left after a power failure now: of what was not synced any part, in sectors.
     fn crash_image(&self) -> Vec<u8> {
         let mut random = fastrand::Rng::with_seed(self.random);
@@ -188,7 +188,8 @@ async fn put(store: &Store, i: u64) -> Result<u64, Error> {
 /// that is at least the acknowledged one.
 #[tokio::test(start_paused = true)]
 async fn a_power_failure_loses_nothing_that_was_acknowledged() {
-    for seed in 0..300 {
+    let seeds = std::env::var("PHALANX_SOAK").map_or(100, |seeds| seeds.parse().unwrap());
+    for seed in 0..seeds {
         power_failure(seed).await;
     }
 }
@@ -385,7 +386,16 @@ async fn an_acknowledgement_comes_after_a_sync_and_heartbeats_write_nothing() {
     for i in 0..5 {
         let syncs = disk.set(|state| state.syncs);
         put(&store, i).await.unwrap();
-        disk.set(|state| assert!(state.syncs > syncs && state.unsynced.is_empty()));
+        disk.set(|state| {
+            assert!(state.syncs > syncs);
+            // The engine gives back free space after the sync; that may get lost.
+            assert!(
+                state
+                    .unsynced
+                    .iter()
+                    .all(|change| matches!(change, Change::Size(_)))
+            );
+        });
     }
     let calls = disk.set(|state| state.calls);
     for _ in 0..1000 {
