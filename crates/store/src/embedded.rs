@@ -339,15 +339,17 @@ impl Embedded {
             .await
             .map_err(|_| Error::Closed)?;
         let (answer, answered) = oneshot::channel();
-        self.requests
-            .send(Request {
-                ask,
-                answer,
-                _room: room,
-            })
-            .await
-            .map_err(|_| self.shared.gone())?;
-        answered.await.unwrap_or_else(|_| Err(self.shared.gone()))
+        let request = Request {
+            ask,
+            answer,
+            _room: room,
+        };
+        if self.requests.send(request).await.is_ok()
+            && let Ok(answer) = answered.await
+        {
+            return answer;
+        }
+        Err(self.shared.gone().await)
     }
 }
 
@@ -372,10 +374,16 @@ impl Shared {
         }
     }
 
-    /// Why a request that was taken got no answer.
-    fn gone(&self) -> Error {
-        match self.writable() {
-            Err(error @ Error::Fatal { .. }) => error,
+    /// Why a request got no answer: its writer is ending, and will say so.
+    async fn gone(&self) -> Error {
+        let mut condition = self.condition.subscribe();
+        let ended = condition
+            .wait_for(|condition| matches!(condition, Condition::Fatal(_) | Condition::Closed))
+            .await;
+        match ended.as_deref() {
+            Ok(Condition::Fatal(reason)) => Error::Fatal {
+                reason: reason.clone(),
+            },
             _ => Error::Closed,
         }
     }

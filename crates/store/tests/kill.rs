@@ -40,7 +40,7 @@ fn value(writer: u64, count: u64) -> Vec<u8> {
 fn txn(writer: u64, count: u64) -> Txn {
     let slot = format!("/{writer}/slot/{:02}", count % SLOTS);
     let txn = Txn::new().put(format!("/{writer}/count"), count.to_string());
-    if count % 7 == 0 {
+    if count.is_multiple_of(7) {
         txn.delete(slot)
     } else {
         txn.put(slot, value(writer, count))
@@ -266,7 +266,7 @@ impl Witness {
         self.counts.insert(writer, count);
         for last in (count + 1).saturating_sub(SLOTS).max(1)..=count {
             let entry = listed.get(&format!("/{writer}/slot/{:02}", last % SLOTS));
-            let expected = (last % 7 != 0).then(|| value(writer, last));
+            let expected = (!last.is_multiple_of(7)).then(|| value(writer, last));
             assert_eq!(
                 entry.map(|entry| entry.value.to_vec()),
                 expected,

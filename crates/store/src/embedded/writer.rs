@@ -84,6 +84,7 @@ pub async fn run(
     head: watch::Sender<Revision>,
 ) {
     let mut group = Vec::with_capacity(GROUP_MAX);
+    let ended = Ended(shared.clone());
     let closing = loop {
         let wake = wake_at(&writer, &shared);
         tokio::select! {
@@ -113,14 +114,14 @@ pub async fn run(
         }
     };
     shared.set_reader(None);
-    // The pool may be gone with its runtime; then the engine closes as it is dropped.
+    // Without a pool, at the end of a runtime, the engine closes as it is dropped.
     let Writer { engine, disk, .. } = writer;
     let closed = tokio::task::spawn_blocking(move || {
         engine.close();
         drop(disk);
     });
     let _ = closed.await;
-    shared.condition.send_replace(Condition::Closed);
+    drop(ended);
     drop(queue);
     if let Some(request) = closing {
         let _ = request.answer.send(Ok(0));
@@ -138,8 +139,16 @@ async fn fail(shared: &Shared, mut queue: mpsc::Receiver<Request>, reason: Strin
             break;
         }
     }
-    shared.set_reader(None);
-    shared.condition.send_replace(Condition::Closed);
+}
+
+/// Says that the writer has gone, also when its runtime takes it away.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.set_reader(None);
+        self.0.condition.send_replace(Condition::Closed);
+    }
 }
 
 fn wake_at(writer: &Writer, shared: &Shared) -> Option<Instant> {

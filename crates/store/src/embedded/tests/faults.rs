@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     io,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -35,6 +35,7 @@ struct Inner {
     /// Writes that still fit.
     fit: Option<u64>,
     sync_fails: bool,
+    sync_panics: bool,
     write_fails: bool,
     crash_at: Option<u64>,
     crashed: Option<(Vec<u8>, u64)>,
@@ -73,11 +74,11 @@ impl FaultyDisk {
     }
 
     fn set<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
-        change(&mut self.state.lock().unwrap())
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn call(&self) -> std::sync::MutexGuard<'_, Inner> {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.calls += 1;
         if state.crash_at == Some(state.calls) {
             let image = state.crash_image();
@@ -127,11 +128,16 @@ impl Inner {
 
 impl Disk for FaultyDisk {
     fn size(&self) -> io::Result<u64> {
-        Ok(self.state.lock().unwrap().now.len() as u64)
+        Ok(self
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .now
+            .len() as u64)
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        let state = self.state.lock().unwrap();
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let from = state.now.get(offset as usize..offset as usize + into.len());
         into.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
@@ -147,6 +153,7 @@ impl Disk for FaultyDisk {
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.call();
+        assert!(!state.sync_panics, "told to panic");
         if state.sync_fails {
             return Err(io::Error::other("the disk is gone"));
         }
@@ -158,7 +165,12 @@ impl Disk for FaultyDisk {
     }
 
     fn room(&self) -> io::Result<()> {
-        match self.state.lock().unwrap().fit {
+        match self
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .fit
+        {
             Some(_) => Err(io::ErrorKind::StorageFull.into()),
             None => Ok(()),
         }
@@ -363,6 +375,25 @@ async fn a_failed_sync_is_final() {
     let durable = disk.set(|state| state.durable.clone());
     let store = open(&FaultyDisk::with(durable)).await;
     assert_eq!(image(&store).await, before);
+}
+
+#[tokio::test]
+async fn a_panic_under_the_writer_is_final_and_reads_go_on() {
+    let disk = FaultyDisk::with(Vec::new());
+    let store = open(&disk).await;
+    put(&store, 1).await.unwrap();
+    let before = image(&store).await;
+    let mut watch = store.watch("", 0).await.unwrap();
+    disk.set(|state| state.sync_panics = true);
+    assert!(matches!(put(&store, 2).await, Err(Error::Fatal { .. })));
+    assert!(matches!(put(&store, 3).await, Err(Error::Fatal { .. })));
+    assert!(!store.fatal().await.is_empty());
+    assert_eq!(image(&store).await, before);
+    assert_eq!(watch.next().await.unwrap().unwrap().revision, 1);
+    disk.set(|state| state.sync_panics = false);
+    store.close().await;
+    assert!(matches!(store.get("1").await, Err(Error::Closed)));
+    assert!(watch.next().await.is_none());
 }
 
 #[tokio::test]
