@@ -1,34 +1,28 @@
 //! Manifests: YAML (or JSON, which is YAML) becomes checked documents, all problems told at once, each with its place.
 //! Text goes in by [`parse`]; nothing here opens files or knows what other documents exist (control's admission does).
 //!
-//! Module order: backend, route, filter, service, value, cursor, json, tree.
+//! Module order: backend, route, filter, service, value, cursor, json, tree, report.
 
 mod backend;
 mod cursor;
 mod filter;
 mod json;
+mod report;
 mod route;
 mod service;
 mod tree;
 mod value;
 
 use std::collections::HashMap;
-use std::fmt;
 
-use self::cursor::{At, Fields, Report, quoted};
+use self::cursor::{At, Fields};
+pub use self::report::{PROBLEMS_MAX, Problem, ProblemKind};
+use self::report::{Report, quoted};
+pub use self::tree::{DEPTH_MAX, DOCUMENT_LEN_MAX, DOCUMENTS_MAX, NODES_MAX};
 use crate::document::{Document, DocumentId, Kind, Meta};
 use crate::instance::Labels;
+use crate::name::check_label;
 
-/// Documents of one file, `---` and items of a `List` counted alike.
-pub const DOCUMENTS_MAX: usize = 1000;
-/// Bytes of one document.
-pub const DOCUMENT_LEN_MAX: usize = 1024 * 1024;
-/// Levels of one document.
-pub const DEPTH_MAX: usize = 64;
-/// Values of one document, keys not counted.
-pub const NODES_MAX: usize = 10_000;
-/// Problems told of one file.
-pub const PROBLEMS_MAX: usize = 100;
 /// Bytes of all annotations of one document, as in Kubernetes.
 const ANNOTATIONS_LEN_MAX: usize = 256 * 1024;
 
@@ -47,7 +41,11 @@ impl Manifest {
     /// # Errors
     /// The problems, if there is one.
     pub fn into_result(self) -> Result<Vec<Parsed>, Vec<Problem>> {
-        if self.problems.is_empty() { Ok(self.documents) } else { Err(self.problems) }
+        if self.problems.is_empty() {
+            Ok(self.documents)
+        } else {
+            Err(self.problems)
+        }
     }
 }
 
@@ -62,53 +60,25 @@ pub struct Parsed {
     pub line: usize,
 }
 
-/// What is wrong, and where.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    pub kind: ProblemKind,
-    /// As handed to [`parse`].
-    pub file: String,
-    /// From 1.
-    pub line: usize,
-    /// From 1, in characters.
-    pub column: usize,
-    /// `spec.rules[2].backendRefs[0].weight`; empty for a whole document.
-    pub path: String,
-    /// Lower case, without full stop.
-    pub message: String,
-    pub hint: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProblemKind {
-    /// The text is no YAML.
-    Syntax,
-    /// The text is YAML, but no document we take.
-    Document,
-}
-
-/// `file:line:column: path: message (hint)`
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: ", self.file, self.line, self.column)?;
-        if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
-        }
-        f.write_str(&self.message)?;
-        self.hint.as_ref().map_or(Ok(()), |hint| write!(f, " ({hint})"))
-    }
-}
-
 /// Reads all documents of `text`. `source_name` is what problems call it, `default_namespace` is for documents (and the
 /// references in them) that name none.
 pub fn parse(source_name: &str, text: &str, default_namespace: &str) -> Manifest {
     let report = Report::new(source_name);
-    let mut reader = Reader { report: &report, default_namespace, documents: Vec::new(), seen: HashMap::new(), count: 0 };
+    let mut reader = Reader {
+        report: &report,
+        default_namespace,
+        documents: Vec::new(),
+        seen: HashMap::new(),
+        count: 0,
+    };
     for root in tree::read(text, &report) {
         reader.root(&At::root(&root.node, &report), root.sound);
     }
     let documents = reader.documents;
-    Manifest { documents, problems: report.into_problems() }
+    Manifest {
+        documents,
+        problems: report.into_problems(),
+    }
 }
 
 struct Reader<'a> {
@@ -123,12 +93,18 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// `sound`: there was no problem so far.
     fn root(&mut self, at: &At<'_>, sound: bool) {
-        if at.field_text("kind") == Some("List") { self.list(at, sound) } else { self.document(at, sound) }
+        if at.field_text("kind") == Some("List") {
+            self.list(at, sound)
+        } else {
+            self.document(at, sound)
+        }
     }
 
     /// What `kubectl get -o yaml` prints for several objects.
     fn list(&mut self, at: &At<'_>, sound: bool) {
-        let Some(mut fields) = at.fields() else { return };
+        let Some(mut fields) = at.fields() else {
+            return;
+        };
         fields.ignore(&["kind", "metadata"]);
         if let Some(version) = fields.need("apiVersion") {
             version.choose(&[("v1", ())], &[]);
@@ -147,7 +123,9 @@ impl Reader<'_> {
             return;
         }
         let problems = self.report.count();
-        let Some(document) = document(at, self.default_namespace) else { return };
+        let Some(document) = document(at, self.default_namespace) else {
+            return;
+        };
         let id = document.id();
         if let Some(first) = self.seen.get(&id) {
             at.refuse::<()>(format!("{id} stands in this file already, at line {first}"));
@@ -155,7 +133,11 @@ impl Reader<'_> {
         self.seen.entry(id).or_insert(at.mark.line);
         if sound && self.report.count() == problems {
             let json = json::canonical(at.node, &document.meta().namespace);
-            self.documents.push(Parsed { document, json, line: at.mark.line });
+            self.documents.push(Parsed {
+                document,
+                json,
+                line: at.mark.line,
+            });
         }
     }
 }
@@ -168,7 +150,9 @@ fn document(at: &At<'_>, default_namespace: &str) -> Option<Document> {
         return None;
     };
     fields.ignore(&["status"]);
-    let meta = fields.need("metadata").and_then(|at| metadata(&at, kind, default_namespace));
+    let meta = fields
+        .need("metadata")
+        .and_then(|at| metadata(&at, kind, default_namespace));
     if kind == Kind::EndpointSlice {
         return service::endpoint_slice(&mut fields, meta).map(Document::EndpointSlice);
     }
@@ -198,13 +182,19 @@ fn kind(fields: &mut Fields<'_>) -> Option<Kind> {
         "GatewayClass",
     ];
     let choices = Kind::ALL.map(|kind| (kind.as_str(), kind));
-    let kind = fields.need("kind").and_then(|at| at.choose(&choices, &LATER));
+    let kind = fields
+        .need("kind")
+        .and_then(|at| at.choose(&choices, &LATER));
     let version = fields.need("apiVersion");
     let kind = kind?;
     let (version, expected) = (version?, kind.api_version());
     if version.text()? != expected {
         version.refuse_with::<()>(
-            format!("{} is no apiVersion of {}", quoted(version.text()?), kind.as_str()),
+            format!(
+                "{} is no apiVersion of {}",
+                quoted(version.text()?),
+                kind.as_str()
+            ),
             format!("write `{expected}`"),
         );
     }
@@ -214,12 +204,38 @@ fn kind(fields: &mut Fields<'_>) -> Option<Kind> {
 fn metadata(at: &At<'_>, kind: Kind, default_namespace: &str) -> Option<Meta> {
     let mut fields = at.fields()?;
     fields.ignore(&json::SERVER_FIELDS);
-    fields.later(&["finalizers", "deletionTimestamp", "deletionGracePeriodSeconds"]);
-    let name = fields.need("name").and_then(|at| if kind == Kind::Service { at.dns_label() } else { at.dns_name() });
-    let namespace = fields.get("namespace").map_or_else(|| Some(default_namespace.to_owned()), |at| at.dns_label());
-    let labels = fields.get("labels").map_or_else(Labels::new, |at| value::labels(&at));
-    let annotations = fields.get("annotations").map_or_else(Labels::new, |at| annotations(&at));
-    Some(Meta { namespace: namespace?, name: name?, labels, annotations })
+    fields.later(&[
+        "finalizers",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+    ]);
+    let name = fields.need("name").and_then(|at| {
+        if kind == Kind::Service {
+            at.dns_label()
+        } else {
+            at.dns_name()
+        }
+    });
+    let namespace = match fields.get("namespace") {
+        Some(at) => at.dns_label(),
+        None if check_label(default_namespace).is_ok() => Some(default_namespace.to_owned()),
+        None => at.refuse(format!(
+            "the default namespace {} is no DNS label",
+            quoted(default_namespace)
+        )),
+    };
+    let labels = fields
+        .get("labels")
+        .map_or_else(Labels::new, |at| value::labels(&at));
+    let annotations = fields
+        .get("annotations")
+        .map_or_else(Labels::new, |at| annotations(&at));
+    Some(Meta {
+        namespace: namespace?,
+        name: name?,
+        labels,
+        annotations,
+    })
 }
 
 fn annotations(at: &At<'_>) -> Labels {
@@ -227,12 +243,22 @@ fn annotations(at: &At<'_>) -> Labels {
         .entries()
         .into_iter()
         .filter_map(|(key, at)| {
-            at.check(value::is_label_key(key), "is no annotation's name ([prefix/]name)")?;
+            at.check(
+                value::is_label_key(key),
+                "is no annotation's name ([prefix/]name)",
+            )?;
             Some((key.to_owned(), at.text()?.to_owned()))
         })
         .collect();
-    if annotations.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > ANNOTATIONS_LEN_MAX {
-        at.refuse::<()>(format!("more than {ANNOTATIONS_LEN_MAX} bytes of annotations"));
+    if annotations
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum::<usize>()
+        > ANNOTATIONS_LEN_MAX
+    {
+        at.refuse::<()>(format!(
+            "more than {ANNOTATIONS_LEN_MAX} bytes of annotations"
+        ));
     }
     annotations
 }

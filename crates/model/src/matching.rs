@@ -11,7 +11,9 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use self::pattern::{Pattern, PatternError};
-use crate::resource::{HeaderMatch, PathMatch, QueryMatch, RouteTable, Rule, ValueMatch, VirtualHost};
+use crate::resource::{
+    HeaderMatch, PathMatch, QueryMatch, RouteTable, Rule, ValueMatch, VirtualHost,
+};
 
 /// What matching asks of a request.
 pub trait Request {
@@ -77,7 +79,10 @@ impl<A> CompiledTable<A> {
     ///
     /// # Errors
     /// The first pattern that doesn't compile, domain that is none or stands twice, or refusal of `attach`.
-    pub fn compile<E>(table: &RouteTable, mut attach: impl FnMut(&Rule) -> Result<A, E>) -> Result<Self, CompileError<E>> {
+    pub fn compile<E>(
+        table: &RouteTable,
+        mut attach: impl FnMut(&Rule) -> Result<A, E>,
+    ) -> Result<Self, CompileError<E>> {
         let mut compiled = Self {
             name: table.name.clone(),
             hosts: Vec::with_capacity(table.hosts.len()),
@@ -87,10 +92,19 @@ impl<A> CompiledTable<A> {
         };
         for host in &table.hosts {
             compiled.add_domains(host)?;
-            let rules = host.rules.iter().map(|rule| CompiledRule::compile(rule, &mut attach)).collect::<Result<_, _>>()?;
-            compiled.hosts.push(CompiledHost { name: host.name.clone(), rules });
+            let rules = host
+                .rules
+                .iter()
+                .map(|rule| CompiledRule::compile(rule, &mut attach))
+                .collect::<Result<_, _>>()?;
+            compiled.hosts.push(CompiledHost {
+                name: host.name.clone(),
+                rules,
+            });
         }
-        compiled.suffixes.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
+        compiled
+            .suffixes
+            .sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
         Ok(compiled)
     }
 
@@ -104,11 +118,21 @@ impl<A> CompiledTable<A> {
                     self.suffixes.push((suffix.into(), index));
                     known
                 }
-                None if !domain.is_empty() && !domain.contains('*') => self.exact.insert(domain.as_str().into(), index).is_some(),
-                _ => return Err(CompileError::Domain { host: host.name.clone(), domain: domain.clone() }),
+                None if !domain.is_empty() && !domain.contains('*') => {
+                    self.exact.insert(domain.as_str().into(), index).is_some()
+                }
+                _ => {
+                    return Err(CompileError::Domain {
+                        host: host.name.clone(),
+                        domain: domain.clone(),
+                    });
+                }
             };
             if known {
-                return Err(CompileError::Duplicate { host: host.name.clone(), domain: domain.clone() });
+                return Err(CompileError::Duplicate {
+                    host: host.name.clone(),
+                    domain: domain.clone(),
+                });
             }
         }
         Ok(())
@@ -117,8 +141,18 @@ impl<A> CompiledTable<A> {
     /// The host for a canonical authority, with or without port as the table's domains have it: the same text, else
     /// the longest `*suffix`, else `*`.
     pub fn host(&self, authority: &str) -> Option<&CompiledHost<A>> {
-        let suffix = || self.suffixes.iter().find(|(s, _)| authority.len() > s.len() && authority.ends_with(&**s)).map(|(_, i)| *i);
-        let index = self.exact.get(authority).copied().or_else(suffix).or(self.any)?;
+        let suffix = || {
+            self.suffixes
+                .iter()
+                .find(|(s, _)| authority.len() > s.len() && authority.ends_with(&**s))
+                .map(|(_, i)| *i)
+        };
+        let index = self
+            .exact
+            .get(authority)
+            .copied()
+            .or_else(suffix)
+            .or(self.any)?;
         self.hosts.get(index)
     }
 
@@ -131,13 +165,21 @@ impl<A> CompiledHost<A> {
     /// The first rule, in order, whose conditions all hold.
     pub fn find(&self, request: &impl Request) -> Option<&CompiledRule<A>> {
         let (path, method) = (request.path(), request.method());
-        self.rules.iter().find(|rule| rule.holds(path, method, request))
+        self.rules
+            .iter()
+            .find(|rule| rule.holds(path, method, request))
     }
 }
 
 impl<A> CompiledRule<A> {
-    fn compile<E>(rule: &Rule, attach: &mut impl FnMut(&Rule) -> Result<A, E>) -> Result<Self, CompileError<E>> {
-        let pattern = |source| CompileError::Pattern { rule: rule.name.clone(), source };
+    fn compile<E>(
+        rule: &Rule,
+        attach: &mut impl FnMut(&Rule) -> Result<A, E>,
+    ) -> Result<Self, CompileError<E>> {
+        let pattern = |source| CompileError::Pattern {
+            rule: rule.name.clone(),
+            source,
+        };
         let matches = &rule.matches;
         let header = |m: &HeaderMatch| ValueTest::compile(&m.name, &m.value);
         let query = |m: &QueryMatch| ValueTest::compile(&m.name, &m.value);
@@ -145,9 +187,22 @@ impl<A> CompiledRule<A> {
             path: PathTest::compile(&matches.path).map_err(pattern)?,
             method: matches.method.as_deref().map(Into::into),
             grpc: matches.grpc,
-            headers: matches.headers.iter().map(header).collect::<Result<_, _>>().map_err(pattern)?,
-            query: matches.query.iter().map(query).collect::<Result<_, _>>().map_err(pattern)?,
-            attachment: attach(rule).map_err(|source| CompileError::Rule { rule: rule.name.clone(), source })?,
+            headers: matches
+                .headers
+                .iter()
+                .map(header)
+                .collect::<Result<_, _>>()
+                .map_err(pattern)?,
+            query: matches
+                .query
+                .iter()
+                .map(query)
+                .collect::<Result<_, _>>()
+                .map_err(pattern)?,
+            attachment: attach(rule).map_err(|source| CompileError::Rule {
+                rule: rule.name.clone(),
+                source,
+            })?,
             name: rule.name.clone(),
         })
     }
@@ -170,8 +225,14 @@ impl<A> CompiledRule<A> {
         self.path.holds(path)
             && self.method.as_deref().is_none_or(|m| m == method)
             && (!self.grpc || request.is_grpc())
-            && self.headers.iter().all(|test| request.header(&test.name).is_some_and(|value| test.holds(&value)))
-            && self.query.iter().all(|test| query_value(request.query(), &test.name).is_some_and(|value| test.holds(&value)))
+            && self.headers.iter().all(|test| {
+                request
+                    .header(&test.name)
+                    .is_some_and(|value| test.holds(&value))
+            })
+            && self.query.iter().all(|test| {
+                query_value(request.query(), &test.name).is_some_and(|value| test.holds(&value))
+            })
     }
 }
 
@@ -200,7 +261,9 @@ impl PathTest {
         match self {
             Self::All => path.starts_with('/'),
             Self::Exact(text) => **text == *path,
-            Self::Prefix(prefix) => path.strip_prefix(&**prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+            Self::Prefix(prefix) => path
+                .strip_prefix(&**prefix)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
             Self::Regex(pattern) => pattern.matches(path.as_bytes()),
         }
     }
@@ -224,7 +287,10 @@ impl ValueTest {
             ValueMatch::Exact(text) => Expected::Exact(text.as_bytes().into()),
             ValueMatch::Regex(text) => Expected::Regex(Pattern::parse(text)?),
         };
-        Ok(Self { name: name.into(), expected })
+        Ok(Self {
+            name: name.into(),
+            expected,
+        })
     }
 
     fn holds(&self, value: &[u8]) -> bool {
@@ -237,8 +303,12 @@ impl ValueTest {
 
 /// The first value of `name`, percent-decoded; empty for a name without `=`. `+` stays as it is.
 fn query_value<'q>(query: Option<&'q str>, name: &str) -> Option<Cow<'q, [u8]>> {
-    let pairs = query?.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    let mut values = pairs.filter(|(key, _)| *key == name || (key.contains('%') && *percent_decode(key) == *name.as_bytes()));
+    let pairs = query?
+        .split('&')
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let mut values = pairs.filter(|(key, _)| {
+        *key == name || (key.contains('%') && *percent_decode(key) == *name.as_bytes())
+    });
     values.next().map(|(_, value)| percent_decode(value))
 }
 
@@ -250,9 +320,15 @@ fn percent_decode(text: &str) -> Cow<'_, [u8]> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {
-        let escape = if byte == b'%' { canonical::hex_pair(after) } else { None };
+        let escape = if byte == b'%' {
+            canonical::hex_pair(after)
+        } else {
+            None
+        };
         decoded.push(escape.unwrap_or(byte));
-        rest = after.get(if escape.is_some() { 2 } else { 0 }..).unwrap_or_default();
+        rest = after
+            .get(if escape.is_some() { 2 } else { 0 }..)
+            .unwrap_or_default();
     }
     Cow::Owned(decoded)
 }
@@ -273,7 +349,10 @@ impl Hasher for AuthorityHasher {
         for word in words {
             self.step(u64::from_le_bytes(*word));
         }
-        self.step(rest.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)));
+        self.step(
+            rest.iter()
+                .fold(0, |word, byte| word << 8 | u64::from(*byte)),
+        );
     }
 
     fn write_u8(&mut self, _: u8) {} // the end mark of a str: one key is one str

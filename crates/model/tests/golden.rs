@@ -8,7 +8,10 @@ use phalanx_model::manifest::parse;
 #[test]
 fn manifests_read_as_recorded() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let mut files: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     files.retain(|path| path.extension().is_some_and(|e| e == "yaml"));
     files.sort();
     assert!(!files.is_empty());
@@ -20,7 +23,11 @@ fn manifests_read_as_recorded() {
         if update {
             std::fs::write(&recorded, listing).unwrap();
         } else {
-            assert_eq!(listing, std::fs::read_to_string(&recorded).unwrap_or_default(), "{name}");
+            assert_eq!(
+                listing,
+                std::fs::read_to_string(&recorded).unwrap_or_default(),
+                "{name}"
+            );
         }
     }
 }
@@ -32,7 +39,14 @@ fn listing(name: &str, text: &str) -> String {
         writeln!(out, "{problem}").unwrap();
     }
     for parsed in &manifest.documents {
-        writeln!(out, "{} at line {}\n  {}", parsed.document.id(), parsed.line, parsed.json).unwrap();
+        writeln!(
+            out,
+            "{} at line {}\n  {}",
+            parsed.document.id(),
+            parsed.line,
+            parsed.json
+        )
+        .unwrap();
     }
     out
 }

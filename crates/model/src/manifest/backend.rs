@@ -6,7 +6,9 @@ use super::cursor::{At, Fields};
 use super::value::service_ref;
 use crate::document::{BackendPolicy, Meta};
 use crate::name::ServiceName;
-use crate::resource::{CircuitBreaker, ConnectionPool, LoadBalancer, OutlierDetection, RetryBudget};
+use crate::resource::{
+    CircuitBreaker, ConnectionPool, LoadBalancer, OutlierDetection, RetryBudget,
+};
 
 const TARGETS_MAX: usize = 16;
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -32,7 +34,11 @@ pub(super) fn policy(spec: &At<'_>, meta: Meta) -> Option<BackendPolicy> {
     })
 }
 
-fn section<T>(fields: &mut Fields<'_>, key: &'static str, read: fn(&mut Fields<'_>) -> Option<T>) -> Option<T> {
+fn section<T>(
+    fields: &mut Fields<'_>,
+    key: &'static str,
+    read: fn(&mut Fields<'_>) -> Option<T>,
+) -> Option<T> {
     let mut fields = fields.get(key)?.fields()?;
     read(&mut fields)
 }
@@ -40,11 +46,18 @@ fn section<T>(fields: &mut Fields<'_>, key: &'static str, read: fn(&mut Fields<'
 fn targets(items: &[At<'_>], meta: &Meta) -> Vec<ServiceName> {
     let mut targets = Vec::new();
     for at in items {
-        let Some(mut fields) = at.fields() else { continue };
+        let Some(mut fields) = at.fields() else {
+            continue;
+        };
         fields.later(&["sectionName"]);
-        let Some(target) = service_ref(&mut fields, meta, "Service") else { continue };
+        let Some(target) = service_ref(&mut fields, meta, "Service") else {
+            continue;
+        };
         if target.namespace != meta.namespace {
-            at.refuse_with::<()>("a policy acts in its own namespace only", "write it in the target's namespace");
+            at.refuse_with::<()>(
+                "a policy acts in its own namespace only",
+                "write it in the target's namespace",
+            );
         }
         if targets.contains(&target) {
             at.refuse::<()>("the target stands twice in this list");
@@ -62,15 +75,33 @@ fn load_balancer(fields: &mut Fields<'_>) -> Option<LoadBalancer> {
         ("RoundRobin", LoadBalancer::RoundRobin),
         ("Random", LoadBalancer::Random),
     ];
-    fields.need("type").and_then(|at| at.choose(&choices, &["RingHash", "Maglev"]))
+    fields
+        .need("type")
+        .and_then(|at| at.choose(&choices, &["RingHash", "Maglev"]))
 }
 
 fn connection_pool(fields: &mut Fields<'_>) -> Option<ConnectionPool> {
     let default = ConnectionPool::default();
     Some(ConnectionPool {
-        max_requests_per_connection: fields.number("maxRequestsPerConnection", 0..=u32::MAX, default.max_requests_per_connection),
-        connect_timeout: duration(fields, "connectTimeout", MILLISECOND, MINUTE, default.connect_timeout),
-        idle_timeout: duration(fields, "idleTimeout", MILLISECOND, DAY, default.idle_timeout),
+        max_requests_per_connection: fields.number(
+            "maxRequestsPerConnection",
+            0..=u32::MAX,
+            default.max_requests_per_connection,
+        ),
+        connect_timeout: duration(
+            fields,
+            "connectTimeout",
+            MILLISECOND,
+            MINUTE,
+            default.connect_timeout,
+        ),
+        idle_timeout: duration(
+            fields,
+            "idleTimeout",
+            MILLISECOND,
+            DAY,
+            default.idle_timeout,
+        ),
     })
 }
 
@@ -78,7 +109,11 @@ fn circuit_breaker(fields: &mut Fields<'_>) -> Option<CircuitBreaker> {
     let default = CircuitBreaker::default();
     Some(CircuitBreaker {
         max_connections: fields.number("maxConnections", 1..=u32::MAX, default.max_connections),
-        max_pending_requests: fields.number("maxPendingRequests", 0..=u32::MAX, default.max_pending_requests),
+        max_pending_requests: fields.number(
+            "maxPendingRequests",
+            0..=u32::MAX,
+            default.max_pending_requests,
+        ),
         max_requests: fields.number("maxRequests", 1..=u32::MAX, default.max_requests),
         max_retries: fields.number("maxRetries", 0..=u32::MAX, default.max_retries),
     })
@@ -88,11 +123,29 @@ fn outlier_detection(fields: &mut Fields<'_>) -> Option<OutlierDetection> {
     fields.later(&["successRateStdev", "latencyFactor"]);
     let default = OutlierDetection::default();
     Some(OutlierDetection {
-        consecutive_5xx: fields.number("consecutive5xxErrors", 0..=u32::MAX, default.consecutive_5xx),
-        consecutive_gateway: fields.number("consecutiveGatewayErrors", 0..=u32::MAX, default.consecutive_gateway),
+        consecutive_5xx: fields.number(
+            "consecutive5xxErrors",
+            0..=u32::MAX,
+            default.consecutive_5xx,
+        ),
+        consecutive_gateway: fields.number(
+            "consecutiveGatewayErrors",
+            0..=u32::MAX,
+            default.consecutive_gateway,
+        ),
         interval: duration(fields, "interval", MILLISECOND, DAY, default.interval),
-        base_ejection: duration(fields, "baseEjectionTime", MILLISECOND, DAY, default.base_ejection),
-        max_ejection_percent: fields.number("maxEjectionPercent", 0..=100, default.max_ejection_percent),
+        base_ejection: duration(
+            fields,
+            "baseEjectionTime",
+            MILLISECOND,
+            DAY,
+            default.base_ejection,
+        ),
+        max_ejection_percent: fields.number(
+            "maxEjectionPercent",
+            0..=100,
+            default.max_ejection_percent,
+        ),
     })
 }
 
@@ -100,10 +153,23 @@ fn retry_budget(fields: &mut Fields<'_>) -> Option<RetryBudget> {
     let default = RetryBudget::default();
     Some(RetryBudget {
         percent: fields.number("percent", 0..=100, default.percent),
-        min_concurrency: fields.number("minRetryConcurrency", 0..=u32::MAX, default.min_concurrency),
+        min_concurrency: fields.number(
+            "minRetryConcurrency",
+            0..=u32::MAX,
+            default.min_concurrency,
+        ),
     })
 }
 
-fn duration(fields: &mut Fields<'_>, key: &'static str, min: Duration, max: Duration, default: Duration) -> Duration {
-    fields.get(key).and_then(|at| at.go_duration(min, max)).unwrap_or(default)
+fn duration(
+    fields: &mut Fields<'_>,
+    key: &'static str,
+    min: Duration,
+    max: Duration,
+    default: Duration,
+) -> Duration {
+    fields
+        .get(key)
+        .and_then(|at| at.go_duration(min, max))
+        .unwrap_or(default)
 }

@@ -1,63 +1,10 @@
 //! A cursor over the tree: knows its path and place, tells problems instead of failing, and refuses every key that
 //! nobody asked for, so that no field is ever ignored by oversight.
 
-use std::cell::{Cell, RefCell};
 use std::ops::RangeInclusive;
 
-use super::tree::{Entry, Mark, Node, Value};
-use super::{PROBLEMS_MAX, Problem, ProblemKind};
-
-/// YAML's bound of a key on one line.
-pub(super) const KEY_LEN_MAX: usize = 1024;
-/// Longest piece of foreign text in a message, in characters.
-const QUOTE_LEN_MAX: usize = 60;
-
-/// Collects the problems of one file.
-pub(super) struct Report<'a> {
-    file: &'a str,
-    problems: RefCell<Vec<Problem>>,
-    count: Cell<usize>,
-}
-
-impl<'a> Report<'a> {
-    pub fn new(file: &'a str) -> Self {
-        Self { file, problems: RefCell::default(), count: Cell::new(0) }
-    }
-
-    pub fn tell(&self, mark: Mark, path: &str, message: String, hint: Option<String>) {
-        self.tell_kind(ProblemKind::Document, mark, path, message, hint);
-    }
-
-    pub fn tell_kind(&self, kind: ProblemKind, mark: Mark, path: &str, message: String, hint: Option<String>) {
-        self.count.set(self.count.get() + 1);
-        let mut problems = self.problems.borrow_mut();
-        if problems.len() < PROBLEMS_MAX {
-            let (file, path) = (self.file.to_owned(), path.to_owned());
-            problems.push(Problem { kind, file, line: mark.line, column: mark.column, path, message, hint });
-        }
-    }
-
-    /// Whether a further problem would not be shown.
-    pub fn is_full(&self) -> bool {
-        self.count.get() >= PROBLEMS_MAX
-    }
-
-    /// How many were told, those beyond the bound included.
-    pub fn count(&self) -> usize {
-        self.count.get()
-    }
-
-    pub fn into_problems(self) -> Vec<Problem> {
-        let mut problems = self.problems.into_inner();
-        problems.sort_by_key(|problem| (problem.line, problem.column));
-        let untold = self.count.get() - problems.len();
-        if let Some(last) = problems.last().filter(|_| untold > 0) {
-            let message = format!("{untold} further problems are not shown");
-            problems.push(Problem { path: String::new(), message, hint: None, ..last.clone() });
-        }
-        problems
-    }
-}
+use super::report::{Mark, QUOTE_LEN_MAX, Report, child_path, index_path, quoted};
+use super::tree::{Entry, Node, Value};
 
 /// One value and its place.
 #[derive(Clone)]
@@ -70,21 +17,33 @@ pub(super) struct At<'a> {
 
 impl<'a> At<'a> {
     pub fn root(node: &'a Node, report: &'a Report<'a>) -> Self {
-        Self { node, mark: node.mark, path: String::new(), report }
+        Self {
+            node,
+            mark: node.mark,
+            path: String::new(),
+            report,
+        }
     }
 
     fn child(&self, entry: &'a Entry) -> Self {
-        Self { node: &entry.value, mark: entry.value.mark, path: child_path(&self.path, &entry.key), report: self.report }
+        Self {
+            node: &entry.value,
+            mark: entry.value.mark,
+            path: child_path(&self.path, &entry.key),
+            report: self.report,
+        }
     }
 
     /// Tells a problem of this value. Always none, so that it can end a chain.
     pub fn refuse<T>(&self, message: impl Into<String>) -> Option<T> {
-        self.report.tell(self.mark, &self.path, message.into(), None);
+        self.report
+            .tell(self.mark, &self.path, message.into(), None);
         None
     }
 
     pub fn refuse_with<T>(&self, message: impl Into<String>, hint: impl Into<String>) -> Option<T> {
-        self.report.tell(self.mark, &self.path, message.into(), Some(hint.into()));
+        self.report
+            .tell(self.mark, &self.path, message.into(), Some(hint.into()));
         None
     }
 
@@ -94,14 +53,22 @@ impl<'a> At<'a> {
 
     /// `good`, or the problem that the value `is …`.
     pub fn check(&self, good: bool, complaint: &str) -> Option<()> {
-        if good { Some(()) } else { self.refuse(complaint) }
+        if good {
+            Some(())
+        } else {
+            self.refuse(complaint)
+        }
     }
 
     pub fn wrong_type<T>(&self, expected: &str) -> Option<T> {
         let message = format!("expected {expected}, found {}", self.node.value);
         match &self.node.value {
-            Value::Bool(_) | Value::Number(_) if expected == "a text" => self.refuse_with(message, "write it in quotes"),
-            Value::Text(text) if expected.ends_with("number") && text.parse::<i64>().is_ok() => self.refuse_with(message, "write it without quotes"),
+            Value::Bool(_) | Value::Number(_) if expected == "a text" => {
+                self.refuse_with(message, "write it in quotes")
+            }
+            Value::Text(text) if expected.ends_with("number") && text.parse::<i64>().is_ok() => {
+                self.refuse_with(message, "write it without quotes")
+            }
             _ => self.refuse(message),
         }
     }
@@ -122,13 +89,24 @@ impl<'a> At<'a> {
 
     /// A whole number in plain decimal digits.
     pub fn number(&self, range: RangeInclusive<u32>) -> Option<u32> {
-        let Value::Number(text) = &self.node.value else { return self.wrong_type("a whole number") };
+        let Value::Number(text) = &self.node.value else {
+            return self.wrong_type("a whole number");
+        };
         let digits = text.strip_prefix('-').unwrap_or(text);
-        if !digits.bytes().all(|b| b.is_ascii_digit()) || (digits.len() > 1 && digits.starts_with('0')) {
+        if !digits.bytes().all(|b| b.is_ascii_digit())
+            || (digits.len() > 1 && digits.starts_with('0'))
+        {
             return self.wrong_type("a whole number");
         }
         let number = text.parse().ok().filter(|number| range.contains(number));
-        let outside = || format!("{} is not within {} to {}", quoted(text), range.start(), range.end());
+        let outside = || {
+            format!(
+                "{} is not within {} to {}",
+                quoted(text),
+                range.start(),
+                range.end()
+            )
+        };
         number.or_else(|| self.refuse(outside()))
     }
 
@@ -142,25 +120,50 @@ impl<'a> At<'a> {
             return self.refuse_later(text);
         }
         let message = format!("unknown value {}", quoted(text));
-        let near = nearest(text, choices.iter().map(|(name, _)| *name).chain(later.iter().copied()));
-        let names = || choices.iter().map(|(name, _)| quoted(name)).collect::<Vec<_>>().join(", ");
-        self.refuse_with(message, near.map_or_else(|| format!("known: {}", names()), did_you_mean))
+        let near = nearest(
+            text,
+            choices
+                .iter()
+                .map(|(name, _)| *name)
+                .chain(later.iter().copied()),
+        );
+        let names = || {
+            choices
+                .iter()
+                .map(|(name, _)| quoted(name))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        self.refuse_with(
+            message,
+            near.map_or_else(|| format!("known: {}", names()), did_you_mean),
+        )
     }
 
     /// Items of a list; none and a problem when it is no list or has more than `max`.
     pub fn items(&self, max: usize) -> Vec<At<'a>> {
-        let Value::List(items) = &self.node.value else { return self.wrong_type("a list").unwrap_or_default() };
+        let Value::List(items) = &self.node.value else {
+            return self.wrong_type("a list").unwrap_or_default();
+        };
         if items.len() > max {
             self.refuse::<()>(format!("{} items, at most {max} are taken", items.len()));
         }
-        let item = |(i, node): (usize, &'a Node)| At { node, mark: node.mark, path: index_path(&self.path, i), report: self.report };
+        let item = |(i, node): (usize, &'a Node)| At {
+            node,
+            mark: node.mark,
+            path: index_path(&self.path, i),
+            report: self.report,
+        };
         items.iter().take(max).enumerate().map(item).collect()
     }
 
     /// Keys and values of a mapping whose keys are the user's.
     pub fn entries(&self) -> Vec<(&'a str, At<'a>)> {
         match &self.node.value {
-            Value::Map(entries) => entries.iter().map(|entry| (entry.key.as_str(), self.child(entry))).collect(),
+            Value::Map(entries) => entries
+                .iter()
+                .map(|entry| (entry.key.as_str(), self.child(entry)))
+                .collect(),
             _ => self.wrong_type("a mapping").unwrap_or_default(),
         }
     }
@@ -168,14 +171,21 @@ impl<'a> At<'a> {
     /// Fields of a mapping whose keys are ours.
     pub fn fields(&self) -> Option<Fields<'a>> {
         match &self.node.value {
-            Value::Map(entries) => Some(Fields { at: self.clone(), entries, known: Vec::new(), skipped: false }),
+            Value::Map(entries) => Some(Fields {
+                at: self.clone(),
+                entries,
+                known: Vec::new(),
+                skipped: false,
+            }),
             _ => self.wrong_type("a mapping"),
         }
     }
 
     /// A look ahead, without problems.
     pub fn field_text(&self, key: &str) -> Option<&'a str> {
-        let Value::Map(entries) = &self.node.value else { return None };
+        let Value::Map(entries) = &self.node.value else {
+            return None;
+        };
         match &entries.iter().find(|entry| entry.key == key)?.value.value {
             Value::Text(text) => Some(text),
             _ => None,
@@ -196,7 +206,11 @@ impl<'a> Fields<'a> {
     pub fn get(&mut self, key: &'static str) -> Option<At<'a>> {
         self.known.push(key);
         let entry = self.entries.iter().find(|entry| entry.key == key)?;
-        if matches!(entry.value.value, Value::Null) { None } else { Some(self.at.child(entry)) }
+        if matches!(entry.value.value, Value::Null) {
+            None
+        } else {
+            Some(self.at.child(entry))
+        }
     }
 
     /// Like [`Fields::get`], but its absence is a problem.
@@ -204,7 +218,9 @@ impl<'a> Fields<'a> {
         let found = self.get(key);
         if found.is_none() {
             let path = child_path(&self.at.path, key);
-            self.at.report.tell(self.at.mark, &path, "the field is missing".to_owned(), None);
+            self.at
+                .report
+                .tell(self.at.mark, &path, "the field is missing".to_owned(), None);
         }
         found
     }
@@ -216,7 +232,9 @@ impl<'a> Fields<'a> {
 
     /// A number, `default` when it is left out (or wrong, which is told).
     pub fn number(&mut self, key: &'static str, range: RangeInclusive<u32>, default: u32) -> u32 {
-        self.get(key).and_then(|at| at.number(range)).unwrap_or(default)
+        self.get(key)
+            .and_then(|at| at.number(range))
+            .unwrap_or(default)
     }
 
     /// Fields that are taken and mean nothing here.
@@ -228,8 +246,13 @@ impl<'a> Fields<'a> {
     pub fn later(&mut self, keys: &[&'static str]) {
         for key in keys.iter().copied() {
             self.known.push(key);
-            if let Some(entry) = self.entries.iter().find(|entry| entry.key == key) {
-                At { mark: entry.mark, ..self.at.child(entry) }.refuse_later::<()>(key);
+            let entry = self.entries.iter().find(|entry| entry.key == key);
+            if let Some(entry) = entry.filter(|entry| !matches!(entry.value.value, Value::Null)) {
+                At {
+                    mark: entry.mark,
+                    ..self.at.child(entry)
+                }
+                .refuse_later::<()>(key);
             }
         }
     }
@@ -245,32 +268,22 @@ impl Drop for Fields<'_> {
         if self.skipped {
             return;
         }
-        for entry in self.entries.iter().filter(|entry| !self.known.contains(&entry.key.as_str())) {
+        for entry in self
+            .entries
+            .iter()
+            .filter(|entry| !self.known.contains(&entry.key.as_str()))
+        {
             let path = child_path(&self.at.path, &entry.key);
-            let hint = if self.at.report.is_full() { None } else { nearest(&entry.key, self.known.iter().copied()).map(did_you_mean) };
-            self.at.report.tell(entry.mark, &path, "unknown field".to_owned(), hint);
+            let hint = if self.at.report.is_full() {
+                None
+            } else {
+                nearest(&entry.key, self.known.iter().copied()).map(did_you_mean)
+            };
+            self.at
+                .report
+                .tell(entry.mark, &path, "unknown field".to_owned(), hint);
         }
     }
-}
-
-pub(super) fn child_path(parent: &str, key: &str) -> String {
-    let plain = !key.is_empty() && key.len() <= QUOTE_LEN_MAX && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-    match (plain, parent.is_empty()) {
-        (false, _) => format!("{parent}[{}]", quoted(key).replace('`', "\"")),
-        (true, true) => key.to_owned(),
-        (true, false) => format!("{parent}.{key}"),
-    }
-}
-
-pub(super) fn index_path(parent: &str, index: usize) -> String {
-    format!("{parent}[{index}]")
-}
-
-/// Foreign text within a message: shortened, control characters escaped.
-pub(super) fn quoted(text: &str) -> String {
-    let short: String = text.chars().take(QUOTE_LEN_MAX).flat_map(char::escape_debug).collect();
-    let plain = short.replace("\\'", "'").replace("\\\"", "\"").replace("\\\\", "\\");
-    format!("`{plain}{}`", if text.chars().nth(QUOTE_LEN_MAX).is_some() { "…" } else { "" })
 }
 
 fn did_you_mean(name: &str) -> String {
@@ -279,17 +292,27 @@ fn did_you_mean(name: &str) -> String {
 
 /// The candidate nearest to `text`, if it is near: a third of its characters may differ, case not counted. Else one that
 /// holds it whole (`Prefix`, `PathPrefix`).
-pub(super) fn nearest<'n>(text: &str, candidates: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+pub(super) fn nearest<'n>(
+    text: &str,
+    candidates: impl Iterator<Item = &'n str>,
+) -> Option<&'n str> {
     if text.len() > QUOTE_LEN_MAX {
         return None;
     }
     let text = text.to_ascii_lowercase();
-    let lower: Vec<(String, &str)> = candidates.map(|name| (name.to_ascii_lowercase(), name)).collect();
-    let (distance, name) = lower.iter().map(|(lower, name)| (distance(&text, lower), *name)).min_by_key(|(distance, _)| *distance)?;
+    let lower: Vec<(String, &str)> = candidates
+        .map(|name| (name.to_ascii_lowercase(), name))
+        .collect();
+    let (distance, name) = lower
+        .iter()
+        .map(|(lower, name)| (distance(&text, lower), *name))
+        .min_by_key(|(distance, _)| *distance)?;
     if distance <= (name.len().max(text.len()) / 3).max(1) && distance < name.len() {
         return Some(name);
     }
-    let longer = lower.iter().find(|(lower, _)| text.len() >= 4 && lower.contains(&text));
+    let longer = lower
+        .iter()
+        .find(|(lower, _)| text.len() >= 4 && lower.contains(&text));
     longer.map(|(_, name)| *name)
 }
 
@@ -303,7 +326,9 @@ fn distance(a: &str, b: &str) -> usize {
         let mut row = vec![i + 1];
         for (j, cb) in b.iter().enumerate() {
             let at = |row: &[usize], j: usize| row.get(j).copied().unwrap_or(usize::MAX - 1);
-            let mut best = (at(&above, j + 1) + 1).min(at(&row, j) + 1).min(at(&above, j) + usize::from(ca != *cb));
+            let mut best = (at(&above, j + 1) + 1)
+                .min(at(&row, j) + 1)
+                .min(at(&above, j) + usize::from(ca != *cb));
             if j > 0 && last_a == Some(*cb) && b.get(j - 1) == Some(&ca) {
                 best = best.min(at(&before, j - 1) + 1);
             }

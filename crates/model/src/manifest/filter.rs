@@ -2,8 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::cursor::{At, Fields, quoted};
-use super::route::without_trailing_slash;
+use super::cursor::{At, Fields};
+use super::report::quoted;
+use super::value::without_trailing_slash;
 use crate::document::Kind;
 use crate::resource::{HeaderEdit, PathRewrite, Redirect, Rewrite};
 
@@ -52,15 +53,35 @@ const LATER: [&str; 4] = ["RequestMirror", "CORS", "ExtensionRef", "ExternalAuth
 
 /// The field `filters` of a rule.
 pub(super) fn filters(fields: &mut Fields<'_>, kind: Kind) -> Filters {
-    let http = [REQUEST_HEADERS, RESPONSE_HEADERS, ("RequestRedirect", Type::Redirect), ("URLRewrite", Type::Rewrite)];
-    let choices = if kind == Kind::HttpRoute { &http[..] } else { &[REQUEST_HEADERS, RESPONSE_HEADERS] };
+    let http = [
+        REQUEST_HEADERS,
+        RESPONSE_HEADERS,
+        ("RequestRedirect", Type::Redirect),
+        ("URLRewrite", Type::Rewrite),
+    ];
+    let choices = if kind == Kind::HttpRoute {
+        &http[..]
+    } else {
+        &[REQUEST_HEADERS, RESPONSE_HEADERS]
+    };
     read(fields, choices, &LATER)
 }
 
 /// The field `filters` of a backend, which may only edit headers.
 pub(super) fn edits(fields: &mut Fields<'_>, kind: Kind) -> Edits {
-    let later = ["RequestRedirect", "URLRewrite", "RequestMirror", "CORS", "ExtensionRef", "ExternalAuth"];
-    let later = if kind == Kind::HttpRoute { &later[..] } else { &LATER };
+    let later = [
+        "RequestRedirect",
+        "URLRewrite",
+        "RequestMirror",
+        "CORS",
+        "ExtensionRef",
+        "ExternalAuth",
+    ];
+    let later = if kind == Kind::HttpRoute {
+        &later[..]
+    } else {
+        &LATER
+    };
     read(fields, &[REQUEST_HEADERS, RESPONSE_HEADERS], later).edits
 }
 
@@ -68,15 +89,25 @@ fn read(fields: &mut Fields<'_>, choices: &[(&str, Type)], later: &[&str]) -> Fi
     let mut filters = Filters::default();
     let mut seen = HashSet::new();
     for at in fields.list("filters", FILTERS_MAX) {
-        let Some(kind) = filter(&at, choices, later, &mut filters) else { continue };
+        let Some(kind) = filter(&at, choices, later, &mut filters) else {
+            continue;
+        };
         if !seen.insert(kind) {
-            at.refuse_with::<()>("a filter of this type stands in this list already", "join them");
+            at.refuse_with::<()>(
+                "a filter of this type stands in this list already",
+                "join them",
+            );
         }
     }
     filters
 }
 
-fn filter(at: &At<'_>, choices: &[(&str, Type)], later: &[&str], into: &mut Filters) -> Option<Type> {
+fn filter(
+    at: &At<'_>,
+    choices: &[(&str, Type)],
+    later: &[&str],
+    into: &mut Filters,
+) -> Option<Type> {
     let mut fields = at.fields()?;
     let kind = fields.need("type").and_then(|at| at.choose(choices, later));
     let Some(kind) = kind else {
@@ -84,9 +115,23 @@ fn filter(at: &At<'_>, choices: &[(&str, Type)], later: &[&str], into: &mut Filt
         return None;
     };
     match kind {
-        Type::RequestHeaders => into.edits.request = fields.need("requestHeaderModifier").and_then(|at| header_edit(&at))?,
-        Type::ResponseHeaders => into.edits.response = fields.need("responseHeaderModifier").and_then(|at| header_edit(&at))?,
-        Type::Redirect => into.redirect = Some(fields.need("requestRedirect").and_then(|at| redirect(&at))?),
+        Type::RequestHeaders => {
+            into.edits.request = fields
+                .need("requestHeaderModifier")
+                .and_then(|at| header_edit(&at))?
+        }
+        Type::ResponseHeaders => {
+            into.edits.response = fields
+                .need("responseHeaderModifier")
+                .and_then(|at| header_edit(&at))?
+        }
+        Type::Redirect => {
+            into.redirect = Some(
+                fields
+                    .need("requestRedirect")
+                    .and_then(|at| redirect(&at))?,
+            )
+        }
         Type::Rewrite => into.rewrite = fields.need("urlRewrite").and_then(|at| rewrite(&at))?,
     }
     Some(kind)
@@ -96,17 +141,25 @@ fn header_edit(at: &At<'_>) -> Option<HeaderEdit> {
     let mut fields = at.fields()?;
     let set = pairs(&fields.list("set", EDITS_MAX));
     let add = pairs(&fields.list("add", EDITS_MAX));
-    let remove = fields.list("remove", EDITS_MAX).iter().filter_map(header_to_edit).collect();
+    let remove = fields
+        .list("remove", EDITS_MAX)
+        .iter()
+        .filter_map(header_to_edit)
+        .collect();
     Some(HeaderEdit { set, add, remove })
 }
 
 fn pairs(items: &[At<'_>]) -> Vec<(String, String)> {
     let mut pairs: Vec<(String, String)> = Vec::new();
     for at in items {
-        let Some(mut fields) = at.fields() else { continue };
+        let Some(mut fields) = at.fields() else {
+            continue;
+        };
         let name = fields.need("name").and_then(|at| header_to_edit(&at));
         let value = fields.need("value").and_then(|at| at.header_value());
-        let Some((name, value)) = name.zip(value) else { continue };
+        let Some((name, value)) = name.zip(value) else {
+            continue;
+        };
         if pairs.iter().any(|(known, _)| *known == name) {
             at.refuse::<()>(format!("{} stands twice in this list", quoted(&name)));
         }
@@ -118,10 +171,20 @@ fn pairs(items: &[At<'_>]) -> Vec<(String, String)> {
 fn header_to_edit(at: &At<'_>) -> Option<String> {
     let name = at.header_name()?;
     if name == "host" {
-        return at.refuse_with("the header `host` can't be edited", "use the filter URLRewrite with `hostname`");
+        return at.refuse_with(
+            "the header `host` can't be edited",
+            "use the filter URLRewrite with `hostname`",
+        );
     }
     let reserved = RESERVED.contains(&name.as_str()) || name.starts_with(RESERVED_PREFIX);
-    if reserved { at.refuse(format!("the header {} belongs to the proxy and can't be edited", quoted(&name))) } else { Some(name) }
+    if reserved {
+        at.refuse(format!(
+            "the header {} belongs to the proxy and can't be edited",
+            quoted(&name)
+        ))
+    } else {
+        Some(name)
+    }
 }
 
 fn rewrite(at: &At<'_>) -> Option<Rewrite> {
@@ -133,29 +196,53 @@ fn rewrite(at: &At<'_>) -> Option<Rewrite> {
 
 fn redirect(at: &At<'_>) -> Option<Redirect> {
     let mut fields = at.fields()?;
-    let scheme = fields.get("scheme").and_then(|at| at.choose(&[("http", "http"), ("https", "https")], &[])).map(str::to_owned);
+    let scheme = fields
+        .get("scheme")
+        .and_then(|at| at.choose(&[("http", "http"), ("https", "https")], &[]))
+        .map(str::to_owned);
     let hostname = fields.get("hostname").and_then(|at| at.dns_name());
     let port = fields.get("port").and_then(|at| at.port());
     let path = fields.get("path").and_then(|at| path_rewrite(&at));
     let status = fields.get("statusCode").map_or(Some(302), |at| {
         let status = u16::try_from(at.number(300..=399)?).ok()?;
-        at.check(matches!(status, 301 | 302 | 303 | 307 | 308), "a redirect has status 301, 302, 303, 307 or 308")?;
+        at.check(
+            matches!(status, 301 | 302 | 303 | 307 | 308),
+            "a redirect has status 301, 302, 303, 307 or 308",
+        )?;
         Some(status)
     });
-    Some(Redirect { scheme, hostname, port, path, status: status? })
+    Some(Redirect {
+        scheme,
+        hostname,
+        port,
+        path,
+        status: status?,
+    })
 }
 
 fn path_rewrite(at: &At<'_>) -> Option<PathRewrite> {
     let mut fields = at.fields()?;
-    let full = fields.need("type").and_then(|at| at.choose(&[("ReplaceFullPath", true), ("ReplacePrefixMatch", false)], &[]));
+    let full = fields.need("type").and_then(|at| {
+        at.choose(
+            &[("ReplaceFullPath", true), ("ReplacePrefixMatch", false)],
+            &[],
+        )
+    });
     let Some(full) = full else {
         fields.skip(); // the type decides which field stands beside it
         return None;
     };
     if full {
-        return fields.need("replaceFullPath")?.path().map(PathRewrite::Full);
+        return fields
+            .need("replaceFullPath")?
+            .path()
+            .map(PathRewrite::Full);
     }
     let prefix = fields.need("replacePrefixMatch")?;
-    let path = if prefix.text()?.is_empty() { "/".to_owned() } else { prefix.path()? };
+    let path = if prefix.text()?.is_empty() {
+        "/".to_owned()
+    } else {
+        prefix.path()?
+    };
     Some(PathRewrite::Prefix(without_trailing_slash(path)))
 }

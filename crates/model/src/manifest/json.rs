@@ -3,13 +3,23 @@
 use super::tree::{Entry, Node, Value};
 
 /// Fields of `metadata` that a Kubernetes server adds; taken and left out.
-pub(super) const SERVER_FIELDS: [&str; 8] =
-    ["managedFields", "uid", "resourceVersion", "creationTimestamp", "generation", "selfLink", "generateName", "ownerReferences"];
+pub(super) const SERVER_FIELDS: [&str; 8] = [
+    "managedFields",
+    "uid",
+    "resourceVersion",
+    "creationTimestamp",
+    "generation",
+    "selfLink",
+    "generateName",
+    "ownerReferences",
+];
 
 /// `root` without `status` and [`SERVER_FIELDS`], its namespace filled in.
 pub(super) fn canonical(root: &Node, namespace: &str) -> String {
     let mut out = String::new();
-    let Value::Map(entries) = &root.value else { return out };
+    let Value::Map(entries) = &root.value else {
+        return out;
+    };
     let kept = entries.iter().filter(|entry| entry.key != "status");
     write_map(&mut out, kept, |out, entry| match &entry.value.value {
         Value::Map(entries) if entry.key == "metadata" => write_metadata(out, entries, namespace),
@@ -20,7 +30,9 @@ pub(super) fn canonical(root: &Node, namespace: &str) -> String {
 
 fn write_metadata(out: &mut String, entries: &[Entry], namespace: &str) {
     let is_given = entries.iter().any(|entry| entry.key == "namespace");
-    let kept = entries.iter().filter(|entry| !SERVER_FIELDS.contains(&entry.key.as_str()));
+    let kept = entries
+        .iter()
+        .filter(|entry| !SERVER_FIELDS.contains(&entry.key.as_str()));
     write_map(out, kept, |out, entry| {
         if entry.key == "namespace" {
             write_text(out, namespace); // it may be null
@@ -34,7 +46,11 @@ fn write_metadata(out: &mut String, entries: &[Entry], namespace: &str) {
     });
 }
 
-fn write_map<'n>(out: &mut String, entries: impl Iterator<Item = &'n Entry>, mut value: impl FnMut(&mut String, &'n Entry)) {
+fn write_map<'n>(
+    out: &mut String,
+    entries: impl Iterator<Item = &'n Entry>,
+    mut value: impl FnMut(&mut String, &'n Entry),
+) {
     out.push('{');
     for (i, entry) in entries.enumerate() {
         if i > 0 {
@@ -64,14 +80,20 @@ fn write(out: &mut String, node: &Node) {
             }
             out.push(']');
         }
-        Value::Map(entries) => write_map(out, entries.iter(), |out, entry| write(out, &entry.value)),
+        Value::Map(entries) => {
+            write_map(out, entries.iter(), |out, entry| write(out, &entry.value))
+        }
     }
 }
 
 fn is_json_number(text: &str) -> bool {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let (mantissa, exponent) = text.split_once(['e', 'E']).map_or((text, None), |(m, e)| (m, Some(e)));
-    let (whole, fraction) = mantissa.split_once('.').map_or((mantissa, None), |(w, f)| (w, Some(f)));
+    let (mantissa, exponent) = text
+        .split_once(['e', 'E'])
+        .map_or((text, None), |(m, e)| (m, Some(e)));
+    let (whole, fraction) = mantissa
+        .split_once('.')
+        .map_or((mantissa, None), |(w, f)| (w, Some(f)));
     let whole = whole.strip_prefix('-').unwrap_or(whole);
     digits(whole)
         && (whole.len() == 1 || !whole.starts_with('0'))
@@ -89,7 +111,12 @@ fn write_text(out: &mut String, text: &str) {
             '\n' => out.push_str("\\n"),
             '\t' => out.push_str("\\t"),
             '\r' => out.push_str("\\r"),
-            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}') => {
+            c if c.is_control()
+                || matches!(
+                    c,
+                    '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}'
+                ) =>
+            {
                 out.push_str(&format!("\\u{:04x}", u32::from(c)));
             }
             c => out.push(c),

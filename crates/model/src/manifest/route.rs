@@ -3,9 +3,10 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::cursor::{At, Fields, quoted};
+use super::cursor::{At, Fields};
 use super::filter::{Edits, Filters, edits, filters};
-use super::value::{MatchType, match_type, service_ref, value_match};
+use super::report::quoted;
+use super::value::{MatchType, match_type, service_ref, value_match, without_trailing_slash};
 use crate::document::{BackendRef, Kind, Meta, ParentRef, Route, RouteRule};
 use crate::matching::order::{GrpcName, grpc_path};
 use crate::resource::{HeaderMatch, PathMatch, PathRewrite, QueryMatch, Retry, RuleMatch};
@@ -36,20 +37,32 @@ pub(super) fn route(spec: &At<'_>, meta: Meta, kind: Kind) -> Option<Route> {
     });
     let items = fields.get("rules").map(|at| at.items(RULES_MAX));
     let rules: Vec<RouteRule> = match &items {
-        Some(items) => items.iter().filter_map(|at| rule(at, &meta, kind)).collect(),
+        Some(items) => items
+            .iter()
+            .filter_map(|at| rule(at, &meta, kind))
+            .collect(),
         None => vec![everything(kind)],
     };
     names_are_unique(items.as_deref().unwrap_or_default());
     if rules.iter().map(|rule| rule.matches.len()).sum::<usize>() > MATCHES_TOTAL_MAX {
-        fields.at.refuse::<()>(format!("more than {MATCHES_TOTAL_MAX} matches in one route"));
+        fields.at.refuse::<()>(format!(
+            "more than {MATCHES_TOTAL_MAX} matches in one route"
+        ));
     }
-    Some(Route { meta, kind, parents, rules })
+    Some(Route {
+        meta,
+        kind,
+        parents,
+        rules,
+    })
 }
 
 fn parents(items: &[At<'_>], meta: &Meta) -> Vec<ParentRef> {
     let mut parents: Vec<ParentRef> = Vec::new();
     for at in items {
-        let Some(parent) = parent(at, meta) else { continue };
+        let Some(parent) = parent(at, meta) else {
+            continue;
+        };
         if parents.contains(&parent) {
             at.refuse::<()>("the parent stands twice in this list");
         }
@@ -62,8 +75,13 @@ fn parent(at: &At<'_>, meta: &Meta) -> Option<ParentRef> {
     let mut fields = at.fields()?;
     fields.later(&["sectionName"]);
     let service = service_ref(&mut fields, meta, "Gateway");
-    let port = fields.get("port").map_or(Some(None), |at| at.port().map(Some));
-    Some(ParentRef { service: service?, port: port? })
+    let port = fields
+        .get("port")
+        .map_or(Some(None), |at| at.port().map(Some));
+    Some(ParentRef {
+        service: service?,
+        port: port?,
+    })
 }
 
 fn names_are_unique(items: &[At<'_>]) {
@@ -92,36 +110,91 @@ fn everything(kind: Kind) -> RouteRule {
 }
 
 fn any_match(kind: Kind) -> RuleMatch {
-    RuleMatch { grpc: kind == Kind::GrpcRoute, ..RuleMatch::default() }
+    RuleMatch {
+        grpc: kind == Kind::GrpcRoute,
+        ..RuleMatch::default()
+    }
 }
 
 fn rule(at: &At<'_>, meta: &Meta, kind: Kind) -> Option<RouteRule> {
     let mut fields = at.fields()?;
-    fields.later(if kind == Kind::HttpRoute { &["sessionPersistence"] } else { &["sessionPersistence", "timeouts", "retry"] });
+    fields.later(if kind == Kind::HttpRoute {
+        &["sessionPersistence"]
+    } else {
+        &["sessionPersistence", "timeouts", "retry"]
+    });
     let name = fields.get("name").map(|at| at.dns_name());
     let matches = fields.list("matches", MATCHES_MAX);
-    let mut matches: Vec<RuleMatch> = matches.iter().filter_map(|at| if kind == Kind::GrpcRoute { grpc_match(at) } else { http_match(at) }).collect();
+    let mut matches: Vec<RuleMatch> = matches
+        .iter()
+        .filter_map(|at| {
+            if kind == Kind::GrpcRoute {
+                grpc_match(at)
+            } else {
+                http_match(at)
+            }
+        })
+        .collect();
     if matches.is_empty() {
         matches.push(any_match(kind));
     }
-    let Filters { edits, rewrite, redirect } = filters(&mut fields, kind);
-    let backends: Vec<BackendRef> = fields.list("backendRefs", BACKENDS_MAX).iter().filter_map(|at| backend(at, meta, kind)).collect();
-    let (request_timeout, attempt_timeout, retry) = if kind == Kind::HttpRoute { http_only(&mut fields) } else { (None, None, None) };
+    let Filters {
+        edits,
+        rewrite,
+        redirect,
+    } = filters(&mut fields, kind);
+    let backends: Vec<BackendRef> = fields
+        .list("backendRefs", BACKENDS_MAX)
+        .iter()
+        .filter_map(|at| backend(at, meta, kind))
+        .collect();
+    let (request_timeout, attempt_timeout, retry) = if kind == Kind::HttpRoute {
+        http_only(&mut fields)
+    } else {
+        (None, None, None)
+    };
 
     if redirect.is_some() && !backends.is_empty() {
-        at.refuse_with::<()>("a rule that redirects has no backendRefs", "drop one of them");
+        at.refuse_with::<()>(
+            "a rule that redirects has no backendRefs",
+            "drop one of them",
+        );
     }
     if redirect.is_some() && rewrite != Default::default() {
-        at.refuse_with::<()>("a rule that redirects rewrites nothing", "drop one of the filters");
+        at.refuse_with::<()>(
+            "a rule that redirects rewrites nothing",
+            "drop one of the filters",
+        );
     }
-    let replaced = redirect.as_ref().map_or(&rewrite.path, |redirect| &redirect.path);
-    let prefixes = matches.iter().all(|m| matches!(m.path, PathMatch::Prefix(_)));
+    let replaced = redirect
+        .as_ref()
+        .map_or(&rewrite.path, |redirect| &redirect.path);
+    let prefixes = matches
+        .iter()
+        .all(|m| matches!(m.path, PathMatch::Prefix(_)));
     if matches!(replaced, Some(PathRewrite::Prefix(_))) && !prefixes {
-        at.refuse_with::<()>("`ReplacePrefixMatch` needs matches of type PathPrefix only", "use `ReplaceFullPath`, or make it a rule of its own");
+        at.refuse_with::<()>(
+            "`ReplacePrefixMatch` needs matches of type PathPrefix only",
+            "use `ReplaceFullPath`, or make it a rule of its own",
+        );
     }
-    let Edits { request: request_headers, response: response_headers } = edits;
+    let Edits {
+        request: request_headers,
+        response: response_headers,
+    } = edits;
     let name = name.flatten();
-    Some(RouteRule { name, matches, request_headers, response_headers, rewrite, redirect, backends, request_timeout, attempt_timeout, retry })
+    Some(RouteRule {
+        name,
+        matches,
+        request_headers,
+        response_headers,
+        rewrite,
+        redirect,
+        backends,
+        request_timeout,
+        attempt_timeout,
+        retry,
+    })
 }
 
 fn http_match(at: &At<'_>) -> Option<RuleMatch> {
@@ -136,12 +209,22 @@ fn http_match(at: &At<'_>) -> Option<RuleMatch> {
         ("PATCH", "PATCH"),
     ];
     let mut fields = at.fields()?;
-    let path = fields.get("path").map_or_else(|| Some(RuleMatch::default().path), |at| path_match(&at));
-    let method = fields.get("method").map(|at| at.choose(&METHODS, &["CONNECT"]));
+    let path = fields
+        .get("path")
+        .map_or_else(|| Some(RuleMatch::default().path), |at| path_match(&at));
+    let method = fields
+        .get("method")
+        .map(|at| at.choose(&METHODS, &["CONNECT"]));
     let headers = header_matches(&mut fields);
     let query = fields.list("queryParams", CONDITIONS_MAX);
     let query = conditions(&query, query_match, |m: &QueryMatch| &m.name);
-    Some(RuleMatch { path: path?, method: method.flatten().map(str::to_owned), headers, query, grpc: false })
+    Some(RuleMatch {
+        path: path?,
+        method: method.flatten().map(str::to_owned),
+        headers,
+        query,
+        grpc: false,
+    })
 }
 
 fn path_match(at: &At<'_>) -> Option<PathMatch> {
@@ -152,8 +235,14 @@ fn path_match(at: &At<'_>) -> Option<PathMatch> {
         Regex,
     }
     let mut fields = at.fields()?;
-    let choices = [("PathPrefix", Type::Prefix), ("Exact", Type::Exact), ("RegularExpression", Type::Regex)];
-    let kind = fields.get("type").map_or(Some(Type::Prefix), |at| at.choose(&choices, &[]));
+    let choices = [
+        ("PathPrefix", Type::Prefix),
+        ("Exact", Type::Exact),
+        ("RegularExpression", Type::Regex),
+    ];
+    let kind = fields
+        .get("type")
+        .map_or(Some(Type::Prefix), |at| at.choose(&choices, &[]));
     let Some(value) = fields.get("value") else {
         return match kind? {
             Type::Exact => Some(PathMatch::Exact("/".to_owned())),
@@ -168,14 +257,6 @@ fn path_match(at: &At<'_>) -> Option<PathMatch> {
     })
 }
 
-/// `/a/` means the same prefix as `/a`.
-pub(super) fn without_trailing_slash(mut path: String) -> String {
-    if path.len() > 1 && path.ends_with('/') {
-        path.pop();
-    }
-    path
-}
-
 fn header_matches(fields: &mut Fields<'_>) -> Vec<HeaderMatch> {
     let items = fields.list("headers", CONDITIONS_MAX);
     conditions(&items, header_match, |m| &m.name)
@@ -185,26 +266,53 @@ fn header_match(at: &At<'_>) -> Option<HeaderMatch> {
     let mut fields = at.fields()?;
     let name = fields.need("name").and_then(|at| {
         let name = at.header_name()?;
-        if name == "host" { at.refuse_with("the host can't be matched as a header", "parentRefs choose the Service") } else { Some(name) }
+        if name == "host" {
+            at.refuse_with(
+                "the host can't be matched as a header",
+                "parentRefs choose the Service",
+            )
+        } else {
+            Some(name)
+        }
     });
     let value = value_match(&mut fields, HEADER_VALUE_LEN_MAX, |at| at.header_value());
-    Some(HeaderMatch { name: name?, value: value? })
+    Some(HeaderMatch {
+        name: name?,
+        value: value?,
+    })
 }
 
 fn query_match(at: &At<'_>) -> Option<QueryMatch> {
     let mut fields = at.fields()?;
-    let name = fields.need("name").and_then(|at| at.bounded(256).map(str::to_owned));
-    let value = value_match(&mut fields, TEXT_LEN_MAX, |at| at.bounded(TEXT_LEN_MAX).map(str::to_owned));
-    Some(QueryMatch { name: name?, value: value? })
+    let name = fields
+        .need("name")
+        .and_then(|at| at.bounded(256).map(str::to_owned));
+    let value = value_match(&mut fields, TEXT_LEN_MAX, |at| {
+        at.bounded(TEXT_LEN_MAX).map(str::to_owned)
+    });
+    Some(QueryMatch {
+        name: name?,
+        value: value?,
+    })
 }
 
 /// Reads each item and refuses a second one of the same name.
-fn conditions<'a, T>(items: &[At<'a>], read: fn(&At<'a>) -> Option<T>, name: fn(&T) -> &String) -> Vec<T> {
+fn conditions<'a, T>(
+    items: &[At<'a>],
+    read: fn(&At<'a>) -> Option<T>,
+    name: fn(&T) -> &String,
+) -> Vec<T> {
     let mut conditions: Vec<T> = Vec::new();
     for at in items {
         let Some(condition) = read(at) else { continue };
-        if conditions.iter().any(|known| name(known) == name(&condition)) {
-            at.refuse::<()>(format!("{} stands twice in this list", quoted(name(&condition))));
+        if conditions
+            .iter()
+            .any(|known| name(known) == name(&condition))
+        {
+            at.refuse::<()>(format!(
+                "{} stands twice in this list",
+                quoted(name(&condition))
+            ));
         }
         conditions.push(condition);
     }
@@ -213,36 +321,54 @@ fn conditions<'a, T>(items: &[At<'a>], read: fn(&At<'a>) -> Option<T>, name: fn(
 
 fn grpc_match(at: &At<'_>) -> Option<RuleMatch> {
     let mut fields = at.fields()?;
-    let path = fields.get("method").map_or_else(|| Some(RuleMatch::default().path), |at| grpc_method(&at));
+    let path = fields
+        .get("method")
+        .map_or_else(|| Some(RuleMatch::default().path), |at| grpc_method(&at));
     let headers = header_matches(&mut fields);
-    Some(RuleMatch { path: path?, method: None, headers, query: Vec::new(), grpc: true })
+    Some(RuleMatch {
+        path: path?,
+        method: None,
+        headers,
+        query: Vec::new(),
+        grpc: true,
+    })
 }
 
 fn grpc_method(at: &At<'_>) -> Option<PathMatch> {
     let mut fields = at.fields()?;
     let kind = match_type(&mut fields);
-    let mut texts = ["service", "method"].map(|key| fields.get(key).filter(|at| at.text() != Some("")));
-    if texts.iter().all(Option::is_none) {
+    let mut name = |key| fields.get(key).filter(|at| at.text() != Some(""));
+    let (service, method) = (name("service"), name("method"));
+    if service.is_none() && method.is_none() {
         return at.refuse("a method match names a service, a method or both");
     }
     let kind = kind?;
-    let [service, method] = texts.each_mut().map(|text| text.take().map_or(Some(GrpcName::Any), |at| grpc_name(&at, kind)));
+    let service = service.map_or(Some(GrpcName::Any), |at| {
+        grpc_name(&at, kind, |text| text.split('.').all(is_identifier))
+    });
+    let method = method.map_or(Some(GrpcName::Any), |at| {
+        grpc_name(&at, kind, is_identifier)
+    });
     Some(grpc_path(service?, method?))
 }
 
-fn grpc_name<'a>(at: &At<'a>, kind: MatchType) -> Option<GrpcName<'a>> {
+fn grpc_name<'a>(
+    at: &At<'a>,
+    kind: MatchType,
+    is_name: impl FnOnce(&str) -> bool,
+) -> Option<GrpcName<'a>> {
     let text = at.bounded(TEXT_LEN_MAX)?;
     if kind == MatchType::Regex {
         at.pattern(TEXT_LEN_MAX)?;
         return Some(GrpcName::Regex(text));
     }
-    let identifier = |part: &str| {
-        let plain = part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-        plain && part.starts_with(|c: char| !c.is_ascii_digit())
-    };
-    let parts = if at.path.ends_with(".service") { text.split('.').all(identifier) } else { identifier(text) };
-    at.check(parts, "is no name of a gRPC service or method")?;
+    at.check(is_name(text), "is no name of a gRPC service or method")?;
     Some(GrpcName::Exact(text))
+}
+
+fn is_identifier(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        && text.starts_with(|c: char| !c.is_ascii_digit())
 }
 
 fn backend(at: &At<'_>, meta: &Meta, kind: Kind) -> Option<BackendRef> {
@@ -251,12 +377,21 @@ fn backend(at: &At<'_>, meta: &Meta, kind: Kind) -> Option<BackendRef> {
     let port = fields.need("port").and_then(|at| at.port());
     let weight = fields.number("weight", 0..=WEIGHT_MAX, 1);
     let Edits { request, response } = edits(&mut fields, kind);
-    Some(BackendRef { service: service?, port: port?, weight, request_headers: request, response_headers: response })
+    Some(BackendRef {
+        service: service?,
+        port: port?,
+        weight,
+        request_headers: request,
+        response_headers: response,
+    })
 }
 
 /// `timeouts` and `retry`, which a GRPCRoute doesn't have.
 fn http_only(fields: &mut Fields<'_>) -> (Option<Duration>, Option<Duration>, Option<Retry>) {
-    let (request, attempt) = fields.get("timeouts").and_then(|at| timeouts(&at)).unwrap_or_default();
+    let (request, attempt) = fields
+        .get("timeouts")
+        .and_then(|at| timeouts(&at))
+        .unwrap_or_default();
     let retry = fields.get("retry").and_then(|at| retry(&at));
     (request, attempt, retry)
 }
@@ -264,9 +399,17 @@ fn http_only(fields: &mut Fields<'_>) -> (Option<Duration>, Option<Duration>, Op
 /// (of the whole exchange, of one attempt); zero means none.
 fn timeouts(at: &At<'_>) -> Option<(Option<Duration>, Option<Duration>)> {
     let mut fields = at.fields()?;
-    let mut timeout = |key| fields.get(key).and_then(|at| at.gateway_duration()).filter(|timeout| !timeout.is_zero());
+    let mut timeout = |key| {
+        fields
+            .get(key)
+            .and_then(|at| at.gateway_duration())
+            .filter(|timeout| !timeout.is_zero())
+    };
     let (request, attempt) = (timeout("request"), timeout("backendRequest"));
-    if request.zip(attempt).is_some_and(|(request, attempt)| attempt > request) {
+    if request
+        .zip(attempt)
+        .is_some_and(|(request, attempt)| attempt > request)
+    {
         at.refuse::<()>("`backendRequest` is longer than `request`");
     }
     Some((request, attempt))
@@ -275,7 +418,11 @@ fn timeouts(at: &At<'_>) -> Option<(Option<Duration>, Option<Duration>)> {
 fn retry(at: &At<'_>) -> Option<Retry> {
     let mut fields = at.fields()?;
     let default = Retry::default();
-    let mut codes: Vec<u16> = fields.list("codes", CODES_MAX).iter().filter_map(|at| u16::try_from(at.number(400..=599)?).ok()).collect();
+    let mut codes: Vec<u16> = fields
+        .list("codes", CODES_MAX)
+        .iter()
+        .filter_map(|at| u16::try_from(at.number(400..=599)?).ok())
+        .collect();
     codes.sort_unstable();
     codes.dedup();
     let attempts = fields.number("attempts", 0..=ATTEMPTS_MAX, default.attempts);
@@ -284,5 +431,9 @@ fn retry(at: &At<'_>) -> Option<Retry> {
         at.check(backoff <= BACKOFF_MAX, "a backoff is at most 60s")?;
         Some(backoff)
     });
-    Some(Retry { attempts, codes, backoff: backoff.unwrap_or(default.backoff) })
+    Some(Retry {
+        attempts,
+        codes,
+        backoff: backoff.unwrap_or(default.backoff),
+    })
 }

@@ -3,10 +3,13 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use super::cursor::{At, Fields, quoted};
+use super::cursor::{At, Fields};
+use super::report::quoted;
 use super::tree::Value;
 use super::value::{is_label_value, labels};
-use crate::document::{EndpointSlice, Meta, Service, ServicePort, SliceEndpoint, SlicePort, TargetPort};
+use crate::document::{
+    EndpointSlice, Meta, Service, ServicePort, SliceEndpoint, SlicePort, TargetPort,
+};
 use crate::instance::{Labels, Protocol};
 use crate::name::{ServiceName, check_label};
 
@@ -20,7 +23,12 @@ const ADDRESSES_MAX: usize = 100;
 pub(super) fn service(spec: &At<'_>, meta: Meta) -> Option<Service> {
     let mut fields = spec.fields()?;
     fields.ignore(&["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"]);
-    only(&mut fields, "type", "ClusterIP", &["NodePort", "LoadBalancer", "ExternalName"]);
+    only(
+        &mut fields,
+        "type",
+        "ClusterIP",
+        &["NodePort", "LoadBalancer", "ExternalName"],
+    );
     only(&mut fields, "sessionAffinity", "None", &["ClientIP"]);
     only(&mut fields, "internalTrafficPolicy", "Cluster", &["Local"]);
     fields.later(&[
@@ -36,28 +44,56 @@ pub(super) fn service(spec: &At<'_>, meta: Meta) -> Option<Service> {
         "publishNotReadyAddresses",
         "trafficDistribution",
     ]);
-    let selector = fields.get("selector").map_or_else(Labels::new, |at| labels(&at));
+    let selector = fields
+        .get("selector")
+        .map_or_else(Labels::new, |at| labels(&at));
     let items = fields.need("ports").map_or_else(Vec::new, |at| {
         let items = at.items(PORTS_MAX);
         at.check(!items.is_empty(), "a Service has at least one port");
         items
     });
-    let ports: Vec<ServicePort> = items.iter().filter_map(|at| service_port(at, items.len() > 1)).collect();
-    unique(&items, ports.iter().map(|port| port.port), ports.len(), "port");
-    unique(&items, ports.iter().map(|port| &port.name), ports.len(), "name");
-    Some(Service { meta, selector, ports })
+    let ports: Vec<ServicePort> = items
+        .iter()
+        .filter_map(|at| service_port(at, items.len() > 1))
+        .collect();
+    unique(
+        &items,
+        ports.iter().map(|port| port.port),
+        ports.len(),
+        "port",
+    );
+    unique(
+        &items,
+        ports.iter().map(|port| &port.name),
+        ports.len(),
+        "name",
+    );
+    Some(Service {
+        meta,
+        selector,
+        ports,
+    })
 }
 
 fn service_port(at: &At<'_>, must_be_named: bool) -> Option<ServicePort> {
     let mut fields = at.fields()?;
     fields.later(&["nodePort"]);
-    let name = if must_be_named { fields.need("name") } else { fields.get("name") };
+    let name = if must_be_named {
+        fields.need("name")
+    } else {
+        fields.get("name")
+    };
     let name = name.map_or(Some(String::new()), |at| at.dns_label());
     let protocol = protocol(&mut fields);
     let port = fields.need("port").and_then(|at| at.port());
     let target = fields.get("targetPort");
     let target = target.map_or_else(|| port.map(TargetPort::Number), |at| target_port(&at));
-    Some(ServicePort { name: name?, port: port?, target: target?, protocol: protocol? })
+    Some(ServicePort {
+        name: name?,
+        port: port?,
+        target: target?,
+        protocol: protocol?,
+    })
 }
 
 fn target_port(at: &At<'_>) -> Option<TargetPort> {
@@ -65,17 +101,37 @@ fn target_port(at: &At<'_>) -> Option<TargetPort> {
         return at.port().map(TargetPort::Number);
     }
     let name = at.text()?;
-    let named = name.len() <= 15 && check_label(name).is_ok() && name.contains(|c: char| c.is_ascii_lowercase()) && !name.contains("--");
-    at.check(named, "is neither a port nor a port's name (at most 15 of a-z, 0-9 and -)")?;
+    let named = name.len() <= 15
+        && check_label(name).is_ok()
+        && name.contains(|c: char| c.is_ascii_lowercase())
+        && !name.contains("--");
+    at.check(
+        named,
+        "is neither a port nor a port's name (at most 15 of a-z, 0-9 and -)",
+    )?;
     Some(TargetPort::Name(name.to_owned()))
 }
 
 /// `protocol` and `appProtocol`. Left out means Auto: what a port's name suggests is not decided here.
 fn protocol(fields: &mut Fields<'_>) -> Option<Protocol> {
     only(fields, "protocol", "TCP", &["UDP", "SCTP"]);
-    let choices = [Protocol::Http1, Protocol::H2c, Protocol::Grpc, Protocol::Tcp].map(|p| (p.as_str(), p));
-    let later = ["udp", "https", "tls", "kubernetes.io/ws", "kubernetes.io/wss"];
-    fields.get("appProtocol").map_or(Some(Protocol::Auto), |at| at.choose(&choices, &later))
+    let choices = [
+        Protocol::Http1,
+        Protocol::H2c,
+        Protocol::Grpc,
+        Protocol::Tcp,
+    ]
+    .map(|p| (p.as_str(), p));
+    let later = [
+        "udp",
+        "https",
+        "tls",
+        "kubernetes.io/ws",
+        "kubernetes.io/wss",
+    ];
+    fields
+        .get("appProtocol")
+        .map_or(Some(Protocol::Auto), |at| at.choose(&choices, &later))
 }
 
 /// A field that may only hold the value that is its default.
@@ -87,7 +143,12 @@ fn only(fields: &mut Fields<'_>, key: &'static str, value: &str, later: &[&str])
 
 /// Tells which item repeats an earlier one. `count` differs from the number of items when some had problems of their
 /// own; then their places are not known, and the repetition is told next time.
-fn unique<T: std::hash::Hash + Eq>(items: &[At<'_>], keys: impl Iterator<Item = T>, count: usize, what: &str) {
+fn unique<T: std::hash::Hash + Eq>(
+    items: &[At<'_>],
+    keys: impl Iterator<Item = T>,
+    count: usize,
+    what: &str,
+) {
     let mut seen = HashSet::new();
     for (key, at) in keys.zip(items) {
         if !seen.insert(key) && count == items.len() {
@@ -98,26 +159,62 @@ fn unique<T: std::hash::Hash + Eq>(items: &[At<'_>], keys: impl Iterator<Item = 
 
 /// Reads the fields beside `metadata`, for here is no `spec`.
 pub(super) fn endpoint_slice(fields: &mut Fields<'_>, meta: Option<Meta>) -> Option<EndpointSlice> {
-    let family = fields.need("addressType").and_then(|at| at.choose(&[("IPv4", false), ("IPv6", true)], &["FQDN"]));
+    let family = fields
+        .need("addressType")
+        .and_then(|at| at.choose(&[("IPv4", false), ("IPv6", true)], &["FQDN"]));
     let port_items = fields.list("ports", PORTS_MAX);
     let ports: Vec<SlicePort> = port_items.iter().filter_map(slice_port).collect();
-    unique(&port_items, ports.iter().map(|port| &port.name), ports.len(), "name");
-    let endpoints = fields.list("endpoints", ENDPOINTS_MAX).iter().filter_map(|at| slice_endpoint(at, family)).collect();
+    unique(
+        &port_items,
+        ports.iter().map(|port| &port.name),
+        ports.len(),
+        "name",
+    );
+    let endpoints = fields
+        .list("endpoints", ENDPOINTS_MAX)
+        .iter()
+        .filter_map(|at| slice_endpoint(at, family))
+        .collect();
     let meta = meta?;
-    let service = match meta.labels.get(SERVICE_NAME_LABEL).map(|name| ServiceName::parse(&meta.namespace, name)) {
+    let service = match meta
+        .labels
+        .get(SERVICE_NAME_LABEL)
+        .map(|name| ServiceName::parse(&meta.namespace, name))
+    {
         Some(Ok(service)) => service,
-        Some(Err(error)) => return fields.at.refuse(format!("label {SERVICE_NAME_LABEL}: {error}")),
-        None => return fields.at.refuse_with("the slice belongs to no Service", format!("give it the label {SERVICE_NAME_LABEL}")),
+        Some(Err(error)) => {
+            return fields
+                .at
+                .refuse(format!("label {SERVICE_NAME_LABEL}: {error}"));
+        }
+        None => {
+            return fields.at.refuse_with(
+                "the slice belongs to no Service",
+                format!("give it the label {SERVICE_NAME_LABEL}"),
+            );
+        }
     };
-    Some(EndpointSlice { meta, service, ports, endpoints })
+    Some(EndpointSlice {
+        meta,
+        service,
+        ports,
+        endpoints,
+    })
 }
 
 fn slice_port(at: &At<'_>) -> Option<SlicePort> {
     let mut fields = at.fields()?;
-    let name = fields.get("name").filter(|at| at.text() != Some("")).map_or(Some(String::new()), |at| at.dns_label());
+    let name = fields
+        .get("name")
+        .filter(|at| at.text() != Some(""))
+        .map_or(Some(String::new()), |at| at.dns_label());
     let protocol = protocol(&mut fields);
     let port = fields.need("port").and_then(|at| at.port());
-    Some(SlicePort { name: name?, port: port?, protocol: protocol? })
+    Some(SlicePort {
+        name: name?,
+        port: port?,
+        protocol: protocol?,
+    })
 }
 
 /// `ipv6` is none when the slice's family is itself wrong.
@@ -126,13 +223,25 @@ fn slice_endpoint(at: &At<'_>, ipv6: Option<bool>) -> Option<SliceEndpoint> {
     fields.ignore(&["nodeName", "targetRef"]); // say where a pod runs, not how to reach it
     fields.later(&["hostname", "hints", "deprecatedTopology"]);
     let addresses = fields.need("addresses");
-    let zone = fields.get("zone").map_or(Some(""), |at| at.text().filter(|zone| at.check(is_label_value(zone), "is no zone's name").is_some()));
-    let (ready, terminating) = fields.get("conditions").map_or(Some((true, false)), |at| conditions(&at))?;
+    let zone = fields.get("zone").map_or(Some(""), |at| {
+        at.text().filter(|zone| {
+            at.check(is_label_value(zone), "is no zone's name")
+                .is_some()
+        })
+    });
+    let (ready, terminating) = fields
+        .get("conditions")
+        .map_or(Some((true, false)), |at| conditions(&at))?;
     let addresses = addresses.as_ref()?;
     let items = addresses.items(ADDRESSES_MAX);
     addresses.check(!items.is_empty(), "an endpoint has at least one address");
     let addresses = items.iter().filter_map(|at| address(at, ipv6)).collect();
-    Some(SliceEndpoint { addresses, ready, terminating, zone: zone?.to_owned() })
+    Some(SliceEndpoint {
+        addresses,
+        ready,
+        terminating,
+        zone: zone?.to_owned(),
+    })
 }
 
 /// (ready, serving and terminating)
@@ -141,16 +250,25 @@ fn conditions(at: &At<'_>) -> Option<(bool, bool)> {
     let mut flag = |key| fields.get(key).and_then(|at| at.boolean());
     let (ready, serving, terminating) = (flag("ready"), flag("serving"), flag("terminating"));
     let ready = ready.unwrap_or(true);
-    Some((ready, serving.unwrap_or(ready) && terminating.unwrap_or(false)))
+    Some((
+        ready,
+        serving.unwrap_or(ready) && terminating.unwrap_or(false),
+    ))
 }
 
 fn address(at: &At<'_>, ipv6: Option<bool>) -> Option<IpAddr> {
     let text = at.text()?;
-    let address: Option<IpAddr> = text.parse().ok().filter(|ip: &IpAddr| ipv6.is_none_or(|ipv6| ip.is_ipv6() == ipv6));
+    let address: Option<IpAddr> = text
+        .parse()
+        .ok()
+        .filter(|ip: &IpAddr| ipv6.is_none_or(|ipv6| ip.is_ipv6() == ipv6));
     let Some(address) = address else {
         let family = ipv6.map_or("IP", |ipv6| if ipv6 { "IPv6" } else { "IPv4" });
         return at.refuse(format!("{} is no {family} address", quoted(text)));
     };
-    at.check(!address.is_unspecified() && !address.is_multicast(), "the address is no endpoint's")?;
+    at.check(
+        !address.is_unspecified() && !address.is_multicast(),
+        "the address is no endpoint's",
+    )?;
     Some(address)
 }

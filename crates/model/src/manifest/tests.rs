@@ -7,8 +7,9 @@ use crate::document::{BackendRef, ParentRef, Route, TargetPort};
 use crate::instance::Protocol;
 use crate::name::ServiceName;
 use crate::resource::{
-    CircuitBreaker, ConnectionPool, HeaderEdit, HeaderMatch, LoadBalancer, OutlierDetection, PathMatch, PathRewrite, QueryMatch, Redirect, Retry,
-    RetryBudget, Rewrite, RuleMatch, ValueMatch,
+    CircuitBreaker, ConnectionPool, HeaderEdit, HeaderMatch, LoadBalancer, OutlierDetection,
+    PathMatch, PathRewrite, QueryMatch, Redirect, Retry, RetryBudget, Rewrite, RuleMatch,
+    ValueMatch,
 };
 
 const ROUTES: &str = include_str!("../../tests/golden/routes.yaml");
@@ -22,16 +23,26 @@ fn good(text: &str) -> Vec<Document> {
 
 /// Each problem as text.
 fn problems(text: &str) -> Vec<String> {
-    parse("f", text, "default").problems.iter().map(ToString::to_string).collect()
+    parse("f", text, "default")
+        .problems
+        .iter()
+        .map(ToString::to_string)
+        .collect()
 }
 
 fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
-    list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    list.iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect()
 }
 
 fn routes() -> (Route, Route) {
     match good(ROUTES).as_slice() {
-        [Document::Route(http), Document::Route(grpc), Document::BackendPolicy(_)] => (http.clone(), grpc.clone()),
+        [
+            Document::Route(http),
+            Document::Route(grpc),
+            Document::BackendPolicy(_),
+        ] => (http.clone(), grpc.clone()),
         other => panic!("{other:?}"),
     }
 }
@@ -39,10 +50,21 @@ fn routes() -> (Route, Route) {
 #[test]
 fn http_route_is_read_whole() {
     let (route, _) = routes();
-    assert_eq!((route.kind, route.meta.namespace.as_str()), (Kind::HttpRoute, "default"));
-    let parent = |namespace, port| ParentRef { service: ServiceName::new(namespace, "board"), port };
-    assert_eq!(route.parents, [parent("default", Some(80)), parent("other", None)]);
-    let [top, old, rest] = route.rules.as_slice() else { panic!("{:?}", route.rules) };
+    assert_eq!(
+        (route.kind, route.meta.namespace.as_str()),
+        (Kind::HttpRoute, "default")
+    );
+    let parent = |namespace, port| ParentRef {
+        service: ServiceName::new(namespace, "board"),
+        port,
+    };
+    assert_eq!(
+        route.parents,
+        [parent("default", Some(80)), parent("other", None)]
+    );
+    let [top, old, rest] = route.rules.as_slice() else {
+        panic!("{:?}", route.rules)
+    };
     assert_eq!(
         top.matches,
         [
@@ -50,29 +72,83 @@ fn http_route_is_read_whole() {
                 path: PathMatch::Exact("/top".into()),
                 method: Some("GET".into()),
                 headers: vec![
-                    HeaderMatch { name: "x-vip".into(), value: ValueMatch::Exact("1".into()) },
-                    HeaderMatch { name: "x-zone".into(), value: ValueMatch::Regex("az\\d".into()) },
+                    HeaderMatch {
+                        name: "x-vip".into(),
+                        value: ValueMatch::Exact("1".into())
+                    },
+                    HeaderMatch {
+                        name: "x-zone".into(),
+                        value: ValueMatch::Regex("az\\d".into())
+                    },
                 ],
-                query: vec![QueryMatch { name: "page".into(), value: ValueMatch::Exact("1".into()) }],
+                query: vec![QueryMatch {
+                    name: "page".into(),
+                    value: ValueMatch::Exact("1".into())
+                }],
                 grpc: false,
             },
-            RuleMatch { path: PathMatch::Regex("/top/[0-9]+".into()), ..RuleMatch::default() },
+            RuleMatch {
+                path: PathMatch::Regex("/top/[0-9]+".into()),
+                ..RuleMatch::default()
+            },
         ]
     );
     assert_eq!(
         top.request_headers,
-        HeaderEdit { set: pairs(&[("x-board", "top")]), add: pairs(&[("x-hop", "a")]), remove: vec!["x-old".into()] }
+        HeaderEdit {
+            set: pairs(&[("x-board", "top")]),
+            add: pairs(&[("x-hop", "a")]),
+            remove: vec!["x-old".into()]
+        }
     );
-    assert_eq!(top.response_headers.set, pairs(&[("cache-control", "no-store")]));
-    assert_eq!(top.rewrite, Rewrite { authority: Some("board.internal".into()), path: Some(PathRewrite::Full("/v2/top".into())) });
-    let canary = HeaderEdit { set: pairs(&[("x-canary-id", "b2")]), ..HeaderEdit::default() };
-    let backend = |service, weight, request_headers| BackendRef { service, port: 80, weight, request_headers, response_headers: HeaderEdit::default() };
+    assert_eq!(
+        top.response_headers.set,
+        pairs(&[("cache-control", "no-store")])
+    );
+    assert_eq!(
+        top.rewrite,
+        Rewrite {
+            authority: Some("board.internal".into()),
+            path: Some(PathRewrite::Full("/v2/top".into()))
+        }
+    );
+    let canary = HeaderEdit {
+        set: pairs(&[("x-canary-id", "b2")]),
+        ..HeaderEdit::default()
+    };
+    let backend = |service, weight, request_headers| BackendRef {
+        service,
+        port: 80,
+        weight,
+        request_headers,
+        response_headers: HeaderEdit::default(),
+    };
     assert_eq!(
         top.backends,
-        [backend(ServiceName::new("default", "board-v1"), 90, HeaderEdit::default()), backend(ServiceName::new("canary", "board-v2"), 10, canary)]
+        [
+            backend(
+                ServiceName::new("default", "board-v1"),
+                90,
+                HeaderEdit::default()
+            ),
+            backend(ServiceName::new("canary", "board-v2"), 10, canary)
+        ]
     );
-    assert_eq!((top.request_timeout, top.attempt_timeout), (Some(Duration::from_secs(10)), Some(Duration::from_millis(1500))));
-    assert_eq!(top.retry, Some(Retry { attempts: 3, codes: vec![500, 503], backoff: Duration::from_millis(50) }));
+    assert_eq!(
+        (top.request_timeout, top.attempt_timeout),
+        (
+            Some(Duration::from_secs(10)),
+            Some(Duration::from_millis(1500))
+        )
+    );
+    assert_eq!(
+        top.retry,
+        Some(Retry {
+            attempts: 3,
+            codes: vec![500, 503],
+            backoff: Duration::from_millis(50)
+        })
+    );
     assert_eq!(old.matches[0].path, PathMatch::Prefix("/old".into()));
     let redirect = Redirect {
         scheme: Some("https".into()),
@@ -82,7 +158,10 @@ fn http_route_is_read_whole() {
         status: 308,
     };
     assert_eq!(old.redirect, Some(redirect));
-    assert_eq!((rest.matches.as_slice(), rest.backends.len(), &rest.retry), ([RuleMatch::default()].as_slice(), 0, &None));
+    assert_eq!(
+        (rest.matches.as_slice(), rest.backends.len(), &rest.retry),
+        ([RuleMatch::default()].as_slice(), 0, &None)
+    );
 }
 
 #[test]
@@ -97,44 +176,115 @@ fn grpc_route_matches_by_path() {
         PathMatch::Prefix("/".into()),
     ];
     assert_eq!(paths, expected.iter().collect::<Vec<_>>());
-    assert!(route.rules.iter().flat_map(|rule| &rule.matches).all(|m| m.grpc));
+    assert!(
+        route
+            .rules
+            .iter()
+            .flat_map(|rule| &rule.matches)
+            .all(|m| m.grpc)
+    );
     assert_eq!(route.rules[1].backends[0].weight, 0);
 }
 
 #[test]
 fn policy_fills_a_section_with_defaults_and_leaves_others_unsaid() {
-    let Some(Document::BackendPolicy(policy)) = good(ROUTES).pop() else { panic!() };
+    let Some(Document::BackendPolicy(policy)) = good(ROUTES).pop() else {
+        panic!()
+    };
     assert_eq!(policy.targets, [ServiceName::new("default", "battle")]);
     assert_eq!(policy.load_balancer, Some(LoadBalancer::LeastRequest));
-    assert_eq!(policy.connection_pool, Some(ConnectionPool { connect_timeout: Duration::from_millis(1500), ..ConnectionPool::default() }));
-    assert_eq!(policy.circuit_breaker, Some(CircuitBreaker { max_requests: 100, ..CircuitBreaker::default() }));
-    let outlier =
-        OutlierDetection { consecutive_5xx: 3, base_ejection: Duration::from_secs(90), max_ejection_percent: 50, ..OutlierDetection::default() };
+    assert_eq!(
+        policy.connection_pool,
+        Some(ConnectionPool {
+            connect_timeout: Duration::from_millis(1500),
+            ..ConnectionPool::default()
+        })
+    );
+    assert_eq!(
+        policy.circuit_breaker,
+        Some(CircuitBreaker {
+            max_requests: 100,
+            ..CircuitBreaker::default()
+        })
+    );
+    let outlier = OutlierDetection {
+        consecutive_5xx: 3,
+        base_ejection: Duration::from_secs(90),
+        max_ejection_percent: 50,
+        ..OutlierDetection::default()
+    };
     assert_eq!(policy.outlier_detection, Some(outlier));
-    assert_eq!(policy.retry_budget, Some(RetryBudget { percent: 10, ..RetryBudget::default() }));
+    assert_eq!(
+        policy.retry_budget,
+        Some(RetryBudget {
+            percent: 10,
+            ..RetryBudget::default()
+        })
+    );
     let bare = "{apiVersion: phalanx.dev/v1alpha1, kind: BackendPolicy, metadata: {name: a}, spec: {targetRefs: [{name: a}]}}";
-    let Some(Document::BackendPolicy(bare)) = good(bare).pop() else { panic!() };
-    assert_eq!((bare.load_balancer, bare.connection_pool, bare.retry_budget), (None, None, None));
+    let Some(Document::BackendPolicy(bare)) = good(bare).pop() else {
+        panic!()
+    };
+    assert_eq!(
+        (bare.load_balancer, bare.connection_pool, bare.retry_budget),
+        (None, None, None)
+    );
 }
 
 #[test]
 fn what_kubectl_prints_is_taken() {
     let documents = good(KUBECTL);
-    let [Document::Service(service), Document::EndpointSlice(slice)] = documents.as_slice() else { panic!("{documents:?}") };
+    let [Document::Service(service), Document::EndpointSlice(slice)] = documents.as_slice() else {
+        panic!("{documents:?}")
+    };
     assert_eq!(service.service_name(), ServiceName::new("game", "board"));
-    assert_eq!(service.selector.get("version").map(String::as_str), Some("1"));
+    assert_eq!(
+        service.selector.get("version").map(String::as_str),
+        Some("1")
+    );
     assert_eq!(service.ports[0].target, TargetPort::Name("web".into()));
-    assert_eq!((service.ports[0].protocol, service.ports[1].protocol), (Protocol::Http1, Protocol::Auto));
+    assert_eq!(
+        (service.ports[0].protocol, service.ports[1].protocol),
+        (Protocol::Http1, Protocol::Auto)
+    );
     assert_eq!(service.ports[1].target, TargetPort::Number(8081));
-    assert_eq!((slice.service.to_string().as_str(), slice.ports[0].port), ("game/board", 8080));
-    let endpoints: Vec<_> = slice.endpoints.iter().map(|e| (e.addresses[0].to_string(), e.ready, e.terminating, e.zone.as_str())).collect();
-    assert_eq!(endpoints, [("10.1.0.7".to_owned(), true, false, "az1"), ("10.1.0.8".to_owned(), false, true, "")]);
+    assert_eq!(
+        (slice.service.to_string().as_str(), slice.ports[0].port),
+        ("game/board", 8080)
+    );
+    let endpoints: Vec<_> = slice
+        .endpoints
+        .iter()
+        .map(|e| {
+            (
+                e.addresses[0].to_string(),
+                e.ready,
+                e.terminating,
+                e.zone.as_str(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        endpoints,
+        [
+            ("10.1.0.7".to_owned(), true, false, "az1"),
+            ("10.1.0.8".to_owned(), false, true, "")
+        ]
+    );
 }
 
 #[test]
 fn stored_text_leaves_out_what_the_server_adds_and_names_the_namespace() {
     let parsed = parse("f", KUBECTL, "default").into_result().unwrap();
-    for field in ["status", "uid\":\"5f", "resourceVersion", "creationTimestamp", "managedFields", "generation", "ownerReferences"] {
+    for field in [
+        "status",
+        "uid\":\"5f",
+        "resourceVersion",
+        "creationTimestamp",
+        "managedFields",
+        "generation",
+        "ownerReferences",
+    ] {
         assert!(!parsed.iter().any(|p| p.json.contains(field)), "{field}");
     }
     let text = "apiVersion: v1\nkind: Service\nmetadata: {labels: {a: 'yes'}, name: a, namespace: }\nspec: {ports: [{port: 80}]}";
@@ -149,8 +299,13 @@ fn stored_text_leaves_out_what_the_server_adds_and_names_the_namespace() {
 fn stored_text_reads_back_to_the_same_document() {
     for text in [ROUTES, KUBECTL] {
         for parsed in parse("f", text, "default").into_result().unwrap() {
-            let again = parse("store", &parsed.json, "elsewhere").into_result().unwrap();
-            assert_eq!((again.len(), &again[0].document, &again[0].json), (1, &parsed.document, &parsed.json));
+            let again = parse("store", &parsed.json, "elsewhere")
+                .into_result()
+                .unwrap();
+            assert_eq!(
+                (again.len(), &again[0].document, &again[0].json),
+                (1, &parsed.document, &parsed.json)
+            );
         }
     }
 }
@@ -159,14 +314,26 @@ fn stored_text_reads_back_to_the_same_document() {
 fn timeout_of_zero_means_none() {
     let text = "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: a}, spec: {parentRefs: [{kind: Service, name: a}], \
                 rules: [{timeouts: {request: 0s, backendRequest: 5s}}]}}";
-    let [Document::Route(route)] = &good(text)[..] else { panic!() };
-    assert_eq!((route.rules[0].request_timeout, route.rules[0].attempt_timeout), (None, Some(Duration::from_secs(5))));
+    let [Document::Route(route)] = &good(text)[..] else {
+        panic!()
+    };
+    assert_eq!(
+        (
+            route.rules[0].request_timeout,
+            route.rules[0].attempt_timeout
+        ),
+        (None, Some(Duration::from_secs(5)))
+    );
 }
 
 #[test]
 fn five_planted_mistakes_are_all_told_with_their_places() {
     let text = include_str!("../../tests/golden/five_mistakes.yaml");
-    let places: Vec<_> = parse("f", text, "default").problems.into_iter().map(|p| (p.line, p.column, p.path)).collect();
+    let places: Vec<_> = parse("f", text, "default")
+        .problems
+        .into_iter()
+        .map(|p| (p.line, p.column, p.path))
+        .collect();
     let expected = [
         (9, 13, "spec.ports[0].port"),
         (10, 20, "spec.ports[0].appProtocol"),
@@ -174,20 +341,29 @@ fn five_planted_mistakes_are_all_told_with_their_places() {
         (23, 39, "spec.rules[0].backendRefs[0].wieght"),
         (24, 47, "spec.rules[0].backendRefs[1].weight"),
     ];
-    assert_eq!(places, expected.map(|(line, column, path)| (line, column, path.to_owned())));
+    assert_eq!(
+        places,
+        expected.map(|(line, column, path)| (line, column, path.to_owned()))
+    );
 }
 
 #[test]
 fn problem_reads_file_place_path_message_hint() {
     let text = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports: [{port: 80}]\n  selektor: {}\n";
-    assert_eq!(problems(text), ["f:6:3: spec.selektor: unknown field (did you mean `selector`?)"]);
+    assert_eq!(
+        problems(text),
+        ["f:6:3: spec.selektor: unknown field (did you mean `selector`?)"]
+    );
 }
 
 #[test]
 fn document_without_a_name_still_tells_the_problems_of_its_spec() {
     assert_eq!(
         problems("apiVersion: v1\nkind: Service\nspec: {ports: [{port: x}]}"),
-        ["f:1:1: metadata: the field is missing", "f:3:23: spec.ports[0].port: expected a whole number, found the text `x`"]
+        [
+            "f:1:1: metadata: the field is missing",
+            "f:3:23: spec.ports[0].port: expected a whole number, found the text `x`"
+        ]
     );
 }
 
@@ -196,7 +372,10 @@ fn document_with_a_problem_is_not_handed_out() {
     let text = "apiVersion: v1\nkind: Service\nmetadata: {name: a, name: a}\nspec: {ports: [{port: 80}]}\n";
     let manifest = parse("f", text, "default");
     assert_eq!((manifest.documents.len(), manifest.problems.len()), (0, 1));
-    let list = format!("kind: List\napiVersion: v1\nitems:\n- {}", text.trim_end().replace('\n', "\n  "));
+    let list = format!(
+        "kind: List\napiVersion: v1\nitems:\n- {}",
+        text.trim_end().replace('\n', "\n  ")
+    );
     assert_eq!(parse("f", &list, "default").documents, []);
 }
 
@@ -211,19 +390,53 @@ fn syntax_error_ends_one_document_only() {
 
 #[test]
 fn empty_documents_byte_order_mark_and_crlf_are_harmless() {
-    let service = "apiVersion: v1\r\nkind: Service\r\nmetadata: {name: a}\r\nspec: {ports: [{port: 80}]}\r\n";
-    for text in ["", "\n", "# nothing\n", "---\n---\n# x\n---\n", "null\n", "\u{feff}"] {
+    let service =
+        "apiVersion: v1\r\nkind: Service\r\nmetadata: {name: a}\r\nspec: {ports: [{port: 80}]}\r\n";
+    for text in [
+        "",
+        "\n",
+        "# nothing\n",
+        "---\n---\n# x\n---\n",
+        "null\n",
+        "\u{feff}",
+    ] {
         assert_eq!(parse("f", text, "default"), Manifest::default(), "{text:?}");
     }
-    for text in [format!("\u{feff}{service}"), format!("%YAML 1.2\r\n---\r\n{service}---\r\n"), format!("# x\n{service}...\n")] {
+    for text in [
+        format!("\u{feff}{service}"),
+        format!("%YAML 1.2\r\n---\r\n{service}---\r\n"),
+        format!("# x\n{service}...\n"),
+    ] {
         assert_eq!(good(&text).len(), 1, "{text:?}");
     }
 }
 
 #[test]
+fn null_means_left_out_and_a_bad_default_namespace_is_told() {
+    let text = "{apiVersion: gateway.networking.k8s.io/v1, kind: GRPCRoute, metadata: {name: a, labels: }, \
+                spec: {hostnames: null, parentRefs: [{kind: Service, name: a, port: ~}], rules: }}";
+    let [Document::Route(route)] = &good(text)[..] else {
+        panic!()
+    };
+    assert_eq!(
+        (route.parents[0].port, route.rules[0].matches[0].grpc),
+        (None, true)
+    );
+    let told = parse("f", text, "Not/good").problems;
+    assert_eq!((told.len(), told[0].path.as_str()), (1, "metadata"));
+}
+
+#[test]
 fn three_dashes_in_a_block_text_do_not_split() {
     let text = "apiVersion: v1\nkind: Service\nmetadata:\n  name: a\n  annotations:\n    note: |\n      ---\n      x\nspec: {ports: [{port: 80}]}\n";
-    assert_eq!(good(text)[0].meta().annotations.get("note").map(String::as_str), Some("---\nx\n"));
+    assert_eq!(
+        good(text)[0]
+            .meta()
+            .annotations
+            .get("note")
+            .map(String::as_str),
+        Some("---\nx\n")
+    );
 }
 
 #[test]
@@ -231,25 +444,44 @@ fn alias_bomb_of_300_bytes_is_refused() {
     let mut bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n".to_owned();
     for i in 1..9 {
         let alias = format!("*a{}", i - 1);
-        bomb.push_str(&format!("a{i}: &a{i} [{}]\n", [alias.as_str(); 5].join(",")));
+        bomb.push_str(&format!(
+            "a{i}: &a{i} [{}]\n",
+            [alias.as_str(); 5].join(",")
+        ));
     }
     assert!(bomb.len() <= 300, "{}", bomb.len());
-    assert_eq!(problems(&bomb), ["f:1:5: a0: anchors are not taken (write the value out)"]);
+    assert_eq!(
+        problems(&bomb),
+        ["f:1:5: a0: anchors are not taken (write the value out)"]
+    );
 }
 
 #[test]
 fn documents_over_the_limits_are_refused() {
     let long = format!("a: {}\n", "x".repeat(DOCUMENT_LEN_MAX));
-    assert!(problems(&long)[0].starts_with("f:1:1: the document has 1048580 bytes, at most 1048576 are taken"), "{:?}", problems(&long));
+    assert!(
+        problems(&long)[0]
+            .starts_with("f:1:1: the document has 1048580 bytes, at most 1048576 are taken"),
+        "{:?}",
+        problems(&long)
+    );
     let deep = format!("a: {}{}", "[".repeat(64), "]".repeat(64));
-    assert!(problems(&deep)[0].contains("more than 64 levels"), "{:?}", problems(&deep));
+    assert!(
+        problems(&deep)[0].contains("more than 64 levels"),
+        "{:?}",
+        problems(&deep)
+    );
     let many = format!("a: [{}]", "1,".repeat(NODES_MAX));
     assert!(problems(&many)[0].contains("more than 10000 values"));
     let documents = "--- 1\n".repeat(DOCUMENTS_MAX + 2);
     assert!(parse("f", &documents, "default").problems.len() <= PROBLEMS_MAX + 1);
     assert!(problems(&"... \n--- \na: 1\n".repeat(DOCUMENTS_MAX + 1)).len() <= PROBLEMS_MAX + 1);
     let long_key = format!("? {}\n: 1\n", "k".repeat(2000));
-    assert!(problems(&long_key)[0].contains("a key has more than 1024 bytes"), "{:?}", problems(&long_key));
+    assert!(
+        problems(&long_key)[0].contains("a key has more than 1024 bytes"),
+        "{:?}",
+        problems(&long_key)
+    );
 }
 
 #[test]
@@ -261,15 +493,27 @@ fn depth_of_64_is_taken() {
 #[test]
 fn problems_are_bounded_and_the_rest_is_counted() {
     let fields: String = (0..300).map(|i| format!("  f{i}: 1\n")).collect();
-    let told = problems(&format!("apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\nspec:\n  ports: [{{port: 80}}]\n{fields}"));
+    let told = problems(&format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\nspec:\n  ports: [{{port: 80}}]\n{fields}"
+    ));
     assert_eq!(told.len(), PROBLEMS_MAX + 1);
-    assert!(told[PROBLEMS_MAX].ends_with("200 further problems are not shown"), "{}", told[PROBLEMS_MAX]);
+    assert!(
+        told[PROBLEMS_MAX].ends_with("200 further problems are not shown"),
+        "{}",
+        told[PROBLEMS_MAX]
+    );
 }
 
 #[test]
 fn foreign_text_in_problems_is_short_and_has_no_control_characters() {
-    let told = problems(&format!("apiVersion: v1\nkind: \"Serv\\u001b[31mice\\n{}\"\n", "x".repeat(500)));
-    assert!(told[0].len() < 200 && !told[0].contains(char::is_control), "{told:?}");
+    let told = problems(&format!(
+        "apiVersion: v1\nkind: \"Serv\\u001b[31mice\\n{}\"\n",
+        "x".repeat(500)
+    ));
+    assert!(
+        told[0].len() < 200 && !told[0].contains(char::is_control),
+        "{told:?}"
+    );
 }
 
 proptest! {

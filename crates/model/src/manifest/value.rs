@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::cursor::{At, Fields, quoted};
+use super::cursor::{At, Fields};
+use super::report::quoted;
 use super::tree::Value;
 use crate::document::Meta;
 use crate::instance::Labels;
@@ -21,7 +22,14 @@ impl<'a> At<'a> {
     pub fn bounded(&self, max: usize) -> Option<&'a str> {
         let text = self.text()?;
         self.check(!text.is_empty(), "the text is empty")?;
-        if text.len() > max { self.refuse(format!("the text has {} bytes, at most {max} are taken", text.len())) } else { Some(text) }
+        if text.len() > max {
+            self.refuse(format!(
+                "the text has {} bytes, at most {max} are taken",
+                text.len()
+            ))
+        } else {
+            Some(text)
+        }
     }
 
     /// RFC 1123 label.
@@ -42,18 +50,27 @@ impl<'a> At<'a> {
         if is_dns_name(text) {
             return Some(text.to_owned());
         }
-        self.refuse_with(format!("{} is no DNS name", quoted(text)), "lower-case labels of a-z, 0-9 and -, with dots between, at most 253")
+        self.refuse_with(
+            format!("{} is no DNS name", quoted(text)),
+            "lower-case labels of a-z, 0-9 and -, with dots between, at most 253",
+        )
     }
 
     pub fn port(&self) -> Option<u16> {
-        self.number(1..=65535).and_then(|port| u16::try_from(port).ok())
+        self.number(1..=65535)
+            .and_then(|port| u16::try_from(port).ok())
     }
 
     /// Go's notation, from `min` to `max`.
     pub fn go_duration(&self, min: Duration, max: Duration) -> Option<Duration> {
-        let Value::Text(text) = &self.node.value else { return self.wrong_type("a duration (like `1.5s`)") };
+        let Value::Text(text) = &self.node.value else {
+            return self.wrong_type("a duration (like `1.5s`)");
+        };
         let Some(duration) = go_duration(text) else {
-            return self.refuse_with(format!("{} is no duration", quoted(text)), "like `1.5s`, `200ms` or `1h2m`");
+            return self.refuse_with(
+                format!("{} is no duration", quoted(text)),
+                "like `1.5s`, `200ms` or `1h2m`",
+            );
         };
         if duration < min || duration > max {
             return self.refuse(format!("{} is not within {min:?} to {max:?}", quoted(text)));
@@ -63,9 +80,14 @@ impl<'a> At<'a> {
 
     /// The Gateway API's notation (GEP-2257).
     pub fn gateway_duration(&self) -> Option<Duration> {
-        let Value::Text(text) = &self.node.value else { return self.wrong_type("a duration (like `10s`)") };
+        let Value::Text(text) = &self.node.value else {
+            return self.wrong_type("a duration (like `10s`)");
+        };
         gateway_duration(text).or_else(|| {
-            self.refuse_with(format!("{} is no duration", quoted(text)), "one to four of whole numbers with h, m, s or ms, like `10s` or `1m30s`")
+            self.refuse_with(
+                format!("{} is no duration", quoted(text)),
+                "one to four of whole numbers with h, m, s or ms, like `10s` or `1m30s`",
+            )
         })
     }
 
@@ -73,14 +95,24 @@ impl<'a> At<'a> {
     pub fn header_name(&self) -> Option<String> {
         let text = self.bounded(HEADER_NAME_LEN_MAX)?;
         let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-        if text.bytes().all(token) { Some(text.to_ascii_lowercase()) } else { self.refuse(format!("{} is no header name", quoted(text))) }
+        if text.bytes().all(token) {
+            Some(text.to_ascii_lowercase())
+        } else {
+            self.refuse(format!("{} is no header name", quoted(text)))
+        }
     }
 
     /// A field value: no control characters, no space around it.
     pub fn header_value(&self) -> Option<String> {
         let text = self.bounded(HEADER_VALUE_LEN_MAX)?;
-        self.check(!text.contains(|c: char| c.is_control() && c != '\t'), "a header value has no control characters")?;
-        self.check(text.trim_matches([' ', '\t']) == text, "a header value has no space around it")?;
+        self.check(
+            !text.contains(|c: char| c.is_control() && c != '\t'),
+            "a header value has no control characters",
+        )?;
+        self.check(
+            text.trim_matches([' ', '\t']) == text,
+            "a header value has no space around it",
+        )?;
         Some(text.to_owned())
     }
 
@@ -90,7 +122,10 @@ impl<'a> At<'a> {
         match canonical_path(text) {
             Ok(_) if text == "*" => self.refuse("the path does not start with /"),
             Ok(canonical) if canonical == text => Some(text.to_owned()),
-            Ok(canonical) => self.refuse_with(format!("{} is not in canonical form", quoted(text)), format!("write {}", quoted(&canonical))),
+            Ok(canonical) => self.refuse_with(
+                format!("{} is not in canonical form", quoted(text)),
+                format!("write {}", quoted(&canonical)),
+            ),
             Err(error) => self.refuse(error.to_string()),
         }
     }
@@ -114,12 +149,21 @@ pub(super) enum MatchType {
 
 /// The field `type` of a header, query or gRPC method match.
 pub(super) fn match_type(fields: &mut Fields<'_>) -> Option<MatchType> {
-    let choices = [("Exact", MatchType::Exact), ("RegularExpression", MatchType::Regex)];
-    fields.get("type").map_or(Some(MatchType::Exact), |at| at.choose(&choices, &[]))
+    let choices = [
+        ("Exact", MatchType::Exact),
+        ("RegularExpression", MatchType::Regex),
+    ];
+    fields
+        .get("type")
+        .map_or(Some(MatchType::Exact), |at| at.choose(&choices, &[]))
 }
 
 /// `type` and `value` of a header or query match; `exact` checks the value of an exact one.
-pub(super) fn value_match(fields: &mut Fields<'_>, max: usize, exact: impl FnOnce(&At<'_>) -> Option<String>) -> Option<ValueMatch> {
+pub(super) fn value_match(
+    fields: &mut Fields<'_>,
+    max: usize,
+    exact: impl FnOnce(&At<'_>) -> Option<String>,
+) -> Option<ValueMatch> {
     let match_type = match_type(fields);
     let value = fields.need("value");
     Some(match match_type? {
@@ -129,34 +173,67 @@ pub(super) fn value_match(fields: &mut Fields<'_>, max: usize, exact: impl FnOnc
 }
 
 /// `group`, `kind`, `name` and `namespace` of a reference to a Service, from a document of `meta`.
-pub(super) fn service_ref(fields: &mut Fields<'_>, meta: &Meta, kind_default: &str) -> Option<ServiceName> {
+pub(super) fn service_ref(
+    fields: &mut Fields<'_>,
+    meta: &Meta,
+    kind_default: &str,
+) -> Option<ServiceName> {
     let (kind, group) = (fields.get("kind"), fields.get("group"));
     let kind_text = kind.as_ref().map_or(Some(kind_default), At::text);
     if let Some(other) = kind_text.filter(|kind| *kind != "Service") {
         let at = kind.as_ref().unwrap_or(&fields.at);
-        at.refuse_with::<()>(format!("a reference to a {} is not supported by this version", quoted(other)), "write `kind: Service`");
-    } else if let Some(group) = group.filter(|at| at.text().is_some_and(|group| !matches!(group, "" | "core"))) {
+        at.refuse_with::<()>(
+            format!(
+                "a reference to a {} is not supported by this version",
+                quoted(other)
+            ),
+            "write `kind: Service`",
+        );
+    } else if let Some(group) =
+        group.filter(|at| at.text().is_some_and(|group| !matches!(group, "" | "core")))
+    {
         group.refuse_with::<()>("a Service is in no group", "leave it out");
     }
     let name = fields.need("name").and_then(|at| at.dns_label());
-    let namespace = fields.get("namespace").map_or_else(|| Some(meta.namespace.clone()), |at| at.dns_label());
+    let namespace = fields
+        .get("namespace")
+        .map_or_else(|| Some(meta.namespace.clone()), |at| at.dns_label());
     kind_text.filter(|kind| *kind == "Service")?;
-    Some(ServiceName { namespace: namespace?, name: name? })
+    Some(ServiceName {
+        namespace: namespace?,
+        name: name?,
+    })
+}
+
+/// `/a/` means the same prefix as `/a`.
+pub(super) fn without_trailing_slash(mut path: String) -> String {
+    if path.len() > 1 && path.ends_with('/') {
+        path.pop();
+    }
+    path
 }
 
 /// Labels or a selector.
 pub(super) fn labels(at: &At<'_>) -> Labels {
     let label = |(key, at): (&str, At<'_>)| {
-        at.check(is_label_key(key), "is no label's name ([prefix/]name; at most 63 letters, digits, -, _ and .)")?;
+        at.check(
+            is_label_key(key),
+            "is no label's name ([prefix/]name; at most 63 letters, digits, -, _ and .)",
+        )?;
         let value = at.text()?;
-        at.check(is_label_value(value), "is no label's value (at most 63 letters, digits, -, _ and .)")?;
+        at.check(
+            is_label_value(value),
+            "is no label's value (at most 63 letters, digits, -, _ and .)",
+        )?;
         Some((key.to_owned(), value.to_owned()))
     };
     at.entries().into_iter().filter_map(label).collect()
 }
 
 pub(super) fn is_label_key(key: &str) -> bool {
-    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let (prefix, name) = key
+        .split_once('/')
+        .map_or((None, key), |(prefix, name)| (Some(prefix), name));
     !name.is_empty() && is_label_value(name) && prefix.is_none_or(is_dns_name)
 }
 
@@ -164,7 +241,12 @@ pub(super) fn is_label_key(key: &str) -> bool {
 pub(super) fn is_label_value(value: &str) -> bool {
     let edge = |b: Option<&u8>| b.is_none_or(u8::is_ascii_alphanumeric);
     let bytes = value.as_bytes();
-    bytes.len() <= 63 && edge(bytes.first()) && edge(bytes.last()) && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
+    bytes.len() <= 63
+        && edge(bytes.first())
+        && edge(bytes.last())
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
 }
 
 fn is_dns_name(text: &str) -> bool {
@@ -191,18 +273,28 @@ fn go_duration(text: &str) -> Option<Duration> {
     while !rest.is_empty() {
         let (whole, after) = split_digits(rest);
         let (fraction, after) = after.strip_prefix('.').map_or(("", after), split_digits);
-        let unit_len = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let unit_len = after
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(after.len());
         let (unit, after) = after.split_at(unit_len);
         let (_, unit) = UNITS.iter().find(|(name, _)| *name == unit)?;
         if (whole.is_empty() && fraction.is_empty()) || whole.len() > 19 || fraction.len() > 18 {
             return None;
         }
-        let number = |digits: &str| if digits.is_empty() { Some(0) } else { digits.parse::<u128>().ok() };
+        let number = |digits: &str| {
+            if digits.is_empty() {
+                Some(0)
+            } else {
+                digits.parse::<u128>().ok()
+            }
+        };
         let scale = 10_u128.pow(u32::try_from(fraction.len()).ok()?);
         nanos += number(whole)? * unit + number(fraction)? * unit / scale;
         rest = after;
     }
-    let bounded = u64::try_from(nanos).ok().filter(|nanos| !text.is_empty() && i64::try_from(*nanos).is_ok());
+    let bounded = u64::try_from(nanos)
+        .ok()
+        .filter(|nanos| !text.is_empty() && i64::try_from(*nanos).is_ok());
     bounded.map(Duration::from_nanos)
 }
 
@@ -213,7 +305,9 @@ fn gateway_duration(text: &str) -> Option<Duration> {
     for _ in 0..4 {
         let (digits, after) = split_digits(rest);
         let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 5)?;
-        let unit_len = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+        let unit_len = after
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(after.len());
         let (unit, after) = after.split_at(unit_len);
         total += match unit {
             "h" => Duration::from_secs(number * 3600),
@@ -231,7 +325,10 @@ fn gateway_duration(text: &str) -> Option<Duration> {
 }
 
 fn split_digits(text: &str) -> (&str, &str) {
-    text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
+    text.split_at(
+        text.find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len()),
+    )
 }
 
 #[cfg(test)]
@@ -252,19 +349,56 @@ mod tests {
             ("3µs", 3_000),
             ("1h1h", 7_200_000_000_000),
         ] {
-            assert_eq!(go_duration(text), Some(Duration::from_nanos(nanos)), "{text}");
+            assert_eq!(
+                go_duration(text),
+                Some(Duration::from_nanos(nanos)),
+                "{text}"
+            );
         }
-        for text in ["", "1", "s", "-1s", "+1s", "1 s", "1d", "1.2.3s", ".s", "1e3s", "9999999h", "99999999999999999999s", "1s "] {
+        for text in [
+            "",
+            "1",
+            "s",
+            "-1s",
+            "+1s",
+            "1 s",
+            "1d",
+            "1.2.3s",
+            ".s",
+            "1e3s",
+            "9999999h",
+            "99999999999999999999s",
+            "1s ",
+        ] {
             assert_eq!(go_duration(text), None, "{text}");
         }
     }
 
     #[test]
     fn gateway_durations_read_like_gep_2257() {
-        for (text, millis) in [("0s", 0), ("10s", 10_000), ("1h2m3s4ms", 3_723_004), ("99999h", 359_996_400_000), ("1m1m", 120_000)] {
-            assert_eq!(gateway_duration(text), Some(Duration::from_millis(millis)), "{text}");
+        for (text, millis) in [
+            ("0s", 0),
+            ("10s", 10_000),
+            ("1h2m3s4ms", 3_723_004),
+            ("99999h", 359_996_400_000),
+            ("1m1m", 120_000),
+        ] {
+            assert_eq!(
+                gateway_duration(text),
+                Some(Duration::from_millis(millis)),
+                "{text}"
+            );
         }
-        for text in ["", "0", "1.5s", "100000s", "1s2s3s4s5s", "-1s", "1us", "1 s"] {
+        for text in [
+            "",
+            "0",
+            "1.5s",
+            "100000s",
+            "1s2s3s4s5s",
+            "-1s",
+            "1us",
+            "1 s",
+        ] {
             assert_eq!(gateway_duration(text), None, "{text}");
         }
     }
@@ -274,7 +408,17 @@ mod tests {
         for key in ["app", "kubernetes.io/service-name", "A_b.c-d", "1"] {
             assert!(is_label_key(key), "{key}");
         }
-        for key in ["", "/x", "x/", "a/b/c", "-a", "a-", "A.io/x", "ä", &"a".repeat(64)] {
+        for key in [
+            "",
+            "/x",
+            "x/",
+            "a/b/c",
+            "-a",
+            "a-",
+            "A.io/x",
+            "ä",
+            &"a".repeat(64),
+        ] {
             assert!(!is_label_key(key), "{key}");
         }
     }

@@ -44,17 +44,21 @@ fn is_canonical(path: &[u8]) -> bool {
         rest = after;
         match byte {
             b'/' => {
-                let segment_is_odd = match after {
-                    [b'/', ..] | [b'.'] | [b'.', b'/', ..] | [b'.', b'.'] | [b'.', b'.', b'/', ..] => true,
-                    _ => false,
-                };
-                if segment_is_odd {
+                // An empty segment or a dot segment follows.
+                if matches!(
+                    after,
+                    [b'/', ..] | [b'.'] | [b'.', b'/', ..] | [b'.', b'.'] | [b'.', b'.', b'/', ..]
+                ) {
                     return false;
                 }
             }
             b'%' => {
-                let Some((escape, after)) = after.split_at_checked(2) else { return false };
-                let upper = escape.iter().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'));
+                let Some((escape, after)) = after.split_at_checked(2) else {
+                    return false;
+                };
+                let upper = escape
+                    .iter()
+                    .all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'));
                 let kept = hex_pair(escape).is_some_and(|b| !is_unreserved(b) && !is_hidden(b));
                 if !upper || !kept {
                     return false;
@@ -118,14 +122,23 @@ fn resolve_dots(path: &str) -> Result<String, PathError> {
 }
 
 fn push_escape(out: &mut String, byte: u8) {
-    const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];
+    const DIGITS: [char; 16] = [
+        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F',
+    ];
     out.push('%');
-    out.extend([DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    out.extend([
+        DIGITS[usize::from(byte >> 4)],
+        DIGITS[usize::from(byte & 15)],
+    ]);
 }
 
 /// The byte that two leading hex digits stand for.
 pub(super) fn hex_pair(text: &[u8]) -> Option<u8> {
-    let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    let digit = |b: u8| {
+        char::from(b)
+            .to_digit(16)
+            .and_then(|d| u8::try_from(d).ok())
+    };
     let [high, low, ..] = text else { return None };
     Some(digit(*high)? << 4 | digit(*low)?)
 }
@@ -144,7 +157,8 @@ fn is_path_byte(byte: u8) -> bool {
     const TABLE: [bool; 256] = {
         let mut table = [false; 256];
         let mut i = 0;
-        let raw = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@";
+        let raw =
+            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@";
         while i < raw.len() {
             table[raw[i] as usize] = true;
             i += 1;
@@ -178,7 +192,11 @@ impl Authority<'_> {
     }
 
     pub fn into_owned(self) -> Authority<'static> {
-        Authority { text: Cow::Owned(self.text.into_owned()), host_len: self.host_len, port: self.port }
+        Authority {
+            text: Cow::Owned(self.text.into_owned()),
+            host_len: self.host_len,
+            port: self.port,
+        }
     }
 }
 
@@ -199,25 +217,42 @@ pub enum AuthorityError {
 /// # Errors
 /// [`AuthorityError`] for user information, percent escapes, empty labels, an empty port or one with leading zeros.
 pub fn canonical_authority(raw: &str) -> Result<Authority<'_>, AuthorityError> {
-    if raw.is_empty() {
-        return Err(AuthorityError::Empty);
-    }
-    if raw.contains('@') {
-        return Err(AuthorityError::UserInfo);
-    }
+    // What holds an @ fails anyway, so it is looked for only then.
+    parse_authority(raw).map_err(|error| {
+        if raw.contains('@') {
+            AuthorityError::UserInfo
+        } else {
+            error
+        }
+    })
+}
+
+fn parse_authority(raw: &str) -> Result<Authority<'_>, AuthorityError> {
     let (host, port) = split_port(raw)?;
-    let canonical = if host.starts_with('[') { canonical_ipv6(host)? } else { canonical_name(host)? };
+    let canonical = if host.starts_with('[') {
+        canonical_ipv6(host)?
+    } else {
+        canonical_name(host)?
+    };
     let (host_len, port_number) = (canonical.len(), port.map(parse_port).transpose()?);
     let text = match canonical {
         Cow::Borrowed(name) if name.len() == host.len() => Cow::Borrowed(raw),
         Cow::Borrowed(name) if port.is_none() => Cow::Borrowed(name),
         name => Cow::Owned(port.map_or_else(|| name.to_string(), |port| format!("{name}:{port}"))),
     };
-    Ok(Authority { text, host_len, port: port_number })
+    Ok(Authority {
+        text,
+        host_len,
+        port: port_number,
+    })
 }
 
 fn split_port(raw: &str) -> Result<(&str, Option<&str>), AuthorityError> {
-    let from = if raw.starts_with('[') { raw.find(']').ok_or(AuthorityError::Host)? + 1 } else { raw.find(':').unwrap_or(raw.len()) };
+    let from = if raw.starts_with('[') {
+        raw.find(']').ok_or(AuthorityError::Host)? + 1
+    } else {
+        raw.find(':').unwrap_or(raw.len())
+    };
     let (host, rest) = raw.split_at_checked(from).ok_or(AuthorityError::Host)?;
     match rest.strip_prefix(':') {
         Some(port) => Ok((host, Some(port))),
@@ -228,26 +263,48 @@ fn split_port(raw: &str) -> Result<(&str, Option<&str>), AuthorityError> {
 
 fn parse_port(text: &str) -> Result<u16, AuthorityError> {
     let plain = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
-    text.parse().ok().filter(|_| plain).ok_or(AuthorityError::Port)
+    text.parse()
+        .ok()
+        .filter(|_| plain)
+        .ok_or(AuthorityError::Port)
 }
 
 fn canonical_ipv6(host: &str) -> Result<Cow<'_, str>, AuthorityError> {
-    let inner = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).ok_or(AuthorityError::Host)?;
+    let inner = host
+        .strip_prefix('[')
+        .and_then(|h| h.strip_suffix(']'))
+        .ok_or(AuthorityError::Host)?;
     let address: Ipv6Addr = inner.parse().map_err(|_| AuthorityError::Host)?;
     let text = format!("[{address}]");
-    Ok(if text == host { Cow::Borrowed(host) } else { Cow::Owned(text) })
+    Ok(if text == host {
+        Cow::Borrowed(host)
+    } else {
+        Cow::Owned(text)
+    })
 }
 
 /// At most 253 bytes of letters, digits, `-`, `_` and single dots. `_` is no DNS host name, but names of containers have it.
 fn canonical_name(host: &str) -> Result<Cow<'_, str>, AuthorityError> {
     let name = host.strip_suffix('.').unwrap_or(host);
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     if name.is_empty() {
         return Err(AuthorityError::Empty);
     }
-    if name.len() > 253 || !name.bytes().all(allowed) || name.starts_with('.') || name.ends_with('.') || name.contains("..") {
+    let (mut last, mut lower) = (b'.', true);
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => {}
+            b'A'..=b'Z' => lower = false,
+            b'.' if last != b'.' => {}
+            _ => return Err(AuthorityError::Host),
+        }
+        last = byte;
+    }
+    if name.len() > 253 || last == b'.' {
         return Err(AuthorityError::Host);
     }
-    let lower = !name.bytes().any(|b| b.is_ascii_uppercase());
-    Ok(if lower { Cow::Borrowed(name) } else { Cow::Owned(name.to_ascii_lowercase()) })
+    Ok(if lower {
+        Cow::Borrowed(name)
+    } else {
+        Cow::Owned(name.to_ascii_lowercase())
+    })
 }

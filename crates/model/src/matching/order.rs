@@ -11,8 +11,15 @@ use crate::resource::{PathMatch, RuleMatch};
 /// Between gRPC matches: characters of the service, of the method, then headers. gRPC comes before the rest.
 pub fn precedence(a: &RuleMatch, b: &RuleMatch) -> Ordering {
     let conditions = |m: &RuleMatch| Reverse((m.method.is_some(), m.headers.len(), m.query.len()));
-    let path = if a.grpc && b.grpc { grpc_rank(&a.path).cmp(&grpc_rank(&b.path)) } else { path_rank(&a.path).cmp(&path_rank(&b.path)) };
-    b.grpc.cmp(&a.grpc).then(path).then_with(|| conditions(a).cmp(&conditions(b)))
+    let path = if a.grpc && b.grpc {
+        grpc_rank(&a.path).cmp(&grpc_rank(&b.path))
+    } else {
+        path_rank(&a.path).cmp(&path_rank(&b.path))
+    };
+    b.grpc
+        .cmp(&a.grpc)
+        .then(path)
+        .then_with(|| conditions(a).cmp(&conditions(b)))
 }
 
 fn path_rank(path: &PathMatch) -> (u8, Reverse<usize>) {
@@ -26,11 +33,17 @@ fn path_rank(path: &PathMatch) -> (u8, Reverse<usize>) {
 /// (characters of service and method, whether it is a pattern)
 fn grpc_rank(path: &PathMatch) -> (Reverse<(usize, usize)>, bool) {
     let (service, method) = match path {
-        PathMatch::Exact(text) => text.trim_start_matches('/').split_once('/').unwrap_or((text, "")),
+        PathMatch::Exact(text) => text
+            .trim_start_matches('/')
+            .split_once('/')
+            .unwrap_or((text, "")),
         PathMatch::Prefix(text) => (text.trim_start_matches('/'), ""),
         PathMatch::Regex(text) => grpc_parts(text).unwrap_or((text, "")),
     };
-    (Reverse((service.len(), method.len())), matches!(path, PathMatch::Regex(_)))
+    (
+        Reverse((service.len(), method.len())),
+        matches!(path, PathMatch::Regex(_)),
+    )
 }
 
 /// One half of a gRPC path, as a GRPCRoute's `method` match gives it.
@@ -53,7 +66,9 @@ pub fn grpc_path(service: GrpcName<'_>, method: GrpcName<'_>) -> PathMatch {
     match (service, method) {
         (GrpcName::Any, GrpcName::Any) => PathMatch::Prefix("/".to_owned()),
         (GrpcName::Exact(service), GrpcName::Any) => PathMatch::Prefix(format!("/{service}")),
-        (GrpcName::Exact(service), GrpcName::Exact(method)) => PathMatch::Exact(format!("/{service}/{method}")),
+        (GrpcName::Exact(service), GrpcName::Exact(method)) => {
+            PathMatch::Exact(format!("/{service}/{method}"))
+        }
         _ => PathMatch::Regex(format!("/{}/{}", pattern(service), pattern(method))),
     }
 }

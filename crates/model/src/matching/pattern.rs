@@ -51,7 +51,10 @@ impl Pattern {
 }
 
 fn build(pattern: &str) -> Result<Regex, PatternError> {
-    let built = RegexBuilder::new(pattern).size_limit(PROGRAM_SIZE_MAX).dfa_size_limit(DFA_SIZE_MAX).build();
+    let built = RegexBuilder::new(pattern)
+        .size_limit(PROGRAM_SIZE_MAX)
+        .dfa_size_limit(DFA_SIZE_MAX)
+        .build();
     built.map_err(|error| match error {
         regex::Error::CompiledTooBig(_) => PatternError::Size,
         other => PatternError::Syntax(last_line(&other.to_string())),
@@ -77,7 +80,13 @@ struct Scanner<'p> {
 
 impl<'p> Scanner<'p> {
     fn new(pattern: &'p str) -> Self {
-        Self { pattern, at: 0, out: String::with_capacity(pattern.len() + 16), groups: vec![1], atom: None }
+        Self {
+            pattern,
+            at: 0,
+            out: String::with_capacity(pattern.len() + 16),
+            groups: vec![1],
+            atom: None,
+        }
     }
 
     fn translate(mut self) -> Result<String, PatternError> {
@@ -133,7 +142,9 @@ impl<'p> Scanner<'p> {
 
     /// After a backslash.
     fn escape(&mut self, in_class: bool) -> Result<(), PatternError> {
-        let c = self.next().ok_or_else(|| refuse("\\", "a backslash at the end"))?;
+        let c = self
+            .next()
+            .ok_or_else(|| refuse("\\", "a backslash at the end"))?;
         let written = match c {
             'd' => "[0-9]",
             'D' => "[^0-9]",
@@ -150,13 +161,28 @@ impl<'p> Scanner<'p> {
                 return Ok(());
             }
             'x' => return self.hex_escape(),
-            '<' | '>' | '_' => return Err(refuse(&format!("\\{c}"), "the engines differ; write the character alone")),
+            '<' | '>' | '_' => {
+                return Err(refuse(
+                    &format!("\\{c}"),
+                    "the engines differ; write the character alone",
+                ));
+            }
             c if c.is_ascii_punctuation() => {
                 self.out.extend(['\\', c]);
                 return Ok(());
             }
-            'p' | 'P' => return Err(refuse(&format!("\\{c}"), "the engines know different Unicode classes")),
-            '0'..='9' => return Err(refuse(&format!("\\{c}"), "neither back-references nor octal escapes")),
+            'p' | 'P' => {
+                return Err(refuse(
+                    &format!("\\{c}"),
+                    "the engines know different Unicode classes",
+                ));
+            }
+            '0'..='9' => {
+                return Err(refuse(
+                    &format!("\\{c}"),
+                    "neither back-references nor octal escapes",
+                ));
+            }
             _ => return Err(refuse(&format!("\\{c}"), "no escape of both")),
         };
         self.out.push_str(written);
@@ -166,7 +192,10 @@ impl<'p> Scanner<'p> {
     fn hex_escape(&mut self) -> Result<(), PatternError> {
         let hex = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit());
         let len = match self.rest().strip_prefix('{') {
-            Some(rest) => rest.find('}').filter(|n| (1..=6).contains(n) && rest.get(..*n).is_some_and(hex)).map(|n| n + 2),
+            Some(rest) => rest
+                .find('}')
+                .filter(|n| (1..=6).contains(n) && rest.get(..*n).is_some_and(hex))
+                .map(|n| n + 2),
             None => self.rest().get(..2).filter(|digits| hex(digits)).map(|_| 2),
         };
         let len = len.ok_or_else(|| refuse("\\x", "two hex digits, or one to six in braces"))?;
@@ -178,7 +207,8 @@ impl<'p> Scanner<'p> {
     /// After `[`.
     fn class(&mut self) -> Result<(), PatternError> {
         const NAMES: [&str; 14] = [
-            "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print", "punct", "space", "upper", "word", "xdigit",
+            "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print",
+            "punct", "space", "upper", "word", "xdigit",
         ];
         self.out.push('[');
         if self.rest().starts_with('^') {
@@ -194,13 +224,20 @@ impl<'p> Scanner<'p> {
                     return Err(refuse(operator, "no set operations in a class"));
                 }
             }
-            let c = self.next().ok_or_else(|| PatternError::Syntax("unclosed character class".to_owned()))?;
+            let c = self
+                .next()
+                .ok_or_else(|| PatternError::Syntax("unclosed character class".to_owned()))?;
             match c {
                 ']' => break,
                 '\\' => self.escape(true)?,
                 '[' => {
-                    let inner = self.rest().strip_prefix(':').and_then(|rest| rest.split_once(":]")).map(|(name, _)| name);
-                    let name = inner.filter(|name| NAMES.contains(&name.strip_prefix('^').unwrap_or(name)));
+                    let inner = self
+                        .rest()
+                        .strip_prefix(':')
+                        .and_then(|rest| rest.split_once(":]"))
+                        .map(|(name, _)| name);
+                    let name = inner
+                        .filter(|name| NAMES.contains(&name.strip_prefix('^').unwrap_or(name)));
                     let name = name.ok_or_else(|| refuse("[", "inside a class, write \\["))?;
                     self.out.push('[');
                     self.copy(name.len() + 3);
@@ -220,11 +257,22 @@ impl<'p> Scanner<'p> {
             return Err(refuse("(", "groups nested too deeply"));
         }
         if let Some(rest) = self.rest().strip_prefix('?') {
-            let refused = || refuse("(?", "of its kinds only (?:…), (?P<name>…), (?<name>…) and the flags i, m, s, U");
+            let refused = || {
+                refuse(
+                    "(?",
+                    "of its kinds only (?:…), (?P<name>…), (?<name>…) and the flags i, m, s, U",
+                )
+            };
             if let Some(named) = rest.strip_prefix("P<").or_else(|| rest.strip_prefix('<')) {
-                let name = named.split_once('>').map(|(name, _)| name).ok_or_else(refused)?;
+                let name = named
+                    .split_once('>')
+                    .map(|(name, _)| name)
+                    .ok_or_else(refused)?;
                 let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-                if name.is_empty() || !name.bytes().all(plain) || name.starts_with(|c: char| c.is_ascii_digit()) {
+                if name.is_empty()
+                    || !name.bytes().all(plain)
+                    || name.starts_with(|c: char| c.is_ascii_digit())
+                {
                     return Err(refused());
                 }
                 self.copy(1 + rest.len() - named.len() + name.len() + 1);
@@ -232,7 +280,9 @@ impl<'p> Scanner<'p> {
                 let end = rest.find([':', ')']).ok_or_else(refused)?;
                 let flags = rest.get(..end).unwrap_or_default();
                 let only_flags = rest.get(end..).is_some_and(|rest| rest.starts_with(')'));
-                let known = flags.bytes().all(|b| b"imsU-".contains(&b)) && !flags.ends_with('-') && !flags.contains("--");
+                let known = flags.bytes().all(|b| b"imsU-".contains(&b))
+                    && !flags.ends_with('-')
+                    && !flags.contains("--");
                 if !known || (only_flags && flags.is_empty()) {
                     return Err(refused());
                 }
@@ -248,18 +298,33 @@ impl<'p> Scanner<'p> {
 
     fn close_group(&mut self) {
         self.out.push(')');
-        let product = if self.groups.len() > 1 { self.groups.pop().unwrap_or(1) } else { 1 };
+        let product = if self.groups.len() > 1 {
+            self.groups.pop().unwrap_or(1)
+        } else {
+            1
+        };
         self.set_atom(product);
     }
 
     fn repeat(&mut self, operator: char) -> Result<(), PatternError> {
-        let product = self.atom.ok_or_else(|| refuse(&operator.to_string(), "nothing to repeat, or repeated twice"))?;
+        let product = self.atom.ok_or_else(|| {
+            refuse(
+                &operator.to_string(),
+                "nothing to repeat, or repeated twice",
+            )
+        })?;
         let mut times = 1;
         self.out.push(operator);
         if operator == '{' {
             let inside = self.rest().split_once('}').map(|(inside, _)| inside);
-            let inside = inside.ok_or_else(|| refuse("{", "a repetition is {n}, {n,} or {n,m}; a brace is \\{"))?;
-            times = repetition(inside).ok_or_else(|| refuse(&format!("{{{inside}}}"), "a repetition is {n}, {n,} or {n,m}, at most 1000"))?;
+            let inside = inside
+                .ok_or_else(|| refuse("{", "a repetition is {n}, {n,} or {n,m}; a brace is \\{"))?;
+            times = repetition(inside).ok_or_else(|| {
+                refuse(
+                    &format!("{{{inside}}}"),
+                    "a repetition is {n}, {n,} or {n,m}, at most 1000",
+                )
+            })?;
             self.copy(inside.len() + 1);
         }
         if self.rest().starts_with('?') {
@@ -278,16 +343,22 @@ impl<'p> Scanner<'p> {
 /// The larger bound of `n`, `n,` or `n,m`.
 fn repetition(text: &str) -> Option<u32> {
     let number = |digits: &str| {
-        let plain = !digits.is_empty() && digits.len() <= 4 && digits.bytes().all(|b| b.is_ascii_digit());
+        let plain =
+            !digits.is_empty() && digits.len() <= 4 && digits.bytes().all(|b| b.is_ascii_digit());
         digits.parse().ok().filter(|n| plain && *n <= REPEAT_MAX)
     };
     match text.split_once(',') {
         None => number(text),
         Some((low, "")) => number(low),
-        Some((low, high)) => number(high).filter(|high| number(low).is_some_and(|low| low <= *high)),
+        Some((low, high)) => {
+            number(high).filter(|high| number(low).is_some_and(|low| low <= *high))
+        }
     }
 }
 
 fn refuse(what: &str, why: &'static str) -> PatternError {
-    PatternError::Subset { what: what.to_owned(), why }
+    PatternError::Subset {
+        what: what.to_owned(),
+        why,
+    }
 }

@@ -6,8 +6,8 @@ use super::canonical::{AuthorityError, PathError, canonical_authority, canonical
 use super::order::{GrpcName, grpc_path, precedence};
 use super::pattern::Pattern;
 use super::*;
-use crate::resource::{Action, HeaderEdit, RuleMatch};
 use crate::reason::Reason;
+use crate::resource::{Action, HeaderEdit, RuleMatch};
 
 #[derive(Default)]
 struct Ask {
@@ -29,7 +29,12 @@ impl Request for Ask {
         self.query
     }
     fn header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
-        let values: Vec<&str> = self.headers.iter().filter(|(n, _)| *n == name).map(|(_, v)| *v).collect();
+        let values: Vec<&str> = self
+            .headers
+            .iter()
+            .filter(|(n, _)| *n == name)
+            .map(|(_, v)| *v)
+            .collect();
         match values.as_slice() {
             [] => None,
             [one] => Some(Cow::Borrowed(one.as_bytes())),
@@ -42,16 +47,29 @@ impl Request for Ask {
 }
 
 fn get(path: &'static str) -> Ask {
-    Ask { method: "GET", path, ..Ask::default() }
+    Ask {
+        method: "GET",
+        path,
+        ..Ask::default()
+    }
 }
 
 fn rule(name: &str, matches: RuleMatch) -> Rule {
     let edit = HeaderEdit::default();
-    Rule { name: name.into(), matches, request_headers: edit.clone(), response_headers: edit, action: Action::Respond(Reason::Fault) }
+    Rule {
+        name: name.into(),
+        matches,
+        request_headers: edit.clone(),
+        response_headers: edit,
+        action: Action::Respond(Reason::Fault),
+    }
 }
 
 fn path(path: PathMatch) -> RuleMatch {
-    RuleMatch { path, ..RuleMatch::default() }
+    RuleMatch {
+        path,
+        ..RuleMatch::default()
+    }
 }
 
 fn prefix(text: &str) -> RuleMatch {
@@ -72,7 +90,10 @@ fn table(domains: &[(&str, &[&str])], rules: Vec<Rule>) -> RouteTable {
         domains: domains.iter().map(|d| (*d).into()).collect(),
         rules: rules.clone(),
     };
-    RouteTable { name: "outbound".into(), hosts: domains.iter().map(host).collect() }
+    RouteTable {
+        name: "outbound".into(),
+        hosts: domains.iter().map(host).collect(),
+    }
 }
 
 fn compile(table: &RouteTable) -> CompiledTable<usize> {
@@ -86,48 +107,101 @@ fn compile(table: &RouteTable) -> CompiledTable<usize> {
 
 /// The name of the rule that a request meets among `rules`.
 fn met(rules: &[(&str, RuleMatch)], request: &Ask) -> Option<String> {
-    let rules = rules.iter().map(|(name, m)| rule(name, m.clone())).collect();
+    let rules = rules
+        .iter()
+        .map(|(name, m)| rule(name, m.clone()))
+        .collect();
     let table = compile(&table(&[("any", &["*"])], rules));
-    table.host("x").and_then(|host| host.find(request)).map(|rule| rule.name.clone())
+    table
+        .host("x")
+        .and_then(|host| host.find(request))
+        .map(|rule| rule.name.clone())
 }
 
 #[test]
 fn host_is_exact_then_longest_suffix_then_any() {
-    let table = table(&[("any", &["*"]), ("wide", &["*.mesh"]), ("narrow", &["*.svc.mesh"]), ("one", &["a.svc.mesh", "a:80"])], vec![]);
+    let table = table(
+        &[
+            ("any", &["*"]),
+            ("wide", &["*.mesh"]),
+            ("narrow", &["*.svc.mesh"]),
+            ("one", &["a.svc.mesh", "a:80"]),
+        ],
+        vec![],
+    );
     let compiled = compile(&table);
     let host = |authority| compiled.host(authority).map(|h| h.name.as_str());
     assert_eq!(host("a.svc.mesh"), Some("one"));
     assert_eq!(host("a:80"), Some("one"));
     assert_eq!(host("b.svc.mesh"), Some("narrow"));
     assert_eq!(host("b.mesh"), Some("wide"));
-    assert_eq!(host(".mesh"), Some("any"), "a wildcard stands for at least one character");
+    assert_eq!(
+        host(".mesh"),
+        Some("any"),
+        "a wildcard stands for at least one character"
+    );
     assert_eq!(host("a:81"), Some("any"));
 }
 
 #[test]
 fn unknown_host_is_none_without_wildcard() {
-    assert!(compile(&table(&[("one", &["a"])], vec![])).host("b").is_none());
+    assert!(
+        compile(&table(&[("one", &["a"])], vec![]))
+            .host("b")
+            .is_none()
+    );
 }
 
 #[test]
 fn a_domain_of_two_hosts_or_with_an_inner_star_is_refused() {
-    let refused = |domains: &[(&str, &[&str])]| CompiledTable::compile(&table(domains, vec![]), |_| Ok::<(), std::fmt::Error>(())).err().map(|e| e.to_string());
-    assert!(refused(&[("a", &["x"]), ("b", &["x"])]).unwrap().contains("belongs to another host"));
+    let refused = |domains: &[(&str, &[&str])]| {
+        CompiledTable::compile(&table(domains, vec![]), |_| Ok::<(), std::fmt::Error>(()))
+            .err()
+            .map(|e| e.to_string())
+    };
+    assert!(
+        refused(&[("a", &["x"]), ("b", &["x"])])
+            .unwrap()
+            .contains("belongs to another host")
+    );
     assert!(refused(&[("a", &["*.x"]), ("b", &["*.x"])]).is_some());
     assert!(refused(&[("a", &["*"]), ("b", &["*"])]).is_some());
     for domain in ["x.*", "a*b", "**", ""] {
-        assert!(refused(&[("a", &[domain])]).unwrap().contains("is no domain"), "{domain}");
+        assert!(
+            refused(&[("a", &[domain])])
+                .unwrap()
+                .contains("is no domain"),
+            "{domain}"
+        );
     }
 }
 
 #[test]
 fn prefix_covers_whole_segments_only() {
-    for (path, meets) in [("/a", true), ("/a/", true), ("/a/b", true), ("/ab", false), ("/", false), ("/b/a", false)] {
-        assert_eq!(met(&[("r", prefix("/a"))], &get(path)).is_some(), meets, "{path}");
-        assert_eq!(met(&[("r", prefix("/a/"))], &get(path)).is_some(), meets, "{path} by /a/");
+    for (path, meets) in [
+        ("/a", true),
+        ("/a/", true),
+        ("/a/b", true),
+        ("/ab", false),
+        ("/", false),
+        ("/b/a", false),
+    ] {
+        assert_eq!(
+            met(&[("r", prefix("/a"))], &get(path)).is_some(),
+            meets,
+            "{path}"
+        );
+        assert_eq!(
+            met(&[("r", prefix("/a/"))], &get(path)).is_some(),
+            meets,
+            "{path} by /a/"
+        );
     }
     assert!(met(&[("r", prefix("/"))], &get("/anything")).is_some());
-    assert!(met(&[("r", prefix("/"))], &get("*")).is_none(), "OPTIONS * has no path");
+    assert!(
+        met(&[("r", prefix("/"))], &get("*")).is_none(),
+        "OPTIONS * has no path"
+    );
 }
 
 #[test]
@@ -141,26 +215,72 @@ fn regex_matches_the_whole_path() {
 
 #[test]
 fn first_rule_that_matches_wins_and_all_conditions_must_hold() {
-    let header = |name: &str, value: &str| HeaderMatch { name: name.into(), value: ValueMatch::Exact(value.into()) };
+    let header = |name: &str, value: &str| HeaderMatch {
+        name: name.into(),
+        value: ValueMatch::Exact(value.into()),
+    };
     let rules = [
-        ("post", RuleMatch { method: Some("POST".into()), ..exact("/x") }),
-        ("vip", RuleMatch { headers: vec![header("x-vip", "1"), header("x-zone", "a")], ..exact("/x") }),
-        ("grpc", RuleMatch { grpc: true, ..exact("/x") }),
+        (
+            "post",
+            RuleMatch {
+                method: Some("POST".into()),
+                ..exact("/x")
+            },
+        ),
+        (
+            "vip",
+            RuleMatch {
+                headers: vec![header("x-vip", "1"), header("x-zone", "a")],
+                ..exact("/x")
+            },
+        ),
+        (
+            "grpc",
+            RuleMatch {
+                grpc: true,
+                ..exact("/x")
+            },
+        ),
         ("exact", exact("/x")),
         ("rest", prefix("/")),
     ];
-    let ask = |method, headers: &[(&'static str, &'static str)], grpc| Ask { method, path: "/x", headers: headers.to_vec(), grpc, query: None };
+    let ask = |method, headers: &[(&'static str, &'static str)], grpc| Ask {
+        method,
+        path: "/x",
+        headers: headers.to_vec(),
+        grpc,
+        query: None,
+    };
     assert_eq!(met(&rules, &ask("POST", &[], false)).unwrap(), "post");
-    assert_eq!(met(&rules, &ask("GET", &[("x-vip", "1"), ("x-zone", "a")], true)).unwrap(), "vip");
-    assert_eq!(met(&rules, &ask("GET", &[("x-vip", "1")], true)).unwrap(), "grpc");
+    assert_eq!(
+        met(
+            &rules,
+            &ask("GET", &[("x-vip", "1"), ("x-zone", "a")], true)
+        )
+        .unwrap(),
+        "vip"
+    );
+    assert_eq!(
+        met(&rules, &ask("GET", &[("x-vip", "1")], true)).unwrap(),
+        "grpc"
+    );
     assert_eq!(met(&rules, &ask("GET", &[], false)).unwrap(), "exact");
     assert_eq!(met(&rules, &get("/y")).unwrap(), "rest");
 }
 
 #[test]
 fn repeated_header_is_compared_joined_by_comma() {
-    let value = |value| RuleMatch { headers: vec![HeaderMatch { name: "x".into(), value }], ..prefix("/") };
-    let ask = Ask { headers: vec![("x", "a"), ("x", "b")], ..get("/") };
+    let value = |value| RuleMatch {
+        headers: vec![HeaderMatch {
+            name: "x".into(),
+            value,
+        }],
+        ..prefix("/")
+    };
+    let ask = Ask {
+        headers: vec![("x", "a"), ("x", "b")],
+        ..get("/")
+    };
     assert!(met(&[("r", value(ValueMatch::Exact("a,b".into())))], &ask).is_some());
     assert!(met(&[("r", value(ValueMatch::Exact("a".into())))], &ask).is_none());
     assert!(met(&[("r", value(ValueMatch::Regex("a,.".into())))], &ask).is_some());
@@ -168,8 +288,23 @@ fn repeated_header_is_compared_joined_by_comma() {
 
 #[test]
 fn query_compares_the_decoded_first_value() {
-    let value = |name: &str, value: &str| RuleMatch { query: vec![QueryMatch { name: name.into(), value: ValueMatch::Exact(value.into()) }], ..prefix("/") };
-    let meets = |name, wanted, query| met(&[("r", value(name, wanted))], &Ask { query: Some(query), ..get("/") }).is_some();
+    let value = |name: &str, value: &str| RuleMatch {
+        query: vec![QueryMatch {
+            name: name.into(),
+            value: ValueMatch::Exact(value.into()),
+        }],
+        ..prefix("/")
+    };
+    let meets = |name, wanted, query| {
+        met(
+            &[("r", value(name, wanted))],
+            &Ask {
+                query: Some(query),
+                ..get("/")
+            },
+        )
+        .is_some()
+    };
     assert!(meets("a", "1", "b=2&a=1"));
     assert!(meets("a", "1", "a=1&a=2"));
     assert!(!meets("a", "2", "a=1&a=2"), "only the first value counts");
@@ -184,18 +319,44 @@ fn query_compares_the_decoded_first_value() {
 
 #[test]
 fn rule_knows_its_prefix_and_attachment() {
-    let compiled = compile(&table(&[("h", &["h"])], vec![rule("a", exact("/e")), rule("b", prefix("/abc")), rule("c", prefix("/"))]));
-    let rules: Vec<_> = compiled.host("h").unwrap().rules.iter().map(|r| (r.prefix_len(), r.attachment)).collect();
+    let compiled = compile(&table(
+        &[("h", &["h"])],
+        vec![
+            rule("a", exact("/e")),
+            rule("b", prefix("/abc")),
+            rule("c", prefix("/")),
+        ],
+    ));
+    let rules: Vec<_> = compiled
+        .host("h")
+        .unwrap()
+        .rules
+        .iter()
+        .map(|r| (r.prefix_len(), r.attachment))
+        .collect();
     assert_eq!(rules, [(None, 0), (Some(4), 1), (Some(1), 2)]);
 }
 
 #[test]
 fn bad_pattern_and_refused_action_name_the_rule() {
-    let bad = table(&[("h", &["h"])], vec![rule("HTTPRoute/default/x/0", regex("("))]);
+    let bad = table(
+        &[("h", &["h"])],
+        vec![rule("HTTPRoute/default/x/0", regex("("))],
+    );
     let error = CompiledTable::compile(&bad, |_| Ok::<(), std::fmt::Error>(())).unwrap_err();
-    assert!(error.to_string().starts_with("rule `HTTPRoute/default/x/0`: the pattern is no regular expression"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .starts_with("rule `HTTPRoute/default/x/0`: the pattern is no regular expression"),
+        "{error}"
+    );
     let fine = table(&[("h", &["h"])], vec![rule("r", prefix("/"))]);
-    assert!(CompiledTable::compile(&fine, |_| Err::<(), _>(std::fmt::Error)).unwrap_err().to_string().starts_with("rule `r`"));
+    assert!(
+        CompiledTable::compile(&fine, |_| Err::<(), _>(std::fmt::Error))
+            .unwrap_err()
+            .to_string()
+            .starts_with("rule `r`")
+    );
 }
 
 #[test]
@@ -221,7 +382,11 @@ fn canonical_path_resolves_merges_and_decodes() {
         ("/%252f", "/%252f"),
         ("/a;b=1,c@d:e!$&'()*+", "/a;b=1,c@d:e!$&'()*+"),
     ] {
-        let expected = if canonical.is_empty() { Err(PathError::AboveRoot) } else { Ok(Cow::from(canonical)) };
+        let expected = if canonical.is_empty() {
+            Err(PathError::AboveRoot)
+        } else {
+            Ok(Cow::from(canonical))
+        };
         assert_eq!(canonical_path(raw), expected, "{raw}");
     }
 }
@@ -267,17 +432,36 @@ fn canonical_path_is_not_copied() {
 fn canonical_authority_has_one_form() {
     for (raw, text, host, port) in [
         ("battle", "battle", "battle", None),
-        ("Battle.Default.SVC.mesh.:80", "battle.default.svc.mesh:80", "battle.default.svc.mesh", Some(80)),
+        (
+            "Battle.Default.SVC.mesh.:80",
+            "battle.default.svc.mesh:80",
+            "battle.default.svc.mesh",
+            Some(80),
+        ),
         ("a.", "a", "a", None),
         ("A", "a", "a", None),
-        ("127.0.0.1:65535", "127.0.0.1:65535", "127.0.0.1", Some(65535)),
+        (
+            "127.0.0.1:65535",
+            "127.0.0.1:65535",
+            "127.0.0.1",
+            Some(65535),
+        ),
         ("[::1]:80", "[::1]:80", "[::1]", Some(80)),
         ("[0:0::1]", "[::1]", "[::1]", None),
-        ("[2001:DB8::A]:1", "[2001:db8::a]:1", "[2001:db8::a]", Some(1)),
+        (
+            "[2001:DB8::A]:1",
+            "[2001:db8::a]:1",
+            "[2001:db8::a]",
+            Some(1),
+        ),
         ("my_box", "my_box", "my_box", None),
     ] {
         let authority = canonical_authority(raw).unwrap();
-        assert_eq!((authority.as_str(), authority.host(), authority.port()), (text, host, port), "{raw}");
+        assert_eq!(
+            (authority.as_str(), authority.host(), authority.port()),
+            (text, host, port),
+            "{raw}"
+        );
     }
 }
 
@@ -322,18 +506,40 @@ fn in_order(rules: &[RuleMatch]) {
 
 #[test]
 fn precedence_follows_the_gateway_api() {
-    let header = HeaderMatch { name: "x".into(), value: ValueMatch::Exact("1".into()) };
-    let query = QueryMatch { name: "x".into(), value: ValueMatch::Exact("1".into()) };
+    let header = HeaderMatch {
+        name: "x".into(),
+        value: ValueMatch::Exact("1".into()),
+    };
+    let query = QueryMatch {
+        name: "x".into(),
+        value: ValueMatch::Exact("1".into()),
+    };
     in_order(&[
         exact("/longer"),
         exact("/x"),
         regex("/a/.*"),
         regex("/.*"),
-        RuleMatch { method: Some("GET".into()), ..prefix("/long") },
-        RuleMatch { headers: vec![header.clone(), header.clone()], ..prefix("/long") },
-        RuleMatch { headers: vec![header.clone()], query: vec![query.clone()], ..prefix("/long") },
-        RuleMatch { headers: vec![header], ..prefix("/long") },
-        RuleMatch { query: vec![query], ..prefix("/long") },
+        RuleMatch {
+            method: Some("GET".into()),
+            ..prefix("/long")
+        },
+        RuleMatch {
+            headers: vec![header.clone(), header.clone()],
+            ..prefix("/long")
+        },
+        RuleMatch {
+            headers: vec![header.clone()],
+            query: vec![query.clone()],
+            ..prefix("/long")
+        },
+        RuleMatch {
+            headers: vec![header],
+            ..prefix("/long")
+        },
+        RuleMatch {
+            query: vec![query],
+            ..prefix("/long")
+        },
         prefix("/long"),
         prefix("/"),
     ]);
@@ -342,7 +548,10 @@ fn precedence_follows_the_gateway_api() {
 #[test]
 fn grpc_precedence_counts_service_then_method() {
     use GrpcName::{Any, Exact, Regex};
-    let grpc = |service, method| RuleMatch { grpc: true, ..path(grpc_path(service, method)) };
+    let grpc = |service, method| RuleMatch {
+        grpc: true,
+        ..path(grpc_path(service, method))
+    };
     in_order(&[
         grpc(Exact("a.LongService"), Any),
         grpc(Exact("a.Short"), Exact("Method")),
@@ -358,7 +567,9 @@ fn grpc_precedence_counts_service_then_method() {
 #[test]
 fn grpc_paths_match_service_and_method() {
     use GrpcName::{Any, Exact, Regex};
-    let meets = |service, method, path_| met(&[("r", path(grpc_path(service, method)))], &get(path_)).is_some();
+    let meets = |service, method, path_| {
+        met(&[("r", path(grpc_path(service, method)))], &get(path_)).is_some()
+    };
     assert!(meets(Exact("a.B"), Exact("C"), "/a.B/C"));
     assert!(!meets(Exact("a.B"), Exact("C"), "/axB/C"));
     assert!(meets(Exact("a.B"), Any, "/a.B/D"));
@@ -371,7 +582,8 @@ fn grpc_paths_match_service_and_method() {
 
 #[test]
 fn patterns_read_like_re2() {
-    let matches = |pattern: &str, value: &str| Pattern::parse(pattern).unwrap().matches(value.as_bytes());
+    let matches =
+        |pattern: &str, value: &str| Pattern::parse(pattern).unwrap().matches(value.as_bytes());
     assert!(matches(r"\d+", "123"));
     assert!(!matches(r"\d+", "٣"), "ASCII digits only");
     assert!(!matches(r"\w", "ä"));
@@ -379,7 +591,6 @@ fn patterns_read_like_re2() {
     assert!(!matches(r"[\D]", "1"));
     assert!(matches(r"\bfoo\b.*", "foo bar"));
     assert!(!matches(r"\s", "\u{b}"), "no vertical tab");
-    assert!(matches("(?i)straße", "STRASSE") == matches("(?i)straße", "STRASSE"));
     assert!(matches("(?i)AbC|x", "aBc"));
     assert!(matches("[]a]+", "]a"));
     assert!(matches("[[:alpha:]_]+", "ab_"));
@@ -395,9 +606,54 @@ fn patterns_read_like_re2() {
 #[test]
 fn patterns_that_engines_read_differently_are_refused() {
     for pattern in [
-        "(?=a)", "(?!a)", "(?<=a)b", "(?<!a)b", r"(a)\1", r"\p{L}", r"\pL", r"\u0041", r"\Qa\E", r"\C", r"\Z", r"\h", r"\<", r"\_", "[a&&b]", "[a--b]",
-        "[a~~b]", "[a[b]]", "[[:nope:]]", "(?x) a # b", "(?u:a)", "(?R)a", "(?)", "(?i", "(?-:a)", "a**", "a{2}{3}", "a+*", "*a", "a|*", "a{,5}", "a{ 2 }",
-        "a{2", "{", "a{1001}", "(a{100}){11}", "a{5,2}", "a)|(b", "(", "[", "\\", r"[\b]", r"\x4", r"\x{}", "(?P<1a>b)", "(?P<>b)", "[]", "[b-a]",
+        "(?=a)",
+        "(?!a)",
+        "(?<=a)b",
+        "(?<!a)b",
+        r"(a)\1",
+        r"\p{L}",
+        r"\pL",
+        r"\u0041",
+        r"\Qa\E",
+        r"\C",
+        r"\Z",
+        r"\h",
+        r"\<",
+        r"\_",
+        "[a&&b]",
+        "[a--b]",
+        "[a~~b]",
+        "[a[b]]",
+        "[[:nope:]]",
+        "(?x) a # b",
+        "(?u:a)",
+        "(?R)a",
+        "(?)",
+        "(?i",
+        "(?-:a)",
+        "a**",
+        "a{2}{3}",
+        "a+*",
+        "*a",
+        "a|*",
+        "a{,5}",
+        "a{ 2 }",
+        "a{2",
+        "{",
+        "a{1001}",
+        "(a{100}){11}",
+        "a{5,2}",
+        "a)|(b",
+        "(",
+        "[",
+        "\\",
+        r"[\b]",
+        r"\x4",
+        r"\x{}",
+        "(?P<1a>b)",
+        "(?P<>b)",
+        "[]",
+        "[b-a]",
     ] {
         assert!(Pattern::parse(pattern).is_err(), "{pattern}");
     }
@@ -405,9 +661,20 @@ fn patterns_that_engines_read_differently_are_refused() {
 
 #[test]
 fn huge_patterns_are_refused() {
-    assert_eq!(Pattern::parse(&"a".repeat(5000)).unwrap_err(), super::pattern::PatternError::Length);
-    assert_eq!(Pattern::parse("(?:[^/]{1,100}[^a]{1,10}){1000}").unwrap_err().to_string().contains("1000"), true);
-    assert_eq!(Pattern::parse(&"[^/]{999}".repeat(20)).unwrap_err(), super::pattern::PatternError::Size);
+    assert_eq!(
+        Pattern::parse(&"a".repeat(5000)).unwrap_err(),
+        super::pattern::PatternError::Length
+    );
+    assert!(
+        Pattern::parse("(?:[^/]{1,100}[^a]{1,10}){1000}")
+            .unwrap_err()
+            .to_string()
+            .contains("1000")
+    );
+    assert_eq!(
+        Pattern::parse(&"[^/]{999}".repeat(20)).unwrap_err(),
+        super::pattern::PatternError::Size
+    );
     assert!(Pattern::parse(&"(".repeat(4000)).is_err());
 }
 
