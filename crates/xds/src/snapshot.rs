@@ -19,8 +19,8 @@ pub struct Encoded {
     pub version: String,
     /// The value of the `Any`.
     pub body: Bytes,
-    /// What it names, sorted, each once: clusters for [`Kind::Routes`]; clusters or route tables for [`Kind::Listener`];
-    /// its endpoint set for [`Kind::Cluster`].
+    /// What it names, sorted, each once: the clusters of [`Kind::Routes`], the cluster or route table of a
+    /// [`Kind::Listener`]. (A cluster's endpoint set has the cluster's name and is not listed.)
     pub refs: Vec<String>,
 }
 
@@ -69,6 +69,11 @@ impl Snapshot {
         }
     }
 
+    /// From maps that other snapshots may share, in the order of [`Kind::ALL`]; each resource under its own name.
+    pub fn from_kinds(revision: u64, kinds: [Arc<BTreeMap<String, Arc<Encoded>>>; 4]) -> Self {
+        Self { revision, kinds }
+    }
+
     pub fn get(&self, kind: Kind, name: &str) -> Option<&Arc<Encoded>> {
         self.kinds[kind.index()].get(name)
     }
@@ -94,6 +99,11 @@ impl Snapshot {
             revision,
             kinds: self.kinds.clone(),
         }
+    }
+
+    /// Whether both have the very same resources of `kind`, shared, which takes no comparing.
+    pub fn shares(&self, kind: Kind, other: &Self) -> bool {
+        Arc::ptr_eq(&self.kinds[kind.index()], &other.kinds[kind.index()])
     }
 
     /// Whether both hold the same resources in the same versions, at whatever revision.

@@ -1,0 +1,127 @@
+//! Model → Envoy v3, as a stock Envoy and our sidecar are to honour it; infallible, since the model is checked.
+//!
+//! The bytes are canonical: equal values have equal bytes and so equal versions. What the model leaves out and the mesh
+//! has one answer for (limits, deadlines, path normalisation) is said explicitly, as the table in [`listener`] has it.
+
+pub(crate) mod cluster;
+pub(crate) mod endpoints;
+pub(crate) mod listener;
+pub(crate) mod routes;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use phalanx_model::resource::{Assignment, Cluster, Listener, RouteTable};
+use phalanx_proto::envoy::config::core::v3 as core_v3;
+use prost::{Message, Name};
+use prost_types::value::Kind as ValueKind;
+
+use crate::kind::Kind;
+use crate::snapshot::Encoded;
+
+/// The key of our own words in `filter_metadata`.
+pub(crate) const METADATA: &str = "phalanx.dev";
+
+/// Protobuf's greatest `Duration`, ten thousand years.
+const DURATION_SECONDS_MAX: u64 = 315_576_000_000;
+
+pub fn listener(listener: &Listener) -> Encoded {
+    encoded(
+        Kind::Listener,
+        &listener.name,
+        &listener::message(listener),
+        listener::refs(listener),
+    )
+}
+
+pub fn routes(table: &RouteTable) -> Encoded {
+    encoded(
+        Kind::Routes,
+        &table.name,
+        &routes::message(table),
+        routes::refs(table),
+    )
+}
+
+pub fn cluster(cluster: &Cluster) -> Encoded {
+    encoded(
+        Kind::Cluster,
+        &cluster.name.to_string(),
+        &cluster::message(cluster),
+        Vec::new(),
+    )
+}
+
+pub fn endpoints(assignment: &Assignment) -> Encoded {
+    encoded(
+        Kind::Endpoints,
+        &assignment.cluster.to_string(),
+        &endpoints::message(assignment),
+        Vec::new(),
+    )
+}
+
+fn encoded(kind: Kind, name: &str, message: &impl Message, refs: Vec<String>) -> Encoded {
+    Encoded::new(kind, name, message.encode_to_vec().into(), refs)
+}
+
+/// "From the stream you are on." Said as `ads`, never as `self`: Envoy refuses `self` where it is not on a file.
+pub(crate) fn ads() -> core_v3::ConfigSource {
+    use core_v3::config_source::ConfigSourceSpecifier;
+    core_v3::ConfigSource {
+        resource_api_version: core_v3::ApiVersion::V3.into(),
+        config_source_specifier: Some(ConfigSourceSpecifier::Ads(
+            core_v3::AggregatedConfigSource {},
+        )),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn any<M: Name>(message: &M) -> prost_types::Any {
+    prost_types::Any {
+        type_url: M::type_url(),
+        value: message.encode_to_vec(),
+    }
+}
+
+pub(crate) fn duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: duration.as_secs().min(DURATION_SECONDS_MAX) as i64,
+        nanos: duration.subsec_nanos() as i32,
+    }
+}
+
+pub(crate) fn address(address: SocketAddr) -> core_v3::Address {
+    use core_v3::socket_address::PortSpecifier;
+    let socket = core_v3::SocketAddress {
+        address: address.ip().to_string(),
+        port_specifier: Some(PortSpecifier::PortValue(address.port().into())),
+        ..Default::default()
+    };
+    core_v3::Address {
+        address: Some(core_v3::address::Address::SocketAddress(socket)),
+    }
+}
+
+/// Our own words; empty ones are left out, none at all give no metadata.
+pub(crate) fn metadata(words: &[(&str, &str)]) -> Option<core_v3::Metadata> {
+    let said = words.iter().filter(|(_, text)| !text.is_empty());
+    let fields: std::collections::BTreeMap<_, _> = said
+        .map(|(key, text)| (key.to_string(), string(text)))
+        .collect();
+    let ours =
+        (!fields.is_empty()).then(|| (METADATA.to_owned(), prost_types::Struct { fields }))?;
+    Some(core_v3::Metadata {
+        filter_metadata: [ours].into(),
+        ..Default::default()
+    })
+}
+
+fn string(text: &str) -> prost_types::Value {
+    prost_types::Value {
+        kind: Some(ValueKind::StringValue(text.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests;
