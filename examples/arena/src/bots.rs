@@ -68,7 +68,8 @@ pub struct BotSummary {
     /// Of successful actions, from when they were due to the last byte.
     pub p50_ms: f64,
     pub p99_ms: f64,
-    /// Matches and trainings by the version of battle that answered.
+    /// Plays and trainings by the version of battle that answered (of the last leg; a match of two players is told to
+    /// both, so this is no fair sample of the split: the mesh's own counts are).
     pub versions: BTreeMap<String, u64>,
     /// Matches against another player, each counted for both.
     pub paired: u64,

@@ -195,6 +195,7 @@ impl Gateway {
             version: reply.version,
             rules: reply.rules,
             rounds: reply.rounds,
+            legs: reply.legs,
         }
     }
 

@@ -34,11 +34,11 @@ use wire::{
 pub const NAME: &str = "match";
 
 /// How long a player waits for another one.
-const HOUSE_AFTER: Duration = Duration::from_millis(3);
+const HOUSE_AFTER: Duration = Duration::from_millis(2);
 const FIGHT_DEADLINE: Duration = Duration::from_secs(5);
 const SCORE_DEADLINE: Duration = Duration::from_secs(3);
-/// A proposal, the rounds and a result: sending to a player never waits.
-const EVENTS_MAX: usize = ROUNDS_MAX + 2;
+/// A proposal, the rounds of two legs and a result: sending to a player never waits.
+const EVENTS_MAX: usize = 2 * ROUNDS_MAX + 2;
 
 pub async fn run(
     config: ServiceConfig,
@@ -225,16 +225,8 @@ impl Room {
         seed: &Ticket,
         opponent: &Opponent,
     ) -> Result<(), Status> {
-        let request = FightRequest {
-            match_id: match_id.to_string(),
-            left: Some(seed.fighter.clone()),
-            right: Some(opponent.fighter().clone()),
-        };
-        let audience: Vec<_> = [Some(seed), opponent.ticket()]
-            .into_iter()
-            .flatten()
-            .filter(|t| t.live)
-            .collect();
+        let tickets = || [Some(seed), opponent.ticket()].into_iter().flatten();
+        let audience: Vec<_> = tickets().filter(|ticket| ticket.live).collect();
         for ticket in &audience {
             let (other, house) = facing(ticket, seed, opponent);
             let proposal = Proposal {
@@ -244,23 +236,18 @@ impl Room {
             };
             ticket.tell(play_event::Event::Proposal(proposal));
         }
-        let fight = async {
-            if audience.is_empty() {
-                self.fight(&seed.carried, request).await
-            } else {
-                self.watch(&seed.carried, request, &audience).await
-            }
-        };
-        let fought = tokio::time::timeout(FIGHT_DEADLINE, fight).await;
-        let (reply, rounds) =
+        let fought = tokio::time::timeout(
+            FIGHT_DEADLINE,
+            self.legs(match_id, seed, opponent, &audience),
+        )
+        .await;
+        let outcome =
             fought.map_err(|_| Status::deadline_exceeded("battle: the fight took too long"))??;
-        let results: Vec<_> = [Some(seed), opponent.ticket()]
-            .into_iter()
-            .flatten()
+        let results: Vec<_> = tickets()
             .map(|ticket| {
                 (
                     ticket,
-                    result(ticket, facing(ticket, seed, opponent), &reply, rounds),
+                    result(match_id, ticket, facing(ticket, seed, opponent), &outcome),
                 )
             })
             .collect();
@@ -271,47 +258,91 @@ impl Room {
         Ok(())
     }
 
-    async fn fight(
+    /// One fight against the house, two against a player: the second one with sides changed.
+    async fn legs(
         &self,
-        carried: &Carried,
-        request: FightRequest,
-    ) -> Result<(FightReply, u32), Status> {
-        let fought = self
-            .battle
-            .clone()
-            .fight(carried.request(request, FIGHT_DEADLINE))
-            .await;
-        let reply = fought
-            .map_err(|status| passed_on(battle::NAME, &status))?
-            .into_inner();
-        let rounds = reply.rounds.len() as u32;
-        Ok((reply, rounds))
+        match_id: &str,
+        seed: &Ticket,
+        opponent: &Opponent,
+        audience: &[&Ticket],
+    ) -> Result<Outcome, Status> {
+        let request = |leg: u32, left: &Fighter, right: &Fighter| FightRequest {
+            match_id: format!("{match_id}.{leg}"),
+            left: Some(left.clone()),
+            right: Some(right.clone()),
+        };
+        let (own, other) = (&seed.fighter, opponent.fighter());
+        let first = self
+            .leg(&seed.carried, request(1, own, other), audience, 0)
+            .await?;
+        let outcome = |margin: i64, rounds, legs, last: FightReply| {
+            let winner = if margin > 0 { own } else { other };
+            Outcome {
+                winner: winner.player.clone(),
+                version: last.version,
+                rules: last.rules,
+                rounds,
+                legs,
+            }
+        };
+        // A fight always has a winner, also when the margin is nought: the odd point decides.
+        let odd = if first.reply.winner == own.player {
+            1
+        } else {
+            -1
+        };
+        if opponent.ticket().is_none() {
+            return Ok(outcome(odd, first.rounds, 1, first.reply));
+        }
+        let second = self
+            .leg(
+                &seed.carried,
+                request(2, other, own),
+                audience,
+                first.rounds,
+            )
+            .await?;
+        let margin = 2 * (first.margin - second.margin) + odd;
+        Ok(outcome(
+            margin,
+            first.rounds + second.rounds,
+            2,
+            second.reply,
+        ))
     }
 
-    /// Like [`Room::fight`], and the audience hears every round.
-    async fn watch(
+    /// One fight. The audience hears every round, numbered on from `before`.
+    async fn leg(
         &self,
         carried: &Carried,
         request: FightRequest,
         audience: &[&Ticket],
-    ) -> Result<(FightReply, u32), Status> {
+        before: u32,
+    ) -> Result<Leg, Status> {
         let named = |status: Status| passed_on(battle::NAME, &status);
-        let watched = self
-            .battle
-            .clone()
-            .watch(carried.request(request, FIGHT_DEADLINE))
-            .await;
-        let mut stream = watched.map_err(named)?.into_inner();
-        let mut rounds = 0;
+        let request = carried.request(request, FIGHT_DEADLINE);
+        let mut battle = self.battle.clone();
+        let mut leg = Leg::default();
+        if audience.is_empty() {
+            let mut reply = battle.fight(request).await.map_err(named)?.into_inner();
+            reply.rounds.drain(..).for_each(|round| leg.count(&round));
+            leg.reply = reply;
+            return Ok(leg);
+        }
+        let mut stream = battle.watch(request).await.map_err(named)?.into_inner();
         while let Some(event) = stream.message().await.map_err(named)? {
             match event.event {
-                Some(watch_event::Event::Round(round)) if rounds < ROUNDS_MAX as u32 => {
-                    rounds += 1;
+                Some(watch_event::Event::Round(mut round)) if leg.rounds < ROUNDS_MAX as u32 => {
+                    leg.count(&round);
+                    round.number = before + leg.rounds;
                     audience
                         .iter()
                         .for_each(|ticket| ticket.tell(play_event::Event::Round(round.clone())));
                 }
-                Some(watch_event::Event::Result(reply)) => return Ok((reply, rounds)),
+                Some(watch_event::Event::Result(reply)) => {
+                    leg.reply = reply;
+                    return Ok(leg);
+                }
                 _ => {}
             }
         }
@@ -376,20 +407,46 @@ fn facing<'a>(ticket: &Ticket, seed: &'a Ticket, opponent: &'a Opponent) -> (&'a
 }
 
 fn result(
+    match_id: &str,
     ticket: &Ticket,
     (other, house): (&Fighter, bool),
-    reply: &FightReply,
-    rounds: u32,
+    outcome: &Outcome,
 ) -> PlayReply {
-    let won = reply.winner == ticket.fighter.player;
+    let won = outcome.winner == ticket.fighter.player;
     PlayReply {
-        match_id: reply.match_id.clone(),
+        match_id: match_id.to_string(),
         opponent: Some(other.clone()),
         house,
         won,
         rating: rated(ticket.fighter.rating, other.rating, won),
-        version: reply.version.clone(),
-        rules: reply.rules.clone(),
-        rounds,
+        version: outcome.version.clone(),
+        rules: outcome.rules.clone(),
+        rounds: outcome.rounds,
+        legs: outcome.legs,
+    }
+}
+
+/// How a match ended.
+struct Outcome {
+    winner: String,
+    version: String,
+    rules: String,
+    rounds: u32,
+    legs: u32,
+}
+
+/// How one of its fights ended.
+#[derive(Default)]
+struct Leg {
+    reply: FightReply,
+    rounds: u32,
+    /// Health of the left fighter less that of the right one.
+    margin: i64,
+}
+
+impl Leg {
+    fn count(&mut self, round: &wire::Round) {
+        self.rounds += 1;
+        self.margin = i64::from(round.left_health) - i64::from(round.right_health);
     }
 }

@@ -30,10 +30,13 @@ pub struct Played {
     pub won: bool,
     /// After the match.
     pub rating: u32,
-    /// Of the battle service that fought the match.
+    /// Of the battle service that fought the last leg.
     pub version: String,
     pub rules: String,
+    /// Of all legs.
     pub rounds: u32,
+    /// Fights: 1 against the house, 2 against a player.
+    pub legs: u32,
 }
 
 /// What a player says over a WebSocket.

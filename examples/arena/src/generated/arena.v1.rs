@@ -633,13 +633,17 @@ pub struct PlayReply {
     /// The player's, after the match.
     #[prost(uint32, tag = "5")]
     pub rating: u32,
-    /// Of the battle service that fought the match, and its rules.
+    /// Of the battle service that fought the last leg, and its rules.
     #[prost(string, tag = "6")]
     pub version: ::prost::alloc::string::String,
     #[prost(string, tag = "7")]
     pub rules: ::prost::alloc::string::String,
+    /// Of all legs together.
     #[prost(uint32, tag = "8")]
     pub rounds: u32,
+    /// Fights: one against the house, two against a player, with sides changed.
+    #[prost(uint32, tag = "9")]
+    pub legs: u32,
 }
 impl ::prost::Name for PlayReply {
     const NAME: &'static str = "PlayReply";
@@ -663,6 +667,7 @@ pub mod play_event {
         /// First.
         #[prost(message, tag = "1")]
         Proposal(super::Proposal),
+        /// Numbered through all legs.
         #[prost(message, tag = "2")]
         Round(super::Round),
         /// Last.

@@ -7,8 +7,8 @@ use crate::proto::arena::v1::Fighter;
 /// Players who wait at the same time.
 const WAITING_MAX: usize = 4096;
 /// Difference in rating that is fine at once, and after the wait.
-const WINDOW: u32 = 100;
-const WINDOW_LATE: u32 = 400;
+const WINDOW: u32 = 50;
+const WINDOW_LATE: u32 = 150;
 /// Neighbours that are looked at on each side.
 const NEIGHBOURS_MAX: usize = 4;
 
@@ -171,7 +171,7 @@ mod tests {
     fn after_the_wait_the_window_is_wider() {
         let mut queue = Queue::default();
         let first = waits(&mut queue, Someone("ann", 1000, false));
-        let second = waits(&mut queue, Someone("bob", 1300, false));
+        let second = waits(&mut queue, Someone("bob", 1120, false));
         let (ann, bob) = queue.leave(first).unwrap();
         assert_eq!((ann.0, bob.unwrap().0), ("ann", "bob"));
         assert!(queue.leave(second).is_none());

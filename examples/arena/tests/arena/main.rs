@@ -199,6 +199,8 @@ async fn two_hundred_actions_of_the_bots_have_no_failure() {
     assert_eq!(summary.failed, 0, "{:?}", summary.failures);
     assert!(summary.actions >= 200, "{summary:?}");
     assert_eq!(summary.logins, 20);
+    let fights = count("battle", "/Fight") + count("battle", "/Watch");
+    assert_eq!(fights as u64, summary.plays, "two players fight two legs");
     assert!(
         summary.live_plays > 0 && summary.trainings > 0 && summary.boards > 0,
         "{summary:?}"
@@ -343,6 +345,7 @@ async fn players_of_one_rating_meet_each_other_and_agree_on_the_result() {
                 (ann.opponent.as_str(), bob.opponent.as_str()),
                 ("bob", "ann")
             );
+            assert_eq!((ann.legs, bob.legs), (2, 2));
             assert!(
                 ann.won != bob.won && ann.rating + bob.rating == 2000,
                 "{ann:?} {bob:?}"
