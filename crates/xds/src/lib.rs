@@ -1,11 +1,16 @@
 //! xDS: the only room that speaks the mesh's protobuf.
 //!
 //! [`encode`] turns the model's resources into Envoy v3 bytes with a content-hash version, [`decode`] is its inverse and
-//! refuses by field path what our sidecar cannot honour. Socketless ADS peers stand on [`snapshot`]. No I/O, no clock.
+//! refuses by field path what our sidecar cannot honour. [`server`] and [`client`] are socketless ADS peers
+//! over [`snapshot`]s. No I/O, no clock.
 //!
-//! Module order (a module imports only later ones): encode, decode, snapshot, kind.
+//! Module order (a module imports only later ones): client, server, decode, encode, snapshot, kind.
 
+pub mod client;
+pub mod decode;
+pub mod encode;
 pub mod kind;
+pub mod server;
 pub mod snapshot;
 
 pub use kind::Kind;

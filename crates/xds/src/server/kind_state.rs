@@ -1,0 +1,298 @@
+//! All that a session knows about one kind: what the client asked for, what it holds, what is under way, what it refused.
+//!
+//! Events come in through methods (`acknowledge`, `refuse`, `forget_unwanted`, …); `plan` and `gate` only read.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use super::blame;
+use super::held::{Change, Held};
+use super::plan::Plan;
+use super::subscription::Subscription;
+use crate::kind::Kind;
+use crate::snapshot::{Encoded, Snapshot};
+
+/// One response that the client has not answered yet.
+#[derive(Debug)]
+pub(super) struct Outstanding {
+    pub(super) nonce: u64,
+    pub(super) changes: Vec<Change>,
+    pub(super) sent_ms: u64,
+    /// The revision that the client has reached for this kind once it acknowledges; none if more is to come.
+    pub(super) reaches: Option<u64>,
+}
+
+/// A resource is in quarantine for as long as this version is the one to be sent.
+#[derive(Clone, Debug)]
+pub(super) struct Refused {
+    /// Empty: the removal was refused.
+    pub(super) version: String,
+    pub(super) message: String,
+    pub(super) since_revision: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct KindState {
+    pub(super) kind: Kind,
+    /// None until the first request of this kind.
+    pub(super) subscription: Option<Subscription>,
+    pub(super) held: BTreeMap<String, Held>,
+    pub(super) outstanding: Option<Outstanding>,
+    /// To be sent even if the client is known to hold this very version.
+    pub(super) resend: BTreeSet<String>,
+    /// Groups of names (sorted) among which a refused one hides; sent one group at a time.
+    pub(super) suspects: VecDeque<Vec<String>>,
+    pub(super) refused: BTreeMap<String, Refused>,
+    /// The refusal that started the hunt through `suspects`.
+    pub(super) unnamed: Option<Refused>,
+    /// The first request of a wildcard is answered even when there is nothing to say.
+    pub(super) answer_due: bool,
+    /// Something changed since the last plan.
+    pub(super) dirty: bool,
+    /// What the last plan held back by make before break, and since when (ms).
+    pub(super) blocked: BTreeMap<String, u64>,
+    /// The last plan kept something that another kind's state may release.
+    pub(super) holding: bool,
+    /// The client holds every resource it asked for as of this revision, or newer.
+    pub(super) reached: u64,
+    latest_nonce: u64,
+    claims: bool,
+}
+
+impl KindState {
+    pub(super) fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            subscription: None,
+            held: BTreeMap::new(),
+            outstanding: None,
+            resend: BTreeSet::new(),
+            suspects: VecDeque::new(),
+            refused: BTreeMap::new(),
+            unnamed: None,
+            answer_due: false,
+            dirty: false,
+            blocked: BTreeMap::new(),
+            holding: false,
+            reached: 0,
+            latest_nonce: 0,
+            claims: false,
+        }
+    }
+
+    pub(super) fn wants(&self, name: &str) -> bool {
+        self.subscription.as_ref().is_some_and(|s| s.wants(name))
+    }
+
+    /// Whether `version` of `name` was refused in this session.
+    pub(super) fn is_refused(&self, name: &str, version: &str) -> bool {
+        self.refused.get(name).is_some_and(|r| r.version == version)
+    }
+
+    /// Whether an unanswered response removes `name`.
+    pub(super) fn is_being_removed(&self, name: &str) -> bool {
+        self.outstanding.as_ref().is_some_and(|out| {
+            out.changes
+                .iter()
+                .any(|c| c.name == name && c.put.is_none())
+        })
+    }
+
+    pub(super) fn is_outstanding(&self, nonce: &str) -> bool {
+        self.outstanding
+            .as_ref()
+            .is_some_and(|out| out.nonce.to_string() == nonce)
+    }
+
+    pub(super) fn is_latest(&self, nonce: &str) -> bool {
+        self.latest_nonce > 0 && self.latest_nonce.to_string() == nonce
+    }
+
+    /// Marks it for a new plan if other kinds' progress may release something here.
+    pub(super) fn wake(&mut self) {
+        self.dirty |= self.holding || !self.blocked.is_empty();
+    }
+
+    /// What a reconnecting client says it holds.
+    pub(super) fn claim(&mut self, versions: impl IntoIterator<Item = (String, String)>) {
+        for (name, version) in versions {
+            if self.wants(&name) {
+                self.held.insert(name, Held::claimed(version));
+                self.claims = true;
+            }
+        }
+    }
+
+    /// Finds the bytes of claimed versions, once there is a snapshot.
+    pub(super) fn adopt_claims(&mut self, target: &Snapshot) {
+        if !std::mem::take(&mut self.claims) {
+            return;
+        }
+        for (name, held) in &mut self.held {
+            if let Some(resource) = target.get(self.kind, name) {
+                held.adopt(resource);
+            }
+        }
+    }
+
+    /// The subscription changed, and `revision` is no longer reached before the additions are acknowledged.
+    pub(super) fn subscription_changed(&mut self, revision: u64) {
+        let Some(subscription) = self.subscription.take() else {
+            return;
+        };
+        self.held.retain(|name, _| subscription.wants(name));
+        self.refused.retain(|name, _| subscription.wants(name));
+        if let Some(out) = &mut self.outstanding {
+            out.changes
+                .retain(|change| subscription.wants(&change.name));
+            out.reaches = None;
+        }
+        self.subscription = Some(subscription);
+        self.reached = self.reached.min(revision.saturating_sub(1));
+        self.dirty = true;
+    }
+
+    /// A new target: `shared` says that it has the very same resources of this kind as `previous`.
+    pub(super) fn retarget(&mut self, target: &Snapshot, previous: Option<u64>, shared: bool) {
+        if !shared || self.dirty {
+            self.dirty = true;
+            self.refused.retain(|name, refused| {
+                let version = target.get(self.kind, name).map_or("", |r| &r.version);
+                refused.version == version
+            });
+            return;
+        }
+        if self.holding {
+            return;
+        }
+        match &mut self.outstanding {
+            Some(out) if out.reaches == previous => out.reaches = Some(target.revision),
+            None if Some(self.reached) == previous => self.reached = target.revision,
+            _ => {}
+        }
+    }
+
+    /// Takes over what a plan decided, apart from its changes.
+    pub(super) fn planned(&mut self, plan: &Plan) {
+        self.blocked.clone_from(&plan.blocked);
+        self.holding = plan.holding;
+        self.dirty = false;
+        if self.suspects.is_empty() {
+            self.unnamed = None;
+        }
+    }
+
+    pub(super) fn sent(&mut self, outstanding: Outstanding) {
+        for change in &outstanding.changes {
+            self.resend.remove(&change.name);
+        }
+        self.answer_due = false;
+        self.latest_nonce = outstanding.nonce;
+        self.outstanding = Some(outstanding);
+    }
+
+    /// The client applied the outstanding response. `whole`: it was the full state, so what it left out is gone.
+    pub(super) fn acknowledge(&mut self, whole: Whole) {
+        let Some(out) = self.outstanding.take() else {
+            return;
+        };
+        match whole {
+            Whole::ChangesOnly => {}
+            Whole::OfNamed => self.held.values_mut().for_each(|held| {
+                if held.last_good().is_some() {
+                    held.settle();
+                }
+            }),
+            Whole::OfKind => self.held.retain(|_, held| held.settle()),
+        }
+        for change in out.changes {
+            self.refused.remove(&change.name);
+            match change.put {
+                Some(resource) => self.held.insert(change.name, Held::acked(resource)),
+                None => self.held.remove(&change.name),
+            };
+        }
+        self.suspects.pop_front();
+        match out.reaches {
+            Some(revision) => self.reached = self.reached.max(revision),
+            None => self.dirty = true,
+        }
+    }
+
+    /// The client refused the outstanding response: quarantines whom `message` names, else halves the suspects. All
+    /// others of that response are unknown from now on.
+    pub(super) fn refuse(&mut self, message: &str, revision: u64) {
+        let Some(out) = self.outstanding.take() else {
+            return;
+        };
+        self.suspects.pop_front();
+        self.dirty = true;
+        let offenders: BTreeSet<&str> = match out.changes.as_slice() {
+            [] => return,
+            [only] => BTreeSet::from([only.name.as_str()]),
+            many => {
+                let found = blame::named(message, many.iter().map(|c| c.name.as_str()));
+                if found.len() == many.len() {
+                    BTreeSet::new()
+                } else {
+                    found.into_iter().collect()
+                }
+            }
+        };
+        let refused = |version: &str| Refused {
+            version: version.to_owned(),
+            message: blame::excerpt(message),
+            since_revision: revision,
+        };
+        if offenders.is_empty() {
+            let mut names: Vec<String> = out.changes.iter().map(|c| c.name.clone()).collect();
+            names.sort_unstable();
+            let back = names.split_off(names.len() / 2);
+            self.suspects.push_front(back);
+            self.suspects.push_front(names);
+            self.unnamed = Some(refused(""));
+        }
+        for change in &out.changes {
+            if offenders.contains(change.name.as_str()) {
+                if let Some(held) = self.held.get_mut(&change.name) {
+                    held.absolve(change.version());
+                }
+                let verdict = refused(change.version());
+                self.refused.insert(change.name.clone(), verdict);
+            } else {
+                self.held
+                    .entry(change.name.clone())
+                    .or_default()
+                    .doubt(change);
+            }
+        }
+        self.held.retain(|_, held| !held.is_nothing());
+    }
+
+    /// The content of a full-state response: the last good of everything, with `changes` on top. Sorted by name.
+    pub(super) fn content<'a>(&'a self, changes: &'a [Change]) -> Vec<&'a Arc<Encoded>> {
+        let mut content: BTreeMap<&str, &Arc<Encoded>> = self
+            .held
+            .iter()
+            .filter_map(|(name, held)| Some((name.as_str(), held.last_good()?)))
+            .collect();
+        for change in changes {
+            match &change.put {
+                Some(resource) => content.insert(&change.name, resource),
+                None => content.remove(change.name.as_str()),
+            };
+        }
+        content.into_values().collect()
+    }
+}
+
+/// How much of a kind an acknowledged response stood for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whole {
+    /// Delta.
+    ChangesOnly,
+    /// State of the world, Endpoints and Routes: what was left out stays.
+    OfNamed,
+    /// State of the world, Cluster and Listener: what was left out is gone.
+    OfKind,
+}

@@ -1,0 +1,135 @@
+//! Decides what one kind sends next: compares what the client holds with the snapshot, in one pass over both, and leaves
+//! out what is refused, suspected or has to wait. Reads only; the session carries the plan out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::gate::{Gate, View};
+use super::held::{Change, Held};
+use super::kind_state::KindState;
+use crate::kind::Kind;
+use crate::snapshot::{Encoded, Snapshot};
+
+/// How long make before break waits for a client, in ms: one that does not answer, for whatever reason, must not keep
+/// the other kinds from going on. Envoy answers within 5 ms unless it is stuck.
+pub const PATIENCE_MS: u64 = 5_000;
+/// Body bytes in one delta response, at most, unless a single resource is larger: gRPC refuses messages over 4 MiB.
+pub const RESPONSE_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub(super) changes: Vec<Change>,
+    /// Name → since when it waits, in ms.
+    pub(super) blocked: BTreeMap<String, u64>,
+    /// Something that is gone from the snapshot stays with the client because it is still needed.
+    pub(super) holding: bool,
+    /// Something goes out although it should have waited longer.
+    pub(super) impatient: bool,
+    quarantined: bool,
+    deferred: bool,
+    bytes: usize,
+}
+
+impl Plan {
+    /// Whether the client has all of the snapshot once it has these changes.
+    pub(super) fn is_complete(&self) -> bool {
+        self.blocked.is_empty() && !self.quarantined && !self.deferred
+    }
+}
+
+/// `paged`: may be cut at [`RESPONSE_BYTES_MAX`].
+pub(super) fn plan(view: View<'_>, kind: Kind, now_ms: u64, paged: bool) -> Plan {
+    let state = view.of(kind);
+    let suspects = state.suspects.front();
+    let mut plan = Plan::default();
+    let mut removals = None;
+    for (name, target, held) in pairs(state, view.target) {
+        let version = target.map_or("", |target| target.version.as_str());
+        let settled = target.is_some() && held.is_some_and(|held| held.is_surely(version));
+        if settled && !state.resend.contains(name) {
+            continue;
+        }
+        if state.is_refused(name, version) {
+            plan.quarantined |= !settled;
+            continue;
+        }
+        let suspected =
+            suspects.is_none_or(|group| group.binary_search_by(|s| s.as_str().cmp(name)).is_ok());
+        let size = target.map_or(0, |target| target.body.len()) + name.len();
+        let full = paged && plan.bytes > 0 && plan.bytes + size > RESPONSE_BYTES_MAX;
+        if full || !suspected {
+            plan.deferred = true;
+            continue;
+        }
+        let gate = match target {
+            Some(target) => view.put(target, held),
+            None => removals
+                .get_or_insert_with(|| view.removals(kind))
+                .gate(name),
+        };
+        if plan.admits(state, name, gate, now_ms) {
+            plan.bytes += size;
+            plan.changes.push(Change {
+                name: name.to_owned(),
+                put: target.cloned(),
+            });
+        }
+    }
+    plan
+}
+
+impl Plan {
+    /// Whether a change may go out now; takes note of it if not.
+    fn admits(&mut self, state: &KindState, name: &str, gate: Gate, now_ms: u64) -> bool {
+        match gate {
+            Gate::Open => true,
+            Gate::Hold => {
+                self.holding = true;
+                false
+            }
+            Gate::Wait => {
+                let since = state.blocked.get(name).copied().unwrap_or(now_ms);
+                let patient = now_ms.saturating_sub(since) < PATIENCE_MS;
+                if patient {
+                    self.blocked.insert(name.to_owned(), since);
+                }
+                self.impatient |= !patient;
+                !patient
+            }
+        }
+    }
+}
+
+type Pair<'a> = (&'a str, Option<&'a Arc<Encoded>>, Option<&'a Held>);
+
+/// Joins what the client asks for and the snapshot has with what the client holds, by name. Names that neither side has
+/// do not occur: a subscription to something that does not exist yet is met with silence.
+fn pairs<'a>(state: &'a KindState, target: &'a Snapshot) -> impl Iterator<Item = Pair<'a>> {
+    let kind = state.kind;
+    let subscription = state.subscription.as_ref();
+    let all = subscription
+        .filter(|s| s.is_wildcard())
+        .map(|_| target.iter(kind));
+    let named = subscription
+        .filter(|s| !s.is_wildcard())
+        .map(|s| s.names().iter().filter_map(move |n| target.get(kind, n)));
+    let mut wanted = all
+        .into_iter()
+        .flatten()
+        .chain(named.into_iter().flatten())
+        .peekable();
+    let mut held = state.held.iter().peekable();
+    std::iter::from_fn(move || {
+        let (left, right) = (wanted.peek().map(|r| &r.name), held.peek().map(|(n, _)| *n));
+        let (take_left, take_right) = match (left, right) {
+            (Some(l), Some(r)) => (l <= r, r <= l),
+            (l, r) => (l.is_some(), r.is_some()),
+        };
+        let resource = take_left.then(|| wanted.next()).flatten();
+        let holding = take_right.then(|| held.next()).flatten();
+        let name = resource
+            .map(|resource| resource.name.as_str())
+            .or(holding.map(|(name, _)| name.as_str()))?;
+        Some((name, resource, holding.map(|(_, held)| held)))
+    })
+}
