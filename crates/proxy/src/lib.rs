@@ -1,1 +1,18 @@
+//! The data plane: a sidecar beside one application. Configuration comes over xDS and is compiled into one immutable
+//! plan; requests walk through synchronous stages over it; what happened is counted per core.
+//!
+//! Nothing here knows manifests, the store or the control plane's code.
+//!
+//! Module order (a module imports only later ones): serve, admin, report, register, discovery,
+//! drive, listen, route, filter, context, plan, upstream, balance, account, config.
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+pub mod account;
+pub mod balance;
+pub mod config;
+pub mod drive;
+pub mod plan;
+pub mod register;
+pub mod upstream;
+
+pub use config::Config;

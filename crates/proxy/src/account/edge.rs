@@ -1,0 +1,264 @@
+//! One edge: counts of requests, attempts, answers and TCP tunnels to one version of one cluster.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use phalanx_model::name::{ClusterName, Direction};
+use phalanx_model::reason::Reason;
+
+use super::{bump, bump_at};
+use super::histogram::{Durations, Histogram};
+
+/// What an edge is told apart by. Everything here comes from configuration.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EdgeKey {
+    /// `Outbound`: this sidecar calls (Istio's reporter `source`). `Inbound`: it is called (reporter `destination`).
+    pub direction: Direction,
+    /// None: no cluster was chosen (no route, refused at the door).
+    pub cluster: Option<ClusterName>,
+    /// The endpoint's `version` label; empty when it has none or no endpoint was chosen.
+    pub version: String,
+    pub traffic: Traffic,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Traffic {
+    Http,
+    Grpc,
+    Tcp,
+}
+
+impl Traffic {
+    /// Istio's `request_protocol`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Grpc => "grpc",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// How one request ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Ending {
+    /// As sent downstream; 0 when the caller went away before the answer's end.
+    pub status: u16,
+    /// Of gRPC: what trailers or headers said, none when they said nothing.
+    pub grpc_status: Option<u8>,
+    /// Set when the answer was made by this proxy.
+    pub reason: Option<Reason>,
+    pub duration_us: u64,
+}
+
+/// Counts of one edge; a cell per core, each made when first used.
+pub struct Edge {
+    key: EdgeKey,
+    cells: Box<[OnceLock<Box<EdgeCell>>]>,
+    spare: OnceLock<Box<EdgeCell>>,
+}
+
+impl Edge {
+    pub(super) fn new(key: EdgeKey, cores: usize) -> Self {
+        Self { key, cells: (0..cores).map(|_| OnceLock::new()).collect(), spare: OnceLock::new() }
+    }
+
+    pub fn key(&self) -> &EdgeKey {
+        &self.key
+    }
+
+    /// The cell that worker `core` alone may write. A number out of range gets one that is counted nowhere.
+    #[inline]
+    pub fn cell(&self, core: usize) -> &EdgeCell {
+        match self.cells.get(core) {
+            Some(cell) => cell.get_or_init(Box::default),
+            None => self.spare.get_or_init(Box::default),
+        }
+    }
+
+    pub(super) fn totals(&self) -> Option<EdgeTotals> {
+        let mut totals = EdgeTotals::zero(self.key.clone());
+        let mut used = false;
+        for cell in self.cells.iter().filter_map(OnceLock::get) {
+            cell.add_to(&mut totals);
+            used = true;
+        }
+        used.then_some(totals)
+    }
+}
+
+/// One core's counts of one edge.
+#[derive(Default)]
+#[repr(align(128))]
+pub struct EdgeCell {
+    active: AtomicU64,
+    durations: Histogram,
+    ok: AtomicU64,
+    /// By hundreds, made when first needed: exact codes without 4 KB per cell.
+    codes: [OnceLock<Box<[AtomicU64; 100]>>; 10],
+    grpc: [AtomicU64; GRPC_CODES],
+    reasons: [AtomicU64; Reason::ALL.len()],
+    attempts: AtomicU64,
+    retries: AtomicU64,
+    connect_failures: AtomicU64,
+    ejections: AtomicU64,
+    tcp_opened: AtomicU64,
+    tcp_closed: AtomicU64,
+    tcp_sent: AtomicU64,
+    tcp_received: AtomicU64,
+}
+
+/// 0 to 16, and one for anything else.
+const GRPC_CODES: usize = 18;
+
+impl EdgeCell {
+    /// A request is sent to an endpoint of this edge; `again` when an earlier attempt had failed. It is active until
+    /// [`EdgeCell::leave`], on the same core.
+    #[inline]
+    pub fn attempt(&self, again: bool) {
+        bump(&self.active, 1);
+        bump(&self.attempts, 1);
+        if again {
+            bump(&self.retries, 1);
+        }
+    }
+
+    /// The attempt is over.
+    #[inline]
+    pub fn leave(&self) {
+        bump(&self.active, u64::MAX); // one less, wrapping
+    }
+
+    /// A request ended, after however many attempts; counted where the last one went.
+    pub fn end(&self, ending: &Ending) {
+        self.durations.record(ending.duration_us);
+        if ending.status == 200 {
+            bump(&self.ok, 1);
+        } else {
+            let code = usize::from(ending.status.min(999));
+            let hundred = self.codes.get(code / 100).map(|codes| codes.get_or_init(|| Box::new([const { AtomicU64::new(0) }; 100])));
+            bump_at(hundred.map_or(&[], |codes| codes.as_slice()), code % 100);
+        }
+        if let Some(status) = ending.grpc_status {
+            bump_at(&self.grpc, usize::from(status).min(GRPC_CODES - 1));
+        }
+        if let Some(reason) = ending.reason {
+            bump_at(&self.reasons, reason as usize);
+        }
+    }
+
+    pub fn connect_failed(&self) {
+        bump(&self.connect_failures, 1);
+    }
+
+    pub fn ejected(&self) {
+        bump(&self.ejections, 1);
+    }
+
+    pub fn tunnel_opened(&self) {
+        bump(&self.tcp_opened, 1);
+    }
+
+    pub fn tunnel_closed(&self) {
+        bump(&self.tcp_closed, 1);
+    }
+
+    /// Bytes towards the endpoint, and from it.
+    #[inline]
+    pub fn tunnel_moved(&self, sent: u64, received: u64) {
+        bump(&self.tcp_sent, sent);
+        bump(&self.tcp_received, received);
+    }
+
+    fn add_to(&self, totals: &mut EdgeTotals) {
+        let of = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        totals.active = totals.active.wrapping_add(of(&self.active));
+        self.durations.add_to(&mut totals.durations);
+        add(&mut totals.codes, 200, of(&self.ok));
+        for (hundreds, codes) in (0u16..).zip(&self.codes) {
+            for (rest, cell) in (0u16..).zip(codes.get().into_iter().flat_map(|codes| codes.iter())) {
+                add(&mut totals.codes, hundreds * 100 + rest, of(cell));
+            }
+        }
+        for (status, cell) in (0u8..).zip(&self.grpc) {
+            add(&mut totals.grpc, status, of(cell));
+        }
+        for (reason, cell) in Reason::ALL.iter().zip(&self.reasons) {
+            add(&mut totals.reasons, *reason, of(cell));
+        }
+        totals.attempts += of(&self.attempts);
+        totals.retries += of(&self.retries);
+        totals.connect_failures += of(&self.connect_failures);
+        totals.ejections += of(&self.ejections);
+        totals.tcp_opened += of(&self.tcp_opened);
+        totals.tcp_closed += of(&self.tcp_closed);
+        totals.tcp_sent_bytes += of(&self.tcp_sent);
+        totals.tcp_received_bytes += of(&self.tcp_received);
+    }
+}
+
+fn add<K: PartialEq>(counts: &mut Vec<(K, u64)>, key: K, count: u64) {
+    if count == 0 {
+        return;
+    }
+    match counts.iter_mut().find(|(known, _)| *known == key) {
+        Some((_, sum)) => *sum += count,
+        None => counts.push((key, count)),
+    }
+}
+
+/// An edge's counts since the start, over all cores.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EdgeTotals {
+    pub key: EdgeKey,
+    /// Requests by status; 0 stands for a caller that went away.
+    pub codes: Vec<(u16, u64)>,
+    /// Requests by `grpc-status`; 17 stands for any other.
+    pub grpc: Vec<(u8, u64)>,
+    /// Requests that this proxy answered itself.
+    pub reasons: Vec<(Reason, u64)>,
+    pub durations: Durations,
+    pub active: u64,
+    pub attempts: u64,
+    pub retries: u64,
+    pub connect_failures: u64,
+    pub ejections: u64,
+    pub tcp_opened: u64,
+    pub tcp_closed: u64,
+    /// Towards the endpoint.
+    pub tcp_sent_bytes: u64,
+    pub tcp_received_bytes: u64,
+}
+
+impl EdgeTotals {
+    fn zero(key: EdgeKey) -> Self {
+        Self {
+            key,
+            codes: Vec::new(),
+            grpc: Vec::new(),
+            reasons: Vec::new(),
+            durations: Durations::default(),
+            active: 0,
+            attempts: 0,
+            retries: 0,
+            connect_failures: 0,
+            ejections: 0,
+            tcp_opened: 0,
+            tcp_closed: 0,
+            tcp_sent_bytes: 0,
+            tcp_received_bytes: 0,
+        }
+    }
+
+    /// Requests that ended.
+    pub fn requests(&self) -> u64 {
+        self.codes.iter().map(|(_, count)| count).sum()
+    }
+
+    /// Requests that failed: a status of 500 or more, or a `grpc-status` other than 0; a caller that went away is none.
+    pub fn failures(&self) -> u64 {
+        let http: u64 = self.codes.iter().filter(|(code, _)| *code >= 500).map(|(_, count)| count).sum();
+        let grpc: u64 = self.grpc.iter().filter(|(status, _)| *status != 0).map(|(_, count)| count).sum();
+        http + grpc
+    }
+}

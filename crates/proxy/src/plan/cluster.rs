@@ -1,0 +1,151 @@
+//! One cluster of the plan: how it is called, its endpoints, and the edges its traffic is counted on.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use phalanx_model::instance::Protocol;
+use phalanx_model::name::ClusterName;
+use phalanx_model::resource::{
+    CircuitBreaker, Cluster, ConnectionPool, Endpoint, Health, LoadBalancer, OutlierDetection, RetryBudget,
+};
+use phalanx_relay::Field;
+
+use super::AppPort;
+use crate::account::{Account, Edge, EdgeKey, Traffic};
+use crate::balance::{Group, Member, Outlier};
+use crate::upstream::Breaker;
+
+pub struct ClusterPlan {
+    pub name: ClusterName,
+    pub protocol: Protocol,
+    pub pool: ConnectionPool,
+    pub limits: CircuitBreaker,
+    pub retry_budget: RetryBudget,
+    pub breaker: Arc<Breaker>,
+    /// Same order as `endpoints`.
+    pub group: Group,
+    pub endpoints: Box<[EndpointPlan]>,
+    /// For requests that got no endpoint.
+    pub unassigned: Edges,
+    /// Tells the peer's sidecar which of the instance's ports is meant.
+    pub port_field: Option<Field>,
+}
+
+pub struct EndpointPlan {
+    pub address: SocketAddr,
+    /// A sidecar of ours is in front of it.
+    pub meshed: bool,
+    pub edges: Edges,
+}
+
+/// The edges of one version, by what is spoken.
+#[derive(Clone)]
+pub struct Edges {
+    http: Arc<Edge>,
+    grpc: Arc<Edge>,
+    tcp: Arc<Edge>,
+}
+
+impl Edges {
+    fn of(name: &ClusterName, version: &str, account: &Account) -> Self {
+        let edge = |traffic| {
+            let key = EdgeKey { direction: name.direction, cluster: Some(name.clone()), version: version.to_owned(), traffic };
+            account.edge(key)
+        };
+        Self { http: edge(Traffic::Http), grpc: edge(Traffic::Grpc), tcp: edge(Traffic::Tcp) }
+    }
+
+    #[inline]
+    pub fn of_traffic(&self, traffic: Traffic) -> &Arc<Edge> {
+        match traffic {
+            Traffic::Http => &self.http,
+            Traffic::Grpc => &self.grpc,
+            Traffic::Tcp => &self.tcp,
+        }
+    }
+}
+
+impl ClusterPlan {
+    pub(super) fn outbound(
+        cluster: &Cluster,
+        endpoints: &[Endpoint],
+        previous: Option<&Arc<ClusterPlan>>,
+        account: &Account,
+    ) -> Self {
+        let name = &cluster.name;
+        let mut edges: Vec<(&str, Edges)> = Vec::new(); // few versions, many endpoints
+        let mut edges_of = |version| match edges.iter().find(|(known, _)| *known == version) {
+            Some((_, edges)) => edges.clone(),
+            None => {
+                let made = Edges::of(name, version, account);
+                edges.push((version, made.clone()));
+                made
+            }
+        };
+        let plans = endpoints.iter().map(|endpoint| EndpointPlan {
+            address: endpoint.address,
+            meshed: !endpoint.instance.is_empty(),
+            edges: edges_of(endpoint.version.as_str()),
+        });
+        let plans: Box<[EndpointPlan]> = plans.collect();
+        let member = |endpoint: &Endpoint| Member {
+            weight: endpoint.weight,
+            health: endpoint.health,
+            outlier: previous.and_then(|cluster| cluster.outlier(endpoint.address)).unwrap_or_default(),
+        };
+        Self {
+            name: name.clone(),
+            protocol: cluster.protocol,
+            pool: cluster.connection_pool,
+            limits: cluster.circuit_breaker,
+            retry_budget: cluster.retry_budget,
+            breaker: previous.map(|cluster| cluster.breaker.clone()).unwrap_or_default(),
+            group: Group::new(cluster.load_balancer, cluster.outlier_detection, endpoints.iter().map(member).collect()),
+            endpoints: plans,
+            unassigned: Edges::of(name, "", account),
+            port_field: Field::new("x-phalanx-port", &name.port.to_string()).ok(),
+        }
+    }
+
+    /// The application itself: one endpoint, no ejection, no limit that its caller's sidecar would not have set.
+    pub(super) fn inbound(
+        name: ClusterName,
+        port: &AppPort,
+        version: &str,
+        previous: Option<&Arc<ClusterPlan>>,
+        account: &Account,
+    ) -> Self {
+        let unlimited = CircuitBreaker {
+            max_connections: INBOUND_MAX,
+            max_pending_requests: INBOUND_MAX,
+            max_requests: INBOUND_MAX,
+            max_retries: CircuitBreaker::default().max_retries,
+        };
+        let member = Member {
+            weight: 1,
+            health: Health::Healthy,
+            outlier: previous.and_then(|cluster| cluster.outlier(port.address)).unwrap_or_default(),
+        };
+        let edges = Edges::of(&name, version, account);
+        Self {
+            protocol: port.protocol,
+            pool: ConnectionPool::default(),
+            limits: unlimited,
+            retry_budget: RetryBudget::default(),
+            breaker: previous.map(|cluster| cluster.breaker.clone()).unwrap_or_default(),
+            group: Group::new(LoadBalancer::Random, OutlierDetection::default(), vec![member]),
+            endpoints: [EndpointPlan { address: port.address, meshed: false, edges: edges.clone() }].into(),
+            unassigned: edges,
+            port_field: None,
+            name,
+        }
+    }
+
+    fn outlier(&self, address: SocketAddr) -> Option<Arc<Outlier>> {
+        let place = self.endpoints.iter().position(|endpoint| endpoint.address == address)?;
+        self.group.member(place).map(|member| member.outlier.clone())
+    }
+}
+
+/// Connections and requests to the application: more than the sidecar's own connection limit lets in.
+const INBOUND_MAX: u32 = 20_000;
