@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::exit::{Failure, Outcome};
 use crate::output::{self, Format};
-use crate::{AdminOptions, NamespaceOptions, files, status};
+use crate::{AdminOptions, NamespaceOptions, files, lint, status};
 
 #[derive(Args)]
 pub struct Options {
@@ -67,8 +67,10 @@ struct ChangeOptions {
 
 pub async fn apply(options: Options) -> Outcome {
     let change = options.change;
+    let files = files::read_all(&options.files)?;
+    lint::check_syntax(&files)?;
     let request = ApplyRequest {
-        files: files::read_all(&options.files)?,
+        files,
         namespace: change.namespace.namespace,
         expect: change.expect,
         dry_run: change.dry_run,
@@ -108,8 +110,10 @@ pub async fn delete(options: DeleteOptions) -> Outcome {
 
 /// Exit code 1 when something would change, as `diff` and `kubectl diff` do.
 pub async fn diff(options: DiffOptions) -> Outcome {
+    let files = files::read_all(&options.files)?;
+    lint::check_syntax(&files)?;
     let request = ApplyRequest {
-        files: files::read_all(&options.files)?,
+        files,
         namespace: options.namespace.namespace,
         dry_run: true,
         author: author(),

@@ -34,7 +34,7 @@ pub struct Options {
     #[arg(long, default_value_t = 250.0)]
     rate: f64,
     /// Players
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 60)]
     bots: usize,
     /// xDS and registry
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15010")]

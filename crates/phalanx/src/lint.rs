@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use phalanx_model::manifest;
+use phalanx_client::api::File;
+use phalanx_model::manifest::{self, ProblemKind};
 
 use crate::exit::{Failure, Outcome};
 use crate::{NamespaceOptions, files, output};
@@ -17,20 +18,34 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Outcome {
-    let (mut documents, mut problems) = (0, 0);
+    let (mut documents, mut problems) = (0, Vec::new());
     for file in files::read_all(&options.files)? {
-        match manifest::parse(&file.name, &file.text, &options.namespace.namespace) {
-            Ok(parsed) => documents += parsed.len(),
-            Err(found) => {
-                problems += found.len();
-                for problem in found {
-                    output::print(&format!("{problem}\n"))?;
-                }
-            }
-        }
+        let manifest = manifest::parse(&file.name, &file.text, &options.namespace.namespace);
+        documents += manifest.documents.len();
+        problems.extend(manifest.problems);
     }
-    if problems > 0 {
-        return Err(Failure::refused(format!("{problems} problem(s)")));
+    for problem in &problems {
+        output::print(&format!("{problem}\n"))?;
+    }
+    let count = format!("{} problem(s)", problems.len());
+    if problems.iter().any(|p| p.kind == ProblemKind::Syntax) {
+        return Err(Failure::file(count));
+    }
+    if !problems.is_empty() {
+        return Err(Failure::refused(count));
+    }
+    if documents == 0 {
+        return Err(Failure::refused("no documents found"));
     }
     output::print(&format!("{documents} document(s), nothing to say\n"))
+}
+
+/// Refuses files that are no YAML before anybody is asked.
+pub fn check_syntax(files: &[File]) -> Outcome {
+    let problems = files.iter().flat_map(|file| manifest::parse(&file.name, &file.text, "default").problems);
+    let wrong: Vec<_> = problems.filter(|p| p.kind == ProblemKind::Syntax).collect();
+    for problem in &wrong {
+        eprintln!("{problem}");
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(Failure::file("not YAML; nothing was changed")) }
 }

@@ -19,6 +19,26 @@ pub mod serve;
 pub use process::{ProcessSpec, ServiceKind, processes, run_service};
 pub use serve::ServiceConfig;
 
+/// Who calls whom, caller first; battle is called by the names of its versions, since that is what its route leads to.
+pub const EDGES: &[(&str, &str)] = &[
+    ("gateway", "match"),
+    ("gateway", "battle-v1"),
+    ("gateway", "leaderboard"),
+    ("match", "battle-v1"),
+    ("match", "battle-v2"),
+    ("match", "leaderboard"),
+    ("battle", "physics"),
+];
+
+/// The documents of `mesh/`, as name and text, so that the demo needs no folder.
+pub const MANIFESTS: &[(&str, &str)] = &[
+    ("battle.yaml", include_str!("../mesh/battle.yaml")),
+    ("gateway.yaml", include_str!("../mesh/gateway.yaml")),
+    ("leaderboard.yaml", include_str!("../mesh/leaderboard.yaml")),
+    ("match.yaml", include_str!("../mesh/match.yaml")),
+    ("physics.yaml", include_str!("../mesh/physics.yaml")),
+];
+
 /// Generated from `proto/` by `cargo run -p phalanx-codegen`.
 #[rustfmt::skip]
 #[allow(clippy::all, missing_docs, rust_2018_idioms, rustdoc::all)]
