@@ -8,11 +8,15 @@
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 pub mod account;
+pub mod admin;
 pub mod balance;
 pub mod config;
+pub mod discovery;
 pub mod drive;
 pub mod plan;
 pub mod register;
+pub mod report;
+pub mod serve;
 pub mod upstream;
 
 pub use config::Config;

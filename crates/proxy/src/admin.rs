@@ -1,0 +1,144 @@
+//! The sidecar's own pages: `/healthz`, `/readyz`, `/metrics`, `/config_dump`. Read only; one small HTTP/1.1 server on
+//! the housekeeping runtime, that can't take more than it was given.
+
+mod dump;
+mod istio;
+mod pages;
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use phalanx_telemetry::metrics;
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tracing::debug;
+
+pub use pages::{Phase, View};
+
+/// Connections beyond this wait in the backlog.
+const CONNECTIONS_MAX: usize = 32;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_BYTES_MAX: usize = 16 * 1024;
+/// After an accept that failed, for want of file descriptors most likely.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until dropped.
+pub async fn serve(listener: TcpListener, view: Arc<View>) {
+    let loopback_only = listener
+        .local_addr()
+        .is_ok_and(|address| address.ip().is_loopback());
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let view = view.clone();
+                connections.spawn(async move {
+                    let _slot = slot;
+                    if let Err(error) = connection(stream, view, loopback_only).await {
+                        debug!(%peer, %error, "admin connection ended early");
+                    }
+                });
+            }
+            Err(_) => sleep(ACCEPT_PAUSE).await,
+        }
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn connection(stream: TcpStream, view: Arc<View>, loopback_only: bool) -> hyper::Result<()> {
+    let service = service_fn(move |request| {
+        let answer = answer(&request, &view, loopback_only);
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(HEADER_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+}
+
+fn answer(request: &Request<Incoming>, view: &View, loopback_only: bool) -> Response<Full<Bytes>> {
+    // A page in a browser may have had its name pointed at this address: what it asks carries that name.
+    if loopback_only && !request.headers().get(HOST).is_some_and(names_loopback) {
+        return problem(
+            StatusCode::FORBIDDEN,
+            "this address answers to its own name only",
+            "ask for 127.0.0.1 or localhost",
+        );
+    }
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        let mut response = problem(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "pages are only read here",
+            "use GET",
+        );
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    match request.uri().path() {
+        "/healthz" => json_page(StatusCode::OK, json!({ "ok": true }).to_string()),
+        "/readyz" => match view.not_ready() {
+            None => json_page(StatusCode::OK, json!({ "ok": true }).to_string()),
+            Some(why) => json_page(
+                StatusCode::SERVICE_UNAVAILABLE,
+                json!({ "ok": false, "error": why }).to_string(),
+            ),
+        },
+        "/metrics" => page(StatusCode::OK, metrics::CONTENT_TYPE, view.metrics()),
+        "/config_dump" => json_page(StatusCode::OK, format!("{:#}", view.config_dump())),
+        _ => problem(
+            StatusCode::NOT_FOUND,
+            "no such page",
+            "there are /healthz, /readyz, /metrics and /config_dump",
+        ),
+    }
+}
+
+fn names_loopback(host: &HeaderValue) -> bool {
+    let Ok(host) = host.to_str() else {
+        return false;
+    };
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn problem(status: StatusCode, error: &str, hint: &str) -> Response<Full<Bytes>> {
+    json_page(status, json!({ "error": error, "hint": hint }).to_string())
+}
+
+fn json_page(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    page(status, "application/json", body)
+}
+
+fn page(status: StatusCode, media: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(media));
+    response
+}

@@ -1,0 +1,214 @@
+//! `/config_dump`: the resources in use as JSON, as this sidecar understood them. Fields are named as in room `model`;
+//! what is at its default or absent is left out where that reads better.
+
+use phalanx_model::resource::{
+    Action, Assignment, Backend, Cluster, Endpoint, Forward, HeaderEdit, Health, Listener,
+    ListenerProtocol, LoadBalancer, PathMatch, PathRewrite, Redirect, RouteTable, Rule, RuleMatch,
+    ValueMatch, VirtualHost,
+};
+use phalanx_xds::decode::Resource;
+use serde_json::{Map, Value, json};
+
+pub fn resource(resource: &Resource) -> Value {
+    match resource {
+        Resource::Listener(listener) => self::listener(listener),
+        Resource::Routes(table) => routes(table),
+        Resource::Cluster(cluster) => self::cluster(cluster),
+        Resource::Endpoints(assignment) => endpoints(assignment),
+    }
+}
+
+fn listener(listener: &Listener) -> Value {
+    let (protocol, key, target) = match &listener.protocol {
+        ListenerProtocol::Http { route_table } => ("http", "route_table", route_table.clone()),
+        ListenerProtocol::Tcp { cluster } => ("tcp", "cluster", cluster.to_string()),
+    };
+    json!({
+        "address": listener.address.to_string(),
+        "direction": listener.direction.as_str(),
+        "protocol": protocol,
+        key: target,
+    })
+}
+
+fn routes(table: &RouteTable) -> Value {
+    json!({ "hosts": table.hosts.iter().map(host).collect::<Vec<_>>() })
+}
+
+fn host(host: &VirtualHost) -> Value {
+    let rules: Vec<Value> = host.rules.iter().map(rule).collect();
+    json!({ "name": host.name, "domains": host.domains, "rules": rules })
+}
+
+fn rule(rule: &Rule) -> Value {
+    let mut out = Map::new();
+    out.insert("name".into(), json!(rule.name));
+    out.insert("matches".into(), matches(&rule.matches));
+    put_edit(&mut out, "request_headers", &rule.request_headers);
+    put_edit(&mut out, "response_headers", &rule.response_headers);
+    let (key, action) = match &rule.action {
+        Action::Forward(forward) => ("forward", self::forward(forward)),
+        Action::Redirect(redirect) => ("redirect", self::redirect(redirect)),
+        Action::Respond(reason) => ("respond", json!(reason.as_str())),
+    };
+    out.insert(key.into(), action);
+    Value::Object(out)
+}
+
+fn matches(matches: &RuleMatch) -> Value {
+    let path = match &matches.path {
+        PathMatch::Exact(path) => json!({ "exact": path }),
+        PathMatch::Prefix(path) => json!({ "prefix": path }),
+        PathMatch::Regex(regex) => json!({ "regex": regex }),
+    };
+    let value = |name: &String, value: &ValueMatch| match value {
+        ValueMatch::Exact(text) => json!({ "name": name, "exact": text }),
+        ValueMatch::Regex(regex) => json!({ "name": name, "regex": regex }),
+    };
+    let mut out = Map::new();
+    out.insert("path".into(), path);
+    if let Some(method) = &matches.method {
+        out.insert("method".into(), json!(method));
+    }
+    if !matches.headers.is_empty() {
+        let headers: Vec<Value> = matches
+            .headers
+            .iter()
+            .map(|h| value(&h.name, &h.value))
+            .collect();
+        out.insert("headers".into(), json!(headers));
+    }
+    if !matches.query.is_empty() {
+        let query: Vec<Value> = matches
+            .query
+            .iter()
+            .map(|q| value(&q.name, &q.value))
+            .collect();
+        out.insert("query".into(), json!(query));
+    }
+    if matches.grpc {
+        out.insert("grpc".into(), json!(true));
+    }
+    Value::Object(out)
+}
+
+fn forward(forward: &Forward) -> Value {
+    let mut out = Map::new();
+    out.insert(
+        "backends".into(),
+        forward.backends.iter().map(backend).collect(),
+    );
+    if let Some(authority) = &forward.rewrite.authority {
+        out.insert("rewrite_authority".into(), json!(authority));
+    }
+    if let Some(path) = &forward.rewrite.path {
+        out.insert("rewrite_path".into(), rewrite(path));
+    }
+    for (key, timeout) in [
+        ("request_timeout", forward.request_timeout),
+        ("attempt_timeout", forward.attempt_timeout),
+    ] {
+        if let Some(timeout) = timeout {
+            out.insert(key.into(), json!(format!("{timeout:?}")));
+        }
+    }
+    let retry = &forward.retry;
+    let backoff = format!("{:?}", retry.backoff);
+    out.insert(
+        "retry".into(),
+        json!({ "attempts": retry.attempts, "codes": retry.codes, "backoff": backoff }),
+    );
+    Value::Object(out)
+}
+
+fn backend(backend: &Backend) -> Value {
+    let mut out = Map::new();
+    out.insert(
+        "cluster".into(),
+        json!(backend.cluster.as_ref().map(ToString::to_string)),
+    );
+    out.insert("weight".into(), json!(backend.weight));
+    put_edit(&mut out, "request_headers", &backend.request_headers);
+    put_edit(&mut out, "response_headers", &backend.response_headers);
+    Value::Object(out)
+}
+
+fn rewrite(path: &PathRewrite) -> Value {
+    match path {
+        PathRewrite::Full(path) => json!({ "full": path }),
+        PathRewrite::Prefix(prefix) => json!({ "prefix": prefix }),
+    }
+}
+
+fn redirect(redirect: &Redirect) -> Value {
+    json!({
+        "scheme": redirect.scheme,
+        "hostname": redirect.hostname,
+        "port": redirect.port,
+        "path": redirect.path.as_ref().map(rewrite),
+        "status": redirect.status,
+    })
+}
+
+fn put_edit(out: &mut Map<String, Value>, key: &str, edit: &HeaderEdit) {
+    if !edit.is_empty() {
+        out.insert(
+            key.into(),
+            json!({ "set": edit.set, "add": edit.add, "remove": edit.remove }),
+        );
+    }
+}
+
+fn cluster(cluster: &Cluster) -> Value {
+    let load_balancer = match cluster.load_balancer {
+        LoadBalancer::P2c => "P2C",
+        LoadBalancer::LeastRequest => "LeastRequest",
+        LoadBalancer::RoundRobin => "RoundRobin",
+        LoadBalancer::Random => "Random",
+    };
+    let (pool, breaker) = (&cluster.connection_pool, &cluster.circuit_breaker);
+    let (outlier, budget) = (&cluster.outlier_detection, &cluster.retry_budget);
+    json!({
+        "protocol": cluster.protocol.as_str(),
+        "load_balancer": load_balancer,
+        "connection_pool": {
+            "max_requests_per_connection": pool.max_requests_per_connection,
+            "connect_timeout": format!("{:?}", pool.connect_timeout),
+            "idle_timeout": format!("{:?}", pool.idle_timeout),
+        },
+        "circuit_breaker": {
+            "max_connections": breaker.max_connections,
+            "max_pending_requests": breaker.max_pending_requests,
+            "max_requests": breaker.max_requests,
+            "max_retries": breaker.max_retries,
+        },
+        "outlier_detection": {
+            "consecutive_5xx": outlier.consecutive_5xx,
+            "consecutive_gateway": outlier.consecutive_gateway,
+            "interval": format!("{:?}", outlier.interval),
+            "base_ejection": format!("{:?}", outlier.base_ejection),
+            "max_ejection_percent": outlier.max_ejection_percent,
+        },
+        "retry_budget": { "percent": budget.percent, "min_concurrency": budget.min_concurrency },
+    })
+}
+
+fn endpoints(assignment: &Assignment) -> Value {
+    json!({ "endpoints": assignment.endpoints.iter().map(endpoint).collect::<Vec<_>>() })
+}
+
+fn endpoint(endpoint: &Endpoint) -> Value {
+    let health = match endpoint.health {
+        Health::Healthy => "healthy",
+        Health::Draining => "draining",
+        Health::Unhealthy => "unhealthy",
+    };
+    json!({
+        "address": endpoint.address.to_string(),
+        "weight": endpoint.weight,
+        "zone": endpoint.zone,
+        "health": health,
+        "version": endpoint.version,
+        "instance": endpoint.instance,
+    })
+}

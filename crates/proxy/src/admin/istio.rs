@@ -1,0 +1,319 @@
+//! Edges under Istio's metric names and labels, so that dashboards and topologies made for Istio read them. What Istio
+//! knows and we don't yet (the caller on the called side, principals) is `unknown`, as Istio itself writes.
+
+use phalanx_model::ServiceName;
+use phalanx_model::name::Direction;
+use phalanx_model::reason::Reason;
+use phalanx_telemetry::metrics::{Exposition, Family, Label};
+
+use crate::account::{EdgeTotals, Traffic};
+
+const REQUESTS: Family = Family::counter(
+    "istio_requests_total",
+    "Requests that ended, by edge and answer.",
+);
+const DURATION: Family = Family::histogram(
+    "istio_request_duration_milliseconds",
+    "Time from a request's head to the end of its answer.",
+);
+const TCP_OPENED: Family = Family::counter(
+    "istio_tcp_connections_opened_total",
+    "TCP connections opened.",
+);
+const TCP_CLOSED: Family = Family::counter(
+    "istio_tcp_connections_closed_total",
+    "TCP connections closed.",
+);
+const TCP_SENT: Family = Family::counter(
+    "istio_tcp_sent_bytes_total",
+    "Bytes of responses: from the called to the caller.",
+);
+const TCP_RECEIVED: Family = Family::counter(
+    "istio_tcp_received_bytes_total",
+    "Bytes of requests: from the caller to the called.",
+);
+
+/// Istio's bounds, in milliseconds; each is one of the account's own, so nothing is interpolated.
+const BOUNDS_MS: [f64; 19] = [
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1_000.0,
+    2_500.0,
+    5_000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
+];
+
+const UNKNOWN: &str = "unknown";
+/// Istio's revision of a workload without a version.
+const NO_REVISION: &str = "latest";
+const CLUSTER: &str = "phalanx";
+
+/// This sidecar's own end of every edge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Own {
+    pub service: ServiceName,
+    pub version: String,
+}
+
+pub fn write(out: &mut Exposition, own: &Own, edges: &[EdgeTotals]) {
+    let edges: Vec<(EdgeLabels<'_>, &EdgeTotals)> = edges
+        .iter()
+        .map(|edge| (EdgeLabels::of(own, edge), edge))
+        .collect();
+    let (tcp, http): (Vec<_>, Vec<_>) = edges
+        .iter()
+        .partition(|(_, edge)| edge.key.traffic == Traffic::Tcp);
+    write_requests(out, &http);
+    write_durations(out, &http);
+    write_tcp(out, &tcp);
+}
+
+fn write_requests(out: &mut Exposition, edges: &[&(EdgeLabels<'_>, &EdgeTotals)]) {
+    let mut samples = out.family(&REQUESTS);
+    for (labels, edge) in edges {
+        for answer in answers(edge) {
+            let code = answer.code.to_string();
+            let grpc = answer
+                .grpc
+                .map(|status| status.to_string())
+                .unwrap_or_default();
+            let flags = answer
+                .reason
+                .map_or(if answer.code == 0 { "DC" } else { "-" }, flag);
+            let last = [
+                ("response_code", code.as_str()),
+                ("grpc_response_status", &grpc),
+                ("response_flags", flags),
+            ];
+            samples.sample(&labels.with(&last), answer.count);
+        }
+    }
+}
+
+fn write_durations(out: &mut Exposition, edges: &[&(EdgeLabels<'_>, &EdgeTotals)]) {
+    let mut samples = out.family(&DURATION);
+    for (labels, edge) in edges {
+        let mut below = 0;
+        let mut counts: Vec<u64> = Vec::with_capacity(BOUNDS_MS.len() + 1);
+        for bound in BOUNDS_MS {
+            let at_most = edge.durations.at_most((bound * 1000.0) as u64);
+            counts.push(at_most.saturating_sub(below));
+            below = at_most;
+        }
+        counts.push(edge.durations.count().saturating_sub(below));
+        samples.histogram(
+            &labels.with(&[]),
+            &BOUNDS_MS,
+            &counts,
+            edge.durations.sum_us as f64 / 1000.0,
+        );
+    }
+}
+
+fn write_tcp(out: &mut Exposition, edges: &[&(EdgeLabels<'_>, &EdgeTotals)]) {
+    type Count = fn(&EdgeTotals) -> u64;
+    let families: [(&Family, Count); 4] = [
+        (&TCP_OPENED, |edge| edge.tcp_opened),
+        (&TCP_CLOSED, |edge| edge.tcp_closed),
+        (&TCP_SENT, |edge| edge.tcp_received_bytes),
+        (&TCP_RECEIVED, |edge| edge.tcp_sent_bytes),
+    ];
+    for (family, count) in families {
+        let mut samples = out.family(family);
+        for (labels, edge) in edges {
+            samples.sample(&labels.with(&[("response_flags", "-")]), count(edge));
+        }
+    }
+}
+
+/// Requests of one edge that ended alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Answer {
+    code: u16,
+    grpc: Option<u8>,
+    reason: Option<Reason>,
+    count: u64,
+}
+
+/// Splits an edge's requests by status, `grpc-status` and reason. The edge counts each by itself; a reason has one status
+/// for HTTP and one for gRPC, and `grpc-status` comes with HTTP status 200, so that they can be joined again.
+fn answers(edge: &EdgeTotals) -> Vec<Answer> {
+    let grpc = edge.key.traffic == Traffic::Grpc;
+    let own = |(reason, count): &(Reason, u64)| match grpc {
+        true => Answer {
+            code: 200,
+            grpc: Some(reason.grpc_status()),
+            reason: Some(*reason),
+            count: *count,
+        },
+        false => Answer {
+            code: reason.http_status(),
+            grpc: None,
+            reason: Some(*reason),
+            count: *count,
+        },
+    };
+    let mut answers: Vec<Answer> = edge.reasons.iter().map(own).collect();
+    for (status, count) in &edge.grpc {
+        // Codes that gRPC does not know mean UNKNOWN.
+        let status = if *status > 16 { 2 } else { *status };
+        rest(
+            &mut answers,
+            Answer {
+                code: 200,
+                grpc: Some(status),
+                reason: None,
+                count: *count,
+            },
+            |a| a.grpc == Some(status),
+        );
+    }
+    for (code, count) in &edge.codes {
+        rest(
+            &mut answers,
+            Answer {
+                code: *code,
+                grpc: None,
+                reason: None,
+                count: *count,
+            },
+            |a| a.code == *code,
+        );
+    }
+    answers.retain(|answer| answer.count > 0);
+    answers
+}
+
+/// Adds what `all` has beyond those of `answers` that are `part` of it.
+fn rest(answers: &mut Vec<Answer>, all: Answer, part: impl Fn(&Answer) -> bool) {
+    let told: u64 = answers
+        .iter()
+        .filter(|answer| part(answer))
+        .map(|answer| answer.count)
+        .sum();
+    let count = all.count.saturating_sub(told);
+    answers.push(Answer { count, ..all });
+}
+
+/// Envoy's response flag for an answer of ours.
+fn flag(reason: Reason) -> &'static str {
+    match reason {
+        Reason::NoRoute | Reason::InvalidBackend => "NR",
+        Reason::NoHealthyUpstream => "UH",
+        Reason::ConnectFailed => "UF",
+        Reason::UpstreamReset => "UC",
+        Reason::Timeout => "UT",
+        Reason::Overflow => "UO",
+        Reason::RateLimited => "RL",
+        Reason::Overload => "OM",
+        Reason::Denied | Reason::Unauthenticated => "UAEX",
+        Reason::BadRequest | Reason::BadPath | Reason::TooLarge => "DPE",
+        Reason::Fault => "FI",
+        Reason::Draining => "UMSDR",
+        Reason::ColourLost => "NC",
+    }
+}
+
+/// The labels all samples of an edge share.
+struct EdgeLabels<'a> {
+    labels: Vec<Label<'a>>,
+    /// `<service>.<namespace>.svc.mesh`, or empty when no cluster was chosen.
+    host: String,
+}
+
+impl<'a> EdgeLabels<'a> {
+    fn of(own: &'a Own, edge: &'a EdgeTotals) -> Self {
+        let known = |text: &'a str| if text.is_empty() { UNKNOWN } else { text };
+        let revision = |text: &'a str| if text.is_empty() { NO_REVISION } else { text };
+        let own_end = End {
+            service: &own.service.name,
+            namespace: &own.service.namespace,
+            version: known(&own.version),
+            revision: revision(&own.version),
+            cluster: CLUSTER,
+        };
+        let (reporter, source, destination) = match (edge.key.direction, &edge.key.cluster) {
+            (Direction::Inbound, _) => ("destination", End::UNKNOWN, own_end),
+            (Direction::Outbound, None) => ("source", own_end, End::UNKNOWN),
+            (Direction::Outbound, Some(cluster)) => {
+                let called = End {
+                    service: &cluster.service.name,
+                    namespace: &cluster.service.namespace,
+                    version: known(&edge.key.version),
+                    revision: revision(&edge.key.version),
+                    cluster: CLUSTER,
+                };
+                ("source", own_end, called)
+            }
+        };
+        let host = match destination.service {
+            UNKNOWN => UNKNOWN.to_owned(),
+            service => ServiceName::new(destination.namespace, service).host(),
+        };
+        let labels = vec![
+            ("reporter", reporter),
+            ("source_workload", source.service),
+            ("source_workload_namespace", source.namespace),
+            ("source_principal", UNKNOWN),
+            ("source_app", source.service),
+            ("source_version", source.version),
+            ("source_cluster", source.cluster),
+            ("source_canonical_service", source.service),
+            ("source_canonical_revision", source.revision),
+            ("destination_workload", destination.service),
+            ("destination_workload_namespace", destination.namespace),
+            ("destination_principal", UNKNOWN),
+            ("destination_app", destination.service),
+            ("destination_version", destination.version),
+            ("destination_cluster", destination.cluster),
+            ("destination_canonical_service", destination.service),
+            ("destination_canonical_revision", destination.revision),
+            ("destination_service_name", destination.service),
+            ("destination_service_namespace", destination.namespace),
+            ("request_protocol", edge.key.traffic.as_str()),
+            ("connection_security_policy", "none"),
+        ];
+        Self { labels, host }
+    }
+
+    fn with<'b>(&'b self, last: &[Label<'b>]) -> Vec<Label<'b>>
+    where
+        'a: 'b,
+    {
+        let mut labels: Vec<Label<'b>> = self.labels.clone();
+        labels.push(("destination_service", &self.host));
+        labels.extend_from_slice(last);
+        labels
+    }
+}
+
+struct End<'a> {
+    service: &'a str,
+    namespace: &'a str,
+    version: &'a str,
+    revision: &'a str,
+    cluster: &'a str,
+}
+
+impl End<'_> {
+    const UNKNOWN: End<'static> = End {
+        service: UNKNOWN,
+        namespace: UNKNOWN,
+        version: UNKNOWN,
+        revision: UNKNOWN,
+        cluster: UNKNOWN,
+    };
+}

@@ -1,0 +1,244 @@
+//! What the pages show, put together when somebody asks.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use phalanx_client::registry::{Registration, State};
+use phalanx_model::Instance;
+use phalanx_telemetry::metrics::{Exposition, Family};
+use phalanx_telemetry::process;
+use phalanx_xds::Kind;
+use serde_json::{Value, json};
+
+use super::dump;
+use super::istio::{self, Own};
+use crate::account::{Account, EdgeTotals};
+use crate::discovery::{Held, Known, Refused};
+use crate::report::Reports;
+
+/// Everything a page may need.
+pub struct View {
+    pub instance: Instance,
+    pub control: String,
+    pub inbound: SocketAddr,
+    pub outbound: SocketAddr,
+    pub account: Arc<Account>,
+    pub known: Arc<Known>,
+    /// None without an application.
+    pub registration: Option<Arc<Registration>>,
+    pub reports: Arc<Reports>,
+    pub phase: Phase,
+}
+
+/// Where the process is in its life; only goes forward.
+#[derive(Debug, Default)]
+pub struct Phase(AtomicU8);
+
+impl Phase {
+    pub fn serving(&self) {
+        self.0.store(1, Ordering::Relaxed);
+    }
+
+    pub fn draining(&self) {
+        self.0.store(2, Ordering::Relaxed);
+    }
+
+    fn as_str(&self) -> &'static str {
+        match self.0.load(Ordering::Relaxed) {
+            0 => "starting",
+            1 => "serving",
+            _ => "draining",
+        }
+    }
+}
+
+const BUILD: Family = Family::gauge("phalanx_build_info", "1, with what runs as labels.");
+const ATTEMPTS: Family = Family::counter(
+    "phalanx_upstream_attempts_total",
+    "Requests sent to endpoints, further attempts included.",
+);
+const RETRIES: Family = Family::counter(
+    "phalanx_upstream_retries_total",
+    "Attempts after one that failed.",
+);
+const CONNECT_FAILURES: Family = Family::counter(
+    "phalanx_upstream_connect_failures_total",
+    "Connections to endpoints that failed.",
+);
+const EJECTIONS: Family = Family::counter(
+    "phalanx_upstream_ejections_total",
+    "Endpoints taken out of balancing by their answers.",
+);
+const ACTIVE: Family = Family::gauge("phalanx_requests_active", "Requests in flight.");
+const ANSWERS: Family = Family::counter(
+    "phalanx_own_answers_total",
+    "Requests that this proxy answered itself, by reason.",
+);
+const EVENTS: Family = Family::counter(
+    "phalanx_events_total",
+    "Connections, limits and deadlines, by what happened.",
+);
+const REGISTERED: Family = Family::gauge(
+    "phalanx_registered",
+    "1 while the control plane has acknowledged the registration.",
+);
+const REGISTRATIONS: Family = Family::counter(
+    "phalanx_registrations_total",
+    "Registrations that were acknowledged.",
+);
+const HEARTBEATS: Family = Family::counter(
+    "phalanx_registry_heartbeats_total",
+    "Heartbeats that were acknowledged.",
+);
+const REGISTRY_FAILURES: Family = Family::counter(
+    "phalanx_registry_failures_total",
+    "Calls of the registry that failed.",
+);
+
+impl View {
+    /// Why not, if not.
+    pub fn not_ready(&self) -> Option<String> {
+        match self.phase.as_str() {
+            "starting" => Some("the listeners are not open yet".to_owned()),
+            "draining" => Some("draining".to_owned()),
+            _ if !self.known.configuration().is_complete() => Some(format!(
+                "no configuration from the control plane at {} yet",
+                self.control
+            )),
+            _ => None,
+        }
+    }
+
+    pub fn metrics(&self) -> String {
+        let mut out = Exposition::new();
+        let edges = self.account.collect();
+        let own = Own {
+            service: self.instance.id.service.clone(),
+            version: self.instance.version().to_owned(),
+        };
+        istio::write(&mut out, &own, &edges);
+        self.write_upstream(&mut out, &edges);
+        let mut events = out.family(&EVENTS);
+        for (event, count) in self.account.events() {
+            events.sample(&[("event", event.as_str())], count);
+        }
+        self.known.write(&mut out);
+        self.write_registration(&mut out);
+        self.reports.write(&mut out);
+        let role = [("role", "proxy"), ("version", env!("CARGO_PKG_VERSION"))];
+        out.family(&BUILD).sample(&role, 1u64);
+        process::write(&mut out);
+        out.finish()
+    }
+
+    fn write_upstream(&self, out: &mut Exposition, edges: &[EdgeTotals]) {
+        type Count = fn(&EdgeTotals) -> u64;
+        let families: [(&Family, Count); 5] = [
+            (&ATTEMPTS, |edge| edge.attempts),
+            (&RETRIES, |edge| edge.retries),
+            (&CONNECT_FAILURES, |edge| edge.connect_failures),
+            (&EJECTIONS, |edge| edge.ejections),
+            (&ACTIVE, |edge| edge.active),
+        ];
+        let names: Vec<(String, &EdgeTotals)> = edges
+            .iter()
+            .map(|edge| (cluster_text(edge), edge))
+            .collect();
+        let labels = |name: &str, edge: &EdgeTotals| {
+            [
+                ("cluster", name.to_owned()),
+                ("version", edge.key.version.clone()),
+                ("protocol", edge.key.traffic.as_str().to_owned()),
+                ("direction", edge.key.direction.as_str().to_owned()),
+            ]
+        };
+        for (family, count) in families {
+            let mut samples = out.family(family);
+            for (name, edge) in &names {
+                let labels = labels(name, edge);
+                samples.sample(
+                    &labels.each_ref().map(|(key, value)| (*key, value.as_str())),
+                    count(edge),
+                );
+            }
+        }
+        let mut samples = out.family(&ANSWERS);
+        for (name, edge) in &names {
+            let labels = labels(name, edge);
+            for (reason, count) in &edge.reasons {
+                let mut labels = labels
+                    .each_ref()
+                    .map(|(key, value)| (*key, value.as_str()))
+                    .to_vec();
+                labels.push(("reason", reason.as_str()));
+                samples.sample(&labels, *count);
+            }
+        }
+    }
+
+    fn write_registration(&self, out: &mut Exposition) {
+        let Some(registration) = &self.registration else {
+            return;
+        };
+        out.family(&REGISTERED)
+            .sample(&[], u64::from(registration.state().is_registered()));
+        let counts = registration.counts();
+        out.family(&REGISTRATIONS)
+            .sample(&[], counts.registrations());
+        out.family(&HEARTBEATS).sample(&[], counts.heartbeats());
+        out.family(&REGISTRY_FAILURES)
+            .sample(&[], counts.failures());
+    }
+
+    pub fn config_dump(&self) -> Value {
+        let registration =
+            self.registration
+                .as_ref()
+                .map(|registration| match registration.state() {
+                    State::Registered { .. } => "registered",
+                    State::Withdrawn { .. } => "withdrawn",
+                    State::Unknown => "unknown",
+                });
+        let configuration = self.known.configuration();
+        let held: Vec<Value> = configuration
+            .held()
+            .iter()
+            .map(|((kind, name), held)| resource(*kind, name, held))
+            .collect();
+        let refused: Vec<Value> = configuration
+            .refused()
+            .iter()
+            .map(|((kind, name), r)| refusal(*kind, name, r))
+            .collect();
+        json!({
+            "node": self.instance.id.to_string(),
+            "labels": self.instance.labels,
+            "phase": self.phase.as_str(),
+            "inbound": self.inbound.to_string(),
+            "outbound": self.outbound.to_string(),
+            "control": self.control,
+            "connected": self.known.is_connected(),
+            "complete": configuration.is_complete(),
+            "revision": self.known.revision(),
+            "registration": registration,
+            "resources": held,
+            "refused": refused,
+        })
+    }
+}
+
+fn cluster_text(edge: &EdgeTotals) -> String {
+    edge.key
+        .cluster
+        .as_ref()
+        .map_or_else(String::new, ToString::to_string)
+}
+
+fn resource(kind: Kind, name: &str, held: &Held) -> Value {
+    json!({ "kind": kind.as_str(), "name": name, "version": held.version, "resource": dump::resource(&held.resource) })
+}
+
+fn refusal(kind: Kind, name: &str, refused: &Refused) -> Value {
+    json!({ "kind": kind.as_str(), "name": name, "version": refused.version, "error": refused.message })
+}

@@ -1,0 +1,246 @@
+//! What a sidecar is told at its start. Defaults stand here once; the command line prints them.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use phalanx_model::name::{NameError, check_label};
+use phalanx_model::{Labels, ServiceName};
+use tokio::net::{UdpSocket, lookup_host};
+
+pub const INBOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 15006);
+pub const OUTBOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15001);
+pub const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
+pub const CONTROL: &str = "127.0.0.1:15010";
+/// Of the registration; a third of it is the heartbeat.
+pub const TTL: Duration = Duration::from_secs(30);
+/// How long requests in flight may take after SIGTERM.
+pub const DRAIN: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub service: ServiceName,
+    /// Unique within the service and the same after a restart; none: made of the advertised address.
+    pub instance: Option<String>,
+    /// Name and address of each port of the application; the name of an only one may be empty. None at all: a sidecar
+    /// for outbound traffic only, which registers nothing.
+    pub apps: Vec<(String, SocketAddr)>,
+    pub labels: Labels,
+    pub inbound: SocketAddr,
+    pub outbound: SocketAddr,
+    pub admin: SocketAddr,
+    /// Listeners for raw TCP: where, to which service, to which of its ports.
+    pub tcp: Vec<(SocketAddr, ServiceName, u16)>,
+    /// `HOST:PORT` of the control plane.
+    pub control: String,
+    /// What is registered as the inbound listener's address; none: see [`Config::advertised`].
+    pub advertise: Option<SocketAddr>,
+    /// Threads that carry traffic.
+    pub workers: usize,
+    pub drain: Duration,
+    pub ttl: Duration,
+}
+
+impl Config {
+    /// With every default.
+    pub fn new(service: ServiceName, apps: Vec<(String, SocketAddr)>) -> Self {
+        Self {
+            service,
+            instance: None,
+            apps,
+            labels: Labels::new(),
+            inbound: INBOUND,
+            outbound: OUTBOUND,
+            admin: ADMIN,
+            tcp: Vec::new(),
+            control: CONTROL.to_owned(),
+            advertise: None,
+            workers: std::thread::available_parallelism().map_or(1, usize::from),
+            drain: DRAIN,
+            ttl: TTL,
+        }
+    }
+
+    /// Checks what can be checked before anything is opened.
+    ///
+    /// # Errors
+    /// The first [`ConfigError`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.workers == 0 {
+            return Err(ConfigError::Workers);
+        }
+        let mut names = BTreeSet::new();
+        for (name, address) in &self.apps {
+            if !name.is_empty() {
+                check_label(name)?;
+            } else if self.apps.len() > 1 {
+                return Err(ConfigError::Unnamed(*address));
+            }
+            if !names.insert(name) {
+                return Err(ConfigError::Twice(name.clone()));
+            }
+        }
+        for (key, own) in [
+            ("service", &self.service.name),
+            ("namespace", &self.service.namespace),
+        ] {
+            if self.labels.get(key).is_some_and(|value| value != own) {
+                return Err(ConfigError::Label(key));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where peers find the inbound listener: `advertise`; else the address it listens on, when that is a specific one;
+    /// else the local address of the route to the control plane.
+    ///
+    /// # Errors
+    /// [`ConfigError::Route`] when there is no such route.
+    pub async fn advertised(&self, inbound: SocketAddr) -> Result<SocketAddr, ConfigError> {
+        if let Some(address) = self.advertise {
+            return Ok(address);
+        }
+        if !inbound.ip().is_unspecified() {
+            return Ok(inbound);
+        }
+        let local = local_address(&self.control)
+            .await
+            .map_err(|source| ConfigError::Route {
+                control: self.control.clone(),
+                source,
+            })?;
+        Ok(SocketAddr::new(local, inbound.port()))
+    }
+}
+
+/// The address this machine uses towards `control`; nothing is sent.
+async fn local_address(control: &str) -> io::Result<IpAddr> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for peer in lookup_host(control).await? {
+        match local_address_towards(peer).await {
+            Ok(address) => return Ok(address),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn local_address_towards(peer: SocketAddr) -> io::Result<IpAddr> {
+    let any: IpAddr = if peer.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(peer).await?;
+    Ok(socket.local_addr()?.ip())
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error("no worker thread is asked for; --workers takes 1 or more")]
+    Workers,
+    #[error("application port {0} needs a name, because there are several (--app NAME={0})")]
+    Unnamed(SocketAddr),
+    #[error("application port `{0}` is given twice")]
+    Twice(String),
+    #[error("label `{0}` is set by the sidecar and can't be another")]
+    Label(&'static str),
+    #[error(
+        "no route to the control plane at {control}, so the address to register is not known; --advertise IP:PORT says it"
+    )]
+    Route {
+        control: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(apps: &[(&str, u16)]) -> Config {
+        let apps = apps
+            .iter()
+            .map(|(name, port)| ((*name).to_owned(), ([127, 0, 0, 1], *port).into()));
+        Config::new(ServiceName::new("default", "battle"), apps.collect())
+    }
+
+    #[test]
+    fn names_of_application_ports_tell_them_apart() {
+        for good in [
+            &[][..],
+            &[("", 1)],
+            &[("http", 1)],
+            &[("http", 1), ("grpc", 2)],
+        ] {
+            assert!(config(good).check().is_ok(), "{good:?}");
+        }
+        for bad in [
+            &[("", 1), ("grpc", 2)][..],
+            &[("http", 1), ("http", 2)],
+            &[("Http", 1)],
+        ] {
+            assert!(config(bad).check().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn own_labels_cannot_be_another_service() {
+        let labels: Labels = [("service".to_owned(), "match".to_owned())].into();
+        assert!(
+            Config {
+                labels,
+                ..config(&[])
+            }
+            .check()
+            .is_err()
+        );
+    }
+
+    #[tokio::test]
+    async fn the_advertised_address_is_given_or_specific_or_towards_the_control_plane() {
+        let config = Config {
+            control: "127.0.0.1:9".into(),
+            ..config(&[])
+        };
+        assert_eq!(
+            config
+                .advertised("127.0.0.7:15006".parse().unwrap())
+                .await
+                .unwrap(),
+            "127.0.0.7:15006".parse().unwrap()
+        );
+        assert_eq!(
+            config
+                .advertised("0.0.0.0:15006".parse().unwrap())
+                .await
+                .unwrap(),
+            "127.0.0.1:15006".parse().unwrap()
+        );
+        let config = Config {
+            advertise: Some("10.9.8.7:1".parse().unwrap()),
+            ..config
+        };
+        assert_eq!(
+            config
+                .advertised("127.0.0.7:15006".parse().unwrap())
+                .await
+                .unwrap(),
+            "10.9.8.7:1".parse().unwrap()
+        );
+        let config = Config {
+            control: "no-such-host.invalid:1".into(),
+            advertise: None,
+            ..config
+        };
+        assert!(matches!(
+            config.advertised("0.0.0.0:1".parse().unwrap()).await,
+            Err(ConfigError::Route { .. })
+        ));
+    }
+}

@@ -1,0 +1,182 @@
+//! What the control plane sent, as far as this sidecar could take it. Pure: an update goes in, what was refused comes
+//! out, resource by resource; a refused one leaves the last good in use.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use phalanx_model::ClusterName;
+use phalanx_model::resource::ListenerProtocol;
+use phalanx_xds::Kind;
+use phalanx_xds::decode::{self, Resource};
+
+use crate::plan::{Resources, compile_table};
+
+/// Name, version and body of a resource as it came.
+pub type Upsert = (String, String, Vec<u8>);
+
+/// Name and reason of a resource that was not taken.
+pub type Refusal = (String, String);
+
+/// A resource in use.
+#[derive(Clone, Debug)]
+pub struct Held {
+    pub version: String,
+    pub resource: Resource,
+}
+
+#[derive(Default)]
+pub struct Configuration {
+    /// What the plan is assembled from.
+    resources: Resources,
+    /// The same with versions, for people.
+    held: BTreeMap<(Kind, String), Held>,
+    /// What is offered and was refused last.
+    refused: BTreeMap<(Kind, String), Refused>,
+    /// Of which kinds there was an answer, empty or not.
+    answered: [bool; Kind::ALL.len()],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub version: String,
+    pub message: String,
+}
+
+impl Configuration {
+    /// Takes one response: every resource by itself. Removals count even when a sibling is refused.
+    pub fn apply(&mut self, kind: Kind, upserts: Vec<Upsert>, removed: &[String]) -> Vec<Refusal> {
+        let mut refusals = Vec::new();
+        for (name, version, body) in upserts {
+            match self.upsert(kind, &name, &version, &body) {
+                Ok(()) => drop(self.refused.remove(&(kind, name))),
+                Err(message) => {
+                    self.refused.insert(
+                        (kind, name.clone()),
+                        Refused {
+                            version,
+                            message: message.clone(),
+                        },
+                    );
+                    refusals.push((name, message));
+                }
+            }
+        }
+        for name in removed {
+            self.remove(kind, name);
+            // No longer subscribed to, so nobody will say that they are gone.
+            if kind == Kind::Cluster {
+                self.remove(Kind::Endpoints, name);
+            }
+        }
+        if kind == Kind::Listener {
+            self.drop_unnamed_tables();
+        }
+        if let Some(answered) = self.answered.get_mut(kind.index()) {
+            *answered = true;
+        }
+        refusals
+    }
+
+    /// Whether requests can be routed: listeners and clusters were answered, and every route table that a listener names
+    /// is there.
+    pub fn is_complete(&self) -> bool {
+        let answered = |kind: Kind| self.answered.get(kind.index()).copied().unwrap_or_default();
+        let routed = self
+            .tables_named()
+            .iter()
+            .all(|table| self.resources.tables.contains_key(table));
+        answered(Kind::Cluster) && answered(Kind::Listener) && routed
+    }
+
+    /// The route tables that listeners name: those to subscribe to.
+    pub fn tables_named(&self) -> BTreeSet<String> {
+        let table = |protocol: &ListenerProtocol| match protocol {
+            ListenerProtocol::Http { route_table } => Some(route_table.clone()),
+            ListenerProtocol::Tcp { .. } => None,
+        };
+        self.resources
+            .listeners
+            .values()
+            .filter_map(|listener| table(&listener.protocol))
+            .collect()
+    }
+
+    pub fn resources(&self) -> &Resources {
+        &self.resources
+    }
+
+    pub fn held(&self) -> &BTreeMap<(Kind, String), Held> {
+        &self.held
+    }
+
+    pub fn refused(&self) -> &BTreeMap<(Kind, String), Refused> {
+        &self.refused
+    }
+
+    fn upsert(&mut self, kind: Kind, name: &str, version: &str, body: &[u8]) -> Result<(), String> {
+        let resource = decode::decode(kind, body).map_err(|error| error.to_string())?;
+        if resource.name() != name {
+            return Err(format!("the resource calls itself `{}`", resource.name()));
+        }
+        let resources = &mut self.resources;
+        match &resource {
+            Resource::Listener(listener) => drop(
+                resources
+                    .listeners
+                    .insert(name.to_owned(), listener.clone()),
+            ),
+            Resource::Routes(table) => drop(
+                resources
+                    .tables
+                    .insert(name.to_owned(), Arc::new(compile_table(table)?)),
+            ),
+            Resource::Cluster(cluster) => drop(
+                resources
+                    .clusters
+                    .insert(cluster.name.clone(), cluster.clone()),
+            ),
+            Resource::Endpoints(sent) => drop(
+                resources
+                    .assignments
+                    .insert(sent.cluster.clone(), sent.clone()),
+            ),
+        }
+        self.held.insert(
+            (kind, name.to_owned()),
+            Held {
+                version: version.to_owned(),
+                resource,
+            },
+        );
+        Ok(())
+    }
+
+    fn drop_unnamed_tables(&mut self) {
+        let named = self.tables_named();
+        let unnamed: Vec<String> = self
+            .resources
+            .tables
+            .keys()
+            .filter(|name| !named.contains(*name))
+            .cloned()
+            .collect();
+        for name in unnamed {
+            self.remove(Kind::Routes, &name);
+        }
+    }
+
+    fn remove(&mut self, kind: Kind, name: &str) {
+        let key = (kind, name.to_owned());
+        self.held.remove(&key);
+        self.refused.remove(&key);
+        let cluster = || name.parse::<ClusterName>().ok();
+        match kind {
+            Kind::Listener => drop(self.resources.listeners.remove(name)),
+            Kind::Routes => drop(self.resources.tables.remove(name)),
+            Kind::Cluster => drop(cluster().and_then(|name| self.resources.clusters.remove(&name))),
+            Kind::Endpoints => {
+                drop(cluster().and_then(|name| self.resources.assignments.remove(&name)))
+            }
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Who we are, as the control plane is told with the first request of each stream.
+
+use std::net::SocketAddr;
+
+use phalanx_model::Instance;
+use phalanx_proto::envoy::config::core::v3::node::UserAgentVersionType;
+use phalanx_proto::envoy::config::core::v3::{Locality, Node};
+use prost_types::value::Kind;
+use prost_types::{Struct, Value};
+
+/// `outbound` is where our listener for the application's own calls is; the control plane sends a listener for it.
+pub fn node(instance: &Instance, outbound: SocketAddr) -> Node {
+    let service = &instance.id.service;
+    let metadata = [
+        ("service", service.name.clone()),
+        ("namespace", service.namespace.clone()),
+        ("version", instance.version().to_owned()),
+        ("zone", instance.zone.clone()),
+        ("instance", instance.id.id.clone()),
+        ("outbound", outbound.to_string()),
+    ];
+    let text = |text| Value {
+        kind: Some(Kind::StringValue(text)),
+    };
+    Node {
+        id: instance.id.to_string(),
+        cluster: service.name.clone(),
+        metadata: Some(Struct {
+            fields: metadata
+                .map(|(key, value)| (key.to_owned(), text(value)))
+                .into(),
+        }),
+        locality: Some(Locality {
+            zone: instance.zone.clone(),
+            ..Locality::default()
+        }),
+        user_agent_name: "phalanx".to_owned(),
+        user_agent_version_type: Some(UserAgentVersionType::UserAgentVersion(
+            env!("CARGO_PKG_VERSION").to_owned(),
+        )),
+        ..Node::default()
+    }
+}

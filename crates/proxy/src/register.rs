@@ -1,0 +1,154 @@
+//! Registering the application beside us, for as long as it accepts connections. A connection is held open to each of
+//! its ports: the kernel ends it in the instant the application dies, whatever way, and then one attempt to connect
+//! tells a dead application from one that only closed an idle connection.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use phalanx_client::registry::Registration;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::sync::watch::{Receiver, Sender, channel};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::{info, warn};
+
+/// How often an application that is down is tried.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Least time between two connections to an application that closes them.
+const RECONNECT_SPACING: Duration = Duration::from_millis(250);
+/// Attempts that fail in another way than by refusal, a full backlog for one, until the application counts as down.
+const DOUBTS_MAX: u32 = 3;
+
+/// Keeps a [`Registration`] true to the application.
+#[derive(Debug)]
+pub struct Register {
+    registration: Arc<Registration>,
+    tasks: JoinSet<()>,
+}
+
+impl Register {
+    /// Watches `apps` and, once `complete` or after `patience`, registers while all of them accept; asserts anew whenever
+    /// `connected`, the state of the discovery stream, changes: its end may mean a control plane that forgot us.
+    pub fn spawn(
+        registration: Registration,
+        apps: &[SocketAddr],
+        mut complete: Receiver<bool>,
+        patience: Duration,
+        connected: Receiver<bool>,
+    ) -> Self {
+        let registration = Arc::new(registration);
+        let (report, up) = channel(Ports::down(apps.len()));
+        let report = Arc::new(report);
+        let mut tasks = JoinSet::new();
+        for (port, app) in apps.iter().enumerate() {
+            tasks.spawn(watch_port(*app, port, report.clone()));
+        }
+        let following = follow(registration.clone(), up, connected);
+        tasks.spawn(async move {
+            if timeout(patience, complete.wait_for(|complete| *complete))
+                .await
+                .is_err()
+            {
+                warn!("no configuration yet, registering without");
+            }
+            following.await;
+        });
+        Self {
+            registration,
+            tasks,
+        }
+    }
+
+    pub fn registration(&self) -> &Arc<Registration> {
+        &self.registration
+    }
+
+    /// Withdraws for good, whatever the application does; false when the control plane did not acknowledge `within`.
+    pub async fn deregister(&mut self, within: Duration) -> bool {
+        self.tasks.shutdown().await;
+        self.registration.deregister(within).await
+    }
+}
+
+async fn follow(
+    registration: Arc<Registration>,
+    mut up: Receiver<Ports>,
+    mut connected: Receiver<bool>,
+) {
+    loop {
+        registration.set_ready(up.borrow_and_update().all());
+        tokio::select! {
+            change = up.changed() => if change.is_err() { return },
+            change = connected.changed() => match change {
+                Ok(()) => registration.assert_now(),
+                Err(_) => return,
+            },
+        }
+    }
+}
+
+/// Which ports of the application accept, in the order they were given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Ports(Vec<bool>);
+
+impl Ports {
+    fn down(count: usize) -> Self {
+        Self(vec![false; count])
+    }
+
+    fn all(&self) -> bool {
+        self.0.iter().all(|up| *up)
+    }
+}
+
+async fn watch_port(app: SocketAddr, port: usize, report: Arc<Sender<Ports>>) {
+    let mut doubts = 0;
+    loop {
+        let spaced = Instant::now() + RECONNECT_SPACING;
+        match connect(app).await {
+            Ok(stream) => {
+                doubts = 0;
+                set(&report, port, true, app);
+                held(stream).await;
+                sleep_until(spaced).await;
+            }
+            Err(error) => {
+                doubts += 1;
+                if error.kind() == ErrorKind::ConnectionRefused || doubts >= DOUBTS_MAX {
+                    set(&report, port, false, app);
+                }
+                sleep(CHECK_INTERVAL).await;
+            }
+        }
+    }
+}
+
+async fn connect(app: SocketAddr) -> io::Result<TcpStream> {
+    timeout(CONNECT_TIMEOUT, TcpStream::connect(app))
+        .await
+        .unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
+}
+
+/// Returns when the application's side of the connection is gone. What it may send first is thrown away.
+async fn held(mut stream: TcpStream) {
+    let mut greeting = [0; 512];
+    while matches!(stream.read(&mut greeting).await, Ok(read) if read > 0) {}
+}
+
+fn set(report: &Sender<Ports>, port: usize, up: bool, app: SocketAddr) {
+    report.send_if_modified(|ports| {
+        let Some(known) = ports.0.get_mut(port).filter(|known| **known != up) else {
+            return false;
+        };
+        *known = up;
+        match up {
+            true => info!(%app, "application accepts connections"),
+            false => warn!(%app, "application refuses connections, withdrawing it"),
+        }
+        true
+    });
+}

@@ -1,0 +1,255 @@
+//! Telling the control plane once a second what was counted since it last heard of us. What could not be delivered is
+//! part of the next report, so nothing is lost while the control plane is away, and nothing is queued either.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use phalanx_client::observe::{Buckets, Edge, Report, ReportError, Reporter};
+use phalanx_model::name::Direction;
+use phalanx_telemetry::metrics::{Counter, Exposition};
+use phalanx_telemetry::process;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::debug;
+
+use crate::account::{Account, BOUNDS_US, EdgeKey, EdgeTotals};
+use crate::discovery::Known;
+
+pub const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How reporting itself goes.
+#[derive(Debug)]
+pub struct Reports {
+    delivered: Counter,
+    failed: Counter,
+}
+
+impl Default for Reports {
+    fn default() -> Self {
+        Self {
+            delivered: Counter::new("phalanx_reports_total", "Reports the control plane took."),
+            failed: Counter::new(
+                "phalanx_report_failures_total",
+                "Reports it did not; their counts are in the next one.",
+            ),
+        }
+    }
+}
+
+impl Reports {
+    pub fn write(&self, out: &mut Exposition) {
+        self.delivered.write(out);
+        self.failed.write(out);
+    }
+}
+
+/// Reports until dropped or told to [`Reporting::finish`].
+#[derive(Debug)]
+pub struct Reporting {
+    finish: Arc<tokio::sync::Notify>,
+    task: JoinHandle<()>,
+}
+
+impl Reporting {
+    pub fn spawn(
+        reporter: Reporter,
+        account: Arc<Account>,
+        known: Arc<Known>,
+        reports: Arc<Reports>,
+    ) -> Self {
+        let finish = Arc::new(tokio::sync::Notify::new());
+        let sender = Sender {
+            reporter,
+            account,
+            known,
+            reports,
+            delivered: BTreeMap::new(),
+            since: Instant::now(),
+        };
+        let task = tokio::spawn(sender.run(finish.clone()));
+        Self { finish, task }
+    }
+
+    /// Sends one last report and ends; bounded by the reporter's own timeout.
+    pub async fn finish(mut self) {
+        self.finish.notify_one();
+        let _ = (&mut self.task).await;
+    }
+}
+
+impl Drop for Reporting {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Sender {
+    reporter: Reporter,
+    account: Arc<Account>,
+    known: Arc<Known>,
+    reports: Arc<Reports>,
+    /// The totals that the control plane has.
+    delivered: BTreeMap<EdgeKey, EdgeTotals>,
+    /// When they were collected.
+    since: Instant,
+}
+
+impl Sender {
+    async fn run(mut self, finish: Arc<tokio::sync::Notify>) {
+        let mut ticks = interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let last = tokio::select! {
+                _ = ticks.tick() => false,
+                () = finish.notified() => true,
+            };
+            match self.send().await {
+                Ok(()) => self.reports.delivered.add(1),
+                Err(error) => {
+                    debug!(%error, "report not delivered");
+                    self.reports.failed.add(1);
+                }
+            }
+            if last {
+                return;
+            }
+        }
+    }
+
+    async fn send(&mut self) -> Result<(), ReportError> {
+        let now = Instant::now();
+        // A caller counts: what comes in is told by the sidecars it comes from.
+        let outbound = |totals: &EdgeTotals| {
+            totals.key.direction == Direction::Outbound && totals.key.cluster.is_some()
+        };
+        let totals: Vec<EdgeTotals> = self
+            .account
+            .collect()
+            .into_iter()
+            .filter(outbound)
+            .collect();
+        let report = Report {
+            interval: now - self.since,
+            edges: totals
+                .iter()
+                .filter_map(|totals| delta(totals, self.delivered.get(&totals.key)))
+                .collect(),
+            memory_bytes: process::resident_bytes().unwrap_or_default(),
+            config_revision: self.known.revision(),
+        };
+        self.reporter.send(&report).await?;
+        self.since = now;
+        self.delivered = totals
+            .into_iter()
+            .map(|totals| (totals.key.clone(), totals))
+            .collect();
+        Ok(())
+    }
+}
+
+/// What was counted after `before`; none when nothing was.
+fn delta(now: &EdgeTotals, before: Option<&EdgeTotals>) -> Option<Edge> {
+    let cluster = now.key.cluster.as_ref()?;
+    if before == Some(now) {
+        return None;
+    }
+    let since = |count: fn(&EdgeTotals) -> u64| count(now).saturating_sub(before.map_or(0, count));
+    let reasons = now.reasons.iter().map(|(reason, count)| {
+        let earlier =
+            before.and_then(|before| before.reasons.iter().find(|(other, _)| other == reason));
+        (
+            reason.as_str().to_owned(),
+            count - earlier.map_or(0, |(_, count)| *count).min(*count),
+        )
+    });
+    let earlier = |at: usize| {
+        before
+            .and_then(|before| before.durations.counts.get(at))
+            .copied()
+            .unwrap_or_default()
+    };
+    let counts = now
+        .durations
+        .counts
+        .iter()
+        .enumerate()
+        .map(|(at, count)| count.saturating_sub(earlier(at)));
+    Some(Edge {
+        destination_namespace: cluster.service.namespace.clone(),
+        destination_service: cluster.service.name.clone(),
+        destination_port: cluster.port,
+        destination_version: now.key.version.clone(),
+        protocol: now.key.traffic.as_str().to_owned(),
+        requests: since(|totals| totals.requests() + totals.tcp_opened),
+        failures: since(EdgeTotals::failures),
+        attempts: since(|totals| totals.attempts),
+        retries: since(|totals| totals.retries),
+        connect_failures: since(|totals| totals.connect_failures),
+        ejections: since(|totals| totals.ejections),
+        reasons: reasons.filter(|(_, count)| *count > 0).collect(),
+        tcp_bytes: since(|totals| totals.tcp_sent_bytes + totals.tcp_received_bytes),
+        latency: Buckets {
+            bounds_us: BOUNDS_US.to_vec(),
+            counts: counts.collect(),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use phalanx_model::reason::Reason;
+    use phalanx_model::{ClusterName, ServiceName};
+
+    use super::*;
+    use crate::account::{Ending, Traffic};
+
+    #[test]
+    fn only_what_was_counted_since_is_reported() {
+        let account = Account::new(1);
+        let cluster = Some(ClusterName::outbound(
+            ServiceName::new("default", "battle"),
+            9000,
+        ));
+        let key = EdgeKey {
+            direction: Direction::Outbound,
+            cluster,
+            version: "v2".into(),
+            traffic: Traffic::Http,
+        };
+        let edge = account.edge(key);
+        let end = |status, reason, duration_us| {
+            edge.cell(0).begin();
+            edge.cell(0).attempt(false);
+            edge.cell(0).end(&Ending {
+                status,
+                grpc_status: None,
+                reason,
+                duration_us,
+            });
+        };
+        end(200, None, 700);
+        end(503, Some(Reason::ConnectFailed), 90);
+        let first = account.collect().remove(0);
+        let all = delta(&first, None).unwrap();
+        assert_eq!(
+            (
+                all.destination_service.as_str(),
+                all.destination_port,
+                all.destination_version.as_str()
+            ),
+            ("battle", 9000, "v2")
+        );
+        assert_eq!((all.requests, all.failures, all.attempts), (2, 1, 2));
+        assert_eq!(all.reasons, [("connect_failed".to_owned(), 1)]);
+        assert_eq!(delta(&first, Some(&first)), None);
+
+        end(200, None, 70_000_000);
+        let more = delta(&account.collect().remove(0), Some(&first)).unwrap();
+        assert_eq!(
+            (more.requests, more.failures, more.reasons.len()),
+            (1, 0, 0)
+        );
+        assert_eq!(more.latency.fit(&[1_000, 1_000_000]), [0, 0, 1]);
+    }
+}

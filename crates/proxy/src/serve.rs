@@ -1,0 +1,334 @@
+//! The composition root: a sidecar from its start to its end, in the order things happen. Workers carry traffic on
+//! threads of their own; everything started here shares one runtime and one connection to the control plane.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use phalanx_client::channel::{ChannelError, channel};
+use phalanx_client::observe::{Reporter, Source};
+use phalanx_client::registry::{Registration, State};
+use phalanx_model::instance::Protocol;
+use phalanx_model::{ClusterName, Instance, InstanceId, InstancePort};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::sync::watch::Receiver;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use crate::account::Account;
+use crate::admin::{self, Phase, View};
+use crate::config::{Config, ConfigError};
+use crate::discovery::{self, Discovery};
+use crate::drive::{DriveConfig, Workers};
+use crate::plan::{AppPort, Bootstrap, Plan, Resources};
+use crate::register::Register;
+use crate::report::{Reporting, Reports};
+
+/// How long the first configuration may keep an instance from registering: without one its application can't call.
+const CONFIGURATION_WAIT: Duration = Duration::from_secs(5);
+/// How long the control plane may take to acknowledge that we are leaving.
+const DEREGISTER_MAX: Duration = Duration::from_secs(1);
+/// From there until peers have heard of it and send no more.
+const PEERS_LEARN: Duration = Duration::from_millis(500);
+
+/// Runs a sidecar until `shutdown`, then drains it.
+///
+/// # Errors
+/// [`ServeError`], before anything is served.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+    let running = start(config).await?;
+    shutdown.await;
+    running.shutdown().await;
+    Ok(())
+}
+
+/// Starts a sidecar; when this returns, its listeners are open. The control plane need not be there.
+///
+/// # Errors
+/// [`ServeError`]; nothing is left running then.
+pub async fn start(config: Config) -> Result<Running, ServeError> {
+    config.check()?;
+    let control = channel(&config.control)?;
+    probe(&config)?;
+    let listener = TcpListener::bind(config.admin)
+        .await
+        .map_err(|source| ServeError::admin(config.admin, source))?;
+    let admin = listener
+        .local_addr()
+        .map_err(|source| ServeError::admin(config.admin, source))?;
+
+    // Traffic: what arrives for the application is served from now on, by what we know of ourselves.
+    let account = Arc::new(Account::new(config.workers));
+    let bootstrap = bootstrap(&config);
+    let first = Plan::assemble(&Resources::default(), &bootstrap, &Plan::empty(), &account);
+    let plan = Arc::new(ArcSwap::from_pointee(first));
+    let workers = Workers::spawn(&drive(&config), plan.clone(), account.clone())
+        .map_err(ServeError::Workers)?;
+    let (inbound, outbound) = (workers.addresses().inbound, workers.addresses().outbound);
+
+    // Who we are, and what the control plane has for us.
+    let instance = instance(&config, config.advertised(inbound).await?, admin);
+    let node = discovery::node(&instance, outbound);
+    let discovery = Discovery::spawn(control.clone(), node, bootstrap, plan, account.clone());
+
+    let mut tasks = JoinSet::new();
+    let register = (!config.apps.is_empty()).then(|| {
+        let registration = Registration::spawn(control.clone(), instance.clone(), config.ttl);
+        tasks.spawn(pass_on(registration.states(), discovery.retry()));
+        let apps: Vec<SocketAddr> = config.apps.iter().map(|(_, app)| *app).collect();
+        Register::spawn(
+            registration,
+            &apps,
+            discovery.complete(),
+            CONFIGURATION_WAIT,
+            discovery.connected(),
+        )
+    });
+
+    // What was seen.
+    let reports = Arc::new(Reports::default());
+    let source = Source {
+        node: instance.id.to_string(),
+        namespace: instance.id.service.namespace.clone(),
+        service: instance.id.service.name.clone(),
+        version: instance.version().to_owned(),
+    };
+    let reporting = Reporting::spawn(
+        Reporter::new(control, source),
+        account.clone(),
+        discovery.known().clone(),
+        reports.clone(),
+    );
+    let view = Arc::new(View {
+        instance,
+        control: config.control,
+        inbound,
+        outbound,
+        account,
+        known: discovery.known().clone(),
+        registration: register
+            .as_ref()
+            .map(|register| register.registration().clone()),
+        reports,
+        phase: Phase::default(),
+    });
+    view.phase.serving();
+    tasks.spawn(admin::serve(listener, view.clone()));
+    info!(node = %view.instance.id, %inbound, %outbound, %admin, control = view.control, "sidecar started");
+    Ok(Running {
+        admin,
+        drain: config.drain,
+        view,
+        workers,
+        discovery,
+        register,
+        reporting,
+        tasks,
+    })
+}
+
+/// A sidecar at work. Dropped, it stops at once.
+pub struct Running {
+    admin: SocketAddr,
+    drain: Duration,
+    view: Arc<View>,
+    workers: Workers,
+    discovery: Discovery,
+    register: Option<Register>,
+    reporting: Reporting,
+    tasks: JoinSet<()>,
+}
+
+impl Running {
+    pub fn inbound(&self) -> SocketAddr {
+        self.view.inbound
+    }
+
+    pub fn outbound(&self) -> SocketAddr {
+        self.view.outbound
+    }
+
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// Listeners for raw TCP, in the order of the configuration.
+    pub fn tcp(&self) -> &[SocketAddr] {
+        &self.workers.addresses().tcp
+    }
+
+    /// Leaves the mesh without losing a request: deregisters, lets peers hear of it, ends what is in flight, tells the
+    /// last counts.
+    pub async fn shutdown(self) {
+        let Self {
+            drain,
+            view,
+            workers,
+            discovery,
+            register,
+            reporting,
+            mut tasks,
+            ..
+        } = self;
+        view.phase.draining();
+        info!("draining");
+        if let Some(mut register) = register {
+            match register.deregister(DEREGISTER_MAX).await {
+                true => sleep(PEERS_LEARN).await,
+                false => warn!(
+                    "the control plane did not take the deregistration, peers will notice by themselves"
+                ),
+            }
+        }
+        workers.drain(drain).await;
+        reporting.finish().await;
+        drop(discovery);
+        tasks.shutdown().await;
+        info!("drained");
+    }
+}
+
+/// Whenever the registry is heard of again, discovery need not wait for its own next attempt.
+async fn pass_on(mut states: Receiver<State>, retry: Arc<Notify>) {
+    while states.changed().await.is_ok() {
+        if *states.borrow_and_update() != State::Unknown {
+            retry.notify_waiters();
+        }
+    }
+}
+
+/// Whether every listener can be opened. Workers share their ports with each other (SO_REUSEPORT), so a second sidecar
+/// of the same user would silently share them too; a plain socket tells.
+fn probe(config: &Config) -> Result<(), ServeError> {
+    let tcp = config
+        .tcp
+        .iter()
+        .map(|(listen, ..)| ("raw TCP", "--tcp", *listen));
+    let listeners = [
+        ("inbound traffic", "--inbound", config.inbound),
+        ("the application's calls", "--outbound", config.outbound),
+    ];
+    let mut open = Vec::new();
+    for (what, flag, address) in listeners
+        .into_iter()
+        .chain(tcp)
+        .filter(|(.., address)| address.port() != 0)
+    {
+        let socket = std::net::TcpListener::bind(address);
+        open.push(socket.map_err(|source| ServeError::Listen {
+            what,
+            flag,
+            address,
+            hint: hint(&source),
+            source,
+        })?);
+    }
+    Ok(())
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "the port is taken, by another sidecar perhaps",
+        io::ErrorKind::AddrNotAvailable => "this machine has no such address",
+        io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege",
+        _ => "the system refuses",
+    }
+}
+
+fn bootstrap(config: &Config) -> Bootstrap {
+    let app = |(name, address): &(String, SocketAddr)| AppPort {
+        name: name.clone(),
+        number: address.port(),
+        address: *address,
+        protocol: Protocol::guess(name),
+    };
+    let tcp = |(listen, service, port): &(SocketAddr, _, u16)| {
+        (*listen, ClusterName::outbound(Clone::clone(service), *port))
+    };
+    Bootstrap {
+        service: config.service.clone(),
+        version: config.labels.get("version").cloned().unwrap_or_default(),
+        inbound: config.apps.iter().map(app).collect(),
+        tcp: config.tcp.iter().map(tcp).collect(),
+    }
+}
+
+fn drive(config: &Config) -> DriveConfig {
+    DriveConfig {
+        inbound: config.inbound,
+        outbound: config.outbound,
+        tcp: config.tcp.iter().map(|(listen, ..)| *listen).collect(),
+        workers: config.workers,
+        limits: Default::default(),
+        deadlines: Default::default(),
+    }
+}
+
+/// Without an id of its own, an instance is known by where it is reached, so that a restart is the same instance.
+fn instance(config: &Config, advertised: SocketAddr, admin: SocketAddr) -> Instance {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    let id = config
+        .instance
+        .clone()
+        .unwrap_or_else(|| advertised.to_string().chars().map(plain).collect());
+    let port = |(name, app): &(String, SocketAddr)| InstancePort {
+        name: name.clone(),
+        number: app.port(),
+        address: advertised,
+        protocol: Protocol::guess(name),
+    };
+    let mut labels = config.labels.clone();
+    labels.insert("service".into(), config.service.name.clone());
+    labels.insert("namespace".into(), config.service.namespace.clone());
+    labels
+        .entry("app".into())
+        .or_insert_with(|| config.service.name.clone());
+    Instance {
+        id: InstanceId {
+            service: config.service.clone(),
+            id,
+        },
+        zone: labels.get("zone").cloned().unwrap_or_default(),
+        labels,
+        ports: config.apps.iter().map(port).collect(),
+        weight: 1,
+        proxy_admin: admin.to_string(),
+    }
+}
+
+/// Why a sidecar did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    #[error("cannot listen on {address} for {what}: {hint} ({flag} takes another address)")]
+    Listen {
+        what: &'static str,
+        flag: &'static str,
+        address: SocketAddr,
+        hint: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot start the workers")]
+    Workers(#[source] io::Error),
+}
+
+impl ServeError {
+    fn admin(address: SocketAddr, source: io::Error) -> Self {
+        Self::Listen {
+            what: "the admin pages",
+            flag: "--admin",
+            address,
+            hint: hint(&source),
+            source,
+        }
+    }
+}
