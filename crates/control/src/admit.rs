@@ -1,0 +1,281 @@
+//! The door to the configuration: files in, one checked transaction out, or every reason why not.
+//!
+//! The only writer of `config/` and `history/`. Whatever can be seen here refuses the whole; what is allowed but probably
+//! not meant becomes a warning. A dry run does everything but the commit.
+
+mod files;
+mod rollback;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use phalanx_client::api::{ApplyRequest, ApplyResponse, Change, ChangeAction, DeleteRequest, Problem, RollbackRequest};
+use phalanx_model::document::{Document, DocumentId, Kind};
+use phalanx_model::name::check_label;
+use phalanx_store::{Store, Txn};
+use serde_json::Value;
+use tokio::sync::watch::Receiver;
+use tokio::sync::{Mutex, MutexGuard};
+
+use self::files::Admitted;
+use crate::snapshot::Mesh;
+use crate::world::record::{DocumentRecord, HistoryChange, HistoryRecord, document_key, history_key};
+use crate::world::{DocumentEntry, World};
+
+/// Cheap to share; transactions are taken one after the other.
+pub struct Admission {
+    store: Store,
+    worlds: Receiver<Arc<World>>,
+    /// Held over a whole transaction, so that what was checked is what is changed.
+    turn: Mutex<()>,
+}
+
+/// Why nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum AdmitError {
+    #[error("{} in {what}, nothing was changed", count(problems.len()))]
+    Invalid { what: &'static str, problems: Vec<Problem> },
+    #[error("the configuration is at revision {revision}, not at {expected}: somebody changed it meanwhile")]
+    Conflict { expected: u64, revision: u64 },
+    #[error("the history does not reach back to revision {to}: it starts with revision {oldest}")]
+    TooOld { to: u64, oldest: u64 },
+    #[error("revision {to} does not exist yet, the configuration is at {revision}")]
+    Future { to: u64, revision: u64 },
+    #[error("the change is too large for one transaction: {reason}")]
+    TooLarge { reason: String },
+    #[error("the change could not be stored")]
+    Store(#[source] phalanx_store::Error),
+}
+
+fn count(problems: usize) -> String {
+    if problems == 1 { "1 problem".to_owned() } else { format!("{problems} problems") }
+}
+
+/// Who changes what, and under which conditions.
+struct Terms {
+    expect: Option<u64>,
+    dry_run: bool,
+    author: String,
+    message: String,
+}
+
+/// What becomes of a document; none: it goes.
+type Wanted = BTreeMap<DocumentId, Option<Admitted>>;
+
+impl Admission {
+    pub fn new(store: Store, worlds: Receiver<Arc<World>>) -> Self {
+        Self { store, worlds, turn: Mutex::new(()) }
+    }
+
+    /// # Errors
+    /// [`AdmitError`]; nothing was changed then.
+    pub async fn apply(&self, request: ApplyRequest) -> Result<ApplyResponse, AdmitError> {
+        check_namespace(&request.namespace)?;
+        let admitted = files::parse(&request.files, &request.namespace)?;
+        let terms = Terms { expect: request.expect, dry_run: request.dry_run, author: request.author, message: request.message.unwrap_or_default() };
+        let wanted = admitted.into_iter().map(|admitted| (admitted.document.id(), Some(admitted))).collect();
+        self.change(wanted, terms).await
+    }
+
+    /// # Errors
+    /// [`AdmitError`]; a document that does not exist is a problem.
+    pub async fn delete(&self, request: DeleteRequest) -> Result<ApplyResponse, AdmitError> {
+        check_namespace(&request.namespace)?;
+        let mut ids = files::ids(&request.files, &request.namespace)?;
+        ids.extend(named(&request)?);
+        if ids.is_empty() {
+            return Err(AdmitError::Invalid { what: "the request", problems: vec![problem("it names no document", Some("give files or ids"))] });
+        }
+        let world = self.worlds.borrow().clone();
+        let missing = ids.iter().filter(|id| !world.documents.contains_key(id)).map(|id| problem(format!("{id} does not exist"), None));
+        let problems: Vec<_> = missing.collect();
+        if !problems.is_empty() {
+            return Err(AdmitError::Invalid { what: "the names", problems });
+        }
+        let terms = Terms { expect: request.expect, dry_run: request.dry_run, author: request.author, message: request.message.unwrap_or_default() };
+        self.change(ids.into_iter().map(|id| (id, None)).collect(), terms).await
+    }
+
+    /// # Errors
+    /// [`AdmitError`], also when the history does not reach back that far.
+    pub async fn rollback(&self, request: RollbackRequest) -> Result<ApplyResponse, AdmitError> {
+        let turn = self.turn.lock().await;
+        let world = self.worlds.borrow().clone();
+        let wanted = rollback::wanted(&self.store, &world, request.to).await?;
+        let message = format!("rollback to revision {}", request.to);
+        let terms = Terms { expect: request.expect, dry_run: request.dry_run, author: request.author, message };
+        self.transact(turn, wanted, terms).await
+    }
+
+    /// The newest `limit` records, newest first, with their revisions and sequence numbers.
+    pub async fn history(&self, limit: usize) -> Result<Vec<(u64, u64, HistoryRecord)>, AdmitError> {
+        let mut records = rollback::records(&self.store).await?;
+        records.truncate(limit);
+        Ok(records)
+    }
+
+    async fn change(&self, wanted: Wanted, terms: Terms) -> Result<ApplyResponse, AdmitError> {
+        let turn = self.turn.lock().await;
+        self.transact(turn, wanted, terms).await
+    }
+
+    async fn transact(&self, _turn: MutexGuard<'_, ()>, wanted: Wanted, terms: Terms) -> Result<ApplyResponse, AdmitError> {
+        let world = self.worlds.borrow().clone();
+        if let Some(expected) = terms.expect.filter(|expected| *expected != world.config_revision) {
+            return Err(AdmitError::Conflict { expected, revision: world.config_revision });
+        }
+        let steps: Vec<Step> = wanted.into_iter().map(|(id, after)| Step::new(&world, id, after)).collect();
+        let warnings = warnings(&world, &steps);
+        let changes = steps.iter().map(|step| step.change(terms.dry_run)).collect();
+        let idle = steps.iter().all(|step| step.action == ChangeAction::Unchanged);
+        let revision = if idle || terms.dry_run { world.config_revision } else { self.commit(&world, steps, &terms).await? };
+        Ok(ApplyResponse { revision, dry_run: terms.dry_run, changes, warnings })
+    }
+
+    /// Stores and waits until the world has it, so that whoever reads next reads this.
+    async fn commit(&self, world: &World, steps: Vec<Step>, terms: &Terms) -> Result<u64, AdmitError> {
+        let now = unix_ms();
+        let sequence = world.sequence + 1;
+        // Absent: nobody else made a transaction meanwhile.
+        let mut txn = Txn::new().expect_absent(history_key(sequence));
+        let mut record = HistoryRecord { time: now, author: terms.author.clone(), message: terms.message.clone(), changes: Vec::new() };
+        for step in steps.into_iter().filter(|step| step.action != ChangeAction::Unchanged) {
+            let key = document_key(&step.id);
+            txn = match &step.after {
+                Some(after) => txn.put(key, json(&step.record(&after.json, now))?),
+                None => txn.delete(key),
+            };
+            record.changes.push(HistoryChange { id: step.id.to_string(), before: step.before.map(|b| b.json.clone()), after: step.after.map(|a| a.json) });
+        }
+        txn = txn.put(history_key(sequence), json(&record)?);
+        if let Some(oldest) = sequence.checked_sub(HISTORY_MAX).filter(|oldest| *oldest > 0) {
+            txn = txn.delete(history_key(oldest));
+        }
+        let revision = self.store.commit(txn).await.map_err(|error| match error {
+            phalanx_store::Error::Conflict { .. } => AdmitError::Conflict { expected: world.config_revision, revision: self.worlds.borrow().config_revision },
+            phalanx_store::Error::Invalid { problem } => AdmitError::TooLarge { reason: problem },
+            error => AdmitError::Store(error),
+        })?;
+        let mut worlds = self.worlds.clone();
+        if !matches!(tokio::time::timeout(CATCH_UP, worlds.wait_for(|world| world.revision >= revision)).await, Ok(Ok(_))) {
+            tracing::warn!(revision, "stored, but the control plane has not read it back yet");
+        }
+        Ok(revision)
+    }
+}
+
+/// One document of a transaction.
+struct Step {
+    id: DocumentId,
+    before: Option<Arc<DocumentEntry>>,
+    after: Option<Admitted>,
+    action: ChangeAction,
+}
+
+impl Step {
+    fn new(world: &World, id: DocumentId, after: Option<Admitted>) -> Self {
+        let before = world.documents.get(&id).cloned();
+        let quarantined = world.quarantined.contains_key(&id.to_string());
+        let action = match (&before, &after) {
+            (None, None) => ChangeAction::Unchanged,
+            (None, Some(_)) => ChangeAction::Created,
+            (Some(_), None) => ChangeAction::Deleted,
+            (Some(before), Some(after)) if before.json == after.json && !quarantined => ChangeAction::Unchanged,
+            (Some(_), Some(_)) => ChangeAction::Configured,
+        };
+        Self { id, before, after, action }
+    }
+
+    fn change(&self, whole: bool) -> Change {
+        Change {
+            kind: self.id.kind.as_str().to_owned(),
+            namespace: self.id.namespace.clone(),
+            name: self.id.name.clone(),
+            action: self.action,
+            before: self.before.as_ref().filter(|_| whole).map(|entry| entry.json.clone()),
+            after: self.after.as_ref().filter(|_| whole).map(|admitted| admitted.json.clone()),
+        }
+    }
+
+    fn record(&self, document: &Value, now: u64) -> DocumentRecord {
+        let created = self.before.as_ref().map(|entry| entry.created_ms).filter(|created| *created > 0);
+        let generation = self.before.as_ref().map_or(0, |entry| entry.generation) + 1;
+        DocumentRecord { created: created.unwrap_or(now), updated: now, generation, document: document.clone() }
+    }
+}
+
+/// What the changed documents would not do, by compiling the world as it would be.
+fn warnings(world: &World, steps: &[Step]) -> Vec<Problem> {
+    let mut documents = (*world.documents).clone();
+    for step in steps {
+        match &step.after {
+            Some(after) => {
+                let created_ms = step.before.as_ref().map_or_else(unix_ms, |entry| entry.created_ms);
+                let document = Some(Arc::new(after.document.clone()));
+                let entry = DocumentEntry { id: step.id.clone(), created_ms, updated_ms: 0, generation: 0, revision: 0, json: Value::Null, document };
+                documents.insert(step.id.clone(), Arc::new(entry));
+            }
+            None => {
+                documents.remove(&step.id);
+            }
+        }
+    }
+    let mesh = Mesh::compile(&World { documents: Arc::new(documents), ..world.clone() });
+    let mut warnings = Vec::new();
+    for after in steps.iter().filter_map(|step| step.after.as_ref()) {
+        let id = after.document.id();
+        let of_compile = mesh.findings.iter().filter(|finding| finding.document == id).map(|finding| finding.message.clone());
+        let messages = of_compile.chain(missing_backends(&after.document, &mesh));
+        warnings.extend(messages.map(|message| after.problem(format!("{id}: {message}"))));
+    }
+    warnings
+}
+
+fn missing_backends(document: &Document, mesh: &Mesh) -> Vec<String> {
+    let Document::Route(route) = document else { return Vec::new() };
+    let mut missing: Vec<_> = route.rules.iter().flat_map(|rule| &rule.backends).filter(|backend| mesh.catalog.port(&backend.service, backend.port).is_none()).collect();
+    missing.dedup_by_key(|backend| (backend.service.clone(), backend.port));
+    let text = |service, port| format!("backend Service {service} has no port {port} (yet): its share is answered with 500 `invalid_backend`");
+    missing.into_iter().map(|backend| text(&backend.service, backend.port)).collect()
+}
+
+fn named(request: &DeleteRequest) -> Result<Vec<DocumentId>, AdmitError> {
+    let (mut ids, mut problems) = (Vec::new(), Vec::new());
+    for reference in &request.ids {
+        match Kind::parse(&reference.kind) {
+            Some(kind) => ids.push(DocumentId { kind, namespace: reference.namespace.clone(), name: reference.name.clone() }),
+            None => problems.push(unknown_kind(&reference.kind)),
+        }
+    }
+    if problems.is_empty() { Ok(ids) } else { Err(AdmitError::Invalid { what: "the names", problems }) }
+}
+
+pub fn unknown_kind(kind: &str) -> Problem {
+    let kinds = Kind::ALL.map(Kind::as_str).join(", ");
+    problem(format!("`{kind}` is no kind"), Some(&format!("kinds are {kinds}")))
+}
+
+fn check_namespace(namespace: &str) -> Result<(), AdmitError> {
+    check_label(namespace).map_err(|error| AdmitError::Invalid { what: "the request", problems: vec![problem(error.to_string(), Some("give a namespace"))] })
+}
+
+fn problem(message: impl Into<String>, hint: Option<&str>) -> Problem {
+    Problem { message: message.into(), hint: hint.map(str::to_owned), ..Problem::default() }
+}
+
+fn json(record: &impl serde::Serialize) -> Result<Vec<u8>, AdmitError> {
+    serde_json::to_vec(record).map_err(|error| AdmitError::TooLarge { reason: error.to_string() })
+}
+
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Transactions kept for `history` and `rollback`.
+pub const HISTORY_MAX: u64 = 1000;
+/// How long an answer waits for the world to have read what was stored.
+const CATCH_UP: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests;

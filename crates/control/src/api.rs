@@ -1,0 +1,142 @@
+//! The admin API over HTTP: bodies are `client::api`'s, described in `api/openapi.json`.
+//!
+//! State changes only by POST with a JSON body; the Host has to be this machine's loopback and an Origin, if there is one,
+//! the same, so that no web page elsewhere can reach in (DNS rebinding). Every error is JSON with a hint.
+
+mod answer;
+mod read;
+mod write;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post};
+use phalanx_store::Store;
+use tokio::sync::watch::Receiver;
+use tokio_util::sync::CancellationToken;
+
+use self::answer::Failure;
+use crate::admit::Admission;
+use crate::console;
+use crate::discovery::Fleet;
+use crate::observe::Observe;
+use crate::registry::Registry;
+use crate::snapshot::Published;
+
+/// What the handlers read and write; cheap to clone.
+#[derive(Clone)]
+pub struct Api {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    admission: Admission,
+    store: Store,
+    published: Receiver<Arc<Published>>,
+    registry: Registry,
+    observe: Observe,
+    fleet: Fleet,
+    address: SocketAddr,
+    /// Ends long polls.
+    stop: CancellationToken,
+}
+
+impl Api {
+    #[allow(clippy::too_many_arguments)] // the composition root hands in each room once
+    pub fn new(
+        admission: Admission,
+        store: Store,
+        published: Receiver<Arc<Published>>,
+        registry: Registry,
+        observe: Observe,
+        fleet: Fleet,
+        address: SocketAddr,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { inner: Arc::new(Inner { admission, store, published, registry, observe, fleet, address, stop }) }
+    }
+
+    fn published(&self) -> Arc<Published> {
+        self.inner.published.borrow().clone()
+    }
+}
+
+/// Every route once; the OpenAPI document is checked against this list.
+fn routes() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
+    vec![
+        (Method::GET, "/", get(console::page)),
+        (Method::GET, "/healthz", get(read::healthz)),
+        (Method::GET, "/readyz", get(read::readyz)),
+        (Method::GET, "/metrics", get(read::metrics)),
+        (Method::GET, "/openapi.json", get(read::openapi)),
+        (Method::POST, "/api/v1/apply", post(write::apply)),
+        (Method::POST, "/api/v1/delete", post(write::delete)),
+        (Method::POST, "/api/v1/rollback", post(write::rollback)),
+        (Method::GET, "/api/v1/documents", get(read::documents)),
+        (Method::GET, "/api/v1/documents/{kind}/{namespace}/{name}", get(read::document)),
+        (Method::GET, "/api/v1/status", get(read::status)),
+        (Method::GET, "/api/v1/history", get(read::history)),
+        (Method::GET, "/api/v1/proxies", get(read::proxies)),
+        (Method::GET, "/api/v1/instances", get(read::instances)),
+        (Method::GET, "/api/v1/edges", get(read::edges)),
+    ]
+}
+
+/// All routes, behind the checks.
+pub fn router(api: Api) -> Router {
+    let router = routes().into_iter().fold(Router::new(), |router, (_, path, handler)| router.route(path, handler));
+    router
+        .fallback(|| async { Failure::new(StatusCode::NOT_FOUND, "there is no such path").hint("GET /openapi.json lists all") })
+        .method_not_allowed_fallback(|| async { Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method").hint("GET /openapi.json lists all") })
+        .layer(DefaultBodyLimit::disable()) // bodies are read, and limited, in one place: `write`
+        .layer(middleware::from_fn_with_state(api.clone(), guard))
+        .with_state(api)
+}
+
+async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
+    if let Err(failure) = check(request.method(), request.headers(), api.inner.address) {
+        return failure.into_response();
+    }
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn check(method: &Method, headers: &HeaderMap, bound: SocketAddr) -> Result<(), Failure> {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let host = text(header::HOST).unwrap_or_default();
+    if !is_ours(host, bound) {
+        return Err(Failure::new(StatusCode::FORBIDDEN, format!("host `{host}` is not this control plane")).hint("ask by a loopback address or localhost"));
+    }
+    if let Some(origin) = text(header::ORIGIN).filter(|origin| *origin != format!("http://{host}")) {
+        return Err(Failure::new(StatusCode::FORBIDDEN, format!("origin `{origin}` is another site")).hint("only pages of this control plane may ask"));
+    }
+    if *method != Method::GET && *method != Method::HEAD {
+        let kind = text(header::CONTENT_TYPE).unwrap_or_default();
+        let essence = kind.split(';').next().unwrap_or_default().trim();
+        if !essence.eq_ignore_ascii_case("application/json") {
+            return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("content type `{kind}` is not taken")).hint("send application/json"));
+        }
+    }
+    Ok(())
+}
+
+/// A loopback name or address, or the bound address; whatever the port.
+fn is_ours(host: &str, bound: SocketAddr) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    let address = name.parse::<std::net::IpAddr>();
+    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|ip| ip.is_loopback() || ip == bound.ip())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,42 @@
+//! What changes the configuration.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::StatusCode;
+use phalanx_client::api::{ApplyRequest, ApplyResponse, DeleteRequest, RollbackRequest};
+use serde::de::DeserializeOwned;
+
+use super::Api;
+use super::answer::Failure;
+
+pub async fn apply(State(api): State<Api>, body: Body) -> Result<Json<ApplyResponse>, Failure> {
+    let request: ApplyRequest = read(body).await?;
+    Ok(Json(api.inner.admission.apply(request).await?))
+}
+
+pub async fn delete(State(api): State<Api>, body: Body) -> Result<Json<ApplyResponse>, Failure> {
+    let request: DeleteRequest = read(body).await?;
+    Ok(Json(api.inner.admission.delete(request).await?))
+}
+
+pub async fn rollback(State(api): State<Api>, body: Body) -> Result<Json<ApplyResponse>, Failure> {
+    let request: RollbackRequest = read(body).await?;
+    Ok(Json(api.inner.admission.rollback(request).await?))
+}
+
+async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Failure> {
+    let bytes = match tokio::time::timeout(BODY_TIME_MAX, axum::body::to_bytes(body, BODY_MAX)).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(_)) => {
+            let error = format!("the body is over {} MiB, or broke off", BODY_MAX / (1024 * 1024));
+            return Err(Failure::new(StatusCode::PAYLOAD_TOO_LARGE, error).hint("apply fewer files at once"));
+        }
+        Err(_) => return Err(Failure::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
+    };
+    serde_json::from_slice(&bytes).map_err(|e| Failure::new(StatusCode::BAD_REQUEST, format!("the body is not what is expected: {e}")).hint("see GET /openapi.json"))
+}
+
+/// Of a request's body.
+pub const BODY_MAX: usize = 4 * 1024 * 1024;
+const BODY_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(30);

@@ -1,0 +1,146 @@
+//! What proxies report, kept for a minute per edge and as totals since start. In memory only, bounded; a report of an edge
+//! beyond the bound is dropped and counted.
+
+mod edges;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use phalanx_client::api;
+use phalanx_model::name::check_label;
+use phalanx_proto::phalanx::observe::v1 as wire;
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+
+use self::edges::{EdgeKey, Edges, Sums};
+
+/// Shared by the gRPC service and the admin API; cheap to clone.
+#[derive(Clone)]
+pub struct Observe {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    started: Instant,
+    /// One short critical section per report.
+    state: Mutex<State>,
+    reports: AtomicU64,
+    dropped: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    edges: Edges,
+    /// By node: resident memory, and the second of the report.
+    memory: HashMap<String, (u64, u64)>,
+}
+
+impl Default for Observe {
+    fn default() -> Self {
+        let inner = Inner { started: Instant::now(), state: Mutex::default(), reports: AtomicU64::new(0), dropped: AtomicU64::new(0) };
+        Self { inner: Arc::new(inner) }
+    }
+}
+
+impl Observe {
+    /// Edges of the last `window`, busiest first, and their totals.
+    pub fn edges(&self, window: Duration) -> api::Edges {
+        let window_s = window.as_secs().clamp(1, edges::SECONDS_MAX);
+        let now = self.second();
+        let state = self.state();
+        api::Edges { window_s, edges: state.edges.window(now, window_s), totals: state.edges.totals() }
+    }
+
+    /// Of the proxy's last report, in bytes; 0 when unknown.
+    pub fn memory(&self, node: &str) -> u64 {
+        self.state().memory.get(node).map_or(0, |(bytes, _)| *bytes)
+    }
+
+    pub fn reports(&self) -> u64 {
+        self.inner.reports.load(Ordering::Relaxed)
+    }
+
+    /// Edges that were not taken because there are too many.
+    pub fn dropped(&self) -> u64 {
+        self.inner.dropped.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, report: wire::ReportRequest) -> Result<(), Status> {
+        check(&report)?;
+        let second = self.second();
+        let mut state = self.state();
+        self.inner.reports.fetch_add(1, Ordering::Relaxed);
+        remember(&mut state.memory, &report.node, report.memory_bytes, second);
+        for edge in report.edges {
+            let key = EdgeKey {
+                source_namespace: report.namespace.clone(),
+                source: report.service.clone(),
+                destination_namespace: edge.destination_namespace.clone(),
+                destination: edge.destination_service.clone(),
+                destination_version: edge.destination_version.clone(),
+                protocol: edge.protocol.clone(),
+            };
+            if !state.edges.add(key, second, Sums::of(&edge)) {
+                self.inner.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    fn second(&self) -> u64 {
+        self.inner.started.elapsed().as_secs()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[tonic::async_trait]
+impl wire::observe_server::Observe for Observe {
+    async fn report(&self, request: Request<wire::ReportRequest>) -> Result<Response<wire::ReportResponse>, Status> {
+        self.take(request.into_inner())?;
+        Ok(Response::new(wire::ReportResponse { bounds_us: edges::BOUNDS_US.to_vec() }))
+    }
+}
+
+fn check(report: &wire::ReportRequest) -> Result<(), Status> {
+    let refuse = |what: &str| Err(Status::invalid_argument(what.to_owned()));
+    if report.node.is_empty() || report.node.len() > TEXT_MAX {
+        return refuse("`node` is empty or too long");
+    }
+    for name in [&report.namespace, &report.service] {
+        check_label(name).map_err(|e| Status::invalid_argument(e.to_string()))?;
+    }
+    if report.edges.len() > EDGES_PER_REPORT_MAX {
+        return refuse("more edges than a report may have");
+    }
+    for edge in &report.edges {
+        if [&edge.destination_namespace, &edge.destination_service, &edge.destination_version, &edge.protocol].iter().any(|t| t.len() > TEXT_MAX) {
+            return refuse("an edge has a text that is too long");
+        }
+        // None: the reporter has not been told the bounds yet.
+        if !matches!(edge.latency_buckets.len(), 0 | edges::BUCKETS) {
+            return refuse("`latency_buckets` does not fit the bounds of the last answer");
+        }
+    }
+    Ok(())
+}
+
+fn remember(memory: &mut HashMap<String, (u64, u64)>, node: &str, bytes: u64, second: u64) {
+    if memory.len() >= NODES_MAX && !memory.contains_key(node) {
+        memory.retain(|_, (_, seen)| *seen + edges::SECONDS_MAX > second);
+    }
+    if memory.len() < NODES_MAX || memory.contains_key(node) {
+        memory.insert(node.to_owned(), (bytes, second));
+    }
+}
+
+const TEXT_MAX: usize = 253;
+const EDGES_PER_REPORT_MAX: usize = 4096;
+const NODES_MAX: usize = 20_000;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,170 @@
+//! Counts per edge and second, and what is read from them. Pure.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use phalanx_client::api;
+use phalanx_proto::phalanx::observe::v1 as wire;
+
+/// Who talks to whom.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EdgeKey {
+    pub source_namespace: String,
+    pub source: String,
+    pub destination_namespace: String,
+    pub destination: String,
+    pub destination_version: String,
+    pub protocol: String,
+}
+
+#[derive(Debug, Default)]
+pub struct Edges {
+    edges: BTreeMap<EdgeKey, Edge>,
+}
+
+#[derive(Debug, Default)]
+struct Edge {
+    total: Sums,
+    /// Only seconds with a report, oldest first, at most [`SECONDS_MAX`].
+    seconds: VecDeque<(u64, Sums)>,
+}
+
+/// Counts that add up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    requests: u64,
+    failures: u64,
+    attempts: u64,
+    retries: u64,
+    connect_failures: u64,
+    ejections: u64,
+    tcp_bytes: u64,
+    /// Empty, or [`BUCKETS`] of them.
+    latency: Vec<u64>,
+}
+
+impl Sums {
+    pub fn of(edge: &wire::Edge) -> Self {
+        Self {
+            requests: edge.requests,
+            failures: edge.failures,
+            attempts: edge.attempts,
+            retries: edge.retries,
+            connect_failures: edge.connect_failures,
+            ejections: edge.ejections,
+            tcp_bytes: edge.tcp_bytes,
+            latency: edge.latency_buckets.clone(),
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        let sum = |a: &mut u64, b: u64| *a = a.saturating_add(b);
+        sum(&mut self.requests, other.requests);
+        sum(&mut self.failures, other.failures);
+        sum(&mut self.attempts, other.attempts);
+        sum(&mut self.retries, other.retries);
+        sum(&mut self.connect_failures, other.connect_failures);
+        sum(&mut self.ejections, other.ejections);
+        sum(&mut self.tcp_bytes, other.tcp_bytes);
+        if self.latency.len() < other.latency.len() {
+            self.latency.resize(other.latency.len(), 0);
+        }
+        for (mine, theirs) in self.latency.iter_mut().zip(&other.latency) {
+            sum(mine, *theirs);
+        }
+    }
+
+    /// The `q`-quantile in milliseconds, interpolated within its bucket; none without a count.
+    fn quantile_ms(&self, q: f64) -> Option<f64> {
+        let all: u64 = self.latency.iter().sum();
+        if all == 0 {
+            return None;
+        }
+        let rank = q * all as f64;
+        let mut below = 0.0;
+        for (bucket, count) in self.latency.iter().enumerate() {
+            let count = *count as f64;
+            if count > 0.0 && below + count >= rank {
+                let lower = bucket.checked_sub(1).and_then(|b| BOUNDS_US.get(b)).copied().unwrap_or(0) as f64;
+                // Above the last bound nothing is known but that.
+                let upper = BOUNDS_US.get(bucket).map_or(lower, |bound| *bound as f64);
+                return Some((lower + (upper - lower) * ((rank - below) / count)) / 1000.0);
+            }
+            below += count;
+        }
+        None
+    }
+}
+
+impl Edges {
+    /// False: there are too many edges, it was not taken.
+    pub fn add(&mut self, key: EdgeKey, second: u64, sums: Sums) -> bool {
+        if self.edges.len() >= EDGES_MAX && !self.edges.contains_key(&key) {
+            return false;
+        }
+        let edge = self.edges.entry(key).or_default();
+        edge.total.add(&Sums { latency: Vec::new(), ..sums.clone() });
+        while edge.seconds.front().is_some_and(|(at, _)| at + SECONDS_MAX <= second) {
+            edge.seconds.pop_front();
+        }
+        match edge.seconds.back_mut() {
+            Some((at, last)) if *at == second => last.add(&sums),
+            _ => edge.seconds.push_back((second, sums)),
+        }
+        true
+    }
+
+    /// The last `window_s` whole seconds before `now`, busiest first.
+    pub fn window(&self, now: u64, window_s: u64) -> Vec<api::Edge> {
+        let from = now.saturating_sub(window_s);
+        let sum = |edge: &Edge| {
+            let mut sums = Sums::default();
+            edge.seconds.iter().filter(|(at, _)| *at >= from && *at < now.max(1)).for_each(|(_, second)| sums.add(second));
+            sums
+        };
+        let busy = self.edges.iter().map(|(key, edge)| (key, sum(edge))).filter(|(_, sums)| *sums != Sums::default());
+        let mut edges: Vec<_> = busy.map(|(key, sums)| view(key, &sums, window_s)).collect();
+        edges.sort_by(|a, b| b.requests.cmp(&a.requests));
+        edges
+    }
+
+    /// Since start, by name.
+    pub fn totals(&self) -> Vec<api::Edge> {
+        self.edges.iter().map(|(key, edge)| view(key, &edge.total, 0)).collect()
+    }
+}
+
+fn view(key: &EdgeKey, sums: &Sums, window_s: u64) -> api::Edge {
+    let rps = if window_s == 0 { 0.0 } else { sums.requests as f64 / window_s as f64 };
+    let failed = if sums.requests == 0 { 0.0 } else { sums.failures as f64 / sums.requests as f64 };
+    api::Edge {
+        source_namespace: key.source_namespace.clone(),
+        source: key.source.clone(),
+        destination_namespace: key.destination_namespace.clone(),
+        destination: key.destination.clone(),
+        destination_version: key.destination_version.clone(),
+        protocol: key.protocol.clone(),
+        requests: sums.requests,
+        rps,
+        failures: sums.failures,
+        success: (1.0 - failed).max(0.0),
+        p50_ms: sums.quantile_ms(0.50),
+        p99_ms: sums.quantile_ms(0.99),
+        attempts: sums.attempts,
+        retries: sums.retries,
+        connect_failures: sums.connect_failures,
+        ejections: sums.ejections,
+        tcp_bytes: sums.tcp_bytes,
+    }
+}
+
+/// Upper bounds of the latency buckets, in microseconds: about 25 % apart where games live.
+pub const BOUNDS_US: [u64; 40] = [
+    100, 150, 200, 250, 300, 400, 500, 600, 800, 1_000, 1_250, 1_500, 2_000, 2_500, 3_000, 4_000, 5_000, 6_000, 8_000, 10_000, 12_500,
+    15_000, 20_000, 25_000, 30_000, 40_000, 50_000, 75_000, 100_000, 150_000, 200_000, 300_000, 500_000, 750_000, 1_000_000, 1_500_000,
+    2_500_000, 5_000_000, 10_000_000, 30_000_000,
+];
+/// One more for what lies above.
+pub const BUCKETS: usize = BOUNDS_US.len() + 1;
+/// How long seconds are kept.
+pub const SECONDS_MAX: u64 = 60;
+const EDGES_MAX: usize = 4096;

@@ -1,0 +1,203 @@
+use super::*;
+
+fn id(service: &str, id: &str) -> InstanceId {
+    InstanceId { service: ServiceName::new("default", service), id: id.into() }
+}
+
+fn battle(n: u32) -> InstanceId {
+    id("battle", &format!("b{n}"))
+}
+
+/// `count` instances of battle, registered at 0 with a TTL of one second.
+fn leases(count: u32) -> Leases {
+    let mut leases = Leases::new(TtlBounds::default());
+    for n in 0..count {
+        assert_eq!(leases.register(battle(n), 1, 1_000, 7, 0), Ok(Registered::Write));
+    }
+    leases
+}
+
+fn beat(leases: &mut Leases, instances: impl IntoIterator<Item = u32>, now_ms: u64) {
+    for n in instances {
+        assert_eq!(leases.heartbeat(&battle(n), 1, now_ms), Some(1_000), "{n}");
+    }
+}
+
+#[test]
+fn an_instance_that_stops_beating_is_gone_within_its_ttl() {
+    let mut leases = leases(4);
+    beat(&mut leases, 0..3, 900);
+    assert_eq!(leases.expire(999), []);
+    assert_eq!(leases.expire(1_000), [battle(3)]);
+    assert_eq!(leases.heartbeat(&battle(3), 1, 1_001), None);
+    assert_eq!(leases.len(), 3);
+}
+
+#[test]
+fn heartbeats_keep_an_instance_however_long() {
+    let mut leases = leases(4);
+    for now in (0..600_000).step_by(500) {
+        beat(&mut leases, 0..4, now);
+        assert_eq!(leases.expire(now), []);
+    }
+}
+
+#[test]
+fn a_lease_longer_than_the_wheel_expires_in_time() {
+    let mut leases = leases(0);
+    for n in 0..3 {
+        leases.register(battle(n), 1, 300_000, 7, 50).unwrap();
+    }
+    let mut gone = Vec::new();
+    for now in (0..300_000).step_by(100) {
+        gone.extend(leases.expire(now));
+        if now == 200_000 {
+            leases.heartbeat(&battle(0), 1, now);
+            leases.heartbeat(&battle(1), 1, now);
+        }
+    }
+    assert_eq!(gone, []);
+    assert_eq!(leases.expire(300_100), [battle(2)]);
+}
+
+#[test]
+fn a_shorter_ttl_takes_effect_at_once() {
+    let mut leases = leases(0);
+    for n in 0..3 {
+        leases.register(battle(n), 1, 60_000, 7, 0).unwrap();
+    }
+    assert_eq!(leases.register(battle(2), 1, 1_000, 7, 100), Ok(Registered::Unchanged));
+    assert_eq!(leases.expire(1_000), []);
+    assert_eq!(leases.expire(1_100), [battle(2)]);
+}
+
+#[test]
+fn an_older_epoch_changes_nothing() {
+    let mut leases = leases(2);
+    assert_eq!(leases.register(battle(0), 5, 1_000, 8, 10), Ok(Registered::Write));
+    assert!(matches!(leases.register(battle(0), 4, 1_000, 9, 20), Err(LeaseError::Older { current: 5, .. })));
+    assert_eq!(leases.heartbeat(&battle(0), 4, 20), None);
+    assert!(!leases.deregister(&battle(0), 4, 20));
+    assert!(leases.deregister(&battle(0), 5, 20));
+}
+
+#[test]
+fn a_late_registration_does_not_undo_a_deregistration() {
+    let mut leases = leases(2);
+    assert!(leases.deregister(&battle(0), 3, 10));
+    assert!(matches!(leases.register(battle(0), 2, 1_000, 7, 20), Err(LeaseError::Older { current: 3, .. })));
+    assert_eq!(leases.register(battle(0), 3, 1_000, 7, 20), Ok(Registered::Write));
+    assert!(!leases.deregister(&battle(9), 3, 10), "an unknown instance has nothing to delete");
+}
+
+#[test]
+fn only_changed_content_is_written() {
+    let mut leases = leases(1);
+    assert_eq!(leases.register(battle(0), 1, 1_000, 7, 10), Ok(Registered::Unchanged));
+    assert_eq!(leases.register(battle(0), 1, 1_000, 8, 10), Ok(Registered::Write));
+    leases.unstored(&battle(0));
+    assert_eq!(leases.heartbeat(&battle(0), 1, 20), None, "a write that failed has to be asserted again");
+    assert_eq!(leases.register(battle(0), 1, 1_000, 8, 30), Ok(Registered::Write));
+}
+
+#[test]
+fn the_last_instance_is_held_and_lives_again_when_it_beats() {
+    let mut leases = leases(1);
+    assert_eq!(leases.expire(1_000), []);
+    assert_eq!(leases.held(), [(battle(0), 1_000)]);
+    assert_eq!(leases.state(&battle(0), 1_500), Some(LeaseState::Held { since_ms: 1_000 }));
+    beat(&mut leases, [0], 2_000);
+    assert_eq!((leases.held(), leases.state(&battle(0), 2_000)), (vec![], Some(LeaseState::Live { left_ms: 1_000 })));
+    assert_eq!(leases.expire(3_000), []);
+    assert_eq!(leases.held().len(), 1, "and is held again when it stops again");
+}
+
+#[test]
+fn a_held_instance_goes_when_it_is_deregistered() {
+    let mut leases = leases(1);
+    leases.expire(1_000);
+    assert!(leases.deregister(&battle(0), 1, 2_000));
+    assert!(leases.held().is_empty() && leases.is_empty());
+}
+
+#[test]
+fn more_than_half_within_seconds_is_held_whole() {
+    let mut leases = leases(5);
+    beat(&mut leases, 0..2, 900);
+    assert_eq!(leases.expire(1_000), []);
+    assert_eq!(leases.held().len(), 3);
+}
+
+#[test]
+fn half_may_go() {
+    let mut leases = leases(2);
+    beat(&mut leases, [0], 900);
+    assert_eq!(leases.expire(1_000), [battle(1)]);
+}
+
+#[test]
+fn what_went_seconds_ago_counts_and_what_went_long_ago_does_not() {
+    let mut leases = leases(4);
+    beat(&mut leases, 0..2, 900);
+    assert_eq!(leases.expire(1_000), [battle(2), battle(3)]);
+    beat(&mut leases, [0], 1_800);
+    assert_eq!(leases.expire(1_900), [], "three of four within a second");
+    assert_eq!(leases.held(), [(battle(1), 1_900)]);
+    beat(&mut leases, [1], 2_000);
+    for now in (2_000..14_000).step_by(500) {
+        beat(&mut leases, 0..2, now);
+        leases.expire(now);
+    }
+    beat(&mut leases, [0], 14_400);
+    assert_eq!(leases.expire(14_600), [battle(1)], "the loss of half, long after");
+}
+
+#[test]
+fn held_instances_go_when_the_service_came_back_without_them() {
+    let mut leases = leases(2);
+    assert_eq!(leases.expire(1_000), []);
+    for n in 10..12 {
+        leases.register(battle(n), 1, 60_000, 7, 2_000).unwrap();
+    }
+    assert_eq!(leases.expire(10_900), []);
+    assert_eq!(leases.expire(11_000), [battle(0), battle(1)]);
+    assert!(leases.held().is_empty());
+}
+
+#[test]
+fn a_restart_gives_everyone_one_ttl() {
+    let mut leases = Leases::new(TtlBounds::default());
+    for n in 0..3 {
+        leases.recall(battle(n), 4, 30_000, 7, 0);
+    }
+    assert_eq!(leases.expire(29_900), []);
+    assert_eq!(leases.heartbeat(&battle(0), 4, 29_950), Some(30_000));
+    assert_eq!(leases.register(battle(1), 4, 30_000, 7, 29_950), Ok(Registered::Unchanged));
+    assert_eq!(leases.expire(30_000), [battle(2)]);
+}
+
+#[test]
+fn services_are_guarded_apart() {
+    let mut leases = leases(2);
+    leases.register(id("match", "m0"), 1, 60_000, 7, 0).unwrap();
+    beat(&mut leases, [0], 900);
+    assert_eq!(leases.expire(1_000), [battle(1)]);
+}
+
+#[test]
+fn a_clock_that_jumps_expires_no_more_than_what_is_over() {
+    let mut leases = leases(0);
+    for n in 0..10 {
+        leases.register(battle(n), 1, 600_000, 7, 0).unwrap();
+    }
+    assert_eq!(leases.expire(500_000), []);
+    assert_eq!(leases.expire(599_900), []);
+    beat_all(&mut leases, 0..9, 599_950);
+    assert_eq!(leases.expire(600_000), [battle(9)]);
+}
+
+fn beat_all(leases: &mut Leases, instances: std::ops::Range<u32>, now_ms: u64) {
+    for n in instances {
+        assert!(leases.heartbeat(&battle(n), 1, now_ms).is_some());
+    }
+}

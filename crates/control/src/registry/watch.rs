@@ -1,0 +1,129 @@
+//! Following instances: the full state, then what differs between the world last sent and the newest.
+//!
+//! The backlog of a watcher is one world, however slow it reads: what it missed in between is skipped.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use phalanx_client::registry::to_wire;
+use phalanx_model::InstanceId;
+use phalanx_model::name::check_label;
+use phalanx_proto::phalanx::registry::v1 as wire;
+use tokio_stream::Stream;
+use tonic::Status;
+
+use super::Registry;
+use crate::world::{Instances, Registered, ServiceInstances, World};
+
+pub fn stream(registry: &Registry, request: wire::WatchRequest) -> Result<impl Stream<Item = Result<wire::WatchResponse, Status>> + use<>, Status> {
+    let scope = Scope::parse(request)?;
+    let seat = Seat::take(registry)?;
+    let worlds = registry.inner.worlds.clone();
+    let stop = registry.inner.stop.clone();
+    let state = (seat, worlds, stop, scope, None::<Arc<World>>);
+    Ok(futures_util_unfold(state))
+}
+
+type State = (Seat, tokio::sync::watch::Receiver<Arc<World>>, tokio_util::sync::CancellationToken, Scope, Option<Arc<World>>);
+
+fn futures_util_unfold(state: State) -> impl Stream<Item = Result<wire::WatchResponse, Status>> {
+    futures_util::stream::unfold(state, |(seat, mut worlds, stop, scope, last)| async move {
+        let Some(last) = last else {
+            let world = worlds.borrow_and_update().clone();
+            let answer = scope.full(&world);
+            return Some((Ok(answer), (seat, worlds, stop, scope, Some(world))));
+        };
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return None,
+                changed = worlds.changed() => changed.ok()?,
+            }
+            let world = worlds.borrow_and_update().clone();
+            if let Some(answer) = scope.delta(&last, &world) {
+                return Some((Ok(answer), (seat, worlds, stop, scope, Some(world))));
+            }
+        }
+    })
+}
+
+/// One of a bounded number.
+struct Seat(Registry);
+
+impl Seat {
+    fn take(registry: &Registry) -> Result<Self, Status> {
+        let taken = registry.inner.watchers.fetch_add(1, Ordering::Relaxed);
+        let seat = Self(registry.clone());
+        if taken >= WATCHERS_MAX {
+            return Err(Status::resource_exhausted(format!("{WATCHERS_MAX} watches are open, no more are taken")));
+        }
+        Ok(seat)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.inner.watchers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What is followed; none: everything.
+struct Scope {
+    namespace: Option<String>,
+    service: Option<String>,
+}
+
+impl Scope {
+    fn parse(request: wire::WatchRequest) -> Result<Self, Status> {
+        let part = |text: String| match text.is_empty() {
+            true => Ok(None),
+            false => check_label(&text).map(|()| Some(text)).map_err(|e| Status::invalid_argument(e.to_string())),
+        };
+        Ok(Self { namespace: part(request.namespace)?, service: part(request.service)? })
+    }
+
+    fn full(&self, world: &World) -> wire::WatchResponse {
+        let services = self.services(&world.instances);
+        let upserted = services.values().flat_map(|s| s.values()).map(|r| to_wire(&r.instance)).collect();
+        wire::WatchResponse { revision: world.revision, full: true, upserted, removed: Vec::new() }
+    }
+
+    fn delta(&self, old: &World, new: &World) -> Option<wire::WatchResponse> {
+        if old.instances.same(&new.instances) {
+            return None;
+        }
+        let (old, fresh) = (self.services(&old.instances), self.services(&new.instances));
+        let (mut upserted, mut removed) = (Vec::new(), Vec::new());
+        for (name, instances) in &fresh {
+            match old.get(name) {
+                Some(before) if Arc::ptr_eq(before, instances) => {}
+                before => upserted.extend(differing(instances, before.map(|b| &***b)).map(|r| to_wire(&r.instance))),
+            }
+        }
+        for (name, instances) in &old {
+            let after = fresh.get(name);
+            let gone = instances.iter().filter(|(id, _)| after.is_none_or(|after| !after.contains_key(*id)));
+            removed.extend(gone.map(|(_, r)| removed_key(&r.instance.id)));
+        }
+        let empty = upserted.is_empty() && removed.is_empty();
+        (!empty).then_some(wire::WatchResponse { revision: new.revision, full: false, upserted, removed })
+    }
+
+    fn services<'a>(&self, instances: &'a Instances) -> BTreeMap<(&'a str, &'a str), &'a Arc<ServiceInstances>> {
+        let within = |wanted: &Option<String>, name: &str| wanted.as_deref().is_none_or(|w| w == name);
+        let namespaces = instances.namespaces().filter(|(namespace, _)| within(&self.namespace, namespace));
+        let services = namespaces.flat_map(|(namespace, services)| services.iter().map(move |(name, s)| ((namespace.as_str(), name.as_str()), s)));
+        services.filter(|((_, name), _)| within(&self.service, name)).collect()
+    }
+}
+
+fn differing<'a>(instances: &'a ServiceInstances, before: Option<&'a ServiceInstances>) -> impl Iterator<Item = &'a Registered> {
+    let same = move |id: &String, r: &Arc<Registered>| before.and_then(|b| b.get(id)).is_some_and(|b| Arc::ptr_eq(b, r) || b.instance == r.instance);
+    instances.iter().filter(move |(id, r)| !same(id, r)).map(|(_, r)| &**r)
+}
+
+fn removed_key(id: &InstanceId) -> wire::InstanceKey {
+    wire::InstanceKey { namespace: id.service.namespace.clone(), service: id.service.name.clone(), id: id.id.clone() }
+}
+
+const WATCHERS_MAX: usize = 4096;

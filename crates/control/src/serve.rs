@@ -1,0 +1,234 @@
+//! Composition root: store, world, registry, discovery and API, in the order in which they depend on each other.
+//!
+//! Sockets are bound first, so that a taken port is said before anything is touched; nothing is answered on them until the
+//! world has been loaded and compiled.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use phalanx_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
+use phalanx_proto::phalanx::observe::v1::observe_server::ObserveServer;
+use phalanx_proto::phalanx::registry::v1::registry_server::RegistryServer;
+use phalanx_store::Store;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use crate::admit::Admission;
+use crate::api::{self, Api};
+use crate::discovery::{Discovery, Fleet, Publisher};
+use crate::observe::Observe;
+use crate::registry::Registry;
+use crate::registry::leases::TtlBounds;
+use crate::world::follow::Follower;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Of the embedded store; made when it isn't there.
+    pub data: PathBuf,
+    /// xDS, registry and reports, over gRPC.
+    pub xds: SocketAddr,
+    /// Admin API and status page.
+    pub admin: SocketAddr,
+    /// Take plain-text clients that do not prove who they are. The only ones there are yet, so it has to be said.
+    pub open: bool,
+    pub ttl: TtlBounds,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data: PathBuf::from("phalanx-data"),
+            xds: SocketAddr::from(([127, 0, 0, 1], 15010)),
+            admin: SocketAddr::from(([127, 0, 0, 1], 15080)),
+            open: false,
+            ttl: TtlBounds::default(),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("without `--open` nobody could connect: this version has no identities yet, so clients come in plain text and unproven (start with --open to take them, on loopback only)")]
+    NotOpen,
+    #[error("{flag} {address} is no loopback address: without identities, whoever reaches it would control the mesh (use 127.0.0.1:{})", address.port())]
+    NotLoopback { flag: &'static str, address: SocketAddr },
+    #[error("{flag} {address} is taken: another program listens there{}", hint(flag))]
+    Taken { flag: &'static str, address: SocketAddr },
+    #[error("cannot listen on {flag} {address}")]
+    Bind { flag: &'static str, address: SocketAddr, #[source] source: io::Error },
+    #[error("the store in {} cannot be used: {source}", path.display())]
+    Store { path: PathBuf, source: phalanx_store::Error },
+    #[error("the store takes no writes any more: {reason}")]
+    StoreFailed { reason: String },
+    #[error("a task of the control plane ended by itself: {task}")]
+    TaskEnded { task: &'static str },
+}
+
+fn hint(flag: &str) -> String {
+    format!(" (is a control plane running already? else choose another port with {flag})")
+}
+
+/// A control plane that serves. Dropping it stops it, less gently than [`Running::shutdown`].
+pub struct Running {
+    xds: SocketAddr,
+    admin: SocketAddr,
+    stop: CancellationToken,
+    store: Store,
+    tasks: Vec<(&'static str, JoinHandle<()>)>,
+}
+
+/// Serves until `shutdown` resolves.
+///
+/// # Errors
+/// [`ServeError`] when it can't start, or can't go on.
+pub async fn run(config: Config, shutdown: impl Future) -> Result<(), ServeError> {
+    let mut running = start(config).await?;
+    let ended = tokio::select! {
+        _ = shutdown => Ok(()),
+        failure = running.failed() => Err(failure),
+    };
+    running.shutdown().await;
+    ended
+}
+
+/// Starts; both addresses answer when this returns.
+///
+/// # Errors
+/// [`ServeError`]
+pub async fn start(config: Config) -> Result<Running, ServeError> {
+    if !config.open {
+        return Err(ServeError::NotOpen);
+    }
+    let xds = bind("--xds", config.xds).await?;
+    let admin = bind("--admin", config.admin).await?;
+    let (xds_address, admin_address) = (local("--xds", &xds)?, local("--admin", &admin)?);
+    let store_failed = |source| ServeError::Store { path: config.data.clone(), source };
+    let store = Store::embedded(phalanx_store::Config::at(&config.data)).await.map_err(store_failed)?;
+    let follower = Follower::load(store.clone()).await.map_err(store_failed)?;
+    let worlds = follower.worlds();
+    tracing::info!(data = %config.data.display(), revision = worlds.borrow().revision, documents = worlds.borrow().documents.len(), instances = worlds.borrow().instances.len(), "world loaded");
+
+    let stop = CancellationToken::new();
+    let fleet = Fleet::default();
+    let publisher = Publisher::new(worlds.clone(), fleet.clone());
+    let published = publisher.published();
+    let (registry, writes) = Registry::new(store.clone(), worlds.clone(), config.ttl, stop.clone());
+    let discovery = Discovery::new(published.clone(), fleet.clone(), stop.clone());
+    let observe = Observe::default();
+    let admission = Admission::new(store.clone(), worlds.clone());
+    let api = Api::new(admission, store.clone(), published, registry.clone(), observe.clone(), fleet, admin_address, stop.clone());
+
+    let grpc = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .tcp_nodelay(true)
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .add_service(AggregatedDiscoveryServiceServer::new(discovery.clone()))
+        .add_service(RegistryServer::new(registry.clone()))
+        .add_service(ObserveServer::new(observe))
+        .serve_with_incoming_shutdown(TcpListenerStream::new(xds), stop.clone().cancelled_owned());
+    let http = axum::serve(admin, api::router(api)).with_graceful_shutdown(stop.clone().cancelled_owned());
+
+    let mut tasks = Tasks(Vec::new());
+    tasks.spawn("world", follower.run(stop.clone()));
+    tasks.spawn("publisher", publisher.run(stop.clone()));
+    tasks.spawn("registry", registry.run(writes));
+    tasks.spawn("xds", async move {
+        if let Err(error) = grpc.await {
+            tracing::error!(%error, "the gRPC server failed");
+        }
+        discovery.closed().await;
+    });
+    tasks.spawn("admin", async move {
+        if let Err(error) = http.await {
+            tracing::error!(%error, "the admin server failed");
+        }
+    });
+    tracing::warn!("open: plain-text clients are taken without proof of who they are");
+    tracing::info!(xds = %xds_address, admin = %admin_address, "control plane serves");
+    Ok(Running { xds: xds_address, admin: admin_address, stop, store, tasks: tasks.0 })
+}
+
+impl Running {
+    pub fn xds_address(&self) -> SocketAddr {
+        self.xds
+    }
+
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// Waits until it can't go on, and says why. A store that failed is final: what it has acknowledged is safe, but
+    /// nothing more can be.
+    pub async fn failed(&mut self) -> ServeError {
+        let store = self.store.clone();
+        loop {
+            tokio::select! {
+                reason = store.fatal() => return ServeError::StoreFailed { reason },
+                () = tokio::time::sleep(CHECK) => {
+                    if let Some((task, _)) = self.tasks.iter().find(|(_, handle)| handle.is_finished()) {
+                        return ServeError::TaskEnded { task };
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends streams and connections, writes what was accepted, closes the store.
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        let deadline = tokio::time::Instant::now() + SHUTDOWN_MAX;
+        for (task, mut handle) in std::mem::take(&mut self.tasks) {
+            if tokio::time::timeout_at(deadline, &mut handle).await.is_err() {
+                tracing::warn!(task, "did not end in time");
+                handle.abort();
+            }
+        }
+        self.store.close().await;
+        tracing::info!("control plane stopped");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+struct Tasks(Vec<(&'static str, JoinHandle<()>)>);
+
+impl Tasks {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.push((name, tokio::spawn(task)));
+    }
+}
+
+async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+    if !address.ip().is_loopback() {
+        return Err(ServeError::NotLoopback { flag, address });
+    }
+    TcpListener::bind(address).await.map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => ServeError::Taken { flag, address },
+        _ => ServeError::Bind { flag, address, source },
+    })
+}
+
+fn local(flag: &'static str, listener: &TcpListener) -> Result<SocketAddr, ServeError> {
+    listener.local_addr().map_err(|source| ServeError::Bind { flag, address: SocketAddr::from(([127, 0, 0, 1], 0)), source })
+}
+
+/// A peer that vanished without a word is found out within both.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// One proxy needs a handful; a registry client that shares its connection some more.
+const STREAMS_PER_CONNECTION: u32 = 256;
+const SHUTDOWN_MAX: Duration = Duration::from_secs(5);
+const CHECK: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+//! Who is on the other end of a stream, as its first request tells.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use phalanx_model::ServiceName;
+use phalanx_proto::envoy::config::core::v3 as core;
+use prost_types::value::Kind as ValueKind;
+
+/// A data plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub id: String,
+    pub service: ServiceName,
+    pub version: String,
+    pub zone: String,
+    pub instance: String,
+    /// Of its listener for the application's traffic; none: it gets no listener.
+    pub outbound: Option<SocketAddr>,
+    /// `phalanx` or `envoy`, with the version if one was told.
+    pub agent: String,
+}
+
+/// Why a node can't be served. The text goes to the peer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NodeError {
+    #[error("the first request of a stream must carry `node` (bootstrap: node.id, node.cluster, node.metadata)")]
+    Missing,
+    #[error("node.id is empty or longer than {ID_MAX} bytes (expected <namespace>/<service>/<instance>)")]
+    Id,
+    #[error("node `{id}` has no metadata `{key}` (set node.metadata.{key} to a string; `service`, `namespace` and `outbound` say who it is)")]
+    Metadata { id: String, key: &'static str },
+    #[error("node `{id}`: {reason}")]
+    Name { id: String, reason: String },
+    #[error("node `{id}`: metadata `outbound` is `{value}`, expected the outbound listener's ip:port or port")]
+    Outbound { id: String, value: String },
+    #[error("node `{id}` is a proxyless gRPC client (`{agent}`), which this control plane does not serve yet (use a sidecar)")]
+    Proxyless { id: String, agent: String },
+}
+
+impl Node {
+    /// Of an ADS request.
+    ///
+    /// # Errors
+    /// What is missing, in words for the peer.
+    pub fn parse(node: Option<&core::Node>) -> Result<Self, NodeError> {
+        let node = node.ok_or(NodeError::Missing)?;
+        let id = node.id.clone();
+        if id.is_empty() || id.len() > ID_MAX {
+            return Err(NodeError::Id);
+        }
+        let agent = agent(node);
+        if agent.starts_with("gRPC") || agent.starts_with("grpc-") {
+            return Err(NodeError::Proxyless { id, agent });
+        }
+        let required = |key| text(node, key).ok_or(NodeError::Metadata { id: id.clone(), key });
+        let (namespace, service) = (required("namespace")?, required("service")?);
+        let service = ServiceName::parse(&namespace, &service).map_err(|e| NodeError::Name { id: id.clone(), reason: e.to_string() })?;
+        let outbound = text(node, "outbound");
+        let outbound = outbound.map(|value| address(&value).ok_or(NodeError::Outbound { id: id.clone(), value })).transpose()?;
+        let optional = |key| text(node, key).unwrap_or_default();
+        let zone = text(node, "zone").or_else(|| node.locality.as_ref().map(|l| l.zone.clone())).unwrap_or_default();
+        Ok(Self { service, version: optional("version"), zone, instance: optional("instance"), outbound, agent, id })
+    }
+}
+
+fn agent(node: &core::Node) -> String {
+    use core::node::UserAgentVersionType;
+    let version = match &node.user_agent_version_type {
+        Some(UserAgentVersionType::UserAgentVersion(version)) => version.clone(),
+        Some(UserAgentVersionType::UserAgentBuildVersion(build)) => {
+            build.version.as_ref().map(|v| format!("{}.{}.{}", v.major_number, v.minor_number, v.patch)).unwrap_or_default()
+        }
+        None => String::new(),
+    };
+    let agent = format!("{} {version}", node.user_agent_name);
+    agent.trim().chars().filter(|c| !c.is_control()).take(AGENT_MAX).collect()
+}
+
+/// Metadata as text; a whole number counts, because YAML writes ports without quotes.
+fn text(node: &core::Node, key: &str) -> Option<String> {
+    match node.metadata.as_ref()?.fields.get(key)?.kind.as_ref()? {
+        ValueKind::StringValue(text) if !text.is_empty() && text.len() <= VALUE_MAX => Some(text.clone()),
+        ValueKind::NumberValue(number) if number.fract() == 0.0 => Some(format!("{number}")),
+        _ => None,
+    }
+}
+
+fn address(text: &str) -> Option<SocketAddr> {
+    let port = || text.parse().ok().map(|port: u16| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
+    text.parse().ok().or_else(port).filter(|address: &SocketAddr| address.port() > 0)
+}
+
+/// Of a node's id.
+const ID_MAX: usize = 512;
+const AGENT_MAX: usize = 64;
+/// Of one metadata value.
+const VALUE_MAX: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use prost_types::{Struct, Value};
+
+    use super::*;
+
+    fn node(metadata: &[(&str, ValueKind)]) -> core::Node {
+        let fields = metadata.iter().map(|(key, kind)| (key.to_string(), Value { kind: Some(kind.clone()) })).collect();
+        core::Node { id: "default/match/m1".into(), metadata: Some(Struct { fields }), ..core::Node::default() }
+    }
+
+    fn string(text: &str) -> ValueKind {
+        ValueKind::StringValue(text.into())
+    }
+
+    #[test]
+    fn a_bare_outbound_port_means_loopback() {
+        for outbound in [string("15001"), string("127.0.0.1:15001"), ValueKind::NumberValue(15001.0)] {
+            let node = Node::parse(Some(&node(&[("service", string("match")), ("namespace", string("default")), ("outbound", outbound)]))).unwrap();
+            assert_eq!(node.outbound, Some("127.0.0.1:15001".parse().unwrap()));
+        }
+    }
+
+    #[test]
+    fn a_node_that_does_not_say_who_it_is_is_refused_with_a_hint() {
+        assert_eq!(Node::parse(None), Err(NodeError::Missing));
+        let error = Node::parse(Some(&node(&[("service", string("match"))]))).unwrap_err();
+        assert!(error.to_string().contains("node.metadata.namespace"), "{error}");
+        let metadata = [("service", string("match")), ("namespace", string("default")), ("outbound", string("nowhere"))];
+        assert!(matches!(Node::parse(Some(&node(&metadata))), Err(NodeError::Outbound { .. })));
+        let metadata = [("service", string("Match")), ("namespace", string("default"))];
+        assert!(matches!(Node::parse(Some(&node(&metadata))), Err(NodeError::Name { .. })));
+    }
+
+    #[test]
+    fn proxyless_clients_are_refused_by_name() {
+        let node = core::Node { user_agent_name: "gRPC C-core".into(), ..node(&[]) };
+        assert!(matches!(Node::parse(Some(&node)), Err(NodeError::Proxyless { .. })));
+    }
+}
