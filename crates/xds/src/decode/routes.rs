@@ -26,7 +26,7 @@ pub(super) fn resource(message: route_v3::RouteConfiguration) -> Result<RouteTab
         response_headers_to_remove,
         request_headers_to_add,
         request_headers_to_remove,
-        most_specific_header_mutations_wins,
+        most_specific_header_mutations_wins: _, // orders edits of hosts and tables, of which there are none
         validate_clusters,
         max_direct_response_body_size_bytes: _, // there are no bodies
         cluster_specifier_plugins,
@@ -46,34 +46,10 @@ pub(super) fn resource(message: route_v3::RouteConfiguration) -> Result<RouteTab
     if validate_clusters == Some(true) {
         return Err(at.field("validate_clusters").unsupported());
     }
-    let table = RouteTable {
+    Ok(RouteTable {
         name: nonempty(&at.field("name"), name)?,
         hosts: each(&at, "virtual_hosts", virtual_hosts, host)?,
-    };
-    if !most_specific_header_mutations_wins
-        && table
-            .hosts
-            .iter()
-            .flat_map(|host| &host.rules)
-            .any(edits_twice)
-    {
-        let why = "must be true where a cluster's header edits follow its route's";
-        return Err(at.field("most_specific_header_mutations_wins").invalid(why));
-    }
-    Ok(table)
-}
-
-fn edits_twice(rule: &Rule) -> bool {
-    let edits =
-        |request: &HeaderEdit, response: &HeaderEdit| !request.is_empty() || !response.is_empty();
-    let Action::Forward(forward) = &rule.action else {
-        return false;
-    };
-    edits(&rule.request_headers, &rule.response_headers)
-        && forward
-            .backends
-            .iter()
-            .any(|backend| edits(&backend.request_headers, &backend.response_headers))
+    })
 }
 
 #[expect(deprecated, reason = "every field is named")]
@@ -324,19 +300,44 @@ fn header_value(at: At<'_>, matcher: route_v3::HeaderMatcher) -> Result<ValueMat
     }
 }
 
+/// Exact text comes as it is sent and is matched decoded; in a pattern nothing is decoded.
 fn query_match(
     at: At<'_>,
     matcher: route_v3::QueryParameterMatcher,
 ) -> Result<QueryMatch, DecodeError> {
     use route_v3::query_parameter_matcher::QueryParameterMatchSpecifier;
-    let name = nonempty(&at.field("name"), matcher.name)?;
+    let sent = nonempty(&at.field("name"), matcher.name)?;
+    let name = query_text(&at.field("name"), &sent)?;
     match matcher.query_parameter_match_specifier {
-        Some(QueryParameterMatchSpecifier::StringMatch(matcher)) => Ok(QueryMatch {
-            name,
-            value: string_match(at.field("string_match"), matcher)?,
-        }),
+        Some(QueryParameterMatchSpecifier::StringMatch(matcher)) => {
+            let at = at.field("string_match");
+            let value = match string_match(at, matcher)? {
+                ValueMatch::Exact(text) => {
+                    ValueMatch::Exact(query_text(&at.field("exact"), &text)?)
+                }
+                regex @ ValueMatch::Regex(_) => regex,
+            };
+            Ok(QueryMatch { name, value })
+        }
         _ => Err(at.invalid("only string_match is supported by this sidecar")),
     }
+}
+
+/// Without its escapes.
+fn query_text(at: &At<'_>, sent: &str) -> Result<String, DecodeError> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let mut text = Vec::with_capacity(sent.len());
+    let mut rest = sent.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let escape = match after {
+            [high, low, ..] if byte == b'%' => digit(*high).zip(digit(*low)),
+            _ => None,
+        };
+        text.push(escape.map_or(byte, |(high, low)| (high << 4 | low) as u8));
+        rest = &after[if escape.is_some() { 2 } else { 0 }..];
+    }
+    String::from_utf8(text)
+        .map_err(|_| at.invalid(format!("`{sent}` holds escapes that make no UTF-8")))
 }
 
 fn string_match(at: At<'_>, matcher: matcher_v3::StringMatcher) -> Result<ValueMatch, DecodeError> {

@@ -1,5 +1,5 @@
 //! Route tables. Where Envoy's words mean something else than the model's, the form that means the same is taken; what
-//! it can't say at all (a backoff that is a minimum, resets retried by method) is listed in the docs.
+//! it can't say at all (a backoff that is a minimum, resets retried by method) is listed in `envoy.md` of this crate.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -36,8 +36,6 @@ pub(crate) fn message(table: &RouteTable) -> route_v3::RouteConfiguration {
     route_v3::RouteConfiguration {
         name: table.name.clone(),
         virtual_hosts: table.hosts.iter().map(host).collect(),
-        // A backend's header edits come after its rule's.
-        most_specific_header_mutations_wins: true,
         ..Default::default()
     }
 }
@@ -127,12 +125,31 @@ fn header_match(name: &str, value: &ValueMatch) -> route_v3::HeaderMatcher {
 
 fn query_match(query: &QueryMatch) -> route_v3::QueryParameterMatcher {
     use route_v3::query_parameter_matcher::QueryParameterMatchSpecifier;
+    let value = match &query.value {
+        ValueMatch::Exact(text) => ValueMatch::Exact(query_text(text)),
+        regex @ ValueMatch::Regex(_) => regex.clone(),
+    };
     route_v3::QueryParameterMatcher {
-        name: query.name.clone(),
+        name: query_text(&query.name),
         query_parameter_match_specifier: Some(QueryParameterMatchSpecifier::StringMatch(
-            string_match(&query.value),
+            string_match(&value),
         )),
     }
+}
+
+/// The model matches decoded text, Envoy what was sent: so in the form a client sends. Only what can't stand in a query
+/// as it is becomes an escape.
+fn query_text(text: &str) -> String {
+    let mut sent = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'"' | b'#' | b'%' | b'&' | b'<' | b'>' | ..=b' ' | 0x7f.. => {
+                let _ = write!(sent, "%{byte:02X}");
+            }
+            _ => sent.push(byte.into()),
+        }
+    }
+    sent
 }
 
 fn string_match(value: &ValueMatch) -> matcher_v3::StringMatcher {
@@ -208,6 +225,7 @@ fn cluster_name(backend: &Backend) -> String {
         .map_or_else(|| INVALID_BACKEND.to_owned(), ToString::to_string)
 }
 
+/// Its header edits come before its rule's: Envoy has no other order.
 fn cluster_weight(backend: &Backend) -> route_v3::weighted_cluster::ClusterWeight {
     route_v3::weighted_cluster::ClusterWeight {
         name: cluster_name(backend),

@@ -3,7 +3,7 @@ use phalanx_model::name::{ClusterName, Direction, ServiceName};
 use phalanx_model::reason::Reason;
 use phalanx_model::resource::{
     Action, Backend, Endpoint, Forward, HeaderEdit, Health, ListenerProtocol, LoadBalancer,
-    PathMatch, PathRewrite, Redirect, Retry, Rewrite, Rule, RuleMatch, VirtualHost,
+    PathMatch, PathRewrite, QueryMatch, Redirect, Retry, Rewrite, Rule, RuleMatch, ValueMatch, VirtualHost,
 };
 use phalanx_proto::envoy::config::cluster::v3 as cluster_v3;
 use phalanx_proto::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
@@ -396,6 +396,36 @@ fn percent_signs_in_header_values_are_no_formatting_commands() {
             .value,
         "%%REQ(host)%% 5%%"
     );
+}
+
+#[test]
+fn query_text_goes_out_as_a_client_sends_it() {
+    let query = vec![QueryMatch {
+        name: "käfig".into(),
+        value: ValueMatch::Exact("a b+c/5%&".into()),
+    }];
+    let matches = RuleMatch {
+        query,
+        ..RuleMatch::default()
+    };
+    let sent = sent(Rule {
+        matches,
+        ..rule(Action::Forward(forward()))
+    })
+    .r#match
+    .unwrap()
+    .query_parameters
+    .remove(0);
+    assert_eq!(sent.name, "k%C3%A4fig");
+    let route_v3::query_parameter_matcher::QueryParameterMatchSpecifier::StringMatch(value) =
+        sent.query_parameter_match_specifier.unwrap()
+    else {
+        panic!("no string match");
+    };
+    let exact = phalanx_proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern::Exact(
+        "a%20b+c/5%25%26".into(),
+    );
+    assert_eq!(value.match_pattern, Some(exact));
 }
 
 #[test]

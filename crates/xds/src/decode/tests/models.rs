@@ -1,0 +1,364 @@
+//! Arbitrary models, within what documents can say.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use phalanx_model::instance::Protocol;
+use phalanx_model::name::{ClusterName, Direction, ServiceName};
+use phalanx_model::reason::Reason;
+use phalanx_model::resource::*;
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+fn label() -> impl Strategy<Value = String> {
+    "[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?"
+}
+
+fn cluster_name() -> impl Strategy<Value = ClusterName> {
+    let direction = select(vec![Direction::Inbound, Direction::Outbound]);
+    (direction, any::<u16>(), label(), label()).prop_map(|(direction, port, namespace, name)| {
+        ClusterName {
+            direction,
+            port,
+            service: ServiceName::new(namespace, name),
+        }
+    })
+}
+
+fn address() -> impl Strategy<Value = SocketAddr> {
+    (any::<IpAddr>(), any::<u16>()).prop_map(|(ip, port)| SocketAddr::new(ip, port))
+}
+
+/// From 1 ns (which stands for none in one place) to a year.
+fn duration() -> impl Strategy<Value = Duration> {
+    prop_oneof![
+        (1u64..86_400_000).prop_map(Duration::from_millis),
+        (2u64..31_536_000_000_000_000).prop_map(Duration::from_nanos),
+    ]
+}
+
+/// Any text without line breaks and NUL.
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just(String::new()),
+        "[a-z0-9%\\\\ -]{0,12}",
+        "[^\\x00\r\n]{0,12}"
+    ]
+}
+
+fn header_name() -> impl Strategy<Value = String> {
+    "[a-z][a-z0-9_-]{0,12}".prop_filter("has its own field", |name| name != "host")
+}
+
+fn path() -> impl Strategy<Value = String> {
+    "(/[a-zA-Z0-9.+$()*%\\\\_-]{1,6}){1,3}"
+}
+
+fn path_or_root() -> impl Strategy<Value = String> {
+    prop_oneof![Just("/".to_owned()), path()]
+}
+
+fn value_match() -> impl Strategy<Value = ValueMatch> {
+    prop_oneof![
+        text().prop_map(ValueMatch::Exact),
+        "[a-z.*+|]{1,12}".prop_map(ValueMatch::Regex)
+    ]
+}
+
+fn rule_match() -> impl Strategy<Value = RuleMatch> {
+    let path = prop_oneof![
+        path_or_root().prop_map(PathMatch::Exact),
+        path_or_root().prop_map(PathMatch::Prefix),
+        "/[a-z.*+|]{1,12}".prop_map(PathMatch::Regex),
+    ];
+    let header =
+        (header_name(), value_match()).prop_map(|(name, value)| HeaderMatch { name, value });
+    let query_name = prop_oneof!["[a-zA-Z]{1,8}", "[^\\x00\r\n]{1,4}"];
+    let query =
+        (query_name, value_match()).prop_map(|(name, value)| QueryMatch { name, value });
+    (
+        path,
+        option::of("[A-Z]{1,7}"),
+        vec(header, 0..3),
+        vec(query, 0..3),
+        any::<bool>(),
+    )
+        .prop_map(|(path, method, headers, query, grpc)| RuleMatch {
+            path,
+            method,
+            headers,
+            query,
+            grpc,
+        })
+}
+
+fn header_edit() -> impl Strategy<Value = HeaderEdit> {
+    let pairs = || vec((header_name(), text()), 0..3);
+    let some = (pairs(), pairs(), vec(header_name(), 0..3))
+        .prop_map(|(set, add, remove)| HeaderEdit { set, add, remove });
+    prop_oneof![Just(HeaderEdit::default()), some]
+}
+
+/// Replacing a prefix needs one that was matched.
+fn path_rewrite(matched: &PathMatch) -> BoxedStrategy<PathRewrite> {
+    let full = path_or_root().prop_map(PathRewrite::Full);
+    match matched {
+        PathMatch::Prefix(_) => {
+            prop_oneof![full, path_or_root().prop_map(PathRewrite::Prefix)].boxed()
+        }
+        PathMatch::Exact(_) | PathMatch::Regex(_) => full.boxed(),
+    }
+}
+
+fn backends() -> impl Strategy<Value = Vec<Backend>> {
+    let backend = (
+        option::weighted(0.8, cluster_name()),
+        0u32..1_000_000,
+        header_edit(),
+        header_edit(),
+    )
+        .prop_map(
+            |(cluster, weight, request_headers, response_headers)| Backend {
+                cluster,
+                weight,
+                request_headers,
+                response_headers,
+            },
+        );
+    let plain = option::weighted(0.8, cluster_name()).prop_map(|cluster| {
+        let (request_headers, response_headers) = Default::default();
+        vec![Backend {
+            cluster,
+            weight: 1,
+            request_headers,
+            response_headers,
+        }]
+    });
+    let several = vec(backend, 1..4)
+        .prop_filter("all of weight zero", |all| all.iter().any(|b| b.weight > 0));
+    prop_oneof![plain, several]
+}
+
+fn retry() -> impl Strategy<Value = Retry> {
+    let backoff = prop_oneof![Just(Duration::ZERO), duration()];
+    (0u32..5, vec(100u16..600, 0..3), backoff).prop_map(|(attempts, codes, backoff)| Retry {
+        attempts,
+        codes,
+        backoff,
+    })
+}
+
+fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
+    let rewrite = (
+        option::of("[a-z]{1,8}(:[0-9]{1,4})?"),
+        option::of(path_rewrite(matched)),
+    );
+    (
+        backends(),
+        rewrite,
+        option::of(duration()),
+        option::of(duration()),
+        retry(),
+    )
+        .prop_map(
+            |(backends, (authority, path), request_timeout, attempt_timeout, retry)| {
+                let rewrite = Rewrite { authority, path };
+                Action::Forward(Forward {
+                    backends,
+                    rewrite,
+                    request_timeout,
+                    attempt_timeout,
+                    retry,
+                })
+            },
+        )
+}
+
+fn redirect(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
+    let scheme =
+        option::of(select(vec!["http", "https"])).prop_map(|scheme| scheme.map(Into::into));
+    let status = select(vec![301u16, 302, 303, 307, 308]);
+    (
+        scheme,
+        option::of("[a-z.]{1,8}"),
+        option::of(1u16..),
+        option::of(path_rewrite(matched)),
+        status,
+    )
+        .prop_map(|(scheme, hostname, port, path, status)| {
+            Action::Redirect(Redirect {
+                scheme,
+                hostname,
+                port,
+                path,
+                status,
+            })
+        })
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    let acting = rule_match().prop_flat_map(|matches| {
+        let action = prop_oneof![
+            4 => forward(&matches.path),
+            1 => redirect(&matches.path),
+            1 => select(Reason::ALL).prop_map(Action::Respond),
+        ];
+        (Just(matches), action)
+    });
+    (
+        "[A-Za-z]{0,9}/[a-z]{0,5}",
+        acting,
+        header_edit(),
+        header_edit(),
+    )
+        .prop_map(
+            |(name, (matches, action), request_headers, response_headers)| Rule {
+                name,
+                matches,
+                request_headers,
+                response_headers,
+                action,
+            },
+        )
+}
+
+pub(super) fn table() -> impl Strategy<Value = RouteTable> {
+    let domain = prop_oneof![Just("*".to_owned()), "\\*?[a-z.]{1,12}(:[0-9]{1,4})?"];
+    let host =
+        (label(), vec(domain, 1..4), vec(rule(), 0..4)).prop_map(|(name, domains, rules)| {
+            VirtualHost {
+                name,
+                domains,
+                rules,
+            }
+        });
+    (label(), vec(host, 0..3)).prop_map(|(name, hosts)| RouteTable { name, hosts })
+}
+
+pub(super) fn listener() -> impl Strategy<Value = Listener> {
+    let protocol = prop_oneof![
+        label().prop_map(|route_table| ListenerProtocol::Http { route_table }),
+        cluster_name().prop_map(|cluster| ListenerProtocol::Tcp { cluster }),
+    ];
+    let direction = select(vec![Direction::Inbound, Direction::Outbound]);
+    (label(), address(), direction, protocol).prop_map(|(name, address, direction, protocol)| {
+        Listener {
+            name,
+            address,
+            direction,
+            protocol,
+        }
+    })
+}
+
+pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
+    let protocol = select(vec![
+        Protocol::Auto,
+        Protocol::Http1,
+        Protocol::H2c,
+        Protocol::Grpc,
+        Protocol::Tcp,
+    ]);
+    let balancer = select(vec![
+        LoadBalancer::P2c,
+        LoadBalancer::LeastRequest,
+        LoadBalancer::RoundRobin,
+        LoadBalancer::Random,
+    ]);
+    let idle = prop_oneof![Just(Duration::ZERO), duration()];
+    let pool = (any::<u32>(), duration(), idle).prop_map(
+        |(max_requests_per_connection, connect_timeout, idle_timeout)| ConnectionPool {
+            max_requests_per_connection,
+            connect_timeout,
+            idle_timeout,
+        },
+    );
+    let breaker = any::<[u32; 4]>().prop_map(
+        |[
+            max_connections,
+            max_pending_requests,
+            max_requests,
+            max_retries,
+        ]| {
+            CircuitBreaker {
+                max_connections,
+                max_pending_requests,
+                max_requests,
+                max_retries,
+            }
+        },
+    );
+    let outlier = (0u32..10, 0u32..10, duration(), duration(), 0u32..=100).prop_map(
+        |(consecutive_5xx, consecutive_gateway, interval, base_ejection, max_ejection_percent)| {
+            OutlierDetection {
+                consecutive_5xx,
+                consecutive_gateway,
+                interval,
+                base_ejection,
+                max_ejection_percent,
+            }
+        },
+    );
+    let budget = (0u32..=100, any::<u32>()).prop_map(|(percent, min_concurrency)| RetryBudget {
+        percent,
+        min_concurrency,
+    });
+    (
+        cluster_name(),
+        protocol,
+        balancer,
+        pool,
+        breaker,
+        outlier,
+        budget,
+    )
+        .prop_map(
+            |(
+                name,
+                protocol,
+                load_balancer,
+                connection_pool,
+                circuit_breaker,
+                outlier_detection,
+                retry_budget,
+            )| Cluster {
+                name,
+                protocol,
+                load_balancer,
+                connection_pool,
+                circuit_breaker,
+                outlier_detection,
+                retry_budget,
+            },
+        )
+}
+
+pub(super) fn assignment() -> impl Strategy<Value = Assignment> {
+    let health = select(vec![Health::Healthy, Health::Draining, Health::Unhealthy]);
+    let zone = prop_oneof![Just(String::new()), "az[0-9]"];
+    let words = (zone, "v?[0-9]?", "[a-z0-9]{0,6}");
+    let endpoints: BoxedStrategy<BTreeMap<_, _>> =
+        btree_map(address(), (1u32..=128, health, words), 0..8).boxed();
+    (cluster_name(), endpoints).prop_map(|(cluster, endpoints)| {
+        let endpoints =
+            endpoints
+                .into_iter()
+                .map(
+                    |(address, (weight, health, (zone, version, instance)))| Endpoint {
+                        address,
+                        weight,
+                        zone,
+                        health,
+                        version,
+                        instance,
+                    },
+                );
+        Assignment {
+            cluster,
+            endpoints: endpoints.collect(),
+        }
+    })
+}

@@ -1,0 +1,446 @@
+use phalanx_model::instance::Protocol;
+use phalanx_model::name::{ClusterName, Direction, ServiceName};
+use phalanx_model::resource::{
+    Action, Assignment, Backend, Cluster, Endpoint, Forward, HeaderEdit, Health, Listener,
+    ListenerProtocol, LoadBalancer, OutlierDetection, PathMatch, Retry, RetryBudget, Rewrite,
+    RouteTable, Rule, RuleMatch, VirtualHost,
+};
+use phalanx_proto::envoy::config::cluster::v3 as cluster_v3;
+use phalanx_proto::envoy::config::core::v3 as core_v3;
+use phalanx_proto::envoy::config::endpoint::v3 as endpoint_v3;
+use phalanx_proto::envoy::config::listener::v3 as listener_v3;
+use phalanx_proto::envoy::config::route::v3 as route_v3;
+use phalanx_proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm_v3;
+use prost::Message;
+
+use crate::decode::{self, Resource};
+use crate::{Kind, encode};
+
+fn battle() -> ClusterName {
+    ClusterName::outbound(ServiceName::new("default", "battle"), 80)
+}
+
+/// A table with one forwarding rule for the prefix `/a`, changed by `change`; the refusal's text.
+fn routes(change: impl FnOnce(&mut route_v3::RouteConfiguration)) -> String {
+    let backend = Backend {
+        cluster: Some(battle()),
+        weight: 1,
+        request_headers: HeaderEdit::default(),
+        response_headers: HeaderEdit::default(),
+    };
+    let forward = Forward {
+        backends: vec![backend],
+        rewrite: Rewrite::default(),
+        request_timeout: None,
+        attempt_timeout: None,
+        retry: Retry::default(),
+    };
+    let rule = Rule {
+        name: "r".into(),
+        matches: RuleMatch {
+            path: PathMatch::Prefix("/a".into()),
+            ..RuleMatch::default()
+        },
+        request_headers: HeaderEdit::default(),
+        response_headers: HeaderEdit::default(),
+        action: Action::Forward(forward),
+    };
+    let host = VirtualHost {
+        name: "h".into(),
+        domains: vec!["battle".into()],
+        rules: vec![rule],
+    };
+    let table = RouteTable {
+        name: "outbound".into(),
+        hosts: vec![host],
+    };
+    let mut message = route_v3::RouteConfiguration::decode(encode::routes(&table).body).unwrap();
+    change(&mut message);
+    decode::decode(Kind::Routes, &message.encode_to_vec())
+        .unwrap_err()
+        .to_string()
+}
+
+fn route(change: impl FnOnce(&mut route_v3::Route)) -> String {
+    routes(|table| change(&mut table.virtual_hosts[0].routes[0]))
+}
+
+fn action(change: impl FnOnce(&mut route_v3::RouteAction)) -> String {
+    route(|route| match &mut route.action {
+        Some(route_v3::route::Action::Route(action)) => change(action),
+        other => panic!("{other:?}"),
+    })
+}
+
+fn cluster(change: impl FnOnce(&mut cluster_v3::Cluster)) -> Result<Resource, String> {
+    let sent = encode::cluster(&Cluster::new(battle(), Protocol::Auto));
+    let mut message = cluster_v3::Cluster::decode(sent.body).unwrap();
+    change(&mut message);
+    decode::decode(Kind::Cluster, &message.encode_to_vec()).map_err(|error| error.to_string())
+}
+
+fn endpoints(change: impl FnOnce(&mut endpoint_v3::ClusterLoadAssignment)) -> String {
+    let endpoint = Endpoint {
+        address: ([127, 0, 0, 1], 80).into(),
+        weight: 1,
+        zone: String::new(),
+        health: Health::Healthy,
+        version: String::new(),
+        instance: String::new(),
+    };
+    let sent = encode::endpoints(&Assignment {
+        cluster: battle(),
+        endpoints: vec![endpoint],
+    });
+    let mut message = endpoint_v3::ClusterLoadAssignment::decode(sent.body).unwrap();
+    change(&mut message);
+    decode::decode(Kind::Endpoints, &message.encode_to_vec())
+        .unwrap_err()
+        .to_string()
+}
+
+fn manager(change: impl FnOnce(&mut hcm_v3::HttpConnectionManager)) -> Result<Resource, String> {
+    let listener = Listener {
+        name: "outbound".into(),
+        address: "127.0.0.1:15001".parse().unwrap(),
+        direction: Direction::Outbound,
+        protocol: ListenerProtocol::Http {
+            route_table: "outbound".into(),
+        },
+    };
+    let mut message = listener_v3::Listener::decode(encode::listener(&listener).body).unwrap();
+    let Some(listener_v3::filter::ConfigType::TypedConfig(any)) =
+        &mut message.filter_chains[0].filters[0].config_type
+    else {
+        panic!("no manager");
+    };
+    let mut manager = hcm_v3::HttpConnectionManager::decode(any.value.as_slice()).unwrap();
+    change(&mut manager);
+    any.value = manager.encode_to_vec();
+    decode::decode(Kind::Listener, &message.encode_to_vec()).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_refusal_names_the_field() {
+    assert_eq!(
+        action(|action| action.hash_policy.push(Default::default())),
+        "RouteConfiguration.virtual_hosts[0].routes[0].route.hash_policy: not supported by this sidecar",
+    );
+    let refused = route(|route| {
+        route
+            .r#match
+            .as_mut()
+            .unwrap()
+            .cookies
+            .push(Default::default())
+    });
+    assert!(
+        refused.starts_with("RouteConfiguration.virtual_hosts[0].routes[0].match.cookies:"),
+        "{refused}"
+    );
+    let refused =
+        cluster(|cluster| cluster.transport_socket = Some(Default::default())).unwrap_err();
+    assert_eq!(
+        refused,
+        "Cluster.transport_socket: not supported by this sidecar"
+    );
+}
+
+#[test]
+fn mirroring_and_hashing_are_refused_not_ignored() {
+    let mirror = route_v3::route_action::RequestMirrorPolicy {
+        cluster: "shadow".into(),
+        ..Default::default()
+    };
+    assert!(
+        action(|action| action.request_mirror_policies.push(mirror))
+            .contains(".request_mirror_policies:")
+    );
+    let refused =
+        cluster(|cluster| cluster.lb_policy = cluster_v3::cluster::LbPolicy::Maglev.into())
+            .unwrap_err();
+    assert_eq!(refused, "Cluster.lb_policy: not supported by this sidecar");
+}
+
+#[test]
+fn rewrites_that_would_break_segments_are_refused() {
+    assert!(action(|action| action.prefix_rewrite = "/".into()).ends_with("would double a slash"));
+    assert!(
+        action(|action| action.prefix_rewrite = "/b/".into()).ends_with("would double a slash")
+    );
+    let refused = routes(|table| {
+        let route = &mut table.virtual_hosts[0].routes[0];
+        let root = route_v3::route_match::PathSpecifier::Prefix("/".into());
+        route.r#match.as_mut().unwrap().path_specifier = Some(root);
+        let Some(route_v3::route::Action::Route(action)) = &mut route.action else {
+            panic!()
+        };
+        action.prefix_rewrite = "/b".into();
+    });
+    assert!(refused.contains("must end with `/`"), "{refused}");
+}
+
+#[test]
+fn prefixes_within_a_segment_are_refused() {
+    let refused = route(|route| {
+        let prefix = route_v3::route_match::PathSpecifier::Prefix("/a".into());
+        route.r#match.as_mut().unwrap().path_specifier = Some(prefix);
+    });
+    assert!(
+        refused.contains("match.prefix: `/a` would match within a segment"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn formatting_commands_in_headers_are_refused() {
+    let refused = route(|route| {
+        let mut option = encode::routes::set_header("x-host", "a");
+        option.header.as_mut().unwrap().value = "%REQ(:authority)%".into();
+        route.request_headers_to_add.push(option);
+    });
+    assert!(
+        refused.contains("request_headers_to_add[0].header.value: formatting commands"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_header_that_smuggles_a_line_is_refused() {
+    let refused = route(|route| {
+        route
+            .response_headers_to_add
+            .push(encode::routes::set_header("x-a", "b\r\nx-c: d"))
+    });
+    assert!(
+        refused.contains("header.value: holds a line break"),
+        "{refused}"
+    );
+    let refused = route(|route| {
+        route
+            .request_headers_to_add
+            .push(encode::routes::set_header("x a", "b"))
+    });
+    assert!(
+        refused.contains("header.key: `x a` is no header name"),
+        "{refused}"
+    );
+    let refused = route(|route| route.request_headers_to_remove.push("Host".into()));
+    assert!(
+        refused.contains("request_headers_to_remove[0]: `host` can't be edited"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn retries_of_another_kind_are_refused() {
+    let refused = action(|action| action.retry_policy.as_mut().unwrap().retry_on = "5xx".into());
+    assert!(
+        refused.contains("retry_policy.retry_on: this sidecar has only"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_missing_route_timeout_is_fifteen_seconds_as_in_envoy() {
+    let sent = |timeout| {
+        let cluster = route_v3::route_action::ClusterSpecifier::Cluster(battle().to_string());
+        let action = route_v3::RouteAction {
+            timeout,
+            cluster_specifier: Some(cluster),
+            ..Default::default()
+        };
+        let root = route_v3::route_match::PathSpecifier::Prefix("/".into());
+        let route = route_v3::Route {
+            r#match: Some(route_v3::RouteMatch {
+                path_specifier: Some(root),
+                ..Default::default()
+            }),
+            action: Some(route_v3::route::Action::Route(action)),
+            ..Default::default()
+        };
+        let host = route_v3::VirtualHost {
+            name: "h".into(),
+            domains: vec!["*".into()],
+            routes: vec![route],
+            ..Default::default()
+        };
+        let table = route_v3::RouteConfiguration {
+            name: "t".into(),
+            virtual_hosts: vec![host],
+            ..Default::default()
+        };
+        let mut table = decode::routes("t", &table.encode_to_vec()).unwrap();
+        match table.hosts.remove(0).rules.remove(0).action {
+            Action::Forward(forward) => (
+                forward.request_timeout.map(|t| t.as_secs()),
+                forward.retry.attempts,
+            ),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(sent(None), (Some(15), 0));
+    assert_eq!(sent(Some(prost_types::Duration::default())), (None, 0));
+}
+
+#[test]
+fn an_envoy_without_our_words_is_understood() {
+    let sent = cluster(|cluster| {
+        cluster.metadata = None;
+        cluster.circuit_breakers = None;
+        cluster.outlier_detection = None;
+        cluster.common_lb_config = None;
+    });
+    let Ok(Resource::Cluster(read)) = sent else {
+        panic!("{sent:?}")
+    };
+    assert_eq!(read.load_balancer, LoadBalancer::LeastRequest);
+    assert_eq!(read.protocol, Protocol::Auto);
+    assert_eq!(
+        read.retry_budget,
+        RetryBudget {
+            percent: 0,
+            min_concurrency: 3
+        }
+    );
+    assert_eq!(
+        (
+            read.outlier_detection.consecutive_5xx,
+            read.outlier_detection.consecutive_gateway
+        ),
+        (0, 0)
+    );
+    assert_eq!(
+        read.outlier_detection.interval,
+        OutlierDetection::default().interval
+    );
+}
+
+#[test]
+fn our_words_must_not_contradict_envoys() {
+    let refused =
+        cluster(|cluster| cluster.metadata = encode::metadata(&[("lb", "Random")])).unwrap_err();
+    assert_eq!(
+        refused,
+        "Cluster.metadata: `lb: Random` contradicts lb_policy"
+    );
+    let refused = cluster(|cluster| cluster.metadata = encode::metadata(&[("protocol", "grpc")]))
+        .unwrap_err();
+    assert!(
+        refused.contains("contradicts upstream_protocol_options"),
+        "{refused}"
+    );
+    let refused =
+        cluster(|cluster| cluster.metadata = encode::metadata(&[("colour", "red")])).unwrap_err();
+    assert_eq!(
+        refused,
+        "Cluster.metadata: phalanx.dev has no word `colour`"
+    );
+}
+
+#[test]
+fn sources_other_than_ads_are_refused() {
+    use core_v3::config_source::ConfigSourceSpecifier;
+    let refused = cluster(|cluster| {
+        let source = cluster
+            .eds_cluster_config
+            .as_mut()
+            .unwrap()
+            .eds_config
+            .as_mut()
+            .unwrap();
+        source.config_source_specifier = Some(ConfigSourceSpecifier::Self_(Default::default()));
+    });
+    assert!(
+        refused
+            .unwrap_err()
+            .starts_with("Cluster.eds_cluster_config.eds_config: must be")
+    );
+}
+
+#[test]
+fn detectors_that_we_do_not_have_are_refused() {
+    let refused = cluster(|cluster| {
+        cluster
+            .outlier_detection
+            .as_mut()
+            .unwrap()
+            .enforcing_success_rate = None
+    });
+    assert!(
+        refused
+            .unwrap_err()
+            .contains("enforcing_success_rate: must be 0")
+    );
+}
+
+#[test]
+fn a_listener_needs_the_router_and_only_the_router() {
+    assert!(
+        manager(|manager| manager.http_filters.clear())
+            .unwrap_err()
+            .contains("the router filter is required")
+    );
+    let refused = manager(|manager| {
+        let fault = hcm_v3::HttpFilter {
+            name: "envoy.filters.http.fault".into(),
+            ..Default::default()
+        };
+        manager.http_filters.insert(0, fault);
+    });
+    assert!(
+        refused
+            .unwrap_err()
+            .ends_with("typed_config.http_filters[0]: not supported by this sidecar")
+    );
+}
+
+#[test]
+fn inline_routes_are_refused_by_name() {
+    use hcm_v3::http_connection_manager::RouteSpecifier;
+    let refused = manager(|manager| {
+        manager.route_specifier = Some(RouteSpecifier::RouteConfig(Default::default()))
+    });
+    assert!(
+        refused
+            .unwrap_err()
+            .ends_with("typed_config.route_config: not supported by this sidecar")
+    );
+}
+
+#[test]
+fn what_is_fixed_may_be_left_out_but_not_changed() {
+    let silent = manager(|manager| {
+        manager.http2_protocol_options = None;
+        manager.local_reply_config = None;
+        manager.normalize_path = None;
+    });
+    assert!(silent.is_ok(), "{silent:?}");
+    let refused = manager(|manager| manager.max_request_headers_kb = Some(8192)).unwrap_err();
+    assert!(
+        refused.ends_with("max_request_headers_kb: this sidecar has only Some(64)"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn endpoints_by_priority_or_by_name_are_refused() {
+    assert!(
+        endpoints(|sent| sent.endpoints[0].priority = 1)
+            .ends_with("endpoints[0].priority: not supported by this sidecar")
+    );
+    let twice = endpoints(|sent| sent.endpoints.push(sent.endpoints[0].clone()));
+    assert!(
+        twice.ends_with("127.0.0.1:80 stands there twice"),
+        "{twice}"
+    );
+    let heavy =
+        endpoints(|sent| sent.endpoints[0].lb_endpoints[0].load_balancing_weight = Some(129));
+    assert!(heavy.ends_with("129 is not from 1 to 128"), "{heavy}");
+}
+
+#[test]
+fn foreign_text_is_cut_before_it_is_quoted() {
+    let refused = routes(|table| table.virtual_hosts[0].domains = vec!["*".repeat(100_000)]);
+    assert!(refused.len() < 1_000, "{}", refused.len());
+}
