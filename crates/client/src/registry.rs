@@ -156,13 +156,14 @@ impl Registration {
         &self.counts
     }
 
-    /// Withdraws, waits at most `within` for the acknowledgement and ends; false when there was none.
-    pub async fn deregister(mut self, within: Duration) -> bool {
+    /// Withdraws and waits at most `within` for the acknowledgement; false when there was none.
+    pub async fn deregister(&self, within: Duration) -> bool {
         self.set_ready(false);
         let wanted = State::Withdrawn {
             epoch: self.desired.borrow().epoch,
         };
-        let withdrawn = timeout(within, self.state.wait_for(|state| *state == wanted)).await;
+        let mut states = self.states();
+        let withdrawn = timeout(within, states.wait_for(|state| *state == wanted)).await;
         matches!(withdrawn, Ok(Ok(_)))
     }
 }

@@ -3,6 +3,7 @@
 //! holds the edges, made once per configuration.
 
 pub mod edge;
+pub mod endings;
 mod histogram;
 
 use std::collections::BTreeMap;

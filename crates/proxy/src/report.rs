@@ -219,7 +219,6 @@ mod tests {
         };
         let edge = account.edge(key);
         let end = |status, reason, duration_us| {
-            edge.cell(0).begin();
             edge.cell(0).attempt(false);
             edge.cell(0).end(&Ending {
                 status,

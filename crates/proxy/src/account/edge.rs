@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use phalanx_model::name::{ClusterName, Direction};
 use phalanx_model::reason::Reason;
 
-use super::{bump, bump_at};
+use super::bump;
+use super::endings::{self, Endings};
 use super::histogram::{Durations, Histogram};
 
 /// What an edge is told apart by. Everything here comes from configuration.
@@ -83,7 +84,7 @@ impl Edge {
             cell.add_to(&mut totals);
             used = true;
         }
-        used.then_some(totals)
+        used.then(|| totals.summed())
     }
 }
 
@@ -93,11 +94,7 @@ impl Edge {
 pub struct EdgeCell {
     active: AtomicU64,
     durations: Histogram,
-    ok: AtomicU64,
-    /// By hundreds, made when first needed: exact codes without 4 KB per cell.
-    codes: [OnceLock<Box<[AtomicU64; 100]>>; 10],
-    grpc: [AtomicU64; GRPC_CODES],
-    reasons: [AtomicU64; Reason::ALL.len()],
+    endings: Endings,
     attempts: AtomicU64,
     retries: AtomicU64,
     connect_failures: AtomicU64,
@@ -107,9 +104,6 @@ pub struct EdgeCell {
     tcp_sent: AtomicU64,
     tcp_received: AtomicU64,
 }
-
-/// 0 to 16, and one for anything else.
-const GRPC_CODES: usize = 18;
 
 impl EdgeCell {
     /// A request is sent to an endpoint of this edge; `again` when an earlier attempt had failed. It is active until
@@ -132,19 +126,7 @@ impl EdgeCell {
     /// A request ended, after however many attempts; counted where the last one went.
     pub fn end(&self, ending: &Ending) {
         self.durations.record(ending.duration_us);
-        if ending.status == 200 {
-            bump(&self.ok, 1);
-        } else {
-            let code = usize::from(ending.status.min(999));
-            let hundred = self.codes.get(code / 100).map(|codes| codes.get_or_init(|| Box::new([const { AtomicU64::new(0) }; 100])));
-            bump_at(hundred.map_or(&[], |codes| codes.as_slice()), code % 100);
-        }
-        if let Some(status) = ending.grpc_status {
-            bump_at(&self.grpc, usize::from(status).min(GRPC_CODES - 1));
-        }
-        if let Some(reason) = ending.reason {
-            bump_at(&self.reasons, reason as usize);
-        }
+        self.endings.count(endings::Key::new(ending.status, ending.grpc_status, ending.reason));
     }
 
     pub fn connect_failed(&self) {
@@ -174,18 +156,7 @@ impl EdgeCell {
         let of = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
         totals.active = totals.active.wrapping_add(of(&self.active));
         self.durations.add_to(&mut totals.durations);
-        add(&mut totals.codes, 200, of(&self.ok));
-        for (hundreds, codes) in (0u16..).zip(&self.codes) {
-            for (rest, cell) in (0u16..).zip(codes.get().into_iter().flat_map(|codes| codes.iter())) {
-                add(&mut totals.codes, hundreds * 100 + rest, of(cell));
-            }
-        }
-        for (status, cell) in (0u8..).zip(&self.grpc) {
-            add(&mut totals.grpc, status, of(cell));
-        }
-        for (reason, cell) in Reason::ALL.iter().zip(&self.reasons) {
-            add(&mut totals.reasons, *reason, of(cell));
-        }
+        self.endings.add_to(&mut totals.endings);
         totals.attempts += of(&self.attempts);
         totals.retries += of(&self.retries);
         totals.connect_failures += of(&self.connect_failures);
@@ -197,7 +168,7 @@ impl EdgeCell {
     }
 }
 
-fn add<K: PartialEq>(counts: &mut Vec<(K, u64)>, key: K, count: u64) {
+pub(super) fn add<K: PartialEq>(counts: &mut Vec<(K, u64)>, key: K, count: u64) {
     if count == 0 {
         return;
     }
@@ -211,6 +182,8 @@ fn add<K: PartialEq>(counts: &mut Vec<(K, u64)>, key: K, count: u64) {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EdgeTotals {
     pub key: EdgeKey,
+    /// Requests by all that tells endings apart; the next three are sums of it.
+    pub endings: Vec<(endings::Key, u64)>,
     /// Requests by status; 0 stands for a caller that went away.
     pub codes: Vec<(u16, u64)>,
     /// Requests by `grpc-status`; 17 stands for any other.
@@ -234,6 +207,7 @@ impl EdgeTotals {
     fn zero(key: EdgeKey) -> Self {
         Self {
             key,
+            endings: Vec::new(),
             codes: Vec::new(),
             grpc: Vec::new(),
             reasons: Vec::new(),
@@ -248,6 +222,16 @@ impl EdgeTotals {
             tcp_sent_bytes: 0,
             tcp_received_bytes: 0,
         }
+    }
+
+    fn summed(mut self) -> Self {
+        self.endings.sort_unstable();
+        for (key, count) in &self.endings {
+            add(&mut self.codes, key.status, *count);
+            key.grpc_status.inspect(|status| add(&mut self.grpc, *status, *count));
+            key.reason.inspect(|reason| add(&mut self.reasons, *reason, *count));
+        }
+        self
     }
 
     /// Requests that ended.

@@ -1,11 +1,14 @@
 //! Edges under Istio's metric names and labels, so that dashboards and topologies made for Istio read them. What Istio
 //! knows and we don't yet (the caller on the called side, principals) is `unknown`, as Istio itself writes.
 
+use std::collections::BTreeMap;
+
 use phalanx_model::ServiceName;
 use phalanx_model::name::Direction;
 use phalanx_model::reason::Reason;
 use phalanx_telemetry::metrics::{Exposition, Family, Label};
 
+use crate::account::endings::GRPC_OTHER;
 use crate::account::{EdgeTotals, Traffic};
 
 const REQUESTS: Family = Family::counter(
@@ -84,21 +87,15 @@ pub fn write(out: &mut Exposition, own: &Own, edges: &[EdgeTotals]) {
 fn write_requests(out: &mut Exposition, edges: &[&(EdgeLabels<'_>, &EdgeTotals)]) {
     let mut samples = out.family(&REQUESTS);
     for (labels, edge) in edges {
-        for answer in answers(edge) {
-            let code = answer.code.to_string();
-            let grpc = answer
-                .grpc
-                .map(|status| status.to_string())
-                .unwrap_or_default();
-            let flags = answer
-                .reason
-                .map_or(if answer.code == 0 { "DC" } else { "-" }, flag);
+        for ((code, grpc, flags), count) in answers(edge) {
+            let code = code.to_string();
+            let grpc = grpc.map(|status| status.to_string()).unwrap_or_default();
             let last = [
                 ("response_code", code.as_str()),
                 ("grpc_response_status", &grpc),
                 ("response_flags", flags),
             ];
-            samples.sample(&labels.with(&last), answer.count);
+            samples.sample(&labels.with(&last), count);
         }
     }
 }
@@ -139,73 +136,22 @@ fn write_tcp(out: &mut Exposition, edges: &[&(EdgeLabels<'_>, &EdgeTotals)]) {
     }
 }
 
-/// Requests of one edge that ended alike.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Answer {
-    code: u16,
-    grpc: Option<u8>,
-    reason: Option<Reason>,
-    count: u64,
-}
-
-/// Splits an edge's requests by status, `grpc-status` and reason. The edge counts each by itself; a reason has one status
-/// for HTTP and one for gRPC, and `grpc-status` comes with HTTP status 200, so that they can be joined again.
-fn answers(edge: &EdgeTotals) -> Vec<Answer> {
-    let grpc = edge.key.traffic == Traffic::Grpc;
-    let own = |(reason, count): &(Reason, u64)| match grpc {
-        true => Answer {
-            code: 200,
-            grpc: Some(reason.grpc_status()),
-            reason: Some(*reason),
-            count: *count,
-        },
-        false => Answer {
-            code: reason.http_status(),
-            grpc: None,
-            reason: Some(*reason),
-            count: *count,
-        },
-    };
-    let mut answers: Vec<Answer> = edge.reasons.iter().map(own).collect();
-    for (status, count) in &edge.grpc {
+/// Requests by status, `grpc-status` and response flag.
+fn answers(edge: &EdgeTotals) -> BTreeMap<(u16, Option<u8>, &'static str), u64> {
+    let mut answers = BTreeMap::new();
+    for (ending, count) in &edge.endings {
         // Codes that gRPC does not know mean UNKNOWN.
-        let status = if *status > 16 { 2 } else { *status };
-        rest(
-            &mut answers,
-            Answer {
-                code: 200,
-                grpc: Some(status),
-                reason: None,
-                count: *count,
-            },
-            |a| a.grpc == Some(status),
-        );
+        let grpc = ending
+            .grpc_status
+            .map(|status| if status == GRPC_OTHER { 2 } else { status });
+        let flags = match ending.reason {
+            Some(reason) => flag(reason),
+            None if ending.status == 0 => "DC",
+            None => "-",
+        };
+        *answers.entry((ending.status, grpc, flags)).or_default() += count;
     }
-    for (code, count) in &edge.codes {
-        rest(
-            &mut answers,
-            Answer {
-                code: *code,
-                grpc: None,
-                reason: None,
-                count: *count,
-            },
-            |a| a.code == *code,
-        );
-    }
-    answers.retain(|answer| answer.count > 0);
     answers
-}
-
-/// Adds what `all` has beyond those of `answers` that are `part` of it.
-fn rest(answers: &mut Vec<Answer>, all: Answer, part: impl Fn(&Answer) -> bool) {
-    let told: u64 = answers
-        .iter()
-        .filter(|answer| part(answer))
-        .map(|answer| answer.count)
-        .sum();
-    let count = all.count.saturating_sub(told);
-    answers.push(Answer { count, ..all });
 }
 
 /// Envoy's response flag for an answer of ours.
@@ -317,3 +263,6 @@ impl End<'_> {
         cluster: UNKNOWN,
     };
 }
+
+#[cfg(test)]
+mod tests;
