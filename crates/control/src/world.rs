@@ -4,6 +4,8 @@
 //! change stream and publishes. What doesn't parse is quarantined with its reason and never stops a start; the last good
 //! version of a document stays in force. Nothing is written from here.
 
+#[cfg(test)]
+pub(crate) mod fixture;
 mod fold;
 pub mod follow;
 pub mod record;
