@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::debug;
 
-pub use pages::{Phase, View};
+pub use pages::View;
 
 /// Connections beyond this wait in the backlog.
 const CONNECTIONS_MAX: usize = 32;

@@ -19,7 +19,7 @@ use phalanx_xds::client::Client;
 use tokio::sync::watch::{Receiver, Sender, channel};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -34,6 +34,8 @@ pub use node::node;
 /// Waits between attempts to open the stream.
 const RECONNECT_MIN: Duration = Duration::from_millis(100);
 const RECONNECT_MAX: Duration = Duration::from_secs(5);
+/// A stream that lasted this long starts the waits over; one that breaks at once, again and again, does not.
+const STABLE: Duration = Duration::from_secs(1);
 /// Until the control plane answers the call at all.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Until it takes a request off our hands; after that the stream is no good.
@@ -217,8 +219,12 @@ impl Stream {
     async fn run(mut self, retry: Arc<Notify>) {
         let mut warned = false;
         loop {
+            let start = Instant::now();
             let outcome = self.session().await;
             let was_open = self.set_connected(false);
+            if was_open && start.elapsed() >= STABLE {
+                self.backoff.reset();
+            }
             self.known.losses.add(1);
             let error = match &outcome {
                 Ok(()) => "the control plane ended it",
@@ -256,7 +262,6 @@ impl Stream {
         self.known.connects.add(1);
         info!("discovery stream open");
         while let Some(response) = responses.message().await? {
-            self.backoff.reset();
             let answers = self.take(response)?;
             send(&requests, answers).await?;
         }

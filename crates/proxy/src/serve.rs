@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -21,7 +22,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::account::Account;
-use crate::admin::{self, Phase, View};
+use crate::admin::{self, View};
 use crate::config::{Config, ConfigError};
 use crate::discovery::{self, Discovery};
 use crate::drive::{DriveConfig, Workers};
@@ -115,9 +116,8 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
             .as_ref()
             .map(|register| register.registration().clone()),
         reports,
-        phase: Phase::default(),
+        draining: AtomicBool::new(false),
     });
-    view.phase.serving();
     tasks.spawn(admin::serve(listener, view.clone()));
     info!(node = %view.instance.id, %inbound, %outbound, %admin, control = view.control, "sidecar started");
     Ok(Running {
@@ -175,7 +175,7 @@ impl Running {
             mut tasks,
             ..
         } = self;
-        view.phase.draining();
+        view.draining.store(true, Ordering::Relaxed);
         info!("draining");
         if let Some(mut register) = register {
             match register.deregister(DEREGISTER_MAX).await {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use phalanx_client::registry::{Registration, State};
 use phalanx_model::Instance;
@@ -28,29 +28,8 @@ pub struct View {
     /// None without an application.
     pub registration: Option<Arc<Registration>>,
     pub reports: Arc<Reports>,
-    pub phase: Phase,
-}
-
-/// Where the process is in its life; only goes forward.
-#[derive(Debug, Default)]
-pub struct Phase(AtomicU8);
-
-impl Phase {
-    pub fn serving(&self) {
-        self.0.store(1, Ordering::Relaxed);
-    }
-
-    pub fn draining(&self) {
-        self.0.store(2, Ordering::Relaxed);
-    }
-
-    fn as_str(&self) -> &'static str {
-        match self.0.load(Ordering::Relaxed) {
-            0 => "starting",
-            1 => "serving",
-            _ => "draining",
-        }
-    }
+    /// Set once, when the process is told to end.
+    pub draining: AtomicBool,
 }
 
 const BUILD: Family = Family::gauge("phalanx_build_info", "1, with what runs as labels.");
@@ -97,17 +76,22 @@ const REGISTRY_FAILURES: Family = Family::counter(
 );
 
 impl View {
-    /// Why not, if not.
+    /// Why not, if not. That listeners are open goes without saying: this page is there only after them.
     pub fn not_ready(&self) -> Option<String> {
-        match self.phase.as_str() {
-            "starting" => Some("the listeners are not open yet".to_owned()),
-            "draining" => Some("draining".to_owned()),
-            _ if !self.known.configuration().is_complete() => Some(format!(
+        if self.is_draining() {
+            return Some("draining".to_owned());
+        }
+        let complete = self.known.configuration().is_complete();
+        (!complete).then(|| {
+            format!(
                 "no configuration from the control plane at {} yet",
                 self.control
-            )),
-            _ => None,
-        }
+            )
+        })
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 
     pub fn metrics(&self) -> String {
@@ -214,7 +198,7 @@ impl View {
         json!({
             "node": self.instance.id.to_string(),
             "labels": self.instance.labels,
-            "phase": self.phase.as_str(),
+            "draining": self.is_draining(),
             "inbound": self.inbound.to_string(),
             "outbound": self.outbound.to_string(),
             "control": self.control,

@@ -194,6 +194,7 @@ async fn what_the_control_plane_sends_is_acknowledged_and_served() {
     until_ready(&running).await;
     let (status, body) = get(running.outbound(), "echo", "/").await;
     assert_eq!((status, body.as_str()), (200, "hello traced=true"));
+    until("every answer", async || script.answers() >= 4).await;
     assert!(script.nacks().is_empty());
     let node = script.see().requests[0].node.clone().unwrap();
     assert!(node.id.starts_with("default/caller/"), "{}", node.id);
