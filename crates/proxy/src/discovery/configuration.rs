@@ -180,3 +180,6 @@ impl Configuration {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
