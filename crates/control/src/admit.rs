@@ -125,7 +125,8 @@ impl Admission {
         if let Some(expected) = terms.expect.filter(|expected| *expected != world.config_revision) {
             return Err(AdmitError::Conflict { expected, revision: world.config_revision });
         }
-        let steps: Vec<Step> = wanted.into_iter().map(|(id, after)| Step::new(&world, id, after)).collect();
+        let exists = |id: &DocumentId, after: &Option<Admitted>| after.is_some() || world.documents.contains_key(id);
+        let steps: Vec<Step> = wanted.into_iter().filter(|(id, after)| exists(id, after)).map(|(id, after)| Step::new(&world, id, after)).collect();
         let warnings = warnings(&world, &steps);
         let changes = steps.iter().map(|step| step.change(terms.dry_run)).collect();
         let idle = steps.iter().all(|step| step.action == ChangeAction::Unchanged);
