@@ -1,7 +1,7 @@
 //! The ADS server as a socketless state machine: one [`Session`] per stream, delta or state of the world.
 //!
 //! Requests and snapshots go in, `poll` gives responses until there is none. Sockets, nodes and clocks live elsewhere.
-//! Module order: message, progress, plan, gate, kind_state, wire, subscription, held, blame.
+//! Module order: message, progress, plan, gate, quarantine, kind_state, wire, subscription, held, blame.
 
 mod blame;
 mod gate;
@@ -10,6 +10,7 @@ mod kind_state;
 mod message;
 mod plan;
 mod progress;
+mod quarantine;
 mod subscription;
 #[cfg(test)]
 mod tests;
@@ -194,11 +195,13 @@ impl Session {
 
     /// Only the nonce of the unanswered response makes a request an answer, and only `error` makes it a refusal.
     fn on_answer(&mut self, kind: Kind, nonce: &str, error: Option<&Status>) {
-        let revision = self.target.as_ref().map_or(0, |target| target.revision);
         let whole = match (self.protocol, kind) {
             (Protocol::Delta, _) => Whole::ChangesOnly,
             (Protocol::Sotw, Kind::Cluster | Kind::Listener) => Whole::OfKind,
             (Protocol::Sotw, Kind::Endpoints | Kind::Routes) => Whole::OfNamed,
+        };
+        let Some(target) = self.target.clone() else {
+            return;
         };
         let state = self.state(kind);
         if !state.is_outstanding(nonce) {
@@ -206,7 +209,7 @@ impl Session {
         }
         match error {
             None => state.acknowledge(whole),
-            Some(error) => state.refuse(&error.message, revision),
+            Some(error) => state.refuse(&error.message, &target),
         }
         self.wake();
     }
@@ -281,6 +284,7 @@ impl Session {
         };
         state.sent(Outstanding {
             nonce,
+            void: BTreeSet::new(),
             sent_ms: now_ms,
             reaches: plan.is_complete().then_some(target.revision),
             changes: plan.changes,

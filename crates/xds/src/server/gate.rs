@@ -43,12 +43,8 @@ impl<'a> View<'a> {
             return Gate::Open;
         }
         let ready = |name: &String| {
-            let Some(cluster) = self.target.get(Kind::Cluster, name) else {
-                return true;
-            };
-            self.cluster_ready(cluster)
-                && (held.is_some_and(|held| held.surely_names(name))
-                    || named_by(cluster).all(|set| self.endpoints_ready(set, held.is_some())))
+            let cluster = self.target.get(Kind::Cluster, name);
+            cluster.is_none_or(|cluster| self.cluster_ready(cluster, held))
         };
         if resource.refs.iter().all(ready) {
             Gate::Open
@@ -57,16 +53,23 @@ impl<'a> View<'a> {
         }
     }
 
-    /// A cluster that this client refused counts as ready: one bad cluster must not freeze all routes.
-    fn cluster_ready(&self, cluster: &Encoded) -> bool {
-        let state = self.of(Kind::Cluster);
-        !state.wants(&cluster.name)
-            || state.is_refused(&cluster.name, &cluster.version)
-            || (state
-                .held
-                .get(&cluster.name)
-                .is_some_and(|held| held.is_surely(&cluster.version))
-                && !state.is_being_removed(&cluster.name))
+    /// Whether a resource that names `cluster` may replace `held`. A cluster that the client does not ask for, or has
+    /// refused, counts as ready: one bad cluster must not freeze all routes.
+    fn cluster_ready(&self, cluster: &Encoded, held: Option<&Held>) -> bool {
+        let clusters = self.of(Kind::Cluster);
+        let (name, version) = (&cluster.name, &cluster.version);
+        if !clusters.wants(name) || clusters.is_refused(name, version) {
+            return true;
+        }
+        let there = clusters
+            .held
+            .get(name)
+            .is_some_and(|c| c.is_surely(version));
+        let named_before = held.is_some_and(|held| held.surely_names(name));
+        there
+            && !clusters.is_being_removed(name)
+            && (named_before
+                || named_by(cluster).all(|set| self.endpoints_ready(set, held.is_some())))
     }
 
     /// Whether a cluster that is new to a route has endpoints. `replacing`: the client has an older version of the route
@@ -86,6 +89,10 @@ impl<'a> View<'a> {
     pub(super) fn removals(&self, kind: Kind) -> Removals<'a> {
         let mut removals = Removals::default();
         for &referrer in referrers(kind) {
+            // A client that reconnects asks for one kind after the other, and may hold referrers it has yet to tell of.
+            if self.of(kind).reconnected && self.of(referrer).subscription.is_none() {
+                removals.any = Gate::Wait;
+            }
             for resource in self.target.iter(referrer) {
                 removals.raise(resource, Gate::Hold);
             }

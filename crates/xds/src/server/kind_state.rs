@@ -1,13 +1,13 @@
 //! All that a session knows about one kind: what the client asked for, what it holds, what is under way, what it refused.
 //!
-//! Events come in through methods (`acknowledge`, `refuse`, `forget_unwanted`, …); `plan` and `gate` only read.
+//! Events come in through methods; what a refusal does is told in `quarantine`. `plan` and `gate` only read.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use super::blame;
 use super::held::{Change, Held};
 use super::plan::Plan;
+use super::quarantine::Refused;
 use super::subscription::Subscription;
 use crate::kind::Kind;
 use crate::snapshot::{Encoded, Snapshot};
@@ -17,18 +17,11 @@ use crate::snapshot::{Encoded, Snapshot};
 pub(super) struct Outstanding {
     pub(super) nonce: u64,
     pub(super) changes: Vec<Change>,
+    /// Names that the client left since; if it asked for them again, it may have this or not.
+    pub(super) void: BTreeSet<String>,
     pub(super) sent_ms: u64,
     /// The revision that the client has reached for this kind once it acknowledges; none if more is to come.
     pub(super) reaches: Option<u64>,
-}
-
-/// A resource is in quarantine for as long as this version is the one to be sent.
-#[derive(Clone, Debug)]
-pub(super) struct Refused {
-    /// Empty: the removal was refused.
-    pub(super) version: String,
-    pub(super) message: String,
-    pub(super) since_revision: u64,
 }
 
 #[derive(Debug)]
@@ -55,7 +48,10 @@ pub(super) struct KindState {
     pub(super) holding: bool,
     /// The client holds every resource it asked for as of this revision, or newer.
     pub(super) reached: u64,
+    /// The client came with resources from an earlier stream.
+    pub(super) reconnected: bool,
     latest_nonce: u64,
+    /// Claims that no snapshot was searched for yet.
     claims: bool,
 }
 
@@ -75,6 +71,7 @@ impl KindState {
             blocked: BTreeMap::new(),
             holding: false,
             reached: 0,
+            reconnected: false,
             latest_nonce: 0,
             claims: false,
         }
@@ -82,11 +79,6 @@ impl KindState {
 
     pub(super) fn wants(&self, name: &str) -> bool {
         self.subscription.as_ref().is_some_and(|s| s.wants(name))
-    }
-
-    /// Whether `version` of `name` was refused in this session.
-    pub(super) fn is_refused(&self, name: &str, version: &str) -> bool {
-        self.refused.get(name).is_some_and(|r| r.version == version)
     }
 
     /// Whether an unanswered response removes `name`.
@@ -119,6 +111,7 @@ impl KindState {
             if self.wants(&name) {
                 self.held.insert(name, Held::claimed(version));
                 self.claims = true;
+                self.reconnected = true;
             }
         }
     }
@@ -141,10 +134,10 @@ impl KindState {
             return;
         };
         self.held.retain(|name, _| subscription.wants(name));
-        self.refused.retain(|name, _| subscription.wants(name));
         if let Some(out) = &mut self.outstanding {
-            out.changes
-                .retain(|change| subscription.wants(&change.name));
+            let names = out.changes.iter().map(|change| &change.name);
+            let void = names.filter(|name| !subscription.wants(name)).cloned();
+            out.void.extend(void);
             out.reaches = None;
         }
         self.subscription = Some(subscription);
@@ -156,10 +149,7 @@ impl KindState {
     pub(super) fn retarget(&mut self, target: &Snapshot, previous: Option<u64>, shared: bool) {
         if !shared || self.dirty {
             self.dirty = true;
-            self.refused.retain(|name, refused| {
-                let version = target.get(self.kind, name).map_or("", |r| &r.version);
-                refused.version == version
-            });
+            self.release(target);
             return;
         }
         if self.holding {
@@ -206,6 +196,10 @@ impl KindState {
             Whole::OfKind => self.held.retain(|_, held| held.settle()),
         }
         for change in out.changes {
+            if out.void.contains(&change.name) {
+                self.doubt(&change);
+                continue;
+            }
             self.refused.remove(&change.name);
             match change.put {
                 Some(resource) => self.held.insert(change.name, Held::acked(resource)),
@@ -217,56 +211,15 @@ impl KindState {
             Some(revision) => self.reached = self.reached.max(revision),
             None => self.dirty = true,
         }
+        self.dirty |= !self.suspects.is_empty();
     }
 
-    /// The client refused the outstanding response: quarantines whom `message` names, else halves the suspects. All
-    /// others of that response are unknown from now on.
-    pub(super) fn refuse(&mut self, message: &str, revision: u64) {
-        let Some(out) = self.outstanding.take() else {
-            return;
-        };
-        self.suspects.pop_front();
-        self.dirty = true;
-        let offenders: BTreeSet<&str> = match out.changes.as_slice() {
-            [] => return,
-            [only] => BTreeSet::from([only.name.as_str()]),
-            many => {
-                let found = blame::named(message, many.iter().map(|c| c.name.as_str()));
-                if found.len() == many.len() {
-                    BTreeSet::new()
-                } else {
-                    found.into_iter().collect()
-                }
-            }
-        };
-        let refused = |version: &str| Refused {
-            version: version.to_owned(),
-            message: blame::excerpt(message),
-            since_revision: revision,
-        };
-        if offenders.is_empty() {
-            let mut names: Vec<String> = out.changes.iter().map(|c| c.name.clone()).collect();
-            names.sort_unstable();
-            let back = names.split_off(names.len() / 2);
-            self.suspects.push_front(back);
-            self.suspects.push_front(names);
-            self.unnamed = Some(refused(""));
+    /// The client may have applied `change`, unless it does not care any more.
+    pub(super) fn doubt(&mut self, change: &Change) {
+        if self.wants(&change.name) {
+            let held = self.held.entry(change.name.clone()).or_default();
+            held.doubt(change);
         }
-        for change in &out.changes {
-            if offenders.contains(change.name.as_str()) {
-                if let Some(held) = self.held.get_mut(&change.name) {
-                    held.absolve(change.version());
-                }
-                let verdict = refused(change.version());
-                self.refused.insert(change.name.clone(), verdict);
-            } else {
-                self.held
-                    .entry(change.name.clone())
-                    .or_default()
-                    .doubt(change);
-            }
-        }
-        self.held.retain(|_, held| !held.is_nothing());
     }
 
     /// The content of a full-state response: the last good of everything, with `changes` on top. Sorted by name.

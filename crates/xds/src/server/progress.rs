@@ -43,8 +43,11 @@ pub(super) fn nacks(state: &KindState) -> impl Iterator<Item = Nack> {
     let named = state
         .refused
         .iter()
+        .filter(|(name, _)| state.wants(name))
         .map(|(name, refused)| (Some(name), refused));
-    let unnamed = state.unnamed.iter().map(|refused| (None, refused));
+    let hunting = !state.suspects.is_empty();
+    let unnamed = state.unnamed.iter().filter(move |_| hunting);
+    let unnamed = unnamed.map(|refused| (None, refused));
     named.chain(unnamed).map(|(name, refused)| Nack {
         kind: state.kind,
         name: name.cloned(),

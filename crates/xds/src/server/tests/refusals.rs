@@ -222,3 +222,31 @@ fn routes_wait_while_the_offender_among_their_clusters_is_looked_for() {
     delta.ack_all(&half);
     assert_eq!(delta.settle(), ["CDS +c | EDS +c", "RDS +outbound"]);
 }
+
+#[test]
+fn a_refusal_of_what_has_changed_meanwhile_is_not_told() {
+    let mut delta = subscribed();
+    let batch = delta.push(clusters(2, &ALL, &["a"]));
+    delta.push(clusters(3, &ALL, &[]));
+    delta.nack(&batch[0], "a: bad");
+    assert!(delta.settle().is_empty());
+    assert_eq!((delta.acked(), delta.session.progress().nacks), (3, vec![]));
+}
+
+#[test]
+fn what_was_accepted_before_is_above_suspicion() {
+    let mut delta = Delta::settled(mesh(1, &["a", "b"], &["a"]), &["a", "b"]);
+    let mut next = services(&["a", "b"]);
+    next.extend([
+        cluster("a", "2"),
+        endpoints("b", "bad"),
+        listener("1"),
+        routes(&["a"]),
+    ]);
+    let batch = delta.push(snapshot(2, next));
+    assert_eq!(told(&batch), "CDS +a | EDS +a +b");
+    delta.ack(&batch[0]);
+    delta.nack(&batch[1], "no");
+    assert_eq!(delta.settle(), ["EDS +a"]);
+    assert_eq!(delta.session.progress().nacks[0].name.as_deref(), Some("b"));
+}

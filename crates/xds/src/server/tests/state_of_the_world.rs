@@ -202,3 +202,14 @@ fn a_first_answer_comes_when_patience_ends() {
     sotw.now_ms = sotw.session.deadline_ms().unwrap();
     assert_eq!(whole(&sotw.batch()), "LDS tcp");
 }
+
+#[test]
+fn a_name_unsubscribed_while_under_way_stays_a_suspect() {
+    let mut sotw = Sotw::new(snapshot(1, services(&["a", "bad"])));
+    sotw.ask(Kind::Endpoints, &["a", "bad"], "");
+    let both = sotw.one();
+    sotw.ask(Kind::Endpoints, &["a"], "");
+    sotw.nack(&both, &["a"], "no");
+    assert_eq!(sotw.settle(&["a"]), ["EDS a"]);
+    assert!(sotw.session.progress().nacks.is_empty());
+}

@@ -208,12 +208,30 @@ fn what_a_reconnecting_client_holds_in_vain_is_removed_after_its_routes_moved() 
         &["outbound"],
         &[&routes(&["a", "old"])],
     ));
-    // What the old routes name isn't known any more, so every removal waits for the new ones. (No greeting, either.)
+    // What the old routes name isn't known any more, so every removal waits for the new ones.
     assert_eq!(
         delta.settle(),
         ["LDS | RDS +outbound", "CDS -old", "EDS -old"]
     );
     assert_eq!(delta.acked(), 5);
+}
+
+#[test]
+fn what_a_reconnecting_client_holds_is_not_removed_before_it_spoke_of_its_routes() {
+    let mut delta = Delta::new(mesh(5, &["a"], &["a"]));
+    let clusters = [cluster("a", "1"), cluster("old", "1")];
+    delta.send(claim(Kind::Cluster, &[], &clusters.each_ref()));
+    assert!(delta.batch().is_empty());
+    delta.send(claim(Kind::Listener, &[], &[&listener("1")]));
+    assert_eq!(delta.settle(), ["LDS"]);
+    delta.send(claim(Kind::Routes, &["outbound"], &[&routes(&["old"])]));
+    assert_eq!(delta.settle(), ["RDS +outbound", "CDS -old"]);
+    // One that never does has the patience of all.
+    let mut delta = Delta::new(mesh(5, &["a"], &["a"]));
+    delta.send(claim(Kind::Cluster, &[], &clusters.each_ref()));
+    assert!(delta.batch().is_empty());
+    delta.now_ms = PATIENCE_MS;
+    assert_eq!(delta.settle(), ["CDS -old"]);
 }
 
 #[test]
