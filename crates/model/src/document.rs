@@ -6,7 +6,8 @@ use std::time::Duration;
 use crate::instance::{Labels, Protocol};
 use crate::name::ServiceName;
 use crate::resource::{
-    CircuitBreaker, ConnectionPool, HeaderEdit, LoadBalancer, OutlierDetection, Redirect, Retry, RetryBudget, Rewrite, RuleMatch,
+    CircuitBreaker, ConnectionPool, HeaderEdit, LoadBalancer, OutlierDetection, Redirect, Retry,
+    RetryBudget, Rewrite, RuleMatch,
 };
 
 /// A checked document.
@@ -30,7 +31,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 5] = [Self::Service, Self::EndpointSlice, Self::HttpRoute, Self::GrpcRoute, Self::BackendPolicy];
+    pub const ALL: [Kind; 5] = [
+        Self::Service,
+        Self::EndpointSlice,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::BackendPolicy,
+    ];
 
     /// As written in `kind`.
     pub fn as_str(self) -> &'static str {
@@ -88,7 +95,11 @@ impl Document {
             Self::Route(d) => (d.kind, &d.meta),
             Self::BackendPolicy(d) => (Kind::BackendPolicy, &d.meta),
         };
-        DocumentId { kind, namespace: meta.namespace.clone(), name: meta.name.clone() }
+        DocumentId {
+            kind,
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+        }
     }
 
     pub fn meta(&self) -> &Meta {

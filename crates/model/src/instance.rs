@@ -81,7 +81,9 @@ impl Protocol {
     }
 
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Auto, Self::Http1, Self::H2c, Self::Grpc, Self::Tcp].into_iter().find(|p| p.as_str() == text)
+        [Self::Auto, Self::Http1, Self::H2c, Self::Grpc, Self::Tcp]
+            .into_iter()
+            .find(|p| p.as_str() == text)
     }
 
     /// What a port's name tells where nothing else does: `grpc`, `grpc-web`, `http`, `h2c-x`, `tcp-…`.

@@ -19,7 +19,10 @@ pub struct ServiceName {
 impl ServiceName {
     /// Takes parts that are known to be DNS labels; foreign input goes through [`ServiceName::parse`].
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
     }
 
     /// Checks both parts.
@@ -71,13 +74,23 @@ impl Direction {
 
 impl ClusterName {
     pub fn outbound(service: ServiceName, port: u16) -> Self {
-        Self { direction: Direction::Outbound, port, service }
+        Self {
+            direction: Direction::Outbound,
+            port,
+            service,
+        }
     }
 }
 
 impl fmt::Display for ClusterName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}|{}|{}", self.direction.as_str(), self.port, self.service.host())
+        write!(
+            f,
+            "{}|{}|{}",
+            self.direction.as_str(),
+            self.port,
+            self.service.host()
+        )
     }
 }
 
@@ -92,11 +105,21 @@ impl FromStr for ClusterName {
             Some("outbound") => Direction::Outbound,
             _ => return Err(wrong()),
         };
-        let port = parts.next().and_then(|p| p.parse().ok()).ok_or_else(wrong)?;
+        let port = parts
+            .next()
+            .and_then(|p| p.parse().ok())
+            .ok_or_else(wrong)?;
         let host = parts.next().ok_or_else(wrong)?;
-        let short = host.strip_suffix(MESH_SUFFIX).and_then(|h| h.strip_suffix('.')).ok_or_else(wrong)?;
+        let short = host
+            .strip_suffix(MESH_SUFFIX)
+            .and_then(|h| h.strip_suffix('.'))
+            .ok_or_else(wrong)?;
         let (name, namespace) = short.split_once('.').ok_or_else(wrong)?;
-        Ok(Self { direction, port, service: ServiceName::parse(namespace, name)? })
+        Ok(Self {
+            direction,
+            port,
+            service: ServiceName::parse(namespace, name)?,
+        })
     }
 }
 
@@ -108,13 +131,20 @@ pub fn check_label(text: &str) -> Result<(), NameError> {
     let bytes = text.as_bytes();
     let inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
     let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    let fits = bytes.len() <= 63 && bytes.iter().all(inner) && edge(bytes.first()) && edge(bytes.last());
-    if fits { Ok(()) } else { Err(NameError::Label(text.to_owned())) }
+    let fits =
+        bytes.len() <= 63 && bytes.iter().all(inner) && edge(bytes.first()) && edge(bytes.last());
+    if fits {
+        Ok(())
+    } else {
+        Err(NameError::Label(text.to_owned()))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    #[error("`{0}` is no DNS label (a-z, 0-9 and -, at most 63, starting and ending with a letter or digit)")]
+    #[error(
+        "`{0}` is no DNS label (a-z, 0-9 and -, at most 63, starting and ending with a letter or digit)"
+    )]
     Label(String),
     #[error("`{0}` is no cluster name (outbound|<port>|<service>.<namespace>.{MESH_SUFFIX})")]
     Cluster(String),
@@ -133,7 +163,14 @@ mod tests {
 
     #[test]
     fn foreign_cluster_names_are_refused() {
-        for text in ["", "outbound", "outbound|x|a.b.svc.mesh", "outbound|80|a.b", "outbound|80|A.b.svc.mesh", "up|80|a.b.svc.mesh"] {
+        for text in [
+            "",
+            "outbound",
+            "outbound|x|a.b.svc.mesh",
+            "outbound|80|a.b",
+            "outbound|80|A.b.svc.mesh",
+            "up|80|a.b.svc.mesh",
+        ] {
             assert!(text.parse::<ClusterName>().is_err(), "{text}");
         }
     }

@@ -22,8 +22,12 @@ pub struct Listener {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenerProtocol {
     /// HTTP/1.1 and HTTP/2, routed by the [`RouteTable`] of this name.
-    Http { route_table: String },
-    Tcp { cluster: ClusterName },
+    Http {
+        route_table: String,
+    },
+    Tcp {
+        cluster: ClusterName,
+    },
 }
 
 /// The routes of one listener. A host is chosen by authority, then the first rule that matches.
@@ -67,7 +71,13 @@ pub struct RuleMatch {
 
 impl Default for RuleMatch {
     fn default() -> Self {
-        Self { path: PathMatch::Prefix("/".into()), method: None, headers: Vec::new(), query: Vec::new(), grpc: false }
+        Self {
+            path: PathMatch::Prefix("/".into()),
+            method: None,
+            headers: Vec::new(),
+            query: Vec::new(),
+            grpc: false,
+        }
     }
 }
 
@@ -174,7 +184,11 @@ pub struct Retry {
 
 impl Default for Retry {
     fn default() -> Self {
-        Self { attempts: 2, codes: Vec::new(), backoff: Duration::from_millis(25) }
+        Self {
+            attempts: 2,
+            codes: Vec::new(),
+            backoff: Duration::from_millis(25),
+        }
     }
 }
 
@@ -236,7 +250,11 @@ pub struct ConnectionPool {
 
 impl Default for ConnectionPool {
     fn default() -> Self {
-        Self { max_requests_per_connection: 0, connect_timeout: Duration::from_secs(1), idle_timeout: Duration::from_secs(90) }
+        Self {
+            max_requests_per_connection: 0,
+            connect_timeout: Duration::from_secs(1),
+            idle_timeout: Duration::from_secs(90),
+        }
     }
 }
 
@@ -251,7 +269,12 @@ pub struct CircuitBreaker {
 
 impl Default for CircuitBreaker {
     fn default() -> Self {
-        Self { max_connections: 1024, max_pending_requests: 1024, max_requests: 1024, max_retries: 3 }
+        Self {
+            max_connections: 1024,
+            max_pending_requests: 1024,
+            max_requests: 1024,
+            max_retries: 3,
+        }
     }
 }
 
@@ -288,7 +311,10 @@ pub struct RetryBudget {
 
 impl Default for RetryBudget {
     fn default() -> Self {
-        Self { percent: 20, min_concurrency: 3 }
+        Self {
+            percent: 20,
+            min_concurrency: 3,
+        }
     }
 }
 
