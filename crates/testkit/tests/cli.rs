@@ -61,8 +61,8 @@ async fn five_mistakes_are_all_told_with_their_places_and_nothing_changes() -> a
     for place in [
         "stdin:5:3: spec.selectr",
         "stdin:6:18: spec.ports[0].port",
-        "stdin:14:47: spec.rules[0].matches[0].path.value",
-        "stdin:15:48: spec.rules[0].backendRefs[0].weight",
+        "stdin:14:48: spec.rules[0].matches[0].path.value",
+        "stdin:15:50: spec.rules[0].backendRefs[0].weight",
         "stdin:22:24: spec.loadBalancer.type",
     ] {
         assert!(said.contains(place), "{place} is missing in:\n{said}");
