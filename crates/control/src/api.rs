@@ -27,6 +27,7 @@ use crate::discovery::Fleet;
 use crate::observe::Observe;
 use crate::registry::Registry;
 use crate::snapshot::Published;
+use crate::world::World;
 
 /// What the handlers read and write; cheap to clone.
 #[derive(Clone)]
@@ -37,6 +38,9 @@ pub struct Api {
 struct Inner {
     admission: Admission,
     store: Store,
+    /// What is stored; never behind an answered change.
+    worlds: Receiver<Arc<World>>,
+    /// What is compiled of it.
     published: Receiver<Arc<Published>>,
     registry: Registry,
     observe: Observe,
@@ -51,6 +55,7 @@ impl Api {
     pub fn new(
         admission: Admission,
         store: Store,
+        worlds: Receiver<Arc<World>>,
         published: Receiver<Arc<Published>>,
         registry: Registry,
         observe: Observe,
@@ -58,7 +63,11 @@ impl Api {
         address: SocketAddr,
         stop: CancellationToken,
     ) -> Self {
-        Self { inner: Arc::new(Inner { admission, store, published, registry, observe, fleet, address, stop }) }
+        Self { inner: Arc::new(Inner { admission, store, worlds, published, registry, observe, fleet, address, stop }) }
+    }
+
+    fn world(&self) -> Arc<World> {
+        self.inner.worlds.borrow().clone()
     }
 
     fn published(&self) -> Arc<Published> {

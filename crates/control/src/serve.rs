@@ -121,7 +121,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let discovery = Discovery::new(published.clone(), fleet.clone(), stop.clone());
     let observe = Observe::default();
     let admission = Admission::new(store.clone(), worlds.clone());
-    let api = Api::new(admission, store.clone(), published, registry.clone(), observe.clone(), fleet, admin_address, stop.clone());
+    let api = Api::new(admission, store.clone(), worlds, published, registry.clone(), observe.clone(), fleet, admin_address, stop.clone());
 
     let grpc = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))

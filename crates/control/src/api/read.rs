@@ -45,7 +45,7 @@ pub async fn openapi() -> impl IntoResponse {
 pub async fn documents(State(api): State<Api>, query: RawQuery) -> Result<Json<api::Documents>, Failure> {
     let params = Params::parse(query, &["kind", "namespace"])?;
     let kind = params.text("kind").map(kind).transpose()?;
-    let world = api.published().world.clone();
+    let world = api.world();
     let wanted = |id: &DocumentId| kind.is_none_or(|kind| id.kind == kind) && params.text("namespace").is_none_or(|n| n == id.namespace);
     let items = world.documents.values().filter(|entry| wanted(&entry.id)).map(|entry| stored(entry)).collect();
     Ok(Json(api::Documents { revision: world.config_revision, items }))
@@ -58,7 +58,7 @@ pub async fn document(
 ) -> Result<Json<api::StoredDocument>, Failure> {
     Params::parse(query, &[])?;
     let id = DocumentId { kind: kind(&kind_text)?, namespace, name };
-    let world = api.published().world.clone();
+    let world = api.world();
     let entry = world.documents.get(&id);
     entry.map(|entry| Json(stored(entry))).ok_or_else(|| Failure::new(StatusCode::NOT_FOUND, format!("{id} does not exist")))
 }
@@ -87,7 +87,7 @@ fn stored(entry: &DocumentEntry) -> api::StoredDocument {
 pub async fn status(State(api): State<Api>, query: RawQuery) -> Result<Json<api::Status>, Failure> {
     let params = Params::parse(query, &["revision", "wait_ms"])?;
     let stored = api.inner.store.revision();
-    let target = params.number("revision")?.unwrap_or_else(|| api.published().revision);
+    let target = params.number("revision")?.unwrap_or_else(|| api.world().revision);
     if target > stored {
         return Err(Failure::new(StatusCode::NOT_FOUND, format!("revision {target} does not exist yet, the store is at {stored}")));
     }
@@ -109,10 +109,10 @@ pub async fn status(State(api): State<Api>, query: RawQuery) -> Result<Json<api:
 }
 
 fn status_of(api: &Api, target: u64) -> api::Status {
-    let published = api.published();
+    let (world, published) = (api.world(), api.published());
     let reach = api.inner.fleet.reach(target);
     let refused = api.inner.fleet.proxies().iter().flat_map(refusals).collect();
-    let of_world = published.world.quarantined.iter().map(|(id, q)| api::Quarantine { id: id.clone(), message: q.message.clone(), since_revision: q.since_revision });
+    let of_world = world.quarantined.iter().map(|(id, q)| api::Quarantine { id: id.clone(), message: q.message.clone(), since_revision: q.since_revision });
     let of_compile = published.findings.iter().map(|f| api::Quarantine { id: f.document.to_string(), message: f.message.clone(), since_revision: f.since_revision });
     let now = unix_ms();
     let held = api.inner.registry.held().into_iter().map(|held| api::Held {
@@ -125,7 +125,7 @@ fn status_of(api: &Api, target: u64) -> api::Status {
     let store = api.inner.store.status();
     api::Status {
         revision: published.revision,
-        config_revision: published.world.config_revision,
+        config_revision: world.config_revision,
         target_revision: target,
         proxies: reach.proxies,
         applied: reach.applied,
@@ -161,7 +161,7 @@ pub async fn history(State(api): State<Api>, query: RawQuery) -> Result<Json<api
         message: record.message,
         changes: record.changes.into_iter().map(|c| api::HistoryChange { id: c.id, before: c.before, after: c.after }).collect(),
     };
-    Ok(Json(api::History { revision: api.published().world.config_revision, entries: records.into_iter().map(entry).collect() }))
+    Ok(Json(api::History { revision: api.world().config_revision, entries: records.into_iter().map(entry).collect() }))
 }
 
 pub async fn proxies(State(api): State<Api>, query: RawQuery) -> Result<Json<api::Proxies>, Failure> {
@@ -188,7 +188,7 @@ pub async fn proxies(State(api): State<Api>, query: RawQuery) -> Result<Json<api
 
 pub async fn instances(State(api): State<Api>, query: RawQuery) -> Result<Json<api::Instances>, Failure> {
     let params = Params::parse(query, &["service", "namespace"])?;
-    let published = api.published();
+    let world = api.world();
     let connected: BTreeSet<InstanceId> = api.inner.fleet.proxies().into_iter().map(|p| InstanceId { service: p.node.service, id: p.node.instance }).collect();
     let wanted = |registered: &&std::sync::Arc<Registered>| {
         let service = &registered.instance.id.service;
@@ -216,8 +216,8 @@ pub async fn instances(State(api): State<Api>, query: RawQuery) -> Result<Json<a
             connected: connected.contains(&instance.id),
         }
     };
-    let items = published.world.instances.iter().filter(wanted).map(item).collect();
-    Ok(Json(api::Instances { revision: published.revision, items }))
+    let items = world.instances.iter().filter(wanted).map(item).collect();
+    Ok(Json(api::Instances { revision: world.revision, items }))
 }
 
 fn port(port: &InstancePort) -> api::PortView {
