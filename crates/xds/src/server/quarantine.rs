@@ -62,8 +62,8 @@ impl KindState {
         self.release(target);
     }
 
-    /// The message names the guilty; naming all says as little as naming none. What was accepted once in this very version
-    /// is above suspicion, unless it was alone.
+    /// The message names the guilty; naming all says as little as naming none. What was accepted once in this very version,
+    /// and the removal of what never was, are above suspicion unless they were alone.
     fn accuse(&self, changes: &[Change], message: &str) -> Verdict {
         let named = blame::named(message, changes.iter().map(|change| change.name.as_str()));
         if !named.is_empty() && named.len() < changes.len() {
@@ -71,7 +71,7 @@ impl KindState {
         }
         let accepted = |change: &&Change| {
             let held = self.held.get(&change.name).and_then(Held::last_good);
-            held.is_some_and(|held| held.version == change.version())
+            held.map_or("", |held| &held.version) == change.version()
         };
         let names = |changes: Vec<&Change>| changes.into_iter().map(|c| c.name.clone()).collect();
         let mut suspects: Vec<String> = names(changes.iter().filter(|c| !accepted(c)).collect());

@@ -16,7 +16,7 @@ use phalanx_xds::server::{Request, Response, Session};
 
 use world::World;
 
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 300;
 /// Of chaos; a step takes a millisecond, so that no patience ends.
 const STEPS: usize = 400;
 const STEPS_TO_HEAL: usize = 3_000;
@@ -58,6 +58,8 @@ struct Simulation<P> {
     now_ms: u64,
     nonce: u64,
     outstanding: BTreeMap<Kind, u64>,
+    /// In the latest request of each kind.
+    names: BTreeMap<Kind, BTreeSet<String>>,
     /// By kind: the last content, whether it was refused, and under which revision it was sent.
     last: BTreeMap<Kind, (Response, bool, u64)>,
 }
@@ -75,6 +77,7 @@ impl<P: Peer> Simulation<P> {
             now_ms: 1_000,
             nonce: 0,
             outstanding: BTreeMap::new(),
+            names: BTreeMap::new(),
             last: BTreeMap::new(),
         };
         simulation.reconnect();
@@ -172,20 +175,39 @@ impl<P: Peer> Simulation<P> {
     }
 
     fn note_answer(&mut self, request: &Request) {
-        let (type_url, nonce, refused) = match request {
-            Request::Delta(r) => (&r.type_url, &r.response_nonce, r.error_detail.is_some()),
-            Request::Sotw(r) => (&r.type_url, &r.response_nonce, r.error_detail.is_some()),
+        let (type_url, nonce, refused, names) = match request {
+            Request::Delta(r) => {
+                let names = [&r.resource_names_subscribe, &r.resource_names_unsubscribe];
+                let names = names.into_iter().flatten().cloned().collect();
+                (
+                    &r.type_url,
+                    &r.response_nonce,
+                    r.error_detail.is_some(),
+                    names,
+                )
+            }
+            Request::Sotw(r) => {
+                let names = r.resource_names.iter().cloned().collect();
+                (
+                    &r.type_url,
+                    &r.response_nonce,
+                    r.error_detail.is_some(),
+                    names,
+                )
+            }
         };
         let kind = Kind::parse(type_url).expect("a kind");
-        if self
-            .outstanding
-            .get(&kind)
-            .is_some_and(|out| out.to_string() == *nonce)
-        {
+        let answers = |out: &u64| out.to_string() == *nonce;
+        if self.outstanding.get(&kind).is_some_and(answers) {
             self.outstanding.remove(&kind);
             if let Some(last) = self.last.get_mut(&kind) {
                 last.1 = refused;
             }
+        }
+        // Who leaves names and asks for them again may get the same again.
+        let before = self.names.insert(kind, names);
+        if before != self.names.get(&kind).cloned() {
+            self.last.remove(&kind);
         }
     }
 
