@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use phalanx_proto::envoy::config::core::v3::Node as WireNode;
 use phalanx_proto::envoy::service::discovery::v3 as wire;
+use phalanx_xds::Kind;
 use phalanx_xds::server::{Request, Response, Session};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::watch::Receiver;
@@ -21,7 +22,16 @@ pub trait Message: Into<Request> + Send + 'static {
     const PROTOCOL: &'static str;
 
     fn node(&self) -> Option<&WireNode>;
+    fn answer(&self) -> Answer<'_>;
     fn response(response: Response) -> Option<Self::Response>;
+}
+
+/// What a request answers, if it answers something.
+pub struct Answer<'a> {
+    type_url: &'a str,
+    nonce: &'a str,
+    /// The peer's words when it refuses.
+    error: Option<&'a str>,
 }
 
 impl Message for wire::DeltaDiscoveryRequest {
@@ -30,6 +40,10 @@ impl Message for wire::DeltaDiscoveryRequest {
 
     fn node(&self) -> Option<&WireNode> {
         self.node.as_ref()
+    }
+
+    fn answer(&self) -> Answer<'_> {
+        Answer { type_url: &self.type_url, nonce: &self.response_nonce, error: self.error_detail.as_ref().map(|e| e.message.as_str()) }
     }
 
     fn response(response: Response) -> Option<Self::Response> {
@@ -43,6 +57,10 @@ impl Message for wire::DiscoveryRequest {
 
     fn node(&self) -> Option<&WireNode> {
         self.node.as_ref()
+    }
+
+    fn answer(&self) -> Answer<'_> {
+        Answer { type_url: &self.type_url, nonce: &self.response_nonce, error: self.error_detail.as_ref().map(|e| e.message.as_str()) }
     }
 
     fn response(response: Response) -> Option<Self::Response> {
@@ -93,8 +111,7 @@ impl Driver {
         let mut waiting: Option<(M::Response, Instant)> = None;
         loop {
             if waiting.is_none() {
-                let response = self.session.poll(self.now_ms()).and_then(M::response);
-                waiting = response.map(|response| (response, Instant::now() + STALL_MAX));
+                waiting = self.next(peer).and_then(M::response).map(|response| (response, Instant::now() + STALL_MAX));
                 self.report(peer);
             }
             let stalled = waiting.as_ref().map(|(_, until)| *until);
@@ -122,15 +139,26 @@ impl Driver {
         }
     }
 
-    fn take(&mut self, peer: &mut Peer, message: impl Into<Request>) -> Result<(), Status> {
-        let refusals = self.session.progress().nacks.len();
-        self.session.on_request(message).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let progress = self.session.progress();
-        if progress.nacks.len() > refusals {
+    fn next(&mut self, peer: &mut Peer) -> Option<Response> {
+        let response = self.session.poll(self.now_ms())?;
+        if response.kind() == Some(Kind::Routes) {
+            let (Response::Delta(wire::DeltaDiscoveryResponse { nonce, .. }) | Response::Sotw(wire::DiscoveryResponse { nonce, .. })) = &response;
+            peer.isolation.sent(nonce);
+        }
+        Some(response)
+    }
+
+    fn take<M: Message>(&mut self, peer: &mut Peer, message: M) -> Result<(), Status> {
+        let answer = message.answer();
+        if answer.error.is_some() {
             self.fleet.nacked();
         }
+        let published = self.published.borrow().clone();
         // A route table that was refused is replaced by one without the documents that it can be blamed on.
-        if peer.isolation.learn(&progress, &self.published.borrow().clone(), &peer.node) {
+        let is_routes = answer.type_url == Kind::Routes.type_url();
+        let is_other = is_routes && peer.isolation.answered(answer.nonce, answer.error, &published);
+        self.session.on_request(message).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        if is_other {
             self.target(peer);
         }
         Ok(())

@@ -112,10 +112,10 @@ impl Proxy {
         for name in update.removed {
             self.held.remove(&(update.kind, name));
         }
-        if update.kind == Kind::Listener {
-            if let Some(request) = self.client.subscribe(Kind::Routes, ["outbound".to_owned()].into()) {
-                self.requests.send(request).await.unwrap();
-            }
+        if update.kind == Kind::Listener
+            && let Some(request) = self.client.subscribe(Kind::Routes, ["outbound".to_owned()].into())
+        {
+            self.requests.send(request).await.unwrap();
         }
         let applied = if refused.is_empty() { Ok(()) } else { Err(refused) };
         for request in self.client.finish(update.token, applied) {

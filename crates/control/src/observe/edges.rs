@@ -1,5 +1,6 @@
 //! Counts per edge and second, and what is read from them. Pure.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 
 use phalanx_client::api;
@@ -123,7 +124,7 @@ impl Edges {
         };
         let busy = self.edges.iter().map(|(key, edge)| (key, sum(edge))).filter(|(_, sums)| *sums != Sums::default());
         let mut edges: Vec<_> = busy.map(|(key, sums)| view(key, &sums, window_s)).collect();
-        edges.sort_by(|a, b| b.requests.cmp(&a.requests));
+        edges.sort_by_key(|edge| Reverse(edge.requests));
         edges
     }
 
