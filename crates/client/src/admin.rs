@@ -61,12 +61,19 @@ impl AdminError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Unreachable { address, .. } => {
-                Some(format!("is `phalanx control` or `phalanx demo` running? ask elsewhere with --admin HOST:PORT or PHALANX_ADMIN (now {address})"))
+            Self::Unreachable { address, .. } => Some(format!(
+                "is `phalanx control` or `phalanx demo` running? ask elsewhere with --admin HOST:PORT or PHALANX_ADMIN (now {address})"
+            )),
+            Self::TimedOut { .. } => {
+                Some("try again, or look at the control plane's log".to_owned())
             }
-            Self::TimedOut { .. } => Some("try again, or look at the control plane's log".to_owned()),
-            Self::Invalid { body } | Self::Conflict { body } | Self::NotFound { body } | Self::Refused { body, .. } => body.hint.clone(),
-            Self::Garbled { .. } => Some("does a Phalanx control plane of this version listen there?".to_owned()),
+            Self::Invalid { body }
+            | Self::Conflict { body }
+            | Self::NotFound { body }
+            | Self::Refused { body, .. } => body.hint.clone(),
+            Self::Garbled { .. } => {
+                Some("does a Phalanx control plane of this version listen there?".to_owned())
+            }
         }
     }
 
@@ -87,8 +94,14 @@ impl AdminError {
 impl Admin {
     /// `address` is `HOST:PORT`, with or without `http://` before it.
     pub fn new(address: &str) -> Self {
-        let address = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
-        Self { address: address.to_owned(), timeout: CALL_TIMEOUT }
+        let address = address
+            .strip_prefix("http://")
+            .unwrap_or(address)
+            .trim_end_matches('/');
+        Self {
+            address: address.to_owned(),
+            timeout: CALL_TIMEOUT,
+        }
     }
 
     /// How long one call may take, long polls apart.
@@ -103,26 +116,49 @@ impl Admin {
 
     /// # Errors
     /// As every call: [`AdminError`].
-    pub async fn apply(&self, request: &api::ApplyRequest) -> Result<api::ApplyResponse, AdminError> {
+    pub async fn apply(
+        &self,
+        request: &api::ApplyRequest,
+    ) -> Result<api::ApplyResponse, AdminError> {
         self.post("/api/v1/apply", request).await
     }
 
-    pub async fn delete(&self, request: &api::DeleteRequest) -> Result<api::ApplyResponse, AdminError> {
+    pub async fn delete(
+        &self,
+        request: &api::DeleteRequest,
+    ) -> Result<api::ApplyResponse, AdminError> {
         self.post("/api/v1/delete", request).await
     }
 
-    pub async fn rollback(&self, request: &api::RollbackRequest) -> Result<api::ApplyResponse, AdminError> {
+    pub async fn rollback(
+        &self,
+        request: &api::RollbackRequest,
+    ) -> Result<api::ApplyResponse, AdminError> {
         self.post("/api/v1/rollback", request).await
     }
 
     /// None: of every kind, in every namespace.
-    pub async fn documents(&self, kind: Option<&str>, namespace: Option<&str>) -> Result<api::Documents, AdminError> {
-        self.get(&path("/api/v1/documents", &[("kind", kind), ("namespace", namespace)])).await
+    pub async fn documents(
+        &self,
+        kind: Option<&str>,
+        namespace: Option<&str>,
+    ) -> Result<api::Documents, AdminError> {
+        self.get(&path(
+            "/api/v1/documents",
+            &[("kind", kind), ("namespace", namespace)],
+        ))
+        .await
     }
 
-    pub async fn document(&self, kind: &str, namespace: &str, name: &str) -> Result<api::StoredDocument, AdminError> {
+    pub async fn document(
+        &self,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<api::StoredDocument, AdminError> {
         let [kind, namespace, name] = [kind, namespace, name].map(encode);
-        self.get(&format!("/api/v1/documents/{kind}/{namespace}/{name}")).await
+        self.get(&format!("/api/v1/documents/{kind}/{namespace}/{name}"))
+            .await
     }
 
     /// None: about the newest revision.
@@ -131,60 +167,113 @@ impl Admin {
     }
 
     /// Answers when every proxy has the revision or one refused, at the latest after `wait`.
-    pub async fn status_within(&self, revision: Option<u64>, wait: Duration) -> Result<api::Status, AdminError> {
+    pub async fn status_within(
+        &self,
+        revision: Option<u64>,
+        wait: Duration,
+    ) -> Result<api::Status, AdminError> {
         let revision = revision.map(|r| r.to_string());
         let wait_ms = (!wait.is_zero()).then(|| wait.as_millis().to_string());
-        let path = path("/api/v1/status", &[("revision", revision.as_deref()), ("wait_ms", wait_ms.as_deref())]);
-        self.call(Method::GET, &path, Bytes::new(), self.timeout + wait).await.and_then(|answer| self.json(answer))
+        let path = path(
+            "/api/v1/status",
+            &[
+                ("revision", revision.as_deref()),
+                ("wait_ms", wait_ms.as_deref()),
+            ],
+        );
+        self.call(Method::GET, &path, Bytes::new(), self.timeout + wait)
+            .await
+            .and_then(|answer| self.json(answer))
     }
 
     pub async fn history(&self, limit: Option<usize>) -> Result<api::History, AdminError> {
         let limit = limit.map(|l| l.to_string());
-        self.get(&path("/api/v1/history", &[("limit", limit.as_deref())])).await
+        self.get(&path("/api/v1/history", &[("limit", limit.as_deref())]))
+            .await
     }
 
     pub async fn proxies(&self) -> Result<api::Proxies, AdminError> {
         self.get("/api/v1/proxies").await
     }
 
-    pub async fn instances(&self, service: Option<&str>, namespace: Option<&str>) -> Result<api::Instances, AdminError> {
-        self.get(&path("/api/v1/instances", &[("service", service), ("namespace", namespace)])).await
+    pub async fn instances(
+        &self,
+        service: Option<&str>,
+        namespace: Option<&str>,
+    ) -> Result<api::Instances, AdminError> {
+        self.get(&path(
+            "/api/v1/instances",
+            &[("service", service), ("namespace", namespace)],
+        ))
+        .await
     }
 
     pub async fn edges(&self, window_s: Option<u64>) -> Result<api::Edges, AdminError> {
         let window = window_s.map(|w| w.to_string());
-        self.get(&path("/api/v1/edges", &[("window_s", window.as_deref())])).await
+        self.get(&path("/api/v1/edges", &[("window_s", window.as_deref())]))
+            .await
     }
 
     /// Any path as it is, whatever its status: `/readyz`, `/metrics`.
     pub async fn text(&self, path: &str) -> Result<Text, AdminError> {
-        let (status, body) = self.call(Method::GET, path, Bytes::new(), self.timeout).await?;
-        Ok(Text { status: status.as_u16(), body: String::from_utf8_lossy(&body).into_owned() })
+        let (status, body) = self
+            .call(Method::GET, path, Bytes::new(), self.timeout)
+            .await?;
+        Ok(Text {
+            status: status.as_u16(),
+            body: String::from_utf8_lossy(&body).into_owned(),
+        })
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AdminError> {
-        let answer = self.call(Method::GET, path, Bytes::new(), self.timeout).await?;
+        let answer = self
+            .call(Method::GET, path, Bytes::new(), self.timeout)
+            .await?;
         self.json(answer)
     }
 
-    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, AdminError> {
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, AdminError> {
         let body = serde_json::to_vec(body).map_err(|e| self.garbled(&e))?;
-        let answer = self.call(Method::POST, path, body.into(), self.timeout).await?;
+        let answer = self
+            .call(Method::POST, path, body.into(), self.timeout)
+            .await?;
         self.json(answer)
     }
 
-    async fn call(&self, method: Method, path: &str, body: Bytes, timeout: Duration) -> Result<(StatusCode, Bytes), AdminError> {
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        timeout: Duration,
+    ) -> Result<(StatusCode, Bytes), AdminError> {
         match tokio::time::timeout(timeout, self.exchange(method, path, body)).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(source)) => Err(AdminError::Unreachable { address: self.address.clone(), source }),
-            Err(_) => Err(AdminError::TimedOut { address: self.address.clone(), after: timeout }),
+            Ok(Err(source)) => Err(AdminError::Unreachable {
+                address: self.address.clone(),
+                source,
+            }),
+            Err(_) => Err(AdminError::TimedOut {
+                address: self.address.clone(),
+                after: timeout,
+            }),
         }
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
         let stream = TcpStream::connect(&self.address).await?;
         stream.set_nodelay(true)?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -195,7 +284,10 @@ impl Admin {
         let exchange = async move {
             let response = sender.send_request(request).await?;
             let status = response.status();
-            let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await?.to_bytes();
+            let body = Limited::new(response.into_body(), ANSWER_MAX)
+                .collect()
+                .await?
+                .to_bytes();
             Ok((status, body))
         };
         // The connection ends with the exchange: `sender` is dropped inside it.
@@ -203,31 +295,49 @@ impl Admin {
         answer
     }
 
-    fn json<T: DeserializeOwned>(&self, (status, body): (StatusCode, Bytes)) -> Result<T, AdminError> {
+    fn json<T: DeserializeOwned>(
+        &self,
+        (status, body): (StatusCode, Bytes),
+    ) -> Result<T, AdminError> {
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|e| self.garbled(&e));
         }
         let Ok(body) = serde_json::from_slice::<api::ErrorBody>(&body) else {
             let message = format!("HTTP {status} without an error body");
-            return Err(AdminError::Garbled { address: self.address.clone(), message });
+            return Err(AdminError::Garbled {
+                address: self.address.clone(),
+                message,
+            });
         };
         Err(match status {
             StatusCode::UNPROCESSABLE_ENTITY => AdminError::Invalid { body },
             StatusCode::CONFLICT => AdminError::Conflict { body },
             StatusCode::NOT_FOUND => AdminError::NotFound { body },
-            status => AdminError::Refused { status: status.as_u16(), body },
+            status => AdminError::Refused {
+                status: status.as_u16(),
+                body,
+            },
         })
     }
 
     fn garbled(&self, error: &serde_json::Error) -> AdminError {
-        AdminError::Garbled { address: self.address.clone(), message: error.to_string() }
+        AdminError::Garbled {
+            address: self.address.clone(),
+            message: error.to_string(),
+        }
     }
 }
 
 fn path(base: &str, query: &[(&str, Option<&str>)]) -> String {
-    let given = query.iter().filter_map(|(key, value)| value.map(|v| format!("{key}={}", encode(v))));
+    let given = query
+        .iter()
+        .filter_map(|(key, value)| value.map(|v| format!("{key}={}", encode(v))));
     let query = given.collect::<Vec<_>>().join("&");
-    if query.is_empty() { base.to_owned() } else { format!("{base}?{query}") }
+    if query.is_empty() {
+        base.to_owned()
+    } else {
+        format!("{base}?{query}")
+    }
 }
 
 /// Percent-encoding of everything but RFC 3986's unreserved characters.
@@ -235,7 +345,9 @@ fn encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte as char),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                out.push(byte as char)
+            }
             _ => out.push_str(&format!("%{byte:02X}")),
         }
     }
@@ -257,7 +369,10 @@ mod tests {
     async fn answering(status: &str, body: &str) -> Admin {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\ncontent-type: application/json\r\n\r\n{body}", body.len());
+        let answer = format!(
+            "HTTP/1.1 {status}\r\ncontent-length: {}\r\ncontent-type: application/json\r\n\r\n{body}",
+            body.len()
+        );
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut head = vec![0; 4096];
@@ -269,8 +384,16 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_listening_is_unreachable_with_a_hint() {
-        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-        let error = Admin::new(&format!("http://127.0.0.1:{port}/")).proxies().await.unwrap_err();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let error = Admin::new(&format!("http://127.0.0.1:{port}/"))
+            .proxies()
+            .await
+            .unwrap_err();
         assert!(error.is_unreachable(), "{error}");
         assert!(error.to_string().contains(&format!("127.0.0.1:{port}")));
         assert!(error.hint().unwrap().contains("PHALANX_ADMIN"));
@@ -279,32 +402,63 @@ mod tests {
     #[tokio::test]
     async fn a_peer_that_never_answers_times_out() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let admin = Admin::new(&listener.local_addr().unwrap().to_string()).with_timeout(Duration::from_millis(50));
-        assert!(matches!(admin.proxies().await, Err(AdminError::TimedOut { .. })));
+        let admin = Admin::new(&listener.local_addr().unwrap().to_string())
+            .with_timeout(Duration::from_millis(50));
+        assert!(matches!(
+            admin.proxies().await,
+            Err(AdminError::TimedOut { .. })
+        ));
     }
 
     #[tokio::test]
     async fn problems_and_conflicts_are_told_apart() {
         let body = r#"{"error":"1 problem","problems":[{"file":"a.yaml","line":3,"column":5,"path":"spec","message":"unknown field `x`","hint":"did you mean `y`?"}]}"#;
-        let error = answering("422 Unprocessable Entity", body).await.apply(&api::ApplyRequest::default()).await.unwrap_err();
-        assert_eq!(error.problems()[0].to_string(), "a.yaml:3:5: spec: unknown field `x` (did you mean `y`?)");
+        let error = answering("422 Unprocessable Entity", body)
+            .await
+            .apply(&api::ApplyRequest::default())
+            .await
+            .unwrap_err();
+        assert_eq!(
+            error.problems()[0].to_string(),
+            "a.yaml:3:5: spec: unknown field `x` (did you mean `y`?)"
+        );
 
-        let error = answering("409 Conflict", r#"{"error":"moved on","revision":9}"#).await.apply(&api::ApplyRequest::default()).await.unwrap_err();
+        let error = answering("409 Conflict", r#"{"error":"moved on","revision":9}"#)
+            .await
+            .apply(&api::ApplyRequest::default())
+            .await
+            .unwrap_err();
         assert!(matches!(error, AdminError::Conflict { body } if body.revision == Some(9)));
 
-        let error = answering("503 Service Unavailable", r#"{"error":"the disk is full","hint":"free some"}"#).await.proxies().await.unwrap_err();
+        let error = answering(
+            "503 Service Unavailable",
+            r#"{"error":"the disk is full","hint":"free some"}"#,
+        )
+        .await
+        .proxies()
+        .await
+        .unwrap_err();
         assert_eq!(error.hint().as_deref(), Some("free some"));
     }
 
     #[tokio::test]
     async fn a_foreign_server_is_garbled() {
-        assert!(matches!(answering("200 OK", "<html>").await.proxies().await, Err(AdminError::Garbled { .. })));
-        assert!(matches!(answering("500 Oops", "<html>").await.proxies().await, Err(AdminError::Garbled { .. })));
+        assert!(matches!(
+            answering("200 OK", "<html>").await.proxies().await,
+            Err(AdminError::Garbled { .. })
+        ));
+        assert!(matches!(
+            answering("500 Oops", "<html>").await.proxies().await,
+            Err(AdminError::Garbled { .. })
+        ));
     }
 
     #[test]
     fn queries_are_encoded() {
-        assert_eq!(path("/a", &[("k", Some("x y&z")), ("n", None), ("m", Some("1"))]), "/a?k=x%20y%26z&m=1");
+        assert_eq!(
+            path("/a", &[("k", Some("x y&z")), ("n", None), ("m", Some("1"))]),
+            "/a?k=x%20y%26z&m=1"
+        );
         assert_eq!(path("/a", &[("k", None)]), "/a");
     }
 }

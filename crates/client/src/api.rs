@@ -98,7 +98,14 @@ pub struct ApplyRequest {
 
 impl Default for ApplyRequest {
     fn default() -> Self {
-        Self { files: Vec::new(), namespace: default_namespace(), expect: None, dry_run: false, author: String::new(), message: None }
+        Self {
+            files: Vec::new(),
+            namespace: default_namespace(),
+            expect: None,
+            dry_run: false,
+            author: String::new(),
+            message: None,
+        }
     }
 }
 

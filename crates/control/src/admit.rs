@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use phalanx_client::api::{ApplyRequest, ApplyResponse, Change, ChangeAction, DeleteRequest, Problem, RollbackRequest};
+use phalanx_client::api::{
+    ApplyRequest, ApplyResponse, Change, ChangeAction, DeleteRequest, Problem, RollbackRequest,
+};
 use phalanx_model::document::{Document, DocumentId, Kind};
 use phalanx_model::name::check_label;
 use phalanx_store::{Store, Txn};
@@ -20,7 +22,9 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use self::files::Admitted;
 use crate::snapshot::Mesh;
-use crate::world::record::{DocumentRecord, HistoryChange, HistoryRecord, document_key, history_key};
+use crate::world::record::{
+    DocumentRecord, HistoryChange, HistoryRecord, document_key, history_key,
+};
 use crate::world::{DocumentEntry, World};
 
 /// Cheap to share; transactions are taken one after the other.
@@ -35,8 +39,13 @@ pub struct Admission {
 #[derive(Debug, thiserror::Error)]
 pub enum AdmitError {
     #[error("{} in {what}, nothing was changed", count(problems.len()))]
-    Invalid { what: &'static str, problems: Vec<Problem> },
-    #[error("the configuration is at revision {revision}, not at {expected}: somebody changed it meanwhile")]
+    Invalid {
+        what: &'static str,
+        problems: Vec<Problem>,
+    },
+    #[error(
+        "the configuration is at revision {revision}, not at {expected}: somebody changed it meanwhile"
+    )]
     Conflict { expected: u64, revision: u64 },
     #[error("the history does not reach back to revision {to}: it starts with revision {oldest}")]
     TooOld { to: u64, oldest: u64 },
@@ -49,7 +58,11 @@ pub enum AdmitError {
 }
 
 fn count(problems: usize) -> String {
-    if problems == 1 { "1 problem".to_owned() } else { format!("{problems} problems") }
+    if problems == 1 {
+        "1 problem".to_owned()
+    } else {
+        format!("{problems} problems")
+    }
 }
 
 /// Who changes what, and under which conditions.
@@ -65,7 +78,11 @@ type Wanted = BTreeMap<DocumentId, Option<Admitted>>;
 
 impl Admission {
     pub fn new(store: Store, worlds: Receiver<Arc<World>>) -> Self {
-        Self { store, worlds, turn: Mutex::new(()) }
+        Self {
+            store,
+            worlds,
+            turn: Mutex::new(()),
+        }
     }
 
     /// # Errors
@@ -73,8 +90,16 @@ impl Admission {
     pub async fn apply(&self, request: ApplyRequest) -> Result<ApplyResponse, AdmitError> {
         check_namespace(&request.namespace)?;
         let admitted = files::parse(&request.files, &request.namespace)?;
-        let terms = Terms { expect: request.expect, dry_run: request.dry_run, author: request.author, message: request.message.unwrap_or_default() };
-        let wanted = admitted.into_iter().map(|admitted| (admitted.document.id(), Some(admitted))).collect();
+        let terms = Terms {
+            expect: request.expect,
+            dry_run: request.dry_run,
+            author: request.author,
+            message: request.message.unwrap_or_default(),
+        };
+        let wanted = admitted
+            .into_iter()
+            .map(|admitted| (admitted.document.id(), Some(admitted)))
+            .collect();
         self.change(wanted, terms).await
     }
 
@@ -85,16 +110,31 @@ impl Admission {
         let mut ids = files::ids(&request.files, &request.namespace)?;
         ids.extend(named(&request)?);
         if ids.is_empty() {
-            return Err(AdmitError::Invalid { what: "the request", problems: vec![problem("it names no document", Some("give files or ids"))] });
+            return Err(AdmitError::Invalid {
+                what: "the request",
+                problems: vec![problem("it names no document", Some("give files or ids"))],
+            });
         }
         let world = self.worlds.borrow().clone();
-        let missing = ids.iter().filter(|id| !world.documents.contains_key(id)).map(|id| problem(format!("{id} does not exist"), None));
+        let missing = ids
+            .iter()
+            .filter(|id| !world.documents.contains_key(id))
+            .map(|id| problem(format!("{id} does not exist"), None));
         let problems: Vec<_> = missing.collect();
         if !problems.is_empty() {
-            return Err(AdmitError::Invalid { what: "the names", problems });
+            return Err(AdmitError::Invalid {
+                what: "the names",
+                problems,
+            });
         }
-        let terms = Terms { expect: request.expect, dry_run: request.dry_run, author: request.author, message: request.message.unwrap_or_default() };
-        self.change(ids.into_iter().map(|id| (id, None)).collect(), terms).await
+        let terms = Terms {
+            expect: request.expect,
+            dry_run: request.dry_run,
+            author: request.author,
+            message: request.message.unwrap_or_default(),
+        };
+        self.change(ids.into_iter().map(|id| (id, None)).collect(), terms)
+            .await
     }
 
     /// # Errors
@@ -104,12 +144,20 @@ impl Admission {
         let world = self.worlds.borrow().clone();
         let wanted = rollback::wanted(&self.store, &world, request.to).await?;
         let message = format!("rollback to revision {}", request.to);
-        let terms = Terms { expect: request.expect, dry_run: request.dry_run, author: request.author, message };
+        let terms = Terms {
+            expect: request.expect,
+            dry_run: request.dry_run,
+            author: request.author,
+            message,
+        };
         self.transact(turn, wanted, terms).await
     }
 
     /// The newest `limit` records, newest first, with their revisions and sequence numbers.
-    pub async fn history(&self, limit: usize) -> Result<Vec<(u64, u64, HistoryRecord)>, AdmitError> {
+    pub async fn history(
+        &self,
+        limit: usize,
+    ) -> Result<Vec<(u64, u64, HistoryRecord)>, AdmitError> {
         let mut records = rollback::records(&self.store).await?;
         records.truncate(limit);
         Ok(records)
@@ -120,47 +168,111 @@ impl Admission {
         self.transact(turn, wanted, terms).await
     }
 
-    async fn transact(&self, _turn: MutexGuard<'_, ()>, wanted: Wanted, terms: Terms) -> Result<ApplyResponse, AdmitError> {
+    async fn transact(
+        &self,
+        _turn: MutexGuard<'_, ()>,
+        wanted: Wanted,
+        terms: Terms,
+    ) -> Result<ApplyResponse, AdmitError> {
         let world = self.worlds.borrow().clone();
-        if let Some(expected) = terms.expect.filter(|expected| *expected != world.config_revision) {
-            return Err(AdmitError::Conflict { expected, revision: world.config_revision });
+        if let Some(expected) = terms
+            .expect
+            .filter(|expected| *expected != world.config_revision)
+        {
+            return Err(AdmitError::Conflict {
+                expected,
+                revision: world.config_revision,
+            });
         }
-        let exists = |id: &DocumentId, after: &Option<Admitted>| after.is_some() || world.documents.contains_key(id);
-        let steps: Vec<Step> = wanted.into_iter().filter(|(id, after)| exists(id, after)).map(|(id, after)| Step::new(&world, id, after)).collect();
+        let exists = |id: &DocumentId, after: &Option<Admitted>| {
+            after.is_some() || world.documents.contains_key(id)
+        };
+        let steps: Vec<Step> = wanted
+            .into_iter()
+            .filter(|(id, after)| exists(id, after))
+            .map(|(id, after)| Step::new(&world, id, after))
+            .collect();
         let warnings = warnings(&world, &steps);
-        let changes = steps.iter().map(|step| step.change(terms.dry_run)).collect();
-        let idle = steps.iter().all(|step| step.action == ChangeAction::Unchanged);
-        let revision = if idle || terms.dry_run { world.config_revision } else { self.commit(&world, steps, &terms).await? };
-        Ok(ApplyResponse { revision, dry_run: terms.dry_run, changes, warnings })
+        let changes = steps
+            .iter()
+            .map(|step| step.change(terms.dry_run))
+            .collect();
+        let idle = steps
+            .iter()
+            .all(|step| step.action == ChangeAction::Unchanged);
+        let revision = if idle || terms.dry_run {
+            world.config_revision
+        } else {
+            self.commit(&world, steps, &terms).await?
+        };
+        Ok(ApplyResponse {
+            revision,
+            dry_run: terms.dry_run,
+            changes,
+            warnings,
+        })
     }
 
     /// Stores and waits until the world has it, so that whoever reads next reads this.
-    async fn commit(&self, world: &World, steps: Vec<Step>, terms: &Terms) -> Result<u64, AdmitError> {
+    async fn commit(
+        &self,
+        world: &World,
+        steps: Vec<Step>,
+        terms: &Terms,
+    ) -> Result<u64, AdmitError> {
         let now = unix_ms();
         let sequence = world.sequence + 1;
         // Absent: nobody else made a transaction meanwhile.
         let mut txn = Txn::new().expect_absent(history_key(sequence));
-        let mut record = HistoryRecord { time: now, author: terms.author.clone(), message: terms.message.clone(), changes: Vec::new() };
-        for step in steps.into_iter().filter(|step| step.action != ChangeAction::Unchanged) {
+        let mut record = HistoryRecord {
+            time: now,
+            author: terms.author.clone(),
+            message: terms.message.clone(),
+            changes: Vec::new(),
+        };
+        for step in steps
+            .into_iter()
+            .filter(|step| step.action != ChangeAction::Unchanged)
+        {
             let key = document_key(&step.id);
             txn = match &step.after {
                 Some(after) => txn.put(key, json(&step.record(&after.json, now))?),
                 None => txn.delete(key),
             };
-            record.changes.push(HistoryChange { id: step.id.to_string(), before: step.before.map(|b| b.json.clone()), after: step.after.map(|a| a.json) });
+            record.changes.push(HistoryChange {
+                id: step.id.to_string(),
+                before: step.before.map(|b| b.json.clone()),
+                after: step.after.map(|a| a.json),
+            });
         }
         txn = txn.put(history_key(sequence), json(&record)?);
-        if let Some(oldest) = sequence.checked_sub(HISTORY_MAX).filter(|oldest| *oldest > 0) {
+        if let Some(oldest) = sequence
+            .checked_sub(HISTORY_MAX)
+            .filter(|oldest| *oldest > 0)
+        {
             txn = txn.delete(history_key(oldest));
         }
         let revision = self.store.commit(txn).await.map_err(|error| match error {
-            phalanx_store::Error::Conflict { .. } => AdmitError::Conflict { expected: world.config_revision, revision: self.worlds.borrow().config_revision },
+            phalanx_store::Error::Conflict { .. } => AdmitError::Conflict {
+                expected: world.config_revision,
+                revision: self.worlds.borrow().config_revision,
+            },
             phalanx_store::Error::Invalid { problem } => AdmitError::TooLarge { reason: problem },
             error => AdmitError::Store(error),
         })?;
         let mut worlds = self.worlds.clone();
-        if !matches!(tokio::time::timeout(CATCH_UP, worlds.wait_for(|world| world.revision >= revision)).await, Ok(Ok(_))) {
-            tracing::warn!(revision, "stored, but the control plane has not read it back yet");
+        if !matches!(
+            tokio::time::timeout(
+                CATCH_UP,
+                worlds.wait_for(|world| world.revision >= revision)
+            )
+            .await,
+            Ok(Ok(_))
+        ) {
+            tracing::warn!(
+                revision,
+                "stored, but the control plane has not read it back yet"
+            );
         }
         Ok(revision)
     }
@@ -182,10 +294,17 @@ impl Step {
             (None, None) => ChangeAction::Unchanged,
             (None, Some(_)) => ChangeAction::Created,
             (Some(_), None) => ChangeAction::Deleted,
-            (Some(before), Some(after)) if before.json == after.json && !quarantined => ChangeAction::Unchanged,
+            (Some(before), Some(after)) if before.json == after.json && !quarantined => {
+                ChangeAction::Unchanged
+            }
             (Some(_), Some(_)) => ChangeAction::Configured,
         };
-        Self { id, before, after, action }
+        Self {
+            id,
+            before,
+            after,
+            action,
+        }
     }
 
     fn change(&self, whole: bool) -> Change {
@@ -194,15 +313,32 @@ impl Step {
             namespace: self.id.namespace.clone(),
             name: self.id.name.clone(),
             action: self.action,
-            before: self.before.as_ref().filter(|_| whole).map(|entry| entry.json.clone()),
-            after: self.after.as_ref().filter(|_| whole).map(|admitted| admitted.json.clone()),
+            before: self
+                .before
+                .as_ref()
+                .filter(|_| whole)
+                .map(|entry| entry.json.clone()),
+            after: self
+                .after
+                .as_ref()
+                .filter(|_| whole)
+                .map(|admitted| admitted.json.clone()),
         }
     }
 
     fn record(&self, document: &Value, now: u64) -> DocumentRecord {
-        let created = self.before.as_ref().map(|entry| entry.created_ms).filter(|created| *created > 0);
+        let created = self
+            .before
+            .as_ref()
+            .map(|entry| entry.created_ms)
+            .filter(|created| *created > 0);
         let generation = self.before.as_ref().map_or(0, |entry| entry.generation) + 1;
-        DocumentRecord { created: created.unwrap_or(now), updated: now, generation, document: document.clone() }
+        DocumentRecord {
+            created: created.unwrap_or(now),
+            updated: now,
+            generation,
+            document: document.clone(),
+        }
     }
 }
 
@@ -212,9 +348,20 @@ fn warnings(world: &World, steps: &[Step]) -> Vec<Problem> {
     for step in steps {
         match &step.after {
             Some(after) => {
-                let created_ms = step.before.as_ref().map_or_else(unix_ms, |entry| entry.created_ms);
+                let created_ms = step
+                    .before
+                    .as_ref()
+                    .map_or_else(unix_ms, |entry| entry.created_ms);
                 let document = Some(Arc::new(after.document.clone()));
-                let entry = DocumentEntry { id: step.id.clone(), created_ms, updated_ms: 0, generation: 0, revision: 0, json: Value::Null, document };
+                let entry = DocumentEntry {
+                    id: step.id.clone(),
+                    created_ms,
+                    updated_ms: 0,
+                    generation: 0,
+                    revision: 0,
+                    json: Value::Null,
+                    document,
+                };
                 documents.insert(step.id.clone(), Arc::new(entry));
             }
             None => {
@@ -222,11 +369,18 @@ fn warnings(world: &World, steps: &[Step]) -> Vec<Problem> {
             }
         }
     }
-    let mesh = Mesh::compile(&World { documents: Arc::new(documents), ..world.clone() });
+    let mesh = Mesh::compile(&World {
+        documents: Arc::new(documents),
+        ..world.clone()
+    });
     let mut warnings = Vec::new();
     for after in steps.iter().filter_map(|step| step.after.as_ref()) {
         let id = after.document.id();
-        let of_compile = mesh.findings.iter().filter(|finding| finding.document == id).map(|finding| finding.message.clone());
+        let of_compile = mesh
+            .findings
+            .iter()
+            .filter(|finding| finding.document == id)
+            .map(|finding| finding.message.clone());
         let messages = of_compile.chain(missing_backends(&after.document, &mesh));
         warnings.extend(messages.map(|message| after.problem(format!("{id}: {message}"))));
     }
@@ -234,43 +388,82 @@ fn warnings(world: &World, steps: &[Step]) -> Vec<Problem> {
 }
 
 fn missing_backends(document: &Document, mesh: &Mesh) -> Vec<String> {
-    let Document::Route(route) = document else { return Vec::new() };
-    let mut missing: Vec<_> = route.rules.iter().flat_map(|rule| &rule.backends).filter(|backend| mesh.catalog.port(&backend.service, backend.port).is_none()).collect();
+    let Document::Route(route) = document else {
+        return Vec::new();
+    };
+    let mut missing: Vec<_> = route
+        .rules
+        .iter()
+        .flat_map(|rule| &rule.backends)
+        .filter(|backend| mesh.catalog.port(&backend.service, backend.port).is_none())
+        .collect();
     missing.dedup_by_key(|backend| (backend.service.clone(), backend.port));
-    let text = |service, port| format!("backend Service {service} has no port {port} (yet): its share is answered with 500 `invalid_backend`");
-    missing.into_iter().map(|backend| text(&backend.service, backend.port)).collect()
+    let text = |service, port| {
+        format!(
+            "backend Service {service} has no port {port} (yet): its share is answered with 500 `invalid_backend`"
+        )
+    };
+    missing
+        .into_iter()
+        .map(|backend| text(&backend.service, backend.port))
+        .collect()
 }
 
 fn named(request: &DeleteRequest) -> Result<Vec<DocumentId>, AdmitError> {
     let (mut ids, mut problems) = (Vec::new(), Vec::new());
     for reference in &request.ids {
         match Kind::parse(&reference.kind) {
-            Some(kind) => ids.push(DocumentId { kind, namespace: reference.namespace.clone(), name: reference.name.clone() }),
+            Some(kind) => ids.push(DocumentId {
+                kind,
+                namespace: reference.namespace.clone(),
+                name: reference.name.clone(),
+            }),
             None => problems.push(unknown_kind(&reference.kind)),
         }
     }
-    if problems.is_empty() { Ok(ids) } else { Err(AdmitError::Invalid { what: "the names", problems }) }
+    if problems.is_empty() {
+        Ok(ids)
+    } else {
+        Err(AdmitError::Invalid {
+            what: "the names",
+            problems,
+        })
+    }
 }
 
 pub fn unknown_kind(kind: &str) -> Problem {
     let kinds = Kind::ALL.map(Kind::as_str).join(", ");
-    problem(format!("`{kind}` is no kind"), Some(&format!("kinds are {kinds}")))
+    problem(
+        format!("`{kind}` is no kind"),
+        Some(&format!("kinds are {kinds}")),
+    )
 }
 
 fn check_namespace(namespace: &str) -> Result<(), AdmitError> {
-    check_label(namespace).map_err(|error| AdmitError::Invalid { what: "the request", problems: vec![problem(error.to_string(), Some("give a namespace"))] })
+    check_label(namespace).map_err(|error| AdmitError::Invalid {
+        what: "the request",
+        problems: vec![problem(error.to_string(), Some("give a namespace"))],
+    })
 }
 
 fn problem(message: impl Into<String>, hint: Option<&str>) -> Problem {
-    Problem { message: message.into(), hint: hint.map(str::to_owned), ..Problem::default() }
+    Problem {
+        message: message.into(),
+        hint: hint.map(str::to_owned),
+        ..Problem::default()
+    }
 }
 
 fn json(record: &impl serde::Serialize) -> Result<Vec<u8>, AdmitError> {
-    serde_json::to_vec(record).map_err(|error| AdmitError::TooLarge { reason: error.to_string() })
+    serde_json::to_vec(record).map_err(|error| AdmitError::TooLarge {
+        reason: error.to_string(),
+    })
 }
 
 pub fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
 }
 
 /// Transactions kept for `history` and `rollback`.

@@ -63,7 +63,19 @@ impl Api {
         address: SocketAddr,
         stop: CancellationToken,
     ) -> Self {
-        Self { inner: Arc::new(Inner { admission, store, worlds, published, registry, observe, fleet, address, stop }) }
+        Self {
+            inner: Arc::new(Inner {
+                admission,
+                store,
+                worlds,
+                published,
+                registry,
+                observe,
+                fleet,
+                address,
+                stop,
+            }),
+        }
     }
 
     fn world(&self) -> Arc<World> {
@@ -87,7 +99,11 @@ fn routes() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         (Method::POST, "/api/v1/delete", post(write::delete)),
         (Method::POST, "/api/v1/rollback", post(write::rollback)),
         (Method::GET, "/api/v1/documents", get(read::documents)),
-        (Method::GET, "/api/v1/documents/{kind}/{namespace}/{name}", get(read::document)),
+        (
+            Method::GET,
+            "/api/v1/documents/{kind}/{namespace}/{name}",
+            get(read::document),
+        ),
         (Method::GET, "/api/v1/status", get(read::status)),
         (Method::GET, "/api/v1/history", get(read::history)),
         (Method::GET, "/api/v1/proxies", get(read::proxies)),
@@ -98,10 +114,23 @@ fn routes() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
 
 /// All routes, behind the checks.
 pub fn router(api: Api) -> Router {
-    let router = routes().into_iter().fold(Router::new(), |router, (_, path, handler)| router.route(path, handler));
+    let router = routes()
+        .into_iter()
+        .fold(Router::new(), |router, (_, path, handler)| {
+            router.route(path, handler)
+        });
     router
-        .fallback(|| async { Failure::new(StatusCode::NOT_FOUND, "there is no such path").hint("GET /openapi.json lists all") })
-        .method_not_allowed_fallback(|| async { Failure::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method").hint("GET /openapi.json lists all") })
+        .fallback(|| async {
+            Failure::new(StatusCode::NOT_FOUND, "there is no such path")
+                .hint("GET /openapi.json lists all")
+        })
+        .method_not_allowed_fallback(|| async {
+            Failure::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this path does not take that method",
+            )
+            .hint("GET /openapi.json lists all")
+        })
         .layer(DefaultBodyLimit::disable()) // bodies are read, and limited, in one place: `write`
         .layer(middleware::from_fn_with_state(api.clone(), guard))
         .with_state(api)
@@ -113,25 +142,45 @@ async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response
     }
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
 fn check(method: &Method, headers: &HeaderMap, bound: SocketAddr) -> Result<(), Failure> {
-    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let text = |name| {
+        headers
+            .get(name)
+            .map(|value| value.to_str().unwrap_or_default())
+    };
     let host = text(header::HOST).unwrap_or_default();
     if !is_ours(host, bound) {
-        return Err(Failure::new(StatusCode::FORBIDDEN, format!("host `{host}` is not this control plane")).hint("ask by a loopback address or localhost"));
+        return Err(Failure::new(
+            StatusCode::FORBIDDEN,
+            format!("host `{host}` is not this control plane"),
+        )
+        .hint("ask by a loopback address or localhost"));
     }
-    if let Some(origin) = text(header::ORIGIN).filter(|origin| *origin != format!("http://{host}")) {
-        return Err(Failure::new(StatusCode::FORBIDDEN, format!("origin `{origin}` is another site")).hint("only pages of this control plane may ask"));
+    if let Some(origin) = text(header::ORIGIN).filter(|origin| *origin != format!("http://{host}"))
+    {
+        return Err(Failure::new(
+            StatusCode::FORBIDDEN,
+            format!("origin `{origin}` is another site"),
+        )
+        .hint("only pages of this control plane may ask"));
     }
     if *method != Method::GET && *method != Method::HEAD {
         let kind = text(header::CONTENT_TYPE).unwrap_or_default();
         let essence = kind.split(';').next().unwrap_or_default().trim();
         if !essence.eq_ignore_ascii_case("application/json") {
-            return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("content type `{kind}` is not taken")).hint("send application/json"));
+            return Err(Failure::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                format!("content type `{kind}` is not taken"),
+            )
+            .hint("send application/json"));
         }
     }
     Ok(())
@@ -144,7 +193,8 @@ fn is_ours(host: &str, bound: SocketAddr) -> bool {
         None => host.split(':').next().unwrap_or_default(),
     };
     let address = name.parse::<std::net::IpAddr>();
-    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|ip| ip.is_loopback() || ip == bound.ip())
+    name.eq_ignore_ascii_case("localhost")
+        || address.is_ok_and(|ip| ip.is_loopback() || ip == bound.ip())
 }
 
 #[cfg(test)]

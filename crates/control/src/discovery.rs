@@ -37,7 +37,12 @@ pub struct Discovery {
 
 impl Discovery {
     pub fn new(published: Receiver<Arc<Published>>, fleet: Fleet, stop: CancellationToken) -> Self {
-        Self { published, fleet, stop, tasks: TaskTracker::new() }
+        Self {
+            published,
+            fleet,
+            stop,
+            tasks: TaskTracker::new(),
+        }
     }
 
     /// Ends when every stream has ended, after `stop`.
@@ -46,11 +51,20 @@ impl Discovery {
         self.tasks.wait().await;
     }
 
-    fn serve<M: stream::Message>(&self, request: Request<Streaming<M>>, session: Session) -> Result<Answers<M::Response>, Status> {
+    fn serve<M: stream::Message>(
+        &self,
+        request: Request<Streaming<M>>,
+        session: Session,
+    ) -> Result<Answers<M::Response>, Status> {
         if self.fleet.len() >= STREAMS_MAX {
-            return Err(Status::resource_exhausted(format!("{STREAMS_MAX} streams are open, no more are taken")));
+            return Err(Status::resource_exhausted(format!(
+                "{STREAMS_MAX} streams are open, no more are taken"
+            )));
         }
-        let peer = request.remote_addr().map(|a| a.to_string()).unwrap_or_default();
+        let peer = request
+            .remote_addr()
+            .map(|a| a.to_string())
+            .unwrap_or_default();
         let (answers, stream) = mpsc::channel(ANSWERS_MAX);
         let driver = stream::Driver::new(session, self.published.clone(), self.fleet.clone(), peer);
         let (inbound, stop) = (request.into_inner(), self.stop.clone());
@@ -104,7 +118,12 @@ impl Publisher {
         let mut compiler = Compiler::default();
         let world = worlds.borrow_and_update().clone();
         let (published, _) = watch::channel(Arc::new(compiler.compile(world)));
-        Self { worlds, compiler, published, fleet }
+        Self {
+            worlds,
+            compiler,
+            published,
+            fleet,
+        }
     }
 
     pub fn published(&self) -> Receiver<Arc<Published>> {
@@ -122,14 +141,17 @@ impl Publisher {
             self.fleet.stored(&world.recent);
             let mut compiler = std::mem::take(&mut self.compiler);
             // Off the runtime: a large world must not keep streams waiting.
-            let compiled = tokio::task::spawn_blocking(move || (compiler.compile(world), compiler)).await;
+            let compiled =
+                tokio::task::spawn_blocking(move || (compiler.compile(world), compiler)).await;
             match compiled {
                 Ok((published, compiler)) => {
                     self.compiler = compiler;
                     self.published.send_replace(Arc::new(published));
                     self.fleet.touch();
                 }
-                Err(error) => tracing::error!(%error, "a world could not be compiled, the last one stays"),
+                Err(error) => {
+                    tracing::error!(%error, "a world could not be compiled, the last one stays")
+                }
             }
         }
     }

@@ -12,47 +12,144 @@ use crate::registry::Registry;
 use crate::snapshot::Published;
 
 /// The whole text.
-pub fn write(store: &Store, published: &Published, registry: &Registry, observe: &Observe, fleet: &Fleet) -> String {
+pub fn write(
+    store: &Store,
+    published: &Published,
+    registry: &Registry,
+    observe: &Observe,
+    fleet: &Fleet,
+) -> String {
     let mut out = Exposition::new();
     process::write(&mut out);
     of_store(&mut out, store);
     of_world(&mut out, published);
     of_registry(&mut out, registry);
     of_discovery(&mut out, fleet);
-    counter(&mut out, "phalanx_control_reports_total", "Reports taken from proxies.", observe.reports());
-    counter(&mut out, "phalanx_control_edges_dropped_total", "Reported edges beyond the bound.", observe.dropped());
+    counter(
+        &mut out,
+        "phalanx_control_reports_total",
+        "Reports taken from proxies.",
+        observe.reports(),
+    );
+    counter(
+        &mut out,
+        "phalanx_control_edges_dropped_total",
+        "Reported edges beyond the bound.",
+        observe.dropped(),
+    );
     out.finish()
 }
 
 fn of_store(out: &mut Exposition, store: &Store) {
     let status = store.status();
     let is_broken = status.read_only.is_some() || status.fatal.is_some();
-    gauge(out, "phalanx_control_store_revision", "Newest revision of the store.", status.revision);
-    gauge(out, "phalanx_control_store_entries", "Keys in the store.", status.entries as u64);
-    gauge(out, "phalanx_control_store_queued", "Transactions that wait to be written.", status.queued as u64);
-    gauge(out, "phalanx_control_store_read_only", "1 while no write is taken.", is_broken.into());
-    counter(out, "phalanx_control_store_written_total", "Transactions written.", status.written);
-    counter(out, "phalanx_control_store_groups_total", "Synced groups that carried them.", status.groups);
+    gauge(
+        out,
+        "phalanx_control_store_revision",
+        "Newest revision of the store.",
+        status.revision,
+    );
+    gauge(
+        out,
+        "phalanx_control_store_entries",
+        "Keys in the store.",
+        status.entries as u64,
+    );
+    gauge(
+        out,
+        "phalanx_control_store_queued",
+        "Transactions that wait to be written.",
+        status.queued as u64,
+    );
+    gauge(
+        out,
+        "phalanx_control_store_read_only",
+        "1 while no write is taken.",
+        is_broken.into(),
+    );
+    counter(
+        out,
+        "phalanx_control_store_written_total",
+        "Transactions written.",
+        status.written,
+    );
+    counter(
+        out,
+        "phalanx_control_store_groups_total",
+        "Synced groups that carried them.",
+        status.groups,
+    );
 }
 
 fn of_world(out: &mut Exposition, published: &Published) {
-    gauge(out, "phalanx_control_revision", "Newest compiled revision.", published.revision);
-    gauge(out, "phalanx_control_documents", "Stored documents.", published.world.documents.len() as u64);
-    gauge(out, "phalanx_control_instances", "Stored instances.", published.world.instances.len() as u64);
+    gauge(
+        out,
+        "phalanx_control_revision",
+        "Newest compiled revision.",
+        published.revision,
+    );
+    gauge(
+        out,
+        "phalanx_control_documents",
+        "Stored documents.",
+        published.world.documents.len() as u64,
+    );
+    gauge(
+        out,
+        "phalanx_control_instances",
+        "Stored instances.",
+        published.world.instances.len() as u64,
+    );
     let quarantined = published.world.quarantined.len() + published.findings.len();
-    gauge(out, "phalanx_control_quarantined", "Documents that are not, or not wholly, in force.", quarantined as u64);
+    gauge(
+        out,
+        "phalanx_control_quarantined",
+        "Documents that are not, or not wholly, in force.",
+        quarantined as u64,
+    );
 }
 
 fn of_registry(out: &mut Exposition, registry: &Registry) {
     let counts = registry.counts();
-    gauge(out, "phalanx_control_leases", "Instances with a lease.", registry.len() as u64);
-    gauge(out, "phalanx_control_held_instances", "Instances that expired but are still served.", registry.held().len() as u64);
-    gauge(out, "phalanx_control_registry_watchers", "Open registry watches.", registry.watchers() as u64);
+    gauge(
+        out,
+        "phalanx_control_leases",
+        "Instances with a lease.",
+        registry.len() as u64,
+    );
+    gauge(
+        out,
+        "phalanx_control_held_instances",
+        "Instances that expired but are still served.",
+        registry.held().len() as u64,
+    );
+    gauge(
+        out,
+        "phalanx_control_registry_watchers",
+        "Open registry watches.",
+        registry.watchers() as u64,
+    );
     for (name, help, count) in [
-        ("phalanx_control_registrations_total", "Register calls.", &counts.registrations),
-        ("phalanx_control_heartbeats_total", "Heartbeat calls.", &counts.heartbeats),
-        ("phalanx_control_deregistrations_total", "Instances that left by themselves.", &counts.deregistrations),
-        ("phalanx_control_expirations_total", "Instances that went by expiry.", &counts.expirations),
+        (
+            "phalanx_control_registrations_total",
+            "Register calls.",
+            &counts.registrations,
+        ),
+        (
+            "phalanx_control_heartbeats_total",
+            "Heartbeat calls.",
+            &counts.heartbeats,
+        ),
+        (
+            "phalanx_control_deregistrations_total",
+            "Instances that left by themselves.",
+            &counts.deregistrations,
+        ),
+        (
+            "phalanx_control_expirations_total",
+            "Instances that went by expiry.",
+            &counts.expirations,
+        ),
     ] {
         counter(out, name, help, load(count));
     }
@@ -60,13 +157,36 @@ fn of_registry(out: &mut Exposition, registry: &Registry) {
 
 fn of_discovery(out: &mut Exposition, fleet: &Fleet) {
     let counts = fleet.counts();
-    gauge(out, "phalanx_control_proxies", "Connected proxies.", fleet.len() as u64);
-    counter(out, "phalanx_control_responses_total", "Discovery responses sent.", load(&counts.responses));
-    counter(out, "phalanx_control_nacks_total", "Discovery responses refused.", load(&counts.nacks));
+    gauge(
+        out,
+        "phalanx_control_proxies",
+        "Connected proxies.",
+        fleet.len() as u64,
+    );
+    counter(
+        out,
+        "phalanx_control_responses_total",
+        "Discovery responses sent.",
+        load(&counts.responses),
+    );
+    counter(
+        out,
+        "phalanx_control_nacks_total",
+        "Discovery responses refused.",
+        load(&counts.nacks),
+    );
     let buckets: Vec<u64> = counts.push_ms.iter().map(load).collect();
     let bounds: Vec<f64> = PUSH_BOUNDS_MS.iter().map(|ms| ms / 1000.0).collect();
-    let family = Family::histogram("phalanx_control_push_seconds", "From a change being stored to its acknowledgement by one proxy.");
-    out.family(&family).histogram(&[], &bounds, &buckets, load(&counts.push_us_sum) as f64 / 1e6);
+    let family = Family::histogram(
+        "phalanx_control_push_seconds",
+        "From a change being stored to its acknowledgement by one proxy.",
+    );
+    out.family(&family).histogram(
+        &[],
+        &bounds,
+        &buckets,
+        load(&counts.push_us_sum) as f64 / 1e6,
+    );
 }
 
 fn gauge(out: &mut Exposition, name: &'static str, help: &'static str, value: u64) {

@@ -39,8 +39,15 @@ struct State {
 
 impl Default for Observe {
     fn default() -> Self {
-        let inner = Inner { started: Instant::now(), state: Mutex::default(), reports: AtomicU64::new(0), dropped: AtomicU64::new(0) };
-        Self { inner: Arc::new(inner) }
+        let inner = Inner {
+            started: Instant::now(),
+            state: Mutex::default(),
+            reports: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 }
 
@@ -50,7 +57,11 @@ impl Observe {
         let window_s = window.as_secs().clamp(1, edges::SECONDS_MAX);
         let now = self.second();
         let state = self.state();
-        api::Edges { window_s, edges: state.edges.window(now, window_s), totals: state.edges.totals() }
+        api::Edges {
+            window_s,
+            edges: state.edges.window(now, window_s),
+            totals: state.edges.totals(),
+        }
     }
 
     /// Of the proxy's last report, in bytes; 0 when unknown.
@@ -94,15 +105,23 @@ impl Observe {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[tonic::async_trait]
 impl wire::observe_server::Observe for Observe {
-    async fn report(&self, request: Request<wire::ReportRequest>) -> Result<Response<wire::ReportResponse>, Status> {
+    async fn report(
+        &self,
+        request: Request<wire::ReportRequest>,
+    ) -> Result<Response<wire::ReportResponse>, Status> {
         self.take(request.into_inner())?;
-        Ok(Response::new(wire::ReportResponse { bounds_us: edges::BOUNDS_US.to_vec() }))
+        Ok(Response::new(wire::ReportResponse {
+            bounds_us: edges::BOUNDS_US.to_vec(),
+        }))
     }
 }
 
@@ -118,7 +137,15 @@ fn check(report: &wire::ReportRequest) -> Result<(), Status> {
         return refuse("more edges than a report may have");
     }
     for edge in &report.edges {
-        if [&edge.destination_namespace, &edge.destination_service, &edge.destination_version, &edge.protocol].iter().any(|t| t.len() > TEXT_MAX) {
+        if [
+            &edge.destination_namespace,
+            &edge.destination_service,
+            &edge.destination_version,
+            &edge.protocol,
+        ]
+        .iter()
+        .any(|t| t.len() > TEXT_MAX)
+        {
             return refuse("an edge has a text that is too long");
         }
         // None: the reporter has not been told the bounds yet.

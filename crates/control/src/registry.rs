@@ -64,12 +64,24 @@ pub struct HeldInstance {
 
 impl Registry {
     /// Everyone whom the world knows gets one TTL of grace. The caller runs [`Registry::run`].
-    pub fn new(store: Store, worlds: Receiver<Arc<World>>, bounds: TtlBounds, stop: CancellationToken) -> (Self, Writes) {
+    pub fn new(
+        store: Store,
+        worlds: Receiver<Arc<World>>,
+        bounds: TtlBounds,
+        stop: CancellationToken,
+    ) -> (Self, Writes) {
         let (writer, writes) = Writer::new(store);
         let mut leases = Leases::new(bounds);
         for registered in worlds.borrow().instances.iter() {
-            let record = InstanceRecord::new(&registered.instance, registered.epoch, registered.ttl_ms);
-            leases.recall(registered.instance.id.clone(), registered.epoch, registered.ttl_ms, content(&record), 0);
+            let record =
+                InstanceRecord::new(&registered.instance, registered.epoch, registered.ttl_ms);
+            leases.recall(
+                registered.instance.id.clone(),
+                registered.epoch,
+                registered.ttl_ms,
+                content(&record),
+                0,
+            );
         }
         let inner = Inner {
             leases: Mutex::new(leases),
@@ -80,7 +92,12 @@ impl Registry {
             counts: Counts::default(),
             stop,
         };
-        (Self { inner: Arc::new(inner) }, Writes(writes))
+        (
+            Self {
+                inner: Arc::new(inner),
+            },
+            Writes(writes),
+        )
     }
 
     /// Expires and writes until the token is cancelled; what was accepted by then is still written.
@@ -96,7 +113,12 @@ impl Registry {
                 }
             }
         };
-        tokio::join!(expiry, writes.0.run(self.inner.stop.clone(), |id| self.leases().unstored(id)));
+        tokio::join!(
+            expiry,
+            writes
+                .0
+                .run(self.inner.stop.clone(), |id| self.leases().unstored(id))
+        );
     }
 
     pub fn counts(&self) -> &Counts {
@@ -118,7 +140,12 @@ impl Registry {
     pub fn held(&self) -> Vec<HeldInstance> {
         let now = self.now_ms();
         let held = self.leases().held();
-        held.into_iter().map(|(id, since)| HeldInstance { id, age: Duration::from_millis(now.saturating_sub(since)) }).collect()
+        held.into_iter()
+            .map(|(id, since)| HeldInstance {
+                id,
+                age: Duration::from_millis(now.saturating_sub(since)),
+            })
+            .collect()
     }
 
     pub fn state(&self, id: &InstanceId) -> Option<LeaseState> {
@@ -127,8 +154,13 @@ impl Registry {
     }
 
     /// Registers, and answers when it is stored: the granted TTL and the store's revision.
-    async fn assert(&self, request: wire::RegisterRequest) -> Result<wire::RegisterResponse, Status> {
-        let instance = request.instance.ok_or_else(|| Status::invalid_argument("`instance` is missing"))?;
+    async fn assert(
+        &self,
+        request: wire::RegisterRequest,
+    ) -> Result<wire::RegisterResponse, Status> {
+        let instance = request
+            .instance
+            .ok_or_else(|| Status::invalid_argument("`instance` is missing"))?;
         let instance = from_wire(instance).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let (id, epoch) = (instance.id.clone(), request.epoch);
         let ttl_ms = self.leases().bounds().grant(request.ttl_ms);
@@ -136,31 +168,53 @@ impl Registry {
         // The order of writes is that of the leases' decisions, because the place in the queue is taken before.
         let place = self.inner.writer.reserve().await?;
         let now = self.now_ms();
-        let decision = self.leases().register(id.clone(), epoch, request.ttl_ms, content(&record), now);
-        self.inner.counts.registrations.fetch_add(1, Ordering::Relaxed);
+        let decision =
+            self.leases()
+                .register(id.clone(), epoch, request.ttl_ms, content(&record), now);
+        self.inner
+            .counts
+            .registrations
+            .fetch_add(1, Ordering::Relaxed);
         let revision = match decision {
             Ok(Registered::Unchanged) => self.inner.worlds.borrow().revision,
             Ok(Registered::Write) => {
-                let value = serde_json::to_vec(&record).map_err(|e| Status::internal(e.to_string()))?;
+                let value =
+                    serde_json::to_vec(&record).map_err(|e| Status::internal(e.to_string()))?;
                 place.put(id, value).await?
             }
-            Err(error @ LeaseError::Older { .. }) => return Err(Status::failed_precondition(error.to_string())),
-            Err(error @ LeaseError::Full { .. }) => return Err(Status::resource_exhausted(error.to_string())),
+            Err(error @ LeaseError::Older { .. }) => {
+                return Err(Status::failed_precondition(error.to_string()));
+            }
+            Err(error @ LeaseError::Full { .. }) => {
+                return Err(Status::resource_exhausted(error.to_string()));
+            }
         };
         Ok(wire::RegisterResponse { ttl_ms, revision })
     }
 
-    async fn withdraw(&self, request: wire::DeregisterRequest) -> Result<wire::DeregisterResponse, Status> {
+    async fn withdraw(
+        &self,
+        request: wire::DeregisterRequest,
+    ) -> Result<wire::DeregisterResponse, Status> {
         let id = key(&request.namespace, &request.service, &request.id)?;
         let place = self.inner.writer.reserve().await?;
         let now = self.now_ms();
         let removed = self.leases().deregister(&id, request.epoch, now);
         if !removed {
-            return Ok(wire::DeregisterResponse { removed, revision: self.inner.worlds.borrow().revision });
+            return Ok(wire::DeregisterResponse {
+                removed,
+                revision: self.inner.worlds.borrow().revision,
+            });
         }
         tracing::info!(instance = %id, epoch = request.epoch, reason = request.reason.get(..64).unwrap_or(&request.reason), "deregistered");
-        self.inner.counts.deregistrations.fetch_add(1, Ordering::Relaxed);
-        Ok(wire::DeregisterResponse { removed, revision: place.delete(id).await? })
+        self.inner
+            .counts
+            .deregistrations
+            .fetch_add(1, Ordering::Relaxed);
+        Ok(wire::DeregisterResponse {
+            removed,
+            revision: place.delete(id).await?,
+        })
     }
 
     async fn expire(&self) {
@@ -172,19 +226,30 @@ impl Registry {
             (leases.held().len().saturating_sub(before), expired)
         };
         if held > 0 {
-            tracing::error!(held, "too much of a service expired at once: still serving it, see status");
+            tracing::error!(
+                held,
+                "too much of a service expired at once: still serving it, see status"
+            );
         }
         for id in expired {
             tracing::warn!(instance = %id, "expired");
-            self.inner.counts.expirations.fetch_add(1, Ordering::Relaxed);
-            let Ok(place) = self.inner.writer.reserve().await else { return };
+            self.inner
+                .counts
+                .expirations
+                .fetch_add(1, Ordering::Relaxed);
+            let Ok(place) = self.inner.writer.reserve().await else {
+                return;
+            };
             // Not waited for: an unwritten deletion is repeated after a restart, when nobody beats for it.
             place.forget(id);
         }
     }
 
     fn leases(&self) -> MutexGuard<'_, Leases> {
-        self.inner.leases.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner
+            .leases
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now_ms(&self) -> u64 {
@@ -211,24 +276,44 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl wire::registry_server::Registry for Registry {
     type WatchStream = Answers<wire::WatchResponse>;
 
-    async fn register(&self, request: Request<wire::RegisterRequest>) -> Result<Response<wire::RegisterResponse>, Status> {
+    async fn register(
+        &self,
+        request: Request<wire::RegisterRequest>,
+    ) -> Result<Response<wire::RegisterResponse>, Status> {
         self.assert(request.into_inner()).await.map(Response::new)
     }
 
-    async fn heartbeat(&self, request: Request<wire::HeartbeatRequest>) -> Result<Response<wire::HeartbeatResponse>, Status> {
-        let wire::HeartbeatRequest { namespace, service, id, epoch } = request.into_inner();
+    async fn heartbeat(
+        &self,
+        request: Request<wire::HeartbeatRequest>,
+    ) -> Result<Response<wire::HeartbeatResponse>, Status> {
+        let wire::HeartbeatRequest {
+            namespace,
+            service,
+            id,
+            epoch,
+        } = request.into_inner();
         let id = key(&namespace, &service, &id)?;
         self.inner.counts.heartbeats.fetch_add(1, Ordering::Relaxed);
         let now = self.now_ms();
         let ttl_ms = self.leases().heartbeat(&id, epoch, now);
-        Ok(Response::new(wire::HeartbeatResponse { unknown: ttl_ms.is_none(), ttl_ms: ttl_ms.unwrap_or(0) }))
+        Ok(Response::new(wire::HeartbeatResponse {
+            unknown: ttl_ms.is_none(),
+            ttl_ms: ttl_ms.unwrap_or(0),
+        }))
     }
 
-    async fn deregister(&self, request: Request<wire::DeregisterRequest>) -> Result<Response<wire::DeregisterResponse>, Status> {
+    async fn deregister(
+        &self,
+        request: Request<wire::DeregisterRequest>,
+    ) -> Result<Response<wire::DeregisterResponse>, Status> {
         self.withdraw(request.into_inner()).await.map(Response::new)
     }
 
-    async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        request: Request<wire::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         let stream = watch::stream(self, request.into_inner())?;
         Ok(Response::new(Box::pin(stream)))
     }

@@ -53,16 +53,35 @@ impl Default for Config {
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    #[error("without `--open` nobody could connect: this version has no identities yet, so clients come in plain text and unproven (start with --open to take them, on loopback only)")]
+    #[error(
+        "without `--open` nobody could connect: this version has no identities yet, so clients come in plain text and unproven (start with --open to take them, on loopback only)"
+    )]
     NotOpen,
     #[error("{flag} {address} is no loopback address: without identities, whoever reaches it would control the mesh (use 127.0.0.1:{})", address.port())]
-    NotLoopback { flag: &'static str, address: SocketAddr },
-    #[error("{flag} {address} is taken: another program listens there{}", hint(flag))]
-    Taken { flag: &'static str, address: SocketAddr },
+    NotLoopback {
+        flag: &'static str,
+        address: SocketAddr,
+    },
+    #[error(
+        "{flag} {address} is taken: another program listens there{}",
+        hint(flag)
+    )]
+    Taken {
+        flag: &'static str,
+        address: SocketAddr,
+    },
     #[error("cannot listen on {flag} {address}")]
-    Bind { flag: &'static str, address: SocketAddr, #[source] source: io::Error },
+    Bind {
+        flag: &'static str,
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
     #[error("the store in {} cannot be used: {source}", path.display())]
-    Store { path: PathBuf, source: phalanx_store::Error },
+    Store {
+        path: PathBuf,
+        source: phalanx_store::Error,
+    },
     #[error("the store takes no writes any more: {reason}")]
     StoreFailed { reason: String },
     #[error("a task of the control plane ended by itself: {task}")]
@@ -107,8 +126,13 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let xds = bind("--xds", config.xds).await?;
     let admin = bind("--admin", config.admin).await?;
     let (xds_address, admin_address) = (local("--xds", &xds)?, local("--admin", &admin)?);
-    let store_failed = |source| ServeError::Store { path: config.data.clone(), source };
-    let store = Store::embedded(phalanx_store::Config::at(&config.data)).await.map_err(store_failed)?;
+    let store_failed = |source| ServeError::Store {
+        path: config.data.clone(),
+        source,
+    };
+    let store = Store::embedded(phalanx_store::Config::at(&config.data))
+        .await
+        .map_err(store_failed)?;
     let follower = Follower::load(store.clone()).await.map_err(store_failed)?;
     let worlds = follower.worlds();
     tracing::info!(data = %config.data.display(), revision = worlds.borrow().revision, documents = worlds.borrow().documents.len(), instances = worlds.borrow().instances.len(), "world loaded");
@@ -121,7 +145,17 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let discovery = Discovery::new(published.clone(), fleet.clone(), stop.clone());
     let observe = Observe::default();
     let admission = Admission::new(store.clone(), worlds.clone());
-    let api = Api::new(admission, store.clone(), worlds, published, registry.clone(), observe.clone(), fleet, admin_address, stop.clone());
+    let api = Api::new(
+        admission,
+        store.clone(),
+        worlds,
+        published,
+        registry.clone(),
+        observe.clone(),
+        fleet,
+        admin_address,
+        stop.clone(),
+    );
 
     let grpc = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
@@ -132,7 +166,8 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         .add_service(RegistryServer::new(registry.clone()))
         .add_service(ObserveServer::new(observe))
         .serve_with_incoming_shutdown(TcpListenerStream::new(xds), stop.clone().cancelled_owned());
-    let http = axum::serve(admin, api::router(api)).with_graceful_shutdown(stop.clone().cancelled_owned());
+    let http =
+        axum::serve(admin, api::router(api)).with_graceful_shutdown(stop.clone().cancelled_owned());
 
     let mut tasks = Tasks(Vec::new());
     tasks.spawn("world", follower.run(stop.clone()));
@@ -151,7 +186,13 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     });
     tracing::warn!("open: plain-text clients are taken without proof of who they are");
     tracing::info!(xds = %xds_address, admin = %admin_address, "control plane serves");
-    Ok(Running { xds: xds_address, admin: admin_address, stop, store, tasks: tasks.0 })
+    Ok(Running {
+        xds: xds_address,
+        admin: admin_address,
+        stop,
+        store,
+        tasks: tasks.0,
+    })
 }
 
 impl Running {
@@ -184,7 +225,10 @@ impl Running {
         self.stop.cancel();
         let deadline = tokio::time::Instant::now() + SHUTDOWN_MAX;
         for (task, mut handle) in std::mem::take(&mut self.tasks) {
-            if tokio::time::timeout_at(deadline, &mut handle).await.is_err() {
+            if tokio::time::timeout_at(deadline, &mut handle)
+                .await
+                .is_err()
+            {
                 tracing::warn!(task, "did not end in time");
                 handle.abort();
             }
@@ -212,14 +256,24 @@ async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Se
     if !address.ip().is_loopback() {
         return Err(ServeError::NotLoopback { flag, address });
     }
-    TcpListener::bind(address).await.map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => ServeError::Taken { flag, address },
-        _ => ServeError::Bind { flag, address, source },
-    })
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::AddrInUse => ServeError::Taken { flag, address },
+            _ => ServeError::Bind {
+                flag,
+                address,
+                source,
+            },
+        })
 }
 
 fn local(flag: &'static str, listener: &TcpListener) -> Result<SocketAddr, ServeError> {
-    listener.local_addr().map_err(|source| ServeError::Bind { flag, address: SocketAddr::from(([127, 0, 0, 1], 0)), source })
+    listener.local_addr().map_err(|source| ServeError::Bind {
+        flag,
+        address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        source,
+    })
 }
 
 /// A peer that vanished without a word is found out within both.

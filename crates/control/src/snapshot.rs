@@ -60,7 +60,13 @@ impl Mesh {
         let rules = Rules::compile(world, &catalog, &mut findings);
         findings.sort_unstable();
         findings.dedup();
-        Self { catalog, clusters, assignments, rules, findings }
+        Self {
+            catalog,
+            clusters,
+            assignments,
+            rules,
+            findings,
+        }
     }
 
     /// Everything one node receives.
@@ -76,15 +82,25 @@ impl Mesh {
 
 /// The outbound listener of a node that told its address.
 pub fn listener(node: &Node) -> Option<Listener> {
-    let protocol = ListenerProtocol::Http { route_table: OUTBOUND.to_owned() };
+    let protocol = ListenerProtocol::Http {
+        route_table: OUTBOUND.to_owned(),
+    };
     let address = node.outbound?;
-    Some(Listener { name: OUTBOUND.to_owned(), address, direction: Direction::Outbound, protocol })
+    Some(Listener {
+        name: OUTBOUND.to_owned(),
+        address,
+        direction: Direction::Outbound,
+        protocol,
+    })
 }
 
 /// A service by the ways a caller in `namespace` may name it.
 fn hosts(service: &ServiceName, namespace: Option<&str>) -> Vec<String> {
     let short = (namespace == Some(service.namespace.as_str())).then(|| service.name.clone());
-    let full = [format!("{}.{}", service.name, service.namespace), service.host()];
+    let full = [
+        format!("{}.{}", service.name, service.namespace),
+        service.host(),
+    ];
     short.into_iter().chain(full).collect()
 }
 

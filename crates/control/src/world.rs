@@ -98,11 +98,18 @@ impl Instances {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Registered>> {
-        self.0.values().flat_map(|services| services.values()).flat_map(|instances| instances.values())
+        self.0
+            .values()
+            .flat_map(|services| services.values())
+            .flat_map(|instances| instances.values())
     }
 
     pub fn len(&self) -> usize {
-        self.0.values().flat_map(|services| services.values()).map(|instances| instances.len()).sum()
+        self.0
+            .values()
+            .flat_map(|services| services.values())
+            .map(|instances| instances.len())
+            .sum()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -116,7 +123,11 @@ impl Instances {
 
     fn insert(&mut self, registered: Registered) {
         let InstanceId { service, id } = registered.instance.id.clone();
-        let services = Arc::make_mut(Arc::make_mut(&mut self.0).entry(service.namespace).or_default());
+        let services = Arc::make_mut(
+            Arc::make_mut(&mut self.0)
+                .entry(service.namespace)
+                .or_default(),
+        );
         let instances = Arc::make_mut(services.entry(service.name).or_default());
         instances.insert(id, Arc::new(registered));
     }
@@ -126,8 +137,12 @@ impl Instances {
             return;
         }
         let namespaces = Arc::make_mut(&mut self.0);
-        let Some(services) = namespaces.get_mut(&id.service.namespace).map(Arc::make_mut) else { return };
-        let Some(instances) = services.get_mut(&id.service.name).map(Arc::make_mut) else { return };
+        let Some(services) = namespaces.get_mut(&id.service.namespace).map(Arc::make_mut) else {
+            return;
+        };
+        let Some(instances) = services.get_mut(&id.service.name).map(Arc::make_mut) else {
+            return;
+        };
         instances.remove(&id.id);
         if instances.is_empty() {
             services.remove(&id.service.name);
@@ -154,6 +169,11 @@ impl World {
 
     /// Documents in force, in the order of their ids.
     pub fn in_force(&self) -> impl Iterator<Item = (&DocumentEntry, &Document)> {
-        self.documents.values().filter_map(|entry| entry.document.as_deref().map(|document| (&**entry, document)))
+        self.documents.values().filter_map(|entry| {
+            entry
+                .document
+                .as_deref()
+                .map(|document| (&**entry, document))
+        })
     }
 }

@@ -22,7 +22,13 @@ pub struct Admitted {
 impl Admitted {
     /// A remark about it, with its place.
     pub fn problem(&self, message: String) -> Problem {
-        Problem { file: self.file.clone(), line: self.line, column: u32::from(self.line > 0), message, ..Problem::default() }
+        Problem {
+            file: self.file.clone(),
+            line: self.line,
+            column: u32::from(self.line > 0),
+            message,
+            ..Problem::default()
+        }
     }
 }
 
@@ -35,22 +41,42 @@ pub fn parse(files: &[File], namespace: &str) -> Result<Vec<Admitted>, AdmitErro
         for parsed in parsed.documents {
             let line = parsed.line as u32;
             match serde_json::from_str(&parsed.json) {
-                Ok(json) => admitted.push(Admitted { document: parsed.document, json, file: file.name.clone(), line }),
-                Err(e) => problems.push(Problem { file: file.name.clone(), line, message: format!("it can't be stored as JSON: {e}"), ..Problem::default() }),
+                Ok(json) => admitted.push(Admitted {
+                    document: parsed.document,
+                    json,
+                    file: file.name.clone(),
+                    line,
+                }),
+                Err(e) => problems.push(Problem {
+                    file: file.name.clone(),
+                    line,
+                    message: format!("it can't be stored as JSON: {e}"),
+                    ..Problem::default()
+                }),
             }
         }
     }
     problems.extend(duplicates(&admitted));
     if problems.is_empty() && admitted.is_empty() {
-        problems.push(problem("there is no document in the files", Some("a document has apiVersion, kind and metadata")));
+        problems.push(problem(
+            "there is no document in the files",
+            Some("a document has apiVersion, kind and metadata"),
+        ));
     }
     if problems.is_empty() {
         return Ok(admitted);
     }
     // By file as given, then by place.
-    let order: BTreeMap<&str, usize> = files.iter().enumerate().map(|(index, file)| (file.name.as_str(), index)).collect();
+    let order: BTreeMap<&str, usize> = files
+        .iter()
+        .enumerate()
+        .map(|(index, file)| (file.name.as_str(), index))
+        .collect();
     problems.sort_by_key(|p| (order.get(p.file.as_str()).copied(), p.line, p.column));
-    Err(AdmitError::Invalid { what: "the files", problems })
+    Err(AdmitError::Invalid {
+        what: "the files",
+        problems,
+    })
 }
 
 /// What the files name; their content has to parse as well, so that a typo does not delete less than meant.
@@ -58,7 +84,10 @@ pub fn ids(files: &[File], namespace: &str) -> Result<Vec<DocumentId>, AdmitErro
     if files.is_empty() {
         return Ok(Vec::new());
     }
-    Ok(parse(files, namespace)?.into_iter().map(|admitted| admitted.document.id()).collect())
+    Ok(parse(files, namespace)?
+        .into_iter()
+        .map(|admitted| admitted.document.id())
+        .collect())
 }
 
 fn duplicates(admitted: &[Admitted]) -> Vec<Problem> {
@@ -68,7 +97,10 @@ fn duplicates(admitted: &[Admitted]) -> Vec<Problem> {
         let id = document.document.id();
         match first.get(&id) {
             Some(before) if before.file != document.file => {
-                problems.push(document.problem(format!("{id} stands in {}:{} already", before.file, before.line)));
+                problems.push(document.problem(format!(
+                    "{id} stands in {}:{} already",
+                    before.file, before.line
+                )));
             }
             Some(_) => {} // the parser told it
             None => {

@@ -15,7 +15,9 @@ use crate::world::record::{HISTORY, HistoryRecord, Key};
 pub async fn records(store: &Store) -> Result<Vec<(u64, u64, HistoryRecord)>, AdmitError> {
     let page = store.list(HISTORY).await.map_err(AdmitError::Store)?;
     let record = |entry: &phalanx_store::Entry| match Key::parse(&entry.key) {
-        Key::History(sequence) => serde_json::from_slice(&entry.value).ok().map(|record| (entry.modified, sequence, record)),
+        Key::History(sequence) => serde_json::from_slice(&entry.value)
+            .ok()
+            .map(|record| (entry.modified, sequence, record)),
         _ => None,
     };
     Ok(page.entries.iter().rev().map_while(record).collect())
@@ -24,15 +26,26 @@ pub async fn records(store: &Store) -> Result<Vec<(u64, u64, HistoryRecord)>, Ad
 /// What has to become of each document so that all are as they were just after revision `to`.
 pub async fn wanted(store: &Store, world: &World, to: u64) -> Result<Wanted, AdmitError> {
     if to > world.config_revision {
-        return Err(AdmitError::Future { to, revision: world.config_revision });
+        return Err(AdmitError::Future {
+            to,
+            revision: world.config_revision,
+        });
     }
     let records = records(store).await?;
-    let oldest = records.last().map_or((0, 1), |(revision, sequence, _)| (*revision, *sequence));
+    let oldest = records
+        .last()
+        .map_or((0, 1), |(revision, sequence, _)| (*revision, *sequence));
     if to < oldest.0 && oldest.1 > 1 {
-        return Err(AdmitError::TooOld { to, oldest: oldest.0 });
+        return Err(AdmitError::TooOld {
+            to,
+            oldest: oldest.0,
+        });
     }
     let mut then: BTreeMap<String, Option<Value>> = BTreeMap::new();
-    for (_, _, record) in records.into_iter().take_while(|(revision, _, _)| *revision > to) {
+    for (_, _, record) in records
+        .into_iter()
+        .take_while(|(revision, _, _)| *revision > to)
+    {
         for change in record.changes {
             then.insert(change.id, change.before);
         }
@@ -43,23 +56,48 @@ pub async fn wanted(store: &Store, world: &World, to: u64) -> Result<Wanted, Adm
             Ok((id, admitted)) => {
                 wanted.insert(id, admitted);
             }
-            Err(message) => problems.push(problem(format!("{name}: {message}"), Some("delete or correct it by hand"))),
+            Err(message) => problems.push(problem(
+                format!("{name}: {message}"),
+                Some("delete or correct it by hand"),
+            )),
         }
     }
-    if problems.is_empty() { Ok(wanted) } else { Err(AdmitError::Invalid { what: "that revision", problems }) }
+    if problems.is_empty() {
+        Ok(wanted)
+    } else {
+        Err(AdmitError::Invalid {
+            what: "that revision",
+            problems,
+        })
+    }
 }
 
-fn restored(name: &str, json: Option<Value>) -> Result<(phalanx_model::document::DocumentId, Option<Admitted>), String> {
+fn restored(
+    name: &str,
+    json: Option<Value>,
+) -> Result<(phalanx_model::document::DocumentId, Option<Admitted>), String> {
     let Key::Document(id) = Key::parse(&format!("config/{name}")) else {
         return Err("its kind is not known".to_owned());
     };
-    let Some(json) = json else { return Ok((id, None)) };
+    let Some(json) = json else {
+        return Ok((id, None));
+    };
     let parsed = manifest::parse(name, &json.to_string(), &id.namespace).into_result();
-    let mut documents = parsed.map_err(|problems| problems.first().map_or_else(String::new, |p| format!("{}: {}", p.path, p.message)))?;
+    let mut documents = parsed.map_err(|problems| {
+        problems
+            .first()
+            .map_or_else(String::new, |p| format!("{}: {}", p.path, p.message))
+    })?;
     match documents.pop() {
-        Some(parsed) if documents.is_empty() && parsed.document.id() == id => {
-            Ok((id, Some(Admitted { document: parsed.document, json, file: String::new(), line: 0 })))
-        }
+        Some(parsed) if documents.is_empty() && parsed.document.id() == id => Ok((
+            id,
+            Some(Admitted {
+                document: parsed.document,
+                json,
+                file: String::new(),
+                line: 0,
+            }),
+        )),
         _ => Err("it is another document".to_owned()),
     }
 }

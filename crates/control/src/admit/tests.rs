@@ -18,27 +18,46 @@ async fn door() -> Door {
 async fn on(store: Store) -> Door {
     let follower = Follower::load(store.clone()).await.unwrap();
     let admission = Admission::new(store.clone(), follower.worlds());
-    Door { admission, store, _world: tokio::spawn(follower.run(CancellationToken::new())) }
+    Door {
+        admission,
+        store,
+        _world: tokio::spawn(follower.run(CancellationToken::new())),
+    }
 }
 
 fn file(name: &str, text: &str) -> File {
-    File { name: name.into(), text: text.into() }
+    File {
+        name: name.into(),
+        text: text.into(),
+    }
 }
 
 fn request(text: &str) -> ApplyRequest {
-    ApplyRequest { files: vec![file("a.yaml", text)], author: "ann".into(), ..ApplyRequest::default() }
+    ApplyRequest {
+        files: vec![file("a.yaml", text)],
+        author: "ann".into(),
+        ..ApplyRequest::default()
+    }
 }
 
 fn service(name: &str, port: u16) -> String {
-    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: {name}}}\n  ports: [{{port: {port}}}]\n---\n")
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: {name}}}\n  ports: [{{port: {port}}}]\n---\n"
+    )
 }
 
 fn route(weight: u32) -> String {
-    format!("apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r}}\nspec:\n  parentRefs: [{{kind: Service, name: web}}]\n  rules:\n  - backendRefs: [{{name: web, port: 80, weight: {weight}}}]\n---\n")
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r}}\nspec:\n  parentRefs: [{{kind: Service, name: web}}]\n  rules:\n  - backendRefs: [{{name: web, port: 80, weight: {weight}}}]\n---\n"
+    )
 }
 
 fn actions(response: &ApplyResponse) -> Vec<String> {
-    response.changes.iter().map(|c| format!("{}/{} {}", c.kind, c.name, c.action.as_str())).collect()
+    response
+        .changes
+        .iter()
+        .map(|c| format!("{}/{} {}", c.kind, c.name, c.action.as_str()))
+        .collect()
 }
 
 impl Door {
@@ -54,17 +73,39 @@ impl Door {
 #[tokio::test]
 async fn an_apply_is_one_transaction_that_can_be_read_at_once() {
     let door = door().await;
-    let answer = door.apply(&format!("{}{}", service("web", 80), route(1))).await;
-    assert_eq!(actions(&answer), ["Service/web created", "HTTPRoute/r created"]);
+    let answer = door
+        .apply(&format!("{}{}", service("web", 80), route(1)))
+        .await;
+    assert_eq!(
+        actions(&answer),
+        ["Service/web created", "HTTPRoute/r created"]
+    );
     assert_eq!(answer.warnings, []);
     let world = door.world();
-    assert_eq!((world.documents.len(), world.config_revision), (2, answer.revision));
-    assert!(world.documents.values().all(|entry| entry.revision == answer.revision && entry.generation == 1));
+    assert_eq!(
+        (world.documents.len(), world.config_revision),
+        (2, answer.revision)
+    );
+    assert!(
+        world
+            .documents
+            .values()
+            .all(|entry| entry.revision == answer.revision && entry.generation == 1)
+    );
 
-    let answer = door.apply(&format!("{}{}", service("web", 80), route(2))).await;
-    assert_eq!(actions(&answer), ["Service/web unchanged", "HTTPRoute/r configured"]);
+    let answer = door
+        .apply(&format!("{}{}", service("web", 80), route(2)))
+        .await;
+    assert_eq!(
+        actions(&answer),
+        ["Service/web unchanged", "HTTPRoute/r configured"]
+    );
     let again = door.apply(&route(2)).await;
-    assert_eq!((actions(&again), again.revision), (vec!["HTTPRoute/r unchanged".to_owned()], answer.revision), "nothing is stored when nothing changes");
+    assert_eq!(
+        (actions(&again), again.revision),
+        (vec!["HTTPRoute/r unchanged".to_owned()], answer.revision),
+        "nothing is stored when nothing changes"
+    );
 }
 
 #[tokio::test]
@@ -83,55 +124,131 @@ async fn creation_time_is_kept_and_generations_count() {
 async fn all_problems_of_all_files_come_at_once_and_nothing_changes() {
     let door = door().await;
     let bad = "apiVersion: v1\nkind: Service\nmetadata: {name: Web}\nspec:\n  selectors: {app: web}\n  ports: [{port: 99999}]\n";
-    let request = ApplyRequest { files: vec![file("good.yaml", &service("ok", 80)), file("bad.yaml", bad), file("worse.yaml", "a: [")], ..ApplyRequest::default() };
-    let Err(AdmitError::Invalid { problems, .. }) = door.admission.apply(request).await else { panic!("taken") };
+    let request = ApplyRequest {
+        files: vec![
+            file("good.yaml", &service("ok", 80)),
+            file("bad.yaml", bad),
+            file("worse.yaml", "a: ["),
+        ],
+        ..ApplyRequest::default()
+    };
+    let Err(AdmitError::Invalid { problems, .. }) = door.admission.apply(request).await else {
+        panic!("taken")
+    };
     let files: Vec<_> = problems.iter().map(|p| p.file.as_str()).collect();
-    assert!(problems.len() >= 4 && files.is_sorted() && files.contains(&"bad.yaml") && files.contains(&"worse.yaml"), "{problems:#?}");
-    assert!(problems.iter().all(|p| p.line > 0 && p.column > 0), "{problems:#?}");
+    assert!(
+        problems.len() >= 4
+            && files.is_sorted()
+            && files.contains(&"bad.yaml")
+            && files.contains(&"worse.yaml"),
+        "{problems:#?}"
+    );
+    assert!(
+        problems.iter().all(|p| p.line > 0 && p.column > 0),
+        "{problems:#?}"
+    );
     assert!(door.world().documents.is_empty() && door.store.revision() == 0);
 }
 
 #[tokio::test]
 async fn a_document_in_two_files_is_refused() {
     let door = door().await;
-    let request = ApplyRequest { files: vec![file("a.yaml", &service("web", 80)), file("b.yaml", &service("web", 81))], ..ApplyRequest::default() };
-    let Err(AdmitError::Invalid { problems, .. }) = door.admission.apply(request).await else { panic!("taken") };
-    assert_eq!(problems[0].to_string(), "b.yaml:1:1: Service/default/web stands in a.yaml:1 already");
+    let request = ApplyRequest {
+        files: vec![
+            file("a.yaml", &service("web", 80)),
+            file("b.yaml", &service("web", 81)),
+        ],
+        ..ApplyRequest::default()
+    };
+    let Err(AdmitError::Invalid { problems, .. }) = door.admission.apply(request).await else {
+        panic!("taken")
+    };
+    assert_eq!(
+        problems[0].to_string(),
+        "b.yaml:1:1: Service/default/web stands in a.yaml:1 already"
+    );
 }
 
 #[tokio::test]
 async fn a_dry_run_shows_before_and_after_and_stores_nothing() {
     let door = door().await;
     let revision = door.apply(&service("web", 80)).await.revision;
-    let answer = door.admission.apply(ApplyRequest { dry_run: true, ..request(&service("web", 81)) }).await.unwrap();
+    let answer = door
+        .admission
+        .apply(ApplyRequest {
+            dry_run: true,
+            ..request(&service("web", 81))
+        })
+        .await
+        .unwrap();
     let change = &answer.changes[0];
-    let port = |document: &Option<Value>| document.as_ref().unwrap()["spec"]["ports"][0]["port"].clone();
-    assert_eq!((port(&change.before), port(&change.after)), (80.into(), 81.into()));
-    assert_eq!((answer.revision, door.store.revision()), (revision, revision));
+    let port =
+        |document: &Option<Value>| document.as_ref().unwrap()["spec"]["ports"][0]["port"].clone();
+    assert_eq!(
+        (port(&change.before), port(&change.after)),
+        (80.into(), 81.into())
+    );
+    assert_eq!(
+        (answer.revision, door.store.revision()),
+        (revision, revision)
+    );
 }
 
 #[tokio::test]
 async fn an_unexpected_revision_is_a_conflict() {
     let door = door().await;
     let revision = door.apply(&service("web", 80)).await.revision;
-    let outcome = door.admission.apply(ApplyRequest { expect: Some(revision + 1), ..request(&service("web", 81)) }).await;
-    assert!(matches!(outcome, Err(AdmitError::Conflict { revision: r, .. }) if r == revision), "{outcome:?}");
-    assert!(door.admission.apply(ApplyRequest { expect: Some(revision), ..request(&service("web", 81)) }).await.is_ok());
+    let outcome = door
+        .admission
+        .apply(ApplyRequest {
+            expect: Some(revision + 1),
+            ..request(&service("web", 81))
+        })
+        .await;
+    assert!(
+        matches!(outcome, Err(AdmitError::Conflict { revision: r, .. }) if r == revision),
+        "{outcome:?}"
+    );
+    assert!(
+        door.admission
+            .apply(ApplyRequest {
+                expect: Some(revision),
+                ..request(&service("web", 81))
+            })
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test]
 async fn instances_do_not_move_the_expected_revision() {
     let door = door().await;
     let revision = door.apply(&service("web", 80)).await.revision;
-    door.store.commit(Txn::new().put("instances/default/web/w1", "{}")).await.unwrap();
-    assert!(door.admission.apply(ApplyRequest { expect: Some(revision), ..request(&service("web", 81)) }).await.is_ok());
+    door.store
+        .commit(Txn::new().put("instances/default/web/w1", "{}"))
+        .await
+        .unwrap();
+    assert!(
+        door.admission
+            .apply(ApplyRequest {
+                expect: Some(revision),
+                ..request(&service("web", 81))
+            })
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test]
 async fn of_two_at_once_with_the_same_expectation_one_wins() {
     let door = door().await;
     let revision = door.apply(&service("web", 80)).await.revision;
-    let apply = |port| door.admission.apply(ApplyRequest { expect: Some(revision), ..request(&service("web", port)) });
+    let apply = |port| {
+        door.admission.apply(ApplyRequest {
+            expect: Some(revision),
+            ..request(&service("web", port))
+        })
+    };
     let (a, b) = tokio::join!(apply(81), apply(82));
     assert_eq!(u8::from(a.is_ok()) + u8::from(b.is_ok()), 1);
 }
@@ -139,33 +256,83 @@ async fn of_two_at_once_with_the_same_expectation_one_wins() {
 #[tokio::test]
 async fn what_is_probably_not_meant_is_a_warning() {
     let door = door().await;
-    let answer = door.apply(&format!("{}{}", service("web", 81), route(1))).await;
-    let [warning] = answer.warnings.as_slice() else { panic!("{:?}", answer.warnings) };
-    assert!(warning.message.contains("backend Service default/web has no port 80"), "{warning}");
+    let answer = door
+        .apply(&format!("{}{}", service("web", 81), route(1)))
+        .await;
+    let [warning] = answer.warnings.as_slice() else {
+        panic!("{:?}", answer.warnings)
+    };
+    assert!(
+        warning
+            .message
+            .contains("backend Service default/web has no port 80"),
+        "{warning}"
+    );
     assert_eq!((warning.file.as_str(), warning.line), ("a.yaml", 8));
 }
 
 #[tokio::test]
 async fn delete_takes_names_or_files_and_refuses_what_does_not_exist() {
     let door = door().await;
-    door.apply(&format!("{}{}", service("web", 80), service("api", 80))).await;
-    let by_name = |name: &str| DeleteRequest { ids: vec![phalanx_client::api::DocumentRef { kind: "svc".into(), namespace: "default".into(), name: name.into() }], ..DeleteRequest::default() };
-    assert_eq!(actions(&door.admission.delete(by_name("web")).await.unwrap()), ["Service/web deleted"]);
-    assert!(matches!(door.admission.delete(by_name("web")).await, Err(AdmitError::Invalid { .. })));
-    let by_file = DeleteRequest { files: vec![file("a.yaml", &service("api", 80))], ..DeleteRequest::default() };
-    assert_eq!(actions(&door.admission.delete(by_file).await.unwrap()), ["Service/api deleted"]);
+    door.apply(&format!("{}{}", service("web", 80), service("api", 80)))
+        .await;
+    let by_name = |name: &str| DeleteRequest {
+        ids: vec![phalanx_client::api::DocumentRef {
+            kind: "svc".into(),
+            namespace: "default".into(),
+            name: name.into(),
+        }],
+        ..DeleteRequest::default()
+    };
+    assert_eq!(
+        actions(&door.admission.delete(by_name("web")).await.unwrap()),
+        ["Service/web deleted"]
+    );
+    assert!(matches!(
+        door.admission.delete(by_name("web")).await,
+        Err(AdmitError::Invalid { .. })
+    ));
+    let by_file = DeleteRequest {
+        files: vec![file("a.yaml", &service("api", 80))],
+        ..DeleteRequest::default()
+    };
+    assert_eq!(
+        actions(&door.admission.delete(by_file).await.unwrap()),
+        ["Service/api deleted"]
+    );
     assert!(door.world().documents.is_empty());
-    assert!(matches!(door.admission.delete(DeleteRequest::default()).await, Err(AdmitError::Invalid { .. })));
+    assert!(matches!(
+        door.admission.delete(DeleteRequest::default()).await,
+        Err(AdmitError::Invalid { .. })
+    ));
 }
 
 #[tokio::test]
 async fn the_history_tells_who_changed_what() {
     let door = door().await;
     door.apply(&service("web", 80)).await;
-    let revision = door.admission.apply(ApplyRequest { message: Some("move".into()), ..request(&service("web", 81)) }).await.unwrap().revision;
+    let revision = door
+        .admission
+        .apply(ApplyRequest {
+            message: Some("move".into()),
+            ..request(&service("web", 81))
+        })
+        .await
+        .unwrap()
+        .revision;
     let history = door.admission.history(1).await.unwrap();
-    let [(at, sequence, record)] = history.as_slice() else { panic!() };
-    assert_eq!((*at, *sequence, record.author.as_str(), record.message.as_str()), (revision, 2, "ann", "move"));
+    let [(at, sequence, record)] = history.as_slice() else {
+        panic!()
+    };
+    assert_eq!(
+        (
+            *at,
+            *sequence,
+            record.author.as_str(),
+            record.message.as_str()
+        ),
+        (revision, 2, "ann", "move")
+    );
     assert_eq!(record.changes[0].id, "Service/default/web");
     assert!(record.changes[0].before.is_some() && record.changes[0].after.is_some());
 }
@@ -174,17 +341,37 @@ async fn the_history_tells_who_changed_what() {
 async fn a_rollback_makes_a_new_revision_of_what_was() {
     let door = door().await;
     let first = door.apply(&service("web", 80)).await.revision;
-    let second = door.apply(&format!("{}{}", service("web", 81), route(1))).await.revision;
-    let deleted = DeleteRequest { files: vec![file("a.yaml", &service("web", 81))], ..DeleteRequest::default() };
+    let second = door
+        .apply(&format!("{}{}", service("web", 81), route(1)))
+        .await
+        .revision;
+    let deleted = DeleteRequest {
+        files: vec![file("a.yaml", &service("web", 81))],
+        ..DeleteRequest::default()
+    };
     door.admission.delete(deleted).await.unwrap();
 
-    let back = |to| door.admission.rollback(RollbackRequest { to, ..RollbackRequest::default() });
-    assert_eq!(actions(&back(second).await.unwrap()), ["Service/web created"]);
+    let back = |to| {
+        door.admission.rollback(RollbackRequest {
+            to,
+            ..RollbackRequest::default()
+        })
+    };
+    assert_eq!(
+        actions(&back(second).await.unwrap()),
+        ["Service/web created"]
+    );
     let answer = back(first).await.unwrap();
-    assert_eq!(actions(&answer), ["Service/web configured", "HTTPRoute/r deleted"]);
+    assert_eq!(
+        actions(&answer),
+        ["Service/web configured", "HTTPRoute/r deleted"]
+    );
     assert!(answer.revision > second);
     let world = door.world();
-    assert_eq!(world.documents.values().next().unwrap().json["spec"]["ports"][0]["port"], 80);
+    assert_eq!(
+        world.documents.values().next().unwrap().json["spec"]["ports"][0]["port"],
+        80
+    );
     assert_eq!(actions(&back(0).await.unwrap()), ["Service/web deleted"]);
     assert!(matches!(back(10_000).await, Err(AdmitError::Future { .. })));
 }
@@ -195,10 +382,30 @@ async fn a_rollback_beyond_the_history_is_refused() {
     door.apply(&service("web", 80)).await;
     door.apply(&service("web", 81)).await;
     door.apply(&service("web", 82)).await;
-    door.store.commit(Txn::new().delete(history_key(1))).await.unwrap();
-    let outcome = door.admission.rollback(RollbackRequest { to: 1, ..RollbackRequest::default() }).await;
-    assert!(matches!(outcome, Err(AdmitError::TooOld { to: 1, oldest: 2 })), "{outcome:?}");
-    assert!(door.admission.rollback(RollbackRequest { to: 2, ..RollbackRequest::default() }).await.is_ok());
+    door.store
+        .commit(Txn::new().delete(history_key(1)))
+        .await
+        .unwrap();
+    let outcome = door
+        .admission
+        .rollback(RollbackRequest {
+            to: 1,
+            ..RollbackRequest::default()
+        })
+        .await;
+    assert!(
+        matches!(outcome, Err(AdmitError::TooOld { to: 1, oldest: 2 })),
+        "{outcome:?}"
+    );
+    assert!(
+        door.admission
+            .rollback(RollbackRequest {
+                to: 2,
+                ..RollbackRequest::default()
+            })
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test]
@@ -208,15 +415,29 @@ async fn a_restart_continues_the_history() {
     let second = on(first.store.clone()).await;
     let answer = second.apply(&service("web", 81)).await;
     assert_eq!(second.world().sequence, 2);
-    assert_eq!(second.admission.history(10).await.unwrap()[0].0, answer.revision);
+    assert_eq!(
+        second.admission.history(10).await.unwrap()[0].0,
+        answer.revision
+    );
 }
 
 #[tokio::test]
 async fn what_does_not_fit_a_transaction_is_refused_with_a_reason() {
     let door = door().await;
-    let big = |name: &str, fill: &str| service(name, 80).replace("metadata: {", &format!("metadata: {{annotations: {{x: \"{}\"}}, ", fill.repeat(200 * 1024)));
+    let big = |name: &str, fill: &str| {
+        service(name, 80).replace(
+            "metadata: {",
+            &format!(
+                "metadata: {{annotations: {{x: \"{}\"}}, ",
+                fill.repeat(200 * 1024)
+            ),
+        )
+    };
     let text: String = (0..12).map(|n| big(&format!("s{n}"), "x")).collect();
     let outcome = door.admission.apply(request(&text)).await;
-    assert!(matches!(outcome, Err(AdmitError::TooLarge { .. })), "{outcome:?}");
+    assert!(
+        matches!(outcome, Err(AdmitError::TooLarge { .. })),
+        "{outcome:?}"
+    );
     assert!(door.world().documents.is_empty());
 }

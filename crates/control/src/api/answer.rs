@@ -19,7 +19,13 @@ pub struct Failure {
 
 impl Failure {
     pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
-        Self { status, body: ErrorBody { error: error.into(), ..ErrorBody::default() } }
+        Self {
+            status,
+            body: ErrorBody {
+                error: error.into(),
+                ..ErrorBody::default()
+            },
+        }
     }
 
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -49,10 +55,15 @@ impl From<AdmitError> for Failure {
                 failure
             }
             AdmitError::TooOld { .. } | AdmitError::Future { .. } => {
-                Self::new(StatusCode::UNPROCESSABLE_ENTITY, text).hint("`phalanx history` lists the revisions that can be restored")
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, text)
+                    .hint("`phalanx history` lists the revisions that can be restored")
             }
-            AdmitError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, text).hint("change fewer documents at once"),
-            AdmitError::Store(source) => Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("{text}: {source}")).hint("what was stored before stays in force; see `phalanx status`"),
+            AdmitError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, text)
+                .hint("change fewer documents at once"),
+            AdmitError::Store(source) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("{text}: {source}"))
+                    .hint("what was stored before stays in force; see `phalanx status`")
+            }
         }
     }
 }
@@ -64,13 +75,30 @@ impl Params {
     /// Takes a query with no other parameters than `known`.
     pub fn parse(RawQuery(query): RawQuery, known: &[&str]) -> Result<Self, Failure> {
         let mut params = BTreeMap::new();
-        for pair in query.as_deref().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+        for pair in query
+            .as_deref()
+            .unwrap_or_default()
+            .split('&')
+            .filter(|pair| !pair.is_empty())
+        {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             if !known.contains(&key) {
-                let failure = Failure::new(StatusCode::BAD_REQUEST, format!("there is no parameter `{key}` here"));
-                return Err(if known.is_empty() { failure } else { failure.hint(format!("known are {}", known.join(", "))) });
+                let failure = Failure::new(
+                    StatusCode::BAD_REQUEST,
+                    format!("there is no parameter `{key}` here"),
+                );
+                return Err(if known.is_empty() {
+                    failure
+                } else {
+                    failure.hint(format!("known are {}", known.join(", ")))
+                });
             }
-            let value = decode(value).ok_or_else(|| Failure::new(StatusCode::BAD_REQUEST, format!("parameter `{key}` is badly encoded")))?;
+            let value = decode(value).ok_or_else(|| {
+                Failure::new(
+                    StatusCode::BAD_REQUEST,
+                    format!("parameter `{key}` is badly encoded"),
+                )
+            })?;
             params.insert(key.to_owned(), value);
         }
         Ok(Self(params))
@@ -78,11 +106,21 @@ impl Params {
 
     /// None when left out or empty.
     pub fn text(&self, key: &str) -> Option<&str> {
-        self.0.get(key).map(String::as_str).filter(|text| !text.is_empty())
+        self.0
+            .get(key)
+            .map(String::as_str)
+            .filter(|text| !text.is_empty())
     }
 
     pub fn number(&self, key: &str) -> Result<Option<u64>, Failure> {
-        let parse = |text: &str| text.parse().map_err(|_| Failure::new(StatusCode::BAD_REQUEST, format!("parameter `{key}` is `{text}`, expected a whole number")));
+        let parse = |text: &str| {
+            text.parse().map_err(|_| {
+                Failure::new(
+                    StatusCode::BAD_REQUEST,
+                    format!("parameter `{key}` is `{text}`, expected a whole number"),
+                )
+            })
+        };
         self.text(key).map(parse).transpose()
     }
 }
@@ -110,10 +148,26 @@ mod tests {
     #[test]
     fn parameters_are_known_or_refused() {
         let query = |text: &str| RawQuery(Some(text.to_owned()));
-        let params = Params::parse(query("kind=x%20y&limit=5&empty="), &["kind", "limit", "empty"]).unwrap();
-        assert_eq!((params.text("kind"), params.number("limit").unwrap(), params.text("empty")), (Some("x y"), Some(5), None));
+        let params = Params::parse(
+            query("kind=x%20y&limit=5&empty="),
+            &["kind", "limit", "empty"],
+        )
+        .unwrap();
+        assert_eq!(
+            (
+                params.text("kind"),
+                params.number("limit").unwrap(),
+                params.text("empty")
+            ),
+            (Some("x y"), Some(5), None)
+        );
         assert!(Params::parse(query("kin=x"), &["kind"]).is_err());
         assert!(Params::parse(query("kind=%zz"), &["kind"]).is_err());
-        assert!(Params::parse(query("kind=a"), &["kind"]).unwrap().number("kind").is_err());
+        assert!(
+            Params::parse(query("kind=a"), &["kind"])
+                .unwrap()
+                .number("kind")
+                .is_err()
+        );
     }
 }

@@ -28,27 +28,57 @@ pub async fn healthz() -> &'static str {
 pub async fn readyz(State(api): State<Api>) -> Result<&'static str, Failure> {
     match api.inner.store.status().fatal {
         None => Ok("ok\n"),
-        Some(reason) => Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, format!("the store has failed: {reason}")).hint("restart the control plane")),
+        Some(reason) => Err(Failure::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the store has failed: {reason}"),
+        )
+        .hint("restart the control plane")),
     }
 }
 
 pub async fn metrics(State(api): State<Api>) -> impl IntoResponse {
     let inner = &api.inner;
-    let text = metrics::write(&inner.store, &api.published(), &inner.registry, &inner.observe, &inner.fleet);
-    ([(header::CONTENT_TYPE, phalanx_telemetry::metrics::CONTENT_TYPE)], text)
+    let text = metrics::write(
+        &inner.store,
+        &api.published(),
+        &inner.registry,
+        &inner.observe,
+        &inner.fleet,
+    );
+    (
+        [(
+            header::CONTENT_TYPE,
+            phalanx_telemetry::metrics::CONTENT_TYPE,
+        )],
+        text,
+    )
 }
 
 pub async fn openapi() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], OPENAPI)
 }
 
-pub async fn documents(State(api): State<Api>, query: RawQuery) -> Result<Json<api::Documents>, Failure> {
+pub async fn documents(
+    State(api): State<Api>,
+    query: RawQuery,
+) -> Result<Json<api::Documents>, Failure> {
     let params = Params::parse(query, &["kind", "namespace"])?;
     let kind = params.text("kind").map(kind).transpose()?;
     let world = api.world();
-    let wanted = |id: &DocumentId| kind.is_none_or(|kind| id.kind == kind) && params.text("namespace").is_none_or(|n| n == id.namespace);
-    let items = world.documents.values().filter(|entry| wanted(&entry.id)).map(|entry| stored(entry)).collect();
-    Ok(Json(api::Documents { revision: world.config_revision, items }))
+    let wanted = |id: &DocumentId| {
+        kind.is_none_or(|kind| id.kind == kind)
+            && params.text("namespace").is_none_or(|n| n == id.namespace)
+    };
+    let items = world
+        .documents
+        .values()
+        .filter(|entry| wanted(&entry.id))
+        .map(|entry| stored(entry))
+        .collect();
+    Ok(Json(api::Documents {
+        revision: world.config_revision,
+        items,
+    }))
 }
 
 pub async fn document(
@@ -57,10 +87,16 @@ pub async fn document(
     query: RawQuery,
 ) -> Result<Json<api::StoredDocument>, Failure> {
     Params::parse(query, &[])?;
-    let id = DocumentId { kind: kind(&kind_text)?, namespace, name };
+    let id = DocumentId {
+        kind: kind(&kind_text)?,
+        namespace,
+        name,
+    };
     let world = api.world();
     let entry = world.documents.get(&id);
-    entry.map(|entry| Json(stored(entry))).ok_or_else(|| Failure::new(StatusCode::NOT_FOUND, format!("{id} does not exist")))
+    entry
+        .map(|entry| Json(stored(entry)))
+        .ok_or_else(|| Failure::new(StatusCode::NOT_FOUND, format!("{id} does not exist")))
 }
 
 fn kind(text: &str) -> Result<Kind, Failure> {
@@ -87,9 +123,14 @@ fn stored(entry: &DocumentEntry) -> api::StoredDocument {
 pub async fn status(State(api): State<Api>, query: RawQuery) -> Result<Json<api::Status>, Failure> {
     let params = Params::parse(query, &["revision", "wait_ms"])?;
     let stored = api.inner.store.revision();
-    let target = params.number("revision")?.unwrap_or_else(|| api.world().revision);
+    let target = params
+        .number("revision")?
+        .unwrap_or_else(|| api.world().revision);
     if target > stored {
-        return Err(Failure::new(StatusCode::NOT_FOUND, format!("revision {target} does not exist yet, the store is at {stored}")));
+        return Err(Failure::new(
+            StatusCode::NOT_FOUND,
+            format!("revision {target} does not exist yet, the store is at {stored}"),
+        ));
     }
     let wait = Duration::from_millis(params.number("wait_ms")?.unwrap_or(0)).min(WAIT_MAX);
     let deadline = Instant::now() + wait;
@@ -111,9 +152,23 @@ pub async fn status(State(api): State<Api>, query: RawQuery) -> Result<Json<api:
 fn status_of(api: &Api, target: u64) -> api::Status {
     let (world, published) = (api.world(), api.published());
     let reach = api.inner.fleet.reach(target);
-    let refused = api.inner.fleet.proxies().iter().flat_map(refusals).collect();
-    let of_world = world.quarantined.iter().map(|(id, q)| api::Quarantine { id: id.clone(), message: q.message.clone(), since_revision: q.since_revision });
-    let of_compile = published.findings.iter().map(|f| api::Quarantine { id: f.document.to_string(), message: f.message.clone(), since_revision: f.since_revision });
+    let refused = api
+        .inner
+        .fleet
+        .proxies()
+        .iter()
+        .flat_map(refusals)
+        .collect();
+    let of_world = world.quarantined.iter().map(|(id, q)| api::Quarantine {
+        id: id.clone(),
+        message: q.message.clone(),
+        since_revision: q.since_revision,
+    });
+    let of_compile = published.findings.iter().map(|f| api::Quarantine {
+        id: f.document.to_string(),
+        message: f.message.clone(),
+        since_revision: f.since_revision,
+    });
     let now = unix_ms();
     let held = api.inner.registry.held().into_iter().map(|held| api::Held {
         namespace: held.id.service.namespace,
@@ -149,22 +204,44 @@ fn refusals(proxy: &ProxyState) -> Vec<api::Refusal> {
     proxy.refused.iter().map(refusal).collect()
 }
 
-pub async fn history(State(api): State<Api>, query: RawQuery) -> Result<Json<api::History>, Failure> {
+pub async fn history(
+    State(api): State<Api>,
+    query: RawQuery,
+) -> Result<Json<api::History>, Failure> {
     let params = Params::parse(query, &["limit"])?;
-    let limit = params.number("limit")?.unwrap_or(HISTORY_LIMIT).clamp(1, crate::admit::HISTORY_MAX) as usize;
+    let limit = params
+        .number("limit")?
+        .unwrap_or(HISTORY_LIMIT)
+        .clamp(1, crate::admit::HISTORY_MAX) as usize;
     let records = api.inner.admission.history(limit).await?;
-    let entry = |(revision, sequence, record): (u64, u64, crate::world::record::HistoryRecord)| api::HistoryEntry {
-        revision,
-        sequence,
-        time_ms: record.time,
-        author: record.author,
-        message: record.message,
-        changes: record.changes.into_iter().map(|c| api::HistoryChange { id: c.id, before: c.before, after: c.after }).collect(),
+    let entry = |(revision, sequence, record): (u64, u64, crate::world::record::HistoryRecord)| {
+        api::HistoryEntry {
+            revision,
+            sequence,
+            time_ms: record.time,
+            author: record.author,
+            message: record.message,
+            changes: record
+                .changes
+                .into_iter()
+                .map(|c| api::HistoryChange {
+                    id: c.id,
+                    before: c.before,
+                    after: c.after,
+                })
+                .collect(),
+        }
     };
-    Ok(Json(api::History { revision: api.world().config_revision, entries: records.into_iter().map(entry).collect() }))
+    Ok(Json(api::History {
+        revision: api.world().config_revision,
+        entries: records.into_iter().map(entry).collect(),
+    }))
 }
 
-pub async fn proxies(State(api): State<Api>, query: RawQuery) -> Result<Json<api::Proxies>, Failure> {
+pub async fn proxies(
+    State(api): State<Api>,
+    query: RawQuery,
+) -> Result<Json<api::Proxies>, Failure> {
     Params::parse(query, &[])?;
     let item = |proxy: ProxyState| api::Proxy {
         refusals: refusals(&proxy),
@@ -183,16 +260,34 @@ pub async fn proxies(State(api): State<Api>, query: RawQuery) -> Result<Json<api
         acked_revision: proxy.acked,
     };
     let items = api.inner.fleet.proxies().into_iter().map(item).collect();
-    Ok(Json(api::Proxies { revision: api.published().revision, items }))
+    Ok(Json(api::Proxies {
+        revision: api.published().revision,
+        items,
+    }))
 }
 
-pub async fn instances(State(api): State<Api>, query: RawQuery) -> Result<Json<api::Instances>, Failure> {
+pub async fn instances(
+    State(api): State<Api>,
+    query: RawQuery,
+) -> Result<Json<api::Instances>, Failure> {
     let params = Params::parse(query, &["service", "namespace"])?;
     let world = api.world();
-    let connected: BTreeSet<InstanceId> = api.inner.fleet.proxies().into_iter().map(|p| InstanceId { service: p.node.service, id: p.node.instance }).collect();
+    let connected: BTreeSet<InstanceId> = api
+        .inner
+        .fleet
+        .proxies()
+        .into_iter()
+        .map(|p| InstanceId {
+            service: p.node.service,
+            id: p.node.instance,
+        })
+        .collect();
     let wanted = |registered: &&std::sync::Arc<Registered>| {
         let service = &registered.instance.id.service;
-        params.text("service").is_none_or(|s| s == service.name) && params.text("namespace").is_none_or(|n| n == service.namespace)
+        params.text("service").is_none_or(|s| s == service.name)
+            && params
+                .text("namespace")
+                .is_none_or(|n| n == service.namespace)
     };
     let item = |registered: &std::sync::Arc<Registered>| {
         let instance = &registered.instance;
@@ -217,11 +312,19 @@ pub async fn instances(State(api): State<Api>, query: RawQuery) -> Result<Json<a
         }
     };
     let items = world.instances.iter().filter(wanted).map(item).collect();
-    Ok(Json(api::Instances { revision: world.revision, items }))
+    Ok(Json(api::Instances {
+        revision: world.revision,
+        items,
+    }))
 }
 
 fn port(port: &InstancePort) -> api::PortView {
-    api::PortView { name: port.name.clone(), number: port.number, address: port.address.to_string(), protocol: port.protocol.as_str().to_owned() }
+    api::PortView {
+        name: port.name.clone(),
+        number: port.number,
+        address: port.address.to_string(),
+        protocol: port.protocol.as_str().to_owned(),
+    }
 }
 
 pub async fn edges(State(api): State<Api>, query: RawQuery) -> Result<Json<api::Edges>, Failure> {

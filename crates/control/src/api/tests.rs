@@ -19,30 +19,62 @@ struct Control {
 async fn control() -> Control {
     let data = tempfile::tempdir().unwrap();
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = serve::Config { data: data.path().to_owned(), xds: any, admin: any, open: true, ..serve::Config::default() };
+    let config = serve::Config {
+        data: data.path().to_owned(),
+        xds: any,
+        admin: any,
+        open: true,
+        ..serve::Config::default()
+    };
     let running = serve::start(config).await.unwrap();
-    Control { admin: Admin::new(&running.admin_address().to_string()), running, _data: data }
+    Control {
+        admin: Admin::new(&running.admin_address().to_string()),
+        running,
+        _data: data,
+    }
 }
 
 impl Control {
     /// A request as it is; status and body.
-    async fn raw(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> (u16, String) {
-        let stream = tokio::net::TcpStream::connect(self.running.admin_address()).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    async fn raw(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> (u16, String) {
+        let stream = tokio::net::TcpStream::connect(self.running.admin_address())
+            .await
+            .unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
         tokio::spawn(connection);
         let mut request = hyper::Request::builder().method(method).uri(path);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let response = sender.send_request(request.body(Full::new(body.into())).unwrap()).await.unwrap();
+        let response = sender
+            .send_request(request.body(Full::new(body.into())).unwrap())
+            .await
+            .unwrap();
         let status = response.status().as_u16();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8_lossy(&body).into_owned())
     }
 
     async fn apply(&self, text: &str) -> Result<phalanx_client::api::ApplyResponse, AdminError> {
-        let file = File { name: "a.yaml".into(), text: text.into() };
-        self.admin.apply(&ApplyRequest { files: vec![file], author: "ann".into(), ..ApplyRequest::default() }).await
+        let file = File {
+            name: "a.yaml".into(),
+            text: text.into(),
+        };
+        self.admin
+            .apply(&ApplyRequest {
+                files: vec![file],
+                author: "ann".into(),
+                ..ApplyRequest::default()
+            })
+            .await
     }
 }
 
@@ -55,9 +87,18 @@ fn the_openapi_document_lists_every_route_and_no_other() {
     let document: Value = serde_json::from_str(include_str!("openapi.json")).unwrap();
     let mut documented = BTreeSet::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
-        documented.extend(methods.as_object().unwrap().keys().map(|method| format!("{} {path}", method.to_uppercase())));
+        documented.extend(
+            methods
+                .as_object()
+                .unwrap()
+                .keys()
+                .map(|method| format!("{} {path}", method.to_uppercase())),
+        );
     }
-    let served: BTreeSet<_> = routes().into_iter().map(|(method, path, _)| format!("{method} {path}")).collect();
+    let served: BTreeSet<_> = routes()
+        .into_iter()
+        .map(|(method, path, _)| format!("{method} {path}"))
+        .collect();
     assert_eq!(documented, served);
 }
 
@@ -65,19 +106,73 @@ fn the_openapi_document_lists_every_route_and_no_other() {
 fn the_openapi_document_describes_every_field() {
     use phalanx_client::api as dto;
     fn check<T: serde::Serialize>(document: &Value, name: &str, value: &T) {
-        let described = document["components"]["schemas"][name]["properties"].as_object().unwrap_or_else(|| panic!("{name}"));
-        for field in serde_json::to_value(value).unwrap().as_object().unwrap().keys() {
+        let described = document["components"]["schemas"][name]["properties"]
+            .as_object()
+            .unwrap_or_else(|| panic!("{name}"));
+        for field in serde_json::to_value(value)
+            .unwrap()
+            .as_object()
+            .unwrap()
+            .keys()
+        {
             assert!(described.contains_key(field), "{name}.{field}");
         }
     }
     let document: Value = serde_json::from_str(include_str!("openapi.json")).unwrap();
-    check(&document, "ApplyRequest", &ApplyRequest { expect: Some(1), message: Some(String::new()), ..ApplyRequest::default() });
-    check(&document, "DeleteRequest", &DeleteRequest { expect: Some(1), message: Some(String::new()), ..DeleteRequest::default() });
-    check(&document, "RollbackRequest", &RollbackRequest { expect: Some(1), ..RollbackRequest::default() });
+    check(
+        &document,
+        "ApplyRequest",
+        &ApplyRequest {
+            expect: Some(1),
+            message: Some(String::new()),
+            ..ApplyRequest::default()
+        },
+    );
+    check(
+        &document,
+        "DeleteRequest",
+        &DeleteRequest {
+            expect: Some(1),
+            message: Some(String::new()),
+            ..DeleteRequest::default()
+        },
+    );
+    check(
+        &document,
+        "RollbackRequest",
+        &RollbackRequest {
+            expect: Some(1),
+            ..RollbackRequest::default()
+        },
+    );
     check(&document, "ApplyResponse", &dto::ApplyResponse::default());
-    check(&document, "Status", &dto::Status { elapsed_ms: Some(1.0), read_only: Some(String::new()), ..dto::Status::default() });
-    check(&document, "Error", &dto::ErrorBody { hint: Some(String::new()), revision: Some(1), problems: vec![dto::Problem::default()], ..dto::ErrorBody::default() });
-    check(&document, "Problem", &dto::Problem { hint: Some(String::new()), ..dto::Problem::default() });
+    check(
+        &document,
+        "Status",
+        &dto::Status {
+            elapsed_ms: Some(1.0),
+            read_only: Some(String::new()),
+            ..dto::Status::default()
+        },
+    );
+    check(
+        &document,
+        "Error",
+        &dto::ErrorBody {
+            hint: Some(String::new()),
+            revision: Some(1),
+            problems: vec![dto::Problem::default()],
+            ..dto::ErrorBody::default()
+        },
+    );
+    check(
+        &document,
+        "Problem",
+        &dto::Problem {
+            hint: Some(String::new()),
+            ..dto::Problem::default()
+        },
+    );
     check(&document, "Proxy", &dto::Proxy::default());
     check(&document, "Instance", &dto::InstanceView::default());
     check(&document, "Edge", &dto::Edge::default());
@@ -92,30 +187,100 @@ fn the_openapi_document_describes_every_field() {
 async fn apply_get_diff_history_rollback_and_delete_work_over_http() {
     let control = control().await;
     let first = control.apply(WEB).await.unwrap().revision;
-    let second = control.apply(&WEB.replace("port: 80", "port: 81")).await.unwrap().revision;
-    let documents = control.admin.documents(Some("svc"), Some("default")).await.unwrap();
-    assert_eq!((documents.revision, documents.items.len(), documents.items[0].generation), (second, 1, 2));
-    let one = control.admin.document("Service", "default", "web").await.unwrap();
+    let second = control
+        .apply(&WEB.replace("port: 80", "port: 81"))
+        .await
+        .unwrap()
+        .revision;
+    let documents = control
+        .admin
+        .documents(Some("svc"), Some("default"))
+        .await
+        .unwrap();
+    assert_eq!(
+        (
+            documents.revision,
+            documents.items.len(),
+            documents.items[0].generation
+        ),
+        (second, 1, 2)
+    );
+    let one = control
+        .admin
+        .document("Service", "default", "web")
+        .await
+        .unwrap();
     assert_eq!(one.document["spec"]["ports"][0]["port"], 81);
-    assert!(matches!(control.admin.document("Service", "default", "none").await, Err(AdminError::NotFound { .. })));
+    assert!(matches!(
+        control.admin.document("Service", "default", "none").await,
+        Err(AdminError::NotFound { .. })
+    ));
     let history = control.admin.history(Some(10)).await.unwrap();
-    assert_eq!(history.entries.iter().map(|e| e.revision).collect::<Vec<_>>(), [second, first]);
-    let rolled = control.admin.rollback(&RollbackRequest { to: first, author: "ann".into(), ..RollbackRequest::default() }).await.unwrap();
+    assert_eq!(
+        history
+            .entries
+            .iter()
+            .map(|e| e.revision)
+            .collect::<Vec<_>>(),
+        [second, first]
+    );
+    let rolled = control
+        .admin
+        .rollback(&RollbackRequest {
+            to: first,
+            author: "ann".into(),
+            ..RollbackRequest::default()
+        })
+        .await
+        .unwrap();
     assert!(rolled.revision > second);
-    let delete = DeleteRequest { ids: vec![phalanx_client::api::DocumentRef { kind: "service".into(), namespace: "default".into(), name: "web".into() }], ..DeleteRequest::default() };
+    let delete = DeleteRequest {
+        ids: vec![phalanx_client::api::DocumentRef {
+            kind: "service".into(),
+            namespace: "default".into(),
+            name: "web".into(),
+        }],
+        ..DeleteRequest::default()
+    };
     control.admin.delete(&delete).await.unwrap();
-    assert!(control.admin.documents(None, None).await.unwrap().items.is_empty());
+    assert!(
+        control
+            .admin
+            .documents(None, None)
+            .await
+            .unwrap()
+            .items
+            .is_empty()
+    );
 }
 
 #[tokio::test]
 async fn bad_files_are_422_with_all_places_and_a_moved_configuration_is_409() {
     let control = control().await;
-    let error = control.apply("apiVersion: v1\nkind: Service\nmetadata: {name: Web}\nspec:\n  prots: [{port: 0}]\n").await.unwrap_err();
-    assert!(matches!(&error, AdminError::Invalid { .. }) && error.problems().len() >= 2, "{error:?}");
-    let file = File { name: "a.yaml".into(), text: WEB.into() };
-    let request = ApplyRequest { files: vec![file], expect: Some(99), ..ApplyRequest::default() };
+    let error = control
+        .apply(
+            "apiVersion: v1\nkind: Service\nmetadata: {name: Web}\nspec:\n  prots: [{port: 0}]\n",
+        )
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, AdminError::Invalid { .. }) && error.problems().len() >= 2,
+        "{error:?}"
+    );
+    let file = File {
+        name: "a.yaml".into(),
+        text: WEB.into(),
+    };
+    let request = ApplyRequest {
+        files: vec![file],
+        expect: Some(99),
+        ..ApplyRequest::default()
+    };
     let error = control.admin.apply(&request).await.unwrap_err();
-    assert!(matches!(&error, AdminError::Conflict { body } if body.revision == Some(0)), "{error:?}");
+    assert!(
+        matches!(&error, AdminError::Conflict { body } if body.revision == Some(0)),
+        "{error:?}"
+    );
     assert!(error.hint().is_some());
 }
 
@@ -136,19 +301,55 @@ async fn another_host_or_site_is_refused() {
         assert_eq!(seen, status, "{headers:?}: {body}");
     }
     let hop = [LOCAL, JSON, ("origin", "http://evil.example")];
-    assert_eq!(control.raw("POST", "/api/v1/apply", &hop, r#"{"files":[]}"#).await.0, 403);
+    assert_eq!(
+        control
+            .raw("POST", "/api/v1/apply", &hop, r#"{"files":[]}"#)
+            .await
+            .0,
+        403
+    );
 }
 
 #[tokio::test]
 async fn state_changes_only_by_post_with_json() {
     let control = control().await;
-    let (status, body) = control.raw("POST", "/api/v1/apply", &[LOCAL, ("content-type", "text/plain")], "{}").await;
+    let (status, body) = control
+        .raw(
+            "POST",
+            "/api/v1/apply",
+            &[LOCAL, ("content-type", "text/plain")],
+            "{}",
+        )
+        .await;
     assert_eq!(status, 415, "{body}");
-    assert_eq!(control.raw("GET", "/api/v1/apply", &[LOCAL], "").await.0, 405);
-    assert_eq!(control.raw("POST", "/api/v1/status", &[LOCAL, JSON], "{}").await.0, 405);
-    let (status, body) = control.raw("POST", "/api/v1/apply", &[LOCAL, JSON], r#"{"files":[],"sudo":true}"#).await;
+    assert_eq!(
+        control.raw("GET", "/api/v1/apply", &[LOCAL], "").await.0,
+        405
+    );
+    assert_eq!(
+        control
+            .raw("POST", "/api/v1/status", &[LOCAL, JSON], "{}")
+            .await
+            .0,
+        405
+    );
+    let (status, body) = control
+        .raw(
+            "POST",
+            "/api/v1/apply",
+            &[LOCAL, JSON],
+            r#"{"files":[],"sudo":true}"#,
+        )
+        .await;
     assert!(status == 400 && body.contains("sudo"), "{body}");
-    let (status, body) = control.raw("POST", "/api/v1/apply", &[LOCAL, JSON], vec![b'x'; write::BODY_MAX + 1]).await;
+    let (status, body) = control
+        .raw(
+            "POST",
+            "/api/v1/apply",
+            &[LOCAL, JSON],
+            vec![b'x'; write::BODY_MAX + 1],
+        )
+        .await;
     assert!(status == 413 && body.contains("4 MiB"), "{body}");
 }
 
@@ -165,7 +366,8 @@ async fn every_error_is_json_with_a_text() {
     ] {
         let (seen, body) = control.raw(method, path, &[LOCAL, JSON], "").await;
         assert_eq!(seen, status, "{path}: {body}");
-        let body: phalanx_client::api::ErrorBody = serde_json::from_str(&body).unwrap_or_else(|e| panic!("{path}: {e}: {body}"));
+        let body: phalanx_client::api::ErrorBody =
+            serde_json::from_str(&body).unwrap_or_else(|e| panic!("{path}: {e}: {body}"));
         assert!(!body.error.is_empty());
     }
 }
@@ -182,7 +384,11 @@ async fn health_metrics_page_and_document_are_served() {
         ("/", "<title>Phalanx</title>"),
     ] {
         let answer = control.admin.text(path).await.unwrap();
-        assert!(answer.status == 200 && answer.body.contains(holds), "{path} lacks {holds}: {}", answer.body);
+        assert!(
+            answer.status == 200 && answer.body.contains(holds),
+            "{path} lacks {holds}: {}",
+            answer.body
+        );
     }
 }
 
@@ -190,22 +396,53 @@ async fn health_metrics_page_and_document_are_served() {
 async fn without_proxies_everything_is_applied() {
     let control = control().await;
     let revision = control.apply(WEB).await.unwrap().revision;
-    let status = control.admin.status_within(Some(revision), std::time::Duration::from_secs(5)).await.unwrap();
-    assert_eq!((status.target_revision, status.proxies, status.applied, status.elapsed_ms), (revision, 0, 0, None));
+    let status = control
+        .admin
+        .status_within(Some(revision), std::time::Duration::from_secs(5))
+        .await
+        .unwrap();
+    assert_eq!(
+        (
+            status.target_revision,
+            status.proxies,
+            status.applied,
+            status.elapsed_ms
+        ),
+        (revision, 0, 0, None)
+    );
     assert!(status.complete() && status.revision >= revision && status.config_revision == revision);
 }
 
 #[tokio::test]
 async fn a_document_stored_another_way_is_quarantined_and_said() {
     let data = tempfile::tempdir().unwrap();
-    let store = Store::embedded(phalanx_store::Config::at(data.path())).await.unwrap();
-    let bad = r#"{"created":1,"updated":1,"generation":1,"document":{"kind":"Service","later":true}}"#;
-    store.commit(phalanx_store::Txn::new().put("config/Service/default/odd", bad)).await.unwrap();
+    let store = Store::embedded(phalanx_store::Config::at(data.path()))
+        .await
+        .unwrap();
+    let bad =
+        r#"{"created":1,"updated":1,"generation":1,"document":{"kind":"Service","later":true}}"#;
+    store
+        .commit(phalanx_store::Txn::new().put("config/Service/default/odd", bad))
+        .await
+        .unwrap();
     store.close().await;
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = serve::Config { data: data.path().to_owned(), xds: any, admin: any, open: true, ..serve::Config::default() };
+    let config = serve::Config {
+        data: data.path().to_owned(),
+        xds: any,
+        admin: any,
+        open: true,
+        ..serve::Config::default()
+    };
     let running = serve::start(config).await.unwrap();
-    let status = Admin::new(&running.admin_address().to_string()).status(None).await.unwrap();
+    let status = Admin::new(&running.admin_address().to_string())
+        .status(None)
+        .await
+        .unwrap();
     assert_eq!(status.quarantined[0].id, "Service/default/odd");
-    assert!(status.quarantined[0].message.contains("apiVersion"), "{:?}", status.quarantined);
+    assert!(
+        status.quarantined[0].message.contains("apiVersion"),
+        "{:?}",
+        status.quarantined
+    );
 }

@@ -26,15 +26,31 @@ pub async fn rollback(State(api): State<Api>, body: Body) -> Result<Json<ApplyRe
 }
 
 async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Failure> {
-    let bytes = match tokio::time::timeout(BODY_TIME_MAX, axum::body::to_bytes(body, BODY_MAX)).await {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(_)) => {
-            let error = format!("the body is over {} MiB, or broke off", BODY_MAX / (1024 * 1024));
-            return Err(Failure::new(StatusCode::PAYLOAD_TOO_LARGE, error).hint("apply fewer files at once"));
-        }
-        Err(_) => return Err(Failure::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
-    };
-    serde_json::from_slice(&bytes).map_err(|e| Failure::new(StatusCode::BAD_REQUEST, format!("the body is not what is expected: {e}")).hint("see GET /openapi.json"))
+    let bytes =
+        match tokio::time::timeout(BODY_TIME_MAX, axum::body::to_bytes(body, BODY_MAX)).await {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(_)) => {
+                let error = format!(
+                    "the body is over {} MiB, or broke off",
+                    BODY_MAX / (1024 * 1024)
+                );
+                return Err(Failure::new(StatusCode::PAYLOAD_TOO_LARGE, error)
+                    .hint("apply fewer files at once"));
+            }
+            Err(_) => {
+                return Err(Failure::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "the body did not come in time",
+                ));
+            }
+        };
+    serde_json::from_slice(&bytes).map_err(|e| {
+        Failure::new(
+            StatusCode::BAD_REQUEST,
+            format!("the body is not what is expected: {e}"),
+        )
+        .hint("see GET /openapi.json")
+    })
 }
 
 /// Of a request's body.

@@ -90,7 +90,13 @@ pub struct Reach {
 impl Default for Fleet {
     fn default() -> Self {
         let (changes, _) = watch::channel(0);
-        Self { inner: Arc::new(Inner { state: Mutex::default(), counts: Counts::default(), changes }) }
+        Self {
+            inner: Arc::new(Inner {
+                state: Mutex::default(),
+                counts: Counts::default(),
+                changes,
+            }),
+        }
     }
 }
 
@@ -113,7 +119,10 @@ impl Fleet {
         state.streams.insert(stream, proxy);
         drop(state);
         self.touch();
-        Seat { fleet: self.clone(), stream }
+        Seat {
+            fleet: self.clone(),
+            stream,
+        }
     }
 
     /// Notes revisions and when they were stored.
@@ -124,7 +133,11 @@ impl Fleet {
             if state.pushes.len() >= PUSHES_MAX {
                 state.pushes.pop_front();
             }
-            state.pushes.push_back(Push { revision: *revision, committed: *committed, last_ack: None });
+            state.pushes.push_back(Push {
+                revision: *revision,
+                committed: *committed,
+                last_ack: None,
+            });
         }
     }
 
@@ -138,7 +151,9 @@ impl Fleet {
 
     /// Wakes long polls.
     pub fn touch(&self) {
-        self.inner.changes.send_modify(|count| *count = count.wrapping_add(1));
+        self.inner
+            .changes
+            .send_modify(|count| *count = count.wrapping_add(1));
     }
 
     pub fn changes(&self) -> watch::Receiver<u64> {
@@ -160,14 +175,20 @@ impl Fleet {
     /// One per node, by id: of several streams (a reconnect whose predecessor is not closed yet) the newest.
     pub fn proxies(&self) -> Vec<ProxyState> {
         let state = self.state();
-        let by_id: BTreeMap<&str, &ProxyState> = state.streams.values().map(|proxy| (proxy.node.id.as_str(), proxy)).collect();
+        let by_id: BTreeMap<&str, &ProxyState> = state
+            .streams
+            .values()
+            .map(|proxy| (proxy.node.id.as_str(), proxy))
+            .collect();
         by_id.into_values().cloned().collect()
     }
 
     pub fn reach(&self, revision: u64) -> Reach {
         let proxies = self.proxies();
         let applied = |proxy: &&ProxyState| proxy.acked >= revision && proxy.refused.is_empty();
-        let waiting = proxies.iter().filter(|proxy| proxy.acked < revision && proxy.refused.is_empty());
+        let waiting = proxies
+            .iter()
+            .filter(|proxy| proxy.acked < revision && proxy.refused.is_empty());
         let mut reach = Reach {
             proxies: proxies.len(),
             applied: proxies.iter().filter(applied).count(),
@@ -177,13 +198,17 @@ impl Fleet {
         if reach.applied == reach.proxies {
             let state = self.state();
             let push = state.pushes.iter().find(|push| push.revision >= revision);
-            reach.elapsed = push.and_then(|push| Some(push.last_ack?.duration_since(push.committed)));
+            reach.elapsed =
+                push.and_then(|push| Some(push.last_ack?.duration_since(push.committed)));
         }
         reach
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -197,16 +222,26 @@ impl Seat {
     /// Notes the progress of the stream.
     pub fn report(&self, target: u64, acked: u64, refused: Vec<Refused>) {
         let mut state = self.fleet.state();
-        let State { streams, pushes, .. } = &mut *state;
-        let Some(proxy) = streams.get_mut(&self.stream) else { return };
+        let State {
+            streams, pushes, ..
+        } = &mut *state;
+        let Some(proxy) = streams.get_mut(&self.stream) else {
+            return;
+        };
         if (proxy.target, proxy.acked, &proxy.refused) == (target, acked, &refused) {
             return;
         }
         let now = Instant::now();
-        for push in pushes.iter_mut().filter(|push| push.revision > proxy.acked && push.revision <= acked) {
+        for push in pushes
+            .iter_mut()
+            .filter(|push| push.revision > proxy.acked && push.revision <= acked)
+        {
             if proxy.connected <= push.committed {
                 push.last_ack = Some(now);
-                self.fleet.inner.counts.observe(now.duration_since(push.committed));
+                self.fleet
+                    .inner
+                    .counts
+                    .observe(now.duration_since(push.committed));
             }
         }
         (proxy.target, proxy.acked, proxy.refused) = (target, acked, refused);
@@ -227,10 +262,13 @@ impl Counts {
         let ms = elapsed.as_secs_f64() * 1000.0;
         let bucket = PUSH_BOUNDS_MS.partition_point(|bound| *bound < ms);
         self.push_ms[bucket].fetch_add(1, Ordering::Relaxed);
-        self.push_us_sum.fetch_add(elapsed.as_micros() as u64, Ordering::Relaxed);
+        self.push_us_sum
+            .fetch_add(elapsed.as_micros() as u64, Ordering::Relaxed);
     }
 }
 
 /// Milliseconds from stored to acknowledged.
-pub const PUSH_BOUNDS_MS: [f64; 12] = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 5_000.0, 30_000.0];
+pub const PUSH_BOUNDS_MS: [f64; 12] = [
+    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 5_000.0, 30_000.0,
+];
 const PUSHES_MAX: usize = 256;

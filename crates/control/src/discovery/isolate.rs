@@ -46,7 +46,9 @@ impl Isolation {
 
     /// The node answered a response about routes; true if it needs another snapshot.
     pub fn answered(&mut self, nonce: &str, error: Option<&str>, published: &Published) -> bool {
-        let Some((_, documents)) = self.sent.take_if(|(sent, _)| sent == nonce) else { return false };
+        let Some((_, documents)) = self.sent.take_if(|(sent, _)| sent == nonce) else {
+            return false;
+        };
         match error {
             None => self.accept(documents),
             Some(message) => self.refuse(message, &documents, published),
@@ -54,9 +56,21 @@ impl Isolation {
     }
 
     /// The node's part of what is published, with what it refuses as it was before.
-    pub fn snapshot(&mut self, published: &Published, node: &Node, listeners: &Resources) -> Snapshot {
-        let current = |id: &DocumentId| published.world.documents.get(id).map(|entry| entry.revision);
-        self.blamed.retain(|id, blame| current(id) == Some(blame.revision));
+    pub fn snapshot(
+        &mut self,
+        published: &Published,
+        node: &Node,
+        listeners: &Resources,
+    ) -> Snapshot {
+        let current = |id: &DocumentId| {
+            published
+                .world
+                .documents
+                .get(id)
+                .map(|entry| entry.revision)
+        };
+        self.blamed
+            .retain(|id, blame| current(id) == Some(blame.revision));
         self.trial = self.trial.take().filter(|id| self.blamed.contains_key(id));
         let is_whole = self.blamed.keys().all(|id| self.trial.as_ref() == Some(id));
         if is_whole {
@@ -64,7 +78,10 @@ impl Isolation {
             return published.snapshot(node, listeners, None);
         }
         self.offered = Arc::new(self.replaced(&published.world));
-        let world = World { documents: self.offered.clone(), ..(*published.world).clone() };
+        let world = World {
+            documents: self.offered.clone(),
+            ..(*published.world).clone()
+        };
         let mesh = Mesh::compile(&world);
         let table = encode_table(&mesh.rules.table(&node.service.namespace, &mesh.catalog));
         published.snapshot(node, listeners, Some(&table))
@@ -78,12 +95,20 @@ impl Isolation {
             message: blame.message.clone(),
             since_revision: blame.since_revision,
         });
-        let open = progress.nacks.iter().filter(|nack| nack.kind != Kind::Routes || self.blamed.is_empty()).map(|nack| Refused {
-            resource: format!("{} {}", nack.kind, nack.name.as_deref().unwrap_or("(one of several)")),
-            rule: rule(nack, published),
-            message: nack.message.clone(),
-            since_revision: nack.since_revision,
-        });
+        let open = progress
+            .nacks
+            .iter()
+            .filter(|nack| nack.kind != Kind::Routes || self.blamed.is_empty())
+            .map(|nack| Refused {
+                resource: format!(
+                    "{} {}",
+                    nack.kind,
+                    nack.name.as_deref().unwrap_or("(one of several)")
+                ),
+                rule: rule(nack, published),
+                message: nack.message.clone(),
+                since_revision: nack.since_revision,
+            });
         isolated.chain(open).collect()
     }
 
@@ -102,9 +127,17 @@ impl Isolation {
             self.next_trial();
             return true;
         }
-        let suspects: Vec<_> = self.suspects(message, documents).into_iter().cloned().collect();
+        let suspects: Vec<_> = self
+            .suspects(message, documents)
+            .into_iter()
+            .cloned()
+            .collect();
         for entry in &suspects {
-            let last_good = self.accepted.as_ref().and_then(|documents| documents.get(&entry.id)).cloned();
+            let last_good = self
+                .accepted
+                .as_ref()
+                .and_then(|documents| documents.get(&entry.id))
+                .cloned();
             let blame = Blame {
                 revision: entry.revision,
                 last_good,
@@ -122,7 +155,9 @@ impl Isolation {
     /// the table with it is the one that was refused.
     fn next_trial(&mut self) -> bool {
         let alone = self.blamed.len() == 1;
-        let Some((id, blame)) = self.blamed.iter_mut().find(|(_, blame)| !blame.is_proven) else { return false };
+        let Some((id, blame)) = self.blamed.iter_mut().find(|(_, blame)| !blame.is_proven) else {
+            return false;
+        };
         if alone {
             blame.is_proven = true;
             return false;
@@ -134,7 +169,11 @@ impl Isolation {
     /// All documents, the blamed as they were, but for the one on trial.
     fn replaced(&self, world: &World) -> Documents {
         let mut documents = (*world.documents).clone();
-        for (id, blame) in self.blamed.iter().filter(|(id, _)| self.trial.as_ref() != Some(id)) {
+        for (id, blame) in self
+            .blamed
+            .iter()
+            .filter(|(id, _)| self.trial.as_ref() != Some(id))
+        {
             match &blame.last_good {
                 Some(entry) => documents.insert(id.clone(), entry.clone()),
                 None => documents.remove(id),
@@ -147,11 +186,16 @@ impl Isolation {
     /// changed last.
     fn suspects<'a>(&self, message: &str, documents: &'a Documents) -> Vec<&'a DocumentEntry> {
         let changed = |entry: &DocumentEntry| {
-            let accepted = self.accepted.as_ref().and_then(|documents| documents.get(&entry.id));
+            let accepted = self
+                .accepted
+                .as_ref()
+                .and_then(|documents| documents.get(&entry.id));
             accepted.is_none_or(|accepted| accepted.revision != entry.revision)
         };
-        let fresh = routes(documents).filter(|entry| !self.blamed.contains_key(&entry.id) && changed(entry));
-        let (named, mut others): (Vec<_>, Vec<_>) = fresh.partition(|entry| names(message, &entry.id));
+        let fresh = routes(documents)
+            .filter(|entry| !self.blamed.contains_key(&entry.id) && changed(entry));
+        let (named, mut others): (Vec<_>, Vec<_>) =
+            fresh.partition(|entry| names(message, &entry.id));
         if !named.is_empty() {
             return named;
         }
@@ -166,14 +210,25 @@ impl Isolation {
 /// The documents that a refused resource can come from.
 fn rule(nack: &Nack, published: &Published) -> String {
     let ids: Vec<String> = match nack.kind {
-        Kind::Routes => routes(&published.world.documents).filter(|entry| names(&nack.message, &entry.id)).map(|entry| entry.id.to_string()).collect(),
-        _ => nack.name.iter().flat_map(|name| published.sources(name)).map(|id| id.to_string()).collect(),
+        Kind::Routes => routes(&published.world.documents)
+            .filter(|entry| names(&nack.message, &entry.id))
+            .map(|entry| entry.id.to_string())
+            .collect(),
+        _ => nack
+            .name
+            .iter()
+            .flat_map(|name| published.sources(name))
+            .map(|id| id.to_string())
+            .collect(),
     };
     ids.join(", ")
 }
 
 fn routes(documents: &Documents) -> impl Iterator<Item = &DocumentEntry> {
-    documents.values().map(|entry| &**entry).filter(|entry| matches!(entry.document.as_deref(), Some(Document::Route(_))))
+    documents
+        .values()
+        .map(|entry| &**entry)
+        .filter(|entry| matches!(entry.document.as_deref(), Some(Document::Route(_))))
 }
 
 /// Whether a rule of the document is mentioned (rules are called `<Kind>/<namespace>/<name>/<rule>`).

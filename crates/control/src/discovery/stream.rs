@@ -43,7 +43,11 @@ impl Message for wire::DeltaDiscoveryRequest {
     }
 
     fn answer(&self) -> Answer<'_> {
-        Answer { type_url: &self.type_url, nonce: &self.response_nonce, error: self.error_detail.as_ref().map(|e| e.message.as_str()) }
+        Answer {
+            type_url: &self.type_url,
+            nonce: &self.response_nonce,
+            error: self.error_detail.as_ref().map(|e| e.message.as_str()),
+        }
     }
 
     fn response(response: Response) -> Option<Self::Response> {
@@ -60,7 +64,11 @@ impl Message for wire::DiscoveryRequest {
     }
 
     fn answer(&self) -> Answer<'_> {
-        Answer { type_url: &self.type_url, nonce: &self.response_nonce, error: self.error_detail.as_ref().map(|e| e.message.as_str()) }
+        Answer {
+            type_url: &self.type_url,
+            nonce: &self.response_nonce,
+            error: self.error_detail.as_ref().map(|e| e.message.as_str()),
+        }
     }
 
     fn response(response: Response) -> Option<Self::Response> {
@@ -85,21 +93,44 @@ struct Peer {
 }
 
 impl Driver {
-    pub fn new(session: Session, published: Receiver<Arc<Published>>, fleet: Fleet, peer: String) -> Self {
-        Self { session, published, fleet, peer, started: Instant::now() }
+    pub fn new(
+        session: Session,
+        published: Receiver<Arc<Published>>,
+        fleet: Fleet,
+        peer: String,
+    ) -> Self {
+        Self {
+            session,
+            published,
+            fleet,
+            peer,
+            started: Instant::now(),
+        }
     }
 
     /// Runs until the peer ends the stream.
     ///
     /// # Errors
     /// The status to end it with.
-    pub async fn run<M: Message>(mut self, mut inbound: Streaming<M>, answers: &Sender<Result<M::Response, Status>>) -> Result<(), Status> {
+    pub async fn run<M: Message>(
+        mut self,
+        mut inbound: Streaming<M>,
+        answers: &Sender<Result<M::Response, Status>>,
+    ) -> Result<(), Status> {
         let first = tokio::time::timeout(FIRST_MAX, inbound.message()).await;
-        let Some(first) = first.map_err(|_| Status::deadline_exceeded("no request came"))?? else { return Ok(()) };
-        let node = Node::parse(first.node()).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let Some(first) = first.map_err(|_| Status::deadline_exceeded("no request came"))?? else {
+            return Ok(());
+        };
+        let node =
+            Node::parse(first.node()).map_err(|e| Status::invalid_argument(e.to_string()))?;
         tracing::info!(node = %node.id, agent = %node.agent, peer = %self.peer, protocol = M::PROTOCOL, "proxy connected");
         let seat = self.fleet.connect(&node, &self.peer, M::PROTOCOL);
-        let mut peer = Peer { listeners: Published::listeners(&node), isolation: Isolation::default(), node, seat };
+        let mut peer = Peer {
+            listeners: Published::listeners(&node),
+            isolation: Isolation::default(),
+            node,
+            seat,
+        };
         self.take(&mut peer, first)?;
         self.target(&mut peer);
         let ended = self.pump(&mut peer, inbound, answers).await;
@@ -107,15 +138,26 @@ impl Driver {
         ended
     }
 
-    async fn pump<M: Message>(&mut self, peer: &mut Peer, mut inbound: Streaming<M>, answers: &Sender<Result<M::Response, Status>>) -> Result<(), Status> {
+    async fn pump<M: Message>(
+        &mut self,
+        peer: &mut Peer,
+        mut inbound: Streaming<M>,
+        answers: &Sender<Result<M::Response, Status>>,
+    ) -> Result<(), Status> {
         let mut waiting: Option<(M::Response, Instant)> = None;
         loop {
             if waiting.is_none() {
-                waiting = self.next(peer).and_then(M::response).map(|response| (response, Instant::now() + STALL_MAX));
+                waiting = self
+                    .next(peer)
+                    .and_then(M::response)
+                    .map(|response| (response, Instant::now() + STALL_MAX));
                 self.report(peer);
             }
             let stalled = waiting.as_ref().map(|(_, until)| *until);
-            let patience = self.session.deadline_ms().map(|ms| self.started + Duration::from_millis(ms));
+            let patience = self
+                .session
+                .deadline_ms()
+                .map(|ms| self.started + Duration::from_millis(ms));
             tokio::select! {
                 biased;
                 place = answers.reserve(), if waiting.is_some() => {
@@ -142,7 +184,8 @@ impl Driver {
     fn next(&mut self, peer: &mut Peer) -> Option<Response> {
         let response = self.session.poll(self.now_ms())?;
         if response.kind() == Some(Kind::Routes) {
-            let (Response::Delta(wire::DeltaDiscoveryResponse { nonce, .. }) | Response::Sotw(wire::DiscoveryResponse { nonce, .. })) = &response;
+            let (Response::Delta(wire::DeltaDiscoveryResponse { nonce, .. })
+            | Response::Sotw(wire::DiscoveryResponse { nonce, .. })) = &response;
             peer.isolation.sent(nonce);
         }
         Some(response)
@@ -156,8 +199,13 @@ impl Driver {
         let published = self.published.borrow().clone();
         // A route table that was refused is replaced by one without the documents that it can be blamed on.
         let is_routes = answer.type_url == Kind::Routes.type_url();
-        let is_other = is_routes && peer.isolation.answered(answer.nonce, answer.error, &published);
-        self.session.on_request(message).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let is_other = is_routes
+            && peer
+                .isolation
+                .answered(answer.nonce, answer.error, &published);
+        self.session
+            .on_request(message)
+            .map_err(|e| Status::invalid_argument(e.to_string()))?;
         if is_other {
             self.target(peer);
         }
@@ -166,7 +214,9 @@ impl Driver {
 
     fn target(&mut self, peer: &mut Peer) {
         let published = self.published.borrow_and_update().clone();
-        let snapshot = peer.isolation.snapshot(&published, &peer.node, &peer.listeners);
+        let snapshot = peer
+            .isolation
+            .snapshot(&published, &peer.node, &peer.listeners);
         self.session.set_snapshot(Arc::new(snapshot));
     }
 

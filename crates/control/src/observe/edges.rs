@@ -85,7 +85,11 @@ impl Sums {
         for (bucket, count) in self.latency.iter().enumerate() {
             let count = *count as f64;
             if count > 0.0 && below + count >= rank {
-                let lower = bucket.checked_sub(1).and_then(|b| BOUNDS_US.get(b)).copied().unwrap_or(0) as f64;
+                let lower = bucket
+                    .checked_sub(1)
+                    .and_then(|b| BOUNDS_US.get(b))
+                    .copied()
+                    .unwrap_or(0) as f64;
                 // Above the last bound nothing is known but that.
                 let upper = BOUNDS_US.get(bucket).map_or(lower, |bound| *bound as f64);
                 return Some((lower + (upper - lower) * ((rank - below) / count)) / 1000.0);
@@ -103,8 +107,15 @@ impl Edges {
             return false;
         }
         let edge = self.edges.entry(key).or_default();
-        edge.total.add(&Sums { latency: Vec::new(), ..sums.clone() });
-        while edge.seconds.front().is_some_and(|(at, _)| at + SECONDS_MAX <= second) {
+        edge.total.add(&Sums {
+            latency: Vec::new(),
+            ..sums.clone()
+        });
+        while edge
+            .seconds
+            .front()
+            .is_some_and(|(at, _)| at + SECONDS_MAX <= second)
+        {
             edge.seconds.pop_front();
         }
         match edge.seconds.back_mut() {
@@ -119,10 +130,17 @@ impl Edges {
         let from = now.saturating_sub(window_s);
         let sum = |edge: &Edge| {
             let mut sums = Sums::default();
-            edge.seconds.iter().filter(|(at, _)| *at >= from && *at < now.max(1)).for_each(|(_, second)| sums.add(second));
+            edge.seconds
+                .iter()
+                .filter(|(at, _)| *at >= from && *at < now.max(1))
+                .for_each(|(_, second)| sums.add(second));
             sums
         };
-        let busy = self.edges.iter().map(|(key, edge)| (key, sum(edge))).filter(|(_, sums)| *sums != Sums::default());
+        let busy = self
+            .edges
+            .iter()
+            .map(|(key, edge)| (key, sum(edge)))
+            .filter(|(_, sums)| *sums != Sums::default());
         let mut edges: Vec<_> = busy.map(|(key, sums)| view(key, &sums, window_s)).collect();
         edges.sort_by_key(|edge| Reverse(edge.requests));
         edges
@@ -130,13 +148,24 @@ impl Edges {
 
     /// Since start, by name.
     pub fn totals(&self) -> Vec<api::Edge> {
-        self.edges.iter().map(|(key, edge)| view(key, &edge.total, 0)).collect()
+        self.edges
+            .iter()
+            .map(|(key, edge)| view(key, &edge.total, 0))
+            .collect()
     }
 }
 
 fn view(key: &EdgeKey, sums: &Sums, window_s: u64) -> api::Edge {
-    let rps = if window_s == 0 { 0.0 } else { sums.requests as f64 / window_s as f64 };
-    let failed = if sums.requests == 0 { 0.0 } else { sums.failures as f64 / sums.requests as f64 };
+    let rps = if window_s == 0 {
+        0.0
+    } else {
+        sums.requests as f64 / window_s as f64
+    };
+    let failed = if sums.requests == 0 {
+        0.0
+    } else {
+        sums.failures as f64 / sums.requests as f64
+    };
     api::Edge {
         source_namespace: key.source_namespace.clone(),
         source: key.source.clone(),
@@ -160,9 +189,10 @@ fn view(key: &EdgeKey, sums: &Sums, window_s: u64) -> api::Edge {
 
 /// Upper bounds of the latency buckets, in microseconds: about 25 % apart where games live.
 pub const BOUNDS_US: [u64; 40] = [
-    100, 150, 200, 250, 300, 400, 500, 600, 800, 1_000, 1_250, 1_500, 2_000, 2_500, 3_000, 4_000, 5_000, 6_000, 8_000, 10_000, 12_500,
-    15_000, 20_000, 25_000, 30_000, 40_000, 50_000, 75_000, 100_000, 150_000, 200_000, 300_000, 500_000, 750_000, 1_000_000, 1_500_000,
-    2_500_000, 5_000_000, 10_000_000, 30_000_000,
+    100, 150, 200, 250, 300, 400, 500, 600, 800, 1_000, 1_250, 1_500, 2_000, 2_500, 3_000, 4_000,
+    5_000, 6_000, 8_000, 10_000, 12_500, 15_000, 20_000, 25_000, 30_000, 40_000, 50_000, 75_000,
+    100_000, 150_000, 200_000, 300_000, 500_000, 750_000, 1_000_000, 1_500_000, 2_500_000,
+    5_000_000, 10_000_000, 30_000_000,
 ];
 /// One more for what lies above.
 pub const BUCKETS: usize = BOUNDS_US.len() + 1;

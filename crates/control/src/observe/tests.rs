@@ -2,7 +2,9 @@ use super::*;
 
 fn report(second_of: &Observe, requests: u64, failures: u64, buckets: &[(usize, u64)]) {
     let mut latency = vec![0; edges::BUCKETS];
-    buckets.iter().for_each(|(bucket, count)| latency[*bucket] = *count);
+    buckets
+        .iter()
+        .for_each(|(bucket, count)| latency[*bucket] = *count);
     let edge = wire::Edge {
         destination_namespace: "default".into(),
         destination_service: "battle".into(),
@@ -44,7 +46,10 @@ async fn rates_cover_the_window_and_totals_everything() {
     assert_eq!(edges.totals[0].requests, 2000);
     assert_eq!(observe.memory("default/match/m1"), 7);
     seconds(30).await;
-    assert!(observe.edges(Duration::from_secs(10)).edges.is_empty(), "silence is not traffic");
+    assert!(
+        observe.edges(Duration::from_secs(10)).edges.is_empty(),
+        "silence is not traffic"
+    );
     assert_eq!(observe.edges(Duration::from_secs(10)).totals.len(), 1);
 }
 
@@ -63,17 +68,40 @@ async fn quantiles_lie_within_their_bucket() {
 #[tokio::test(start_paused = true)]
 async fn a_report_that_does_not_fit_is_refused() {
     let observe = Observe::default();
-    let good = wire::ReportRequest { node: "n".into(), namespace: "default".into(), service: "match".into(), ..wire::ReportRequest::default() };
+    let good = wire::ReportRequest {
+        node: "n".into(),
+        namespace: "default".into(),
+        service: "match".into(),
+        ..wire::ReportRequest::default()
+    };
     assert!(observe.take(good.clone()).is_ok());
-    let edge = wire::Edge { latency_buckets: vec![1; 3], ..wire::Edge::default() };
+    let edge = wire::Edge {
+        latency_buckets: vec![1; 3],
+        ..wire::Edge::default()
+    };
     let bad = [
-        wire::ReportRequest { node: String::new(), ..good.clone() },
-        wire::ReportRequest { service: "<script>".into(), ..good.clone() },
-        wire::ReportRequest { edges: vec![edge], ..good.clone() },
-        wire::ReportRequest { edges: vec![wire::Edge::default(); EDGES_PER_REPORT_MAX + 1], ..good },
+        wire::ReportRequest {
+            node: String::new(),
+            ..good.clone()
+        },
+        wire::ReportRequest {
+            service: "<script>".into(),
+            ..good.clone()
+        },
+        wire::ReportRequest {
+            edges: vec![edge],
+            ..good.clone()
+        },
+        wire::ReportRequest {
+            edges: vec![wire::Edge::default(); EDGES_PER_REPORT_MAX + 1],
+            ..good
+        },
     ];
     for report in bad {
-        assert_eq!(observe.take(report).unwrap_err().code(), tonic::Code::InvalidArgument);
+        assert_eq!(
+            observe.take(report).unwrap_err().code(),
+            tonic::Code::InvalidArgument
+        );
     }
 }
 
@@ -81,10 +109,23 @@ async fn a_report_that_does_not_fit_is_refused() {
 async fn edges_are_bounded() {
     let observe = Observe::default();
     for n in 0..3u32 {
-        let edges = (0..EDGES_PER_REPORT_MAX).map(|i| wire::Edge { destination_version: format!("{n}-{i}"), requests: 1, ..wire::Edge::default() });
-        let request = wire::ReportRequest { node: "n".into(), namespace: "default".into(), service: "match".into(), edges: edges.collect(), ..wire::ReportRequest::default() };
+        let edges = (0..EDGES_PER_REPORT_MAX).map(|i| wire::Edge {
+            destination_version: format!("{n}-{i}"),
+            requests: 1,
+            ..wire::Edge::default()
+        });
+        let request = wire::ReportRequest {
+            node: "n".into(),
+            namespace: "default".into(),
+            service: "match".into(),
+            edges: edges.collect(),
+            ..wire::ReportRequest::default()
+        };
         observe.take(request).unwrap();
     }
     assert_eq!(observe.dropped(), 2 * EDGES_PER_REPORT_MAX as u64);
-    assert_eq!(observe.edges(Duration::from_secs(5)).totals.len(), EDGES_PER_REPORT_MAX);
+    assert_eq!(
+        observe.edges(Duration::from_secs(5)).totals.len(),
+        EDGES_PER_REPORT_MAX
+    );
 }

@@ -19,14 +19,22 @@ pub struct TtlBounds {
 
 impl Default for TtlBounds {
     fn default() -> Self {
-        Self { default_ms: 30_000, min_ms: 1_000, max_ms: 600_000 }
+        Self {
+            default_ms: 30_000,
+            min_ms: 1_000,
+            max_ms: 600_000,
+        }
     }
 }
 
 impl TtlBounds {
     /// 0 asks for the default.
     pub fn grant(&self, asked_ms: u32) -> u32 {
-        if asked_ms == 0 { self.default_ms } else { asked_ms.clamp(self.min_ms, self.max_ms) }
+        if asked_ms == 0 {
+            self.default_ms
+        } else {
+            asked_ms.clamp(self.min_ms, self.max_ms)
+        }
     }
 }
 
@@ -41,7 +49,11 @@ pub enum Registered {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LeaseError {
     #[error("instance {id} is registered with epoch {current}, which is newer than {epoch}")]
-    Older { id: InstanceId, epoch: u64, current: u64 },
+    Older {
+        id: InstanceId,
+        epoch: u64,
+        current: u64,
+    },
     #[error("{count} instances are registered, no more are taken")]
     Full { count: usize },
 }
@@ -129,7 +141,14 @@ impl Leases {
     ///
     /// # Errors
     /// [`LeaseError`]: nothing changed.
-    pub fn register(&mut self, id: InstanceId, epoch: u64, asked_ms: u32, content: u64, now_ms: u64) -> Result<Registered, LeaseError> {
+    pub fn register(
+        &mut self,
+        id: InstanceId,
+        epoch: u64,
+        asked_ms: u32,
+        content: u64,
+        now_ms: u64,
+    ) -> Result<Registered, LeaseError> {
         let ttl_ms = self.bounds.grant(asked_ms);
         if let Some(&slot) = self.index.get(&id) {
             let current = self.slots[slot].epoch;
@@ -140,13 +159,19 @@ impl Leases {
             self.slots[slot].ttl_ms = ttl_ms;
             self.revive(slot, now_ms);
             let unchanged = self.slots[slot].stored.replace(content) == Some(content);
-            return Ok(if unchanged { Registered::Unchanged } else { Registered::Write });
+            return Ok(if unchanged {
+                Registered::Unchanged
+            } else {
+                Registered::Write
+            });
         }
         if let Some(&current) = self.graves.get(&id).filter(|buried| **buried > epoch) {
             return Err(LeaseError::Older { id, epoch, current });
         }
         if self.slots.len() >= INSTANCES_MAX {
-            return Err(LeaseError::Full { count: self.slots.len() });
+            return Err(LeaseError::Full {
+                count: self.slots.len(),
+            });
         }
         self.insert(id, epoch, ttl_ms, Some(content), now_ms);
         Ok(Registered::Write)
@@ -192,14 +217,19 @@ impl Leases {
         self.forget_graves(now_ms);
         let mut expired: HashMap<ServiceName, Vec<usize>> = HashMap::new();
         for (slot, ticket) in self.wheel.take_until(now_ms) {
-            let Some(lease) = self.slots.get(slot).filter(|lease| lease.ticket == ticket) else { continue };
+            let Some(lease) = self.slots.get(slot).filter(|lease| lease.ticket == ticket) else {
+                continue;
+            };
             if lease.held_since_ms.is_some() {
                 continue;
             }
             if lease.deadline_ms > now_ms {
                 self.wheel.put(lease.deadline_ms, slot, ticket);
             } else {
-                expired.entry(lease.id.service.clone()).or_default().push(slot);
+                expired
+                    .entry(lease.id.service.clone())
+                    .or_default()
+                    .push(slot);
             }
         }
         let mut gone = Vec::new();
@@ -219,21 +249,32 @@ impl Leases {
         let lease = &self.slots[*self.index.get(id)?];
         Some(match lease.held_since_ms {
             Some(since_ms) => LeaseState::Held { since_ms },
-            None => LeaseState::Live { left_ms: lease.deadline_ms.saturating_sub(now_ms) },
+            None => LeaseState::Live {
+                left_ms: lease.deadline_ms.saturating_sub(now_ms),
+            },
         })
     }
 
     /// Held instances, sorted, with the time since when.
     pub fn held(&self) -> Vec<(InstanceId, u64)> {
-        let slots = self.alarmed.iter().filter_map(|service| self.services.get(service)).flat_map(|of| &of.held);
-        let mut held: Vec<_> = slots.filter_map(|slot| self.slots.get(*slot)).map(|l| (l.id.clone(), l.held_since_ms.unwrap_or(0))).collect();
+        let slots = self
+            .alarmed
+            .iter()
+            .filter_map(|service| self.services.get(service))
+            .flat_map(|of| &of.held);
+        let mut held: Vec<_> = slots
+            .filter_map(|slot| self.slots.get(*slot))
+            .map(|l| (l.id.clone(), l.held_since_ms.unwrap_or(0)))
+            .collect();
         held.sort_unstable();
         held
     }
 
     /// Whether expiry alone would take the last of a service, or with what it took just now more than half.
     fn guards(&self, service: &ServiceName, expiring: usize, now_ms: u64) -> bool {
-        let Some(of) = self.services.get(service) else { return false };
+        let Some(of) = self.services.get(service) else {
+            return false;
+        };
         let recent = of.gone.iter().filter(|at| **at + GUARD_MS > now_ms).count();
         let taken = recent + expiring + of.held.len();
         let all = of.live + of.held.len() + recent;
@@ -256,8 +297,15 @@ impl Leases {
             return;
         }
         for service in self.alarmed.clone() {
-            let Some(of) = self.services.get(&service) else { continue };
-            let since = of.held.iter().filter_map(|slot| self.slots.get(*slot)?.held_since_ms).max().unwrap_or(now_ms);
+            let Some(of) = self.services.get(&service) else {
+                continue;
+            };
+            let since = of
+                .held
+                .iter()
+                .filter_map(|slot| self.slots.get(*slot)?.held_since_ms)
+                .max()
+                .unwrap_or(now_ms);
             if of.live >= of.held.len().max(1) && since + GUARD_MS <= now_ms {
                 let slots: Vec<_> = of.held.iter().copied().collect();
                 gone.extend(slots.into_iter().map(|slot| self.let_go(slot, now_ms)));
@@ -273,12 +321,27 @@ impl Leases {
         id
     }
 
-    fn insert(&mut self, id: InstanceId, epoch: u64, ttl_ms: u32, stored: Option<u64>, now_ms: u64) {
+    fn insert(
+        &mut self,
+        id: InstanceId,
+        epoch: u64,
+        ttl_ms: u32,
+        stored: Option<u64>,
+        now_ms: u64,
+    ) {
         self.graves.remove(&id);
         self.services.entry(id.service.clone()).or_default().live += 1;
         let deadline_ms = now_ms + u64::from(ttl_ms);
         let ticket = self.ticket();
-        let slot = self.slots.insert(Lease { id: id.clone(), epoch, ttl_ms, deadline_ms, held_since_ms: None, stored, ticket });
+        let slot = self.slots.insert(Lease {
+            id: id.clone(),
+            epoch,
+            ttl_ms,
+            deadline_ms,
+            held_since_ms: None,
+            stored,
+            ticket,
+        });
         self.index.insert(id, slot);
         self.wheel.put(deadline_ms, slot, ticket);
     }
@@ -324,14 +387,20 @@ impl Leases {
 
     fn calm(&mut self, slot: usize) {
         let service = &self.slots[slot].id.service;
-        if self.services.get(service).is_some_and(|of| of.held.is_empty()) {
+        if self
+            .services
+            .get(service)
+            .is_some_and(|of| of.held.is_empty())
+        {
             self.alarmed.remove(service);
         }
     }
 
     fn bury(&mut self, id: InstanceId, epoch: u64, now_ms: u64) {
         while self.buried.len() >= GRAVES_MAX {
-            let Some((_, oldest)) = self.buried.pop_front() else { break };
+            let Some((_, oldest)) = self.buried.pop_front() else {
+                break;
+            };
             self.graves.remove(&oldest);
         }
         self.buried.push_back((now_ms + GRAVE_MS, id.clone()));
@@ -365,12 +434,17 @@ struct Wheel {
 
 impl Wheel {
     fn new() -> Self {
-        Self { buckets: vec![Vec::new(); WHEEL_BUCKETS as usize], next: 0 }
+        Self {
+            buckets: vec![Vec::new(); WHEEL_BUCKETS as usize],
+            next: 0,
+        }
     }
 
     fn put(&mut self, deadline_ms: u64, slot: usize, ticket: u32) {
         // Rounded up, so that a bucket never comes before its deadline.
-        let tick = deadline_ms.div_ceil(TICK_MS).clamp(self.next, self.next + WHEEL_BUCKETS - 1);
+        let tick = deadline_ms
+            .div_ceil(TICK_MS)
+            .clamp(self.next, self.next + WHEEL_BUCKETS - 1);
         self.buckets[(tick % WHEEL_BUCKETS) as usize].push((slot, ticket));
     }
 

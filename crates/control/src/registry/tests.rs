@@ -21,10 +21,19 @@ async fn mesh() -> Mesh {
 async fn on(store: Store) -> Mesh {
     let stop = CancellationToken::new();
     let follower = Follower::load(store.clone()).await.unwrap();
-    let (registry, writes) = Registry::new(store.clone(), follower.worlds(), TtlBounds::default(), stop.clone());
+    let (registry, writes) = Registry::new(
+        store.clone(),
+        follower.worlds(),
+        TtlBounds::default(),
+        stop.clone(),
+    );
     tokio::spawn(follower.run(stop.clone()));
     tokio::spawn(registry.clone().run(writes));
-    Mesh { registry, store, stop }
+    Mesh {
+        registry,
+        store,
+        stop,
+    }
 }
 
 fn wired(id: &str) -> wire::Instance {
@@ -32,24 +41,60 @@ fn wired(id: &str) -> wire::Instance {
 }
 
 impl Mesh {
-    async fn register(&self, instance: wire::Instance, epoch: u64) -> Result<wire::RegisterResponse, Status> {
-        let request = wire::RegisterRequest { instance: Some(instance), epoch, ttl_ms: 2_000 };
-        self.registry.register(Request::new(request)).await.map(Response::into_inner)
+    async fn register(
+        &self,
+        instance: wire::Instance,
+        epoch: u64,
+    ) -> Result<wire::RegisterResponse, Status> {
+        let request = wire::RegisterRequest {
+            instance: Some(instance),
+            epoch,
+            ttl_ms: 2_000,
+        };
+        self.registry
+            .register(Request::new(request))
+            .await
+            .map(Response::into_inner)
     }
 
     async fn beat(&self, id: &str, epoch: u64) -> bool {
-        let request = wire::HeartbeatRequest { namespace: "default".into(), service: "battle".into(), id: id.into(), epoch };
-        !self.registry.heartbeat(Request::new(request)).await.unwrap().into_inner().unknown
+        let request = wire::HeartbeatRequest {
+            namespace: "default".into(),
+            service: "battle".into(),
+            id: id.into(),
+            epoch,
+        };
+        !self
+            .registry
+            .heartbeat(Request::new(request))
+            .await
+            .unwrap()
+            .into_inner()
+            .unknown
     }
 
     async fn deregister(&self, id: &str, epoch: u64) -> bool {
-        let request = wire::DeregisterRequest { namespace: "default".into(), service: "battle".into(), id: id.into(), epoch, reason: "test".into() };
-        self.registry.deregister(Request::new(request)).await.unwrap().into_inner().removed
+        let request = wire::DeregisterRequest {
+            namespace: "default".into(),
+            service: "battle".into(),
+            id: id.into(),
+            epoch,
+            reason: "test".into(),
+        };
+        self.registry
+            .deregister(Request::new(request))
+            .await
+            .unwrap()
+            .into_inner()
+            .removed
     }
 
     async fn stored(&self) -> Vec<String> {
         let page = self.store.list("instances/").await.unwrap();
-        page.entries.into_iter().map(|entry| entry.key.rsplit('/').next().unwrap_or_default().to_owned()).collect()
+        page.entries
+            .into_iter()
+            .map(|entry| entry.key.rsplit('/').next().unwrap_or_default().to_owned())
+            .collect()
     }
 }
 
@@ -68,7 +113,11 @@ async fn heartbeats_write_nothing_and_keep_the_instance() {
     for _ in 0..20 {
         pass(1_000).await;
         assert!(mesh.beat("b1", 1).await);
-        assert_eq!(mesh.register(wired("b1"), 1).await.unwrap().revision, revision, "an assertion of the same writes nothing either");
+        assert_eq!(
+            mesh.register(wired("b1"), 1).await.unwrap().revision,
+            revision,
+            "an assertion of the same writes nothing either"
+        );
     }
     assert_eq!(mesh.stored().await, ["b1"]);
     assert_eq!(mesh.store.revision(), revision);
@@ -83,7 +132,10 @@ async fn silence_deletes_one_of_two_within_its_ttl() {
     assert!(mesh.beat("b1", 1).await);
     pass(600).await;
     assert_eq!(mesh.stored().await, ["b1"]);
-    assert!(!mesh.beat("b2", 1).await, "whoever comes back late has to register");
+    assert!(
+        !mesh.beat("b2", 1).await,
+        "whoever comes back late has to register"
+    );
     mesh.register(wired("b2"), 1).await.unwrap();
     assert_eq!(mesh.stored().await, ["b1", "b2"]);
 }
@@ -113,7 +165,10 @@ async fn a_restart_knows_everyone_and_gives_them_one_ttl() {
     pass(1_900).await;
     assert_eq!(second.stored().await.len(), 3);
     let revision = second.store.revision();
-    assert!(second.beat("b1", 7).await && second.beat("b2", 7).await, "known without a registration");
+    assert!(
+        second.beat("b1", 7).await && second.beat("b2", 7).await,
+        "known without a registration"
+    );
     assert_eq!(second.store.revision(), revision);
     pass(200).await;
     assert_eq!(second.stored().await, ["b1", "b2"]);
@@ -134,9 +189,27 @@ async fn an_older_life_neither_overwrites_nor_deregisters_a_newer_one() {
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_used_is_refused() {
     let mesh = mesh().await;
-    let bad = wire::Instance { ports: Vec::new(), ..wired("b1") };
-    assert_eq!(mesh.register(bad, 1).await.unwrap_err().code(), tonic::Code::InvalidArgument);
-    assert_eq!(mesh.register(wire::Instance { id: "a/b".into(), ..wired("") }, 1).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    let bad = wire::Instance {
+        ports: Vec::new(),
+        ..wired("b1")
+    };
+    assert_eq!(
+        mesh.register(bad, 1).await.unwrap_err().code(),
+        tonic::Code::InvalidArgument
+    );
+    assert_eq!(
+        mesh.register(
+            wire::Instance {
+                id: "a/b".into(),
+                ..wired("")
+            },
+            1
+        )
+        .await
+        .unwrap_err()
+        .code(),
+        tonic::Code::InvalidArgument
+    );
     assert!(mesh.stored().await.is_empty());
 }
 
@@ -144,8 +217,20 @@ async fn what_cannot_be_used_is_refused() {
 async fn a_ttl_is_granted_within_bounds() {
     let mesh = mesh().await;
     for (asked, granted) in [(0, 30_000), (1, 1_000), (5_000, 5_000), (u32::MAX, 600_000)] {
-        let request = wire::RegisterRequest { instance: Some(wired("b1")), epoch: 1, ttl_ms: asked };
-        assert_eq!(mesh.registry.register(Request::new(request)).await.unwrap().into_inner().ttl_ms, granted);
+        let request = wire::RegisterRequest {
+            instance: Some(wired("b1")),
+            epoch: 1,
+            ttl_ms: asked,
+        };
+        assert_eq!(
+            mesh.registry
+                .register(Request::new(request))
+                .await
+                .unwrap()
+                .into_inner()
+                .ttl_ms,
+            granted
+        );
     }
 }
 
@@ -153,25 +238,54 @@ async fn a_ttl_is_granted_within_bounds() {
 async fn a_watch_gives_everything_and_then_what_differs() {
     let mesh = mesh().await;
     mesh.register(wired("b1"), 1).await.unwrap();
-    let scope = wire::WatchRequest { namespace: "default".into(), service: "battle".into() };
+    let scope = wire::WatchRequest {
+        namespace: "default".into(),
+        service: "battle".into(),
+    };
     // The world follows the store.
     let mut worlds = mesh.registry.inner.worlds.clone();
-    worlds.wait_for(|world| !world.instances.is_empty()).await.unwrap();
-    let mut watch = mesh.registry.watch(Request::new(scope)).await.unwrap().into_inner();
+    worlds
+        .wait_for(|world| !world.instances.is_empty())
+        .await
+        .unwrap();
+    let mut watch = mesh
+        .registry
+        .watch(Request::new(scope))
+        .await
+        .unwrap()
+        .into_inner();
     let first = watch.next().await.unwrap().unwrap();
     assert!(first.full);
-    assert_eq!(first.upserted.iter().map(|i| i.id.as_str()).collect::<Vec<_>>(), ["b1"]);
+    assert_eq!(
+        first
+            .upserted
+            .iter()
+            .map(|i| i.id.as_str())
+            .collect::<Vec<_>>(),
+        ["b1"]
+    );
 
     let other = to_wire(&instance("match", "m1", "127.0.0.4:15006", &[("", 7000)]));
     mesh.register(other, 1).await.unwrap();
     mesh.register(wired("b2"), 1).await.unwrap();
     let second = watch.next().await.unwrap().unwrap();
     assert!(!second.full && second.removed.is_empty());
-    assert_eq!(second.upserted.iter().map(|i| i.id.as_str()).collect::<Vec<_>>(), ["b2"], "another service is not told");
+    assert_eq!(
+        second
+            .upserted
+            .iter()
+            .map(|i| i.id.as_str())
+            .collect::<Vec<_>>(),
+        ["b2"],
+        "another service is not told"
+    );
 
     mesh.deregister("b1", 1).await;
     let third = watch.next().await.unwrap().unwrap();
-    assert_eq!((third.upserted.len(), third.removed[0].id.as_str()), (0, "b1"));
+    assert_eq!(
+        (third.upserted.len(), third.removed[0].id.as_str()),
+        (0, "b1")
+    );
     drop(watch);
     assert_eq!(mesh.registry.watchers(), 0);
 }
@@ -184,13 +298,23 @@ async fn many_at_once_share_transactions() {
         outcome.unwrap();
     }
     assert_eq!(mesh.stored().await.len(), 500);
-    assert!(mesh.store.revision() < 250, "{} transactions for 500 instances", mesh.store.revision());
+    assert!(
+        mesh.store.revision() < 250,
+        "{} transactions for 500 instances",
+        mesh.store.revision()
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_takes_no_writes_is_said_and_asserted_again_later() {
     let mesh = mesh().await;
     mesh.store.close().await;
-    assert_eq!(mesh.register(wired("b1"), 1).await.unwrap_err().code(), tonic::Code::Unavailable);
-    assert!(!mesh.beat("b1", 1).await, "what is not stored is not registered");
+    assert_eq!(
+        mesh.register(wired("b1"), 1).await.unwrap_err().code(),
+        tonic::Code::Unavailable
+    );
+    assert!(
+        !mesh.beat("b1", 1).await,
+        "what is not stored is not registered"
+    );
 }

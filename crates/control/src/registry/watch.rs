@@ -16,7 +16,10 @@ use tonic::Status;
 use super::Registry;
 use crate::world::{Instances, Registered, ServiceInstances, World};
 
-pub fn stream(registry: &Registry, request: wire::WatchRequest) -> Result<impl Stream<Item = Result<wire::WatchResponse, Status>> + use<>, Status> {
+pub fn stream(
+    registry: &Registry,
+    request: wire::WatchRequest,
+) -> Result<impl Stream<Item = Result<wire::WatchResponse, Status>> + use<>, Status> {
     let scope = Scope::parse(request)?;
     let seat = Seat::take(registry)?;
     let worlds = registry.inner.worlds.clone();
@@ -25,7 +28,13 @@ pub fn stream(registry: &Registry, request: wire::WatchRequest) -> Result<impl S
     Ok(futures_util_unfold(state))
 }
 
-type State = (Seat, tokio::sync::watch::Receiver<Arc<World>>, tokio_util::sync::CancellationToken, Scope, Option<Arc<World>>);
+type State = (
+    Seat,
+    tokio::sync::watch::Receiver<Arc<World>>,
+    tokio_util::sync::CancellationToken,
+    Scope,
+    Option<Arc<World>>,
+);
 
 fn futures_util_unfold(state: State) -> impl Stream<Item = Result<wire::WatchResponse, Status>> {
     futures_util::stream::unfold(state, |(seat, mut worlds, stop, scope, last)| async move {
@@ -55,7 +64,9 @@ impl Seat {
         let taken = registry.inner.watchers.fetch_add(1, Ordering::Relaxed);
         let seat = Self(registry.clone());
         if taken >= WATCHERS_MAX {
-            return Err(Status::resource_exhausted(format!("{WATCHERS_MAX} watches are open, no more are taken")));
+            return Err(Status::resource_exhausted(format!(
+                "{WATCHERS_MAX} watches are open, no more are taken"
+            )));
         }
         Ok(seat)
     }
@@ -77,15 +88,29 @@ impl Scope {
     fn parse(request: wire::WatchRequest) -> Result<Self, Status> {
         let part = |text: String| match text.is_empty() {
             true => Ok(None),
-            false => check_label(&text).map(|()| Some(text)).map_err(|e| Status::invalid_argument(e.to_string())),
+            false => check_label(&text)
+                .map(|()| Some(text))
+                .map_err(|e| Status::invalid_argument(e.to_string())),
         };
-        Ok(Self { namespace: part(request.namespace)?, service: part(request.service)? })
+        Ok(Self {
+            namespace: part(request.namespace)?,
+            service: part(request.service)?,
+        })
     }
 
     fn full(&self, world: &World) -> wire::WatchResponse {
         let services = self.services(&world.instances);
-        let upserted = services.values().flat_map(|s| s.values()).map(|r| to_wire(&r.instance)).collect();
-        wire::WatchResponse { revision: world.revision, full: true, upserted, removed: Vec::new() }
+        let upserted = services
+            .values()
+            .flat_map(|s| s.values())
+            .map(|r| to_wire(&r.instance))
+            .collect();
+        wire::WatchResponse {
+            revision: world.revision,
+            full: true,
+            upserted,
+            removed: Vec::new(),
+        }
     }
 
     fn delta(&self, old: &World, new: &World) -> Option<wire::WatchResponse> {
@@ -97,33 +122,68 @@ impl Scope {
         for (name, instances) in &fresh {
             match old.get(name) {
                 Some(before) if Arc::ptr_eq(before, instances) => {}
-                before => upserted.extend(differing(instances, before.map(|b| &***b)).map(|r| to_wire(&r.instance))),
+                before => upserted.extend(
+                    differing(instances, before.map(|b| &***b)).map(|r| to_wire(&r.instance)),
+                ),
             }
         }
         for (name, instances) in &old {
             let after = fresh.get(name);
-            let gone = instances.iter().filter(|(id, _)| after.is_none_or(|after| !after.contains_key(*id)));
+            let gone = instances
+                .iter()
+                .filter(|(id, _)| after.is_none_or(|after| !after.contains_key(*id)));
             removed.extend(gone.map(|(_, r)| removed_key(&r.instance.id)));
         }
         let empty = upserted.is_empty() && removed.is_empty();
-        (!empty).then_some(wire::WatchResponse { revision: new.revision, full: false, upserted, removed })
+        (!empty).then_some(wire::WatchResponse {
+            revision: new.revision,
+            full: false,
+            upserted,
+            removed,
+        })
     }
 
-    fn services<'a>(&self, instances: &'a Instances) -> BTreeMap<(&'a str, &'a str), &'a Arc<ServiceInstances>> {
-        let within = |wanted: &Option<String>, name: &str| wanted.as_deref().is_none_or(|w| w == name);
-        let namespaces = instances.namespaces().filter(|(namespace, _)| within(&self.namespace, namespace));
-        let services = namespaces.flat_map(|(namespace, services)| services.iter().map(move |(name, s)| ((namespace.as_str(), name.as_str()), s)));
-        services.filter(|((_, name), _)| within(&self.service, name)).collect()
+    fn services<'a>(
+        &self,
+        instances: &'a Instances,
+    ) -> BTreeMap<(&'a str, &'a str), &'a Arc<ServiceInstances>> {
+        let within =
+            |wanted: &Option<String>, name: &str| wanted.as_deref().is_none_or(|w| w == name);
+        let namespaces = instances
+            .namespaces()
+            .filter(|(namespace, _)| within(&self.namespace, namespace));
+        let services = namespaces.flat_map(|(namespace, services)| {
+            services
+                .iter()
+                .map(move |(name, s)| ((namespace.as_str(), name.as_str()), s))
+        });
+        services
+            .filter(|((_, name), _)| within(&self.service, name))
+            .collect()
     }
 }
 
-fn differing<'a>(instances: &'a ServiceInstances, before: Option<&'a ServiceInstances>) -> impl Iterator<Item = &'a Registered> {
-    let same = move |id: &String, r: &Arc<Registered>| before.and_then(|b| b.get(id)).is_some_and(|b| Arc::ptr_eq(b, r) || b.instance == r.instance);
-    instances.iter().filter(move |(id, r)| !same(id, r)).map(|(_, r)| &**r)
+fn differing<'a>(
+    instances: &'a ServiceInstances,
+    before: Option<&'a ServiceInstances>,
+) -> impl Iterator<Item = &'a Registered> {
+    let same = move |id: &String, r: &Arc<Registered>| {
+        before
+            .and_then(|b| b.get(id))
+            .is_some_and(|b| Arc::ptr_eq(b, r) || b.instance == r.instance)
+    };
+    instances
+        .iter()
+        .filter(move |(id, r)| !same(id, r))
+        .map(|(_, r)| &**r)
 }
 
 fn removed_key(id: &InstanceId) -> wire::InstanceKey {
-    wire::InstanceKey { namespace: id.service.namespace.clone(), service: id.service.name.clone(), id: id.id.clone() }
+    wire::InstanceKey {
+        namespace: id.service.namespace.clone(),
+        service: id.service.name.clone(),
+        id: id.id.clone(),
+    }
 }
 
 const WATCHERS_MAX: usize = 4096;

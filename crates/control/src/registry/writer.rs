@@ -39,7 +39,11 @@ impl Writer {
 
     /// Waits for room.
     pub async fn reserve(&self) -> Result<Place<'_>, Status> {
-        self.queue.reserve().await.map(Place).map_err(|_| stopping())
+        self.queue
+            .reserve()
+            .await
+            .map(Place)
+            .map_err(|_| stopping())
     }
 }
 
@@ -55,12 +59,20 @@ impl Place<'_> {
 
     /// Deletes without an answer.
     pub fn forget(self, id: InstanceId) {
-        self.0.send(Write { id, value: None, done: None });
+        self.0.send(Write {
+            id,
+            value: None,
+            done: None,
+        });
     }
 
     async fn write(self, id: InstanceId, value: Option<Vec<u8>>) -> Result<Revision, Status> {
         let (done, outcome) = oneshot::channel();
-        self.0.send(Write { id, value, done: Some(done) });
+        self.0.send(Write {
+            id,
+            value,
+            done: Some(done),
+        });
         match outcome.await {
             Ok(Ok(revision)) => Ok(revision),
             Ok(Err(error)) => Err(Status::unavailable(error.to_string())),
@@ -97,7 +109,9 @@ impl Queue {
         let mut keys = HashSet::from([first.id.clone()]);
         let mut batch = vec![first];
         while batch.len() < BATCH_MAX {
-            let Ok(write) = self.writes.try_recv() else { break };
+            let Ok(write) = self.writes.try_recv() else {
+                break;
+            };
             if !keys.insert(write.id.clone()) {
                 return (batch, Some(write));
             }

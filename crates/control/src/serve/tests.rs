@@ -11,17 +11,34 @@ use crate::world::fixture::instance;
 
 fn config(data: &std::path::Path) -> Config {
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    Config { data: data.to_owned(), xds: any, admin: any, open: true, ..Config::default() }
+    Config {
+        data: data.to_owned(),
+        xds: any,
+        admin: any,
+        open: true,
+        ..Config::default()
+    }
 }
 
 #[tokio::test]
 async fn without_open_or_off_loopback_it_does_not_start() {
     let data = tempfile::tempdir().unwrap();
-    let closed = Config { open: false, ..config(data.path()) };
+    let closed = Config {
+        open: false,
+        ..config(data.path())
+    };
     assert!(matches!(start(closed).await, Err(ServeError::NotOpen)));
-    let wide = Config { admin: "0.0.0.0:0".parse().unwrap(), ..config(data.path()) };
+    let wide = Config {
+        admin: "0.0.0.0:0".parse().unwrap(),
+        ..config(data.path())
+    };
     let error = start(wide).await.err().unwrap();
-    assert!(error.to_string().contains("--admin 0.0.0.0:0 is no loopback address"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("--admin 0.0.0.0:0 is no loopback address"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -29,8 +46,18 @@ async fn a_taken_port_is_said_with_its_flag() {
     let data = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let xds = taken.local_addr().unwrap();
-    let error = start(Config { xds, ..config(data.path()) }).await.err().unwrap().to_string();
-    assert!(error.contains(&format!("--xds {xds} is taken")) && error.contains("another port"), "{error}");
+    let error = start(Config {
+        xds,
+        ..config(data.path())
+    })
+    .await
+    .err()
+    .unwrap()
+    .to_string();
+    assert!(
+        error.contains(&format!("--xds {xds} is taken")) && error.contains("another port"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -39,17 +66,45 @@ async fn a_restart_has_documents_and_instances_at_once() {
     let first = start(config(data.path())).await.unwrap();
     let admin = Admin::new(&first.admin_address().to_string());
     let file = phalanx_client::api::File { name: "a".into(), text: "apiVersion: v1\nkind: Service\nmetadata: {name: battle}\nspec:\n  selector: {app: battle}\n  ports: [{port: 80}]\n".into() };
-    let revision = admin.apply(&ApplyRequest { files: vec![file], ..ApplyRequest::default() }).await.unwrap().revision;
-    let mut registry = RegistryClient::connect(format!("http://{}", first.xds_address())).await.unwrap();
-    let request = RegisterRequest { instance: Some(to_wire(&instance("battle", "b1", "127.0.0.5:15006", &[("", 9000)]))), epoch: 1, ttl_ms: 30_000 };
+    let revision = admin
+        .apply(&ApplyRequest {
+            files: vec![file],
+            ..ApplyRequest::default()
+        })
+        .await
+        .unwrap()
+        .revision;
+    let mut registry = RegistryClient::connect(format!("http://{}", first.xds_address()))
+        .await
+        .unwrap();
+    let request = RegisterRequest {
+        instance: Some(to_wire(&instance(
+            "battle",
+            "b1",
+            "127.0.0.5:15006",
+            &[("", 9000)],
+        ))),
+        epoch: 1,
+        ttl_ms: 30_000,
+    };
     registry.register(request).await.unwrap();
     first.shutdown().await;
 
     let second = start(config(data.path())).await.unwrap();
     let admin = Admin::new(&second.admin_address().to_string());
-    assert_eq!(admin.documents(Some("service"), None).await.unwrap().items[0].revision, revision);
-    let instances = admin.instances(Some("battle"), Some("default")).await.unwrap().items;
-    assert_eq!((instances[0].id.as_str(), instances[0].state.as_str()), ("b1", "live"));
+    assert_eq!(
+        admin.documents(Some("service"), None).await.unwrap().items[0].revision,
+        revision
+    );
+    let instances = admin
+        .instances(Some("battle"), Some("default"))
+        .await
+        .unwrap()
+        .items;
+    assert_eq!(
+        (instances[0].id.as_str(), instances[0].state.as_str()),
+        ("b1", "live")
+    );
     assert!(instances[0].lease_ms > 25_000, "a whole TTL of grace");
     second.shutdown().await;
 }
@@ -66,5 +121,7 @@ async fn two_on_one_folder_are_refused() {
 #[tokio::test]
 async fn run_ends_at_shutdown() {
     let data = tempfile::tempdir().unwrap();
-    run(config(data.path()), std::future::ready(())).await.unwrap();
+    run(config(data.path()), std::future::ready(()))
+        .await
+        .unwrap();
 }

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use phalanx_model::document::{BackendPolicy, Document, EndpointSlice, Service, ServicePort, SlicePort, TargetPort};
+use phalanx_model::document::{
+    BackendPolicy, Document, EndpointSlice, Service, ServicePort, SlicePort, TargetPort,
+};
 use phalanx_model::instance::{InstancePort, Protocol};
 use phalanx_model::resource::{Assignment, Cluster, Endpoint, Health};
 use phalanx_model::{ClusterName, Instance, ServiceName};
@@ -43,24 +45,51 @@ type Assignments = BTreeMap<ClusterName, Assignment>;
 pub(super) fn compile(world: &World, findings: &mut Vec<Finding>) -> (Catalog, Assignments) {
     let mut catalog = Catalog::default();
     let mut assignments = Assignments::new();
-    let mut add = |service: &ServiceName, port: u16, protocol: Protocol, endpoints: Vec<Endpoint>| {
-        catalog.services.entry(service.clone()).or_default().insert(port, CatalogPort { protocol });
-        let cluster = ClusterName::outbound(service.clone(), port);
-        assignments.insert(cluster.clone(), Assignment { cluster, endpoints: tidy(endpoints) });
-    };
+    let mut add =
+        |service: &ServiceName, port: u16, protocol: Protocol, endpoints: Vec<Endpoint>| {
+            catalog
+                .services
+                .entry(service.clone())
+                .or_default()
+                .insert(port, CatalogPort { protocol });
+            let cluster = ClusterName::outbound(service.clone(), port);
+            assignments.insert(
+                cluster.clone(),
+                Assignment {
+                    cluster,
+                    endpoints: tidy(endpoints),
+                },
+            );
+        };
     let mut slices = slices(world);
     let mut declared = BTreeSet::new();
     let mut labels = LabelIndex::default();
     for (_, document) in world.in_force() {
-        let Document::Service(service) = document else { continue };
+        let Document::Service(service) = document else {
+            continue;
+        };
         let name = service.service_name();
         let instances = labels.select(world, service);
         let slices = slices.remove(&name).unwrap_or_default();
         for port in &service.ports {
-            let chosen: Vec<_> = instances.iter().filter_map(|i| Some((&i.instance, pick(&i.instance, &port.target)?))).collect();
-            let of_slices = slices.iter().flat_map(|(_, slice)| slice_endpoints(slice, service, port));
-            let endpoints = chosen.iter().map(|(i, p)| endpoint(i, p)).chain(of_slices).collect();
-            add(&name, port.port, protocol(port, chosen.iter().map(|(_, p)| *p)), endpoints);
+            let chosen: Vec<_> = instances
+                .iter()
+                .filter_map(|i| Some((&i.instance, pick(&i.instance, &port.target)?)))
+                .collect();
+            let of_slices = slices
+                .iter()
+                .flat_map(|(_, slice)| slice_endpoints(slice, service, port));
+            let endpoints = chosen
+                .iter()
+                .map(|(i, p)| endpoint(i, p))
+                .chain(of_slices)
+                .collect();
+            add(
+                &name,
+                port.port,
+                protocol(port, chosen.iter().map(|(_, p)| *p)),
+                endpoints,
+            );
         }
         declared.insert(name);
     }
@@ -84,13 +113,31 @@ fn undeclared<'a>(
     instances: impl Iterator<Item = &'a Arc<Registered>> + Clone,
     add: &mut impl FnMut(&ServiceName, u16, Protocol, Vec<Endpoint>),
 ) {
-    let numbers: BTreeSet<u16> = instances.clone().flat_map(|i| &i.instance.ports).map(|p| p.number).filter(|n| *n > 0).collect();
+    let numbers: BTreeSet<u16> = instances
+        .clone()
+        .flat_map(|i| &i.instance.ports)
+        .map(|p| p.number)
+        .filter(|n| *n > 0)
+        .collect();
     for number in numbers {
         let target = TargetPort::Number(number);
-        let chosen: Vec<_> = instances.clone().filter_map(|i| Some((&i.instance, pick(&i.instance, &target)?))).collect();
-        let port = ServicePort { name: String::new(), port: number, target, protocol: Protocol::Auto };
+        let chosen: Vec<_> = instances
+            .clone()
+            .filter_map(|i| Some((&i.instance, pick(&i.instance, &target)?)))
+            .collect();
+        let port = ServicePort {
+            name: String::new(),
+            port: number,
+            target,
+            protocol: Protocol::Auto,
+        };
         let endpoints = chosen.iter().map(|(i, p)| endpoint(i, p)).collect();
-        add(name, number, protocol(&port, chosen.iter().map(|(_, p)| *p)), endpoints);
+        add(
+            name,
+            number,
+            protocol(&port, chosen.iter().map(|(_, p)| *p)),
+            endpoints,
+        );
     }
 }
 
@@ -106,10 +153,17 @@ fn pick<'a>(instance: &'a Instance, target: &TargetPort) -> Option<&'a InstanceP
 }
 
 /// The Service's word, else that of an instance, else a guess by the port's name.
-fn protocol<'a>(port: &ServicePort, instances: impl Iterator<Item = &'a InstancePort> + Clone) -> Protocol {
+fn protocol<'a>(
+    port: &ServicePort,
+    instances: impl Iterator<Item = &'a InstancePort> + Clone,
+) -> Protocol {
     let told = std::iter::once(port.protocol).chain(instances.clone().map(|i| i.protocol));
-    let guessed = std::iter::once(port.name.as_str()).chain(instances.map(|i| i.name.as_str())).map(Protocol::guess);
-    told.chain(guessed).find(|protocol| *protocol != Protocol::Auto).unwrap_or_default()
+    let guessed = std::iter::once(port.name.as_str())
+        .chain(instances.map(|i| i.name.as_str()))
+        .map(Protocol::guess);
+    told.chain(guessed)
+        .find(|protocol| *protocol != Protocol::Auto)
+        .unwrap_or_default()
 }
 
 fn endpoint(instance: &Instance, port: &InstancePort) -> Endpoint {
@@ -124,8 +178,12 @@ fn endpoint(instance: &Instance, port: &InstancePort) -> Endpoint {
 }
 
 fn slice_endpoints(slice: &EndpointSlice, service: &Service, port: &ServicePort) -> Vec<Endpoint> {
-    let fits = |p: &&SlicePort| p.name == port.name || (slice.ports.len() == 1 && service.ports.len() == 1);
-    let Some(target) = slice.ports.iter().find(fits) else { return Vec::new() };
+    let fits = |p: &&SlicePort| {
+        p.name == port.name || (slice.ports.len() == 1 && service.ports.len() == 1)
+    };
+    let Some(target) = slice.ports.iter().find(fits) else {
+        return Vec::new();
+    };
     let mut endpoints = Vec::new();
     for endpoint in &slice.endpoints {
         let health = match (endpoint.ready, endpoint.terminating) {
@@ -133,13 +191,20 @@ fn slice_endpoints(slice: &EndpointSlice, service: &Service, port: &ServicePort)
             (false, true) => Health::Draining,
             (false, false) => continue,
         };
-        endpoints.extend(endpoint.addresses.iter().map(|address| Endpoint {
-            address: SocketAddr::new(*address, target.port),
-            weight: 1,
-            zone: endpoint.zone.clone(),
-            health,
-            version: slice.meta.labels.get("version").cloned().unwrap_or_default(),
-            instance: String::new(),
+        endpoints.extend(endpoint.addresses.iter().map(|address| {
+            Endpoint {
+                address: SocketAddr::new(*address, target.port),
+                weight: 1,
+                zone: endpoint.zone.clone(),
+                health,
+                version: slice
+                    .meta
+                    .labels
+                    .get("version")
+                    .cloned()
+                    .unwrap_or_default(),
+                instance: String::new(),
+            }
         }));
     }
     endpoints
@@ -147,7 +212,12 @@ fn slice_endpoints(slice: &EndpointSlice, service: &Service, port: &ServicePort)
 
 /// Sorted by address, each address once; of two, the one that registered.
 fn tidy(mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
-    endpoints.sort_by(|a, b| a.address.cmp(&b.address).then_with(|| a.instance.is_empty().cmp(&b.instance.is_empty())).then_with(|| a.instance.cmp(&b.instance)));
+    endpoints.sort_by(|a, b| {
+        a.address
+            .cmp(&b.address)
+            .then_with(|| a.instance.is_empty().cmp(&b.instance.is_empty()))
+            .then_with(|| a.instance.cmp(&b.instance))
+    });
     endpoints.dedup_by(|later, kept| later.address == kept.address);
     endpoints
 }
@@ -158,7 +228,10 @@ fn slices(world: &World) -> Slices<'_> {
     let mut slices = Slices::new();
     for (entry, document) in world.in_force() {
         if let Document::EndpointSlice(slice) = document {
-            slices.entry(slice.service.clone()).or_default().push((entry, slice));
+            slices
+                .entry(slice.service.clone())
+                .or_default()
+                .push((entry, slice));
         }
     }
     slices
@@ -172,17 +245,35 @@ struct LabelIndex<'a> {
 
 impl<'a> LabelIndex<'a> {
     fn select(&mut self, world: &'a World, service: &'a Service) -> Vec<&'a Registered> {
-        let Some((namespace, services)) = world.instances.namespaces().find(|(name, _)| **name == service.meta.namespace) else {
+        let Some((namespace, services)) = world
+            .instances
+            .namespaces()
+            .find(|(name, _)| **name == service.meta.namespace)
+        else {
             return Vec::new();
         };
         if service.selector.is_empty() {
             return Vec::new();
         }
-        let selected = |i: &&Registered| service.selector.iter().all(|(key, value)| i.instance.labels.get(key) == Some(value));
+        let selected = |i: &&Registered| {
+            service
+                .selector
+                .iter()
+                .all(|(key, value)| i.instance.labels.get(key) == Some(value))
+        };
         match service.selector.get("app") {
             Some(app) => {
-                let index = self.by_app.entry(namespace).or_insert_with(|| by_app(services));
-                index.get(app.as_str()).into_iter().flatten().copied().filter(selected).collect()
+                let index = self
+                    .by_app
+                    .entry(namespace)
+                    .or_insert_with(|| by_app(services));
+                index
+                    .get(app.as_str())
+                    .into_iter()
+                    .flatten()
+                    .copied()
+                    .filter(selected)
+                    .collect()
             }
             None => all(services).filter(selected).collect(),
         }
@@ -190,7 +281,10 @@ impl<'a> LabelIndex<'a> {
 }
 
 fn all(services: &NamespaceInstances) -> impl Iterator<Item = &Registered> {
-    services.values().flat_map(|instances| instances.values()).map(|i| &**i)
+    services
+        .values()
+        .flat_map(|instances| instances.values())
+        .map(|i| &**i)
 }
 
 fn by_app(services: &NamespaceInstances) -> HashMap<&str, Vec<&Registered>> {
@@ -204,7 +298,11 @@ fn by_app(services: &NamespaceInstances) -> HashMap<&str, Vec<&Registered>> {
 }
 
 /// One cluster per service and port, with the oldest policy that names the service.
-pub(super) fn clusters(world: &World, catalog: &Catalog, findings: &mut Vec<Finding>) -> BTreeMap<ClusterName, Cluster> {
+pub(super) fn clusters(
+    world: &World,
+    catalog: &Catalog,
+    findings: &mut Vec<Finding>,
+) -> BTreeMap<ClusterName, Cluster> {
     let policies = policies(world, findings);
     let mut clusters = BTreeMap::new();
     for (service, ports) in &catalog.services {
@@ -220,7 +318,10 @@ pub(super) fn clusters(world: &World, catalog: &Catalog, findings: &mut Vec<Find
     clusters
 }
 
-fn policies<'a>(world: &'a World, findings: &mut Vec<Finding>) -> BTreeMap<&'a ServiceName, (&'a DocumentEntry, &'a BackendPolicy)> {
+fn policies<'a>(
+    world: &'a World,
+    findings: &mut Vec<Finding>,
+) -> BTreeMap<&'a ServiceName, (&'a DocumentEntry, &'a BackendPolicy)> {
     let policy = |(entry, document): (&'a DocumentEntry, &'a Document)| match document {
         Document::BackendPolicy(policy) => Some((entry, policy)),
         _ => None,
@@ -248,10 +349,16 @@ fn merge(cluster: &mut Cluster, policy: &BackendPolicy) {
     cluster.load_balancer = policy.load_balancer.unwrap_or(cluster.load_balancer);
     cluster.connection_pool = policy.connection_pool.unwrap_or(cluster.connection_pool);
     cluster.circuit_breaker = policy.circuit_breaker.unwrap_or(cluster.circuit_breaker);
-    cluster.outlier_detection = policy.outlier_detection.unwrap_or(cluster.outlier_detection);
+    cluster.outlier_detection = policy
+        .outlier_detection
+        .unwrap_or(cluster.outlier_detection);
     cluster.retry_budget = policy.retry_budget.unwrap_or(cluster.retry_budget);
 }
 
 pub(super) fn finding(entry: &DocumentEntry, message: impl Into<String>) -> Finding {
-    Finding { document: entry.id.clone(), message: message.into(), since_revision: entry.revision }
+    Finding {
+        document: entry.id.clone(),
+        message: message.into(),
+        since_revision: entry.revision,
+    }
 }

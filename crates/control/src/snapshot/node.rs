@@ -23,17 +23,27 @@ pub struct Node {
 /// Why a node can't be served. The text goes to the peer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NodeError {
-    #[error("the first request of a stream must carry `node` (bootstrap: node.id, node.cluster, node.metadata)")]
+    #[error(
+        "the first request of a stream must carry `node` (bootstrap: node.id, node.cluster, node.metadata)"
+    )]
     Missing,
-    #[error("node.id is empty or longer than {ID_MAX} bytes (expected <namespace>/<service>/<instance>)")]
+    #[error(
+        "node.id is empty or longer than {ID_MAX} bytes (expected <namespace>/<service>/<instance>)"
+    )]
     Id,
-    #[error("node `{id}` has no metadata `{key}` (set node.metadata.{key} to a string; `service`, `namespace` and `outbound` say who it is)")]
+    #[error(
+        "node `{id}` has no metadata `{key}` (set node.metadata.{key} to a string; `service`, `namespace` and `outbound` say who it is)"
+    )]
     Metadata { id: String, key: &'static str },
     #[error("node `{id}`: {reason}")]
     Name { id: String, reason: String },
-    #[error("node `{id}`: metadata `outbound` is `{value}`, expected the outbound listener's ip:port or port")]
+    #[error(
+        "node `{id}`: metadata `outbound` is `{value}`, expected the outbound listener's ip:port or port"
+    )]
     Outbound { id: String, value: String },
-    #[error("node `{id}` is a proxyless gRPC client (`{agent}`), which this control plane does not serve yet (use a sidecar)")]
+    #[error(
+        "node `{id}` is a proxyless gRPC client (`{agent}`), which this control plane does not serve yet (use a sidecar)"
+    )]
     Proxyless { id: String, agent: String },
 }
 
@@ -52,14 +62,39 @@ impl Node {
         if agent.starts_with("gRPC") || agent.starts_with("grpc-") {
             return Err(NodeError::Proxyless { id, agent });
         }
-        let required = |key| text(node, key).ok_or(NodeError::Metadata { id: id.clone(), key });
+        let required = |key| {
+            text(node, key).ok_or(NodeError::Metadata {
+                id: id.clone(),
+                key,
+            })
+        };
         let (namespace, service) = (required("namespace")?, required("service")?);
-        let service = ServiceName::parse(&namespace, &service).map_err(|e| NodeError::Name { id: id.clone(), reason: e.to_string() })?;
+        let service = ServiceName::parse(&namespace, &service).map_err(|e| NodeError::Name {
+            id: id.clone(),
+            reason: e.to_string(),
+        })?;
         let outbound = text(node, "outbound");
-        let outbound = outbound.map(|value| address(&value).ok_or(NodeError::Outbound { id: id.clone(), value })).transpose()?;
+        let outbound = outbound
+            .map(|value| {
+                address(&value).ok_or(NodeError::Outbound {
+                    id: id.clone(),
+                    value,
+                })
+            })
+            .transpose()?;
         let optional = |key| text(node, key).unwrap_or_default();
-        let zone = text(node, "zone").or_else(|| node.locality.as_ref().map(|l| l.zone.clone())).unwrap_or_default();
-        Ok(Self { service, version: optional("version"), zone, instance: optional("instance"), outbound, agent, id })
+        let zone = text(node, "zone")
+            .or_else(|| node.locality.as_ref().map(|l| l.zone.clone()))
+            .unwrap_or_default();
+        Ok(Self {
+            service,
+            version: optional("version"),
+            zone,
+            instance: optional("instance"),
+            outbound,
+            agent,
+            id,
+        })
     }
 }
 
@@ -67,27 +102,43 @@ fn agent(node: &core::Node) -> String {
     use core::node::UserAgentVersionType;
     let version = match &node.user_agent_version_type {
         Some(UserAgentVersionType::UserAgentVersion(version)) => version.clone(),
-        Some(UserAgentVersionType::UserAgentBuildVersion(build)) => {
-            build.version.as_ref().map(|v| format!("{}.{}.{}", v.major_number, v.minor_number, v.patch)).unwrap_or_default()
-        }
+        Some(UserAgentVersionType::UserAgentBuildVersion(build)) => build
+            .version
+            .as_ref()
+            .map(|v| format!("{}.{}.{}", v.major_number, v.minor_number, v.patch))
+            .unwrap_or_default(),
         None => String::new(),
     };
     let agent = format!("{} {version}", node.user_agent_name);
-    agent.trim().chars().filter(|c| !c.is_control()).take(AGENT_MAX).collect()
+    agent
+        .trim()
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(AGENT_MAX)
+        .collect()
 }
 
 /// Metadata as text; a whole number counts, because YAML writes ports without quotes.
 fn text(node: &core::Node, key: &str) -> Option<String> {
     match node.metadata.as_ref()?.fields.get(key)?.kind.as_ref()? {
-        ValueKind::StringValue(text) if !text.is_empty() && text.len() <= VALUE_MAX => Some(text.clone()),
+        ValueKind::StringValue(text) if !text.is_empty() && text.len() <= VALUE_MAX => {
+            Some(text.clone())
+        }
         ValueKind::NumberValue(number) if number.fract() == 0.0 => Some(format!("{number}")),
         _ => None,
     }
 }
 
 fn address(text: &str) -> Option<SocketAddr> {
-    let port = || text.parse().ok().map(|port: u16| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
-    text.parse().ok().or_else(port).filter(|address: &SocketAddr| address.port() > 0)
+    let port = || {
+        text.parse()
+            .ok()
+            .map(|port: u16| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port))
+    };
+    text.parse()
+        .ok()
+        .or_else(port)
+        .filter(|address: &SocketAddr| address.port() > 0)
 }
 
 /// Of a node's id.
@@ -103,8 +154,22 @@ mod tests {
     use super::*;
 
     fn node(metadata: &[(&str, ValueKind)]) -> core::Node {
-        let fields = metadata.iter().map(|(key, kind)| (key.to_string(), Value { kind: Some(kind.clone()) })).collect();
-        core::Node { id: "default/match/m1".into(), metadata: Some(Struct { fields }), ..core::Node::default() }
+        let fields = metadata
+            .iter()
+            .map(|(key, kind)| {
+                (
+                    key.to_string(),
+                    Value {
+                        kind: Some(kind.clone()),
+                    },
+                )
+            })
+            .collect();
+        core::Node {
+            id: "default/match/m1".into(),
+            metadata: Some(Struct { fields }),
+            ..core::Node::default()
+        }
     }
 
     fn string(text: &str) -> ValueKind {
@@ -113,8 +178,17 @@ mod tests {
 
     #[test]
     fn a_bare_outbound_port_means_loopback() {
-        for outbound in [string("15001"), string("127.0.0.1:15001"), ValueKind::NumberValue(15001.0)] {
-            let node = Node::parse(Some(&node(&[("service", string("match")), ("namespace", string("default")), ("outbound", outbound)]))).unwrap();
+        for outbound in [
+            string("15001"),
+            string("127.0.0.1:15001"),
+            ValueKind::NumberValue(15001.0),
+        ] {
+            let node = Node::parse(Some(&node(&[
+                ("service", string("match")),
+                ("namespace", string("default")),
+                ("outbound", outbound),
+            ])))
+            .unwrap();
             assert_eq!(node.outbound, Some("127.0.0.1:15001".parse().unwrap()));
         }
     }
@@ -123,16 +197,38 @@ mod tests {
     fn a_node_that_does_not_say_who_it_is_is_refused_with_a_hint() {
         assert_eq!(Node::parse(None), Err(NodeError::Missing));
         let error = Node::parse(Some(&node(&[("service", string("match"))]))).unwrap_err();
-        assert!(error.to_string().contains("node.metadata.namespace"), "{error}");
-        let metadata = [("service", string("match")), ("namespace", string("default")), ("outbound", string("nowhere"))];
-        assert!(matches!(Node::parse(Some(&node(&metadata))), Err(NodeError::Outbound { .. })));
-        let metadata = [("service", string("Match")), ("namespace", string("default"))];
-        assert!(matches!(Node::parse(Some(&node(&metadata))), Err(NodeError::Name { .. })));
+        assert!(
+            error.to_string().contains("node.metadata.namespace"),
+            "{error}"
+        );
+        let metadata = [
+            ("service", string("match")),
+            ("namespace", string("default")),
+            ("outbound", string("nowhere")),
+        ];
+        assert!(matches!(
+            Node::parse(Some(&node(&metadata))),
+            Err(NodeError::Outbound { .. })
+        ));
+        let metadata = [
+            ("service", string("Match")),
+            ("namespace", string("default")),
+        ];
+        assert!(matches!(
+            Node::parse(Some(&node(&metadata))),
+            Err(NodeError::Name { .. })
+        ));
     }
 
     #[test]
     fn proxyless_clients_are_refused_by_name() {
-        let node = core::Node { user_agent_name: "gRPC C-core".into(), ..node(&[]) };
-        assert!(matches!(Node::parse(Some(&node)), Err(NodeError::Proxyless { .. })));
+        let node = core::Node {
+            user_agent_name: "gRPC C-core".into(),
+            ..node(&[])
+        };
+        assert!(matches!(
+            Node::parse(Some(&node)),
+            Err(NodeError::Proxyless { .. })
+        ));
     }
 }

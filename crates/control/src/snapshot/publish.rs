@@ -33,12 +33,25 @@ impl Published {
     /// A stream's own listeners, encoded; they stay the same as long as its node does.
     pub fn listeners(node: &Node) -> Resources {
         let listeners = listener(node).into_iter().map(|l| encode::listener(&l));
-        Arc::new(listeners.map(|encoded| (encoded.name.clone(), Arc::new(encoded))).collect())
+        Arc::new(
+            listeners
+                .map(|encoded| (encoded.name.clone(), Arc::new(encoded)))
+                .collect(),
+        )
     }
 
     /// What a node receives, by sharing; `table` instead of its namespace's, if given.
-    pub fn snapshot(&self, node: &Node, listeners: &Resources, table: Option<&Resources>) -> Snapshot {
-        let of_namespace = || self.tables.get(&node.service.namespace).unwrap_or(&self.table);
+    pub fn snapshot(
+        &self,
+        node: &Node,
+        listeners: &Resources,
+        table: Option<&Resources>,
+    ) -> Snapshot {
+        let of_namespace = || {
+            self.tables
+                .get(&node.service.namespace)
+                .unwrap_or(&self.table)
+        };
         let tables = table.unwrap_or_else(of_namespace);
         let of = |kind| match kind {
             Kind::Cluster => &self.clusters,
@@ -51,14 +64,20 @@ impl Published {
 
     /// The documents that a cluster or an endpoint set of this name is made of.
     pub fn sources(&self, name: &str) -> Vec<DocumentId> {
-        let Ok(cluster) = name.parse::<ClusterName>() else { return Vec::new() };
+        let Ok(cluster) = name.parse::<ClusterName>() else {
+            return Vec::new();
+        };
         let made_of = |document: &Document| match document {
             Document::Service(service) => service.service_name() == cluster.service,
             Document::EndpointSlice(slice) => slice.service == cluster.service,
             Document::BackendPolicy(policy) => policy.targets.contains(&cluster.service),
             Document::Route(_) => false,
         };
-        self.world.in_force().filter(|(_, document)| made_of(document)).map(|(entry, _)| entry.id.clone()).collect()
+        self.world
+            .in_force()
+            .filter(|(_, document)| made_of(document))
+            .map(|(entry, _)| entry.id.clone())
+            .collect()
     }
 }
 
@@ -72,20 +91,37 @@ impl Compiler {
     /// Compiles and encodes a world.
     pub fn compile(&mut self, world: Arc<World>) -> Published {
         let mesh = Mesh::compile(&world);
-        let last = self.last.as_ref().map(|(mesh, published)| (mesh, published));
+        let last = self
+            .last
+            .as_ref()
+            .map(|(mesh, published)| (mesh, published));
         let old = |kind: fn(&Published) -> &Resources| last.map(|(_, published)| kind(published));
         let clusters = reuse(
-            mesh.clusters.iter().map(|(name, cluster)| (name, cluster, last.and_then(|(mesh, _)| mesh.clusters.get(name)))),
+            mesh.clusters.iter().map(|(name, cluster)| {
+                (
+                    name,
+                    cluster,
+                    last.and_then(|(mesh, _)| mesh.clusters.get(name)),
+                )
+            }),
             old(|p| &p.clusters),
             encode::cluster,
         );
         let endpoints = reuse(
-            mesh.assignments.iter().map(|(name, set)| (name, set, last.and_then(|(mesh, _)| mesh.assignments.get(name)))),
+            mesh.assignments.iter().map(|(name, set)| {
+                (
+                    name,
+                    set,
+                    last.and_then(|(mesh, _)| mesh.assignments.get(name)),
+                )
+            }),
             old(|p| &p.endpoints),
             encode::endpoints,
         );
         let (tables, table) = match last {
-            Some((before, published)) if before.rules == mesh.rules && before.catalog == mesh.catalog => {
+            Some((before, published))
+                if before.rules == mesh.rules && before.catalog == mesh.catalog =>
+            {
                 (published.tables.clone(), published.table.clone())
             }
             _ => tables(&mesh),
@@ -114,7 +150,10 @@ fn reuse<'a, N: ToString + 'a, R: PartialEq + 'a>(
     let mut all_reused = true;
     for (name, resource, before) in resources {
         let name = name.to_string();
-        let kept = old.filter(|_| before == Some(resource)).and_then(|old| old.get(&name)).cloned();
+        let kept = old
+            .filter(|_| before == Some(resource))
+            .and_then(|old| old.get(&name))
+            .cloned();
         all_reused &= kept.is_some();
         let encoded = kept.unwrap_or_else(|| Arc::new(encode(resource)));
         fresh.insert(name, encoded);
@@ -129,10 +168,16 @@ fn tables(mesh: &Mesh) -> (BTreeMap<String, Resources>, Resources) {
     let mut tables = BTreeMap::new();
     for service in mesh.catalog.services.keys() {
         if !tables.contains_key(&service.namespace) {
-            tables.insert(service.namespace.clone(), encode_table(&mesh.rules.table(&service.namespace, &mesh.catalog)));
+            tables.insert(
+                service.namespace.clone(),
+                encode_table(&mesh.rules.table(&service.namespace, &mesh.catalog)),
+            );
         }
     }
-    (tables, encode_table(&mesh.rules.generic_table(&mesh.catalog)))
+    (
+        tables,
+        encode_table(&mesh.rules.generic_table(&mesh.catalog)),
+    )
 }
 
 /// A node's only table, encoded.

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use phalanx_model::document::{BackendRef, Document, Kind, Route, RouteRule};
 use phalanx_model::instance::Protocol;
 use phalanx_model::matching::order::precedence;
-use phalanx_model::resource::{Action, Backend, Forward, HeaderEdit, Retry, Rewrite, RouteTable, Rule, RuleMatch, VirtualHost};
+use phalanx_model::resource::{
+    Action, Backend, Forward, HeaderEdit, Retry, Rewrite, RouteTable, Rule, RuleMatch, VirtualHost,
+};
 use phalanx_model::{ClusterName, Reason, ServiceName};
 
 use super::catalog::finding;
@@ -34,11 +36,22 @@ impl Rules {
                 let key = (service.clone(), *port);
                 let routes = attached.remove(&key).unwrap_or_default();
                 if of_port.protocol == Protocol::Tcp {
-                    let ignored = |(entry, _): &(&DocumentEntry, &Route)| finding(entry, format!("port {port} of Service {service} is plain TCP, so no HTTP rule holds there"));
+                    let ignored = |(entry, _): &(&DocumentEntry, &Route)| {
+                        finding(
+                            entry,
+                            format!(
+                                "port {port} of Service {service} is plain TCP, so no HTTP rule holds there"
+                            ),
+                        )
+                    };
                     findings.extend(routes.iter().map(ignored));
                     continue;
                 }
-                let of_port = if routes.is_empty() { vec![plain(service, *port)] } else { merged(routes, catalog) };
+                let of_port = if routes.is_empty() {
+                    vec![plain(service, *port)]
+                } else {
+                    merged(routes, catalog)
+                };
                 rules.insert(key, Arc::new(of_port));
             }
         }
@@ -58,17 +71,31 @@ impl Rules {
     fn table_for(&self, namespace: Option<&str>, catalog: &Catalog) -> RouteTable {
         let host = |((service, port), rules): (&ServicePort, &Arc<Vec<Rule>>)| VirtualHost {
             name: format!("{}:{port}", service.host()),
-            domains: domains(service, *port, namespace, catalog.default_port(service) == Some(*port)),
+            domains: domains(
+                service,
+                *port,
+                namespace,
+                catalog.default_port(service) == Some(*port),
+            ),
             rules: rules.to_vec(),
         };
-        RouteTable { name: OUTBOUND.to_owned(), hosts: self.0.iter().map(host).collect() }
+        RouteTable {
+            name: OUTBOUND.to_owned(),
+            hosts: self.0.iter().map(host).collect(),
+        }
     }
 }
 
-fn domains(service: &ServiceName, port: u16, namespace: Option<&str>, is_default: bool) -> Vec<String> {
+fn domains(
+    service: &ServiceName,
+    port: u16,
+    namespace: Option<&str>,
+    is_default: bool,
+) -> Vec<String> {
     let hosts = hosts(service, namespace);
     let bare = hosts.iter().filter(|_| is_default).cloned();
-    bare.chain(hosts.iter().map(|host| format!("{host}:{port}"))).collect()
+    bare.chain(hosts.iter().map(|host| format!("{host}:{port}")))
+        .collect()
 }
 
 type Attached<'a> = BTreeMap<ServicePort, Vec<(&'a DocumentEntry, &'a Route)>>;
@@ -77,17 +104,28 @@ type Attached<'a> = BTreeMap<ServicePort, Vec<(&'a DocumentEntry, &'a Route)>>;
 fn attach<'a>(world: &'a World, catalog: &Catalog, findings: &mut Vec<Finding>) -> Attached<'a> {
     let mut attached = Attached::new();
     for (entry, document) in world.in_force() {
-        let Document::Route(route) = document else { continue };
+        let Document::Route(route) = document else {
+            continue;
+        };
         for key in parents(entry, route, catalog, findings) {
             attached.entry(key).or_default().push((entry, route));
         }
     }
     for ((service, port), routes) in &mut attached {
-        let Some(winner) = routes.iter().find(|(_, route)| route.kind == Kind::GrpcRoute).map(|(entry, _)| entry.id.clone()) else { continue };
+        let Some(winner) = routes
+            .iter()
+            .find(|(_, route)| route.kind == Kind::GrpcRoute)
+            .map(|(entry, _)| entry.id.clone())
+        else {
+            continue;
+        };
         routes.retain(|(entry, route)| {
             let stays = route.kind == Kind::GrpcRoute;
             if !stays {
-                findings.push(finding(entry, format!("conflicted: {winner} outranks it on port {port} of Service {service}")));
+                findings.push(finding(
+                    entry,
+                    format!("conflicted: {winner} outranks it on port {port} of Service {service}"),
+                ));
             }
             stays
         });
@@ -96,12 +134,22 @@ fn attach<'a>(world: &'a World, catalog: &Catalog, findings: &mut Vec<Finding>) 
 }
 
 /// The service ports a route is attached to, each once.
-fn parents(entry: &DocumentEntry, route: &Route, catalog: &Catalog, findings: &mut Vec<Finding>) -> BTreeSet<ServicePort> {
+fn parents(
+    entry: &DocumentEntry,
+    route: &Route,
+    catalog: &Catalog,
+    findings: &mut Vec<Finding>,
+) -> BTreeSet<ServicePort> {
     let mut keys = BTreeSet::new();
     for parent in &route.parents {
         let service = &parent.service;
         match (catalog.services.get(service), parent.port) {
-            (None, _) => findings.push(finding(entry, format!("its parent Service {service} does not exist, so it has no effect there yet"))),
+            (None, _) => findings.push(finding(
+                entry,
+                format!(
+                    "its parent Service {service} does not exist, so it has no effect there yet"
+                ),
+            )),
             (Some(ports), Some(port)) if !ports.contains_key(&port) => {
                 findings.push(finding(entry, format!("its parent Service {service} has no port {port}, so it has no effect there yet")));
             }
@@ -139,7 +187,14 @@ fn plain(service: &ServiceName, port: u16) -> Rule {
 
 /// One rule per match, ordered.
 fn merged(mut routes: Vec<(&DocumentEntry, &Route)>, catalog: &Catalog) -> Vec<Rule> {
-    routes.sort_by_key(|(entry, _)| (entry.created_ms, &entry.id.namespace, &entry.id.name, entry.id.kind));
+    routes.sort_by_key(|(entry, _)| {
+        (
+            entry.created_ms,
+            &entry.id.namespace,
+            &entry.id.name,
+            entry.id.kind,
+        )
+    });
     let mut rules = Vec::new();
     for (entry, route) in routes {
         for (index, rule) in route.rules.iter().enumerate() {
@@ -172,7 +227,11 @@ fn action(rule: &RouteRule, catalog: &Catalog) -> Action {
         return Action::Respond(Reason::InvalidBackend);
     }
     Action::Forward(Forward {
-        backends: rule.backends.iter().map(|reference| backend(reference, catalog)).collect(),
+        backends: rule
+            .backends
+            .iter()
+            .map(|reference| backend(reference, catalog))
+            .collect(),
         rewrite: rule.rewrite.clone(),
         request_timeout: rule.request_timeout,
         attempt_timeout: rule.attempt_timeout,
@@ -182,7 +241,9 @@ fn action(rule: &RouteRule, catalog: &Catalog) -> Action {
 
 /// A backend that does not exist keeps its share, to be answered with an error.
 fn backend(reference: &BackendRef, catalog: &Catalog) -> Backend {
-    let exists = catalog.port(&reference.service, reference.port).is_some_and(|port| port.protocol != Protocol::Tcp);
+    let exists = catalog
+        .port(&reference.service, reference.port)
+        .is_some_and(|port| port.protocol != Protocol::Tcp);
     Backend {
         cluster: exists.then(|| ClusterName::outbound(reference.service.clone(), reference.port)),
         weight: reference.weight,

@@ -28,7 +28,9 @@ pub struct Fold {
 impl Fold {
     /// From everything that is stored, as of `revision`.
     pub fn boot(stored: Vec<Stored>, revision: u64) -> Self {
-        let mut fold = Self { world: World::empty() };
+        let mut fold = Self {
+            world: World::empty(),
+        };
         let mut history = Vec::new();
         for entry in stored {
             if let (Key::History(_), Some(value)) = (Key::parse(&entry.key), &entry.value) {
@@ -57,7 +59,9 @@ impl Fold {
                 world.config_revision = world.config_revision.max(change.revision);
                 self.document(id, change.value.as_deref(), change.revision);
             }
-            Key::Instance(id) => self.instance(&change.key, id, change.value.as_deref(), change.revision),
+            Key::Instance(id) => {
+                self.instance(&change.key, id, change.value.as_deref(), change.revision)
+            }
             Key::History(sequence) => {
                 // A pruned record is no change of the configuration.
                 if change.value.is_some() {
@@ -86,7 +90,10 @@ impl Fold {
                 let parsed = parse_stored(&id, &record.document);
                 (record, parsed)
             }
-            Err(e) => (unreadable(value), Err(format!("its record is damaged: {e}"))),
+            Err(e) => (
+                unreadable(value),
+                Err(format!("its record is damaged: {e}")),
+            ),
         };
         let (document, problem) = match parsed {
             Ok(document) => (Some(Arc::new(document)), None),
@@ -113,10 +120,16 @@ impl Fold {
             self.world.instances.remove(&id);
             return self.release(key);
         };
-        let parsed = serde_json::from_slice::<InstanceRecord>(value).map_err(|e| format!("its record is damaged: {e}"));
+        let parsed = serde_json::from_slice::<InstanceRecord>(value)
+            .map_err(|e| format!("its record is damaged: {e}"));
         let registered = parsed.and_then(|record| {
             let (epoch, ttl_ms) = (record.epoch, record.ttl_ms);
-            record.instance(id).map(|instance| Registered { instance, epoch, ttl_ms, revision })
+            record.instance(id).map(|instance| Registered {
+                instance,
+                epoch,
+                ttl_ms,
+                revision,
+            })
         });
         match registered {
             Ok(registered) => {
@@ -129,18 +142,40 @@ impl Fold {
 
     /// Documents that don't parse get the newest version in the history that does.
     fn recall(&mut self, history: &[Vec<u8>]) {
-        let missing: Vec<_> = self.world.documents.values().filter(|entry| entry.document.is_none()).cloned().collect();
+        let missing: Vec<_> = self
+            .world
+            .documents
+            .values()
+            .filter(|entry| entry.document.is_none())
+            .cloned()
+            .collect();
         if missing.is_empty() {
             return;
         }
-        let records: Vec<HistoryRecord> = history.iter().rev().filter_map(|value| serde_json::from_slice(value).ok()).collect();
+        let records: Vec<HistoryRecord> = history
+            .iter()
+            .rev()
+            .filter_map(|value| serde_json::from_slice(value).ok())
+            .collect();
         for entry in missing {
             let name = entry.id.to_string();
-            let changes = || records.iter().flat_map(|record| &record.changes).filter(|change| change.id == name);
-            let versions = changes().flat_map(|change| [&change.after, &change.before]).flatten();
-            let good = versions.filter_map(|version| parse_stored(&entry.id, version).ok()).next();
+            let changes = || {
+                records
+                    .iter()
+                    .flat_map(|record| &record.changes)
+                    .filter(|change| change.id == name)
+            };
+            let versions = changes()
+                .flat_map(|change| [&change.after, &change.before])
+                .flatten();
+            let good = versions
+                .filter_map(|version| parse_stored(&entry.id, version).ok())
+                .next();
             if let Some(document) = good {
-                let entry = DocumentEntry { document: Some(Arc::new(document)), ..(*entry).clone() };
+                let entry = DocumentEntry {
+                    document: Some(Arc::new(document)),
+                    ..(*entry).clone()
+                };
                 Arc::make_mut(&mut self.world.documents).insert(entry.id.clone(), Arc::new(entry));
             }
         }
@@ -148,7 +183,13 @@ impl Fold {
 
     fn quarantine(&mut self, id: String, message: String, since_revision: u64) {
         tracing::warn!(%id, %message, since_revision, "quarantined");
-        Arc::make_mut(&mut self.world.quarantined).insert(id, Quarantine { message, since_revision });
+        Arc::make_mut(&mut self.world.quarantined).insert(
+            id,
+            Quarantine {
+                message,
+                since_revision,
+            },
+        );
     }
 
     fn release(&mut self, id: &str) {
@@ -162,20 +203,43 @@ impl Fold {
 fn parse_stored(id: &DocumentId, json: &serde_json::Value) -> Result<Document, String> {
     let parsed = manifest::parse(&id.to_string(), &json.to_string(), &id.namespace);
     let documents = parsed.into_result().map_err(|problems| {
-        let texts: Vec<_> = problems.iter().map(|p| if p.path.is_empty() { p.message.clone() } else { format!("{}: {}", p.path, p.message) }).collect();
+        let texts: Vec<_> = problems
+            .iter()
+            .map(|p| {
+                if p.path.is_empty() {
+                    p.message.clone()
+                } else {
+                    format!("{}: {}", p.path, p.message)
+                }
+            })
+            .collect();
         texts.join("; ")
     })?;
     match <[_; 1]>::try_from(documents) {
         Ok([parsed]) if parsed.document.id() == *id => Ok(parsed.document),
-        Ok([parsed]) => Err(format!("it is stored as {id} but says it is {}", parsed.document.id())),
-        Err(documents) => Err(format!("{} documents are stored in its place", documents.len())),
+        Ok([parsed]) => Err(format!(
+            "it is stored as {id} but says it is {}",
+            parsed.document.id()
+        )),
+        Err(documents) => Err(format!(
+            "{} documents are stored in its place",
+            documents.len()
+        )),
     }
 }
 
 /// A record that is no JSON: kept as text, so that it can be looked at and deleted.
 fn unreadable(value: &[u8]) -> DocumentRecord {
-    let text: String = String::from_utf8_lossy(value).chars().take(record::UNREADABLE_MAX).collect();
-    DocumentRecord { created: 0, updated: 0, generation: 0, document: serde_json::Value::String(text) }
+    let text: String = String::from_utf8_lossy(value)
+        .chars()
+        .take(record::UNREADABLE_MAX)
+        .collect();
+    DocumentRecord {
+        created: 0,
+        updated: 0,
+        generation: 0,
+        document: serde_json::Value::String(text),
+    }
 }
 
 /// Revisions whose time is kept.

@@ -23,7 +23,12 @@ impl Follower {
         let revision = page.revision;
         let fold = boot(page);
         let (worlds, _) = watch::channel(fold.world());
-        Ok(Self { store, fold, revision, worlds })
+        Ok(Self {
+            store,
+            fold,
+            revision,
+            worlds,
+        })
     }
 
     pub fn worlds(&self) -> watch::Receiver<Arc<World>> {
@@ -39,8 +44,12 @@ impl Follower {
             };
             match followed {
                 Err(phalanx_store::Error::Closed) => return,
-                Err(error) => tracing::warn!(%error, "the store's change stream broke, reading everything again"),
-                Ok(()) => tracing::warn!("the store's change stream ended, reading everything again"),
+                Err(error) => {
+                    tracing::warn!(%error, "the store's change stream broke, reading everything again")
+                }
+                Ok(()) => {
+                    tracing::warn!("the store's change stream ended, reading everything again")
+                }
             }
             if let Ok(page) = self.store.list("").await {
                 self.revision = page.revision;
@@ -68,18 +77,29 @@ impl Follower {
         for event in batch.events {
             self.fold.apply(match event.kind {
                 EventKind::Put(entry) => stored(entry),
-                EventKind::Delete { key, .. } => Stored { key, value: None, revision: batch.revision },
+                EventKind::Delete { key, .. } => Stored {
+                    key,
+                    value: None,
+                    revision: batch.revision,
+                },
             });
         }
     }
 }
 
 fn boot(page: Page) -> Fold {
-    Fold::boot(page.entries.into_iter().map(stored).collect(), page.revision)
+    Fold::boot(
+        page.entries.into_iter().map(stored).collect(),
+        page.revision,
+    )
 }
 
 fn stored(entry: Entry) -> Stored {
-    Stored { key: entry.key, value: Some(entry.value.to_vec()), revision: entry.modified }
+    Stored {
+        key: entry.key,
+        value: Some(entry.value.to_vec()),
+        revision: entry.modified,
+    }
 }
 
 /// After a broken stream.

@@ -26,16 +26,41 @@ pub enum Key {
 impl Key {
     pub fn parse(key: &str) -> Self {
         let mut parts = key.split('/');
-        let parts = [parts.next(), parts.next(), parts.next(), parts.next(), parts.next()];
+        let parts = [
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+            parts.next(),
+        ];
         match parts {
-            [Some("config"), Some(kind), Some(namespace), Some(name), None] => match Kind::ALL.into_iter().find(|k| k.as_str() == kind) {
-                Some(kind) => Self::Document(DocumentId { kind, namespace: namespace.to_owned(), name: name.to_owned() }),
+            [
+                Some("config"),
+                Some(kind),
+                Some(namespace),
+                Some(name),
+                None,
+            ] => match Kind::ALL.into_iter().find(|k| k.as_str() == kind) {
+                Some(kind) => Self::Document(DocumentId {
+                    kind,
+                    namespace: namespace.to_owned(),
+                    name: name.to_owned(),
+                }),
                 None => Self::Other,
             },
-            [Some("instances"), Some(namespace), Some(service), Some(id), None] if !id.is_empty() => {
-                Self::Instance(InstanceId { service: ServiceName::new(namespace, service), id: id.to_owned() })
+            [
+                Some("instances"),
+                Some(namespace),
+                Some(service),
+                Some(id),
+                None,
+            ] if !id.is_empty() => Self::Instance(InstanceId {
+                service: ServiceName::new(namespace, service),
+                id: id.to_owned(),
+            }),
+            [Some("history"), Some(sequence), None, None, None] => {
+                sequence.parse().map_or(Self::Other, Self::History)
             }
-            [Some("history"), Some(sequence), None, None, None] => sequence.parse().map_or(Self::Other, Self::History),
             _ => Self::Other,
         }
     }
@@ -129,15 +154,31 @@ impl InstanceRecord {
     /// What is wrong, in words.
     pub fn instance(self, id: InstanceId) -> Result<Instance, String> {
         let port = |port: PortRecord| match Protocol::parse(&port.protocol) {
-            Some(protocol) => Ok(InstancePort { name: port.name, number: port.number, address: port.address, protocol }),
+            Some(protocol) => Ok(InstancePort {
+                name: port.name,
+                number: port.number,
+                address: port.address,
+                protocol,
+            }),
             None => Err(format!("`{}` is no protocol", port.protocol)),
         };
-        let ports = self.ports.into_iter().map(port).collect::<Result<Vec<_>, _>>()?;
+        let ports = self
+            .ports
+            .into_iter()
+            .map(port)
+            .collect::<Result<Vec<_>, _>>()?;
         if ports.is_empty() {
             return Err("it has no port".to_owned());
         }
         let weight = self.weight.clamp(1, WEIGHT_MAX);
-        Ok(Instance { id, labels: self.labels, ports, zone: self.zone, weight, proxy_admin: self.proxy_admin })
+        Ok(Instance {
+            id,
+            labels: self.labels,
+            ports,
+            zone: self.zone,
+            weight,
+            proxy_admin: self.proxy_admin,
+        })
     }
 }
 
@@ -152,9 +193,16 @@ mod tests {
 
     #[test]
     fn keys_survive_text() {
-        let id = DocumentId { kind: Kind::HttpRoute, namespace: "default".into(), name: "battle".into() };
+        let id = DocumentId {
+            kind: Kind::HttpRoute,
+            namespace: "default".into(),
+            name: "battle".into(),
+        };
         assert_eq!(Key::parse(&document_key(&id)), Key::Document(id));
-        let id = InstanceId { service: ServiceName::new("default", "battle"), id: "battle-1".into() };
+        let id = InstanceId {
+            service: ServiceName::new("default", "battle"),
+            id: "battle-1".into(),
+        };
         assert_eq!(Key::parse(&instance_key(&id)), Key::Instance(id));
         assert_eq!(history_key(7), "history/00000000000000000007");
         assert_eq!(Key::parse(&history_key(7)), Key::History(7));
@@ -162,7 +210,15 @@ mod tests {
 
     #[test]
     fn foreign_keys_are_no_ones() {
-        for key in ["", "x", "config/Service/default", "config/Gateway/default/x", "config/Service/a/b/c", "history/x", "instances/a/b/"] {
+        for key in [
+            "",
+            "x",
+            "config/Service/default",
+            "config/Gateway/default/x",
+            "config/Service/a/b/c",
+            "history/x",
+            "instances/a/b/",
+        ] {
             assert_eq!(Key::parse(key), Key::Other, "{key}");
         }
     }

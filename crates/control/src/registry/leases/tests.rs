@@ -1,7 +1,10 @@
 use super::*;
 
 fn id(service: &str, id: &str) -> InstanceId {
-    InstanceId { service: ServiceName::new("default", service), id: id.into() }
+    InstanceId {
+        service: ServiceName::new("default", service),
+        id: id.into(),
+    }
 }
 
 fn battle(n: u32) -> InstanceId {
@@ -12,7 +15,10 @@ fn battle(n: u32) -> InstanceId {
 fn leases(count: u32) -> Leases {
     let mut leases = Leases::new(TtlBounds::default());
     for n in 0..count {
-        assert_eq!(leases.register(battle(n), 1, 1_000, 7, 0), Ok(Registered::Write));
+        assert_eq!(
+            leases.register(battle(n), 1, 1_000, 7, 0),
+            Ok(Registered::Write)
+        );
     }
     leases
 }
@@ -66,7 +72,10 @@ fn a_shorter_ttl_takes_effect_at_once() {
     for n in 0..3 {
         leases.register(battle(n), 1, 60_000, 7, 0).unwrap();
     }
-    assert_eq!(leases.register(battle(2), 1, 1_000, 7, 100), Ok(Registered::Unchanged));
+    assert_eq!(
+        leases.register(battle(2), 1, 1_000, 7, 100),
+        Ok(Registered::Unchanged)
+    );
     assert_eq!(leases.expire(1_000), []);
     assert_eq!(leases.expire(1_100), [battle(2)]);
 }
@@ -74,8 +83,14 @@ fn a_shorter_ttl_takes_effect_at_once() {
 #[test]
 fn an_older_epoch_changes_nothing() {
     let mut leases = leases(2);
-    assert_eq!(leases.register(battle(0), 5, 1_000, 8, 10), Ok(Registered::Write));
-    assert!(matches!(leases.register(battle(0), 4, 1_000, 9, 20), Err(LeaseError::Older { current: 5, .. })));
+    assert_eq!(
+        leases.register(battle(0), 5, 1_000, 8, 10),
+        Ok(Registered::Write)
+    );
+    assert!(matches!(
+        leases.register(battle(0), 4, 1_000, 9, 20),
+        Err(LeaseError::Older { current: 5, .. })
+    ));
     assert_eq!(leases.heartbeat(&battle(0), 4, 20), None);
     assert!(!leases.deregister(&battle(0), 4, 20));
     assert!(leases.deregister(&battle(0), 5, 20));
@@ -85,19 +100,41 @@ fn an_older_epoch_changes_nothing() {
 fn a_late_registration_does_not_undo_a_deregistration() {
     let mut leases = leases(2);
     assert!(leases.deregister(&battle(0), 3, 10));
-    assert!(matches!(leases.register(battle(0), 2, 1_000, 7, 20), Err(LeaseError::Older { current: 3, .. })));
-    assert_eq!(leases.register(battle(0), 3, 1_000, 7, 20), Ok(Registered::Write));
-    assert!(!leases.deregister(&battle(9), 3, 10), "an unknown instance has nothing to delete");
+    assert!(matches!(
+        leases.register(battle(0), 2, 1_000, 7, 20),
+        Err(LeaseError::Older { current: 3, .. })
+    ));
+    assert_eq!(
+        leases.register(battle(0), 3, 1_000, 7, 20),
+        Ok(Registered::Write)
+    );
+    assert!(
+        !leases.deregister(&battle(9), 3, 10),
+        "an unknown instance has nothing to delete"
+    );
 }
 
 #[test]
 fn only_changed_content_is_written() {
     let mut leases = leases(1);
-    assert_eq!(leases.register(battle(0), 1, 1_000, 7, 10), Ok(Registered::Unchanged));
-    assert_eq!(leases.register(battle(0), 1, 1_000, 8, 10), Ok(Registered::Write));
+    assert_eq!(
+        leases.register(battle(0), 1, 1_000, 7, 10),
+        Ok(Registered::Unchanged)
+    );
+    assert_eq!(
+        leases.register(battle(0), 1, 1_000, 8, 10),
+        Ok(Registered::Write)
+    );
     leases.unstored(&battle(0));
-    assert_eq!(leases.heartbeat(&battle(0), 1, 20), None, "a write that failed has to be asserted again");
-    assert_eq!(leases.register(battle(0), 1, 1_000, 8, 30), Ok(Registered::Write));
+    assert_eq!(
+        leases.heartbeat(&battle(0), 1, 20),
+        None,
+        "a write that failed has to be asserted again"
+    );
+    assert_eq!(
+        leases.register(battle(0), 1, 1_000, 8, 30),
+        Ok(Registered::Write)
+    );
 }
 
 #[test]
@@ -105,11 +142,21 @@ fn the_last_instance_is_held_and_lives_again_when_it_beats() {
     let mut leases = leases(1);
     assert_eq!(leases.expire(1_000), []);
     assert_eq!(leases.held(), [(battle(0), 1_000)]);
-    assert_eq!(leases.state(&battle(0), 1_500), Some(LeaseState::Held { since_ms: 1_000 }));
+    assert_eq!(
+        leases.state(&battle(0), 1_500),
+        Some(LeaseState::Held { since_ms: 1_000 })
+    );
     beat(&mut leases, [0], 2_000);
-    assert_eq!((leases.held(), leases.state(&battle(0), 2_000)), (vec![], Some(LeaseState::Live { left_ms: 1_000 })));
+    assert_eq!(
+        (leases.held(), leases.state(&battle(0), 2_000)),
+        (vec![], Some(LeaseState::Live { left_ms: 1_000 }))
+    );
     assert_eq!(leases.expire(3_000), []);
-    assert_eq!(leases.held().len(), 1, "and is held again when it stops again");
+    assert_eq!(
+        leases.held().len(),
+        1,
+        "and is held again when it stops again"
+    );
 }
 
 #[test]
@@ -149,7 +196,11 @@ fn what_went_seconds_ago_counts_and_what_went_long_ago_does_not() {
         leases.expire(now);
     }
     beat(&mut leases, [0], 14_400);
-    assert_eq!(leases.expire(14_600), [battle(1)], "the loss of half, long after");
+    assert_eq!(
+        leases.expire(14_600),
+        [battle(1)],
+        "the loss of half, long after"
+    );
 }
 
 #[test]
@@ -172,7 +223,10 @@ fn a_restart_gives_everyone_one_ttl() {
     }
     assert_eq!(leases.expire(29_900), []);
     assert_eq!(leases.heartbeat(&battle(0), 4, 29_950), Some(30_000));
-    assert_eq!(leases.register(battle(1), 4, 30_000, 7, 29_950), Ok(Registered::Unchanged));
+    assert_eq!(
+        leases.register(battle(1), 4, 30_000, 7, 29_950),
+        Ok(Registered::Unchanged)
+    );
     assert_eq!(leases.expire(30_000), [battle(2)]);
 }
 
