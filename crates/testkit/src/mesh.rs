@@ -37,7 +37,7 @@ impl Mesh {
         let folder = tempfile::tempdir()?;
         let ip = address::fresh();
         let (xds, admin) = (SocketAddr::new(ip, 15010), SocketAddr::new(ip, 15080));
-        let control = spawn_control(&folder.path().to_owned(), xds, admin, 0)?;
+        let control = spawn_control(folder.path(), xds, admin, 0)?;
         let mesh = Self { control, xds, admin, folder, started: 0 };
         mesh.wait_for_control().await?;
         Ok(mesh)
@@ -51,7 +51,7 @@ impl Mesh {
     pub async fn restart_control(&mut self) -> anyhow::Result<()> {
         self.control.kill();
         self.started += 1;
-        self.control = spawn_control(&self.folder.path().to_owned(), self.xds, self.admin, self.started)?;
+        self.control = spawn_control(self.folder.path(), self.xds, self.admin, self.started)?;
         self.wait_for_control().await
     }
 
