@@ -428,7 +428,10 @@ async fn a_drain_deregisters_first_and_loses_no_request() {
     until("registered", async || script.registered().is_some()).await;
     let (inbound, admin) = (running.inbound(), running.admin());
     let slow = tokio::spawn(async move { get(inbound, "caller", "/slow").await });
-    app.waiting.acquire().await.unwrap().forget();
+    until("the request to arrive", async || {
+        app.waiting.try_acquire().is_ok()
+    })
+    .await;
 
     let shutdown = tokio::spawn(running.shutdown());
     until("deregistered", async || script.registered().is_none()).await;
