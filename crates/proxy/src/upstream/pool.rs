@@ -53,6 +53,14 @@ impl<C> Pool<C> {
         gone
     }
 
+    /// Drops the connection that has idled longest; false when there is none.
+    pub fn evict(&self) -> bool {
+        let mut idle = self.idle.borrow_mut();
+        let oldest = if idle.is_empty() { None } else { Some(idle.remove(0)) };
+        drop(idle);
+        oldest.is_some()
+    }
+
     /// Drops every idle connection; leased ones will not come back.
     pub fn retire(&self) {
         self.retired.set(true);

@@ -1,0 +1,325 @@
+//! From a listener to a connection that knows what it speaks. Each connection is a task: a panic ends that one, and is
+//! counted.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+
+use phalanx_model::name::Direction;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::Shared;
+use super::core::{Cluster, Core};
+use super::hyper_in::{self, Door};
+use super::hyper_out;
+use super::socket::Watch;
+use super::tunnel::{Ended, Tunnel};
+use crate::account::{EdgeCell, Event, Traffic};
+use crate::balance::{Evidence, Tried};
+use crate::upstream::{Permit, Share};
+
+/// What a listener is for.
+#[derive(Clone, Copy, Debug)]
+pub enum Service {
+    Http(Direction),
+    /// By place in the plan's `tcp`.
+    Tcp(usize),
+}
+
+/// Accepts until told to close; then takes what is in the backlog already, and closes.
+pub async fn run(core: Rc<Core>, listener: TcpListener, service: Service, shared: Arc<Shared>, mut closing: watch::Receiver<bool>) {
+    loop {
+        let closed = *closing.borrow_and_update();
+        let accepted = if closed {
+            poll_fn(|cx| match listener.poll_accept(cx) {
+                Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
+                Poll::Pending => Poll::Ready(None),
+            })
+            .await
+        } else {
+            tokio::select! {
+                accepted = listener.accept() => Some(accepted),
+                changed = closing.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+            }
+        };
+        match accepted {
+            None => return,
+            Some(Ok((stream, peer))) => admit(&core, stream, peer.ip(), service, &shared),
+            Some(Err(error)) => {
+                core.count(Event::AcceptFailed);
+                if !is_of_one_connection(&error) {
+                    // Out of descriptors, most likely: make some free, and don't spin.
+                    core.sweep();
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    }
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// Takes a connection in unless a limit says no.
+fn admit(core: &Rc<Core>, stream: TcpStream, peer: IpAddr, service: Service, shared: &Arc<Shared>) {
+    let Some(live) = Live::enter(core, peer, shared) else { return };
+    tokio::task::spawn_local(async move {
+        let core = live.core.clone();
+        let _ = stream.set_nodelay(true); // a slower connection is still one
+        match service {
+            Service::Http(direction) => serve(&core, &live.watch, stream, direction).await,
+            Service::Tcp(place) => {
+                let plan = core.plan();
+                if let Some(cluster) = plan.plan.tcp.get(place).copied().flatten().and_then(|place| plan.cluster(place)) {
+                    relay(&core, cluster, stream).await;
+                }
+            }
+        }
+        drop(live);
+    });
+}
+
+/// Counts a connection for as long as it lives.
+struct Live {
+    core: Rc<Core>,
+    watch: Rc<Watch>,
+    key: usize,
+    peer: IpAddr,
+    shared: Arc<Shared>,
+}
+
+impl Live {
+    fn enter(core: &Rc<Core>, peer: IpAddr, shared: &Arc<Shared>) -> Option<Self> {
+        core.accepted();
+        if shared.connections.fetch_add(1, Ordering::Relaxed) >= core.limits.connections {
+            shared.connections.fetch_sub(1, Ordering::Relaxed);
+            core.count(Event::ConnectionLimit);
+            return None;
+        }
+        if !peer.is_loopback() {
+            let mut sources = core.sources.borrow_mut();
+            let count = sources.entry(peer).or_default();
+            // Each core sees its share of a source's connections; the limit holds per core.
+            if *count >= core.limits.connections_per_source {
+                shared.connections.fetch_sub(1, Ordering::Relaxed);
+                core.count(Event::SourceLimit);
+                return None;
+            }
+            *count += 1;
+        }
+        core.count(Event::Accepted);
+        let watch = Watch::new(core);
+        let key = core.connections.borrow_mut().insert(watch.clone());
+        if core.is_draining() {
+            watch.drain(core);
+        }
+        Some(Self { core: core.clone(), watch, key, peer, shared: shared.clone() })
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        self.core.connections.borrow_mut().try_remove(self.key);
+        if !self.peer.is_loopback() {
+            let mut sources = self.core.sources.borrow_mut();
+            if let Some(count) = sources.get_mut(&self.peer) {
+                *count -= 1;
+                if *count == 0 {
+                    sources.remove(&self.peer);
+                }
+            }
+        }
+        self.core.count(if std::thread::panicking() { Event::Panicked } else { Event::Closed });
+    }
+}
+
+/// What a connection turned out to speak.
+enum Spoken {
+    Http1,
+    Http2,
+    /// Bytes for the application's port with this cluster.
+    Raw(usize),
+    Nothing,
+}
+
+async fn serve(core: &Rc<Core>, watch: &Rc<Watch>, stream: TcpStream, direction: Direction) {
+    let spoken = detect(core, watch, &stream, direction).await;
+    let door = || Door::new(core, watch, direction);
+    match spoken {
+        Spoken::Http1 => hyper_in::serve_http1(&door(), stream).await,
+        Spoken::Http2 => hyper_in::serve_http2(&door(), stream).await,
+        Spoken::Raw(place) => {
+            let plan = core.plan();
+            if let Some(cluster) = plan.cluster(place) {
+                relay(core, cluster, stream).await;
+            }
+        }
+        Spoken::Nothing => {}
+    }
+}
+
+/// By the first bytes, which stay in the socket. Of several applications behind the inbound listener at most one is raw
+/// TCP; it gets what is no HTTP, and, since its protocol may be one where the server speaks first, whoever stays silent
+/// for [`SILENCE`].
+async fn detect(core: &Rc<Core>, watch: &Rc<Watch>, stream: &TcpStream, direction: Direction) -> Spoken {
+    let raw = if direction == Direction::Inbound { raw_app(core) } else { None };
+    match raw {
+        Some((cluster, true)) => return Spoken::Raw(cluster),
+        Some((cluster, false)) => match tokio::time::timeout(SILENCE, stream.readable()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Spoken::Nothing,
+            Err(_) => return Spoken::Raw(cluster),
+        },
+        None => {
+            if !first_byte(core, watch, stream).await {
+                return Spoken::Nothing;
+            }
+        }
+    }
+    let told = tokio::time::timeout(Duration::from_millis(core.deadlines.handshake), preface(stream)).await;
+    let Ok(told) = told else {
+        core.count(Event::HandshakeDeadline);
+        return Spoken::Nothing;
+    };
+    match (told, raw) {
+        (Some(Preface::Http2), _) => Spoken::Http2,
+        (Some(Preface::Other), Some((cluster, _))) => Spoken::Raw(cluster),
+        // To what is neither, hyper answers 400.
+        (Some(Preface::Http1 | Preface::Other), _) => Spoken::Http1,
+        (None, _) => Spoken::Nothing,
+    }
+}
+
+/// The cluster of the application that takes raw TCP, and whether there is no other application.
+fn raw_app(core: &Core) -> Option<(usize, bool)> {
+    let plan = core.plan();
+    let apps = &plan.plan.inbound.apps;
+    let mut raw = apps.iter().filter(|app| app.tcp);
+    let only = raw.next()?;
+    if raw.next().is_some() {
+        core.count(Event::UnknownProtocol); // two of them can't be told apart
+        return None;
+    }
+    Some((only.cluster, apps.len() == 1))
+}
+
+/// Waits for the first byte, as an idle connection does.
+async fn first_byte(core: &Rc<Core>, watch: &Rc<Watch>, stream: &TcpStream) -> bool {
+    poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(ready) = stream.poll_read_ready(cx) {
+                return Poll::Ready(ready.is_ok());
+            }
+            watch.settle(core);
+            if watch.alarm.poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if let Some(event) = watch.missed(core) {
+                core.count(event);
+                return Poll::Ready(false);
+            }
+        }
+    })
+    .await
+}
+
+enum Preface {
+    Http1,
+    Http2,
+    Other,
+}
+
+/// None when the peer went away.
+async fn preface(stream: &TcpStream) -> Option<Preface> {
+    let mut first = [0; 24];
+    loop {
+        let count = stream.peek(&mut first).await.ok().filter(|count| *count > 0)?;
+        let seen = first.get(..count)?;
+        if seen.starts_with(HTTP2_START) {
+            return Some(Preface::Http2);
+        }
+        if !HTTP2_START.starts_with(seen) {
+            return Some(if is_http1(seen) { Preface::Http1 } else { Preface::Other });
+        }
+        tokio::time::sleep(PREFACE_LOOK).await; // peek can't wait for more bytes than there are
+    }
+}
+
+/// Begins with a method: capital letters, then a blank, if it is among what was seen.
+fn is_http1(seen: &[u8]) -> bool {
+    let method = seen.iter().take_while(|b| b.is_ascii_uppercase() || **b == b'-').count();
+    method >= 1 && seen.get(method).is_none_or(|b| *b == b' ')
+}
+
+/// Joins `downstream` to an endpoint of the cluster.
+async fn relay(core: &Rc<Core>, cluster: &Rc<Cluster>, downstream: TcpStream) {
+    let (mut tried, mut rng) = (Tried::default(), core.random());
+    for _ in 0..TCP_ATTEMPTS {
+        let Some(member) = cluster.pick(&tried, &mut rng, core.wheel.now_us()) else { return };
+        tried.add(member);
+        let Some((endpoint, plan)) = cluster.endpoint(member) else { return };
+        let breaker = &cluster.plan.breaker;
+        let Some(_permit) = Permit::take(breaker.clone(), Share::Connection, cluster.plan.limits.max_connections) else {
+            return;
+        };
+        let cell: &EdgeCell = plan.edges.of_traffic(Traffic::Tcp).cell(core.index);
+        let report = |evidence| {
+            if cluster.plan.group.report(member, evidence, core.wheel.now_ms()) {
+                cell.ejected();
+            }
+        };
+        match hyper_out::connect(endpoint.address, cluster.plan.pool.connect_timeout).await {
+            Ok(upstream) => {
+                report(Evidence::Success);
+                endpoint.load.begin();
+                cell.tunnel_opened();
+                let _open = OpenTunnel { cell, load: &endpoint.load };
+                let mut tunnel = Tunnel::new(&downstream, &upstream);
+                let ended = tunnel.run(core, core.deadlines.tunnel_idle, |sent, received| cell.tunnel_moved(sent, received));
+                if ended.await == Ended::Idle {
+                    core.count(Event::TunnelIdleDeadline);
+                }
+                return;
+            }
+            Err(fault) => {
+                cell.connect_failed();
+                if let Some(evidence) = fault.evidence() {
+                    report(evidence);
+                }
+            }
+        }
+    }
+}
+
+/// Counted as open until dropped, however the tunnel ends.
+struct OpenTunnel<'t> {
+    cell: &'t EdgeCell,
+    load: &'t crate::balance::Load,
+}
+
+impl Drop for OpenTunnel<'_> {
+    fn drop(&mut self) {
+        self.cell.tunnel_closed();
+        self.load.end();
+    }
+}
+
+const HTTP2_START: &[u8] = b"PRI ";
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+const PREFACE_LOOK: Duration = Duration::from_millis(5);
+const SILENCE: Duration = Duration::from_millis(300);
+const TCP_ATTEMPTS: u32 = 3;

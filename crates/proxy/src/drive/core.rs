@@ -1,0 +1,292 @@
+//! What one worker owns: its view of the plan, what it measured of endpoints, its pools, its clock and its memory for
+//! requests. Reference counts here are of one thread; nothing is locked.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use arc_swap::cache::Cache;
+use phalanx_model::name::ClusterName;
+use phalanx_relay::{Deadlines, Limits, ResponseHead, Workspace};
+use slab::Slab;
+use tokio::sync::Notify;
+
+use super::hyper_out::{H1, H2Pool};
+use super::socket::Watch;
+use super::timer::{Wheel, ms};
+use crate::account::{Account, Event};
+use crate::balance::{Load, Pick, Tried};
+use crate::plan::Plan;
+use crate::plan::cluster::{ClusterPlan, EndpointPlan};
+use crate::upstream::{Breaker, Pool, Share};
+
+pub struct Core {
+    pub index: usize,
+    pub account: Arc<Account>,
+    pub limits: Limits,
+    pub deadlines: DeadlinesMs,
+    pub wheel: Wheel,
+    latest: RefCell<Cache<Arc<ArcSwap<Plan>>, Arc<Plan>>>,
+    current: RefCell<Rc<CorePlan>>,
+    rng: RefCell<fastrand::Rng>,
+    workspaces: RefCell<Vec<Workspace>>,
+    heads: RefCell<Vec<ResponseHead>>,
+    pub connections: RefCell<Slab<Rc<Watch>>>,
+    pub sources: RefCell<HashMap<IpAddr, u32>>,
+    draining: Cell<bool>,
+    accepted_ms: Cell<u64>,
+}
+
+/// [`Deadlines`] in the wheel's unit.
+#[derive(Clone, Debug)]
+pub struct DeadlinesMs {
+    pub handshake: u64,
+    pub head: u64,
+    pub idle: u64,
+    pub stalled_write: u64,
+    pub body: u64,
+    /// Bytes per second.
+    pub body_rate: u64,
+    pub route: u64,
+    pub stream_idle: u64,
+    pub tunnel_idle: u64,
+    /// How long an idle connection is left open when draining: its caller may be just about to use it.
+    pub drain_idle: u64,
+}
+
+impl From<&Deadlines> for DeadlinesMs {
+    fn from(deadlines: &Deadlines) -> Self {
+        Self {
+            handshake: ms(deadlines.handshake),
+            head: ms(deadlines.head),
+            idle: ms(deadlines.idle),
+            stalled_write: ms(deadlines.stalled_write),
+            body: ms(deadlines.body),
+            body_rate: deadlines.body_rate.max(1),
+            route: ms(deadlines.route),
+            stream_idle: ms(deadlines.stream_idle),
+            tunnel_idle: ms(deadlines.tunnel_idle),
+            drain_idle: (ms(deadlines.drain) / 5).min(1_000),
+        }
+    }
+}
+
+/// A plan with this core's state beside each cluster.
+pub struct CorePlan {
+    pub plan: Arc<Plan>,
+    clusters: Box<[Rc<Cluster>]>,
+}
+
+impl CorePlan {
+    pub fn cluster(&self, place: usize) -> Option<&Rc<Cluster>> {
+        self.clusters.get(place)
+    }
+}
+
+/// A cluster as one core sees it.
+pub struct Cluster {
+    pub plan: Arc<ClusterPlan>,
+    endpoints: Box<[Rc<Endpoint>]>,
+    turn: Cell<u32>,
+    /// A connection or stream of this cluster became free on this core.
+    pub freed: Rc<Notify>,
+}
+
+/// What a core knows of an endpoint and holds to it. Survives changes of the plan.
+pub struct Endpoint {
+    pub address: SocketAddr,
+    pub load: Load,
+    pub h1: Rc<Pool<Box<H1>>>,
+    pub h2: Rc<H2Pool>,
+}
+
+impl Endpoint {
+    fn new(address: SocketAddr) -> Rc<Self> {
+        Rc::new(Self { address, load: Load::default(), h1: Rc::default(), h2: Rc::default() })
+    }
+}
+
+/// A cluster as the holder of permits of its breaker.
+#[derive(Clone)]
+pub struct Holder(pub Rc<Cluster>);
+
+impl AsRef<Breaker> for Holder {
+    fn as_ref(&self) -> &Breaker {
+        &self.0.plan.breaker
+    }
+}
+
+impl Cluster {
+    pub fn endpoint(&self, member: usize) -> Option<(&Rc<Endpoint>, &EndpointPlan)> {
+        self.endpoints.get(member).zip(self.plan.endpoints.get(member))
+    }
+
+    /// Closes one idle connection, to make room for one to another endpoint.
+    pub fn evict_idle(&self) -> bool {
+        self.endpoints.iter().any(|endpoint| endpoint.h1.evict() || endpoint.h2.evict())
+    }
+
+    pub fn pick(&self, tried: &Tried, rng: &mut fastrand::Rng, now_us: u64) -> Option<usize> {
+        let mut turn = self.turn.get();
+        let load = |member: usize| self.endpoints.get(member).map(|endpoint| &endpoint.load);
+        let picked = self.plan.group.pick(Pick { load, tried, rng, now_us, turn: &mut turn });
+        self.turn.set(turn);
+        picked
+    }
+}
+
+impl Core {
+    pub fn new(
+        index: usize,
+        plan: Arc<ArcSwap<Plan>>,
+        account: Arc<Account>,
+        limits: Limits,
+        deadlines: &Deadlines,
+    ) -> Rc<Self> {
+        let empty = CorePlan { plan: Arc::new(Plan::empty()), clusters: Box::default() };
+        Rc::new(Self {
+            index,
+            wheel: Wheel::new(account.started()),
+            account,
+            limits,
+            deadlines: deadlines.into(),
+            latest: RefCell::new(Cache::new(plan)),
+            current: RefCell::new(Rc::new(empty)),
+            rng: RefCell::new(fastrand::Rng::new()),
+            workspaces: RefCell::default(),
+            heads: RefCell::default(),
+            connections: RefCell::default(),
+            sources: RefCell::default(),
+            draining: Cell::new(false),
+            accepted_ms: Cell::new(0),
+        })
+    }
+
+    /// The latest plan. While it is the one seen last, this is one load and a comparison.
+    #[inline]
+    pub fn plan(&self) -> Rc<CorePlan> {
+        let mut latest = self.latest.borrow_mut();
+        let latest = latest.load();
+        if Arc::ptr_eq(latest, &self.current.borrow().plan) {
+            return self.current.borrow().clone();
+        }
+        let next = Rc::new(self.take_over(latest.clone()));
+        *self.current.borrow_mut() = next.clone();
+        next
+    }
+
+    /// Puts this core's state beside the new plan, and closes the pools of endpoints that left.
+    fn take_over(&self, plan: Arc<Plan>) -> CorePlan {
+        let previous = self.current.borrow().clone();
+        let mut before: HashMap<(&ClusterName, SocketAddr), &Rc<Endpoint>> = HashMap::new();
+        let mut freed: HashMap<&ClusterName, &Rc<Notify>> = HashMap::new();
+        for cluster in &previous.clusters {
+            freed.insert(&cluster.plan.name, &cluster.freed);
+            before.extend(cluster.endpoints.iter().map(|endpoint| ((&cluster.plan.name, endpoint.address), endpoint)));
+        }
+        let clusters = plan.clusters.iter().map(|cluster| {
+            let mut endpoint_of = |address| match before.remove(&(&cluster.name, address)) {
+                Some(endpoint) => endpoint.clone(),
+                None => Endpoint::new(address),
+            };
+            Rc::new(Cluster {
+                endpoints: cluster.endpoints.iter().map(|endpoint| endpoint_of(endpoint.address)).collect(),
+                turn: Cell::new(self.random().u32(..)),
+                freed: freed.get(&cluster.name).map(|freed| (*freed).clone()).unwrap_or_default(),
+                plan: cluster.clone(),
+            })
+        });
+        let clusters = clusters.collect();
+        for gone in before.values() {
+            gone.h1.retire();
+            gone.h2.retire();
+        }
+        CorePlan { plan: plan.clone(), clusters }
+    }
+
+    /// A generator for one request.
+    #[inline]
+    pub fn random(&self) -> fastrand::Rng {
+        self.rng.borrow_mut().fork()
+    }
+
+    #[inline]
+    pub fn workspace(&self) -> Workspace {
+        self.workspaces.borrow_mut().pop().unwrap_or_default()
+    }
+
+    #[inline]
+    pub fn put_workspace(&self, workspace: Workspace) {
+        let mut kept = self.workspaces.borrow_mut();
+        if kept.len() < KEPT_MAX {
+            kept.push(workspace);
+        }
+    }
+
+    #[inline]
+    pub fn head(&self) -> ResponseHead {
+        self.heads.borrow_mut().pop().unwrap_or_default()
+    }
+
+    #[inline]
+    pub fn put_head(&self, head: ResponseHead) {
+        let mut kept = self.heads.borrow_mut();
+        if kept.len() < KEPT_MAX {
+            kept.push(head);
+        }
+    }
+
+    pub fn count(&self, event: Event) {
+        self.account.count(self.index, event);
+    }
+
+    /// Connections from downstream.
+    pub fn live(&self) -> usize {
+        self.connections.borrow().len()
+    }
+
+    /// Somebody connected.
+    pub fn accepted(&self) {
+        self.accepted_ms.set(self.wheel.now_ms());
+    }
+
+    /// Since when nobody has connected.
+    pub fn quiet_ms(&self) -> u64 {
+        self.wheel.now_ms().saturating_sub(self.accepted_ms.get())
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Tells every connection to end after its request, and those to come too.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        let watches: Vec<Rc<Watch>> = self.connections.borrow().iter().map(|(_, watch)| watch.clone()).collect();
+        for watch in watches {
+            watch.drain(self);
+        }
+    }
+
+    /// Once in a while: takes a new plan though nobody asks, and closes upstream connections that idled too long.
+    pub fn sweep(&self) {
+        let plan = self.plan();
+        let now_ms = self.wheel.now_ms();
+        for cluster in &plan.clusters {
+            // Somewhere in the sidecar a request waits for a connection: idle ones make room.
+            let wanted = cluster.plan.breaker.count(Share::Pending) > 0;
+            let timeout = if wanted { 0 } else { ms(cluster.plan.pool.idle_timeout) };
+            for endpoint in &cluster.endpoints {
+                let evicted = endpoint.h1.sweep(now_ms, timeout, |connection| connection.is_usable());
+                endpoint.h2.sweep(now_ms, timeout);
+                (0..evicted).for_each(|_| self.count(Event::PoolEvicted));
+            }
+        }
+    }
+}
+
+/// Workspaces and heads kept for the next request.
+const KEPT_MAX: usize = 256;

@@ -1,0 +1,420 @@
+//! hyper towards upstream: one exchange at a time on HTTP/1 connections, which are polled by whoever leases them; many on
+//! HTTP/2 connections, which have a task each.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::TokioIo;
+use phalanx_relay::Limits;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+use super::body::UpBody;
+use super::socket::Socket;
+use crate::upstream::{Breaker, Completion, Fault, Lease, Permit};
+
+/// A connection that carries one exchange at a time. No task of its own: it moves when it is polled.
+pub struct H1 {
+    sender: http1::SendRequest<UpBody>,
+    connection: http1::Connection<TokioIo<Socket>, UpBody>,
+    closed: bool,
+    requests_max: u32,
+    slot: Slot,
+}
+
+/// A connection's share of the cluster's limit. Given back, it tells those who wait for one.
+pub struct Slot {
+    permit: Option<Permit<Arc<Breaker>>>,
+    freed: Rc<Notify>,
+}
+
+impl Slot {
+    pub fn new(permit: Permit<Arc<Breaker>>, freed: &Rc<Notify>) -> Self {
+        Self { permit: Some(permit), freed: freed.clone() }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.permit = None;
+        self.freed.notify_waiters();
+    }
+}
+
+impl H1 {
+    /// Speaks HTTP/1 on a fresh stream.
+    ///
+    /// # Errors
+    /// None that hyper has today.
+    pub async fn open(stream: TcpStream, limits: &Limits, requests_max: u32, slot: Slot) -> Result<Box<Self>, Fault> {
+        let io = TokioIo::new(Socket::upstream(stream));
+        let opened = http1::Builder::new().max_buf_size(limits.head_bytes.max(MIN_BUF)).handshake(io).await;
+        let (sender, connection) = opened.map_err(|_| Fault::ConnectFailed)?;
+        Ok(Box::new(Self { sender, connection, closed: false, requests_max, slot }))
+    }
+
+    /// Moves the connection on.
+    fn drive(&mut self, cx: &mut Context<'_>) {
+        if !self.closed {
+            self.closed = self.connection.poll_without_shutdown(cx).is_ready();
+        }
+    }
+
+    /// Whether an idle connection is still open and has nothing unread. Costs no system call: the runtime knows.
+    pub fn is_usable(&mut self) -> bool {
+        self.is_usable_in(&mut Context::from_waker(Waker::noop()))
+    }
+
+    pub fn is_usable_in(&mut self, cx: &mut Context<'_>) -> bool {
+        self.drive(cx);
+        !self.closed && self.sender.is_ready()
+    }
+
+    /// After a 101: the stream, what was read of it already, and its share of the limit.
+    pub async fn into_tunnel(mut self: Box<Self>) -> (TcpStream, Bytes, Slot) {
+        poll_fn(|cx| {
+            self.drive(cx);
+            if self.closed { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        let Self { connection, slot, .. } = *self;
+        let parts = connection.into_parts();
+        (parts.io.into_inner().into_stream(), parts.read_buf, slot)
+    }
+}
+
+/// Sends on a leased connection and waits for the head of the answer. `expired` is polled beside it.
+pub async fn send_h1<E>(
+    lease: &mut Lease<Box<H1>>,
+    request: Request<UpBody>,
+    mut expired: impl FnMut(&mut Context<'_>) -> Poll<E>,
+) -> Result<Response<Incoming>, Sent<E>> {
+    let reused = lease.is_reused();
+    let h1 = &mut lease.connection;
+    let mut answer = pin!(h1.sender.try_send_request(request));
+    poll_fn(|cx| {
+        h1.drive(cx);
+        match answer.as_mut().poll(cx) {
+            Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
+            Poll::Ready(Err(mut error)) => {
+                let unsent = error.take_message().is_some();
+                return Poll::Ready(Err(Sent::Failed(h1_fault(&error.into_error(), unsent, reused))));
+            }
+            Poll::Pending if h1.closed => return Poll::Ready(Err(Sent::Failed(Fault::Reset))),
+            Poll::Pending => {}
+        }
+        expired(cx).map(|expiry| Err(Sent::Expired(expiry)))
+    })
+    .await
+}
+
+/// Why a request that was sent has no answer.
+pub enum Sent<E> {
+    Failed(Fault),
+    Expired(E),
+}
+
+fn h1_fault(error: &hyper::Error, unsent: bool, reused: bool) -> Fault {
+    if unsent {
+        Fault::Unprocessed
+    } else if error.is_parse() || error.is_parse_status() {
+        Fault::BadAnswer
+    } else if reused && (error.is_incomplete_message() || error.is_canceled() || io_kind(error).is_some_and(is_gone)) {
+        Fault::Stale
+    } else {
+        Fault::Reset
+    }
+}
+
+fn io_kind(error: &hyper::Error) -> Option<io::ErrorKind> {
+    let source = std::error::Error::source(error)?;
+    source.downcast_ref::<io::Error>().map(io::Error::kind)
+}
+
+fn is_gone(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::NotConnected)
+}
+
+/// HTTP/2 connections to one endpoint.
+#[derive(Default)]
+pub struct H2Pool {
+    connections: RefCell<Vec<Rc<H2>>>,
+    connecting: Cell<bool>,
+    /// A connection was opened, or could not be.
+    pub changed: Notify,
+    retired: Cell<bool>,
+}
+
+/// A connection shared by streams. Ends when nobody holds it.
+pub struct H2 {
+    sender: RefCell<http2::SendRequest<UpBody>>,
+    active: Cell<u32>,
+    served: Cell<u32>,
+    requests_max: u32,
+    idle_since_ms: Cell<u64>,
+    /// The peer ended it, or is about to.
+    ending: Rc<Cell<bool>>,
+    /// Streams that the peer takes at once.
+    peer_max: Rc<Cell<u32>>,
+    slot: Slot,
+}
+
+/// One stream of a connection.
+pub struct H2Lease(Rc<H2>);
+
+impl Drop for H2Lease {
+    fn drop(&mut self) {
+        self.0.active.set(self.0.active.get().saturating_sub(1));
+        self.0.slot.freed.notify_waiters();
+    }
+}
+
+/// Held by the one request that opens a connection for all that wait.
+pub struct Connecting(Rc<H2Pool>);
+
+impl Drop for Connecting {
+    fn drop(&mut self) {
+        self.0.connecting.set(false);
+        self.0.changed.notify_waiters();
+    }
+}
+
+impl H2Pool {
+    /// A stream on the first connection that has room.
+    pub fn lease(&self, streams_max: u32) -> Option<H2Lease> {
+        let connections = self.connections.borrow();
+        let connection = connections.iter().find(|connection| connection.has_room(streams_max))?;
+        connection.active.set(connection.active.get() + 1);
+        connection.served.set(connection.served.get().saturating_add(1));
+        Some(H2Lease(connection.clone()))
+    }
+
+    /// The right to open a connection; none while another request does.
+    pub fn connecting(self: &Rc<Self>) -> Option<Connecting> {
+        if self.connecting.replace(true) { None } else { Some(Connecting(self.clone())) }
+    }
+
+    pub fn sweep(&self, now_ms: u64, timeout_ms: u64) {
+        let mut connections = self.connections.borrow_mut();
+        for connection in connections.iter().filter(|connection| connection.active.get() > 0) {
+            connection.idle_since_ms.set(now_ms);
+        }
+        let idle = |connection: &H2| now_ms.saturating_sub(connection.idle_since_ms.get()) >= timeout_ms;
+        let gone: Vec<_> = connections.extract_if(.., |connection| connection.is_ending() || idle(connection)).collect();
+        drop(connections);
+        drop(gone);
+    }
+
+    /// Drops one connection without streams; false when there is none.
+    pub fn evict(&self) -> bool {
+        let mut connections = self.connections.borrow_mut();
+        let idle = connections.iter().position(|connection| connection.active.get() == 0);
+        let evicted = idle.map(|place| connections.remove(place));
+        drop(connections);
+        evicted.is_some()
+    }
+
+    /// No new stream; those under way go on.
+    pub fn retire(&self) {
+        self.retired.set(true);
+        let gone = std::mem::take(&mut *self.connections.borrow_mut());
+        drop(gone);
+    }
+}
+
+impl Connecting {
+    /// Speaks HTTP/2 on a fresh stream and shares it.
+    ///
+    /// # Errors
+    /// [`Fault::ConnectFailed`] when the peer doesn't answer in HTTP/2.
+    pub async fn open(
+        self,
+        stream: TcpStream,
+        limits: &Limits,
+        requests_max: u32,
+        slot: Slot,
+        now_ms: u64,
+    ) -> Result<H2Lease, Fault> {
+        let io = TokioIo::new(Socket::upstream(stream));
+        let handshake = http2::Builder::new(LocalExecutor)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_max_send_streams(limits.streams as usize)
+            .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+            .max_send_buf_size(limits.send_buffer_bytes)
+            .handshake(io)
+            .await;
+        let (sender, mut connection) = handshake.map_err(|_| Fault::ConnectFailed)?;
+        let ending = Rc::new(Cell::new(false));
+        let peer_max = Rc::new(Cell::new(limits.streams));
+        let (ended, told_max) = (ending.clone(), peer_max.clone());
+        tokio::task::spawn_local(async move {
+            poll_fn(|cx| {
+                let polled = Pin::new(&mut connection).poll(cx); // of an error its streams hear
+                told_max.set(u32::try_from(connection.current_max_send_streams()).unwrap_or(u32::MAX));
+                polled.map(|_| ())
+            })
+            .await;
+            ended.set(true);
+        });
+        let h2 = Rc::new(H2 {
+            sender: RefCell::new(sender),
+            active: Cell::new(1),
+            served: Cell::new(1),
+            requests_max,
+            idle_since_ms: Cell::new(now_ms),
+            ending,
+            peer_max,
+            slot,
+        });
+        if !self.0.retired.get() {
+            let mut connections = self.0.connections.borrow_mut();
+            connections.retain(|known| !known.is_ending());
+            connections.push(h2.clone());
+        }
+        Ok(H2Lease(h2))
+    }
+}
+
+impl H2 {
+    fn is_ending(&self) -> bool {
+        self.ending.get() || self.sender.borrow().is_closed()
+    }
+
+    fn has_room(&self, streams_max: u32) -> bool {
+        let worn_out = self.requests_max > 0 && self.served.get() >= self.requests_max;
+        !worn_out && !self.is_ending() && self.active.get() < streams_max.min(self.peer_max.get().max(1))
+    }
+}
+
+/// Sends on a leased stream and waits for the head of the answer.
+pub async fn send_h2<E>(
+    lease: &H2Lease,
+    request: Request<UpBody>,
+    mut expired: impl FnMut(&mut Context<'_>) -> Poll<E>,
+) -> Result<Response<Incoming>, Sent<E>> {
+    let mut answer = pin!(lease.0.sender.borrow_mut().try_send_request(request));
+    poll_fn(|cx| {
+        match answer.as_mut().poll(cx) {
+            Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
+            Poll::Ready(Err(mut error)) => {
+                let unsent = error.take_message().is_some();
+                let fault = h2_fault(&error.into_error(), unsent);
+                if fault == Fault::Unprocessed {
+                    lease.0.ending.set(true);
+                }
+                return Poll::Ready(Err(Sent::Failed(fault)));
+            }
+            Poll::Pending => {}
+        }
+        expired(cx).map(|expiry| Err(Sent::Expired(expiry)))
+    })
+    .await
+}
+
+/// RFC 9113 §8.7: a stream refused, or above the last one of a GOAWAY, was not processed.
+fn h2_fault(error: &hyper::Error, unsent: bool) -> Fault {
+    if unsent || error.is_canceled() {
+        return Fault::Unprocessed;
+    }
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(h2) = cause.downcast_ref::<h2::Error>() {
+            return match h2.reason() {
+                Some(h2::Reason::REFUSED_STREAM) => Fault::Unprocessed,
+                Some(h2::Reason::NO_ERROR) if h2.is_go_away() && h2.is_remote() => Fault::Unprocessed,
+                Some(h2::Reason::PROTOCOL_ERROR) if !h2.is_remote() => Fault::BadAnswer,
+                _ => Fault::Reset,
+            };
+        }
+        source = cause.source();
+    }
+    Fault::Reset
+}
+
+/// Where an answer's body comes from, with the connection it comes by.
+pub enum Upstream {
+    H1 { incoming: Incoming, lease: Lease<Box<H1>> },
+    H2 { incoming: Incoming, _stream: H2Lease },
+}
+
+impl Upstream {
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self {
+            Self::H1 { incoming, lease } => match Pin::new(&mut *incoming).poll_frame(cx) {
+                Poll::Pending => {
+                    lease.connection.drive(cx);
+                    Pin::new(incoming).poll_frame(cx)
+                }
+                ready => ready,
+            },
+            Self::H2 { incoming, .. } => Pin::new(incoming).poll_frame(cx),
+        }
+    }
+
+    pub fn is_end_stream(&self) -> bool {
+        match self {
+            Self::H1 { incoming, .. } | Self::H2 { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
+
+    pub fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::H1 { incoming, .. } | Self::H2 { incoming, .. } => incoming.size_hint(),
+        }
+    }
+
+    /// The answer was read to its end.
+    pub fn finish(self, request_done: bool, now_ms: u64) {
+        if let Self::H1 { lease, .. } = self {
+            let (reusable, requests_max) = (!lease.connection.closed, lease.connection.requests_max);
+            let freed = lease.connection.slot.freed.clone();
+            lease.finish(Completion { request: request_done, response: true, reusable }, requests_max, now_ms);
+            freed.notify_waiters();
+        }
+    }
+}
+
+/// Opens a TCP connection within `timeout`.
+///
+/// # Errors
+/// [`Fault::Refused`] or [`Fault::ConnectFailed`].
+pub async fn connect(address: SocketAddr, timeout: Duration) -> Result<TcpStream, Fault> {
+    match tokio::time::timeout(timeout, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => {
+            let _ = stream.set_nodelay(true); // a slower connection is still one
+            Ok(stream)
+        }
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(Fault::Refused),
+        Ok(Err(_)) | Err(_) => Err(Fault::ConnectFailed),
+    }
+}
+
+/// Spawns on the worker's own runtime.
+#[derive(Clone, Copy)]
+pub struct LocalExecutor;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move {
+            future.await;
+        });
+    }
+}
+
+pub const STREAM_WINDOW: u32 = 256 << 10;
+pub const CONNECTION_WINDOW: u32 = 1 << 20;
+/// What hyper insists on.
+pub const MIN_BUF: usize = 8 << 10;

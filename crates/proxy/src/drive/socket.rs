@@ -1,0 +1,257 @@
+//! A TCP connection from downstream and the watch on it: what it is doing, and since when it should have moved on.
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::core::Core;
+use super::timer::{Alarm, NEVER};
+use crate::account::Event;
+
+/// What a connection is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// No request under way.
+    Idle,
+    /// A head has begun and not ended.
+    Head,
+    /// At least one request under way; it has deadlines of its own.
+    Busy,
+}
+
+/// Shared by a connection's socket, its driver and its requests.
+pub struct Watch {
+    pub alarm: Alarm,
+    phase: Cell<Phase>,
+    /// Requests under way.
+    active: Cell<u32>,
+    head_timed: Cell<bool>,
+    write_stalled: Cell<bool>,
+    write_stalled_timed: Cell<bool>,
+    idle_since_ms: Cell<u64>,
+    draining: Cell<bool>,
+    doomed: Cell<bool>,
+    /// Speaks HTTP/2: bytes may come between requests, and no head can be told from them.
+    http2: Cell<bool>,
+    /// Requests seen, and those that the peer gave up before their answer.
+    pub requests: Cell<u32>,
+    pub resets: Cell<u32>,
+}
+
+impl Watch {
+    pub fn new(core: &Core) -> Rc<Self> {
+        let watch = Self {
+            alarm: core.wheel.alarm(),
+            phase: Cell::new(Phase::Idle),
+            active: Cell::new(0),
+            head_timed: Cell::new(false),
+            write_stalled: Cell::new(false),
+            write_stalled_timed: Cell::new(false),
+            idle_since_ms: Cell::new(core.wheel.now_ms()),
+            draining: Cell::new(false),
+            doomed: Cell::new(false),
+            http2: Cell::new(false),
+            requests: Cell::new(0),
+            resets: Cell::new(0),
+        };
+        Rc::new(watch)
+    }
+
+    pub fn speaks_http2(&self) {
+        self.http2.set(true);
+        self.phase.set(Phase::Idle);
+    }
+
+    pub fn is_http2(&self) -> bool {
+        self.http2.get()
+    }
+
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// A request came.
+    #[inline]
+    pub fn enter(&self) {
+        self.active.set(self.active.get() + 1);
+        self.requests.set(self.requests.get().saturating_add(1));
+        self.phase.set(Phase::Busy);
+        self.head_timed.set(false);
+        if !self.write_stalled.get() {
+            self.alarm.clear();
+        }
+    }
+
+    /// A request and its answer are over.
+    #[inline]
+    pub fn leave(&self, core: &Core, now_ms: u64) {
+        let left = self.active.get().saturating_sub(1);
+        self.active.set(left);
+        if left == 0 {
+            self.phase.set(Phase::Idle);
+            self.idle_since_ms.set(now_ms);
+            self.time_idle(core);
+        }
+    }
+
+    pub fn time_idle(&self, core: &Core) {
+        if self.write_stalled.get() {
+            return;
+        }
+        let allowed = if self.draining.get() { core.deadlines.drain_idle } else { core.deadlines.idle };
+        self.alarm.set(self.idle_since_ms.get().saturating_add(allowed));
+    }
+
+    /// Told to end soon.
+    pub fn drain(&self, core: &Core) {
+        self.draining.set(true);
+        if self.phase.get() == Phase::Idle {
+            self.idle_since_ms.set(core.wheel.now_ms());
+            self.time_idle(core);
+        }
+        self.alarm.wake();
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Ends the connection at the next look.
+    pub fn doom(&self) {
+        self.doomed.set(true);
+        self.alarm.wake();
+    }
+
+    pub fn is_doomed(&self) -> bool {
+        self.doomed.get()
+    }
+
+    /// After each poll of the connection: starts the clocks for what it is now waiting for.
+    #[inline]
+    pub fn settle(&self, core: &Core) {
+        if self.phase.get() == Phase::Head && !self.head_timed.replace(true) {
+            self.alarm.set(core.wheel.now_ms().saturating_add(core.deadlines.head));
+        }
+        if self.write_stalled.get() {
+            if !self.write_stalled_timed.replace(true) {
+                self.alarm.set(core.wheel.now_ms().saturating_add(core.deadlines.stalled_write));
+            }
+        } else if self.phase.get() == Phase::Idle && self.alarm.deadline_ms() == NEVER {
+            self.time_idle(core);
+        }
+    }
+
+    /// The alarm went off: what was missed, if it still is.
+    pub fn missed(&self, core: &Core) -> Option<Event> {
+        if self.write_stalled.get() {
+            return Some(Event::WriteDeadline);
+        }
+        match self.phase.get() {
+            Phase::Idle => {
+                let idle_ms = core.wheel.now_ms().saturating_sub(self.idle_since_ms.get());
+                let allowed = if self.draining.get() { core.deadlines.drain_idle } else { core.deadlines.idle };
+                if idle_ms >= allowed {
+                    return Some(Event::IdleDeadline);
+                }
+                self.time_idle(core);
+                None
+            }
+            Phase::Head => Some(Event::HeadDeadline),
+            Phase::Busy => None,
+        }
+    }
+
+    /// The clock that was stopped for the stall starts anew when the connection settles.
+    #[inline]
+    fn wrote(&self, pending: bool) {
+        if pending {
+            self.write_stalled.set(true);
+        } else if self.write_stalled.replace(false) {
+            self.write_stalled_timed.set(false);
+            self.head_timed.set(false);
+            self.alarm.set(NEVER);
+        }
+    }
+}
+
+/// What hyper reads from and writes to.
+pub struct Socket {
+    stream: TcpStream,
+    watch: Option<Rc<Watch>>,
+}
+
+impl Socket {
+    /// From downstream.
+    pub fn watched(stream: TcpStream, watch: Rc<Watch>) -> Self {
+        Self { stream, watch: Some(watch) }
+    }
+
+    /// To upstream: the request's own deadlines watch it.
+    pub fn upstream(stream: TcpStream) -> Self {
+        Self { stream, watch: None }
+    }
+
+    pub fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
+    #[inline]
+    fn noted(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Some(watch) = &self.watch {
+            watch.wrote(result.is_pending());
+        }
+        result
+    }
+}
+
+impl AsyncRead for Socket {
+    #[inline]
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let Some(watch) = &self.watch
+            && watch.phase.get() == Phase::Idle
+            && !watch.http2.get()
+            && buf.filled().len() > before
+        {
+            watch.phase.set(Phase::Head);
+            watch.head_timed.set(false);
+        }
+        result
+    }
+}
+
+impl AsyncWrite for Socket {
+    #[inline]
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.noted(result)
+    }
+
+    #[inline]
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.noted(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

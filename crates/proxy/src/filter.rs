@@ -1,0 +1,108 @@
+//! What is changed on the way: header edits and rewrites of the route, trace context and request id; on the way back the
+//! route's edits, and at the inbound listener nothing that looks like the proxy's own word.
+//!
+//! `x-forwarded-for` and its kin are neither added nor removed: inside the mesh the peer is a sidecar, and who the player
+//! is the gateway knows.
+
+use phalanx_model::name::Direction;
+use phalanx_model::reason::Reason;
+use phalanx_relay::checked::is_internal;
+use phalanx_relay::{Checked, ResponseHead, Value, Verdict, names};
+use phalanx_telemetry::trace::{TraceContext, tracestate_valid};
+
+use crate::context::StreamContext;
+use crate::plan::Plan;
+use crate::route;
+
+/// The rule's edits, then the backend's, the rewrite, and trace context and request id.
+pub fn request<'p>(_: &'p Plan, request: &mut Checked, context: &mut StreamContext<'p>) -> Verdict {
+    trace(request, context);
+    if let Some(rule) = context.rule {
+        rule.request.apply(request.headers_mut());
+    }
+    if let Some(backend) = context.backend {
+        backend.request.apply(request.headers_mut());
+    }
+    let Some(forward) = context.forward else { return Verdict::Continue };
+    if let Some(authority) = &forward.authority
+        && request.set_authority(authority).is_err()
+    {
+        return Reason::BadRequest.into();
+    }
+    if let Some(rewrite) = &forward.path {
+        let path = route::rewritten(rewrite, request.path(), context.prefix_len);
+        if path.is_none_or(|path| request.set_path(&path).is_err()) {
+            return Reason::BadPath.into();
+        }
+    }
+    Verdict::Continue
+}
+
+/// Every hop is a span: the trace id stays, the parent id is this hop's. Without a valid `traceparent` a trace begins,
+/// and `tracestate`, which belongs to another, goes.
+fn trace(request: &mut Checked, context: &mut StreamContext<'_>) {
+    let headers = request.headers_mut();
+    let known = TraceContext::of(headers.get_all(names::TRACEPARENT));
+    if headers.contains(names::TRACESTATE) && (known.is_none() || !tracestate_valid(headers.get_all(names::TRACESTATE))) {
+        headers.remove(names::TRACESTATE);
+    }
+    let here = match known {
+        Some(known) => known.child(&mut context.rng),
+        None => TraceContext::mint(&mut context.rng, false),
+    };
+    if let Some(value) = Value::new(&here.encode()) {
+        headers.set(names::TRACEPARENT, value);
+    }
+    if !headers.contains(names::X_REQUEST_ID)
+        && let Some(value) = Value::new(&request_id(&mut context.rng))
+    {
+        headers.push(names::X_REQUEST_ID, value);
+    }
+}
+
+/// A random UUID (RFC 9562, version 4).
+fn request_id(rng: &mut fastrand::Rng) -> [u8; 36] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut bytes = rng.u128(..);
+    bytes = bytes & !(0xf << 76) | 0x4 << 76;
+    bytes = bytes & !(0x3 << 62) | 0x2 << 62;
+    let mut out = [b'-'; 36];
+    let mut shift = 128;
+    for (place, digit) in out.iter_mut().enumerate() {
+        if !matches!(place, 8 | 13 | 18 | 23) {
+            shift -= 4;
+            *digit = DIGITS.get((bytes >> shift & 0xf) as usize).copied().unwrap_or(b'0');
+        }
+    }
+    out
+}
+
+/// An answer on its way back. What an application says in the proxy's name is not passed on.
+pub fn response(head: &mut ResponseHead, context: &StreamContext<'_>) {
+    if context.direction == Direction::Inbound {
+        head.headers.remove_where(|name, _| name.as_bytes().first() == Some(&b'x') && is_internal(name.as_bytes()));
+    }
+    if let Some(backend) = context.backend {
+        backend.response.apply(&mut head.headers);
+    }
+    if let Some(rule) = context.rule {
+        rule.response.apply(&mut head.headers);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_random_uuids() {
+        let mut rng = fastrand::Rng::with_seed(1);
+        let (first, second) = (request_id(&mut rng), request_id(&mut rng));
+        assert_ne!(first, second);
+        let text = std::str::from_utf8(&first).unwrap();
+        let parts: Vec<usize> = text.split('-').map(str::len).collect();
+        assert_eq!(parts, [8, 4, 4, 4, 12]);
+        assert_eq!(text.as_bytes()[14], b'4');
+        assert!(matches!(text.as_bytes()[19], b'8' | b'9' | b'a' | b'b'));
+    }
+}
