@@ -137,15 +137,17 @@ pub async fn status(State(api): State<Api>, query: RawQuery) -> Result<Json<api:
     let mut changes = api.inner.fleet.changes();
     loop {
         changes.mark_unchanged();
-        let status = status_of(&api, target);
-        let settled = status.revision >= target && status.waiting.is_empty();
-        if settled || Instant::now() >= deadline || api.inner.stop.is_cancelled() {
-            return Ok(Json(status));
+        let is_settled =
+            api.published().revision >= target && api.inner.fleet.reach(target).waiting.is_empty();
+        if is_settled || Instant::now() >= deadline || api.inner.stop.is_cancelled() {
+            return Ok(Json(status_of(&api, target)));
         }
         tokio::select! {
             () = api.inner.stop.cancelled() => {}
             _ = timeout_at(deadline, changes.changed()) => {}
         }
+        // Acknowledgements come in crowds; looking at each would be the square of them.
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
@@ -336,6 +338,8 @@ pub async fn edges(State(api): State<Api>, query: RawQuery) -> Result<Json<api::
 const OPENAPI: &str = include_str!("openapi.json");
 /// Of one long poll.
 const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Between two looks of a long poll.
+const PAUSE: Duration = Duration::from_millis(5);
 const HISTORY_LIMIT: u64 = 50;
 const WINDOW_S: u64 = 10;
 const HELD: &str = "its lease is over, but with it most of the service would go at once by expiry alone; it is served until it beats again, is deregistered, or others have taken over";

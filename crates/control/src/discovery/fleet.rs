@@ -33,6 +33,17 @@ struct State {
     pushes: VecDeque<Push>,
 }
 
+impl State {
+    fn nodes(&self) -> impl Iterator<Item = &ProxyState> {
+        let by_id: BTreeMap<&str, &ProxyState> = self
+            .streams
+            .values()
+            .map(|proxy| (proxy.node.id.as_str(), proxy))
+            .collect();
+        by_id.into_values()
+    }
+}
+
 /// One connected proxy.
 #[derive(Clone, Debug)]
 pub struct ProxyState {
@@ -174,29 +185,22 @@ impl Fleet {
 
     /// One per node, by id: of several streams (a reconnect whose predecessor is not closed yet) the newest.
     pub fn proxies(&self) -> Vec<ProxyState> {
-        let state = self.state();
-        let by_id: BTreeMap<&str, &ProxyState> = state
-            .streams
-            .values()
-            .map(|proxy| (proxy.node.id.as_str(), proxy))
-            .collect();
-        by_id.into_values().cloned().collect()
+        self.state().nodes().cloned().collect()
     }
 
+    /// How far a revision is, over all nodes.
     pub fn reach(&self, revision: u64) -> Reach {
-        let proxies = self.proxies();
-        let applied = |proxy: &&ProxyState| proxy.acked >= revision && proxy.refused.is_empty();
-        let waiting = proxies
-            .iter()
-            .filter(|proxy| proxy.acked < revision && proxy.refused.is_empty());
-        let mut reach = Reach {
-            proxies: proxies.len(),
-            applied: proxies.iter().filter(applied).count(),
-            waiting: waiting.map(|proxy| proxy.node.id.clone()).collect(),
-            elapsed: None,
-        };
+        let state = self.state();
+        let mut reach = Reach::default();
+        for proxy in state.nodes() {
+            reach.proxies += 1;
+            match (proxy.acked >= revision, proxy.refused.is_empty()) {
+                (true, true) => reach.applied += 1,
+                (false, true) => reach.waiting.push(proxy.node.id.clone()),
+                (_, false) => {}
+            }
+        }
         if reach.applied == reach.proxies {
-            let state = self.state();
             let push = state.pushes.iter().find(|push| push.revision >= revision);
             reach.elapsed =
                 push.and_then(|push| Some(push.last_ack?.duration_since(push.committed)));

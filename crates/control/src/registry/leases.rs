@@ -5,6 +5,7 @@
 //! there. No task, timer or allocation per heartbeat.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 
 use phalanx_model::{InstanceId, ServiceName};
 use slab::Slab;
@@ -69,7 +70,7 @@ pub enum LeaseState {
 
 #[derive(Debug)]
 struct Lease {
-    id: InstanceId,
+    id: Arc<InstanceId>,
     epoch: u64,
     ttl_ms: u32,
     deadline_ms: u64,
@@ -91,7 +92,7 @@ struct OfService {
 #[derive(Debug)]
 pub struct Leases {
     bounds: TtlBounds,
-    index: HashMap<InstanceId, usize>,
+    index: HashMap<Arc<InstanceId>, usize>,
     slots: Slab<Lease>,
     services: HashMap<ServiceName, OfService>,
     /// Services with held leases.
@@ -264,7 +265,7 @@ impl Leases {
             .flat_map(|of| &of.held);
         let mut held: Vec<_> = slots
             .filter_map(|slot| self.slots.get(*slot))
-            .map(|l| (l.id.clone(), l.held_since_ms.unwrap_or(0)))
+            .map(|l| ((*l.id).clone(), l.held_since_ms.unwrap_or(0)))
             .collect();
         held.sort_unstable();
         held
@@ -333,6 +334,7 @@ impl Leases {
         self.services.entry(id.service.clone()).or_default().live += 1;
         let deadline_ms = now_ms + u64::from(ttl_ms);
         let ticket = self.ticket();
+        let id = Arc::new(id);
         let slot = self.slots.insert(Lease {
             id: id.clone(),
             epoch,
@@ -382,7 +384,7 @@ impl Leases {
                 self.services.remove(&lease.id.service);
             }
         }
-        lease.id
+        Arc::unwrap_or_clone(lease.id)
     }
 
     fn calm(&mut self, slot: usize) {
