@@ -246,9 +246,7 @@ impl Session {
         if !silent && (greet || !plan.changes.is_empty()) {
             return Some(self.send(kind, plan, target, now_ms));
         }
-        if !silent && state.suspects.pop_front().is_some() {
-            state.dirty = true;
-        } else if plan.is_complete() {
+        if plan.is_complete() {
             state.reached = state.reached.max(target.revision);
         }
         None

@@ -167,7 +167,10 @@ impl KindState {
         self.blocked.clone_from(&plan.blocked);
         self.holding = plan.holding;
         self.dirty = false;
-        if self.suspects.is_empty() {
+        for index in plan.spent.iter().rev() {
+            self.suspects.remove(*index);
+        }
+        if self.suspects.is_empty() && plan.spent.is_empty() {
             self.unnamed = None;
         }
     }
@@ -206,7 +209,6 @@ impl KindState {
                 None => self.held.remove(&change.name),
             };
         }
-        self.suspects.pop_front();
         match out.reaches {
             Some(revision) => self.reached = self.reached.max(revision),
             None => self.dirty = true,

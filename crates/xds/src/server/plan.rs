@@ -1,7 +1,7 @@
 //! Decides what one kind sends next: compares what the client holds with the snapshot, in one pass over both, and leaves
 //! out what is refused, suspected or has to wait. Reads only; the session carries the plan out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::gate::{Gate, View};
@@ -25,9 +25,53 @@ pub(super) struct Plan {
     pub(super) holding: bool,
     /// Something goes out although it should have waited longer.
     pub(super) impatient: bool,
+    /// Groups of suspects, by index and ascending, that are sent with this plan or need nothing any more.
+    pub(super) spent: Vec<usize>,
     quarantined: bool,
     deferred: bool,
     bytes: usize,
+}
+
+/// `paged`: may be cut at [`RESPONSE_BYTES_MAX`].
+///
+/// Groups of suspects have a turn each, then everything else; the first with something to send takes it.
+pub(super) fn plan(view: View<'_>, kind: Kind, now_ms: u64, paged: bool) -> Plan {
+    let groups = &view.of(kind).suspects;
+    let turns = groups.iter().map(|group| Turn::Group(group));
+    let rest = Turn::Rest(groups);
+    let mut plan = Plan::default();
+    for (index, turn) in turns.chain([rest]).enumerate() {
+        let waiting = plan.blocked.len();
+        plan.deferred = false;
+        plan.take(turn, view, kind, now_ms, paged);
+        let sending = !plan.changes.is_empty();
+        if index < groups.len() && (sending || plan.blocked.len() == waiting) {
+            plan.spent.push(index);
+        }
+        if sending {
+            return plan;
+        }
+    }
+    plan.deferred = false;
+    plan
+}
+
+/// Who may be sent together.
+#[derive(Clone, Copy)]
+enum Turn<'a> {
+    Group(&'a [String]),
+    /// All but these.
+    Rest(&'a VecDeque<Vec<String>>),
+}
+
+impl Turn<'_> {
+    fn is_of(self, name: &str) -> bool {
+        let within = |group: &[String]| group.binary_search_by(|n| n.as_str().cmp(name)).is_ok();
+        match self {
+            Self::Group(group) => within(group),
+            Self::Rest(groups) => !groups.iter().any(|group| within(group)),
+        }
+    }
 }
 
 impl Plan {
@@ -35,50 +79,42 @@ impl Plan {
     pub(super) fn is_complete(&self) -> bool {
         self.blocked.is_empty() && !self.quarantined && !self.deferred
     }
-}
 
-/// `paged`: may be cut at [`RESPONSE_BYTES_MAX`].
-pub(super) fn plan(view: View<'_>, kind: Kind, now_ms: u64, paged: bool) -> Plan {
-    let state = view.of(kind);
-    let suspects = state.suspects.front();
-    let mut plan = Plan::default();
-    let mut removals = None;
-    for (name, target, held) in pairs(state, view.target) {
-        let version = target.map_or("", |target| target.version.as_str());
-        let settled = target.is_some() && held.is_some_and(|held| held.is_surely(version));
-        if settled && !state.resend.contains(name) {
-            continue;
-        }
-        if state.is_refused(name, version) {
-            plan.quarantined |= !settled;
-            continue;
-        }
-        let suspected =
-            suspects.is_none_or(|group| group.binary_search_by(|s| s.as_str().cmp(name)).is_ok());
-        let size = target.map_or(0, |target| target.body.len()) + name.len();
-        let full = paged && plan.bytes > 0 && plan.bytes + size > RESPONSE_BYTES_MAX;
-        if full || !suspected {
-            plan.deferred = true;
-            continue;
-        }
-        let gate = match target {
-            Some(target) => view.put(target, held),
-            None => removals
-                .get_or_insert_with(|| view.removals(kind))
-                .gate(name),
-        };
-        if plan.admits(state, name, gate, now_ms) {
-            plan.bytes += size;
-            plan.changes.push(Change {
-                name: name.to_owned(),
-                put: target.cloned(),
-            });
+    fn take(&mut self, turn: Turn<'_>, view: View<'_>, kind: Kind, now_ms: u64, paged: bool) {
+        let state = view.of(kind);
+        let mut removals = None;
+        for (name, target, held) in pairs(state, view.target) {
+            let version = target.map_or("", |target| target.version.as_str());
+            let settled = target.is_some() && held.is_some_and(|held| held.is_surely(version));
+            if settled && !state.resend.contains(name) {
+                continue;
+            }
+            if state.is_refused(name, version) {
+                self.quarantined |= !settled;
+                continue;
+            }
+            let size = target.map_or(0, |target| target.body.len()) + name.len();
+            let full = paged && self.bytes > 0 && self.bytes + size > RESPONSE_BYTES_MAX;
+            if full || !turn.is_of(name) {
+                self.deferred = true;
+                continue;
+            }
+            let gate = match target {
+                Some(target) => view.put(target, held),
+                None => removals
+                    .get_or_insert_with(|| view.removals(kind))
+                    .gate(name),
+            };
+            if self.admits(state, name, gate, now_ms) {
+                self.bytes += size;
+                self.changes.push(Change {
+                    name: name.to_owned(),
+                    put: target.cloned(),
+                });
+            }
         }
     }
-    plan
-}
 
-impl Plan {
     /// Whether a change may go out now; takes note of it if not.
     fn admits(&mut self, state: &KindState, name: &str, gate: Gate, now_ms: u64) -> bool {
         match gate {

@@ -30,7 +30,6 @@ impl KindState {
         let Some(out) = self.outstanding.take() else {
             return;
         };
-        self.suspects.pop_front();
         self.dirty = true;
         let refused = |version: &str| Refused {
             version: version.to_owned(),
