@@ -42,7 +42,7 @@ pub enum AdminError {
     #[error("the control plane at {address} did not answer within {after:?}")]
     TimedOut { address: String, after: Duration },
     /// 422: files or names are wrong.
-    #[error("{} ({} problems)", body.error, body.problems.len())]
+    #[error("{}", body.error)]
     Invalid { body: api::ErrorBody },
     /// 409: somebody else changed the configuration.
     #[error("{}", body.error)]

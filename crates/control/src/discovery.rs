@@ -161,6 +161,3 @@ impl Publisher {
 pub const STREAMS_MAX: usize = 20_000;
 /// Responses of a stream that wait for its socket.
 const ANSWERS_MAX: usize = 1;
-
-#[cfg(test)]
-mod tests;

@@ -4,7 +4,7 @@
 //! [`snapshot`] compiles it, [`discovery`] sends it. Instances enter by [`registry`], reports by [`observe`]. Everything that
 //! is stored comes back through the world: no room tells another what it has just written.
 //!
-//! Module order (a module imports only later ones): serve, metrics, api, console, discovery, observe, registry, admit,
+//! Module order (a module imports only later ones): serve, api, console, metrics, discovery, observe, registry, admit,
 //! snapshot, world.
 
 pub mod admit;

@@ -283,6 +283,3 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAMS_PER_CONNECTION: u32 = 256;
 const SHUTDOWN_MAX: Duration = Duration::from_secs(5);
 const CHECK: Duration = Duration::from_millis(500);
-
-#[cfg(test)]
-mod tests;

@@ -1,24 +1,13 @@
-use std::net::Ipv4Addr;
-
 use phalanx_client::admin::Admin;
 use phalanx_client::api::ApplyRequest;
 use phalanx_client::registry::to_wire;
 use phalanx_proto::phalanx::registry::v1::RegisterRequest;
 use phalanx_proto::phalanx::registry::v1::registry_client::RegistryClient;
 
-use super::*;
-use crate::world::fixture::instance;
+use phalanx_control::{Config, ServeError, run, start};
+use tokio::net::TcpListener;
 
-fn config(data: &std::path::Path) -> Config {
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    Config {
-        data: data.to_owned(),
-        xds: any,
-        admin: any,
-        open: true,
-        ..Config::default()
-    }
-}
+use crate::{battle_instance, config};
 
 #[tokio::test]
 async fn without_open_or_off_loopback_it_does_not_start() {
@@ -78,12 +67,7 @@ async fn a_restart_has_documents_and_instances_at_once() {
         .await
         .unwrap();
     let request = RegisterRequest {
-        instance: Some(to_wire(&instance(
-            "battle",
-            "b1",
-            "127.0.0.5:15006",
-            &[("", 9000)],
-        ))),
+        instance: Some(to_wire(&battle_instance("b1"))),
         epoch: 1,
         ttl_ms: 30_000,
     };

@@ -1,11 +1,9 @@
 //! Real streams against a real control plane: our own delta client, and a hand-written state-of-the-world one.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use phalanx_client::admin::Admin;
-use phalanx_client::api::{ApplyRequest, File, Status as Reach};
+use phalanx_client::api::Status as Reach;
 use phalanx_client::registry::to_wire;
 use phalanx_proto::envoy::config::core::v3::Node as WireNode;
 use phalanx_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient as AdsClient;
@@ -22,51 +20,11 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 
-use crate::serve::{self, Running};
-use crate::world::fixture::instance;
-
-struct Control {
-    running: Running,
-    admin: Admin,
-    _data: tempfile::TempDir,
-}
-
-async fn control() -> Control {
-    let data = tempfile::tempdir().unwrap();
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = serve::Config {
-        data: data.path().to_owned(),
-        xds: any,
-        admin: any,
-        open: true,
-        ..serve::Config::default()
-    };
-    let running = serve::start(config).await.unwrap();
-    Control {
-        admin: Admin::new(&running.admin_address().to_string()),
-        running,
-        _data: data,
-    }
-}
+use crate::{Control, battle_instance, control};
 
 impl Control {
-    async fn apply(&self, text: &str) -> u64 {
-        let files = vec![File {
-            name: "a.yaml".into(),
-            text: text.into(),
-        }];
-        self.admin
-            .apply(&ApplyRequest {
-                files,
-                ..ApplyRequest::default()
-            })
-            .await
-            .unwrap()
-            .revision
-    }
-
     async fn register(&self, id: &str, version: &str) {
-        let mut battle = instance("battle", id, "127.0.0.5:15006", &[("", 9000)]);
+        let mut battle = battle_instance(id);
         battle.labels.insert("version".into(), version.into());
         let request = RegisterRequest {
             instance: Some(to_wire(&battle)),
