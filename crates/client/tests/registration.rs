@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -172,7 +173,10 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
+            // On a thread that may wait: when this returns, every socket is closed.
+            let ended =
+                std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_secs(10)));
+            ended.join().unwrap();
         }
     }
 }
@@ -202,8 +206,19 @@ fn instance() -> Instance {
     }
 }
 
+/// A loopback address of its own, so that a port that was given up is not somebody else's before it is taken again.
 fn any_port() -> SocketAddr {
-    "127.0.0.1:0".parse().unwrap()
+    static TAKEN: AtomicU8 = AtomicU8::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    SocketAddr::from((
+        [
+            127,
+            1 + high % 200,
+            low,
+            TAKEN.fetch_add(1, Ordering::Relaxed),
+        ],
+        0,
+    ))
 }
 
 fn register_with(server: &Server) -> Registration {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -47,7 +48,10 @@ impl App {
 impl Drop for App {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
+            // On a thread that may wait: when this returns, every socket is closed.
+            let ended =
+                std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_secs(10)));
+            ended.join().unwrap();
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use phalanx_client::registry::from_wire;
 use phalanx_model::Instance;
@@ -304,7 +305,10 @@ impl Control {
 impl Drop for Control {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
+            // On a thread that may wait: when this returns, every socket is closed.
+            let ended =
+                std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_secs(10)));
+            ended.join().unwrap();
         }
     }
 }

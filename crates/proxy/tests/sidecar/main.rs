@@ -4,6 +4,7 @@ mod app;
 mod control;
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,8 +27,19 @@ use control::{Control, Script};
 const DEADLINE: Duration = Duration::from_secs(30);
 const TTL: Duration = Duration::from_millis(1200);
 
+/// A loopback address of its own, so that a port that was given up is not somebody else's before it is taken again.
 fn any_port() -> SocketAddr {
-    "127.0.0.1:0".parse().unwrap()
+    static TAKEN: AtomicU8 = AtomicU8::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    SocketAddr::from((
+        [
+            127,
+            1 + high % 200,
+            low,
+            TAKEN.fetch_add(1, Ordering::Relaxed),
+        ],
+        0,
+    ))
 }
 
 async fn until(what: &str, condition: impl AsyncFn() -> bool) {
