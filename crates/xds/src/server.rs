@@ -234,7 +234,7 @@ impl Session {
     ) -> Option<Response> {
         let protocol = self.protocol;
         let state = self.state(kind);
-        state.planned(&plan);
+        plan.note(state);
         if protocol == Protocol::Sotw && matches!(kind, Kind::Endpoints | Kind::Routes) {
             self.drop_silently(kind, &mut plan);
         }

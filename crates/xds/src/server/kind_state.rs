@@ -6,8 +6,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::held::{Change, Held};
-use super::plan::Plan;
-use super::quarantine::Refused;
 use super::subscription::Subscription;
 use crate::kind::Kind;
 use crate::snapshot::{Encoded, Snapshot};
@@ -22,6 +20,15 @@ pub(super) struct Outstanding {
     pub(super) sent_ms: u64,
     /// The revision that the client has reached for this kind once it acknowledges; none if more is to come.
     pub(super) reaches: Option<u64>,
+}
+
+/// A resource is in quarantine for as long as this version is the one to be sent.
+#[derive(Clone, Debug)]
+pub(super) struct Refused {
+    /// Empty: the removal was refused.
+    pub(super) version: String,
+    pub(super) message: String,
+    pub(super) since_revision: u64,
 }
 
 #[derive(Debug)]
@@ -159,19 +166,6 @@ impl KindState {
             Some(out) if out.reaches == previous => out.reaches = Some(target.revision),
             None if Some(self.reached) == previous => self.reached = target.revision,
             _ => {}
-        }
-    }
-
-    /// Takes over what a plan decided, apart from its changes.
-    pub(super) fn planned(&mut self, plan: &Plan) {
-        self.blocked.clone_from(&plan.blocked);
-        self.holding = plan.holding;
-        self.dirty = false;
-        for index in plan.spent.iter().rev() {
-            self.suspects.remove(*index);
-        }
-        if self.suspects.is_empty() && plan.spent.is_empty() {
-            self.unnamed = None;
         }
     }
 

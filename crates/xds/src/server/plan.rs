@@ -80,6 +80,19 @@ impl Plan {
         self.blocked.is_empty() && !self.quarantined && !self.deferred
     }
 
+    /// Notes in `state` what was decided, apart from the changes.
+    pub(super) fn note(&self, state: &mut KindState) {
+        state.blocked.clone_from(&self.blocked);
+        state.holding = self.holding;
+        state.dirty = false;
+        for index in self.spent.iter().rev() {
+            state.suspects.remove(*index);
+        }
+        if state.suspects.is_empty() && self.spent.is_empty() {
+            state.unnamed = None;
+        }
+    }
+
     fn take(&mut self, turn: Turn<'_>, view: View<'_>, kind: Kind, now_ms: u64, paged: bool) {
         let state = view.of(kind);
         let mut removals = None;

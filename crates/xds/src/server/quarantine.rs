@@ -7,17 +7,8 @@ use std::collections::BTreeSet;
 
 use super::blame;
 use super::held::{Change, Held};
-use super::kind_state::KindState;
+use super::kind_state::{KindState, Refused};
 use crate::snapshot::Snapshot;
-
-/// A resource is in quarantine for as long as this version is the one to be sent.
-#[derive(Clone, Debug)]
-pub(super) struct Refused {
-    /// Empty: the removal was refused.
-    pub(super) version: String,
-    pub(super) message: String,
-    pub(super) since_revision: u64,
-}
 
 impl KindState {
     /// Whether `version` of `name` was refused in this session.
