@@ -11,6 +11,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use phalanx_model::name::Direction;
+use tokio::io::ReadBuf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -179,9 +180,9 @@ async fn detect(core: &Rc<Core>, watch: &Rc<Watch>, stream: &TcpStream, directio
     let raw = if direction == Direction::Inbound { raw_app(core) } else { None };
     match raw {
         Some((cluster, true)) => return Spoken::Raw(cluster),
-        Some((cluster, false)) => match tokio::time::timeout(SILENCE, stream.readable()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Spoken::Nothing,
+        Some((cluster, false)) => match tokio::time::timeout(SILENCE, stream.peek(&mut [0])).await {
+            Ok(Ok(1..)) => {}
+            Ok(_) => return Spoken::Nothing,
             Err(_) => return Spoken::Raw(cluster),
         },
         None => {
@@ -221,8 +222,10 @@ fn raw_app(core: &Core) -> Option<(usize, bool)> {
 async fn first_byte(core: &Rc<Core>, watch: &Rc<Watch>, stream: &TcpStream) -> bool {
     poll_fn(|cx| {
         loop {
-            if let Poll::Ready(ready) = stream.poll_read_ready(cx) {
-                return Poll::Ready(ready.is_ok());
+            // Readiness alone is not enough: a socket just accepted is taken for ready.
+            let mut byte = [0];
+            if let Poll::Ready(peeked) = stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
+                return Poll::Ready(peeked.is_ok_and(|count| count > 0));
             }
             watch.settle(core);
             if watch.alarm.poll(cx).is_pending() {

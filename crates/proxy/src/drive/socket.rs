@@ -141,7 +141,7 @@ impl Watch {
             if !self.write_stalled_timed.replace(true) {
                 self.alarm.set(core.wheel.now_ms().saturating_add(core.deadlines.stalled_write));
             }
-        } else if self.phase.get() == Phase::Idle && self.alarm.deadline_ms() == NEVER {
+        } else if self.phase.get() == Phase::Idle && self.alarm.is_unset() {
             self.time_idle(core);
         }
     }

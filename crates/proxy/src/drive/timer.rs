@@ -165,8 +165,9 @@ impl Alarm {
         self.set(NEVER);
     }
 
-    pub fn deadline_ms(&self) -> u64 {
-        self.entry.deadline_ms.get()
+    /// Neither waits for a deadline nor has missed one.
+    pub fn is_unset(&self) -> bool {
+        self.entry.deadline_ms.get() == NEVER && !self.entry.fired.get()
     }
 
     /// Ready once after each deadline that passed; else `cx` is woken when it does.

@@ -2,4 +2,11 @@
 
 mod support;
 
+mod deadlines;
+mod drain;
 mod http1;
+mod http2;
+mod refuse;
+mod retry;
+mod route;
+mod tunnel;
