@@ -150,7 +150,7 @@ impl Default for Known {
             revision: AtomicU64::new(0),
             connected: Gauge::new(
                 "phalanx_xds_connected",
-                "1 while a discovery stream is open.",
+                "Whether a discovery stream is open.",
             ),
             connects: Counter::new("phalanx_xds_connects_total", "Discovery streams opened."),
             losses: Counter::new(

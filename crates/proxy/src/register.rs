@@ -18,8 +18,10 @@ use tracing::{info, warn};
 /// How often an application that is down is tried.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Least time between two connections to an application that closes them.
-const RECONNECT_SPACING: Duration = Duration::from_millis(250);
+/// Least time between two connections to an application that closes them; it doubles from the one to the other. The
+/// first is short, because a dying process may close its connections before it stops listening.
+const SPACING_MIN: Duration = Duration::from_millis(5);
+const SPACING_MAX: Duration = Duration::from_millis(250);
 /// Attempts that fail in another way than by refusal, a full backlog for one, until the application counts as down.
 const DOUBTS_MAX: u32 = 3;
 
@@ -107,14 +109,19 @@ impl Ports {
 
 async fn watch_port(app: SocketAddr, port: usize, report: Arc<Sender<Ports>>) {
     let mut doubts = 0;
+    let mut spacing = SPACING_MIN;
     loop {
-        let spaced = Instant::now() + RECONNECT_SPACING;
+        let start = Instant::now();
         match connect(app).await {
             Ok(stream) => {
                 doubts = 0;
                 set(&report, port, true, app);
                 held(stream).await;
-                sleep_until(spaced).await;
+                if start.elapsed() >= SPACING_MAX {
+                    spacing = SPACING_MIN;
+                }
+                sleep_until(start + spacing).await;
+                spacing = (spacing * 2).min(SPACING_MAX);
             }
             Err(error) => {
                 doubts += 1;

@@ -32,7 +32,7 @@ pub struct View {
     pub draining: AtomicBool,
 }
 
-const BUILD: Family = Family::gauge("phalanx_build_info", "1, with what runs as labels.");
+const BUILD: Family = Family::gauge("phalanx_build_info", "Always 1, with what runs as labels.");
 const ATTEMPTS: Family = Family::counter(
     "phalanx_upstream_attempts_total",
     "Requests sent to endpoints, further attempts included.",
@@ -60,7 +60,7 @@ const EVENTS: Family = Family::counter(
 );
 const REGISTERED: Family = Family::gauge(
     "phalanx_registered",
-    "1 while the control plane has acknowledged the registration.",
+    "Whether the control plane has acknowledged the registration.",
 );
 const REGISTRATIONS: Family = Family::counter(
     "phalanx_registrations_total",

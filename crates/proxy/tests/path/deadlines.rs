@@ -12,32 +12,55 @@ use crate::support::*;
 const SHORT: Duration = Duration::from_millis(150);
 
 fn slow() -> Upstream {
-    Upstream::start(|_, number| if number == 0 { Act::Wait(Duration::from_secs(3)) } else { ok("quick") })
+    Upstream::start(|_, number| {
+        if number == 0 {
+            Act::Wait(Duration::from_secs(3))
+        } else {
+            ok("quick")
+        }
+    })
 }
 
 #[test]
 fn route_timeout_answers_504() {
     let upstream = slow();
-    let sidecar = Setup::battle(&[upstream.address]).with_forward(|f| f.request_timeout = Some(SHORT)).start();
+    let sidecar = Setup::battle(&[upstream.address])
+        .with_forward(|f| f.request_timeout = Some(SHORT))
+        .start();
     let answer = sidecar.get("/");
     assert_eq!((answer.status(), answer.reason()), (504, "timeout"));
-    assert_eq!((upstream.requests(), sidecar.event(Event::RouteDeadline)), (1, 1));
+    assert_eq!(
+        (upstream.requests(), sidecar.event(Event::RouteDeadline)),
+        (1, 1)
+    );
 }
 
 #[test]
 fn default_route_deadline_holds_where_nothing_is_said() {
     let upstream = slow();
-    let deadlines = Deadlines { route: SHORT, ..Deadlines::default() };
-    let sidecar = Setup { deadlines, ..Setup::battle(&[upstream.address]) }.start();
+    let deadlines = Deadlines {
+        route: SHORT,
+        ..Deadlines::default()
+    };
+    let sidecar = Setup {
+        deadlines,
+        ..Setup::battle(&[upstream.address])
+    }
+    .start();
     assert_eq!(sidecar.get("/").status(), 504);
 }
 
 #[test]
 fn attempt_timeout_is_repeated() {
     let upstream = slow();
-    let sidecar = Setup::battle(&[upstream.address]).with_forward(|f| f.attempt_timeout = Some(SHORT)).start();
+    let sidecar = Setup::battle(&[upstream.address])
+        .with_forward(|f| f.attempt_timeout = Some(SHORT))
+        .start();
     assert_eq!(sidecar.get("/").text(), "quick");
-    assert_eq!((upstream.requests(), sidecar.event(Event::AttemptDeadline)), (2, 1));
+    assert_eq!(
+        (upstream.requests(), sidecar.event(Event::AttemptDeadline)),
+        (2, 1)
+    );
 }
 
 #[test]
@@ -54,16 +77,29 @@ fn request_timeout_cuts_an_answer_that_does_not_end() {
             });
         }
     });
-    let sidecar = Setup::battle(&[address]).with_forward(|f| f.request_timeout = Some(SHORT)).start();
+    let sidecar = Setup::battle(&[address])
+        .with_forward(|f| f.request_timeout = Some(SHORT))
+        .start();
     let mut client = Client::connect(sidecar.outbound);
     client.send(b"GET / HTTP/1.1\r\nhost: battle\r\n\r\n");
-    assert_eq!(client.message().map(|answer| answer.status()), None, "cut before its end");
+    assert_eq!(
+        client.message().map(|answer| answer.status()),
+        None,
+        "cut before its end"
+    );
 }
 
 #[test]
 fn slow_head_is_not_waited_for() {
-    let deadlines = Deadlines { head: SHORT, ..Deadlines::default() };
-    let sidecar = Setup { deadlines, ..Setup::battle(&[dead_end()]) }.start();
+    let deadlines = Deadlines {
+        head: SHORT,
+        ..Deadlines::default()
+    };
+    let sidecar = Setup {
+        deadlines,
+        ..Setup::battle(&[dead_end()])
+    }
+    .start();
     let mut client = Client::connect(sidecar.outbound);
     let start = Instant::now();
     client.send(b"GET / HTTP/1.1\r\nhos");
@@ -75,8 +111,15 @@ fn slow_head_is_not_waited_for() {
 #[test]
 fn head_deadline_holds_for_the_second_request_too() {
     let upstream = Upstream::start(|_, _| ok(""));
-    let deadlines = Deadlines { head: SHORT, ..Deadlines::default() };
-    let sidecar = Setup { deadlines, ..Setup::battle(&[upstream.address]) }.start();
+    let deadlines = Deadlines {
+        head: SHORT,
+        ..Deadlines::default()
+    };
+    let sidecar = Setup {
+        deadlines,
+        ..Setup::battle(&[upstream.address])
+    }
+    .start();
     let mut client = Client::connect(sidecar.outbound);
     assert_eq!(client.get("battle", "/").status(), 200);
     for byte in b"GET / HTTP/1.1\r\nhost: battle\r\nx-slow: 1234567890" {
@@ -92,8 +135,15 @@ fn head_deadline_holds_for_the_second_request_too() {
 #[test]
 fn idle_connections_are_closed() {
     let upstream = Upstream::start(|_, _| ok(""));
-    let deadlines = Deadlines { idle: SHORT, ..Deadlines::default() };
-    let sidecar = Setup { deadlines, ..Setup::battle(&[upstream.address]) }.start();
+    let deadlines = Deadlines {
+        idle: SHORT,
+        ..Deadlines::default()
+    };
+    let sidecar = Setup {
+        deadlines,
+        ..Setup::battle(&[upstream.address])
+    }
+    .start();
     let mut fresh = Client::connect(sidecar.outbound);
     let mut used = Client::connect(sidecar.outbound);
     assert_eq!(used.get("battle", "/").status(), 200);
@@ -104,8 +154,15 @@ fn idle_connections_are_closed() {
 #[test]
 fn body_of_a_few_bytes_a_second_ends() {
     let upstream = Upstream::start(|_, _| ok(""));
-    let deadlines = Deadlines { body: SHORT, ..Deadlines::default() };
-    let sidecar = Setup { deadlines, ..Setup::battle(&[upstream.address]) }.start();
+    let deadlines = Deadlines {
+        body: SHORT,
+        ..Deadlines::default()
+    };
+    let sidecar = Setup {
+        deadlines,
+        ..Setup::battle(&[upstream.address])
+    }
+    .start();
     let mut client = Client::connect(sidecar.outbound);
     client.send(b"POST / HTTP/1.1\r\nhost: battle\r\ncontent-length: 1000\r\n\r\nabc");
     let answer = client.message().unwrap();
@@ -116,8 +173,16 @@ fn body_of_a_few_bytes_a_second_ends() {
 #[test]
 fn slow_body_above_the_rate_is_taken() {
     let upstream = Upstream::start(|request, _| ok(&request.text()));
-    let deadlines = Deadlines { body: SHORT, body_rate: 100, ..Deadlines::default() };
-    let sidecar = Setup { deadlines, ..Setup::battle(&[upstream.address]) }.start();
+    let deadlines = Deadlines {
+        body: SHORT,
+        body_rate: 100,
+        ..Deadlines::default()
+    };
+    let sidecar = Setup {
+        deadlines,
+        ..Setup::battle(&[upstream.address])
+    }
+    .start();
     let mut client = Client::connect(sidecar.outbound);
     client.send(b"POST / HTTP/1.1\r\nhost: battle\r\ncontent-length: 200\r\n\r\n");
     for _ in 0..10 {
@@ -130,11 +195,20 @@ fn slow_body_above_the_rate_is_taken() {
 #[test]
 fn caller_that_reads_nothing_is_dropped() {
     let upstream = Upstream::start(|_, _| ok(&"x".repeat(20_000_000)));
-    let deadlines = Deadlines { stalled_write: Duration::from_millis(400), ..Deadlines::default() };
-    let sidecar = Setup { deadlines, ..Setup::battle(&[upstream.address]) }.start();
+    let deadlines = Deadlines {
+        stalled_write: Duration::from_millis(400),
+        ..Deadlines::default()
+    };
+    let sidecar = Setup {
+        deadlines,
+        ..Setup::battle(&[upstream.address])
+    }
+    .start();
     let mut client = Client::connect(sidecar.outbound);
     client.send(b"GET / HTTP/1.1\r\nhost: battle\r\n\r\n");
-    eventually("the connection is given up", || sidecar.event(Event::WriteDeadline) == 1);
+    eventually("the connection is given up", || {
+        sidecar.event(Event::WriteDeadline) == 1
+    });
     eventually("the request ended", || sidecar.sum(|edge| edge.active) == 0);
 }
 
@@ -146,7 +220,9 @@ fn caller_that_leaves_takes_its_request_with_it() {
     client.send(b"GET / HTTP/1.1\r\nhost: battle\r\n\r\n");
     eventually("the request is under way", || upstream.requests() == 1);
     drop(client);
-    eventually("the request ended", || sidecar.sum(|edge| edge.active) == 0 && sidecar.event(Event::DownstreamAborted) == 1);
+    eventually("the request ended", || {
+        sidecar.sum(|edge| edge.active) == 0 && sidecar.event(Event::DownstreamAborted) == 1
+    });
 }
 
 #[test]
@@ -156,7 +232,9 @@ fn connect_timeout_counts_as_a_failed_connection() {
     full.bind(&any_port().into()).unwrap();
     full.listen(0).unwrap();
     let address = full.local_addr().unwrap().as_socket().unwrap();
-    let _taken: Vec<_> = (0..4).filter_map(|_| std::net::TcpStream::connect_timeout(&address, SHORT).ok()).collect();
+    let _taken: Vec<_> = (0..4)
+        .filter_map(|_| std::net::TcpStream::connect_timeout(&address, SHORT).ok())
+        .collect();
     let sidecar = Setup::battle(&[address])
         .with_cluster(|cluster| cluster.connection_pool.connect_timeout = SHORT)
         .with_forward(|forward| forward.retry.attempts = 0)

@@ -12,23 +12,34 @@ use crate::support::*;
 #[test]
 fn request_under_way_is_answered_and_its_connection_closed() {
     let app = Upstream::start(|_, _| Act::Wait(Duration::from_millis(400)));
-    let mut sidecar = Setup::default().app(8080, app.address, Protocol::Auto).start();
+    let mut sidecar = Setup::default()
+        .app(8080, app.address, Protocol::Auto)
+        .start();
     let inbound = sidecar.inbound;
     let asked = thread::spawn(move || {
         let mut client = Client::connect(inbound);
         let answer = client.get("x", "/");
-        (answer.status(), answer.header("connection").map(str::to_owned), client.is_closed())
+        (
+            answer.status(),
+            answer.header("connection").map(str::to_owned),
+            client.is_closed(),
+        )
     });
     eventually("the request is under way", || app.requests() == 1);
     sidecar.drain(Duration::from_secs(5));
     assert_eq!(asked.join().unwrap(), (200, Some("close".into()), true));
-    assert!(std::net::TcpStream::connect(inbound).is_err(), "nobody listens any more");
+    assert!(
+        std::net::TcpStream::connect(inbound).is_err(),
+        "nobody listens any more"
+    );
 }
 
 #[test]
 fn drain_ends_at_its_deadline_whatever_is_under_way() {
     let app = Upstream::start(|_, _| Act::Wait(Duration::from_secs(20)));
-    let mut sidecar = Setup::default().app(8080, app.address, Protocol::Auto).start();
+    let mut sidecar = Setup::default()
+        .app(8080, app.address, Protocol::Auto)
+        .start();
     let mut client = Client::connect(sidecar.inbound);
     client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n");
     eventually("the request is under way", || app.requests() == 1);
@@ -41,17 +52,33 @@ fn drain_ends_at_its_deadline_whatever_is_under_way() {
 #[test]
 fn drained_peer_loses_no_request_of_its_callers() {
     let app = Upstream::start(|_, _| ok(""));
-    let mut leaving = Setup { workers: 2, ..Setup::default() }.app(8080, app.address, Protocol::Auto).start();
-    let staying = Setup::default().app(8080, app.address, Protocol::Auto).start();
+    let mut leaving = Setup {
+        workers: 2,
+        ..Setup::default()
+    }
+    .app(8080, app.address, Protocol::Auto)
+    .start();
+    let staying = Setup::default()
+        .app(8080, app.address, Protocol::Auto)
+        .start();
     let caller = Setup::battle(&[leaving.inbound, staying.inbound]).start();
-    let (stop, done, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (stop, done, failed) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(AtomicUsize::new(0)),
+    );
     let askers: Vec<_> = (0..8)
         .map(|number| {
-            let (stop, done, failed, outbound) = (stop.clone(), done.clone(), failed.clone(), caller.outbound);
+            let (stop, done, failed, outbound) =
+                (stop.clone(), done.clone(), failed.clone(), caller.outbound);
             thread::spawn(move || {
                 let mut client = Client::connect(outbound);
                 while !stop.load(Ordering::SeqCst) {
-                    let answer = if number % 2 == 0 { client.get("battle", "/") } else { client.post("battle", "/", "x") };
+                    let answer = if number % 2 == 0 {
+                        client.get("battle", "/")
+                    } else {
+                        client.post("battle", "/", "x")
+                    };
                     done.fetch_add(1, Ordering::SeqCst);
                     if answer.status() != 200 {
                         failed.fetch_add(1, Ordering::SeqCst);
@@ -63,7 +90,9 @@ fn drained_peer_loses_no_request_of_its_callers() {
     eventually("traffic flows", || done.load(Ordering::SeqCst) > 200);
     leaving.drain(Duration::from_secs(5));
     let after = done.load(Ordering::SeqCst);
-    eventually("traffic goes on", || done.load(Ordering::SeqCst) > after + 200);
+    eventually("traffic goes on", || {
+        done.load(Ordering::SeqCst) > after + 200
+    });
     stop.store(true, Ordering::SeqCst);
     askers.into_iter().for_each(|asker| asker.join().unwrap());
     assert_eq!(failed.load(Ordering::SeqCst), 0);
@@ -80,14 +109,28 @@ fn address_that_is_taken_is_said_with_what_to_do() {
         limits: Default::default(),
         deadlines: Default::default(),
     };
-    let plan = Arc::new(arc_swap::ArcSwap::from_pointee(phalanx_proxy::plan::Plan::empty()));
+    let plan = Arc::new(arc_swap::ArcSwap::from_pointee(
+        phalanx_proxy::plan::Plan::empty(),
+    ));
     let account = Arc::new(phalanx_proxy::account::Account::new(1));
-    let error = phalanx_proxy::drive::Workers::spawn(&config, plan.clone(), account.clone()).err().unwrap();
+    let error = phalanx_proxy::drive::Workers::spawn(&config, plan.clone(), account.clone())
+        .err()
+        .unwrap();
     assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
-    assert!(error.to_string().contains(&config.inbound.to_string()) && error.to_string().contains("--inbound"), "{error}");
+    assert!(
+        error.to_string().contains(&config.inbound.to_string())
+            && error.to_string().contains("--inbound"),
+        "{error}"
+    );
     // A sidecar's own address is as taken as any other, though its workers share it.
     let first = Setup::default().start();
-    let second = phalanx_proxy::drive::DriveConfig { inbound: any_port(), outbound: first.outbound, ..config };
-    let error = phalanx_proxy::drive::Workers::spawn(&second, plan, account).err().unwrap();
+    let second = phalanx_proxy::drive::DriveConfig {
+        inbound: any_port(),
+        outbound: first.outbound,
+        ..config
+    };
+    let error = phalanx_proxy::drive::Workers::spawn(&second, plan, account)
+        .err()
+        .unwrap();
     assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
 }

@@ -52,7 +52,10 @@ impl Body for Echo {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         if self.ended {
             return Poll::Ready(None);
         }
@@ -71,14 +74,22 @@ impl Body for Echo {
 }
 
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 impl Grpc {
     fn start(status: &'static str) -> Self {
         let listener = std::net::TcpListener::bind(any_port()).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let grpc = Self { address: listener.local_addr().unwrap(), requests: Arc::default(), connections: Arc::default() };
+        let grpc = Self {
+            address: listener.local_addr().unwrap(),
+            requests: Arc::default(),
+            connections: Arc::default(),
+        };
         let (requests, connections) = (grpc.requests.clone(), grpc.connections.clone());
         std::thread::spawn(move || {
             runtime().block_on(async move {
@@ -90,15 +101,31 @@ impl Grpc {
                     let service = service_fn(move |request: Request<Incoming>| {
                         requests.fetch_add(1, Ordering::SeqCst);
                         async move {
-                            let te = request.headers().get("te").map(|te| te.to_str().unwrap().to_owned());
-                            let authority = request.uri().authority().map(|authority| authority.to_string());
-                            let echo = Echo { incoming: request.into_body(), ended: false, status };
-                            let answer = Response::builder().header("content-type", "application/grpc");
-                            let answer = answer.header("x-te", te.unwrap_or_default()).header("x-authority", authority.unwrap_or_default());
+                            let te = request
+                                .headers()
+                                .get("te")
+                                .map(|te| te.to_str().unwrap().to_owned());
+                            let authority = request
+                                .uri()
+                                .authority()
+                                .map(|authority| authority.to_string());
+                            let echo = Echo {
+                                incoming: request.into_body(),
+                                ended: false,
+                                status,
+                            };
+                            let answer =
+                                Response::builder().header("content-type", "application/grpc");
+                            let answer = answer
+                                .header("x-te", te.unwrap_or_default())
+                                .header("x-authority", authority.unwrap_or_default());
                             Ok::<_, Infallible>(answer.body(echo).unwrap())
                         }
                     });
-                    tokio::spawn(hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service));
+                    tokio::spawn(
+                        hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                            .serve_connection(TokioIo::new(stream), service),
+                    );
                 }
             });
         });
@@ -108,7 +135,10 @@ impl Grpc {
 
 async fn connect(address: SocketAddr) -> SendRequest<AnyBody> {
     let stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .unwrap();
     tokio::spawn(async move {
         let _ = connection.await;
     });
@@ -116,16 +146,23 @@ async fn connect(address: SocketAddr) -> SendRequest<AnyBody> {
 }
 
 fn grpc_request(body: AnyBody) -> Request<AnyBody> {
-    let request = Request::post("http://battle/battle.Battle/Fight").header("content-type", "application/grpc").header("te", "trailers");
+    let request = Request::post("http://battle/battle.Battle/Fight")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
     request.body(body).unwrap()
 }
 
 fn get(path: &str) -> Request<AnyBody> {
-    Request::get(format!("http://battle{path}")).body(empty()).unwrap()
+    Request::get(format!("http://battle{path}"))
+        .body(empty())
+        .unwrap()
 }
 
 fn header<'a>(response: &'a Response<Incoming>, name: &str) -> &'a str {
-    response.headers().get(name).map_or("", |value| value.to_str().unwrap())
+    response
+        .headers()
+        .get(name)
+        .map_or("", |value| value.to_str().unwrap())
 }
 
 fn grpc_cluster(setup: Setup) -> Setup {
@@ -135,27 +172,59 @@ fn grpc_cluster(setup: Setup) -> Setup {
 #[test]
 fn grpc_streams_both_ways_with_trailers_through_two_sidecars() {
     let app = Grpc::start("0");
-    let peer = Setup::default().app(9000, app.address, Protocol::Auto).start();
+    let peer = Setup::default()
+        .app(9000, app.address, Protocol::Auto)
+        .start();
     let sidecar = grpc_cluster(Setup::battle(&[peer.inbound])).start();
     runtime().block_on(async {
         let mut sender = connect(sidecar.outbound).await;
         let (mut messages, body) = Channel::<Bytes, Infallible>::new(1);
-        let mut response = sender.send_request(grpc_request(Box::pin(body))).await.unwrap();
+        let mut response = sender
+            .send_request(grpc_request(Box::pin(body)))
+            .await
+            .unwrap();
         assert_eq!(response.status(), 200);
-        assert_eq!((header(&response, "x-te"), header(&response, "x-authority")), ("trailers", "battle"));
+        assert_eq!(
+            (header(&response, "x-te"), header(&response, "x-authority")),
+            ("trailers", "battle")
+        );
         for number in 0..5u8 {
-            messages.send_data(Bytes::from(vec![number; 100])).await.unwrap();
-            let echoed = response.frame().await.unwrap().unwrap().into_data().unwrap();
-            assert_eq!(echoed, vec![number; 100], "each message returns before the next is sent");
+            messages
+                .send_data(Bytes::from(vec![number; 100]))
+                .await
+                .unwrap();
+            let echoed = response
+                .frame()
+                .await
+                .unwrap()
+                .unwrap()
+                .into_data()
+                .unwrap();
+            assert_eq!(
+                echoed,
+                vec![number; 100],
+                "each message returns before the next is sent"
+            );
         }
         drop(messages);
-        let trailers = response.frame().await.unwrap().unwrap().into_trailers().unwrap();
+        let trailers = response
+            .frame()
+            .await
+            .unwrap()
+            .unwrap()
+            .into_trailers()
+            .unwrap();
         assert_eq!(trailers.get("grpc-status").unwrap(), "0");
         assert_eq!(trailers.get("content-length"), None, "trailers never frame");
     });
-    eventually("the stream is counted", || sidecar.sum(|edge| edge.requests()) == 1);
+    eventually("the stream is counted", || {
+        sidecar.sum(|edge| edge.requests()) == 1
+    });
     let edge = &sidecar.account.collect()[0];
-    assert_eq!((edge.key.traffic, &edge.grpc[..], edge.failures()), (Traffic::Grpc, &[(0, 1)][..], 0));
+    assert_eq!(
+        (edge.key.traffic, &edge.grpc[..], edge.failures()),
+        (Traffic::Grpc, &[(0, 1)][..], 0)
+    );
 }
 
 #[test]
@@ -164,26 +233,47 @@ fn streams_of_a_core_share_one_connection() {
     let sidecar = grpc_cluster(Setup::battle(&[app.address])).start();
     runtime().block_on(async {
         let mut sender = connect(sidecar.outbound).await;
-        let answers: Vec<_> = (0..20).map(|_| sender.send_request(grpc_request(full("message")))).collect();
+        let answers: Vec<_> = (0..20)
+            .map(|_| sender.send_request(grpc_request(full("message"))))
+            .collect();
         for answer in answers {
-            assert_eq!(answer.await.unwrap().collect().await.unwrap().to_bytes(), "message");
+            assert_eq!(
+                answer.await.unwrap().collect().await.unwrap().to_bytes(),
+                "message"
+            );
         }
     });
-    assert_eq!((app.requests.load(Ordering::SeqCst), app.connections.load(Ordering::SeqCst)), (20, 1));
+    assert_eq!(
+        (
+            app.requests.load(Ordering::SeqCst),
+            app.connections.load(Ordering::SeqCst)
+        ),
+        (20, 1)
+    );
 }
 
 #[test]
 fn connections_grow_with_streams() {
     let app = Grpc::start("0");
-    let limits = Limits { streams: 4, ..Limits::default() };
-    let sidecar = Setup { limits, ..grpc_cluster(Setup::battle(&[app.address])) }.start();
+    let limits = Limits {
+        streams: 4,
+        ..Limits::default()
+    };
+    let sidecar = Setup {
+        limits,
+        ..grpc_cluster(Setup::battle(&[app.address]))
+    }
+    .start();
     runtime().block_on(async {
         let mut open = Vec::new();
         for _ in 0..3 {
             let mut sender = connect(sidecar.outbound).await;
             for _ in 0..3 {
                 let (messages, body) = Channel::<Bytes, Infallible>::new(1);
-                let response = sender.send_request(grpc_request(Box::pin(body))).await.unwrap();
+                let response = sender
+                    .send_request(grpc_request(Box::pin(body)))
+                    .await
+                    .unwrap();
                 open.push((sender.clone(), messages, response));
             }
         }
@@ -196,26 +286,69 @@ fn errors_of_grpc_are_counted_by_their_trailers() {
     let app = Grpc::start("13");
     let sidecar = grpc_cluster(Setup::battle(&[app.address])).start();
     runtime().block_on(async {
-        let response = connect(sidecar.outbound).await.send_request(grpc_request(full("x"))).await.unwrap();
-        assert_eq!(response.collect().await.unwrap().trailers().unwrap().get("grpc-status").unwrap(), "13");
+        let response = connect(sidecar.outbound)
+            .await
+            .send_request(grpc_request(full("x")))
+            .await
+            .unwrap();
+        assert_eq!(
+            response
+                .collect()
+                .await
+                .unwrap()
+                .trailers()
+                .unwrap()
+                .get("grpc-status")
+                .unwrap(),
+            "13"
+        );
     });
-    eventually("the request is counted", || sidecar.sum(|edge| edge.failures()) == 1);
+    eventually("the request is counted", || {
+        sidecar.sum(|edge| edge.failures()) == 1
+    });
 }
 
 #[test]
 fn our_own_errors_reach_grpc_callers_as_grpc() {
     let slow = Upstream::start(|_, _| Act::Wait(Duration::from_secs(5)));
     let sidecar = Setup::battle(&[dead_end()])
-        .cluster(Cluster::new(cluster_name("slow"), Protocol::Http1), &[slow.address])
-        .route("slow", Forward { request_timeout: Some(Duration::from_millis(100)), ..forward("slow") })
+        .cluster(
+            Cluster::new(cluster_name("slow"), Protocol::Http1),
+            &[slow.address],
+        )
+        .route(
+            "slow",
+            Forward {
+                request_timeout: Some(Duration::from_millis(100)),
+                ..forward("slow")
+            },
+        )
         .start();
     runtime().block_on(async {
-        for (host, status, message) in [("nobody", "12", "no_route"), ("battle", "14", "connect_failed"), ("slow", "4", "timeout")] {
+        for (host, status, message) in [
+            ("nobody", "12", "no_route"),
+            ("battle", "14", "connect_failed"),
+            ("slow", "4", "timeout"),
+        ] {
             let mut request = grpc_request(full("x"));
             *request.uri_mut() = format!("http://{host}/a.B/C").parse().unwrap();
-            let response = connect(sidecar.outbound).await.send_request(request).await.unwrap();
-            assert_eq!((response.status().as_u16(), header(&response, "grpc-status")), (200, status), "{host}");
-            assert_eq!((header(&response, "grpc-message"), header(&response, "x-phalanx-reason")), (message, message));
+            let response = connect(sidecar.outbound)
+                .await
+                .send_request(request)
+                .await
+                .unwrap();
+            assert_eq!(
+                (response.status().as_u16(), header(&response, "grpc-status")),
+                (200, status),
+                "{host}"
+            );
+            assert_eq!(
+                (
+                    header(&response, "grpc-message"),
+                    header(&response, "x-phalanx-reason")
+                ),
+                (message, message)
+            );
             assert_eq!(header(&response, "content-type"), "application/grpc");
         }
     });
@@ -224,28 +357,71 @@ fn our_own_errors_reach_grpc_callers_as_grpc() {
 #[test]
 fn http1_callers_reach_http2_upstreams_and_back() {
     let app = Grpc::start("0");
-    let sidecar = Setup::battle(&[app.address]).with_cluster(|cluster| cluster.protocol = Protocol::H2c).start();
+    let sidecar = Setup::battle(&[app.address])
+        .with_cluster(|cluster| cluster.protocol = Protocol::H2c)
+        .start();
     let answer = Client::connect(sidecar.outbound).post("battle", "/", "over http/2");
-    assert_eq!((answer.status(), answer.text().as_str()), (200, "over http/2"));
-    let upstream = Upstream::start(|request, _| ok(&format!("{} {}", request.line, request.header("host").unwrap())));
-    let sidecar = Setup::battle(&[upstream.address]).with_cluster(|cluster| cluster.protocol = Protocol::Http1).start();
+    assert_eq!(
+        (answer.status(), answer.text().as_str()),
+        (200, "over http/2")
+    );
+    let upstream = Upstream::start(|request, _| {
+        ok(&format!(
+            "{} {}",
+            request.line,
+            request.header("host").unwrap()
+        ))
+    });
+    let sidecar = Setup::battle(&[upstream.address])
+        .with_cluster(|cluster| cluster.protocol = Protocol::Http1)
+        .start();
     runtime().block_on(async {
-        let response = connect(sidecar.outbound).await.send_request(get("/path?q=1")).await.unwrap();
-        assert_eq!(response.collect().await.unwrap().to_bytes(), "GET /path?q=1 HTTP/1.1 battle");
+        let response = connect(sidecar.outbound)
+            .await
+            .send_request(get("/path?q=1"))
+            .await
+            .unwrap();
+        assert_eq!(
+            response.collect().await.unwrap().to_bytes(),
+            "GET /path?q=1 HTTP/1.1 battle"
+        );
     });
 }
 
 #[test]
 fn grpc_is_not_cut_by_the_default_deadline_but_plain_requests_are() {
     let app = Grpc::start("0");
-    let deadlines = Deadlines { route: Duration::from_millis(100), ..Deadlines::default() };
-    let sidecar = Setup { deadlines, ..grpc_cluster(Setup::battle(&[app.address])) }.start();
+    let deadlines = Deadlines {
+        route: Duration::from_millis(100),
+        ..Deadlines::default()
+    };
+    let sidecar = Setup {
+        deadlines,
+        ..grpc_cluster(Setup::battle(&[app.address]))
+    }
+    .start();
     runtime().block_on(async {
         let (mut messages, body) = Channel::<Bytes, Infallible>::new(1);
-        let mut response = connect(sidecar.outbound).await.send_request(grpc_request(Box::pin(body))).await.unwrap();
+        let mut response = connect(sidecar.outbound)
+            .await
+            .send_request(grpc_request(Box::pin(body)))
+            .await
+            .unwrap();
         tokio::time::sleep(Duration::from_millis(400)).await;
-        messages.send_data(Bytes::from_static(b"late")).await.unwrap();
-        assert_eq!(response.frame().await.unwrap().unwrap().into_data().unwrap(), "late");
+        messages
+            .send_data(Bytes::from_static(b"late"))
+            .await
+            .unwrap();
+        assert_eq!(
+            response
+                .frame()
+                .await
+                .unwrap()
+                .unwrap()
+                .into_data()
+                .unwrap(),
+            "late"
+        );
     });
     assert_eq!(sidecar.event(Event::RouteDeadline), 0);
 }
@@ -253,11 +429,22 @@ fn grpc_is_not_cut_by_the_default_deadline_but_plain_requests_are() {
 #[test]
 fn silent_stream_ends_after_its_idle_deadline() {
     let app = Grpc::start("0");
-    let deadlines = Deadlines { stream_idle: Duration::from_millis(200), ..Deadlines::default() };
-    let sidecar = Setup { deadlines, ..grpc_cluster(Setup::battle(&[app.address])) }.start();
+    let deadlines = Deadlines {
+        stream_idle: Duration::from_millis(200),
+        ..Deadlines::default()
+    };
+    let sidecar = Setup {
+        deadlines,
+        ..grpc_cluster(Setup::battle(&[app.address]))
+    }
+    .start();
     runtime().block_on(async {
         let (_messages, body) = Channel::<Bytes, Infallible>::new(1);
-        let mut response = connect(sidecar.outbound).await.send_request(grpc_request(Box::pin(body))).await.unwrap();
+        let mut response = connect(sidecar.outbound)
+            .await
+            .send_request(grpc_request(Box::pin(body)))
+            .await
+            .unwrap();
         assert!(response.frame().await.is_none_or(|frame| frame.is_err()));
     });
     assert_eq!(sidecar.event(Event::StreamIdleDeadline), 1);
@@ -266,20 +453,40 @@ fn silent_stream_ends_after_its_idle_deadline() {
 #[test]
 fn drain_lets_streams_end_and_takes_no_new_ones() {
     let app = Grpc::start("0");
-    let mut sidecar = Setup::default().app(9000, app.address, Protocol::Auto).start();
+    let mut sidecar = Setup::default()
+        .app(9000, app.address, Protocol::Auto)
+        .start();
     let runtime = runtime();
     let (mut messages, mut response, mut sender) = runtime.block_on(async {
         let mut sender = connect(sidecar.inbound).await;
         let (messages, body) = Channel::<Bytes, Infallible>::new(1);
-        let response = sender.send_request(grpc_request(Box::pin(body))).await.unwrap();
+        let response = sender
+            .send_request(grpc_request(Box::pin(body)))
+            .await
+            .unwrap();
         (messages, response, sender)
     });
     let ended = std::thread::spawn(move || sidecar.drain(Duration::from_secs(10)));
     runtime.block_on(async {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        assert!(sender.send_request(get("/")).await.is_err(), "GOAWAY was received");
-        messages.send_data(Bytes::from_static(b"still here")).await.unwrap();
-        assert_eq!(response.frame().await.unwrap().unwrap().into_data().unwrap(), "still here");
+        assert!(
+            sender.send_request(get("/")).await.is_err(),
+            "GOAWAY was received"
+        );
+        messages
+            .send_data(Bytes::from_static(b"still here"))
+            .await
+            .unwrap();
+        assert_eq!(
+            response
+                .frame()
+                .await
+                .unwrap()
+                .unwrap()
+                .into_data()
+                .unwrap(),
+            "still here"
+        );
         drop(messages);
         assert!(response.frame().await.unwrap().unwrap().is_trailers());
     });
@@ -289,10 +496,16 @@ fn drain_lets_streams_end_and_takes_no_new_ones() {
 #[test]
 fn resets_without_end_end_the_connection() {
     let upstream = Upstream::start(|_, _| Act::Wait(Duration::from_secs(2)));
-    let limits = Limits { resets: 10, ..Limits::default() };
-    let sidecar = Setup { limits, ..Setup::battle(&[upstream.address]) }
-        .with_cluster(|cluster| cluster.protocol = Protocol::Http1)
-        .start();
+    let limits = Limits {
+        resets: 10,
+        ..Limits::default()
+    };
+    let sidecar = Setup {
+        limits,
+        ..Setup::battle(&[upstream.address])
+    }
+    .with_cluster(|cluster| cluster.protocol = Protocol::Http1)
+    .start();
     runtime().block_on(async {
         let mut sender = connect(sidecar.outbound).await;
         for _ in 0..200 {

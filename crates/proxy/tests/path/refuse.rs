@@ -10,7 +10,11 @@ fn refused(head: &str) -> (u16, String, bool) {
     let mut client = Client::connect(sidecar.outbound);
     let answer = client.ask(head);
     assert_eq!(upstream.requests(), 0, "{head:?} reached the upstream");
-    (answer.status(), answer.reason().to_owned(), client.is_closed())
+    (
+        answer.status(),
+        answer.reason().to_owned(),
+        client.is_closed(),
+    )
 }
 
 #[test]
@@ -27,7 +31,10 @@ fn doubtful_requests_are_answered_400_and_the_connection_closed() {
     ] {
         let (status, reason, closed) = refused(head);
         // Some of it hyper refuses by itself, without our word for it.
-        assert!(status == 400 && (reason == "bad_request" || reason.is_empty()) && closed, "{head:?}: {status} {reason}");
+        assert!(
+            status == 400 && (reason == "bad_request" || reason.is_empty()) && closed,
+            "{head:?}: {status} {reason}"
+        );
     }
 }
 
@@ -46,7 +53,11 @@ fn refused_open(path: &str) -> (u16, String, u16) {
     let mut client = Client::connect(sidecar.outbound);
     let answer = client.get("battle", path);
     assert_eq!(upstream.requests(), 0, "{path:?} reached the upstream");
-    (answer.status(), answer.reason().to_owned(), client.get("battle", "/").status())
+    (
+        answer.status(),
+        answer.reason().to_owned(),
+        client.get("battle", "/").status(),
+    )
 }
 
 #[test]
@@ -64,18 +75,42 @@ fn two_lengths_leave_nothing_behind_for_a_second_reading() {
         b"POST /a HTTP/1.1\r\nhost: battle\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: battle\r\n\r\n",
     );
     client.message();
-    assert_eq!(client.message().map(|answer| answer.status()), None, "the connection ends after the first answer");
-    assert!(upstream.seen.lock().unwrap().iter().all(|request| request.path() != "/smuggled"));
+    assert_eq!(
+        client.message().map(|answer| answer.status()),
+        None,
+        "the connection ends after the first answer"
+    );
+    assert!(
+        upstream
+            .seen
+            .lock()
+            .unwrap()
+            .iter()
+            .all(|request| request.path() != "/smuggled")
+    );
 }
 
 #[test]
 fn large_heads_are_answered_431() {
-    let (status, _, _) = refused(&format!("GET / HTTP/1.1\r\nhost: battle\r\n{}\r\n", "x: y\r\n".repeat(101)));
+    let (status, _, _) = refused(&format!(
+        "GET / HTTP/1.1\r\nhost: battle\r\n{}\r\n",
+        "x: y\r\n".repeat(101)
+    ));
     assert_eq!(status, 431);
     let upstream = Upstream::start(|_, _| ok(""));
-    let limits = Limits { head_bytes: 16 << 10, ..Limits::default() };
-    let sidecar = Setup { limits, ..Setup::battle(&[upstream.address]) }.start();
-    let answer = Client::connect(sidecar.outbound).ask(&format!("GET / HTTP/1.1\r\nhost: battle\r\nx: {}\r\n\r\n", "y".repeat(17 << 10)));
+    let limits = Limits {
+        head_bytes: 16 << 10,
+        ..Limits::default()
+    };
+    let sidecar = Setup {
+        limits,
+        ..Setup::battle(&[upstream.address])
+    }
+    .start();
+    let answer = Client::connect(sidecar.outbound).ask(&format!(
+        "GET / HTTP/1.1\r\nhost: battle\r\nx: {}\r\n\r\n",
+        "y".repeat(17 << 10)
+    ));
     assert_eq!(answer.status(), 431);
     assert_eq!(upstream.requests(), 0);
 }
@@ -83,11 +118,24 @@ fn large_heads_are_answered_431() {
 #[test]
 fn connections_over_the_limit_are_closed_at_once() {
     let upstream = Upstream::start(|_, _| ok(""));
-    let limits = Limits { connections: 2, ..Limits::default() };
-    let sidecar = Setup { limits, ..Setup::battle(&[upstream.address]) }.start();
+    let limits = Limits {
+        connections: 2,
+        ..Limits::default()
+    };
+    let sidecar = Setup {
+        limits,
+        ..Setup::battle(&[upstream.address])
+    }
+    .start();
     let mut first = Client::connect(sidecar.outbound);
     let mut second = Client::connect(sidecar.outbound);
-    assert_eq!((first.get("battle", "/").status(), second.get("battle", "/").status()), (200, 200));
+    assert_eq!(
+        (
+            first.get("battle", "/").status(),
+            second.get("battle", "/").status()
+        ),
+        (200, 200)
+    );
     assert!(Client::connect(sidecar.outbound).is_closed());
     drop(first);
     eventually("a place became free", || {

@@ -88,11 +88,17 @@ pub fn rule(action: Action) -> Rule {
 impl Setup {
     /// Service `battle` with these endpoints, its host routed to it.
     pub fn battle(addresses: &[SocketAddr]) -> Self {
-        Self::default().cluster(Cluster::new(cluster_name("battle"), Protocol::Auto), addresses).route("battle", forward("battle"))
+        Self::default()
+            .cluster(
+                Cluster::new(cluster_name("battle"), Protocol::Auto),
+                addresses,
+            )
+            .route("battle", forward("battle"))
     }
 
     pub fn cluster(mut self, cluster: Cluster, addresses: &[SocketAddr]) -> Self {
-        self.clusters.push((cluster, addresses.iter().copied().map(endpoint).collect()));
+        self.clusters
+            .push((cluster, addresses.iter().copied().map(endpoint).collect()));
         self
     }
 
@@ -123,20 +129,41 @@ impl Setup {
     }
 
     pub fn app(mut self, number: u16, address: SocketAddr, protocol: Protocol) -> Self {
-        self.apps.push(AppPort { name: String::new(), number, address, protocol });
+        self.apps.push(AppPort {
+            name: String::new(),
+            number,
+            address,
+            protocol,
+        });
         self
     }
 
     pub fn resources(&self) -> Resources {
         let mut resources = Resources::default();
         for (cluster, endpoints) in &self.clusters {
-            resources.clusters.insert(cluster.name.clone(), cluster.clone());
-            let assignment = Assignment { cluster: cluster.name.clone(), endpoints: endpoints.clone() };
-            resources.assignments.insert(cluster.name.clone(), assignment);
+            resources
+                .clusters
+                .insert(cluster.name.clone(), cluster.clone());
+            let assignment = Assignment {
+                cluster: cluster.name.clone(),
+                endpoints: endpoints.clone(),
+            };
+            resources
+                .assignments
+                .insert(cluster.name.clone(), assignment);
         }
-        let hosts = self.rules.iter().map(|(host, rules)| VirtualHost { name: host.clone(), domains: vec![host.clone()], rules: rules.clone() });
-        let table = RouteTable { name: "outbound".into(), hosts: hosts.collect() };
-        resources.tables.insert("outbound".into(), Arc::new(compile_table(&table).unwrap()));
+        let hosts = self.rules.iter().map(|(host, rules)| VirtualHost {
+            name: host.clone(),
+            domains: vec![host.clone()],
+            rules: rules.clone(),
+        });
+        let table = RouteTable {
+            name: "outbound".into(),
+            hosts: hosts.collect(),
+        };
+        resources
+            .tables
+            .insert("outbound".into(), Arc::new(compile_table(&table).unwrap()));
         resources
     }
 
@@ -145,7 +172,11 @@ impl Setup {
             service: ServiceName::new("default", "caller"),
             version: "v1".into(),
             inbound: self.apps.clone(),
-            tcp: self.tcp.iter().map(|name| (any_port(), name.clone())).collect(),
+            tcp: self
+                .tcp
+                .iter()
+                .map(|name| (any_port(), name.clone()))
+                .collect(),
         }
     }
 
@@ -159,7 +190,12 @@ impl Setup {
             deadlines: self.deadlines.clone(),
         };
         let account = Arc::new(Account::new(config.cores()));
-        let plan = Plan::assemble(&self.resources(), &self.bootstrap(), &Plan::empty(), &account);
+        let plan = Plan::assemble(
+            &self.resources(),
+            &self.bootstrap(),
+            &Plan::empty(),
+            &account,
+        );
         let plan = Arc::new(ArcSwap::from_pointee(plan));
         let workers = Workers::spawn(&config, plan.clone(), account.clone()).unwrap();
         let addresses = workers.addresses().clone();
@@ -198,12 +234,22 @@ impl Sidecar {
     /// Publishes another configuration.
     pub fn change(&mut self, change: impl FnOnce(&mut Setup)) {
         change(&mut self.setup);
-        let next = Plan::assemble(&self.setup.resources(), &self.setup.bootstrap(), &self.plan.load(), &self.account);
+        let next = Plan::assemble(
+            &self.setup.resources(),
+            &self.setup.bootstrap(),
+            &self.plan.load(),
+            &self.account,
+        );
         self.plan.store(Arc::new(next));
     }
 
     pub fn event(&self, event: Event) -> u64 {
-        self.account.events().iter().find(|(known, _)| *known == event).unwrap().1
+        self.account
+            .events()
+            .iter()
+            .find(|(known, _)| *known == event)
+            .unwrap()
+            .1
     }
 
     pub fn sum(&self, of: impl Fn(&EdgeTotals) -> u64) -> u64 {
@@ -217,7 +263,11 @@ impl Sidecar {
 
     pub fn drain(&mut self, deadline: Duration) {
         let workers = self.workers.take().unwrap();
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(workers.drain(deadline));
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(workers.drain(deadline));
     }
 }
 
@@ -242,7 +292,11 @@ pub type Answer = Message;
 
 impl Message {
     pub fn status(&self) -> u16 {
-        self.line.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
+        self.line
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok())
+            .unwrap_or(0)
     }
 
     pub fn path(&self) -> &str {
@@ -250,7 +304,10 @@ impl Message {
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
     }
 
     pub fn reason(&self) -> &str {
@@ -274,9 +331,14 @@ impl Client {
     }
 
     pub fn over(stream: TcpStream) -> Self {
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, read: Vec::new() }
+        Self {
+            stream,
+            read: Vec::new(),
+        }
     }
 
     pub fn get(&mut self, host: &str, path: &str) -> Answer {
@@ -284,7 +346,10 @@ impl Client {
     }
 
     pub fn post(&mut self, host: &str, path: &str, body: &str) -> Answer {
-        self.ask(&format!("POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {}\r\n\r\n{body}", body.len()))
+        self.ask(&format!(
+            "POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        ))
     }
 
     pub fn ask(&mut self, text: &str) -> Answer {
@@ -308,8 +373,14 @@ impl Client {
         self.read.drain(..end);
         let mut lines = head.trim_end().split("\r\n");
         let line = lines.next().unwrap_or("").to_owned();
-        let headers = lines.filter_map(|line| line.split_once(':')).map(|(n, v)| (n.to_lowercase(), v.trim().to_owned()));
-        let mut message = Message { line, headers: headers.collect(), body: Vec::new() };
+        let headers = lines
+            .filter_map(|line| line.split_once(':'))
+            .map(|(n, v)| (n.to_lowercase(), v.trim().to_owned()));
+        let mut message = Message {
+            line,
+            headers: headers.collect(),
+            body: Vec::new(),
+        };
         let bodyless = matches!(message.status(), 101 | 204 | 304);
         if message.header("transfer-encoding").is_some() {
             message.body = self.chunks()?;
@@ -347,7 +418,11 @@ impl Client {
 
     fn more(&mut self) -> Option<()> {
         let mut buffer = [0; 4096];
-        let count = self.stream.read(&mut buffer).ok().filter(|count| *count > 0)?;
+        let count = self
+            .stream
+            .read(&mut buffer)
+            .ok()
+            .filter(|count| *count > 0)?;
         self.read.extend_from_slice(&buffer[..count]);
         Some(())
     }
@@ -372,11 +447,16 @@ pub enum Act {
 }
 
 pub fn ok(body: &str) -> Act {
-    Act::Say(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()))
+    Act::Say(format!(
+        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    ))
 }
 
 pub fn status(status: u16) -> Act {
-    Act::Say(format!("HTTP/1.1 {status} Whatever\r\ncontent-length: 0\r\n\r\n"))
+    Act::Say(format!(
+        "HTTP/1.1 {status} Whatever\r\ncontent-length: 0\r\n\r\n"
+    ))
 }
 
 /// An HTTP/1 upstream; `act` is told the request and how many came before.
@@ -392,14 +472,21 @@ impl Upstream {
         Self::on(TcpListener::bind(any_port()).unwrap(), act)
     }
 
-    pub fn on(listener: TcpListener, act: impl Fn(&Message, usize) -> Act + Send + Sync + 'static) -> Self {
+    pub fn on(
+        listener: TcpListener,
+        act: impl Fn(&Message, usize) -> Act + Send + Sync + 'static,
+    ) -> Self {
         let upstream = Self {
             address: listener.local_addr().unwrap(),
             requests: Arc::default(),
             connections: Arc::default(),
             seen: Arc::default(),
         };
-        let (requests, connections, seen) = (upstream.requests.clone(), upstream.connections.clone(), upstream.seen.clone());
+        let (requests, connections, seen) = (
+            upstream.requests.clone(),
+            upstream.connections.clone(),
+            upstream.seen.clone(),
+        );
         let act = Arc::new(act);
         thread::spawn(move || {
             for stream in listener.incoming() {
@@ -425,7 +512,12 @@ impl Upstream {
     }
 }
 
-fn serve(mut client: Client, requests: &AtomicUsize, seen: &Mutex<Vec<Message>>, act: &dyn Fn(&Message, usize) -> Act) {
+fn serve(
+    mut client: Client,
+    requests: &AtomicUsize,
+    seen: &Mutex<Vec<Message>>,
+    act: &dyn Fn(&Message, usize) -> Act,
+) {
     while let Some(message) = client.message() {
         seen.lock().unwrap().push(message.clone());
         let act = act(&message, requests.fetch_add(1, Ordering::SeqCst));
@@ -437,15 +529,23 @@ fn serve(mut client: Client, requests: &AtomicUsize, seen: &Mutex<Vec<Message>>,
                 return;
             }
             Act::Reset => {
-                socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap();
+                socket2::SockRef::from(&client.stream)
+                    .set_linger(Some(Duration::ZERO))
+                    .unwrap();
                 return;
             }
             Act::Wait(time) => {
                 thread::sleep(time);
-                write(&mut client, "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nlate")
+                write(
+                    &mut client,
+                    "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nlate",
+                )
             }
             Act::Echo => {
-                let _ = write(&mut client, "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: x\r\n\r\n");
+                let _ = write(
+                    &mut client,
+                    "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: x\r\n\r\n",
+                );
                 echo(client.stream);
                 return;
             }

@@ -15,15 +15,29 @@ const UPGRADE: &str = "GET /ws HTTP/1.1\r\nhost: battle\r\nconnection: Upgrade\r
 #[test]
 fn websocket_passes_both_sidecars() {
     let app = Upstream::start(|_, _| Act::Echo);
-    let peer = Setup::default().app(8080, app.address, Protocol::Auto).start();
+    let peer = Setup::default()
+        .app(8080, app.address, Protocol::Auto)
+        .start();
     let sidecar = Setup::battle(&[peer.inbound]).start();
     let mut client = Client::connect(sidecar.outbound);
     let answer = client.ask(UPGRADE);
-    assert_eq!((answer.status(), answer.header("upgrade")), (101, Some("websocket")));
-    assert_eq!(answer.header("connection").map(str::to_lowercase).as_deref(), Some("upgrade"));
+    assert_eq!(
+        (answer.status(), answer.header("upgrade")),
+        (101, Some("websocket"))
+    );
+    assert_eq!(
+        answer
+            .header("connection")
+            .map(str::to_lowercase)
+            .as_deref(),
+        Some("upgrade")
+    );
     assert_eq!(answer.header("sec-websocket-accept"), Some("x"));
     let seen = app.last();
-    assert_eq!(seen.header("connection").map(str::to_lowercase).as_deref(), Some("upgrade"));
+    assert_eq!(
+        seen.header("connection").map(str::to_lowercase).as_deref(),
+        Some("upgrade")
+    );
     for size in [1, 1000, 200_000] {
         let bytes: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
         let sent = bytes.clone();
@@ -34,7 +48,9 @@ fn websocket_passes_both_sidecars() {
     }
     client.stream.shutdown(Shutdown::Write).unwrap();
     assert!(client.is_closed());
-    eventually("the tunnel is counted as over", || sidecar.sum(|edge| edge.requests()) == 1);
+    eventually("the tunnel is counted as over", || {
+        sidecar.sum(|edge| edge.requests()) == 1
+    });
 }
 
 #[test]
@@ -49,21 +65,36 @@ fn refused_upgrade_is_an_answer_like_any_other() {
 #[test]
 fn idle_websocket_ends() {
     let app = Upstream::start(|_, _| Act::Echo);
-    let deadlines = Deadlines { stream_idle: Duration::from_millis(200), ..Deadlines::default() };
-    let sidecar = Setup { deadlines, ..Setup::battle(&[app.address]) }.start();
+    let deadlines = Deadlines {
+        stream_idle: Duration::from_millis(200),
+        ..Deadlines::default()
+    };
+    let sidecar = Setup {
+        deadlines,
+        ..Setup::battle(&[app.address])
+    }
+    .start();
     let mut client = Client::connect(sidecar.outbound);
     assert_eq!(client.ask(UPGRADE).status(), 101);
     assert!(client.is_closed());
 }
 
 fn tcp_setup(address: std::net::SocketAddr) -> Setup {
-    let setup = Setup::default().cluster(Cluster::new(cluster_name("store"), Protocol::Tcp), &[address]);
-    Setup { tcp: vec![cluster_name("store")], ..setup }
+    let setup = Setup::default().cluster(
+        Cluster::new(cluster_name("store"), Protocol::Tcp),
+        &[address],
+    );
+    Setup {
+        tcp: vec![cluster_name("store")],
+        ..setup
+    }
 }
 
 #[test]
 fn tcp_passes_both_sidecars_with_half_close() {
-    let peer = Setup::default().app(6379, echo_server(), Protocol::Tcp).start();
+    let peer = Setup::default()
+        .app(6379, echo_server(), Protocol::Tcp)
+        .start();
     let sidecar = tcp_setup(peer.inbound).start();
     let mut stream = TcpStream::connect(sidecar.tcp[0]).unwrap();
     let bytes: Vec<u8> = (0..1_000_000).map(|i| (i % 253) as u8).collect();
@@ -77,7 +108,9 @@ fn tcp_passes_both_sidecars_with_half_close() {
     stream.read_to_end(&mut back).unwrap();
     writing.join().unwrap();
     assert!(back == bytes);
-    eventually("the tunnel is counted", || sidecar.sum(|edge| edge.tcp_closed) == 1);
+    eventually("the tunnel is counted", || {
+        sidecar.sum(|edge| edge.tcp_closed) == 1
+    });
     assert_eq!(sidecar.sum(|edge| edge.tcp_sent_bytes), 1_000_000);
     assert_eq!(sidecar.sum(|edge| edge.tcp_received_bytes), 1_000_000);
 }
@@ -101,13 +134,17 @@ fn tcp_goes_to_an_endpoint_that_listens() {
 #[test]
 fn mixed_applications_are_told_apart_by_first_bytes_or_silence() {
     let http = Upstream::start(|_, _| ok("http"));
-    let peer = Setup::default().app(80, http.address, Protocol::Http1).app(6379, echo_server(), Protocol::Tcp).start();
+    let peer = Setup::default()
+        .app(80, http.address, Protocol::Http1)
+        .app(6379, echo_server(), Protocol::Tcp)
+        .start();
     let mut raw = TcpStream::connect(peer.inbound).unwrap();
     raw.write_all(b"*1\r\n$4\r\nPING\r\n").unwrap();
     let mut back = [0; 14];
     raw.read_exact(&mut back).unwrap();
     assert_eq!(&back, b"*1\r\n$4\r\nPING\r\n");
-    let answer = Client::connect(peer.inbound).ask("GET / HTTP/1.1\r\nhost: x\r\nx-phalanx-port: 80\r\n\r\n");
+    let answer = Client::connect(peer.inbound)
+        .ask("GET / HTTP/1.1\r\nhost: x\r\nx-phalanx-port: 80\r\n\r\n");
     assert_eq!(answer.text(), "http");
     let mut silent = TcpStream::connect(peer.inbound).unwrap();
     std::thread::sleep(Duration::from_millis(500));

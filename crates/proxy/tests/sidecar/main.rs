@@ -283,7 +283,7 @@ async fn without_a_control_plane_the_last_configuration_serves_on() {
         get(running.admin(), "localhost", "/metrics")
             .await
             .1
-            .contains("phalanx_xds_connected 0")
+            .contains("\nphalanx_xds_connected 0\n")
     })
     .await;
     assert_eq!(get(running.outbound(), "echo", "/").await.0, 200);
@@ -419,7 +419,7 @@ async fn a_restarted_control_plane_is_told_of_the_instance_again() {
         get(running.admin(), "localhost", "/metrics")
             .await
             .1
-            .contains("phalanx_registered 0")
+            .contains("\nphalanx_registered 0\n")
     })
     .await;
     script.see().registered.clear();
