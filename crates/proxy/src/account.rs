@@ -51,7 +51,10 @@ impl Account {
         if edges.len() >= EDGES_MAX && !edges.contains_key(&key) {
             edges.retain(|_, edge| Arc::strong_count(edge) > 1);
         }
-        edges.entry(key).or_insert_with_key(|key| Arc::new(Edge::new(key.clone(), self.cores))).clone()
+        edges
+            .entry(key)
+            .or_insert_with_key(|key| Arc::new(Edge::new(key.clone(), self.cores)))
+            .clone()
     }
 
     /// Sums over cores, of every edge that was ever used, in the order of keys.
@@ -65,8 +68,21 @@ impl Account {
 
     /// How often what happened, that belongs to no edge.
     pub fn events(&self) -> Vec<(Event, u64)> {
-        let of = |cells: &EventCells, event: Event| cells.0.get(event as usize).map_or(0, |cell| cell.load(Ordering::Relaxed));
-        Event::ALL.iter().map(|event| (*event, self.events.iter().map(|cells| of(cells, *event)).sum())).collect()
+        let of = |cells: &EventCells, event: Event| {
+            cells
+                .0
+                .get(event as usize)
+                .map_or(0, |cell| cell.load(Ordering::Relaxed))
+        };
+        Event::ALL
+            .iter()
+            .map(|event| {
+                (
+                    *event,
+                    self.events.iter().map(|cells| of(cells, *event)).sum(),
+                )
+            })
+            .collect()
     }
 
     /// Counts an event on behalf of worker `core`.
@@ -81,7 +97,10 @@ impl Account {
 /// Adds with one writer: no locked instruction.
 #[inline]
 pub(crate) fn bump(cell: &AtomicU64, by: u64) {
-    cell.store(cell.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+    cell.store(
+        cell.load(Ordering::Relaxed).wrapping_add(by),
+        Ordering::Relaxed,
+    );
 }
 
 #[inline]

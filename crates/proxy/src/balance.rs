@@ -61,7 +61,10 @@ impl Tried {
     }
 
     fn contains(&self, member: u32) -> bool {
-        self.members.iter().take(self.count).any(|tried| *tried == member)
+        self.members
+            .iter()
+            .take(self.count)
+            .any(|tried| *tried == member)
     }
 }
 
@@ -78,7 +81,11 @@ pub struct Pick<'a, L> {
 }
 
 impl Group {
-    pub fn new(policy: LoadBalancer, outlier_policy: OutlierDetection, members: Vec<Member>) -> Self {
+    pub fn new(
+        policy: LoadBalancer,
+        outlier_policy: OutlierDetection,
+        members: Vec<Member>,
+    ) -> Self {
         let tier = |health| Tier::new(&members, health);
         Self {
             policy,
@@ -108,7 +115,10 @@ impl Group {
     /// Healthy ones first, without those tried or ejected. When nothing is left, ejection is ignored (if everything is
     /// bad, spreading the load over all is better than refusing it), then what was tried; after that draining ones and
     /// last unhealthy ones: a wrong health report shall not make a service unreachable.
-    pub fn pick<'l>(&self, mut pick: Pick<'_, impl Fn(usize) -> Option<&'l Load>>) -> Option<usize> {
+    pub fn pick<'l>(
+        &self,
+        mut pick: Pick<'_, impl Fn(usize) -> Option<&'l Load>>,
+    ) -> Option<usize> {
         if let [only] = *self.healthy.members {
             return Some(only as usize); // alone: nobody else to try, and never ejected
         }
@@ -119,7 +129,10 @@ impl Group {
             let now_ms = pick.now_us / 1000;
             let tried = *pick.tried;
             let fresh = |m: u32| !tried.contains(m);
-            let in_use = |m: u32| self.member(m as usize).is_some_and(|member| !member.outlier.is_ejected(now_ms));
+            let in_use = |m: u32| {
+                self.member(m as usize)
+                    .is_some_and(|member| !member.outlier.is_ejected(now_ms))
+            };
             let picked = self
                 .choose(tier, &mut pick, |m| fresh(m) && in_use(m))
                 .or_else(|| self.choose(tier, &mut pick, fresh))
@@ -146,12 +159,18 @@ impl Group {
                 let (a, b) = tier.draw_two(pick.rng, &eligible)?;
                 let outstanding = |m: u32| (pick.load)(m as usize).map_or(0, Load::outstanding);
                 // a/weight(a) against b/weight(b) without dividing
-                let (left, right) = (outstanding(a) * self.weight(b), outstanding(b) * self.weight(a));
+                let (left, right) = (
+                    outstanding(a) * self.weight(b),
+                    outstanding(b) * self.weight(a),
+                );
                 Some(if right < left { b } else { a })
             }
             LoadBalancer::RoundRobin => {
                 let tries = tier.members.len().min(DRAWS_MAX);
-                let drawn = (0..tries).map(|_| tier.turn(pick.turn)).find(|m| m.is_some_and(&eligible)).flatten();
+                let drawn = (0..tries)
+                    .map(|_| tier.turn(pick.turn))
+                    .find(|m| m.is_some_and(&eligible))
+                    .flatten();
                 drawn.or_else(|| tier.scan(pick.rng, &eligible))
             }
             LoadBalancer::Random => tier.draw(pick.rng, &eligible),
@@ -168,13 +187,22 @@ impl Group {
 
     /// Learns from an attempt; true when that ejected the member just now.
     pub fn report(&self, member: usize, evidence: Evidence, now_ms: u64) -> bool {
-        let Some(outlier) = self.member(member).map(|m| &m.outlier) else { return false };
+        let Some(outlier) = self.member(member).map(|m| &m.outlier) else {
+            return false;
+        };
         if !outlier.is_due(evidence, &self.outlier_policy) {
             return false;
         }
-        let _guard = self.ejecting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _guard = self
+            .ejecting
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let of = self.healthy.members.len();
-        let ejected = self.members.iter().filter(|m| m.health == Health::Healthy && m.outlier.is_ejected(now_ms)).count();
+        let ejected = self
+            .members
+            .iter()
+            .filter(|m| m.health == Health::Healthy && m.outlier.is_ejected(now_ms))
+            .count();
         let limit = (of * self.outlier_policy.max_ejection_percent as usize / 100).max(1);
         if of < 2 || ejected >= limit || outlier.is_ejected(now_ms) {
             return false;
@@ -186,18 +214,31 @@ impl Group {
 
 impl Tier {
     fn new(members: &[Member], health: Health) -> Self {
-        let chosen: Vec<(u32, u32)> =
-            (0u32..).zip(members).filter(|(_, m)| m.health == health).map(|(index, m)| (index, m.weight.max(1))).collect();
-        let even = chosen.iter().all(|(_, weight)| Some(*weight) == chosen.first().map(|(_, w)| *w));
+        let chosen: Vec<(u32, u32)> = (0u32..)
+            .zip(members)
+            .filter(|(_, m)| m.health == health)
+            .map(|(index, m)| (index, m.weight.max(1)))
+            .collect();
+        let even = chosen
+            .iter()
+            .all(|(_, weight)| Some(*weight) == chosen.first().map(|(_, w)| *w));
         let mut total = 0u32;
         let cumulative = chosen.iter().map(|(_, weight)| {
             total = total.saturating_add(*weight);
             total
         });
-        let cumulative: Box<[u32]> = if even { Box::default() } else { cumulative.collect() };
+        let cumulative: Box<[u32]> = if even {
+            Box::default()
+        } else {
+            cumulative.collect()
+        };
         let members: Box<[u32]> = chosen.iter().map(|(index, _)| *index).collect();
         let total = if even { members.len() as u32 } else { total };
-        Self { members, cumulative, total }
+        Self {
+            members,
+            cumulative,
+            total,
+        }
     }
 
     /// The member that `ticket` (below `total`) belongs to.
@@ -242,14 +283,20 @@ impl Tier {
     fn scan(&self, rng: &mut Rng, eligible: impl Fn(u32) -> bool) -> Option<u32> {
         let start = rng.usize(0..self.members.len().max(1));
         let (before, after) = self.members.split_at_checked(start)?;
-        after.iter().chain(before).copied().find(|member| eligible(*member))
+        after
+            .iter()
+            .chain(before)
+            .copied()
+            .find(|member| eligible(*member))
     }
 }
 
 /// A number near 0.618 × `total` that shares no factor with it.
 fn golden_step(total: u32) -> u32 {
     let near = (f64::from(total) * 0.618) as u32;
-    (near.max(1)..=total.max(1)).find(|step| gcd(*step, total) == 1).unwrap_or(1)
+    (near.max(1)..=total.max(1))
+        .find(|step| gcd(*step, total) == 1)
+        .unwrap_or(1)
 }
 
 fn gcd(a: u32, b: u32) -> u32 {

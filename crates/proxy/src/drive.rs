@@ -95,18 +95,33 @@ impl Workers {
     ///
     /// # Errors
     /// The first address that can't be bound, named, with what to do about it.
-    pub fn spawn(config: &DriveConfig, plan: Arc<ArcSwap<Plan>>, account: Arc<Account>) -> io::Result<Workers> {
+    pub fn spawn(
+        config: &DriveConfig,
+        plan: Arc<ArcSwap<Plan>>,
+        account: Arc<Account>,
+    ) -> io::Result<Workers> {
         let cores = config.cores();
         let inbound = Bound::open("inbound", config.inbound, cores)?;
         let outbound = Bound::open("outbound", config.outbound, cores)?;
-        let tcp = config.tcp.iter().map(|address| Bound::open("tcp", *address, cores)).collect::<io::Result<Vec<_>>>()?;
+        let tcp = config
+            .tcp
+            .iter()
+            .map(|address| Bound::open("tcp", *address, cores))
+            .collect::<io::Result<Vec<_>>>()?;
         let addresses = Addresses {
             inbound: inbound.address,
             outbound: outbound.address,
             tcp: tcp.iter().map(|bound| bound.address).collect(),
         };
-        let mut services = vec![(Service::Http(Direction::Inbound), inbound), (Service::Http(Direction::Outbound), outbound)];
-        services.extend(tcp.into_iter().enumerate().map(|(place, bound)| (Service::Tcp(place), bound)));
+        let mut services = vec![
+            (Service::Http(Direction::Inbound), inbound),
+            (Service::Http(Direction::Outbound), outbound),
+        ];
+        services.extend(
+            tcp.into_iter()
+                .enumerate()
+                .map(|(place, bound)| (Service::Tcp(place), bound)),
+        );
         let (stage, _) = watch::channel(Stage::Run);
         let (alive, ended) = mpsc::channel(1);
         let shared = Arc::<Shared>::default();
@@ -116,14 +131,23 @@ impl Workers {
                 config: config.clone(),
                 plan: plan.clone(),
                 account: account.clone(),
-                listeners: services.iter_mut().filter_map(|(service, bound)| Some((*service, bound.listeners.pop()?))).collect(),
+                listeners: services
+                    .iter_mut()
+                    .filter_map(|(service, bound)| Some((*service, bound.listeners.pop()?)))
+                    .collect(),
                 shared: shared.clone(),
                 stage: stage.subscribe(),
                 _alive: alive.clone(),
             };
-            thread::Builder::new().name(format!("relay-{index}")).spawn(move || worker.run())?;
+            thread::Builder::new()
+                .name(format!("relay-{index}"))
+                .spawn(move || worker.run())?;
         }
-        Ok(Workers { addresses, stage, ended })
+        Ok(Workers {
+            addresses,
+            stage,
+            ended,
+        })
     }
 
     pub fn addresses(&self) -> &Addresses {
@@ -133,7 +157,9 @@ impl Workers {
     /// Ends every connection after its request, takes new ones only for a moment more (so that none that is on its way
     /// is lost), and waits for the rest until `deadline`. When this returns, the workers have ended.
     pub async fn drain(mut self, deadline: Duration) {
-        let _ = self.stage.send(Stage::Drain { until: Instant::now() + deadline });
+        let _ = self.stage.send(Stage::Drain {
+            until: Instant::now() + deadline,
+        });
         let ended = async { while self.ended.recv().await.is_some() {} };
         let _ = tokio::time::timeout(deadline + STOP_GRACE, ended).await;
         let _ = self.stage.send(Stage::Stop);
@@ -158,9 +184,13 @@ impl Bound {
             // Alone first: shared with a stranger, half of the connections would be his.
             drop(Self::listen(address, false).map_err(|error| explain(role, address, &error))?);
         }
-        let mut bound = Self { address, listeners: Vec::with_capacity(count) };
+        let mut bound = Self {
+            address,
+            listeners: Vec::with_capacity(count),
+        };
         for _ in 0..count {
-            let listener = Self::listen(bound.address, true).map_err(|error| explain(role, address, &error))?;
+            let listener = Self::listen(bound.address, true)
+                .map_err(|error| explain(role, address, &error))?;
             bound.address = listener.local_addr()?;
             bound.listeners.push(listener);
         }
@@ -168,7 +198,11 @@ impl Bound {
     }
 
     fn listen(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(shared)?;
         socket.bind(&address.into())?;
@@ -182,12 +216,21 @@ impl Bound {
 
 fn explain(role: &str, address: SocketAddr, error: &io::Error) -> io::Error {
     let advice = match error.kind() {
-        io::ErrorKind::AddrInUse => format!("another process listens there; end it, or choose another address with --{role}"),
-        io::ErrorKind::AddrNotAvailable => "no interface of this machine has that address".to_owned(),
-        io::ErrorKind::PermissionDenied => "ports below 1024 need root or CAP_NET_BIND_SERVICE".to_owned(),
+        io::ErrorKind::AddrInUse => format!(
+            "another process listens there; end it, or choose another address with --{role}"
+        ),
+        io::ErrorKind::AddrNotAvailable => {
+            "no interface of this machine has that address".to_owned()
+        }
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need root or CAP_NET_BIND_SERVICE".to_owned()
+        }
         _ => format!("choose another address with --{role}"),
     };
-    io::Error::new(error.kind(), format!("the {role} listener can't bind {address}: {error} ({advice})"))
+    io::Error::new(
+        error.kind(),
+        format!("the {role} listener can't bind {address}: {error} ({advice})"),
+    )
 }
 
 /// One thread.
@@ -204,15 +247,29 @@ struct Worker {
 
 impl Worker {
     fn run(self) {
-        match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+        match Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default())
+        {
             Ok(runtime) => runtime.block_on(self.work()),
             Err(error) => tracing::error!(%error, worker = self.index, "worker has no runtime"),
         }
     }
 
     async fn work(mut self) {
-        let Self { index, plan, account, .. } = &self;
-        let core = Core::new(*index, plan.clone(), account.clone(), self.config.limits.clone(), &self.config.deadlines);
+        let Self {
+            index,
+            plan,
+            account,
+            ..
+        } = &self;
+        let core = Core::new(
+            *index,
+            plan.clone(),
+            account.clone(),
+            self.config.limits.clone(),
+            &self.config.deadlines,
+        );
         let wheel = core.wheel.clone();
         tokio::task::spawn_local(async move { wheel.run().await });
         let swept = core.clone();
@@ -226,7 +283,13 @@ impl Worker {
         for (service, listener) in std::mem::take(&mut self.listeners) {
             match tokio::net::TcpListener::from_std(listener) {
                 Ok(listener) => {
-                    let run = accept::run(core.clone(), listener, service, self.shared.clone(), closing.clone());
+                    let run = accept::run(
+                        core.clone(),
+                        listener,
+                        service,
+                        self.shared.clone(),
+                        closing.clone(),
+                    );
                     tokio::task::spawn_local(run);
                 }
                 Err(error) => tracing::error!(%error, "listener can't be used"),

@@ -12,7 +12,7 @@ use phalanx_telemetry::trace::{TraceContext, tracestate_valid};
 
 use crate::context::StreamContext;
 use crate::plan::Plan;
-use crate::route;
+use crate::plan::table::rewritten;
 
 /// The rule's edits, then the backend's, the rewrite, and trace context and request id.
 pub fn request<'p>(_: &'p Plan, request: &mut Checked, context: &mut StreamContext<'p>) -> Verdict {
@@ -23,14 +23,16 @@ pub fn request<'p>(_: &'p Plan, request: &mut Checked, context: &mut StreamConte
     if let Some(backend) = context.backend {
         backend.request.apply(request.headers_mut());
     }
-    let Some(forward) = context.forward else { return Verdict::Continue };
+    let Some(forward) = context.forward else {
+        return Verdict::Continue;
+    };
     if let Some(authority) = &forward.authority
         && request.set_authority(authority).is_err()
     {
         return Reason::BadRequest.into();
     }
     if let Some(rewrite) = &forward.path {
-        let path = route::rewritten(rewrite, request.path(), context.prefix_len);
+        let path = rewritten(rewrite, request.path(), context.prefix_len);
         if path.is_none_or(|path| request.set_path(&path).is_err()) {
             return Reason::BadPath.into();
         }
@@ -43,7 +45,9 @@ pub fn request<'p>(_: &'p Plan, request: &mut Checked, context: &mut StreamConte
 fn trace(request: &mut Checked, context: &mut StreamContext<'_>) {
     let headers = request.headers_mut();
     let known = TraceContext::of(headers.get_all(names::TRACEPARENT));
-    if headers.contains(names::TRACESTATE) && (known.is_none() || !tracestate_valid(headers.get_all(names::TRACESTATE))) {
+    if headers.contains(names::TRACESTATE)
+        && (known.is_none() || !tracestate_valid(headers.get_all(names::TRACESTATE)))
+    {
         headers.remove(names::TRACESTATE);
     }
     let here = match known {
@@ -71,7 +75,10 @@ fn request_id(rng: &mut fastrand::Rng) -> [u8; 36] {
     for (place, digit) in out.iter_mut().enumerate() {
         if !matches!(place, 8 | 13 | 18 | 23) {
             shift -= 4;
-            *digit = DIGITS.get((bytes >> shift & 0xf) as usize).copied().unwrap_or(b'0');
+            *digit = DIGITS
+                .get((bytes >> shift & 0xf) as usize)
+                .copied()
+                .unwrap_or(b'0');
         }
     }
     out
@@ -80,7 +87,9 @@ fn request_id(rng: &mut fastrand::Rng) -> [u8; 36] {
 /// An answer on its way back. What an application says in the proxy's name is not passed on.
 pub fn response(head: &mut ResponseHead, context: &StreamContext<'_>) {
     if context.direction == Direction::Inbound {
-        head.headers.remove_where(|name, _| name.as_bytes().first() == Some(&b'x') && is_internal(name.as_bytes()));
+        head.headers.remove_where(|name, _| {
+            name.as_bytes().first() == Some(&b'x') && is_internal(name.as_bytes())
+        });
     }
     if let Some(backend) = context.backend {
         backend.response.apply(&mut head.headers);

@@ -16,7 +16,9 @@ pub fn admit<'p>(_: &'p Plan, request: &mut Checked, context: &mut StreamContext
         let asked = request.headers().get(names::X_PHALANX_PORT);
         context.asked_port = asked.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
     }
-    request.headers_mut().remove_where(|name, _| may_be_internal(name) && is_internal(name.as_bytes()));
+    request
+        .headers_mut()
+        .remove_where(|name, _| may_be_internal(name) && is_internal(name.as_bytes()));
     Verdict::Continue
 }
 

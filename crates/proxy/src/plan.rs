@@ -95,44 +95,97 @@ impl Plan {
     pub fn empty() -> Plan {
         let own = Arc::new(Account::new(1));
         let nowhere = ServiceName::new("", "");
-        Self::bare(&Bootstrap { service: nowhere, version: String::new(), inbound: Vec::new(), tcp: Vec::new() }, &own)
+        Self::bare(
+            &Bootstrap {
+                service: nowhere,
+                version: String::new(),
+                inbound: Vec::new(),
+                tcp: Vec::new(),
+            },
+            &own,
+        )
     }
 
     fn bare(bootstrap: &Bootstrap, account: &Account) -> Plan {
         let edge = |direction, cluster| {
-            account.edge(EdgeKey { direction, cluster, version: String::new(), traffic: Traffic::Http })
+            account.edge(EdgeKey {
+                direction,
+                cluster,
+                version: String::new(),
+                traffic: Traffic::Http,
+            })
         };
         Plan {
             outbound: None,
-            inbound: Inbound { apps: Box::default(), rule: table::RulePlan::inbound() },
+            inbound: Inbound {
+                apps: Box::default(),
+                rule: table::RulePlan::inbound(),
+            },
             tcp: bootstrap.tcp.iter().map(|_| None).collect(),
             clusters: Box::default(),
-            edges: OwnEdges { outbound: edge(Direction::Outbound, None), inbound: edge(Direction::Inbound, None) },
+            edges: OwnEdges {
+                outbound: edge(Direction::Outbound, None),
+                inbound: edge(Direction::Inbound, None),
+            },
         }
     }
 
     /// Cannot fail: what could be wrong with a resource was refused when it came.
-    pub fn assemble(resources: &Resources, bootstrap: &Bootstrap, previous: &Plan, account: &Account) -> Plan {
+    pub fn assemble(
+        resources: &Resources,
+        bootstrap: &Bootstrap,
+        previous: &Plan,
+        account: &Account,
+    ) -> Plan {
         let mut plan = Self::bare(bootstrap, account);
         let mut clusters = Vec::with_capacity(resources.clusters.len() + bootstrap.inbound.len());
         let mut places = BTreeMap::new();
         for (name, cluster) in &resources.clusters {
-            let endpoints = resources.assignments.get(name).map_or(&[][..], |assignment| &assignment.endpoints);
+            let endpoints = resources
+                .assignments
+                .get(name)
+                .map_or(&[][..], |assignment| &assignment.endpoints);
             places.insert(name, clusters.len());
-            clusters.push(Arc::new(ClusterPlan::outbound(cluster, endpoints, previous.cluster(name), account)));
+            clusters.push(Arc::new(ClusterPlan::outbound(
+                cluster,
+                endpoints,
+                previous.cluster(name),
+                account,
+            )));
         }
         let mut apps = Vec::with_capacity(bootstrap.inbound.len());
         for port in &bootstrap.inbound {
-            let name = ClusterName { direction: Direction::Inbound, port: port.number, service: bootstrap.service.clone() };
+            let name = ClusterName {
+                direction: Direction::Inbound,
+                port: port.number,
+                service: bootstrap.service.clone(),
+            };
             let before = previous.cluster(&name);
-            apps.push(App { number: port.number, tcp: port.protocol == Protocol::Tcp, cluster: clusters.len() });
-            clusters.push(Arc::new(ClusterPlan::inbound(name, port, &bootstrap.version, before, account)));
+            apps.push(App {
+                number: port.number,
+                tcp: port.protocol == Protocol::Tcp,
+                cluster: clusters.len(),
+            });
+            clusters.push(Arc::new(ClusterPlan::inbound(
+                name,
+                port,
+                &bootstrap.version,
+                before,
+                account,
+            )));
         }
         plan.inbound.apps = apps.into();
-        plan.tcp = bootstrap.tcp.iter().map(|(_, name)| places.get(name).copied()).collect();
+        plan.tcp = bootstrap
+            .tcp
+            .iter()
+            .map(|(_, name)| places.get(name).copied())
+            .collect();
         plan.outbound = outbound_table(resources).map(|table| {
             let place = |name: &ClusterName| places.get(name).copied();
-            Outbound { clusters: table.clusters().iter().map(place).collect(), table: table.clone() }
+            Outbound {
+                clusters: table.clusters().iter().map(place).collect(),
+                table: table.clone(),
+            }
         });
         plan.clusters = clusters.into();
         plan
@@ -145,10 +198,15 @@ impl Plan {
 
 /// The table of the one outbound HTTP listener. Where listeners are still to come, a table of the agreed name will do.
 fn outbound_table(resources: &Resources) -> Option<&Arc<Table>> {
-    let named = resources.listeners.values().find_map(|listener| match &listener.protocol {
-        ListenerProtocol::Http { route_table } if listener.direction == Direction::Outbound => Some(route_table.as_str()),
-        _ => None,
-    });
+    let named = resources
+        .listeners
+        .values()
+        .find_map(|listener| match &listener.protocol {
+            ListenerProtocol::Http { route_table } if listener.direction == Direction::Outbound => {
+                Some(route_table.as_str())
+            }
+            _ => None,
+        });
     resources.tables.get(named.unwrap_or(OUTBOUND_TABLE))
 }
 

@@ -2,15 +2,18 @@
 
 use phalanx_model::name::Direction;
 use phalanx_model::reason::Reason;
-use phalanx_model::resource::PathRewrite;
 use phalanx_relay::{Checked, Reply, Verdict};
 
 use crate::context::StreamContext;
-use crate::plan::table::{ActionPlan, RedirectPlan};
+use crate::plan::table::{ActionPlan, RedirectPlan, rewritten};
 use crate::plan::{Outbound, Plan};
 
 /// Outbound: the host by authority, then the first rule, then a backend by weight. Inbound: the application's port.
-pub fn choose<'p>(plan: &'p Plan, request: &mut Checked, context: &mut StreamContext<'p>) -> Verdict {
+pub fn choose<'p>(
+    plan: &'p Plan,
+    request: &mut Checked,
+    context: &mut StreamContext<'p>,
+) -> Verdict {
     match context.direction {
         Direction::Inbound => choose_app(plan, context),
         Direction::Outbound => match &plan.outbound {
@@ -25,9 +28,13 @@ pub fn choose<'p>(plan: &'p Plan, request: &mut Checked, context: &mut StreamCon
 fn choose_app<'p>(plan: &'p Plan, context: &mut StreamContext<'p>) -> Verdict {
     let app = match &*plan.inbound.apps {
         [only] => Some(only),
-        apps => apps.iter().find(|app| Some(app.number) == context.asked_port),
+        apps => apps
+            .iter()
+            .find(|app| Some(app.number) == context.asked_port),
     };
-    let Some(app) = app else { return Reason::NoRoute.into() };
+    let Some(app) = app else {
+        return Reason::NoRoute.into();
+    };
     context.rule = Some(&plan.inbound.rule);
     context.cluster = Some(app.cluster);
     if let ActionPlan::Forward(forward) = &plan.inbound.rule.action {
@@ -36,9 +43,16 @@ fn choose_app<'p>(plan: &'p Plan, context: &mut StreamContext<'p>) -> Verdict {
     Verdict::Continue
 }
 
-fn choose_rule<'p>(outbound: &'p Outbound, request: &mut Checked, context: &mut StreamContext<'p>) -> Verdict {
+fn choose_rule<'p>(
+    outbound: &'p Outbound,
+    request: &mut Checked,
+    context: &mut StreamContext<'p>,
+) -> Verdict {
     let rules = outbound.table.rules();
-    let Some(rule) = rules.host(request.authority()).and_then(|host| host.find(request)) else {
+    let Some(rule) = rules
+        .host(request.authority())
+        .and_then(|host| host.find(request))
+    else {
         return Reason::NoRoute.into();
     };
     let plan = &rule.attachment;
@@ -51,8 +65,12 @@ fn choose_rule<'p>(outbound: &'p Outbound, request: &mut Checked, context: &mut 
             None => Reason::BadPath.into(),
         },
         ActionPlan::Forward(forward) => {
-            let Some(backend) = forward.choose(&mut context.rng) else { return Reason::InvalidBackend.into() };
-            let Some(cluster) = backend.cluster else { return Reason::InvalidBackend.into() };
+            let Some(backend) = forward.choose(&mut context.rng) else {
+                return Reason::InvalidBackend.into();
+            };
+            let Some(cluster) = backend.cluster else {
+                return Reason::InvalidBackend.into();
+            };
             context.forward = Some(forward);
             context.backend = Some(backend);
             context.cluster = outbound.clusters.get(cluster).copied().flatten();
@@ -65,32 +83,33 @@ fn choose_rule<'p>(outbound: &'p Outbound, request: &mut Checked, context: &mut 
 }
 
 /// Scheme, host, port and path by the rule, else the request's; a scheme's own port is left out. The query stays.
-fn location(redirect: &RedirectPlan, request: &Checked, prefix_len: Option<usize>) -> Option<String> {
+fn location(
+    redirect: &RedirectPlan,
+    request: &Checked,
+    prefix_len: Option<usize>,
+) -> Option<String> {
     let scheme = redirect.scheme.as_deref().unwrap_or("http");
-    let host = redirect.hostname.as_deref().unwrap_or_else(|| request.host());
+    let host = redirect
+        .hostname
+        .as_deref()
+        .unwrap_or_else(|| request.host());
     // A new scheme brings its own port, unless one is written.
-    let port = redirect.port.or_else(|| if redirect.scheme.is_some() { None } else { request.port() });
+    let port = redirect.port.or_else(|| {
+        if redirect.scheme.is_some() {
+            None
+        } else {
+            request.port()
+        }
+    });
     let port = port.filter(|port| !matches!((scheme, port), ("http", 80) | ("https", 443)));
     let path = match &redirect.path {
         None => request.path().to_owned(),
         Some(rewrite) => rewritten(rewrite, request.path(), prefix_len)?,
     };
     let port = port.map(|port| format!(":{port}")).unwrap_or_default();
-    let query = request.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let query = request
+        .query()
+        .map(|query| format!("?{query}"))
+        .unwrap_or_default();
     Some(format!("{scheme}://{host}{port}{path}{query}"))
 }
-
-/// The path after a rewrite; none when a prefix is to be replaced but none was matched.
-pub(crate) fn rewritten(rewrite: &PathRewrite, path: &str, prefix_len: Option<usize>) -> Option<String> {
-    match rewrite {
-        PathRewrite::Full(full) => Some(full.clone()),
-        PathRewrite::Prefix(prefix) => {
-            let rest = path.get(prefix_len?..)?.trim_start_matches('/');
-            let prefix = prefix.trim_end_matches('/');
-            Some(if rest.is_empty() && !prefix.is_empty() { prefix.to_owned() } else { format!("{prefix}/{rest}") })
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests;

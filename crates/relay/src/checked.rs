@@ -22,6 +22,7 @@ pub use self::read::is_internal;
 pub struct Checked(Box<Inner>);
 
 /// Memory for one request. Holds nothing that can be read.
+#[derive(Default)]
 pub struct Workspace(Box<Inner>);
 
 #[derive(Default)]
@@ -42,12 +43,6 @@ struct Inner {
     te_trailers: bool,
     upgrade: Option<Upgrade>,
     expects_continue: bool,
-}
-
-impl Default for Framing {
-    fn default() -> Self {
-        Self::None
-    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -150,12 +145,6 @@ impl Refusal {
             Self::Expectation => reply.with_status(417).and_close(),
             _ => reply.and_close(),
         }
-    }
-}
-
-impl Default for Workspace {
-    fn default() -> Self {
-        Self(Box::default())
     }
 }
 
@@ -318,7 +307,9 @@ impl matching::Request for Checked {
         let same = |(field, value)| (field == name).then_some(value);
         let mut values = self.headers().iter().filter_map(same);
         let first = values.next()?;
-        let Some(second) = values.next() else { return Some(Cow::Borrowed(first)) };
+        let Some(second) = values.next() else {
+            return Some(Cow::Borrowed(first));
+        };
         let mut joined = first.to_vec();
         for value in std::iter::once(second).chain(values) {
             joined.push(b',');
@@ -334,7 +325,14 @@ impl matching::Request for Checked {
 
 impl std::fmt::Debug for Checked {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}{} {:?}", self.method_str(), self.authority(), self.path(), self.headers())
+        write!(
+            f,
+            "{} {}{} {:?}",
+            self.method_str(),
+            self.authority(),
+            self.path(),
+            self.headers()
+        )
     }
 }
 

@@ -1,9 +1,10 @@
 //! How a message's body is delimited. Written by a codec from this and from nothing else, so that no header can lie about it.
 
 /// Where a body ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Framing {
     /// No body and no word of one.
+    #[default]
     None,
     /// Exactly so many bytes; `Length(0)` says so on the wire.
     Length(u64),

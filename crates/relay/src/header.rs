@@ -42,14 +42,20 @@ impl<'a> Name<'a> {
     /// None when `bytes` is no token in lower case, or longer than 64 KiB.
     #[inline]
     pub fn new(bytes: &'a [u8]) -> Option<Self> {
-        let fits = !bytes.is_empty() && bytes.len() < usize::from(u16::MAX) && bytes.iter().all(|b| NAME_BYTE[usize::from(*b)]);
+        let fits = !bytes.is_empty()
+            && bytes.len() < usize::from(u16::MAX)
+            && bytes.iter().all(|b| is_in(&NAME_BYTE, *b));
         fits.then(|| Self::interned(bytes))
     }
 
     #[inline]
     fn interned(bytes: &'a [u8]) -> Self {
         let hash = names::hash(bytes);
-        Self { bytes, hash, index: names::index(hash, bytes).unwrap_or(OTHER) }
+        Self {
+            bytes,
+            hash,
+            index: names::index(hash, bytes).unwrap_or(OTHER),
+        }
     }
 
     pub fn as_bytes(&self) -> &'a [u8] {
@@ -71,7 +77,9 @@ impl<'a> Name<'a> {
 impl PartialEq for Name<'_> {
     #[inline]
     fn eq(&self, other: &Self) -> bool {
-        self.hash == other.hash && self.index == other.index && (self.index < REMOVED || self.bytes == other.bytes)
+        self.hash == other.hash
+            && self.index == other.index
+            && (self.index < REMOVED || self.bytes == other.bytes)
     }
 }
 
@@ -92,7 +100,10 @@ impl<'a> Value<'a> {
     #[inline]
     pub fn new(bytes: &'a [u8]) -> Option<Self> {
         let bytes = trim(bytes);
-        bytes.iter().all(|b| VALUE_BYTE[usize::from(*b)]).then_some(Self(bytes))
+        bytes
+            .iter()
+            .all(|b| is_in(&VALUE_BYTE, *b))
+            .then_some(Self(bytes))
     }
 
     pub fn as_bytes(&self) -> &'a [u8] {
@@ -124,11 +135,20 @@ impl Field {
         let lower = name.to_ascii_lowercase();
         let name = Name::new(lower.as_bytes()).ok_or_else(|| FieldError::Name(name.to_owned()))?;
         let value = Value::new(value.as_bytes()).ok_or_else(|| FieldError::Value(lower.clone()))?;
-        Ok(Self { name: name.bytes.into(), hash: name.hash, index: name.index, value: value.0.into() })
+        Ok(Self {
+            name: name.bytes.into(),
+            hash: name.hash,
+            index: name.index,
+            value: value.0.into(),
+        })
     }
 
     pub fn name(&self) -> Name<'_> {
-        Name { bytes: &self.name, hash: self.hash, index: self.index }
+        Name {
+            bytes: &self.name,
+            hash: self.hash,
+            index: self.index,
+        }
     }
 
     pub fn value(&self) -> Value<'_> {
@@ -185,7 +205,14 @@ impl HeaderList {
         let value_at = self.bytes.len() as u32;
         self.bytes.extend_from_slice(value.0);
         let value_len = value.0.len() as u32;
-        self.records.push(Record { name_at, value_at, value_len, hash: name.hash, name_len, index: name.index });
+        self.records.push(Record {
+            name_at,
+            value_at,
+            value_len,
+            hash: name.hash,
+            name_len,
+            index: name.index,
+        });
     }
 
     pub fn push_field(&mut self, field: &Field) {
@@ -206,7 +233,10 @@ impl HeaderList {
     /// The values of every field of this name, in order.
     #[inline]
     pub fn get_all<'l>(&'l self, name: Name<'_>) -> impl Iterator<Item = &'l [u8]> {
-        self.records.iter().filter(move |record| self.is_named(record, name)).map(|record| self.value(record))
+        self.records
+            .iter()
+            .filter(move |record| self.is_named(record, name))
+            .map(|record| self.value(record))
     }
 
     /// One field of this name with this value: the first takes it, others go.
@@ -264,21 +294,35 @@ impl HeaderList {
     /// Every field in order.
     #[inline]
     pub fn iter(&self) -> impl Iterator<Item = (Name<'_>, &[u8])> {
-        self.records.iter().filter(|record| record.index != REMOVED).map(|record| (self.name(record), self.value(record)))
+        self.records
+            .iter()
+            .filter(|record| record.index != REMOVED)
+            .map(|record| (self.name(record), self.value(record)))
     }
 
     /// The arena, and for every field its name and where in the arena its value lies. For a codec that shares the bytes.
-    pub fn layout(&self) -> (&[u8], impl Iterator<Item = (Name<'_>, std::ops::Range<usize>)>) {
-        let fields = self.records.iter().filter(|record| record.index != REMOVED).map(|record| {
-            let at = record.value_at as usize;
-            (self.name(record), at..at + record.value_len as usize)
-        });
+    pub fn layout(
+        &self,
+    ) -> (
+        &[u8],
+        impl Iterator<Item = (Name<'_>, std::ops::Range<usize>)>,
+    ) {
+        let fields = self
+            .records
+            .iter()
+            .filter(|record| record.index != REMOVED)
+            .map(|record| {
+                let at = record.value_at as usize;
+                (self.name(record), at..at + record.value_len as usize)
+            });
         (&self.bytes, fields)
     }
 
     #[inline]
     fn is_named(&self, record: &Record, name: Name<'_>) -> bool {
-        record.hash == name.hash && record.index == name.index && (name.index < REMOVED || self.name(record).bytes == name.bytes)
+        record.hash == name.hash
+            && record.index == name.index
+            && (name.index < REMOVED || self.name(record).bytes == name.bytes)
     }
 
     #[inline]
@@ -287,7 +331,11 @@ impl HeaderList {
             Some(name) => name.as_bytes(),
             None => self.slice(record.name_at, u32::from(record.name_len)),
         };
-        Name { bytes, hash: record.hash, index: record.index }
+        Name {
+            bytes,
+            hash: record.hash,
+            index: record.index,
+        }
     }
 
     #[inline]
@@ -297,13 +345,20 @@ impl HeaderList {
 
     #[inline]
     fn slice(&self, at: u32, len: u32) -> &[u8] {
-        self.bytes.get(at as usize..(at as usize) + (len as usize)).unwrap_or_default()
+        self.bytes
+            .get(at as usize..(at as usize) + (len as usize))
+            .unwrap_or_default()
     }
 }
 
 impl fmt::Debug for HeaderList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.iter().map(|(name, value)| (name, String::from_utf8_lossy(value)))).finish()
+        f.debug_map()
+            .entries(
+                self.iter()
+                    .map(|(name, value)| (name, String::from_utf8_lossy(value))),
+            )
+            .finish()
     }
 }
 
@@ -321,14 +376,23 @@ pub fn trim(mut bytes: &[u8]) -> &[u8] {
 
 /// The elements of a comma-separated list, trimmed, without empty ones.
 pub fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    value.split(|b| *b == b',').map(trim).filter(|element| !element.is_empty())
+    value
+        .split(|b| *b == b',')
+        .map(trim)
+        .filter(|element| !element.is_empty())
 }
 
 /// What a cleared list may keep.
 const KEPT_BYTES_MAX: usize = 8 << 10;
 const KEPT_RECORDS_MAX: usize = 64;
 
+#[inline]
+fn is_in(table: &[bool; 256], byte: u8) -> bool {
+    table.get(usize::from(byte)).copied().unwrap_or_default()
+}
+
 /// `tchar` of RFC 9110 §5.6.2 without upper case.
+#[allow(clippy::indexing_slicing)] // at compile time
 static NAME_BYTE: [bool; 256] = {
     let mut table = [false; 256];
     let allowed = b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz";
@@ -340,6 +404,7 @@ static NAME_BYTE: [bool; 256] = {
     table
 };
 
+#[allow(clippy::indexing_slicing)] // at compile time
 static VALUE_BYTE: [bool; 256] = {
     let mut table = [true; 256];
     let mut byte = 0;

@@ -3,11 +3,16 @@
 //! Heads enter as borrowed bytes from whichever codec read them; what leaves can be written by whichever codec sends it.
 //! No socket, no clock, no async, no foreign HTTP type and no unsafe may live here.
 //!
-//! Module order (a module imports only later ones): verdict, response, checked, framing, limits, header.
+//! Module order (a module imports only later ones): checked, response, verdict, framing, limits, header.
 #![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )
 )]
 
 pub mod checked;

@@ -52,7 +52,9 @@ impl ResponseHead {
             if bytes > limits.head_bytes || count > limits.head_fields {
                 return Err(BadResponse::TooLarge);
             }
-            let (name, value) = Name::new(name).zip(Value::new(value)).ok_or(BadResponse::Field)?;
+            let (name, value) = Name::new(name)
+                .zip(Value::new(value))
+                .ok_or(BadResponse::Field)?;
             if name == names::CONTENT_LENGTH {
                 let told = parse_length(value.as_bytes()).ok_or(BadResponse::Length)?;
                 if length.replace(told).is_some_and(|before| before != told) {
@@ -115,8 +117,11 @@ pub(crate) fn is_hop_by_hop(name: Name<'_>) -> bool {
 /// Whether a `connection` value names fields, beyond the usual words.
 #[inline]
 pub(crate) fn names_fields(connection: &[u8]) -> bool {
-    crate::header::elements(connection)
-        .any(|e| !(e.eq_ignore_ascii_case(b"close") || e.eq_ignore_ascii_case(b"keep-alive") || e.eq_ignore_ascii_case(b"upgrade")))
+    crate::header::elements(connection).any(|e| {
+        !(e.eq_ignore_ascii_case(b"close")
+            || e.eq_ignore_ascii_case(b"keep-alive")
+            || e.eq_ignore_ascii_case(b"upgrade"))
+    })
 }
 
 /// Takes away `connection` and, with `nominated`, what it names.

@@ -28,7 +28,12 @@ pub struct Reply {
 
 impl Reply {
     pub fn of(reason: Reason) -> Self {
-        Self { status: reason.http_status(), reason: Some(reason), location: None, close: false }
+        Self {
+            status: reason.http_status(),
+            reason: Some(reason),
+            location: None,
+            close: false,
+        }
     }
 
     /// The same reason under another status.
@@ -37,11 +42,19 @@ impl Reply {
     }
 
     pub fn and_close(self) -> Self {
-        Self { close: true, ..self }
+        Self {
+            close: true,
+            ..self
+        }
     }
 
     pub fn redirect(status: u16, location: String) -> Self {
-        Self { status, reason: None, location: Some(location), close: false }
+        Self {
+            status,
+            reason: None,
+            location: Some(location),
+            close: false,
+        }
     }
 }
 

@@ -61,7 +61,11 @@ pub struct Edge {
 
 impl Edge {
     pub(super) fn new(key: EdgeKey, cores: usize) -> Self {
-        Self { key, cells: (0..cores).map(|_| OnceLock::new()).collect(), spare: OnceLock::new() }
+        Self {
+            key,
+            cells: (0..cores).map(|_| OnceLock::new()).collect(),
+            spare: OnceLock::new(),
+        }
     }
 
     pub fn key(&self) -> &EdgeKey {
@@ -126,7 +130,11 @@ impl EdgeCell {
     /// A request ended, after however many attempts; counted where the last one went.
     pub fn end(&self, ending: &Ending) {
         self.durations.record(ending.duration_us);
-        self.endings.count(endings::Key::new(ending.status, ending.grpc_status, ending.reason));
+        self.endings.count(endings::Key::new(
+            ending.status,
+            ending.grpc_status,
+            ending.reason,
+        ));
     }
 
     pub fn connect_failed(&self) {
@@ -228,8 +236,10 @@ impl EdgeTotals {
         self.endings.sort_unstable();
         for (key, count) in &self.endings {
             add(&mut self.codes, key.status, *count);
-            key.grpc_status.inspect(|status| add(&mut self.grpc, *status, *count));
-            key.reason.inspect(|reason| add(&mut self.reasons, *reason, *count));
+            key.grpc_status
+                .inspect(|status| add(&mut self.grpc, *status, *count));
+            key.reason
+                .inspect(|reason| add(&mut self.reasons, *reason, *count));
         }
         self
     }
@@ -241,8 +251,18 @@ impl EdgeTotals {
 
     /// Requests that failed: a status of 500 or more, or a `grpc-status` other than 0; a caller that went away is none.
     pub fn failures(&self) -> u64 {
-        let http: u64 = self.codes.iter().filter(|(code, _)| *code >= 500).map(|(_, count)| count).sum();
-        let grpc: u64 = self.grpc.iter().filter(|(status, _)| *status != 0).map(|(_, count)| count).sum();
+        let http: u64 = self
+            .codes
+            .iter()
+            .filter(|(code, _)| *code >= 500)
+            .map(|(_, count)| count)
+            .sum();
+        let grpc: u64 = self
+            .grpc
+            .iter()
+            .filter(|(status, _)| *status != 0)
+            .map(|(_, count)| count)
+            .sum();
         http + grpc
     }
 }

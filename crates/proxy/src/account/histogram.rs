@@ -7,10 +7,51 @@ use super::{bump, bump_at};
 
 /// Upper bounds in µs, inclusive; one more bucket takes what is longer.
 pub const BOUNDS_US: [u64; 45] = [
-    100, 200, 300, 400, 500, 650, 800, 1_000, 1_250, 1_500, 2_000, 2_500, 3_000, 4_000, 5_000, 6_500, 8_000, 10_000, 12_500,
-    15_000, 20_000, 25_000, 35_000, 50_000, 75_000, 100_000, 150_000, 200_000, 250_000, 350_000, 500_000, 750_000, 1_000_000,
-    1_500_000, 2_500_000, 5_000_000, 7_500_000, 10_000_000, 20_000_000, 30_000_000, 60_000_000, 300_000_000, 600_000_000,
-    1_800_000_000, 3_600_000_000,
+    100,
+    200,
+    300,
+    400,
+    500,
+    650,
+    800,
+    1_000,
+    1_250,
+    1_500,
+    2_000,
+    2_500,
+    3_000,
+    4_000,
+    5_000,
+    6_500,
+    8_000,
+    10_000,
+    12_500,
+    15_000,
+    20_000,
+    25_000,
+    35_000,
+    50_000,
+    75_000,
+    100_000,
+    150_000,
+    200_000,
+    250_000,
+    350_000,
+    500_000,
+    750_000,
+    1_000_000,
+    1_500_000,
+    2_500_000,
+    5_000_000,
+    7_500_000,
+    10_000_000,
+    20_000_000,
+    30_000_000,
+    60_000_000,
+    300_000_000,
+    600_000_000,
+    1_800_000_000,
+    3_600_000_000,
 ];
 
 const BUCKETS: usize = BOUNDS_US.len() + 1;
@@ -22,13 +63,19 @@ pub(super) struct Histogram {
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { counts: [const { AtomicU64::new(0) }; BUCKETS], sum_us: AtomicU64::new(0) }
+        Self {
+            counts: [const { AtomicU64::new(0) }; BUCKETS],
+            sum_us: AtomicU64::new(0),
+        }
     }
 }
 
 impl Histogram {
     pub(super) fn record(&self, duration_us: u64) {
-        bump_at(&self.counts, BOUNDS_US.partition_point(|bound| *bound < duration_us));
+        bump_at(
+            &self.counts,
+            BOUNDS_US.partition_point(|bound| *bound < duration_us),
+        );
         bump(&self.sum_us, duration_us);
     }
 
@@ -49,7 +96,10 @@ pub struct Durations {
 
 impl Default for Durations {
     fn default() -> Self {
-        Self { counts: vec![0; BUCKETS], sum_us: 0 }
+        Self {
+            counts: vec![0; BUCKETS],
+            sum_us: 0,
+        }
     }
 }
 
@@ -60,6 +110,11 @@ impl Durations {
 
     /// How many took at most `bound_us`; exact when that is one of [`BOUNDS_US`].
     pub fn at_most(&self, bound_us: u64) -> u64 {
-        self.counts.iter().zip(&BOUNDS_US).filter(|(_, bound)| **bound <= bound_us).map(|(count, _)| count).sum()
+        self.counts
+            .iter()
+            .zip(&BOUNDS_US)
+            .filter(|(_, bound)| **bound <= bound_us)
+            .map(|(count, _)| count)
+            .sum()
     }
 }

@@ -25,7 +25,8 @@ impl Load {
     /// An attempt came back or was given up, without word on its latency.
     #[inline]
     pub fn end(&self) {
-        self.outstanding.set(self.outstanding.get().saturating_sub(1));
+        self.outstanding
+            .set(self.outstanding.get().saturating_sub(1));
     }
 
     /// The answer's head came `latency_us` after the attempt began. A peak counts at once, the rest decays.
@@ -55,7 +56,11 @@ impl Load {
         let outstanding = f64::from(self.outstanding.get());
         let average = self.ewma_us.get();
         if average == 0.0 {
-            return if outstanding == 0.0 { 0.0 } else { UNKNOWN_COST + outstanding };
+            return if outstanding == 0.0 {
+                0.0
+            } else {
+                UNKNOWN_COST + outstanding
+            };
         }
         let faded = average * decay(now_us.saturating_sub(self.stamp_us.get()));
         faded * (outstanding / f64::from(weight.max(1)) + 1.0)
@@ -66,7 +71,11 @@ impl Load {
 #[inline]
 fn decay(elapsed_us: u64) -> f64 {
     let x = elapsed_us as f64 / DECAY_US;
-    if x < 0.01 { 1.0 - x + x * x / 2.0 } else { (-x).exp() }
+    if x < 0.01 {
+        1.0 - x + x * x / 2.0
+    } else {
+        (-x).exp()
+    }
 }
 
 /// Finagle's default: 10 s.

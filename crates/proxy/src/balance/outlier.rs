@@ -58,9 +58,12 @@ impl Outlier {
     pub(super) fn eject(&self, now_ms: u64, policy: &OutlierDetection) {
         let times = self.times_left(now_ms, policy) + 1;
         let base = u64::try_from(policy.base_ejection.as_millis()).unwrap_or(u64::MAX);
-        let length = base.saturating_mul(u64::from(times)).min(EJECTION_MAX_MS.max(base));
+        let length = base
+            .saturating_mul(u64::from(times))
+            .min(EJECTION_MAX_MS.max(base));
         self.times.store(times, Ordering::Relaxed);
-        self.ejected_until_ms.store(now_ms.saturating_add(length).max(1), Ordering::Relaxed);
+        self.ejected_until_ms
+            .store(now_ms.saturating_add(length).max(1), Ordering::Relaxed);
         clear(&self.server_errors);
         clear(&self.gateway_errors);
     }
@@ -68,7 +71,9 @@ impl Outlier {
     /// Ejections in a row; every interval without one since the last ended forgives one.
     fn times_left(&self, now_ms: u64, policy: &OutlierDetection) -> u32 {
         let ended = self.ejected_until_ms.load(Ordering::Relaxed);
-        let interval = u64::try_from(policy.interval.as_millis()).unwrap_or(u64::MAX).max(1);
+        let interval = u64::try_from(policy.interval.as_millis())
+            .unwrap_or(u64::MAX)
+            .max(1);
         let forgiven = u32::try_from(now_ms.saturating_sub(ended) / interval).unwrap_or(u32::MAX);
         self.times.load(Ordering::Relaxed).saturating_sub(forgiven)
     }

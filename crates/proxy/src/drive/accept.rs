@@ -34,7 +34,13 @@ pub enum Service {
 }
 
 /// Accepts until told to close; then takes what is in the backlog already, and closes.
-pub async fn run(core: Rc<Core>, listener: TcpListener, service: Service, shared: Arc<Shared>, mut closing: watch::Receiver<bool>) {
+pub async fn run(
+    core: Rc<Core>,
+    listener: TcpListener,
+    service: Service,
+    shared: Arc<Shared>,
+    mut closing: watch::Receiver<bool>,
+) {
     loop {
         let closed = *closing.borrow_and_update();
         let accepted = if closed {
@@ -71,12 +77,17 @@ pub async fn run(core: Rc<Core>, listener: TcpListener, service: Service, shared
 
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+    )
 }
 
 /// Takes a connection in unless a limit says no.
 fn admit(core: &Rc<Core>, stream: TcpStream, peer: IpAddr, service: Service, shared: &Arc<Shared>) {
-    let Some(live) = Live::enter(core, peer, shared) else { return };
+    let Some(live) = Live::enter(core, peer, shared) else {
+        return;
+    };
     tokio::task::spawn_local(async move {
         let core = live.core.clone();
         let _ = stream.set_nodelay(true); // a slower connection is still one
@@ -84,7 +95,14 @@ fn admit(core: &Rc<Core>, stream: TcpStream, peer: IpAddr, service: Service, sha
             Service::Http(direction) => serve(&core, &live.watch, stream, direction).await,
             Service::Tcp(place) => {
                 let plan = core.plan();
-                if let Some(cluster) = plan.plan.tcp.get(place).copied().flatten().and_then(|place| plan.cluster(place)) {
+                if let Some(cluster) = plan
+                    .plan
+                    .tcp
+                    .get(place)
+                    .copied()
+                    .flatten()
+                    .and_then(|place| plan.cluster(place))
+                {
                     relay(&core, cluster, stream).await;
                 }
             }
@@ -127,7 +145,13 @@ impl Live {
         if core.is_draining() {
             watch.drain(core);
         }
-        Some(Self { core: core.clone(), watch, key, peer, shared: shared.clone() })
+        Some(Self {
+            core: core.clone(),
+            watch,
+            key,
+            peer,
+            shared: shared.clone(),
+        })
     }
 }
 
@@ -144,7 +168,11 @@ impl Drop for Live {
                 }
             }
         }
-        self.core.count(if std::thread::panicking() { Event::Panicked } else { Event::Closed });
+        self.core.count(if std::thread::panicking() {
+            Event::Panicked
+        } else {
+            Event::Closed
+        });
     }
 }
 
@@ -176,22 +204,37 @@ async fn serve(core: &Rc<Core>, watch: &Rc<Watch>, stream: TcpStream, direction:
 /// By the first bytes, which stay in the socket. Of several applications behind the inbound listener at most one is raw
 /// TCP; it gets what is no HTTP, and, since its protocol may be one where the server speaks first, whoever stays silent
 /// for [`SILENCE`].
-async fn detect(core: &Rc<Core>, watch: &Rc<Watch>, stream: &TcpStream, direction: Direction) -> Spoken {
-    let raw = if direction == Direction::Inbound { raw_app(core) } else { None };
+async fn detect(
+    core: &Rc<Core>,
+    watch: &Rc<Watch>,
+    stream: &TcpStream,
+    direction: Direction,
+) -> Spoken {
+    let raw = if direction == Direction::Inbound {
+        raw_app(core)
+    } else {
+        None
+    };
     match raw {
         Some((cluster, true)) => return Spoken::Raw(cluster),
-        Some((cluster, false)) => match tokio::time::timeout(SILENCE, stream.peek(&mut [0])).await {
-            Ok(Ok(1..)) => {}
-            Ok(_) => return Spoken::Nothing,
-            Err(_) => return Spoken::Raw(cluster),
-        },
+        Some((cluster, false)) => {
+            match tokio::time::timeout(SILENCE, stream.peek(&mut [0])).await {
+                Ok(Ok(1..)) => {}
+                Ok(_) => return Spoken::Nothing,
+                Err(_) => return Spoken::Raw(cluster),
+            }
+        }
         None => {
             if !first_byte(core, watch, stream).await {
                 return Spoken::Nothing;
             }
         }
     }
-    let told = tokio::time::timeout(Duration::from_millis(core.deadlines.handshake), preface(stream)).await;
+    let told = tokio::time::timeout(
+        Duration::from_millis(core.deadlines.handshake),
+        preface(stream),
+    )
+    .await;
     let Ok(told) = told else {
         core.count(Event::HandshakeDeadline);
         return Spoken::Nothing;
@@ -250,13 +293,21 @@ enum Preface {
 async fn preface(stream: &TcpStream) -> Option<Preface> {
     let mut first = [0; 24];
     loop {
-        let count = stream.peek(&mut first).await.ok().filter(|count| *count > 0)?;
+        let count = stream
+            .peek(&mut first)
+            .await
+            .ok()
+            .filter(|count| *count > 0)?;
         let seen = first.get(..count)?;
         if seen.starts_with(HTTP2_START) {
             return Some(Preface::Http2);
         }
         if !HTTP2_START.starts_with(seen) {
-            return Some(if is_http1(seen) { Preface::Http1 } else { Preface::Other });
+            return Some(if is_http1(seen) {
+                Preface::Http1
+            } else {
+                Preface::Other
+            });
         }
         tokio::time::sleep(PREFACE_LOOK).await; // peek can't wait for more bytes than there are
     }
@@ -264,7 +315,10 @@ async fn preface(stream: &TcpStream) -> Option<Preface> {
 
 /// Begins with a method: capital letters, then a blank, if it is among what was seen.
 fn is_http1(seen: &[u8]) -> bool {
-    let method = seen.iter().take_while(|b| b.is_ascii_uppercase() || **b == b'-').count();
+    let method = seen
+        .iter()
+        .take_while(|b| b.is_ascii_uppercase() || **b == b'-')
+        .count();
     method >= 1 && seen.get(method).is_none_or(|b| *b == b' ')
 }
 
@@ -272,16 +326,28 @@ fn is_http1(seen: &[u8]) -> bool {
 async fn relay(core: &Rc<Core>, cluster: &Rc<Cluster>, downstream: TcpStream) {
     let (mut tried, mut rng) = (Tried::default(), core.random());
     for _ in 0..TCP_ATTEMPTS {
-        let Some(member) = cluster.pick(&tried, &mut rng, core.wheel.now_us()) else { return };
+        let Some(member) = cluster.pick(&tried, &mut rng, core.wheel.now_us()) else {
+            return;
+        };
         tried.add(member);
-        let Some((endpoint, plan)) = cluster.endpoint(member) else { return };
+        let Some((endpoint, plan)) = cluster.endpoint(member) else {
+            return;
+        };
         let breaker = &cluster.plan.breaker;
-        let Some(_permit) = Permit::take(breaker.clone(), Share::Connection, cluster.plan.limits.max_connections) else {
+        let Some(_permit) = Permit::take(
+            breaker.clone(),
+            Share::Connection,
+            cluster.plan.limits.max_connections,
+        ) else {
             return;
         };
         let cell: &EdgeCell = plan.edges.of_traffic(Traffic::Tcp).cell(core.index);
         let report = |evidence| {
-            if cluster.plan.group.report(member, evidence, core.wheel.now_ms()) {
+            if cluster
+                .plan
+                .group
+                .report(member, evidence, core.wheel.now_ms())
+            {
                 cell.ejected();
             }
         };
@@ -290,9 +356,14 @@ async fn relay(core: &Rc<Core>, cluster: &Rc<Cluster>, downstream: TcpStream) {
                 report(Evidence::Success);
                 endpoint.load.begin();
                 cell.tunnel_opened();
-                let _open = OpenTunnel { cell, load: &endpoint.load };
+                let _open = OpenTunnel {
+                    cell,
+                    load: &endpoint.load,
+                };
                 let mut tunnel = Tunnel::new(&downstream, &upstream);
-                let ended = tunnel.run(core, core.deadlines.tunnel_idle, |sent, received| cell.tunnel_moved(sent, received));
+                let ended = tunnel.run(core, core.deadlines.tunnel_idle, |sent, received| {
+                    cell.tunnel_moved(sent, received)
+                });
                 if ended.await == Ended::Idle {
                     core.count(Event::TunnelIdleDeadline);
                 }

@@ -41,7 +41,12 @@ pub struct RequestBody {
 
 impl RequestBody {
     /// Keeps up to `replay_bytes` for further attempts.
-    pub fn new(incoming: Incoming, framing: Framing, exchange: Rc<Exchange>, replay_bytes: usize) -> Rc<Self> {
+    pub fn new(
+        incoming: Incoming,
+        framing: Framing,
+        exchange: Rc<Exchange>,
+        replay_bytes: usize,
+    ) -> Rc<Self> {
         Rc::new(Self {
             incoming: RefCell::new(incoming),
             replay: RefCell::new(Replay::new(replay_bytes)),
@@ -57,7 +62,11 @@ impl RequestBody {
     pub fn again(self: &Rc<Self>) -> UpBody {
         let reader = self.reader.get() + 1;
         self.reader.set(reader);
-        UpBody::Stream { body: self.clone(), place: 0, reader }
+        UpBody::Stream {
+            body: self.clone(),
+            place: 0,
+            reader,
+        }
     }
 
     /// Whether another attempt could send all of it.
@@ -75,7 +84,11 @@ impl RequestBody {
         self.replay.borrow_mut().release();
     }
 
-    fn poll_next(&self, place: &mut usize, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+    fn poll_next(
+        &self,
+        place: &mut usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
         if let Some(chunk) = self.replay.borrow().chunk(*place) {
             *place += 1;
             return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
@@ -84,7 +97,11 @@ impl RequestBody {
             return Poll::Ready(Some(Err(BrokenBody::Caller)));
         }
         if self.replay.borrow().is_ended() {
-            let trailers = self.trailers.borrow().clone().filter(|_| *place != usize::MAX);
+            let trailers = self
+                .trailers
+                .borrow()
+                .clone()
+                .filter(|_| *place != usize::MAX);
             *place = usize::MAX;
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
@@ -109,7 +126,10 @@ impl RequestBody {
                     Some(Ok(Frame::data(chunk)))
                 }
                 Err(frame) => {
-                    let trailers = frame.into_trailers().map(clean_trailers).unwrap_or_default();
+                    let trailers = frame
+                        .into_trailers()
+                        .map(clean_trailers)
+                        .unwrap_or_default();
                     *self.trailers.borrow_mut() = Some(trailers.clone());
                     self.end();
                     *place = usize::MAX;
@@ -128,17 +148,26 @@ impl RequestBody {
 /// What one attempt sends.
 pub enum UpBody {
     Empty,
-    Stream { body: Rc<RequestBody>, place: usize, reader: u32 },
+    Stream {
+        body: Rc<RequestBody>,
+        place: usize,
+        reader: u32,
+    },
 }
 
 impl Body for UpBody {
     type Data = Bytes;
     type Error = BrokenBody;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Stream { body, reader, .. } if body.reader.get() != *reader => Poll::Ready(Some(Err(BrokenBody::Caller))),
+            Self::Stream { body, reader, .. } if body.reader.get() != *reader => {
+                Poll::Ready(Some(Err(BrokenBody::Caller)))
+            }
             Self::Stream { body, place, .. } => body.poll_next(place, cx),
         }
     }
@@ -148,8 +177,11 @@ impl Body for UpBody {
             Self::Empty => true,
             Self::Stream { body, place, .. } => {
                 let replay = body.replay.borrow();
-                let at_end = *place == usize::MAX || !replay.is_complete() || *place >= replay.len();
-                replay.is_ended() && at_end && (*place == usize::MAX || body.trailers.borrow().is_none())
+                let at_end =
+                    *place == usize::MAX || !replay.is_complete() || *place >= replay.len();
+                replay.is_ended()
+                    && at_end
+                    && (*place == usize::MAX || body.trailers.borrow().is_none())
             }
         }
     }
@@ -183,13 +215,22 @@ pub struct Streamed {
 
 impl DownBody {
     pub fn stream(upstream: Upstream, exchange: Rc<Exchange>, tally: Tally) -> Self {
-        Self::Stream(Streamed { upstream: Some(upstream), exchange, tally })
+        Self::Stream(Streamed {
+            upstream: Some(upstream),
+            exchange,
+            tally,
+        })
     }
 }
 
 impl Streamed {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
-        let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+        let Some(upstream) = &mut self.upstream else {
+            return Poll::Ready(None);
+        };
         let Poll::Ready(frame) = upstream.poll_frame(cx) else {
             return match self.exchange.poll_expiry(cx) {
                 Poll::Ready(expiry) => Poll::Ready(Some(Err(self.expire(expiry)))),
@@ -217,7 +258,10 @@ impl Streamed {
                     Some(Ok(Frame::data(chunk)))
                 }
                 Err(frame) => {
-                    let trailers = frame.into_trailers().map(clean_trailers).unwrap_or_default();
+                    let trailers = frame
+                        .into_trailers()
+                        .map(clean_trailers)
+                        .unwrap_or_default();
                     self.tally.trailers(&trailers);
                     self.finish();
                     Some(Ok(Frame::trailers(trailers)))
@@ -249,7 +293,10 @@ impl Body for DownBody {
     type Data = Bytes;
     type Error = BrokenBody;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
         match self.get_mut() {
             Self::Empty(_) => Poll::Ready(None),
             Self::Text(text, tally) => {
@@ -257,7 +304,11 @@ impl Body for DownBody {
                 if let Some(tally) = tally {
                     tally.finish_now();
                 }
-                Poll::Ready(if text.is_empty() { None } else { Some(Ok(Frame::data(text))) })
+                Poll::Ready(if text.is_empty() {
+                    None
+                } else {
+                    Some(Ok(Frame::data(text)))
+                })
             }
             Self::Stream(stream) => stream.poll_frame(cx),
         }
@@ -275,7 +326,10 @@ impl Body for DownBody {
         match self {
             Self::Empty(_) => SizeHint::with_exact(0),
             Self::Text(text, _) => SizeHint::with_exact(text.len() as u64),
-            Self::Stream(stream) => stream.upstream.as_ref().map_or(SizeHint::with_exact(0), Upstream::size_hint),
+            Self::Stream(stream) => stream
+                .upstream
+                .as_ref()
+                .map_or(SizeHint::with_exact(0), Upstream::size_hint),
         }
     }
 }
@@ -285,7 +339,14 @@ impl Drop for DownBody {
     fn drop(&mut self) {
         match self {
             Self::Empty(Some(tally)) => tally.finish_now(),
-            Self::Stream(stream) if stream.upstream.as_ref().is_some_and(Upstream::is_end_stream) => stream.finish(),
+            Self::Stream(stream)
+                if stream
+                    .upstream
+                    .as_ref()
+                    .is_some_and(Upstream::is_end_stream) =>
+            {
+                stream.finish()
+            }
             _ => {}
         }
     }

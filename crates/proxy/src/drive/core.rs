@@ -105,7 +105,12 @@ pub struct Endpoint {
 
 impl Endpoint {
     fn new(address: SocketAddr) -> Rc<Self> {
-        Rc::new(Self { address, load: Load::default(), h1: Rc::default(), h2: Rc::default() })
+        Rc::new(Self {
+            address,
+            load: Load::default(),
+            h1: Rc::default(),
+            h2: Rc::default(),
+        })
     }
 }
 
@@ -121,18 +126,28 @@ impl AsRef<Breaker> for Holder {
 
 impl Cluster {
     pub fn endpoint(&self, member: usize) -> Option<(&Rc<Endpoint>, &EndpointPlan)> {
-        self.endpoints.get(member).zip(self.plan.endpoints.get(member))
+        self.endpoints
+            .get(member)
+            .zip(self.plan.endpoints.get(member))
     }
 
     /// Closes one idle connection, to make room for one to another endpoint.
     pub fn evict_idle(&self) -> bool {
-        self.endpoints.iter().any(|endpoint| endpoint.h1.evict() || endpoint.h2.evict())
+        self.endpoints
+            .iter()
+            .any(|endpoint| endpoint.h1.evict() || endpoint.h2.evict())
     }
 
     pub fn pick(&self, tried: &Tried, rng: &mut fastrand::Rng, now_us: u64) -> Option<usize> {
         let mut turn = self.turn.get();
         let load = |member: usize| self.endpoints.get(member).map(|endpoint| &endpoint.load);
-        let picked = self.plan.group.pick(Pick { load, tried, rng, now_us, turn: &mut turn });
+        let picked = self.plan.group.pick(Pick {
+            load,
+            tried,
+            rng,
+            now_us,
+            turn: &mut turn,
+        });
         self.turn.set(turn);
         picked
     }
@@ -146,7 +161,10 @@ impl Core {
         limits: Limits,
         deadlines: &Deadlines,
     ) -> Rc<Self> {
-        let empty = CorePlan { plan: Arc::new(Plan::empty()), clusters: Box::default() };
+        let empty = CorePlan {
+            plan: Arc::new(Plan::empty()),
+            clusters: Box::default(),
+        };
         Rc::new(Self {
             index,
             wheel: Wheel::new(account.started()),
@@ -185,7 +203,12 @@ impl Core {
         let mut freed: HashMap<&ClusterName, &Rc<Notify>> = HashMap::new();
         for cluster in &previous.clusters {
             freed.insert(&cluster.plan.name, &cluster.freed);
-            before.extend(cluster.endpoints.iter().map(|endpoint| ((&cluster.plan.name, endpoint.address), endpoint)));
+            before.extend(
+                cluster
+                    .endpoints
+                    .iter()
+                    .map(|endpoint| ((&cluster.plan.name, endpoint.address), endpoint)),
+            );
         }
         let clusters = plan.clusters.iter().map(|cluster| {
             let mut endpoint_of = |address| match before.remove(&(&cluster.name, address)) {
@@ -193,9 +216,16 @@ impl Core {
                 None => Endpoint::new(address),
             };
             Rc::new(Cluster {
-                endpoints: cluster.endpoints.iter().map(|endpoint| endpoint_of(endpoint.address)).collect(),
+                endpoints: cluster
+                    .endpoints
+                    .iter()
+                    .map(|endpoint| endpoint_of(endpoint.address))
+                    .collect(),
                 turn: Cell::new(self.random().u32(..)),
-                freed: freed.get(&cluster.name).map(|freed| (*freed).clone()).unwrap_or_default(),
+                freed: freed
+                    .get(&cluster.name)
+                    .map(|freed| (*freed).clone())
+                    .unwrap_or_default(),
                 plan: cluster.clone(),
             })
         });
@@ -204,7 +234,10 @@ impl Core {
             gone.h1.retire();
             gone.h2.retire();
         }
-        CorePlan { plan: plan.clone(), clusters }
+        CorePlan {
+            plan: plan.clone(),
+            clusters,
+        }
     }
 
     /// A generator for one request.
@@ -265,7 +298,12 @@ impl Core {
     /// Tells every connection to end after its request, and those to come too.
     pub fn drain(&self) {
         self.draining.set(true);
-        let watches: Vec<Rc<Watch>> = self.connections.borrow().iter().map(|(_, watch)| watch.clone()).collect();
+        let watches: Vec<Rc<Watch>> = self
+            .connections
+            .borrow()
+            .iter()
+            .map(|(_, watch)| watch.clone())
+            .collect();
         for watch in watches {
             watch.drain(self);
         }
@@ -278,9 +316,15 @@ impl Core {
         for cluster in &plan.clusters {
             // Somewhere in the sidecar a request waits for a connection: idle ones make room.
             let wanted = cluster.plan.breaker.count(Share::Pending) > 0;
-            let timeout = if wanted { 0 } else { ms(cluster.plan.pool.idle_timeout) };
+            let timeout = if wanted {
+                0
+            } else {
+                ms(cluster.plan.pool.idle_timeout)
+            };
             for endpoint in &cluster.endpoints {
-                let evicted = endpoint.h1.sweep(now_ms, timeout, |connection| connection.is_usable());
+                let evicted = endpoint
+                    .h1
+                    .sweep(now_ms, timeout, |connection| connection.is_usable());
                 endpoint.h2.sweep(now_ms, timeout);
                 (0..evicted).for_each(|_| self.count(Event::PoolEvicted));
             }

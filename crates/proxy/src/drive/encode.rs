@@ -20,10 +20,18 @@ pub fn request(
 ) -> Request<UpBody> {
     let (method, uri, mut map) = match original {
         Some(parts) => {
-            let uri = if is_same(&parts.uri, checked, http2) { Some(parts.uri) } else { None };
+            let uri = if is_same(&parts.uri, checked, http2) {
+                Some(parts.uri)
+            } else {
+                None
+            };
             (Some(parts.method), uri, parts.headers)
         }
-        None => (None, None, HeaderMap::with_capacity(checked.headers().len() + EXTRA)),
+        None => (
+            None,
+            None,
+            HeaderMap::with_capacity(checked.headers().len() + EXTRA),
+        ),
     };
     map.clear();
     if !http2 && let Ok(host) = HeaderValue::from_str(checked.authority()) {
@@ -43,10 +51,15 @@ pub fn request(
         map.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     }
     let mut request = Request::new(body);
-    *request.method_mut() =
-        method.or_else(|| Method::from_bytes(checked.method_str().as_bytes()).ok()).unwrap_or(Method::GET);
+    *request.method_mut() = method
+        .or_else(|| Method::from_bytes(checked.method_str().as_bytes()).ok())
+        .unwrap_or(Method::GET);
     *request.uri_mut() = uri.unwrap_or_else(|| target(checked, http2));
-    *request.version_mut() = if http2 { http::Version::HTTP_2 } else { http::Version::HTTP_11 };
+    *request.version_mut() = if http2 {
+        http::Version::HTTP_2
+    } else {
+        http::Version::HTTP_11
+    };
     *request.headers_mut() = map;
     request
 }
@@ -56,7 +69,11 @@ fn is_same(uri: &Uri, checked: &Checked, http2: bool) -> bool {
     let authority = uri.authority().map(|authority| authority.as_str());
     uri.path() == checked.path()
         && uri.query() == checked.query()
-        && if http2 { authority == Some(checked.authority()) && uri.scheme() == Some(&Scheme::HTTP) } else { authority.is_none() }
+        && if http2 {
+            authority == Some(checked.authority()) && uri.scheme() == Some(&Scheme::HTTP)
+        } else {
+            authority.is_none()
+        }
 }
 
 /// Canonical path and authority consist of what a URI may hold; should the crate `http` see that otherwise, the request
@@ -66,12 +83,18 @@ fn target(checked: &Checked, http2: bool) -> Uri {
         Some(query) => [checked.path(), "?", query].concat(),
         None => checked.path().to_owned(),
     };
-    let path = PathAndQuery::from_maybe_shared(bytes::Bytes::from(text)).unwrap_or(PathAndQuery::from_static("/.invalid"));
+    let path = PathAndQuery::from_maybe_shared(bytes::Bytes::from(text))
+        .unwrap_or(PathAndQuery::from_static("/.invalid"));
     if !http2 {
         return Uri::from(path);
     }
-    let builder = Uri::builder().scheme(Scheme::HTTP).authority(checked.authority()).path_and_query(path);
-    builder.build().unwrap_or(Uri::from_static("http://invalid/.invalid"))
+    let builder = Uri::builder()
+        .scheme(Scheme::HTTP)
+        .authority(checked.authority())
+        .path_and_query(path);
+    builder
+        .build()
+        .unwrap_or(Uri::from_static("http://invalid/.invalid"))
 }
 
 /// Host, port and the like beside the request's own headers.

@@ -105,7 +105,8 @@ impl Exchange {
 
     fn start_route(&self, now_ms: u64) {
         if self.route_allowed_ms.get() > 0 {
-            self.route_ms.set(now_ms.saturating_add(self.route_allowed_ms.get()));
+            self.route_ms
+                .set(now_ms.saturating_add(self.route_allowed_ms.get()));
         }
     }
 
@@ -119,7 +120,8 @@ impl Exchange {
 
     /// Bytes of the request's body came.
     pub fn request_moved(&self, bytes: usize) {
-        self.received.set(self.received.get().saturating_add(bytes as u64));
+        self.received
+            .set(self.received.get().saturating_add(bytes as u64));
         self.moved();
     }
 
@@ -159,12 +161,19 @@ impl Exchange {
     }
 
     fn rearm(&self) {
-        let next = self.attempt_ms.get().min(self.pause_ms.get()).min(self.route_ms.get());
-        self.alarm.set(next.min(self.body_due_ms()).min(self.idle_due_ms()));
+        let next = self
+            .attempt_ms
+            .get()
+            .min(self.pause_ms.get())
+            .min(self.route_ms.get());
+        self.alarm
+            .set(next.min(self.body_due_ms()).min(self.idle_due_ms()));
     }
 
     fn idle_due_ms(&self) -> u64 {
-        self.moved_ms.get().saturating_add(self.core.deadlines.stream_idle)
+        self.moved_ms
+            .get()
+            .saturating_add(self.core.deadlines.stream_idle)
     }
 
     /// When the next byte of a plain request's body is due: a flat allowance, and the time that the rate grants.
@@ -174,7 +183,9 @@ impl Exchange {
         }
         let deadlines = &self.core.deadlines;
         let earned = self.received.get().saturating_mul(1000) / deadlines.body_rate;
-        self.started_ms().saturating_add(deadlines.body).saturating_add(earned)
+        self.started_ms()
+            .saturating_add(deadlines.body)
+            .saturating_add(earned)
     }
 
     /// Ready when a deadline has really passed; sets the clock for the next otherwise.
@@ -198,6 +209,9 @@ impl Exchange {
             (self.idle_due_ms(), Expiry::Idle),
             (self.pause_ms.get(), Expiry::Pause),
         ];
-        deadlines.into_iter().find(|(deadline, _)| *deadline <= now_ms).map(|(_, expiry)| expiry)
+        deadlines
+            .into_iter()
+            .find(|(deadline, _)| *deadline <= now_ms)
+            .map(|(_, expiry)| expiry)
     }
 }

@@ -7,8 +7,12 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use phalanx_relay::{HeaderList, Name, names};
 
 /// As [`Name`]s are numbered.
-static KNOWN: LazyLock<Vec<HeaderName>> =
-    LazyLock::new(|| names::WELL_KNOWN.iter().map(|name| HeaderName::from_static(name)).collect());
+static KNOWN: LazyLock<Vec<HeaderName>> = LazyLock::new(|| {
+    names::WELL_KNOWN
+        .iter()
+        .map(|name| HeaderName::from_static(name))
+        .collect()
+});
 
 /// Adds every field of `list` to `map`.
 pub fn fill(map: &mut HeaderMap, list: &HeaderList) {
@@ -16,7 +20,12 @@ pub fn fill(map: &mut HeaderMap, list: &HeaderList) {
     let arena = Bytes::copy_from_slice(arena);
     for (name, range) in fields {
         // Neither can fail: the list takes only what the map takes.
-        let (Some(name), Ok(value)) = (known(name), HeaderValue::from_maybe_shared(arena.slice(range))) else { continue };
+        let (Some(name), Ok(value)) = (
+            known(name),
+            HeaderValue::from_maybe_shared(arena.slice(range)),
+        ) else {
+            continue;
+        };
         map.append(name, value);
     }
 }
@@ -30,5 +39,6 @@ fn known(name: Name<'_>) -> Option<HeaderName> {
 
 /// Names and values as the relay's constructors want them.
 pub fn fields(map: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
-    map.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
+    map.iter()
+        .map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
 }

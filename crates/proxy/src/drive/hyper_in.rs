@@ -21,7 +21,10 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use phalanx_model::name::Direction;
-use phalanx_relay::{Checked, Framing, Http1Line, Http2Pseudo, Limits, Refusal, Reply, ResponseHead, Version, Workspace};
+use phalanx_relay::{
+    Checked, Framing, Http1Line, Http2Pseudo, Limits, Refusal, Reply, ResponseHead, Version,
+    Workspace,
+};
 use tokio::net::TcpStream;
 
 use super::body::DownBody;
@@ -87,7 +90,9 @@ pub async fn serve_http1(door: &Rc<Door>, stream: TcpStream) {
         async move { Ok::<_, Infallible>(request::serve(&door, exchange, request).await) }
     });
     let mut builder = http1::Builder::new();
-    builder.max_buf_size(core.limits.head_bytes.max(MIN_BUF)).auto_date_header(false);
+    builder
+        .max_buf_size(core.limits.head_bytes.max(MIN_BUF))
+        .auto_date_header(false);
     if core.limits.head_fields != HYPER_HEAD_FIELDS {
         builder.max_headers(core.limits.head_fields);
     }
@@ -102,7 +107,10 @@ pub async fn serve_http1(door: &Rc<Door>, stream: TcpStream) {
             if watch.is_doomed() {
                 return Poll::Ready(false);
             }
-            if watch.is_draining() && watch.phase() == Phase::Busy && !std::mem::replace(&mut ending, true) {
+            if watch.is_draining()
+                && watch.phase() == Phase::Busy
+                && !std::mem::replace(&mut ending, true)
+            {
                 Pin::new(&mut connection).graceful_shutdown();
                 continue;
             }
@@ -129,7 +137,9 @@ pub async fn serve_http1(door: &Rc<Door>, stream: TcpStream) {
     let upgraded = door.upgraded.borrow_mut().take();
     if let (true, Some(upgraded)) = (ended, upgraded) {
         let parts = connection.into_parts();
-        upgraded.run(parts.io.into_inner().into_stream(), parts.read_buf).await;
+        upgraded
+            .run(parts.io.into_inner().into_stream(), parts.read_buf)
+            .await;
     }
 }
 
@@ -232,18 +242,48 @@ pub fn check(
     limits: &Limits,
 ) -> Result<Checked, (Refusal, Workspace)> {
     let uri = &parts.uri;
-    let (method, authority, query) = (parts.method.as_str(), uri.authority().map(|a| a.as_str()), uri.query());
+    let (method, authority, query) = (
+        parts.method.as_str(),
+        uri.authority().map(|a| a.as_str()),
+        uri.query(),
+    );
     let fields = headers::fields(&parts.headers);
     if parts.version == http::Version::HTTP_2 {
-        let pseudo = Http2Pseudo { method, authority, path: uri.path(), query, ended: body.is_end_stream() };
+        let pseudo = Http2Pseudo {
+            method,
+            authority,
+            path: uri.path(),
+            query,
+            ended: body.is_end_stream(),
+        };
         return Checked::http2(workspace, pseudo, fields, limits);
     }
-    let version = if parts.version == http::Version::HTTP_10 { Version::Http10 } else { Version::Http11 };
-    Checked::http1(workspace, Http1Line { method, authority, path: uri.path(), query, version }, fields, limits)
+    let version = if parts.version == http::Version::HTTP_10 {
+        Version::Http10
+    } else {
+        Version::Http11
+    };
+    Checked::http1(
+        workspace,
+        Http1Line {
+            method,
+            authority,
+            path: uri.path(),
+            query,
+            version,
+        },
+        fields,
+        limits,
+    )
 }
 
 /// An answer of an upstream, with its head as the filters left it. `map` is empty memory.
-pub fn answer(head: &ResponseHead, mut map: HeaderMap, body: DownBody, bodyless: bool) -> Response<DownBody> {
+pub fn answer(
+    head: &ResponseHead,
+    mut map: HeaderMap,
+    body: DownBody,
+    bodyless: bool,
+) -> Response<DownBody> {
     map.clear();
     headers::fill(&mut map, &head.headers);
     if head.status == 101 {
@@ -263,18 +303,34 @@ pub fn reply(reply: &Reply, grpc: bool, bodyless: bool, mut tally: Tally) -> Res
     let mut response = Response::new(DownBody::Empty(None));
     let map = response.headers_mut();
     if let Some(reason) = reply.reason {
-        map.insert(HeaderName::from_static("x-phalanx-reason"), HeaderValue::from_static(reason.as_str()));
+        map.insert(
+            HeaderName::from_static("x-phalanx-reason"),
+            HeaderValue::from_static(reason.as_str()),
+        );
     }
-    if let Some(location) = reply.location.as_deref().and_then(|location| HeaderValue::from_str(location).ok()) {
+    if let Some(location) = reply
+        .location
+        .as_deref()
+        .and_then(|location| HeaderValue::from_str(location).ok())
+    {
         map.insert(header::LOCATION, location);
     }
     let mut status = reply.status;
     match reply.reason {
         Some(reason) if grpc => {
             status = 200;
-            map.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            map.insert(HeaderName::from_static("grpc-status"), HeaderValue::from(u16::from(reason.grpc_status())));
-            map.insert(HeaderName::from_static("grpc-message"), HeaderValue::from_static(reason.as_str()));
+            map.insert(
+                header::CONTENT_TYPE,
+                HeaderValue::from_static("application/grpc"),
+            );
+            map.insert(
+                HeaderName::from_static("grpc-status"),
+                HeaderValue::from(u16::from(reason.grpc_status())),
+            );
+            map.insert(
+                HeaderName::from_static("grpc-message"),
+                HeaderValue::from_static(reason.as_str()),
+            );
             tally.answer(status, Some(reason.grpc_status()), Some(reason));
         }
         _ => tally.answer(status, None, reply.reason),
@@ -283,9 +339,18 @@ pub fn reply(reply: &Reply, grpc: bool, bodyless: bool, mut tally: Tally) -> Res
     if reply.close && !tally.is_http2() {
         map.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-    let text = if grpc || bodyless { Bytes::new() } else { Bytes::from_static(reason.as_bytes()) };
-    *response.body_mut() = if text.is_empty() { DownBody::Empty(Some(tally)) } else { DownBody::Text(text, Some(tally)) };
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+    let text = if grpc || bodyless {
+        Bytes::new()
+    } else {
+        Bytes::from_static(reason.as_bytes())
+    };
+    *response.body_mut() = if text.is_empty() {
+        DownBody::Empty(Some(tally))
+    } else {
+        DownBody::Text(text, Some(tally))
+    };
     response
 }
 

@@ -42,7 +42,10 @@ pub struct Slot {
 
 impl Slot {
     pub fn new(permit: Permit<Arc<Breaker>>, freed: &Rc<Notify>) -> Self {
-        Self { permit: Some(permit), freed: freed.clone() }
+        Self {
+            permit: Some(permit),
+            freed: freed.clone(),
+        }
     }
 }
 
@@ -58,11 +61,25 @@ impl H1 {
     ///
     /// # Errors
     /// None that hyper has today.
-    pub async fn open(stream: TcpStream, limits: &Limits, requests_max: u32, slot: Slot) -> Result<Box<Self>, Fault> {
+    pub async fn open(
+        stream: TcpStream,
+        limits: &Limits,
+        requests_max: u32,
+        slot: Slot,
+    ) -> Result<Box<Self>, Fault> {
         let io = TokioIo::new(Socket::upstream(stream));
-        let opened = http1::Builder::new().max_buf_size(limits.head_bytes.max(MIN_BUF)).handshake(io).await;
+        let opened = http1::Builder::new()
+            .max_buf_size(limits.head_bytes.max(MIN_BUF))
+            .handshake(io)
+            .await;
         let (sender, connection) = opened.map_err(|_| Fault::ConnectFailed)?;
-        Ok(Box::new(Self { sender, connection, closed: false, requests_max, slot }))
+        Ok(Box::new(Self {
+            sender,
+            connection,
+            closed: false,
+            requests_max,
+            slot,
+        }))
     }
 
     /// Moves the connection on.
@@ -86,10 +103,16 @@ impl H1 {
     pub async fn into_tunnel(mut self: Box<Self>) -> (TcpStream, Bytes, Slot) {
         poll_fn(|cx| {
             self.drive(cx);
-            if self.closed { Poll::Ready(()) } else { Poll::Pending }
+            if self.closed {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
         })
         .await;
-        let Self { connection, slot, .. } = *self;
+        let Self {
+            connection, slot, ..
+        } = *self;
         let parts = connection.into_parts();
         (parts.io.into_inner().into_stream(), parts.read_buf, slot)
     }
@@ -110,7 +133,11 @@ pub async fn send_h1<E>(
             Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
             Poll::Ready(Err(mut error)) => {
                 let unsent = error.take_message().is_some();
-                return Poll::Ready(Err(Sent::Failed(h1_fault(&error.into_error(), unsent, reused))));
+                return Poll::Ready(Err(Sent::Failed(h1_fault(
+                    &error.into_error(),
+                    unsent,
+                    reused,
+                ))));
             }
             Poll::Pending if h1.closed => return Poll::Ready(Err(Sent::Failed(Fault::Reset))),
             Poll::Pending => {}
@@ -131,7 +158,11 @@ fn h1_fault(error: &hyper::Error, unsent: bool, reused: bool) -> Fault {
         Fault::Unprocessed
     } else if error.is_parse() || error.is_parse_status() {
         Fault::BadAnswer
-    } else if reused && (error.is_incomplete_message() || error.is_canceled() || io_kind(error).is_some_and(is_gone)) {
+    } else if reused
+        && (error.is_incomplete_message()
+            || error.is_canceled()
+            || io_kind(error).is_some_and(is_gone))
+    {
         Fault::Stale
     } else {
         Fault::Reset
@@ -144,7 +175,10 @@ fn io_kind(error: &hyper::Error) -> Option<io::ErrorKind> {
 }
 
 fn is_gone(kind: io::ErrorKind) -> bool {
-    matches!(kind, io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::NotConnected)
+    matches!(
+        kind,
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::NotConnected
+    )
 }
 
 /// HTTP/2 connections to one endpoint.
@@ -195,24 +229,38 @@ impl H2Pool {
     /// A stream on the first connection that has room.
     pub fn lease(&self, streams_max: u32) -> Option<H2Lease> {
         let connections = self.connections.borrow();
-        let connection = connections.iter().find(|connection| connection.has_room(streams_max))?;
+        let connection = connections
+            .iter()
+            .find(|connection| connection.has_room(streams_max))?;
         connection.active.set(connection.active.get() + 1);
-        connection.served.set(connection.served.get().saturating_add(1));
+        connection
+            .served
+            .set(connection.served.get().saturating_add(1));
         Some(H2Lease(connection.clone()))
     }
 
     /// The right to open a connection; none while another request does.
     pub fn connecting(self: &Rc<Self>) -> Option<Connecting> {
-        if self.connecting.replace(true) { None } else { Some(Connecting(self.clone())) }
+        if self.connecting.replace(true) {
+            None
+        } else {
+            Some(Connecting(self.clone()))
+        }
     }
 
     pub fn sweep(&self, now_ms: u64, timeout_ms: u64) {
         let mut connections = self.connections.borrow_mut();
-        for connection in connections.iter().filter(|connection| connection.active.get() > 0) {
+        for connection in connections
+            .iter()
+            .filter(|connection| connection.active.get() > 0)
+        {
             connection.idle_since_ms.set(now_ms);
         }
-        let idle = |connection: &H2| now_ms.saturating_sub(connection.idle_since_ms.get()) >= timeout_ms;
-        let gone: Vec<_> = connections.extract_if(.., |connection| connection.is_ending() || idle(connection)).collect();
+        let idle =
+            |connection: &H2| now_ms.saturating_sub(connection.idle_since_ms.get()) >= timeout_ms;
+        let gone: Vec<_> = connections
+            .extract_if(.., |connection| connection.is_ending() || idle(connection))
+            .collect();
         drop(connections);
         drop(gone);
     }
@@ -220,7 +268,9 @@ impl H2Pool {
     /// Drops one connection without streams; false when there is none.
     pub fn evict(&self) -> bool {
         let mut connections = self.connections.borrow_mut();
-        let idle = connections.iter().position(|connection| connection.active.get() == 0);
+        let idle = connections
+            .iter()
+            .position(|connection| connection.active.get() == 0);
         let evicted = idle.map(|place| connections.remove(place));
         drop(connections);
         evicted.is_some()
@@ -263,7 +313,8 @@ impl Connecting {
         tokio::task::spawn_local(async move {
             poll_fn(|cx| {
                 let polled = Pin::new(&mut connection).poll(cx); // of an error its streams hear
-                told_max.set(u32::try_from(connection.current_max_send_streams()).unwrap_or(u32::MAX));
+                told_max
+                    .set(u32::try_from(connection.current_max_send_streams()).unwrap_or(u32::MAX));
                 polled.map(|_| ())
             })
             .await;
@@ -295,7 +346,9 @@ impl H2 {
 
     fn has_room(&self, streams_max: u32) -> bool {
         let worn_out = self.requests_max > 0 && self.served.get() >= self.requests_max;
-        !worn_out && !self.is_ending() && self.active.get() < streams_max.min(self.peer_max.get().max(1))
+        !worn_out
+            && !self.is_ending()
+            && self.active.get() < streams_max.min(self.peer_max.get().max(1))
     }
 }
 
@@ -334,7 +387,9 @@ fn h2_fault(error: &hyper::Error, unsent: bool) -> Fault {
         if let Some(h2) = cause.downcast_ref::<h2::Error>() {
             return match h2.reason() {
                 Some(h2::Reason::REFUSED_STREAM) => Fault::Unprocessed,
-                Some(h2::Reason::NO_ERROR) if h2.is_go_away() && h2.is_remote() => Fault::Unprocessed,
+                Some(h2::Reason::NO_ERROR) if h2.is_go_away() && h2.is_remote() => {
+                    Fault::Unprocessed
+                }
                 Some(h2::Reason::PROTOCOL_ERROR) if !h2.is_remote() => Fault::BadAnswer,
                 _ => Fault::Reset,
             };
@@ -346,12 +401,21 @@ fn h2_fault(error: &hyper::Error, unsent: bool) -> Fault {
 
 /// Where an answer's body comes from, with the connection it comes by.
 pub enum Upstream {
-    H1 { incoming: Incoming, lease: Lease<Box<H1>> },
-    H2 { incoming: Incoming, _stream: H2Lease },
+    H1 {
+        incoming: Incoming,
+        lease: Lease<Box<H1>>,
+    },
+    H2 {
+        incoming: Incoming,
+        _stream: H2Lease,
+    },
 }
 
 impl Upstream {
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    pub fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         match self {
             Self::H1 { incoming, lease } => match Pin::new(&mut *incoming).poll_frame(cx) {
                 Poll::Pending => {
@@ -379,9 +443,18 @@ impl Upstream {
     /// The answer was read to its end.
     pub fn finish(self, request_done: bool, now_ms: u64) {
         if let Self::H1 { lease, .. } = self {
-            let (reusable, requests_max) = (!lease.connection.closed, lease.connection.requests_max);
+            let (reusable, requests_max) =
+                (!lease.connection.closed, lease.connection.requests_max);
             let freed = lease.connection.slot.freed.clone();
-            lease.finish(Completion { request: request_done, response: true, reusable }, requests_max, now_ms);
+            lease.finish(
+                Completion {
+                    request: request_done,
+                    response: true,
+                    reusable,
+                },
+                requests_max,
+                now_ms,
+            );
             freed.notify_waiters();
         }
     }

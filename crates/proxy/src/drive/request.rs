@@ -37,7 +37,11 @@ type Stage = for<'p> fn(&'p Plan, &mut Checked, &mut StreamContext<'p>) -> Verdi
 const STAGES: [Stage; 3] = [listen::admit, route::choose, filter::request];
 
 /// The answer to one request.
-pub async fn serve(door: &Rc<Door>, exchange: Rc<Exchange>, request: Request<Incoming>) -> Response<DownBody> {
+pub async fn serve(
+    door: &Rc<Door>,
+    exchange: Rc<Exchange>,
+    request: Request<Incoming>,
+) -> Response<DownBody> {
     let core = &door.core;
     let now_us = core.wheel.now_us();
     let plan = core.plan();
@@ -45,18 +49,31 @@ pub async fn serve(door: &Rc<Door>, exchange: Rc<Exchange>, request: Request<Inc
     let (parts, incoming) = request.into_parts();
     let checked = hyper_in::check(core.workspace(), &parts, &incoming, &core.limits);
     let mut checked = match checked {
-        Ok(checked) => Returned { checked: Some(checked), door },
+        Ok(checked) => Returned {
+            checked: Some(checked),
+            door,
+        },
         Err((refusal, workspace)) => {
             core.put_workspace(workspace);
             core.count(Event::Refused);
             exchange.begin(now_us, false);
-            return hyper_in::reply(&refusal.reply(), false, parts.method == http::Method::HEAD, tally);
+            return hyper_in::reply(
+                &refusal.reply(),
+                false,
+                parts.method == http::Method::HEAD,
+                tally,
+            );
         }
     };
-    let Some(request) = &mut checked.checked else { return hyper_in::reply(&own_fault(), false, false, tally) };
+    let Some(request) = &mut checked.checked else {
+        return hyper_in::reply(&own_fault(), false, false, tally);
+    };
     let (grpc, bodyless) = (request.is_grpc(), request.method() == Method::Head);
     tally.is_grpc(grpc);
-    exchange.begin(now_us, !request.framing().is_empty() && !hyper::body::Body::is_end_stream(&incoming));
+    exchange.begin(
+        now_us,
+        !request.framing().is_empty() && !hyper::body::Body::is_end_stream(&incoming),
+    );
     let mut context = StreamContext::new(door.direction, core.random());
     for stage in STAGES {
         match stage(&plan.plan, request, &mut context) {
@@ -65,9 +82,18 @@ pub async fn serve(door: &Rc<Door>, exchange: Rc<Exchange>, request: Request<Inc
             Verdict::Park => return hyper_in::reply(&own_fault(), grpc, bodyless, tally), // no stage does
         }
     }
-    let chosen = context.cluster.and_then(|place| plan.cluster(place)).zip(context.forward);
-    let Some((cluster, forward)) = chosen else { return hyper_in::reply(&own_fault(), grpc, bodyless, tally) };
-    let permit = Permit::take(Holder(cluster.clone()), Share::Request, cluster.plan.limits.max_requests);
+    let chosen = context
+        .cluster
+        .and_then(|place| plan.cluster(place))
+        .zip(context.forward);
+    let Some((cluster, forward)) = chosen else {
+        return hyper_in::reply(&own_fault(), grpc, bodyless, tally);
+    };
+    let permit = Permit::take(
+        Holder(cluster.clone()),
+        Share::Request,
+        cluster.plan.limits.max_requests,
+    );
     let overflow = permit.is_none();
     tally.assign(cluster, permit);
     if overflow {
@@ -80,9 +106,24 @@ pub async fn serve(door: &Rc<Door>, exchange: Rc<Exchange>, request: Request<Inc
         None => (0, false),
     };
     exchange.allow(streaming, allowed, head_only);
-    let body = (!exchange.is_request_done())
-        .then(|| RequestBody::new(incoming, request.framing(), exchange.clone(), core.limits.replay_bytes));
-    let mut run = Run { door, exchange: &exchange, cluster, forward, request, context: &context, original: Some(parts), body };
+    let body = (!exchange.is_request_done()).then(|| {
+        RequestBody::new(
+            incoming,
+            request.framing(),
+            exchange.clone(),
+            core.limits.replay_bytes,
+        )
+    });
+    let mut run = Run {
+        door,
+        exchange: &exchange,
+        cluster,
+        forward,
+        request,
+        context: &context,
+        original: Some(parts),
+        body,
+    };
     let ended = run.attempts(&mut tally).await;
     match ended {
         Ok(answer) => run.pass_on(answer, tally, bodyless),
@@ -136,7 +177,11 @@ struct Answer {
 
 impl Answer {
     fn heard(&self) -> Heard {
-        Heard::Answer { status: self.head.status, peer_reason: self.reason, grpc_status: self.grpc_status }
+        Heard::Answer {
+            status: self.head.status,
+            peer_reason: self.reason,
+            grpc_status: self.grpc_status,
+        }
     }
 }
 
@@ -168,7 +213,9 @@ impl Run<'_> {
                 return Err(Reply::of(Reason::BadRequest).and_close()); // the caller's doing, no word about the endpoint
             }
             tally.learn(heard.evidence(), now_us);
-            if number >= self.forward.retry.attempts || !self.forward.retry.allows(heard, idempotent) {
+            if number >= self.forward.retry.attempts
+                || !self.forward.retry.allows(heard, idempotent)
+            {
                 return passed(ended);
             }
             if !self.may_repeat() {
@@ -190,7 +237,8 @@ impl Run<'_> {
     }
 
     fn may_repeat(&self) -> bool {
-        self.request.upgrade().is_none() && self.body.as_ref().is_none_or(|body| body.is_repeatable())
+        self.request.upgrade().is_none()
+            && self.body.as_ref().is_none_or(|body| body.is_repeatable())
     }
 
     /// Waits the backoff out, and then for a share of the retry budget, a few times over if need be: the budget bounds
@@ -200,7 +248,9 @@ impl Run<'_> {
         for _ in 0..BUDGET_WAITS {
             // Full jitter above the minimum, doubling.
             let base = self.forward.retry.backoff_ms;
-            let spread = base.saturating_mul(1 << number.min(BACKOFF_DOUBLINGS)).min(BACKOFF_MAX_MS);
+            let spread = base
+                .saturating_mul(1 << number.min(BACKOFF_DOUBLINGS))
+                .min(BACKOFF_MAX_MS);
             let pause = base.saturating_add(rng.u64(0..=spread / 2));
             if !self.pause(pause).await {
                 return Waited::Expired;
@@ -209,7 +259,11 @@ impl Run<'_> {
                 return Waited::Go(None);
             }
             let plan = &self.cluster.plan;
-            let allowed = retries_allowed(plan.retry_budget, plan.limits, plan.breaker.count(Share::Request));
+            let allowed = retries_allowed(
+                plan.retry_budget,
+                plan.limits,
+                plan.breaker.count(Share::Request),
+            );
             let permit = Permit::take(Holder(self.cluster.clone()), Share::Retry, allowed);
             if permit.is_some() {
                 return Waited::Go(permit);
@@ -223,7 +277,8 @@ impl Run<'_> {
         if pause_ms == 0 {
             return true;
         }
-        self.exchange.begin_pause(self.door.core.wheel.now_ms().saturating_add(pause_ms));
+        self.exchange
+            .begin_pause(self.door.core.wheel.now_ms().saturating_add(pause_ms));
         poll_fn(|cx| self.exchange.poll_expiry(cx)).await == Expiry::Pause
     }
 
@@ -245,7 +300,10 @@ impl Run<'_> {
     /// replaced by a fresh one at once: that is no failure of the endpoint.
     async fn attempt(&mut self, member: usize, tally: &Tally) -> Result<Answer, Missed> {
         let core = self.door.core.clone();
-        let limit = self.forward.attempt_timeout_ms.map_or(NEVER, |timeout| core.wheel.now_ms().saturating_add(timeout));
+        let limit = self
+            .forward
+            .attempt_timeout_ms
+            .map_or(NEVER, |timeout| core.wheel.now_ms().saturating_add(timeout));
         self.exchange.begin_attempt(limit);
         let idempotent = self.request.method().is_idempotent();
         let mut fresh = false;
@@ -257,7 +315,9 @@ impl Run<'_> {
                     return Err(Missed::Fault(fault));
                 }
                 Err(Missed::Fault(fault @ (Fault::Unprocessed | Fault::Stale)))
-                    if !fresh && self.may_repeat() && (fault == Fault::Unprocessed || idempotent) =>
+                    if !fresh
+                        && self.may_repeat()
+                        && (fault == Fault::Unprocessed || idempotent) =>
                 {
                     core.count(Event::StaleConnection);
                     fresh = true;
@@ -274,14 +334,22 @@ impl Run<'_> {
     }
 
     async fn send(&mut self, member: usize, fresh: bool) -> Result<Answer, Missed> {
-        let Some((endpoint, plan)) = self.cluster.endpoint(member) else { return Err(Missed::Fault(Fault::ConnectFailed)) };
+        let Some((endpoint, plan)) = self.cluster.endpoint(member) else {
+            return Err(Missed::Fault(Fault::ConnectFailed));
+        };
         let (endpoint, meshed) = (endpoint.clone(), plan.meshed);
         let (response, upstream) = if self.speaks_http2() {
             let stream = self.acquire_h2(&endpoint).await?;
             let request = self.encode(true, meshed);
             let response = hyper_out::send_h2(&stream, request, |cx| self.expiry(cx)).await?;
             let (parts, incoming) = response.into_parts();
-            (parts, Upstream::H2 { incoming, _stream: stream })
+            (
+                parts,
+                Upstream::H2 {
+                    incoming,
+                    _stream: stream,
+                },
+            )
         } else {
             let mut lease = self.acquire_h1(&endpoint, fresh).await?;
             let request = self.encode(false, meshed);
@@ -298,20 +366,43 @@ impl Run<'_> {
         let mut head = core.head();
         let status = parts.status.as_u16();
         let bodyless = self.request.method() == Method::Head || matches!(status, 204 | 304);
-        let filled = head.fill(status, headers::fields(&parts.headers), bodyless, &core.limits);
+        let filled = head.fill(
+            status,
+            headers::fields(&parts.headers),
+            bodyless,
+            &core.limits,
+        );
         if filled.is_err() || (status == 101 && self.request.upgrade().is_none()) {
             core.put_head(head);
             return Err(Missed::Fault(Fault::BadAnswer));
         }
-        let reason = head.headers.get(names::X_PHALANX_REASON).filter(|_| self.context.direction == Direction::Outbound);
+        let reason = head
+            .headers
+            .get(names::X_PHALANX_REASON)
+            .filter(|_| self.context.direction == Direction::Outbound);
         let reason = reason.and_then(|reason| Reason::parse(std::str::from_utf8(reason).ok()?));
-        let grpc_status = head.headers.get(names::GRPC_STATUS).and_then(parse_grpc_status);
-        Ok(Answer { head, map: parts.headers, upstream, grpc_status, reason })
+        let grpc_status = head
+            .headers
+            .get(names::GRPC_STATUS)
+            .and_then(parse_grpc_status);
+        Ok(Answer {
+            head,
+            map: parts.headers,
+            upstream,
+            grpc_status,
+            reason,
+        })
     }
 
     /// Sends the answer downstream; its body follows as it comes.
     fn pass_on(&mut self, answer: Answer, mut tally: Tally, bodyless: bool) -> Response<DownBody> {
-        let Answer { mut head, map, upstream, grpc_status, reason: _ } = answer;
+        let Answer {
+            mut head,
+            map,
+            upstream,
+            grpc_status,
+            reason: _,
+        } = answer;
         let core = &self.door.core;
         filter::response(&mut head, self.context);
         tally.answer(head.status, grpc_status, None);
@@ -345,7 +436,11 @@ impl Run<'_> {
 
     fn encode(&mut self, http2: bool, meshed: bool) -> Request<UpBody> {
         let body = self.body.as_ref().map_or(UpBody::Empty, RequestBody::again);
-        let port = if meshed { self.cluster.plan.port_field.as_ref() } else { None };
+        let port = if meshed {
+            self.cluster.plan.port_field.as_ref()
+        } else {
+            None
+        };
         encode::request(self.request, self.original.take(), port, http2, body)
     }
 
@@ -365,11 +460,18 @@ impl Run<'_> {
     }
 
     /// An idle connection, or a new one within the limit, or the first that becomes free.
-    async fn acquire_h1(&self, endpoint: &Rc<Endpoint>, fresh: bool) -> Result<Lease<Box<H1>>, Missed> {
+    async fn acquire_h1(
+        &self,
+        endpoint: &Rc<Endpoint>,
+        fresh: bool,
+    ) -> Result<Lease<Box<H1>>, Missed> {
         let mut waiting = None;
         loop {
             if !fresh {
-                let leased = poll_fn(|cx| Poll::Ready(endpoint.h1.lease(|connection| connection.is_usable_in(cx)))).await;
+                let leased = poll_fn(|cx| {
+                    Poll::Ready(endpoint.h1.lease(|connection| connection.is_usable_in(cx)))
+                })
+                .await;
                 if let Some(lease) = leased {
                     self.door.core.count(Event::PoolReused);
                     return Ok(lease);
@@ -378,8 +480,11 @@ impl Run<'_> {
             if let Some(slot) = self.slot() {
                 let core = &self.door.core;
                 let pool = &self.cluster.plan.pool;
-                let stream = self.within(hyper_out::connect(endpoint.address, pool.connect_timeout)).await??;
-                let opened = H1::open(stream, &core.limits, pool.max_requests_per_connection, slot).await?;
+                let stream = self
+                    .within(hyper_out::connect(endpoint.address, pool.connect_timeout))
+                    .await??;
+                let opened =
+                    H1::open(stream, &core.limits, pool.max_requests_per_connection, slot).await?;
                 core.count(Event::PoolOpened);
                 return Ok(endpoint.h1.adopt(opened));
             }
@@ -401,9 +506,17 @@ impl Run<'_> {
             };
             if let Some(slot) = self.slot() {
                 let pool = &self.cluster.plan.pool;
-                let stream = self.within(hyper_out::connect(endpoint.address, pool.connect_timeout)).await??;
+                let stream = self
+                    .within(hyper_out::connect(endpoint.address, pool.connect_timeout))
+                    .await??;
                 let now_ms = core.wheel.now_ms();
-                let opened = connecting.open(stream, &core.limits, pool.max_requests_per_connection, slot, now_ms);
+                let opened = connecting.open(
+                    stream,
+                    &core.limits,
+                    pool.max_requests_per_connection,
+                    slot,
+                    now_ms,
+                );
                 let opened = self.within(opened).await??;
                 core.count(Event::PoolOpened);
                 return Ok(opened);
@@ -416,8 +529,20 @@ impl Run<'_> {
     /// The right to open one more connection to the cluster. At the limit, an idle one to another endpoint makes room.
     fn slot(&self) -> Option<Slot> {
         let plan = &self.cluster.plan;
-        let take = || Permit::take(plan.breaker.clone(), Share::Connection, plan.limits.max_connections);
-        let permit = take().or_else(|| if self.cluster.evict_idle() { take() } else { None })?;
+        let take = || {
+            Permit::take(
+                plan.breaker.clone(),
+                Share::Connection,
+                plan.limits.max_connections,
+            )
+        };
+        let permit = take().or_else(|| {
+            if self.cluster.evict_idle() {
+                take()
+            } else {
+                None
+            }
+        })?;
         Some(Slot::new(permit, &self.cluster.freed))
     }
 

@@ -103,8 +103,13 @@ impl Watch {
         if self.write_stalled.get() {
             return;
         }
-        let allowed = if self.draining.get() { core.deadlines.drain_idle } else { core.deadlines.idle };
-        self.alarm.set(self.idle_since_ms.get().saturating_add(allowed));
+        let allowed = if self.draining.get() {
+            core.deadlines.drain_idle
+        } else {
+            core.deadlines.idle
+        };
+        self.alarm
+            .set(self.idle_since_ms.get().saturating_add(allowed));
     }
 
     /// Told to end soon.
@@ -135,11 +140,16 @@ impl Watch {
     #[inline]
     pub fn settle(&self, core: &Core) {
         if self.phase.get() == Phase::Head && !self.head_timed.replace(true) {
-            self.alarm.set(core.wheel.now_ms().saturating_add(core.deadlines.head));
+            self.alarm
+                .set(core.wheel.now_ms().saturating_add(core.deadlines.head));
         }
         if self.write_stalled.get() {
             if !self.write_stalled_timed.replace(true) {
-                self.alarm.set(core.wheel.now_ms().saturating_add(core.deadlines.stalled_write));
+                self.alarm.set(
+                    core.wheel
+                        .now_ms()
+                        .saturating_add(core.deadlines.stalled_write),
+                );
             }
         } else if self.phase.get() == Phase::Idle && self.alarm.is_unset() {
             self.time_idle(core);
@@ -154,7 +164,11 @@ impl Watch {
         match self.phase.get() {
             Phase::Idle => {
                 let idle_ms = core.wheel.now_ms().saturating_sub(self.idle_since_ms.get());
-                let allowed = if self.draining.get() { core.deadlines.drain_idle } else { core.deadlines.idle };
+                let allowed = if self.draining.get() {
+                    core.deadlines.drain_idle
+                } else {
+                    core.deadlines.idle
+                };
                 if idle_ms >= allowed {
                     return Some(Event::IdleDeadline);
                 }
@@ -188,12 +202,18 @@ pub struct Socket {
 impl Socket {
     /// From downstream.
     pub fn watched(stream: TcpStream, watch: Rc<Watch>) -> Self {
-        Self { stream, watch: Some(watch) }
+        Self {
+            stream,
+            watch: Some(watch),
+        }
     }
 
     /// To upstream: the request's own deadlines watch it.
     pub fn upstream(stream: TcpStream) -> Self {
-        Self { stream, watch: None }
+        Self {
+            stream,
+            watch: None,
+        }
     }
 
     pub fn into_stream(self) -> TcpStream {
@@ -211,7 +231,11 @@ impl Socket {
 
 impl AsyncRead for Socket {
     #[inline]
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         if let Some(watch) = &self.watch
@@ -228,7 +252,11 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     #[inline]
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.noted(result)
     }

@@ -58,7 +58,13 @@ impl Drop for Attempt {
 }
 
 impl Tally {
-    pub fn new(core: &Rc<Core>, plan: Rc<CorePlan>, watch: &Rc<Watch>, direction: Direction, started_us: u64) -> Self {
+    pub fn new(
+        core: &Rc<Core>,
+        plan: Rc<CorePlan>,
+        watch: &Rc<Watch>,
+        direction: Direction,
+        started_us: u64,
+    ) -> Self {
         watch.enter();
         Self {
             core: core.clone(),
@@ -123,7 +129,9 @@ impl Tally {
 
     /// What the attempt under way came to, for balancer and outlier detection.
     pub fn learn(&self, evidence: Option<Evidence>, now_us: u64) {
-        let (Some(attempt), Some(evidence)) = (&self.attempt, evidence) else { return };
+        let (Some(attempt), Some(evidence)) = (&self.attempt, evidence) else {
+            return;
+        };
         let latency_us = now_us.saturating_sub(attempt.started_us);
         if let Some((endpoint, _)) = attempt.cluster.endpoint(attempt.member) {
             match evidence {
@@ -131,7 +139,11 @@ impl Tally {
                 _ => endpoint.load.penalise(latency_us, now_us),
             }
         }
-        if attempt.cluster.plan.group.report(attempt.member, evidence, now_us / 1000)
+        if attempt
+            .cluster
+            .plan
+            .group
+            .report(attempt.member, evidence, now_us / 1000)
             && let Some(cell) = attempt.cell()
         {
             cell.ejected();
@@ -192,7 +204,11 @@ impl Tally {
     fn edge(&self) -> &Edge {
         let Some(cluster) = &self.cluster else {
             let own = &self.plan.plan.edges;
-            return if self.direction == Direction::Inbound { &own.inbound } else { &own.outbound };
+            return if self.direction == Direction::Inbound {
+                &own.inbound
+            } else {
+                &own.outbound
+            };
         };
         let edges = match self.member.and_then(|member| cluster.endpoint(member)) {
             Some((_, endpoint)) => &endpoint.edges,
@@ -211,7 +227,13 @@ impl Drop for Tally {
         self.core.count(Event::DownstreamAborted);
         let resets = self.watch.resets.get() + 1;
         self.watch.resets.set(resets);
-        if resets > self.core.limits.resets.saturating_add(self.watch.requests.get() / RESETS_PER_REQUEST) {
+        if resets
+            > self
+                .core
+                .limits
+                .resets
+                .saturating_add(self.watch.requests.get() / RESETS_PER_REQUEST)
+        {
             self.core.count(Event::ResetLimit);
             self.watch.doom();
         }

@@ -13,13 +13,16 @@ pub struct Wheel(Rc<Inner>);
 
 struct Inner {
     started: Instant,
-    slots: RefCell<Vec<Vec<(u64, Rc<Entry>)>>>,
+    slots: RefCell<Vec<Slot>>,
     /// Ticks up to and including this one have been visited.
     hand: Cell<u64>,
     /// The earliest tick that holds an entry, as far as booked.
     next: Cell<u64>,
     driver: RefCell<Option<Waker>>,
 }
+
+/// The entries of one place on the wheel, each with the tick it was booked for.
+type Slot = Vec<(u64, Rc<Entry>)>;
 
 #[derive(Default)]
 struct Entry {
@@ -61,8 +64,15 @@ impl Wheel {
     }
 
     pub fn alarm(&self) -> Alarm {
-        let entry = Entry { deadline_ms: Cell::new(NEVER), booked: Cell::new(NEVER), ..Entry::default() };
-        Alarm { entry: Rc::new(entry), wheel: self.clone() }
+        let entry = Entry {
+            deadline_ms: Cell::new(NEVER),
+            booked: Cell::new(NEVER),
+            ..Entry::default()
+        };
+        Alarm {
+            entry: Rc::new(entry),
+            wheel: self.clone(),
+        }
     }
 
     /// Fires what is due; runs as long as the core.
@@ -94,9 +104,17 @@ impl Wheel {
     fn book(&self, entry: &Rc<Entry>) {
         let wheel = &self.0;
         let first = wheel.hand.get() + 1;
-        let tick = entry.deadline_ms.get().div_ceil(TICK_MS).clamp(first, first + SLOTS as u64 - 2);
+        let tick = entry
+            .deadline_ms
+            .get()
+            .div_ceil(TICK_MS)
+            .clamp(first, first + SLOTS as u64 - 2);
         entry.booked.set(tick);
-        if let Some(slot) = wheel.slots.borrow_mut().get_mut((tick % SLOTS as u64) as usize) {
+        if let Some(slot) = wheel
+            .slots
+            .borrow_mut()
+            .get_mut((tick % SLOTS as u64) as usize)
+        {
             slot.push((tick, entry.clone()));
         }
         if tick < wheel.next.get() {
@@ -118,7 +136,12 @@ impl Wheel {
         wheel.hand.set(to);
         for tick in from..=to.min(from + SLOTS as u64 - 1) {
             let place = (tick % SLOTS as u64) as usize;
-            let due = wheel.slots.borrow_mut().get_mut(place).map(std::mem::take).unwrap_or_default();
+            let due = wheel
+                .slots
+                .borrow_mut()
+                .get_mut(place)
+                .map(std::mem::take)
+                .unwrap_or_default();
             for (booked, entry) in due {
                 // Booked anew for an earlier tick in the meantime, or nobody holds the alarm any more.
                 if entry.booked.get() == booked && Rc::strong_count(&entry) > 1 {
@@ -144,7 +167,11 @@ impl Wheel {
 
     fn earliest(&self) -> u64 {
         let (slots, hand) = (self.0.slots.borrow(), self.0.hand.get());
-        let holds = |tick: &u64| slots.get((tick % SLOTS as u64) as usize).is_some_and(|slot| !slot.is_empty());
+        let holds = |tick: &u64| {
+            slots
+                .get((tick % SLOTS as u64) as usize)
+                .is_some_and(|slot| !slot.is_empty())
+        };
         (hand + 1..hand + SLOTS as u64).find(holds).unwrap_or(NEVER)
     }
 }
@@ -211,7 +238,10 @@ mod tests {
 
     /// Runs `test` beside the wheel, under paused time.
     fn with_wheel<F: Future<Output = ()>>(test: impl FnOnce(Wheel) -> F) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         runtime.block_on(async {
             let wheel = Wheel::new(Instant::now());
             tokio::select! {
@@ -258,7 +288,11 @@ mod tests {
             cleared.clear();
             other.set(now + 40);
             passes(&other).await;
-            assert!(poll_fn(|cx| Poll::Ready(cleared.poll(cx))).await.is_pending());
+            assert!(
+                poll_fn(|cx| Poll::Ready(cleared.poll(cx)))
+                    .await
+                    .is_pending()
+            );
         });
     }
 }

@@ -24,7 +24,11 @@ pub struct Upgraded {
 
 impl Upgraded {
     pub fn new(core: &Rc<Core>, upstream: Box<H1>, tally: Tally) -> Self {
-        Self { core: core.clone(), upstream, tally }
+        Self {
+            core: core.clone(),
+            upstream,
+            tally,
+        }
     }
 
     /// `early`: what the caller sent behind its request.
@@ -33,7 +37,9 @@ impl Upgraded {
         let mut tunnel = Tunnel::new(&downstream, &upstream);
         tunnel.up.pending = early;
         tunnel.down.pending = answered_early;
-        let ended = tunnel.run(&self.core, self.core.deadlines.stream_idle, |_, _| {}).await;
+        let ended = tunnel
+            .run(&self.core, self.core.deadlines.stream_idle, |_, _| {})
+            .await;
         if ended == Ended::Idle {
             self.core.count(Event::StreamIdleDeadline);
         }
@@ -70,19 +76,39 @@ struct Flow<'s> {
 
 impl<'s> Tunnel<'s> {
     pub fn new(downstream: &'s TcpStream, upstream: &'s TcpStream) -> Self {
-        let flow = |from, to| Flow { from, to, pending: Bytes::new(), read_end: false, closed: false, moved: 0 };
-        Self { up: flow(downstream, upstream), down: flow(upstream, downstream) }
+        let flow = |from, to| Flow {
+            from,
+            to,
+            pending: Bytes::new(),
+            read_end: false,
+            closed: false,
+            moved: 0,
+        };
+        Self {
+            up: flow(downstream, upstream),
+            down: flow(upstream, downstream),
+        }
     }
 
     /// Until both directions have ended. Each end of a direction is passed on as one (half-close). `moved` hears of
     /// bytes towards upstream and from it.
-    pub async fn run(&mut self, core: &Core, idle_ms: u64, mut moved: impl FnMut(u64, u64)) -> Ended {
+    pub async fn run(
+        &mut self,
+        core: &Core,
+        idle_ms: u64,
+        mut moved: impl FnMut(u64, u64),
+    ) -> Ended {
         let alarm = core.wheel.alarm();
         alarm.set(core.wheel.now_ms().saturating_add(idle_ms));
         let mut quiet = true;
         let ended = poll_fn(|cx| {
-            let broken = [self.up.poll(cx), self.down.poll(cx)].into_iter().any(|flow| matches!(flow, Poll::Ready(Err(_))));
-            let (sent, received) = (std::mem::take(&mut self.up.moved), std::mem::take(&mut self.down.moved));
+            let broken = [self.up.poll(cx), self.down.poll(cx)]
+                .into_iter()
+                .any(|flow| matches!(flow, Poll::Ready(Err(_))));
+            let (sent, received) = (
+                std::mem::take(&mut self.up.moved),
+                std::mem::take(&mut self.down.moved),
+            );
             if sent + received > 0 {
                 quiet = false;
                 moved(sent, received);

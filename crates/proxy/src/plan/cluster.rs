@@ -6,7 +6,8 @@ use std::sync::Arc;
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::ClusterName;
 use phalanx_model::resource::{
-    CircuitBreaker, Cluster, ConnectionPool, Endpoint, Health, LoadBalancer, OutlierDetection, RetryBudget,
+    CircuitBreaker, Cluster, ConnectionPool, Endpoint, Health, LoadBalancer, OutlierDetection,
+    RetryBudget,
 };
 use phalanx_relay::Field;
 
@@ -49,10 +50,19 @@ pub struct Edges {
 impl Edges {
     fn of(name: &ClusterName, version: &str, account: &Account) -> Self {
         let edge = |traffic| {
-            let key = EdgeKey { direction: name.direction, cluster: Some(name.clone()), version: version.to_owned(), traffic };
+            let key = EdgeKey {
+                direction: name.direction,
+                cluster: Some(name.clone()),
+                version: version.to_owned(),
+                traffic,
+            };
             account.edge(key)
         };
-        Self { http: edge(Traffic::Http), grpc: edge(Traffic::Grpc), tcp: edge(Traffic::Tcp) }
+        Self {
+            http: edge(Traffic::Http),
+            grpc: edge(Traffic::Grpc),
+            tcp: edge(Traffic::Tcp),
+        }
     }
 
     #[inline]
@@ -91,7 +101,9 @@ impl ClusterPlan {
         let member = |endpoint: &Endpoint| Member {
             weight: endpoint.weight,
             health: endpoint.health,
-            outlier: previous.and_then(|cluster| cluster.outlier(endpoint.address)).unwrap_or_default(),
+            outlier: previous
+                .and_then(|cluster| cluster.outlier(endpoint.address))
+                .unwrap_or_default(),
         };
         Self {
             name: name.clone(),
@@ -99,8 +111,14 @@ impl ClusterPlan {
             pool: cluster.connection_pool,
             limits: cluster.circuit_breaker,
             retry_budget: cluster.retry_budget,
-            breaker: previous.map(|cluster| cluster.breaker.clone()).unwrap_or_default(),
-            group: Group::new(cluster.load_balancer, cluster.outlier_detection, endpoints.iter().map(member).collect()),
+            breaker: previous
+                .map(|cluster| cluster.breaker.clone())
+                .unwrap_or_default(),
+            group: Group::new(
+                cluster.load_balancer,
+                cluster.outlier_detection,
+                endpoints.iter().map(member).collect(),
+            ),
             endpoints: plans,
             unassigned: Edges::of(name, "", account),
             port_field: Field::new("x-phalanx-port", &name.port.to_string()).ok(),
@@ -124,7 +142,9 @@ impl ClusterPlan {
         let member = Member {
             weight: 1,
             health: Health::Healthy,
-            outlier: previous.and_then(|cluster| cluster.outlier(port.address)).unwrap_or_default(),
+            outlier: previous
+                .and_then(|cluster| cluster.outlier(port.address))
+                .unwrap_or_default(),
         };
         let edges = Edges::of(&name, version, account);
         Self {
@@ -132,9 +152,20 @@ impl ClusterPlan {
             pool: ConnectionPool::default(),
             limits: unlimited,
             retry_budget: RetryBudget::default(),
-            breaker: previous.map(|cluster| cluster.breaker.clone()).unwrap_or_default(),
-            group: Group::new(LoadBalancer::Random, OutlierDetection::default(), vec![member]),
-            endpoints: [EndpointPlan { address: port.address, meshed: false, edges: edges.clone() }].into(),
+            breaker: previous
+                .map(|cluster| cluster.breaker.clone())
+                .unwrap_or_default(),
+            group: Group::new(
+                LoadBalancer::Random,
+                OutlierDetection::default(),
+                vec![member],
+            ),
+            endpoints: [EndpointPlan {
+                address: port.address,
+                meshed: false,
+                edges: edges.clone(),
+            }]
+            .into(),
             unassigned: edges,
             port_field: None,
             name,
@@ -142,8 +173,13 @@ impl ClusterPlan {
     }
 
     fn outlier(&self, address: SocketAddr) -> Option<Arc<Outlier>> {
-        let place = self.endpoints.iter().position(|endpoint| endpoint.address == address)?;
-        self.group.member(place).map(|member| member.outlier.clone())
+        let place = self
+            .endpoints
+            .iter()
+            .position(|endpoint| endpoint.address == address)?;
+        self.group
+            .member(place)
+            .map(|member| member.outlier.clone())
     }
 }
 

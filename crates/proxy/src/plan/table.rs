@@ -6,7 +6,9 @@ use phalanx_model::matching::CompiledTable;
 use phalanx_model::matching::canonical::{canonical_authority, canonical_path};
 use phalanx_model::name::ClusterName;
 use phalanx_model::reason::Reason;
-use phalanx_model::resource::{Action, Backend, Forward, HeaderEdit, PathRewrite, Redirect, Rewrite, RouteTable, Rule};
+use phalanx_model::resource::{
+    Action, Backend, Forward, HeaderEdit, PathRewrite, Redirect, Rewrite, RouteTable, Rule,
+};
 use phalanx_relay::header::FieldError;
 use phalanx_relay::{Field, HeaderList};
 
@@ -74,8 +76,12 @@ pub struct Edits {
 /// A sentence that names the rule; discovery refuses the table with it.
 pub fn compile_table(table: &RouteTable) -> Result<Table, String> {
     let mut clusters = Clusters::default();
-    let rules = CompiledTable::compile(table, |rule| RulePlan::compile(rule, &mut clusters)).map_err(|e| e.to_string())?;
-    Ok(Table { rules, clusters: clusters.names.into() })
+    let rules = CompiledTable::compile(table, |rule| RulePlan::compile(rule, &mut clusters))
+        .map_err(|e| e.to_string())?;
+    Ok(Table {
+        rules,
+        clusters: clusters.names.into(),
+    })
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -126,8 +132,12 @@ impl RulePlan {
             request: Edits::compile(&rule.request_headers)?,
             response: Edits::compile(&rule.response_headers)?,
             action: match &rule.action {
-                Action::Forward(forward) => ActionPlan::Forward(ForwardPlan::compile(forward, clusters)?),
-                Action::Redirect(redirect) => ActionPlan::Redirect(RedirectPlan::compile(redirect)?),
+                Action::Forward(forward) => {
+                    ActionPlan::Forward(ForwardPlan::compile(forward, clusters)?)
+                }
+                Action::Redirect(redirect) => {
+                    ActionPlan::Redirect(RedirectPlan::compile(redirect)?)
+                }
                 Action::Respond(reason) => ActionPlan::Respond(*reason),
             },
         })
@@ -145,7 +155,11 @@ impl RulePlan {
             attempt_timeout_ms: None,
             retry: RetryPlan::none(),
         };
-        Self { request: Edits::default(), response: Edits::default(), action: ActionPlan::Forward(forward) }
+        Self {
+            request: Edits::default(),
+            response: Edits::default(),
+            action: ActionPlan::Forward(forward),
+        }
     }
 }
 
@@ -154,18 +168,25 @@ impl ForwardPlan {
         let mut total = 0u32;
         let mut cumulative = Vec::with_capacity(forward.backends.len());
         for backend in &forward.backends {
-            total = total.checked_add(backend.weight).ok_or(TableError::Weights)?;
+            total = total
+                .checked_add(backend.weight)
+                .ok_or(TableError::Weights)?;
             cumulative.push(total);
         }
         if total == 0 {
             return Err(TableError::Weights);
         }
         let Rewrite { authority, path } = &forward.rewrite;
-        let ms = |timeout: std::time::Duration| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        let ms =
+            |timeout: std::time::Duration| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         // Zero means without limit (GEP-1742).
         let limit = |timeout: Option<std::time::Duration>| timeout.map(ms).filter(|ms| *ms > 0);
         Ok(Self {
-            backends: forward.backends.iter().map(|b| BackendPlan::compile(b, clusters)).collect::<Result<_, _>>()?,
+            backends: forward
+                .backends
+                .iter()
+                .map(|b| BackendPlan::compile(b, clusters))
+                .collect::<Result<_, _>>()?,
             cumulative: cumulative.into(),
             authority: authority.as_deref().map(check_authority).transpose()?,
             path: path.as_ref().map(check_rewrite).transpose()?,
@@ -183,7 +204,8 @@ impl ForwardPlan {
             return Some(only);
         }
         let ticket = rng.u32(0..*self.cumulative.last()?);
-        self.backends.get(self.cumulative.partition_point(|sum| *sum <= ticket))
+        self.backends
+            .get(self.cumulative.partition_point(|sum| *sum <= ticket))
     }
 }
 
@@ -204,7 +226,12 @@ impl RedirectPlan {
         }
         Ok(Self {
             scheme: redirect.scheme.clone(),
-            hostname: redirect.hostname.as_deref().map(check_authority).transpose()?.map(Into::into),
+            hostname: redirect
+                .hostname
+                .as_deref()
+                .map(check_authority)
+                .transpose()?
+                .map(Into::into),
             port: redirect.port,
             path: redirect.path.as_ref().map(check_rewrite).transpose()?,
             status: redirect.status,
@@ -213,13 +240,17 @@ impl RedirectPlan {
 }
 
 fn check_authority(text: &str) -> Result<Box<str>, TableError> {
-    canonical_authority(text).map(|authority| authority.as_str().into()).map_err(|_| TableError::Authority(text.to_owned()))
+    canonical_authority(text)
+        .map(|authority| authority.as_str().into())
+        .map_err(|_| TableError::Authority(text.to_owned()))
 }
 
 fn check_rewrite(rewrite: &PathRewrite) -> Result<PathRewrite, TableError> {
     let canonical = |text: &String| {
         let absolute = if text.is_empty() { "/" } else { text.as_str() };
-        canonical_path(absolute).map(|path| path.into_owned()).map_err(|_| TableError::Path(text.clone()))
+        canonical_path(absolute)
+            .map(|path| path.into_owned())
+            .map_err(|_| TableError::Path(text.clone()))
     };
     Ok(match rewrite {
         PathRewrite::Full(path) => PathRewrite::Full(canonical(path)?),
@@ -229,9 +260,18 @@ fn check_rewrite(rewrite: &PathRewrite) -> Result<PathRewrite, TableError> {
 
 impl Edits {
     fn compile(edit: &HeaderEdit) -> Result<Self, TableError> {
-        let fields = |pairs: &[(String, String)]| pairs.iter().map(|(name, value)| field(name, value)).collect::<Result<_, _>>();
+        let fields = |pairs: &[(String, String)]| {
+            pairs
+                .iter()
+                .map(|(name, value)| field(name, value))
+                .collect::<Result<_, _>>()
+        };
         Ok(Self {
-            remove: edit.remove.iter().map(|name| field(name, "")).collect::<Result<_, _>>()?,
+            remove: edit
+                .remove
+                .iter()
+                .map(|name| field(name, ""))
+                .collect::<Result<_, _>>()?,
             set: fields(&edit.set)?,
             add: fields(&edit.add)?,
         })
@@ -252,11 +292,42 @@ impl Edits {
     }
 }
 
+/// The path after a rewrite; none when a prefix is to be replaced but none was matched.
+pub fn rewritten(rewrite: &PathRewrite, path: &str, prefix_len: Option<usize>) -> Option<String> {
+    match rewrite {
+        PathRewrite::Full(full) => Some(full.clone()),
+        PathRewrite::Prefix(prefix) => {
+            let rest = path.get(prefix_len?..)?.trim_start_matches('/');
+            let prefix = prefix.trim_end_matches('/');
+            Some(if rest.is_empty() && !prefix.is_empty() {
+                prefix.to_owned()
+            } else {
+                format!("{prefix}/{rest}")
+            })
+        }
+    }
+}
+
 /// A field that a document may edit: not one that frames the message or speaks to the next hop.
 fn field(name: &str, value: &str) -> Result<Field, TableError> {
     let field = Field::new(name, value)?;
-    let own = OWN_HEADERS.contains(&field.name().as_str()) || field.name().as_str().starts_with("x-phalanx-");
-    if own { Err(TableError::OwnHeader(name.to_owned())) } else { Ok(field) }
+    let own = OWN_HEADERS.contains(&field.name().as_str())
+        || field.name().as_str().starts_with("x-phalanx-");
+    if own {
+        Err(TableError::OwnHeader(name.to_owned()))
+    } else {
+        Ok(field)
+    }
 }
 
-const OWN_HEADERS: &[&str] = &["connection", "content-length", "host", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
+const OWN_HEADERS: &[&str] = &[
+    "connection",
+    "content-length",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];

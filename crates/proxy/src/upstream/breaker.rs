@@ -58,13 +58,20 @@ impl<H: AsRef<Breaker>> Permit<H> {
     /// None when `limit` are out already.
     #[inline]
     pub fn take(holder: H, share: Share, limit: u32) -> Option<Self> {
-        if holder.as_ref().enter(share, limit) { Some(Self { holder, share }) } else { None }
+        if holder.as_ref().enter(share, limit) {
+            Some(Self { holder, share })
+        } else {
+            None
+        }
     }
 }
 
 impl<H: AsRef<Breaker>> Drop for Permit<H> {
     fn drop(&mut self) {
-        self.holder.as_ref().cell(self.share).fetch_sub(1, Ordering::Relaxed);
+        self.holder
+            .as_ref()
+            .cell(self.share)
+            .fetch_sub(1, Ordering::Relaxed);
     }
 }
 

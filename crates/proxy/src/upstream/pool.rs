@@ -21,7 +21,10 @@ pub const IDLE_MAX: usize = 256;
 
 impl<C> Default for Pool<C> {
     fn default() -> Self {
-        Self { idle: RefCell::new(Vec::new()), retired: Cell::new(false) }
+        Self {
+            idle: RefCell::new(Vec::new()),
+            retired: Cell::new(false),
+        }
     }
 }
 
@@ -31,21 +34,36 @@ impl<C> Pool<C> {
         loop {
             let mut idle = self.idle.borrow_mut().pop()?;
             if usable(&mut idle.connection) {
-                return Some(Lease { connection: idle.connection, served: idle.served, home: self.clone() });
+                return Some(Lease {
+                    connection: idle.connection,
+                    served: idle.served,
+                    home: self.clone(),
+                });
             }
         }
     }
 
     /// A lease of a connection just opened.
     pub fn adopt(self: &Rc<Self>, connection: C) -> Lease<C> {
-        Lease { connection, served: 0, home: self.clone() }
+        Lease {
+            connection,
+            served: 0,
+            home: self.clone(),
+        }
     }
 
     /// Drops what idled for `timeout_ms` or fails `usable`; returns how many.
-    pub fn sweep(&self, now_ms: u64, timeout_ms: u64, mut usable: impl FnMut(&mut C) -> bool) -> usize {
+    pub fn sweep(
+        &self,
+        now_ms: u64,
+        timeout_ms: u64,
+        mut usable: impl FnMut(&mut C) -> bool,
+    ) -> usize {
         let mut idle = std::mem::take(&mut *self.idle.borrow_mut());
         let before = idle.len();
-        idle.retain_mut(|entry| now_ms.saturating_sub(entry.since_ms) < timeout_ms && usable(&mut entry.connection));
+        idle.retain_mut(|entry| {
+            now_ms.saturating_sub(entry.since_ms) < timeout_ms && usable(&mut entry.connection)
+        });
         let gone = before - idle.len();
         let mut current = self.idle.borrow_mut();
         idle.append(&mut current);
@@ -56,7 +74,11 @@ impl<C> Pool<C> {
     /// Drops the connection that has idled longest; false when there is none.
     pub fn evict(&self) -> bool {
         let mut idle = self.idle.borrow_mut();
-        let oldest = if idle.is_empty() { None } else { Some(idle.remove(0)) };
+        let oldest = if idle.is_empty() {
+            None
+        } else {
+            Some(idle.remove(0))
+        };
         drop(idle);
         oldest.is_some()
     }
@@ -106,7 +128,11 @@ impl<C> Lease<C> {
         }
         let mut idle = self.home.idle.borrow_mut();
         if idle.len() < IDLE_MAX {
-            idle.push(Idle { connection: self.connection, served, since_ms: now_ms });
+            idle.push(Idle {
+                connection: self.connection,
+                served,
+                since_ms: now_ms,
+            });
         }
     }
 }
@@ -115,15 +141,37 @@ impl<C> Lease<C> {
 mod tests {
     use super::*;
 
-    const DONE: Completion = Completion { request: true, response: true, reusable: true };
+    const DONE: Completion = Completion {
+        request: true,
+        response: true,
+        reusable: true,
+    };
 
     #[test]
     fn connection_returns_only_when_request_and_response_are_complete() {
         for (end, returns) in [
             (DONE, 1),
-            (Completion { request: false, ..DONE }, 0),
-            (Completion { response: false, ..DONE }, 0),
-            (Completion { reusable: false, ..DONE }, 0),
+            (
+                Completion {
+                    request: false,
+                    ..DONE
+                },
+                0,
+            ),
+            (
+                Completion {
+                    response: false,
+                    ..DONE
+                },
+                0,
+            ),
+            (
+                Completion {
+                    reusable: false,
+                    ..DONE
+                },
+                0,
+            ),
         ] {
             let pool = Rc::new(Pool::default());
             pool.adopt("connection").finish(end, 0, 0);
@@ -141,7 +189,10 @@ mod tests {
             pool.adopt(connection).finish(DONE, 0, 0);
         }
         let lease = pool.lease(|connection| *connection != 3).unwrap();
-        assert_eq!((lease.connection, lease.is_reused(), pool.idle()), (2, true, 1));
+        assert_eq!(
+            (lease.connection, lease.is_reused(), pool.idle()),
+            (2, true, 1)
+        );
     }
 
     #[test]

@@ -14,7 +14,13 @@ pub struct Replay {
 impl Replay {
     /// Keeps at most `limit` bytes; a body that turns out longer is not kept at all.
     pub fn new(limit: usize) -> Self {
-        Self { chunks: Vec::new(), kept: 0, limit, overflowed: false, ended: false }
+        Self {
+            chunks: Vec::new(),
+            kept: 0,
+            limit,
+            overflowed: false,
+            ended: false,
+        }
     }
 
     /// A chunk came from the caller.

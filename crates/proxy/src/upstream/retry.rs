@@ -42,7 +42,9 @@ impl Fault {
     pub fn reason(self) -> Reason {
         match self {
             Self::Refused | Self::ConnectFailed => Reason::ConnectFailed,
-            Self::Unprocessed | Self::Stale | Self::Reset | Self::BadAnswer => Reason::UpstreamReset,
+            Self::Unprocessed | Self::Stale | Self::Reset | Self::BadAnswer => {
+                Reason::UpstreamReset
+            }
             Self::Timeout => Reason::Timeout,
             Self::Overflow => Reason::Overflow,
         }
@@ -52,7 +54,9 @@ impl Fault {
     pub fn evidence(self) -> Option<Evidence> {
         match self {
             Self::Refused => Some(Evidence::Refused),
-            Self::ConnectFailed | Self::Reset | Self::Timeout | Self::BadAnswer => Some(Evidence::GatewayError),
+            Self::ConnectFailed | Self::Reset | Self::Timeout | Self::BadAnswer => {
+                Some(Evidence::GatewayError)
+            }
             Self::Unprocessed | Self::Stale | Self::Overflow => None,
         }
     }
@@ -75,13 +79,27 @@ impl Heard {
     pub fn evidence(self) -> Option<Evidence> {
         match self {
             Self::Fault(fault) => fault.evidence(),
-            Self::Answer { peer_reason: Some(Reason::ConnectFailed), .. } => Some(Evidence::Refused),
-            Self::Answer { peer_reason: Some(Reason::UpstreamReset), .. } => Some(Evidence::GatewayError),
+            Self::Answer {
+                peer_reason: Some(Reason::ConnectFailed),
+                ..
+            } => Some(Evidence::Refused),
+            Self::Answer {
+                peer_reason: Some(Reason::UpstreamReset),
+                ..
+            } => Some(Evidence::GatewayError),
             // Its sidecar answers for the caller's or the operator's doing: no word about the application.
-            Self::Answer { peer_reason: Some(reason), .. } if reason.http_status() < 500 => Some(Evidence::Success),
-            Self::Answer { status: 502..=504, .. } => Some(Evidence::GatewayError),
+            Self::Answer {
+                peer_reason: Some(reason),
+                ..
+            } if reason.http_status() < 500 => Some(Evidence::Success),
+            Self::Answer {
+                status: 502..=504, ..
+            } => Some(Evidence::GatewayError),
             Self::Answer { status: 500.., .. } => Some(Evidence::ServerError),
-            Self::Answer { grpc_status: Some(GRPC_UNAVAILABLE), .. } => Some(Evidence::GatewayError),
+            Self::Answer {
+                grpc_status: Some(GRPC_UNAVAILABLE),
+                ..
+            } => Some(Evidence::GatewayError),
             Self::Answer { .. } => Some(Evidence::Success),
         }
     }
@@ -89,9 +107,15 @@ impl Heard {
     /// Whether the application can't have seen the request, so that repeating it repeats nothing.
     pub fn is_unprocessed(self) -> bool {
         match self {
-            Self::Fault(fault) => matches!(fault, Fault::Refused | Fault::ConnectFailed | Fault::Unprocessed),
+            Self::Fault(fault) => matches!(
+                fault,
+                Fault::Refused | Fault::ConnectFailed | Fault::Unprocessed
+            ),
             Self::Answer { peer_reason, .. } => {
-                matches!(peer_reason, Some(Reason::ConnectFailed | Reason::Draining | Reason::Overflow))
+                matches!(
+                    peer_reason,
+                    Some(Reason::ConnectFailed | Reason::Draining | Reason::Overflow)
+                )
             }
         }
     }
@@ -100,12 +124,20 @@ impl Heard {
 impl RetryPlan {
     pub fn new(retry: &Retry) -> Self {
         let backoff_ms = u64::try_from(retry.backoff.as_millis()).unwrap_or(u64::MAX);
-        Self { attempts: retry.attempts.min(ATTEMPTS_MAX), codes: retry.codes.clone().into(), backoff_ms }
+        Self {
+            attempts: retry.attempts.min(ATTEMPTS_MAX),
+            codes: retry.codes.clone().into(),
+            backoff_ms,
+        }
     }
 
     /// For traffic to the sidecar's own application: there is nowhere else to go.
     pub fn none() -> Self {
-        Self { attempts: 0, codes: Box::default(), backoff_ms: 0 }
+        Self {
+            attempts: 0,
+            codes: Box::default(),
+            backoff_ms: 0,
+        }
     }
 
     /// Whether a document or the nature of the failure lets this be tried again, budget and body aside.
@@ -117,7 +149,9 @@ impl RetryPlan {
             return true;
         }
         match heard {
-            Heard::Answer { status, .. } if self.codes.is_empty() => idempotent && matches!(status, 502..=504),
+            Heard::Answer { status, .. } if self.codes.is_empty() => {
+                idempotent && matches!(status, 502..=504)
+            }
             Heard::Answer { status, .. } => self.codes.contains(&status),
             Heard::Fault(fault) => idempotent && !matches!(fault, Fault::Overflow),
         }
@@ -128,8 +162,14 @@ impl RetryPlan {
 /// unless that was set to something else than its default: then it is a cap.
 pub fn retries_allowed(budget: RetryBudget, breaker: CircuitBreaker, requests: u32) -> u32 {
     let share = u64::from(requests) * u64::from(budget.percent) / 100;
-    let allowed = u32::try_from(share).unwrap_or(u32::MAX).max(budget.min_concurrency);
-    if breaker.max_retries == CircuitBreaker::default().max_retries { allowed } else { allowed.min(breaker.max_retries) }
+    let allowed = u32::try_from(share)
+        .unwrap_or(u32::MAX)
+        .max(budget.min_concurrency);
+    if breaker.max_retries == CircuitBreaker::default().max_retries {
+        allowed
+    } else {
+        allowed.min(breaker.max_retries)
+    }
 }
 
 /// Attempts of one request, whatever a document says.
@@ -141,11 +181,19 @@ mod tests {
     use super::*;
 
     fn answer(status: u16) -> Heard {
-        Heard::Answer { status, peer_reason: None, grpc_status: None }
+        Heard::Answer {
+            status,
+            peer_reason: None,
+            grpc_status: None,
+        }
     }
 
     fn from_sidecar(reason: Reason) -> Heard {
-        Heard::Answer { status: reason.http_status(), peer_reason: Some(reason), grpc_status: None }
+        Heard::Answer {
+            status: reason.http_status(),
+            peer_reason: Some(reason),
+            grpc_status: None,
+        }
     }
 
     #[test]
@@ -164,18 +212,34 @@ mod tests {
 
     #[test]
     fn written_codes_are_repeated_whatever_the_method() {
-        let plan = RetryPlan::new(&Retry { codes: vec![500, 429], ..Retry::default() });
+        let plan = RetryPlan::new(&Retry {
+            codes: vec![500, 429],
+            ..Retry::default()
+        });
         assert!(plan.allows(answer(500), false) && plan.allows(answer(429), false));
         assert!(!plan.allows(answer(503), true));
         let plan = RetryPlan::new(&Retry::default());
-        assert!(plan.allows(answer(503), true) && !plan.allows(answer(503), false) && !plan.allows(answer(500), true));
+        assert!(
+            plan.allows(answer(503), true)
+                && !plan.allows(answer(503), false)
+                && !plan.allows(answer(500), true)
+        );
     }
 
     #[test]
     fn peer_sidecar_speaks_for_its_application() {
-        assert_eq!(from_sidecar(Reason::ConnectFailed).evidence(), Some(Evidence::Refused));
-        assert_eq!(from_sidecar(Reason::UpstreamReset).evidence(), Some(Evidence::GatewayError));
-        assert_eq!(from_sidecar(Reason::NoRoute).evidence(), Some(Evidence::Success));
+        assert_eq!(
+            from_sidecar(Reason::ConnectFailed).evidence(),
+            Some(Evidence::Refused)
+        );
+        assert_eq!(
+            from_sidecar(Reason::UpstreamReset).evidence(),
+            Some(Evidence::GatewayError)
+        );
+        assert_eq!(
+            from_sidecar(Reason::NoRoute).evidence(),
+            Some(Evidence::Success)
+        );
         assert_eq!(answer(500).evidence(), Some(Evidence::ServerError));
         assert_eq!(answer(404).evidence(), Some(Evidence::Success));
     }
@@ -185,6 +249,16 @@ mod tests {
         let (budget, breaker) = (RetryBudget::default(), CircuitBreaker::default());
         assert_eq!(retries_allowed(budget, breaker, 0), 3);
         assert_eq!(retries_allowed(budget, breaker, 100), 20);
-        assert_eq!(retries_allowed(budget, CircuitBreaker { max_retries: 1, ..breaker }, 100), 1);
+        assert_eq!(
+            retries_allowed(
+                budget,
+                CircuitBreaker {
+                    max_retries: 1,
+                    ..breaker
+                },
+                100
+            ),
+            1
+        );
     }
 }

@@ -28,12 +28,23 @@ impl Inner {
         fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
         limits: &Limits,
     ) -> Result<(), Refusal> {
-        self.begin(line.version, line.method, line.authority, line.path, line.query)?;
-        let line_len = line.method.len() + line.path.len() + line.query.map_or(0, str::len) + line.authority.map_or(0, str::len);
+        self.begin(
+            line.version,
+            line.method,
+            line.authority,
+            line.path,
+            line.query,
+        )?;
+        let line_len = line.method.len()
+            + line.path.len()
+            + line.query.map_or(0, str::len)
+            + line.authority.map_or(0, str::len);
         let told = self.read_fields(fields, line_len, limits)?;
         self.framing = match (told.chunked, told.length) {
             (true, Some(_)) => return Err(Refusal::Length),
-            (true, None) if line.version < Version::Http11 => return Err(Refusal::TransferEncoding),
+            (true, None) if line.version < Version::Http11 => {
+                return Err(Refusal::TransferEncoding);
+            }
             (true, None) => Framing::Chunked,
             (false, Some(length)) => Framing::Length(length),
             (false, None) => Framing::None,
@@ -48,8 +59,16 @@ impl Inner {
         fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
         limits: &Limits,
     ) -> Result<(), Refusal> {
-        self.begin(Version::Http2, pseudo.method, pseudo.authority, pseudo.path, pseudo.query)?;
-        let line_len = pseudo.path.len() + pseudo.query.map_or(0, str::len) + pseudo.authority.map_or(0, str::len);
+        self.begin(
+            Version::Http2,
+            pseudo.method,
+            pseudo.authority,
+            pseudo.path,
+            pseudo.query,
+        )?;
+        let line_len = pseudo.path.len()
+            + pseudo.query.map_or(0, str::len)
+            + pseudo.authority.map_or(0, str::len);
         let told = self.read_fields(fields, line_len, limits)?;
         self.framing = match (told.length, pseudo.ended) {
             (Some(0) | None, true) => told.length.map_or(Framing::None, Framing::Length),
@@ -109,7 +128,10 @@ impl Inner {
         let canonical = canonical_path(path).map_err(|_| Refusal::Path)?;
         self.path.clear();
         self.path.push_str(&canonical);
-        let mut spare = self.query.take().unwrap_or_else(|| std::mem::take(&mut self.spare_query));
+        let mut spare = self
+            .query
+            .take()
+            .unwrap_or_else(|| std::mem::take(&mut self.spare_query));
         spare.clear();
         match query {
             None => self.spare_query = spare,
@@ -146,7 +168,12 @@ impl Inner {
         Ok(told)
     }
 
-    fn read_field(&mut self, name: Name<'_>, value: Value<'_>, told: &mut Told) -> Result<(), Refusal> {
+    fn read_field(
+        &mut self,
+        name: Name<'_>,
+        value: Value<'_>,
+        told: &mut Told,
+    ) -> Result<(), Refusal> {
         if name.well_known().is_none() {
             if is_twin(name.as_bytes()) {
                 return Err(Refusal::FieldName);
@@ -186,7 +213,8 @@ impl Inner {
             }
             told.websocket |= text.eq_ignore_ascii_case(b"websocket");
             // An offer of h2c may be declined in silence, and always is.
-            told.other_upgrade |= !text.eq_ignore_ascii_case(b"websocket") && !text.eq_ignore_ascii_case(b"h2c");
+            told.other_upgrade |=
+                !text.eq_ignore_ascii_case(b"websocket") && !text.eq_ignore_ascii_case(b"h2c");
         } else if name == names::EXPECT {
             if !text.eq_ignore_ascii_case(b"100-continue") {
                 return Err(Refusal::Expectation);
@@ -217,7 +245,11 @@ impl Inner {
             return self.read_authority(raw);
         }
         let host = canonical_authority(raw).map_err(|_| Refusal::Authority)?;
-        if host.as_str() == self.authority { Ok(()) } else { Err(Refusal::Authority) }
+        if host.as_str() == self.authority {
+            Ok(())
+        } else {
+            Err(Refusal::Authority)
+        }
     }
 
     fn finish(&mut self, told: &Told) -> Result<(), Refusal> {
@@ -250,7 +282,10 @@ impl Inner {
             return Err(Refusal::Upgrade);
         }
         if told.websocket {
-            if self.method != Method::Get || self.version != Version::Http11 || !self.framing.is_empty() {
+            if self.method != Method::Get
+                || self.version != Version::Http11
+                || !self.framing.is_empty()
+            {
                 return Err(Refusal::Upgrade);
             }
             self.upgrade = Some(Upgrade::WebSocket);
@@ -260,11 +295,17 @@ impl Inner {
 }
 
 fn is_method(method: &str) -> bool {
-    !method.is_empty() && method.len() <= METHOD_LEN_MAX && method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-' || b == b'_')
+    !method.is_empty()
+        && method.len() <= METHOD_LEN_MAX
+        && method
+            .bytes()
+            .all(|b| b.is_ascii_uppercase() || b == b'-' || b == b'_')
 }
 
 fn is_grpc(content_type: &[u8]) -> bool {
-    let Some(rest) = content_type.strip_prefix(b"application/grpc") else { return false };
+    let Some(rest) = content_type.strip_prefix(b"application/grpc") else {
+        return false;
+    };
     matches!(rest.first(), None | Some(b'+' | b';'))
 }
 
@@ -278,7 +319,10 @@ fn is_twin(name: &[u8]) -> bool {
     if !name.contains(&b'_') {
         return false;
     }
-    let dashed: Vec<u8> = name.iter().map(|b| if *b == b'_' { b'-' } else { *b }).collect();
+    let dashed: Vec<u8> = name
+        .iter()
+        .map(|b| if *b == b'_' { b'-' } else { *b })
+        .collect();
     is_internal(&dashed) || TWINNED.contains(&dashed.as_slice())
 }
 

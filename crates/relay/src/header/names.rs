@@ -129,6 +129,7 @@ const SLOTS: usize = 512;
 const EMPTY: u8 = u8::MAX;
 
 /// Open addressing; at most a seventh is taken, so that a miss mostly ends at the first look.
+#[allow(clippy::indexing_slicing)] // at compile time
 static TABLE: [u8; SLOTS] = {
     let mut table = [EMPTY; SLOTS];
     let names = WELL_KNOWN;

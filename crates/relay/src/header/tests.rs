@@ -5,19 +5,28 @@ use super::*;
 fn list(fields: &[(&str, &str)]) -> HeaderList {
     let mut list = HeaderList::new();
     for (name, value) in fields {
-        list.push(Name::new(name.as_bytes()).unwrap(), Value::new(value.as_bytes()).unwrap());
+        list.push(
+            Name::new(name.as_bytes()).unwrap(),
+            Value::new(value.as_bytes()).unwrap(),
+        );
     }
     list
 }
 
 fn text(list: &HeaderList) -> Vec<String> {
-    list.iter().map(|(name, value)| format!("{}={}", name.as_str(), String::from_utf8_lossy(value))).collect()
+    list.iter()
+        .map(|(name, value)| format!("{}={}", name.as_str(), String::from_utf8_lossy(value)))
+        .collect()
 }
 
 #[test]
 fn well_known_names_are_their_own_index() {
     for (index, text) in names::WELL_KNOWN.iter().enumerate() {
-        assert_eq!(Name::new(text.as_bytes()).unwrap().well_known(), Some(index), "{text}");
+        assert_eq!(
+            Name::new(text.as_bytes()).unwrap().well_known(),
+            Some(index),
+            "{text}"
+        );
     }
     assert_eq!(Name::new(b"x-unknown").unwrap().well_known(), None);
     assert_eq!(Name::new(b"content-type").unwrap(), names::CONTENT_TYPE);
@@ -62,7 +71,16 @@ fn layout_points_at_the_values() {
 
 /// Names from a small set, so that operations meet.
 fn name() -> impl Strategy<Value = &'static str> {
-    prop::sample::select(vec!["host", "content-type", "cookie", "x-a", "x-b", "x-request-id", "a", "b!"])
+    prop::sample::select(vec![
+        "host",
+        "content-type",
+        "cookie",
+        "x-a",
+        "x-b",
+        "x-request-id",
+        "a",
+        "b!",
+    ])
 }
 
 #[derive(Clone, Debug)]
@@ -95,7 +113,8 @@ impl Model {
             Step::Set(name, value) => {
                 let at = self.0.iter().position(|(n, _)| n == name);
                 let mut first = true;
-                self.0.retain(|(n, _)| n != name || std::mem::take(&mut first));
+                self.0
+                    .retain(|(n, _)| n != name || std::mem::take(&mut first));
                 match at {
                     Some(at) => self.0[at].1 = value.clone(),
                     None => self.0.push(((*name).into(), value.clone())),
