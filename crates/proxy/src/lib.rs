@@ -11,15 +11,15 @@ pub mod account;
 pub mod admin;
 pub mod balance;
 pub mod config;
+pub mod context;
 pub mod discovery;
 pub mod drive;
-pub mod context;
 pub mod filter;
 pub mod listen;
 pub mod plan;
 pub mod register;
-pub mod route;
 pub mod report;
+pub mod route;
 pub mod serve;
 pub mod upstream;
 
