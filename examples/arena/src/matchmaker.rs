@@ -330,6 +330,7 @@ impl Room {
             return Ok(leg);
         }
         let mut stream = battle.watch(request).await.map_err(named)?.into_inner();
+        let mut ended = None;
         while let Some(event) = stream.message().await.map_err(named)? {
             match event.event {
                 Some(watch_event::Event::Round(mut round)) if leg.rounds < ROUNDS_MAX as u32 => {
@@ -339,16 +340,14 @@ impl Room {
                         .iter()
                         .for_each(|ticket| ticket.tell(play_event::Event::Round(round.clone())));
                 }
-                Some(watch_event::Event::Result(reply)) => {
-                    leg.reply = reply;
-                    return Ok(leg);
-                }
+                // The stream is read to its end: a caller that leaves before the trailers has cancelled the call.
+                Some(watch_event::Event::Result(reply)) => ended = Some(reply),
                 _ => {}
             }
         }
-        Err(Status::unavailable(
-            "battle: the fight ended without a result",
-        ))
+        leg.reply =
+            ended.ok_or_else(|| Status::unavailable("battle: the fight ended without a result"))?;
+        Ok(leg)
     }
 
     async fn score(
