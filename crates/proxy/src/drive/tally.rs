@@ -225,6 +225,8 @@ impl Drop for Tally {
             return;
         }
         self.core.count(Event::DownstreamAborted);
+        // Nobody failed: whatever head went out, the answer was not wanted to its end.
+        self.status = 0;
         let resets = self.watch.resets.get() + 1;
         self.watch.resets.set(resets);
         if resets
