@@ -423,6 +423,9 @@ pub struct Edge {
     pub source: String,
     pub destination_namespace: String,
     pub destination: String,
+    /// The `app` that the destination's Service selects, else its own name: what versions of one application share.
+    #[serde(default)]
+    pub destination_app: String,
     pub destination_version: String,
     /// `http`, `grpc` or `tcp`
     pub protocol: String,

@@ -13,7 +13,7 @@ pub mod record;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use phalanx_model::document::{Document, DocumentId};
+use phalanx_model::document::{Document, DocumentId, Kind};
 use phalanx_model::{Instance, InstanceId, ServiceName};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -164,6 +164,20 @@ impl World {
             instances: Instances::default(),
             quarantined: Arc::default(),
             sequence: 0,
+        }
+    }
+
+    /// The application behind a name: the `app` its Service selects, else the name itself.
+    pub fn app<'a>(&'a self, service: &'a ServiceName) -> &'a str {
+        let id = DocumentId {
+            kind: Kind::Service,
+            namespace: service.namespace.clone(),
+            name: service.name.clone(),
+        };
+        let document = self.documents.get(&id).and_then(|entry| entry.document.as_deref());
+        match document {
+            Some(Document::Service(document)) => document.selector.get("app").unwrap_or(&service.name),
+            _ => &service.name,
         }
     }
 

@@ -9,7 +9,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use phalanx_client::api;
 use phalanx_model::document::{DocumentId, Kind};
-use phalanx_model::{InstanceId, InstancePort};
+use phalanx_model::{InstanceId, InstancePort, ServiceName};
 use tokio::time::{Instant, timeout_at};
 
 use super::Api;
@@ -332,7 +332,13 @@ fn port(port: &InstancePort) -> api::PortView {
 pub async fn edges(State(api): State<Api>, query: RawQuery) -> Result<Json<api::Edges>, Failure> {
     let params = Params::parse(query, &["window_s"])?;
     let window = Duration::from_secs(params.number("window_s")?.unwrap_or(WINDOW_S));
-    Ok(Json(api.inner.observe.edges(window)))
+    let mut edges = api.inner.observe.edges(window);
+    let world = api.world();
+    for edge in edges.edges.iter_mut().chain(&mut edges.totals) {
+        let service = ServiceName::new(&edge.destination_namespace, &edge.destination);
+        edge.destination_app = world.app(&service).to_owned();
+    }
+    Ok(Json(edges))
 }
 
 const OPENAPI: &str = include_str!("openapi.json");

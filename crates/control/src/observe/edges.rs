@@ -171,6 +171,8 @@ fn view(key: &EdgeKey, sums: &Sums, window_s: u64) -> api::Edge {
         source: key.source.clone(),
         destination_namespace: key.destination_namespace.clone(),
         destination: key.destination.clone(),
+        // Known to the world only; see `api::read::edges`.
+        destination_app: String::new(),
         destination_version: key.destination_version.clone(),
         protocol: key.protocol.clone(),
         requests: sums.requests,

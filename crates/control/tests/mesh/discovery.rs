@@ -370,7 +370,8 @@ async fn a_new_instance_reaches_proxies() {
 #[tokio::test]
 async fn state_of_the_world_is_served_too() {
     let control = control().await;
-    control.apply(&battle(90, 10)).await;
+    let revision = control.apply(&battle(90, 10)).await;
+    control.reach(revision).await;
     let (requests, stream) = mpsc::channel(16);
     let ask = |kind: Kind, nonce: &str, version: &str| DiscoveryRequest {
         node: Some(node("default/match/e1")),

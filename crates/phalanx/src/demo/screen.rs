@@ -60,7 +60,7 @@ fn split_bar(edges: &Edges) -> String {
 
 /// Calls that matches make to battle, in one version.
 pub fn versions<'a>(edges: &'a [Edge], version: &'a str) -> impl Iterator<Item = &'a Edge> {
-    edges.iter().filter(move |e| e.destination.starts_with("battle") && e.destination_version == version)
+    edges.iter().filter(move |e| e.destination_app == "battle" && e.destination_version == version)
 }
 
 fn line(edges: &Edges, status: &Status) -> String {
