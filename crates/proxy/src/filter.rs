@@ -67,18 +67,23 @@ fn trace(request: &mut Checked, context: &mut StreamContext<'_>) {
 /// A random UUID (RFC 9562, version 4).
 fn request_id(rng: &mut fastrand::Rng) -> [u8; 36] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut bytes = rng.u128(..);
-    bytes = bytes & !(0xf << 76) | 0x4 << 76;
-    bytes = bytes & !(0x3 << 62) | 0x2 << 62;
+    let mut bytes = [0; 16];
+    rng.fill(&mut bytes);
     let mut out = [b'-'; 36];
-    let mut shift = 128;
-    for (place, digit) in out.iter_mut().enumerate() {
-        if !matches!(place, 8 | 13 | 18 | 23) {
-            shift -= 4;
-            *digit = DIGITS
-                .get((bytes >> shift & 0xf) as usize)
-                .copied()
-                .unwrap_or(b'0');
+    let mut place = out.iter_mut();
+    for (index, byte) in bytes.into_iter().enumerate() {
+        let byte = match index {
+            6 => 0x40 | byte & 0x0f,
+            8 => 0x80 | byte & 0x3f,
+            _ => byte,
+        };
+        if matches!(index, 4 | 6 | 8 | 10) {
+            place.next();
+        }
+        for digit in [byte >> 4, byte & 15] {
+            if let (Some(place), Some(digit)) = (place.next(), DIGITS.get(usize::from(digit))) {
+                *place = *digit;
+            }
         }
     }
     out

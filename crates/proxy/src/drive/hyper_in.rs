@@ -6,11 +6,10 @@
 //! refuse these like the rest.
 
 use std::cell::{Cell, RefCell};
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
@@ -25,6 +24,7 @@ use phalanx_relay::{
     Checked, Framing, Http1Line, Http2Pseudo, Limits, Refusal, Reply, ResponseHead, Version,
     Workspace,
 };
+use pin_project_lite::pin_project;
 use tokio::net::TcpStream;
 
 use super::body::DownBody;
@@ -65,6 +65,10 @@ impl Door {
         })
     }
 
+    pub fn is_http2(&self) -> bool {
+        self.http2.get()
+    }
+
     /// An exchange that nobody else holds.
     fn exchange(&self) -> Rc<Exchange> {
         if self.http2.get() {
@@ -85,9 +89,7 @@ pub async fn serve_http1(door: &Rc<Door>, stream: TcpStream) {
     let (core, watch) = (&door.core, &door.watch);
     let io = TokioIo::new(Socket::watched(stream, watch.clone()));
     let service = service_fn(|request: Request<Incoming>| {
-        let exchange = door.exchange();
-        let door = door.clone();
-        async move { Ok::<_, Infallible>(request::serve(&door, exchange, request).await) }
+        request::serve(door.clone(), door.exchange(), request)
     });
     let mut builder = http1::Builder::new();
     builder
@@ -150,14 +152,7 @@ pub async fn serve_http2(door: &Rc<Door>, stream: TcpStream) {
     watch.speaks_http2();
     let io = TokioIo::new(Socket::watched(stream, watch.clone()));
     let service = service_fn(|request: Request<Incoming>| {
-        let exchange = door.exchange();
-        let door = door.clone();
-        async move {
-            // hyper looks for a reset only after the first poll: so nothing is sent on for a stream that was opened and
-            // reset in one batch.
-            super::yield_once().await;
-            Ok::<_, Infallible>(request::serve(&door, exchange, request).await)
-        }
+        request::serve(door.clone(), door.exchange(), request)
     });
     let mut builder = http2::Builder::new(StreamExecutor(door.clone()));
     builder
@@ -207,27 +202,37 @@ pub async fn serve_http2(door: &Rc<Door>, stream: TcpStream) {
 #[derive(Clone)]
 struct StreamExecutor(Rc<Door>);
 
-impl<F: Future + 'static> hyper::rt::Executor<F> for StreamExecutor {
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for StreamExecutor {
     fn execute(&self, future: F) {
         let exchange = self.0.stream.borrow_mut().take();
-        tokio::task::spawn_local(async move {
-            let mut future = pin!(future);
-            let Some(exchange) = exchange else {
-                future.await;
-                return;
-            };
-            poll_fn(|cx| {
-                if future.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(());
-                }
-                exchange.poll_expiry(cx).map(|expiry| {
-                    if let Some(event) = expiry.event() {
-                        exchange.core.count(event);
-                    }
-                })
-            })
-            .await;
-        });
+        tokio::task::spawn_local(Stream { future, exchange });
+    }
+}
+
+pin_project! {
+    struct Stream<F> {
+        #[pin]
+        future: F,
+        exchange: Option<Rc<Exchange>>,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Stream<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if this.future.poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let Some(exchange) = this.exchange else {
+            return Poll::Pending;
+        };
+        exchange.poll_expiry(cx).map(|expiry| {
+            if let Some(event) = expiry.event() {
+                exchange.core.count(event);
+            }
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::TokioIo;
 use phalanx_relay::Limits;
 use tokio::net::TcpStream;
@@ -99,6 +99,11 @@ impl H1 {
         !self.closed && self.sender.is_ready()
     }
 
+    /// Begins to send; moves on with the connection.
+    pub fn send(&mut self, request: Request<UpBody>) -> impl Sending + use<> {
+        self.sender.try_send_request(request)
+    }
+
     /// After a 101: the stream, what was read of it already, and its share of the limit.
     pub async fn into_tunnel(mut self: Box<Self>) -> (TcpStream, Bytes, Slot) {
         poll_fn(|cx| {
@@ -118,26 +123,22 @@ impl H1 {
     }
 }
 
-/// Sends on a leased connection and waits for the head of the answer. `expired` is polled beside it.
-pub async fn send_h1<E>(
+/// Waits for the head of the answer to what [`H1::send`] has begun. `expired` is polled beside it.
+pub async fn answer_h1<E>(
     lease: &mut Lease<Box<H1>>,
-    request: Request<UpBody>,
+    mut answer: Pin<&mut impl Sending>,
     mut expired: impl FnMut(&mut Context<'_>) -> Poll<E>,
 ) -> Result<Response<Incoming>, Sent<E>> {
     let reused = lease.is_reused();
     let h1 = &mut lease.connection;
-    let mut answer = pin!(h1.sender.try_send_request(request));
     poll_fn(|cx| {
         h1.drive(cx);
         match answer.as_mut().poll(cx) {
             Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
             Poll::Ready(Err(mut error)) => {
                 let unsent = error.take_message().is_some();
-                return Poll::Ready(Err(Sent::Failed(h1_fault(
-                    &error.into_error(),
-                    unsent,
-                    reused,
-                ))));
+                let fault = h1_fault(&error.into_error(), unsent, reused);
+                return Poll::Ready(Err(Sent::Failed(fault)));
             }
             Poll::Pending if h1.closed => return Poll::Ready(Err(Sent::Failed(Fault::Reset))),
             Poll::Pending => {}
@@ -145,6 +146,17 @@ pub async fn send_h1<E>(
         expired(cx).map(|expiry| Err(Sent::Expired(expiry)))
     })
     .await
+}
+
+/// A request on its way, as hyper has it.
+pub trait Sending:
+    Future<Output = Result<Response<Incoming>, TrySendError<Request<UpBody>>>>
+{
+}
+
+impl<F> Sending for F where
+    F: Future<Output = Result<Response<Incoming>, TrySendError<Request<UpBody>>>>
+{
 }
 
 /// Why a request that was sent has no answer.
@@ -352,13 +364,19 @@ impl H2 {
     }
 }
 
-/// Sends on a leased stream and waits for the head of the answer.
-pub async fn send_h2<E>(
+impl H2Lease {
+    /// Begins to send.
+    pub fn send(&self, request: Request<UpBody>) -> impl Sending + use<> {
+        self.0.sender.borrow_mut().try_send_request(request)
+    }
+}
+
+/// Waits for the head of the answer to what [`H2Lease::send`] has begun.
+pub async fn answer_h2<E>(
     lease: &H2Lease,
-    request: Request<UpBody>,
+    mut answer: Pin<&mut impl Sending>,
     mut expired: impl FnMut(&mut Context<'_>) -> Poll<E>,
 ) -> Result<Response<Incoming>, Sent<E>> {
-    let mut answer = pin!(lease.0.sender.borrow_mut().try_send_request(request));
     poll_fn(|cx| {
         match answer.as_mut().poll(cx) {
             Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
@@ -479,11 +497,9 @@ pub async fn connect(address: SocketAddr, timeout: Duration) -> Result<TcpStream
 #[derive(Clone, Copy)]
 pub struct LocalExecutor;
 
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
+        tokio::task::spawn_local(future);
     }
 }
 

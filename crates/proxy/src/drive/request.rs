@@ -1,6 +1,8 @@
 //! One request from head to answer: the stages in their order, then attempts until one answer may go downstream.
 
+use std::convert::Infallible;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -36,18 +38,38 @@ type Stage = for<'p> fn(&'p Plan, &mut Checked, &mut StreamContext<'p>) -> Verdi
 /// Every request passes them in this order.
 const STAGES: [Stage; 3] = [listen::admit, route::choose, filter::request];
 
-/// The answer to one request.
-pub async fn serve(
-    door: &Rc<Door>,
+/// The answer to one request. Nothing that is large is handed from one future to another: each would keep a copy.
+pub fn serve(
+    door: Rc<Door>,
     exchange: Rc<Exchange>,
     request: Request<Incoming>,
+) -> impl Future<Output = Result<Response<DownBody>, Infallible>> {
+    let (parts, incoming) = request.into_parts();
+    let mut original = Some(parts);
+    async move {
+        if door.is_http2() {
+            // hyper looks for a reset only after the first poll: so nothing is sent on for a stream that was opened and
+            // reset in one batch.
+            super::yield_once().await;
+        }
+        Ok(answer(&door, exchange, &mut original, incoming).await)
+    }
+}
+
+async fn answer(
+    door: &Rc<Door>,
+    exchange: Rc<Exchange>,
+    original: &mut Option<Parts>,
+    incoming: Incoming,
 ) -> Response<DownBody> {
     let core = &door.core;
     let now_us = core.wheel.now_us();
     let plan = core.plan();
     let mut tally = Tally::new(core, plan.clone(), &door.watch, door.direction, now_us);
-    let (parts, incoming) = request.into_parts();
-    let checked = hyper_in::check(core.workspace(), &parts, &incoming, &core.limits);
+    let Some(parts) = original else {
+        return hyper_in::reply(&own_fault(), false, false, tally);
+    };
+    let checked = hyper_in::check(core.workspace(), parts, &incoming, &core.limits);
     let mut checked = match checked {
         Ok(checked) => Returned {
             checked: Some(checked),
@@ -121,8 +143,9 @@ pub async fn serve(
         forward,
         request,
         context: &context,
-        original: Some(parts),
+        original,
         body,
+        answered_us: now_us,
     };
     let ended = run.attempts(&mut tally).await;
     match ended {
@@ -162,8 +185,10 @@ struct Run<'r> {
     request: &'r Checked,
     context: &'r StreamContext<'r>,
     /// hyper's own parts, whose memory the first attempt takes.
-    original: Option<Parts>,
+    original: &'r mut Option<Parts>,
     body: Option<Rc<RequestBody>>,
+    /// When the last attempt ended.
+    answered_us: u64,
 }
 
 /// An answer that could go downstream.
@@ -194,8 +219,8 @@ impl Run<'_> {
         let idempotent = self.request.method().is_idempotent();
         let mut budget: Option<Permit<Holder>> = None;
         let mut number = 0;
+        let mut now_us = self.exchange.started_us.get();
         loop {
-            let now_us = core.wheel.now_us();
             let Some(member) = self.cluster.pick(&tried, &mut rng, now_us) else {
                 return Err(Reply::of(Reason::NoHealthyUpstream));
             };
@@ -203,7 +228,8 @@ impl Run<'_> {
             tally.attempt(member, number > 0, now_us);
             let ended = self.attempt(member, tally).await;
             drop(budget.take());
-            let now_us = core.wheel.now_us();
+            now_us = core.wheel.now_us();
+            self.answered_us = now_us;
             let heard = match &ended {
                 Ok(answer) => answer.heard(),
                 Err(Missed::Fault(fault)) => Heard::Fault(*fault),
@@ -224,7 +250,7 @@ impl Run<'_> {
             }
             tally.end_attempt();
             number += 1;
-            budget = match self.wait(number, heard, &mut rng).await {
+            budget = match Box::pin(self.wait(number, heard, &mut rng)).await {
                 Waited::Go(budget) => budget,
                 Waited::Spent => {
                     core.count(Event::RetryBudget);
@@ -233,6 +259,7 @@ impl Run<'_> {
                 // The deadline came while waiting: what the backend said last says more than that.
                 Waited::Expired => return passed(ended),
             };
+            now_us = core.wheel.now_us();
         }
     }
 
@@ -340,8 +367,8 @@ impl Run<'_> {
         let (endpoint, meshed) = (endpoint.clone(), plan.meshed);
         let (response, upstream) = if self.speaks_http2() {
             let stream = self.acquire_h2(&endpoint).await?;
-            let request = self.encode(true, meshed);
-            let response = hyper_out::send_h2(&stream, request, |cx| self.expiry(cx)).await?;
+            let answer = pin!(stream.send(self.encode(true, meshed)));
+            let response = hyper_out::answer_h2(&stream, answer, |cx| self.expiry(cx)).await?;
             let (parts, incoming) = response.into_parts();
             (
                 parts,
@@ -352,8 +379,8 @@ impl Run<'_> {
             )
         } else {
             let mut lease = self.acquire_h1(&endpoint, fresh).await?;
-            let request = self.encode(false, meshed);
-            let response = hyper_out::send_h1(&mut lease, request, |cx| self.expiry(cx)).await?;
+            let answer = pin!(lease.connection.send(self.encode(false, meshed)));
+            let response = hyper_out::answer_h1(&mut lease, answer, |cx| self.expiry(cx)).await?;
             let (parts, incoming) = response.into_parts();
             (parts, Upstream::H1 { incoming, lease })
         };
@@ -406,7 +433,7 @@ impl Run<'_> {
         let core = &self.door.core;
         filter::response(&mut head, self.context);
         tally.answer(head.status, grpc_status, None);
-        self.exchange.answered(core.wheel.now_ms());
+        self.exchange.answered(self.answered_us / 1000);
         if let Some(body) = &self.body {
             body.release();
         }
@@ -459,41 +486,63 @@ impl Run<'_> {
         .await
     }
 
-    /// An idle connection, or a new one within the limit, or the first that becomes free.
+    /// An idle connection, or a new one. What is not needed for the first lies in a box: the future of every request
+    /// would be four times as large.
     async fn acquire_h1(
         &self,
         endpoint: &Rc<Endpoint>,
         fresh: bool,
     ) -> Result<Lease<Box<H1>>, Missed> {
+        match self.idle_h1(endpoint, fresh).await {
+            Some(lease) => Ok(lease),
+            None => Box::pin(self.open_h1(endpoint, fresh)).await,
+        }
+    }
+
+    async fn idle_h1(&self, endpoint: &Rc<Endpoint>, fresh: bool) -> Option<Lease<Box<H1>>> {
+        if fresh {
+            return None;
+        }
+        let lease = |cx: &mut Context<'_>| endpoint.h1.lease(|idle| idle.is_usable_in(cx));
+        let leased = poll_fn(|cx| Poll::Ready(lease(cx))).await?;
+        self.door.core.count(Event::PoolReused);
+        Some(leased)
+    }
+
+    /// A new connection within the limit, or the first that becomes free.
+    async fn open_h1(
+        &self,
+        endpoint: &Rc<Endpoint>,
+        fresh: bool,
+    ) -> Result<Lease<Box<H1>>, Missed> {
+        let (core, pool) = (&self.door.core, &self.cluster.plan.pool);
         let mut waiting = None;
         loop {
-            if !fresh {
-                let leased = poll_fn(|cx| {
-                    Poll::Ready(endpoint.h1.lease(|connection| connection.is_usable_in(cx)))
-                })
-                .await;
-                if let Some(lease) = leased {
-                    self.door.core.count(Event::PoolReused);
-                    return Ok(lease);
-                }
-            }
             if let Some(slot) = self.slot() {
-                let core = &self.door.core;
-                let pool = &self.cluster.plan.pool;
-                let stream = self
-                    .within(hyper_out::connect(endpoint.address, pool.connect_timeout))
-                    .await??;
-                let opened =
-                    H1::open(stream, &core.limits, pool.max_requests_per_connection, slot).await?;
+                let stream = hyper_out::connect(endpoint.address, pool.connect_timeout);
+                let stream = self.within(stream).await??;
+                let requests_max = pool.max_requests_per_connection;
+                let opened = H1::open(stream, &core.limits, requests_max, slot).await?;
                 core.count(Event::PoolOpened);
                 return Ok(endpoint.h1.adopt(opened));
             }
             self.wait_freed(&mut waiting).await?;
+            if let Some(lease) = self.idle_h1(endpoint, fresh).await {
+                return Ok(lease);
+            }
         }
     }
 
     async fn acquire_h2(&self, endpoint: &Rc<Endpoint>) -> Result<H2Lease, Missed> {
-        let core = &self.door.core;
+        match endpoint.h2.lease(self.door.core.limits.streams) {
+            Some(stream) => Ok(stream),
+            None => Box::pin(self.open_h2(endpoint)).await,
+        }
+    }
+
+    /// A stream on a new connection: opened by this request, or by another that is already at it.
+    async fn open_h2(&self, endpoint: &Rc<Endpoint>) -> Result<H2Lease, Missed> {
+        let (core, pool) = (&self.door.core, &self.cluster.plan.pool);
         let mut waiting = None;
         loop {
             let changed = endpoint.h2.changed.notified();
@@ -505,18 +554,11 @@ impl Run<'_> {
                 continue;
             };
             if let Some(slot) = self.slot() {
-                let pool = &self.cluster.plan.pool;
-                let stream = self
-                    .within(hyper_out::connect(endpoint.address, pool.connect_timeout))
-                    .await??;
+                let stream = hyper_out::connect(endpoint.address, pool.connect_timeout);
+                let stream = self.within(stream).await??;
+                let requests_max = pool.max_requests_per_connection;
                 let now_ms = core.wheel.now_ms();
-                let opened = connecting.open(
-                    stream,
-                    &core.limits,
-                    pool.max_requests_per_connection,
-                    slot,
-                    now_ms,
-                );
+                let opened = connecting.open(stream, &core.limits, requests_max, slot, now_ms);
                 let opened = self.within(opened).await??;
                 core.count(Event::PoolOpened);
                 return Ok(opened);

@@ -60,7 +60,8 @@ impl Wheel {
     }
 
     pub fn now_us(&self) -> u64 {
-        u64::try_from(self.0.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+        let elapsed = self.0.started.elapsed();
+        elapsed.as_secs() * 1_000_000 + u64::from(elapsed.subsec_micros())
     }
 
     pub fn alarm(&self) -> Alarm {
@@ -221,7 +222,8 @@ impl Alarm {
 }
 
 pub fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+    let whole = duration.as_secs().saturating_mul(1000);
+    whole.saturating_add(u64::from(duration.subsec_millis()))
 }
 
 /// Deadlines are kept to this; the shortest that is meant seriously is some tens of ms.
