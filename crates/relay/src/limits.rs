@@ -44,6 +44,17 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Bytes of one head on HTTP/2, where all streams of a connection may send one at once.
+    pub fn http2_head_bytes(&self) -> u32 {
+        let share = HEADS_PER_CONNECTION / (self.streams.max(1) as usize);
+        u32::try_from(self.head_bytes.min(share)).unwrap_or(u32::MAX)
+    }
+}
+
+/// Bytes of heads that one connection may make us hold: streams × head.
+pub const HEADS_PER_CONNECTION: usize = 4 << 20;
+
 /// How long what may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deadlines {

@@ -10,8 +10,10 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use phalanx_relay::Framing;
+use phalanx_relay::limits::FIELD_OVERHEAD;
 
 use super::exchange::{Exchange, Expiry};
+use super::headers::fields;
 use super::hyper_out::Upstream;
 use super::tally::Tally;
 use crate::upstream::Replay;
@@ -126,10 +128,10 @@ impl RequestBody {
                     Some(Ok(Frame::data(chunk)))
                 }
                 Err(frame) => {
-                    let trailers = frame
-                        .into_trailers()
-                        .map(clean_trailers)
-                        .unwrap_or_default();
+                    let Some(trailers) = clean_trailers(frame, &self.exchange) else {
+                        self.broken.set(true);
+                        return Poll::Ready(Some(Err(BrokenBody::Caller)));
+                    };
                     *self.trailers.borrow_mut() = Some(trailers.clone());
                     self.end();
                     *place = usize::MAX;
@@ -232,6 +234,7 @@ impl Streamed {
             return Poll::Ready(None);
         };
         let Poll::Ready(frame) = upstream.poll_frame(cx) else {
+            self.exchange.asked_for();
             return match self.exchange.poll_expiry(cx) {
                 Poll::Ready(expiry) => Poll::Ready(Some(Err(self.expire(expiry)))),
                 Poll::Pending => Poll::Pending,
@@ -253,15 +256,16 @@ impl Streamed {
                     if ended {
                         self.finish();
                     } else {
-                        self.exchange.moved();
+                        self.exchange.hand_over();
                     }
                     Some(Ok(Frame::data(chunk)))
                 }
                 Err(frame) => {
-                    let trailers = frame
-                        .into_trailers()
-                        .map(clean_trailers)
-                        .unwrap_or_default();
+                    let Some(trailers) = clean_trailers(frame, &self.exchange) else {
+                        self.upstream = None;
+                        self.tally.broke_off();
+                        return Poll::Ready(Some(Err(BrokenBody::Upstream)));
+                    };
                     self.tally.trailers(&trailers);
                     self.finish();
                     Some(Ok(Frame::trailers(trailers)))
@@ -352,12 +356,20 @@ impl Drop for DownBody {
     }
 }
 
-/// Trailers never frame, route or authenticate (RFC 9110 §6.5.1): such fields are dropped.
-fn clean_trailers(mut trailers: HeaderMap) -> HeaderMap {
+/// Trailers never frame, route or authenticate (RFC 9110 §6.5.1): such fields are dropped. None when they are larger than
+/// allowed.
+fn clean_trailers(frame: Frame<Bytes>, exchange: &Exchange) -> Option<HeaderMap> {
+    let mut trailers = frame.into_trailers().unwrap_or_default();
+    let bytes: usize = fields(&trailers)
+        .map(|(name, value)| name.len() + value.len() + FIELD_OVERHEAD)
+        .sum();
+    if bytes > exchange.core.limits.trailer_bytes {
+        return None;
+    }
     for name in FORBIDDEN_TRAILERS {
         trailers.remove(*name);
     }
-    trailers
+    Some(trailers)
 }
 
 const FORBIDDEN_TRAILERS: &[&str] = &[

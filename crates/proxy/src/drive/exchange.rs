@@ -26,6 +26,8 @@ pub struct Exchange {
     request_done: Cell<bool>,
     received: Cell<u64>,
     moved_ms: Cell<u64>,
+    /// A piece of the answer was handed over, and nobody has asked for the next: the caller takes nothing.
+    handed_over: Cell<bool>,
 }
 
 /// Which deadline passed.
@@ -38,6 +40,8 @@ pub enum Expiry {
     Body,
     /// Nothing moved.
     Idle,
+    /// The caller takes nothing of the answer.
+    Stalled,
 }
 
 impl Expiry {
@@ -48,6 +52,7 @@ impl Expiry {
             Self::Route => Some(Event::RouteDeadline),
             Self::Body => Some(Event::BodyDeadline),
             Self::Idle => Some(Event::StreamIdleDeadline),
+            Self::Stalled => Some(Event::WriteDeadline),
         }
     }
 }
@@ -67,6 +72,7 @@ impl Exchange {
             request_done: Cell::new(false),
             received: Cell::new(0),
             moved_ms: Cell::new(0),
+            handed_over: Cell::new(false),
         })
     }
 
@@ -82,6 +88,7 @@ impl Exchange {
         self.request_done.set(!body);
         self.received.set(0);
         self.moved_ms.set(now_us / 1000);
+        self.handed_over.set(false);
     }
 
     pub fn started_ms(&self) -> u64 {
@@ -129,6 +136,19 @@ impl Exchange {
         self.moved_ms.set(self.core.wheel.now_ms());
     }
 
+    /// A piece of the answer goes downstream; its stall clock runs until the next is asked for.
+    pub fn hand_over(&self) {
+        self.moved();
+        self.handed_over.set(true);
+        self.rearm();
+    }
+
+    /// The next piece of the answer is asked for, and not there yet.
+    #[inline]
+    pub fn asked_for(&self) {
+        self.handed_over.set(false);
+    }
+
     /// Limits the attempt that begins; NEVER for no limit.
     pub fn begin_attempt(&self, deadline_ms: u64) {
         self.pause_ms.set(NEVER);
@@ -171,9 +191,13 @@ impl Exchange {
     }
 
     fn idle_due_ms(&self) -> u64 {
-        self.moved_ms
-            .get()
-            .saturating_add(self.core.deadlines.stream_idle)
+        let deadlines = &self.core.deadlines;
+        let allowed = if self.handed_over.get() {
+            deadlines.stalled_write
+        } else {
+            deadlines.stream_idle
+        };
+        self.moved_ms.get().saturating_add(allowed)
     }
 
     /// When the next byte of a plain request's body is due: a flat allowance, and the time that the rate grants.
@@ -206,7 +230,14 @@ impl Exchange {
             (self.route_ms.get(), Expiry::Route),
             (self.attempt_ms.get(), Expiry::Attempt),
             (self.body_due_ms(), Expiry::Body),
-            (self.idle_due_ms(), Expiry::Idle),
+            (
+                self.idle_due_ms(),
+                if self.handed_over.get() {
+                    Expiry::Stalled
+                } else {
+                    Expiry::Idle
+                },
+            ),
             (self.pause_ms.get(), Expiry::Pause),
         ];
         deadlines

@@ -159,7 +159,7 @@ pub async fn serve_http2(door: &Rc<Door>, stream: TcpStream) {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(core.limits.streams)
-        .max_header_list_size(u32::try_from(core.limits.head_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(core.limits.http2_head_bytes())
         .max_send_buf_size(core.limits.send_buffer_bytes)
         .max_local_error_reset_streams(core.limits.resets as usize)
         .auto_date_header(false);

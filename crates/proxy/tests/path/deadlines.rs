@@ -242,3 +242,20 @@ fn connect_timeout_counts_as_a_failed_connection() {
     let answer = sidecar.get("/");
     assert_eq!((answer.status(), answer.reason()), (503, "connect_failed"));
 }
+
+#[test]
+fn half_a_preface_is_not_waited_for() {
+    let deadlines = Deadlines {
+        handshake: SHORT,
+        ..Deadlines::default()
+    };
+    let sidecar = Setup {
+        deadlines,
+        ..Setup::battle(&[dead_end()])
+    }
+    .start();
+    let mut client = Client::connect(sidecar.outbound);
+    client.send(b"PR");
+    assert!(client.is_closed());
+    assert_eq!(sidecar.event(Event::HandshakeDeadline), 1);
+}

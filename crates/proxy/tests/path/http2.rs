@@ -535,3 +535,55 @@ fn dead_http2_endpoint_is_passed_over() {
     });
     assert_eq!(sidecar.sum(|edge| edge.ejections), 1);
 }
+
+#[test]
+fn caller_that_opens_no_window_loses_its_stream_only() {
+    let upstream = Upstream::start(|request, _| match request.path() {
+        "/large" => ok(&"x".repeat(3_000_000)),
+        _ => ok("small"),
+    });
+    let deadlines = Deadlines {
+        stalled_write: Duration::from_millis(300),
+        ..Deadlines::default()
+    };
+    let sidecar = Setup {
+        deadlines,
+        ..Setup::battle(&[upstream.address])
+    }
+    .with_cluster(|cluster| cluster.protocol = Protocol::Http1)
+    .start();
+    runtime().block_on(async {
+        let mut sender = connect(sidecar.outbound).await;
+        let stalled = sender.send_request(get("/large")).await.unwrap();
+        let until = std::time::Instant::now() + Duration::from_secs(10);
+        while sidecar.event(Event::WriteDeadline) == 0 {
+            assert!(
+                std::time::Instant::now() < until,
+                "the stream is still there"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(stalled.collect().await.is_err());
+        let answer = sender.send_request(get("/")).await.unwrap();
+        assert_eq!(answer.collect().await.unwrap().to_bytes(), "small");
+    });
+}
+
+#[test]
+fn trailers_over_the_limit_break_the_answer_off() {
+    let app = Grpc::start("0");
+    let limits = Limits {
+        trailer_bytes: 40,
+        ..Limits::default()
+    };
+    let sidecar = Setup {
+        limits,
+        ..grpc_cluster(Setup::battle(&[app.address]))
+    }
+    .start();
+    runtime().block_on(async {
+        let mut sender = connect(sidecar.outbound).await;
+        let answer = sender.send_request(grpc_request(full("x"))).await.unwrap();
+        assert!(answer.collect().await.is_err());
+    });
+}

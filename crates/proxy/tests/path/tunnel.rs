@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use phalanx_model::instance::Protocol;
 use phalanx_model::resource::Cluster;
+use phalanx_proxy::account::Event;
 use phalanx_relay::Deadlines;
 
 use crate::support::*;
@@ -152,4 +153,22 @@ fn mixed_applications_are_told_apart_by_first_bytes_or_silence() {
     let mut back = [0; 10];
     silent.read_exact(&mut back).unwrap();
     assert_eq!(&back, b"GET / late");
+}
+
+#[test]
+fn idle_tcp_tunnel_ends() {
+    let deadlines = Deadlines {
+        tunnel_idle: Duration::from_millis(200),
+        ..Deadlines::default()
+    };
+    let sidecar = Setup {
+        deadlines,
+        ..tcp_setup(echo_server())
+    }
+    .start();
+    let mut client = Client::connect(sidecar.tcp[0]);
+    client.send(b"ping");
+    assert_eq!(client.exactly(4).unwrap(), b"ping");
+    assert!(client.is_closed());
+    assert_eq!(sidecar.event(Event::TunnelIdleDeadline), 1);
 }
