@@ -15,7 +15,12 @@ pub async fn shutdown() {
 
 /// Log lines on standard error; `RUST_LOG` narrows or widens them.
 pub fn start_log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    use tracing_subscriber::filter::Targets;
+    use tracing_subscriber::prelude::*;
+    // Not the filter with patterns: it would bring the regex engine into every sidecar's memory.
+    let wanted = std::env::var("RUST_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let filter = wanted.unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
     let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal).with_target(false).init();
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(terminal).with_target(false);
+    tracing_subscriber::registry().with(lines).with(filter).init();
 }
