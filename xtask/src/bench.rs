@@ -92,8 +92,11 @@ fn versions(root: &Path) -> Vec<(&'static str, String)> {
         let text = output.map(|o| [o.stdout, o.stderr].concat()).unwrap_or_default();
         String::from_utf8_lossy(&text).lines().find(|l| !l.trim().is_empty()).unwrap_or("unknown").trim().to_owned()
     };
+    // Envoy begins with the path it was started by.
+    let envoy = first_line(&setup::envoy(root), "--version");
+    let envoy = envoy.split_once("version: ").map_or(envoy.clone(), |(_, version)| version.to_owned());
     vec![
-        ("envoy", first_line(&setup::envoy(root), "--version")),
+        ("envoy", envoy),
         ("haproxy", first_line(Path::new("haproxy"), "-v")),
         ("nginx", first_line(Path::new("/usr/sbin/nginx"), "-v")),
         ("kernel", first_line(Path::new("uname"), "-sr")),
