@@ -46,24 +46,48 @@ pub struct Row {
 
 pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     setup::run(root, true)?;
-    shell::run(&mut shell::cargo(root, &["build", "--release", "--package", "phalanx", "--package", "phalanx-testkit", "--bins"]))?;
+    shell::run(&mut shell::cargo(
+        root,
+        &[
+            "build",
+            "--release",
+            "--package",
+            "phalanx",
+            "--package",
+            "phalanx-testkit",
+            "--bins",
+        ],
+    ))?;
     let work = root.join("target/bench");
     std::fs::create_dir_all(&work).context("cannot make target/bench")?;
     let load = Duration::from_secs(options.seconds.max(1));
-    let cases: Vec<Case> =
-        Case::ALL.into_iter().filter(|c| options.case.as_ref().is_none_or(|wanted| wanted == c.name())).collect();
+    let cases: Vec<Case> = Case::ALL
+        .into_iter()
+        .filter(|c| {
+            options
+                .case
+                .as_ref()
+                .is_none_or(|wanted| wanted == c.name())
+        })
+        .collect();
     let mut rows = Vec::new();
     for round in 0..options.rounds {
         for &case in &cases {
             let backend = case.start_backend(root)?;
-            let mut order: Vec<&Peer> =
-                peer::ALL.iter().filter(|p| options.only.is_empty() || options.only.iter().any(|o| o == p.name)).collect();
+            let mut order: Vec<&Peer> = peer::ALL
+                .iter()
+                .filter(|p| options.only.is_empty() || options.only.iter().any(|o| o == p.name))
+                .collect();
             if round % 2 == 1 {
                 order.reverse();
             }
             for proxy in order {
-                let running = proxy.start(root, &work, case).with_context(|| format!("cannot start {}", proxy.name))?;
-                let sample = case.measure(&running, load).with_context(|| format!("{} in case {}", proxy.name, case.name()))?;
+                let running = proxy
+                    .start(root, &work, case)
+                    .with_context(|| format!("cannot start {}", proxy.name))?;
+                let sample = case
+                    .measure(&running, load)
+                    .with_context(|| format!("{} in case {}", proxy.name, case.name()))?;
                 println!(
                     "round {} {:3} {:8} {:6.2} CPU-\u{b5}s/request {:9.0} requests/s  {:5.1} MB idle",
                     round + 1,
@@ -73,7 +97,12 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
                     sample.per_second,
                     sample.idle_mb
                 );
-                rows.push(Row { round, case, proxy: proxy.name, sample });
+                rows.push(Row {
+                    round,
+                    case,
+                    proxy: proxy.name,
+                    sample,
+                });
             }
             drop(backend);
         }
@@ -81,7 +110,8 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     let text = table::render(&rows, options, &versions(root));
     println!("\n{text}");
     if !options.dry_run {
-        std::fs::write(root.join("bench/README.md"), text).context("cannot write bench/README.md")?;
+        std::fs::write(root.join("bench/README.md"), text)
+            .context("cannot write bench/README.md")?;
     }
     Ok(())
 }
@@ -89,12 +119,21 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
 fn versions(root: &Path) -> Vec<(&'static str, String)> {
     let first_line = |program: &Path, flag: &str| {
         let output = Command::new(program).arg(flag).output();
-        let text = output.map(|o| [o.stdout, o.stderr].concat()).unwrap_or_default();
-        String::from_utf8_lossy(&text).lines().find(|l| !l.trim().is_empty()).unwrap_or("unknown").trim().to_owned()
+        let text = output
+            .map(|o| [o.stdout, o.stderr].concat())
+            .unwrap_or_default();
+        String::from_utf8_lossy(&text)
+            .lines()
+            .find(|l| !l.trim().is_empty())
+            .unwrap_or("unknown")
+            .trim()
+            .to_owned()
     };
     // Envoy begins with the path it was started by.
     let envoy = first_line(&setup::envoy(root), "--version");
-    let envoy = envoy.split_once("version: ").map_or(envoy.clone(), |(_, version)| version.to_owned());
+    let envoy = envoy
+        .split_once("version: ")
+        .map_or(envoy.clone(), |(_, version)| version.to_owned());
     vec![
         ("envoy", envoy),
         ("haproxy", first_line(Path::new("haproxy"), "-v")),

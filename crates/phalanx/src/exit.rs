@@ -44,7 +44,9 @@ impl Failure {
     /// A role that could not start or had to stop, with everything its sources say.
     pub fn from_error(error: impl std::error::Error) -> Self {
         let sources = std::iter::successors(error.source(), |e| e.source());
-        Self::refused(sources.fold(error.to_string(), |text, source| format!("{text}: {source}")))
+        Self::refused(sources.fold(error.to_string(), |text, source| {
+            format!("{text}: {source}")
+        }))
     }
 
     pub fn hint(mut self, hint: impl Display) -> Self {
@@ -53,13 +55,21 @@ impl Failure {
     }
 
     fn new(code: u8, message: impl Display) -> Self {
-        Self { code, message: message.to_string(), hint: None }
+        Self {
+            code,
+            message: message.to_string(),
+            hint: None,
+        }
     }
 
     /// Prints what is left to say on standard error.
     pub fn report(self) -> ExitCode {
         if !self.message.is_empty() {
-            eprintln!("{} {}", output::stderr_style().error("error:"), self.message);
+            eprintln!(
+                "{} {}",
+                output::stderr_style().error("error:"),
+                self.message
+            );
         }
         if let Some(hint) = &self.hint {
             eprintln!("{} {hint}", output::stderr_style().dim(" hint:"));
@@ -75,6 +85,10 @@ impl From<AdminError> for Failure {
         }
         let code = if error.is_unreachable() { 4 } else { 1 };
         let hint = error.hint();
-        Self { code, hint, ..Self::from_error(error) }
+        Self {
+            code,
+            hint,
+            ..Self::from_error(error)
+        }
     }
 }

@@ -27,12 +27,18 @@ pub struct Options {
 pub async fn run(options: Options) -> Outcome {
     let kind = match options.kind.as_str() {
         "all" => None,
-        text => Some(Kind::parse(text).ok_or_else(|| unknown_kind(text))?.as_str()),
+        text => Some(
+            Kind::parse(text)
+                .ok_or_else(|| unknown_kind(text))?
+                .as_str(),
+        ),
     };
     let client = options.admin.client();
     if let Some(name) = &options.name {
         let kind = kind.ok_or_else(|| Failure::usage("a name needs one kind, not `all`"))?;
-        let found = client.document(kind, &options.namespace.namespace, name).await?;
+        let found = client
+            .document(kind, &options.namespace.namespace, name)
+            .await?;
         return match options.output {
             Format::Table => output::print(&table(&[found])),
             format => output::show(format, &found.document, String::new),
@@ -68,5 +74,6 @@ fn table(documents: &[StoredDocument]) -> String {
 
 fn unknown_kind(text: &str) -> Failure {
     let known: Vec<&str> = Kind::ALL.iter().map(|k| k.as_str()).collect();
-    Failure::usage(format!("unknown kind `{text}`")).hint(format!("known kinds: {}", known.join(", ")))
+    Failure::usage(format!("unknown kind `{text}`"))
+        .hint(format!("known kinds: {}", known.join(", ")))
 }

@@ -42,7 +42,13 @@ pub async fn run(options: Options) -> Outcome {
         let mut table = Table::new(&["REVISION", "AGE", "AUTHOR", "CHANGES", "MESSAGE"]);
         for e in &history.entries {
             let changes: Vec<String> = e.changes.iter().map(describe).collect();
-            table.row(vec![e.revision.to_string(), output::age(e.time_ms, now), e.author.clone(), changes.join(", "), e.message.clone()]);
+            table.row(vec![
+                e.revision.to_string(),
+                output::age(e.time_ms, now),
+                e.author.clone(),
+                changes.join(", "),
+                e.message.clone(),
+            ]);
         }
         table.render(output::stdout_style())
     })
@@ -50,8 +56,16 @@ pub async fn run(options: Options) -> Outcome {
 
 pub async fn rollback(options: RollbackOptions) -> Outcome {
     let author = std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
-    let request = RollbackRequest { to: options.to, expect: options.expect, dry_run: options.dry_run, author };
-    crate::apply::show(options.output, &options.admin.client().rollback(&request).await?)
+    let request = RollbackRequest {
+        to: options.to,
+        expect: options.expect,
+        dry_run: options.dry_run,
+        author,
+    };
+    crate::apply::show(
+        options.output,
+        &options.admin.client().rollback(&request).await?,
+    )
 }
 
 fn describe(change: &HistoryChange) -> String {

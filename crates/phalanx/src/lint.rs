@@ -42,10 +42,16 @@ pub fn run(options: &Options) -> Outcome {
 
 /// Refuses files that are no YAML before anybody is asked.
 pub fn check_syntax(files: &[File]) -> Outcome {
-    let problems = files.iter().flat_map(|file| manifest::parse(&file.name, &file.text, "default").problems);
+    let problems = files
+        .iter()
+        .flat_map(|file| manifest::parse(&file.name, &file.text, "default").problems);
     let wrong: Vec<_> = problems.filter(|p| p.kind == ProblemKind::Syntax).collect();
     for problem in &wrong {
         eprintln!("{problem}");
     }
-    if wrong.is_empty() { Ok(()) } else { Err(Failure::file("not YAML; nothing was changed")) }
+    if wrong.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::file("not YAML; nothing was changed"))
+    }
 }

@@ -27,8 +27,15 @@ use phalanx_client::admin::Admin;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Parser)]
-#[command(name = "phalanx", version, about = "Governance for the microservices of online games", max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 done, 1 findings or refused, 2 wrong usage, 3 a file that can't be opened or is no YAML,\n4 not reachable or timed out, 70 a defect of ours.")]
+#[command(
+    name = "phalanx",
+    version,
+    about = "Governance for the microservices of online games",
+    max_term_width = 100
+)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 findings or refused, 2 wrong usage, 3 a file that can't be opened or is no YAML,\n4 not reachable or timed out, 70 a defect of ours."
+)]
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,
@@ -127,13 +134,19 @@ impl Verb {
             Self::Instances(options) => observe::instances(options).await,
             Self::Edges(options) => observe::edges(options).await,
             Self::Stat(options) => observe::stat(options).await,
-            Self::Demo(_) | Self::Control(_) | Self::Proxy(_) | Self::Arena(_) | Self::Lint(_) => Ok(()),
+            Self::Demo(_) | Self::Control(_) | Self::Proxy(_) | Self::Arena(_) | Self::Lint(_) => {
+                Ok(())
+            }
         }
     }
 }
 
 /// Runs a future on a runtime of this thread alone.
 fn block_on<T>(future: impl Future<Output = Result<T, exit::Failure>>) -> Result<T, exit::Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|e| exit::Failure::defect(format!("cannot start a runtime: {e}")))?.block_on(future)
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime
+        .map_err(|e| exit::Failure::defect(format!("cannot start a runtime: {e}")))?
+        .block_on(future)
 }

@@ -33,7 +33,16 @@ pub async fn ps(options: Options) -> Outcome {
     let proxies = options.admin.client().proxies().await?;
     output::show(options.output, &proxies, || {
         let now = output::now_ms();
-        let mut table = Table::new(&["NODE", "VERSION", "AGENT", "APPLIED", "TARGET", "REFUSED", "MEMORY", "CONNECTED"]);
+        let mut table = Table::new(&[
+            "NODE",
+            "VERSION",
+            "AGENT",
+            "APPLIED",
+            "TARGET",
+            "REFUSED",
+            "MEMORY",
+            "CONNECTED",
+        ]);
         for p in &proxies.items {
             table.row(vec![
                 p.node.clone(),
@@ -42,7 +51,11 @@ pub async fn ps(options: Options) -> Outcome {
                 p.acked_revision.to_string(),
                 p.target_revision.to_string(),
                 p.refusals.len().to_string(),
-                if p.memory_bytes == 0 { "-".into() } else { format!("{:.1}MB", p.memory_bytes as f64 / 1e6) },
+                if p.memory_bytes == 0 {
+                    "-".into()
+                } else {
+                    format!("{:.1}MB", p.memory_bytes as f64 / 1e6)
+                },
                 output::age(p.connected_ms, now),
             ]);
         }
@@ -53,7 +66,16 @@ pub async fn ps(options: Options) -> Outcome {
 pub async fn instances(options: Options) -> Outcome {
     let instances = options.admin.client().instances(None, None).await?;
     output::show(options.output, &instances, || {
-        let mut table = Table::new(&["NAMESPACE", "SERVICE", "INSTANCE", "VERSION", "ZONE", "STATE", "LEASE", "ADDRESS"]);
+        let mut table = Table::new(&[
+            "NAMESPACE",
+            "SERVICE",
+            "INSTANCE",
+            "VERSION",
+            "ZONE",
+            "STATE",
+            "LEASE",
+            "ADDRESS",
+        ]);
         for i in &instances.items {
             let addresses: Vec<&str> = i.ports.iter().map(|p| p.address.as_str()).collect();
             table.row(vec![
@@ -73,12 +95,16 @@ pub async fn instances(options: Options) -> Outcome {
 
 pub async fn edges(options: WindowOptions) -> Outcome {
     let edges = options.admin.client().edges(Some(options.window)).await?;
-    output::show(options.output, &edges, || edge_table(&edges.edges).render(output::stdout_style()))
+    output::show(options.output, &edges, || {
+        edge_table(&edges.edges).render(output::stdout_style())
+    })
 }
 
 /// One row per caller, callee and callee's version.
 pub fn edge_table(edges: &[Edge]) -> Table {
-    let mut table = Table::new(&["FROM", "TO", "VERSION", "PROTOCOL", "RPS", "SUCCESS", "P50", "P99", "RETRIES"]);
+    let mut table = Table::new(&[
+        "FROM", "TO", "VERSION", "PROTOCOL", "RPS", "SUCCESS", "P50", "P99", "RETRIES",
+    ]);
     for e in edges {
         table.row(vec![
             e.source.clone(),
@@ -110,14 +136,30 @@ pub async fn stat(options: WindowOptions) -> Outcome {
     let edges = options.admin.client().edges(Some(options.window)).await?;
     let mut services: BTreeMap<String, Vec<&Edge>> = BTreeMap::new();
     for edge in &edges.edges {
-        services.entry(format!("{}/{}", edge.destination_namespace, edge.destination)).or_default().push(edge);
+        services
+            .entry(format!(
+                "{}/{}",
+                edge.destination_namespace, edge.destination
+            ))
+            .or_default()
+            .push(edge);
     }
-    let golden: Vec<Golden> = services.into_iter().map(|(service, edges)| sum(service, &edges)).collect();
+    let golden: Vec<Golden> = services
+        .into_iter()
+        .map(|(service, edges)| sum(service, &edges))
+        .collect();
     output::show(options.output, &golden, || {
         let mut table = Table::new(&["SERVICE", "CALLERS", "RPS", "SUCCESS", "P99", "RETRIES"]);
         for g in &golden {
             let success = format!("{:.2}%", g.success * 100.0);
-            table.row(vec![g.service.clone(), g.callers.to_string(), format!("{:.1}", g.rps), success, milliseconds(g.p99_ms), g.retries.to_string()]);
+            table.row(vec![
+                g.service.clone(),
+                g.callers.to_string(),
+                format!("{:.1}", g.rps),
+                success,
+                milliseconds(g.p99_ms),
+                g.retries.to_string(),
+            ]);
         }
         table.render(output::stdout_style())
     })
@@ -133,7 +175,11 @@ fn sum(service: String, edges: &[&Edge]) -> Golden {
         service,
         callers: callers.len(),
         rps: edges.iter().map(|e| e.rps).sum(),
-        success: if requests == 0 { 1.0 } else { 1.0 - failures as f64 / requests as f64 },
+        success: if requests == 0 {
+            1.0
+        } else {
+            1.0 - failures as f64 / requests as f64
+        },
         retries: edges.iter().map(|e| e.retries).sum(),
         p99_ms: edges.iter().filter_map(|e| e.p99_ms).max_by(f64::total_cmp),
     }
@@ -144,5 +190,9 @@ fn milliseconds(value: Option<f64>) -> String {
 }
 
 fn dash(text: &str) -> String {
-    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+    if text.is_empty() {
+        "-".to_owned()
+    } else {
+        text.to_owned()
+    }
 }

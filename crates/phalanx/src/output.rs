@@ -19,14 +19,17 @@ pub enum Format {
 /// Prints to standard output; a closed pipe is no error.
 pub fn print(text: &str) -> Outcome {
     match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::defect(format!("cannot write: {error}"))),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::defect(format!("cannot write: {error}")))
+        }
         _ => Ok(()),
     }
 }
 
 /// The value as JSON or YAML, or else the table.
 pub fn show<T: Serialize>(format: Format, value: &T, table: impl FnOnce() -> String) -> Outcome {
-    let json = || serde_json::to_value(value).map_err(|e| Failure::defect(format!("cannot print: {e}")));
+    let json =
+        || serde_json::to_value(value).map_err(|e| Failure::defect(format!("cannot print: {e}")));
     match format {
         Format::Table => print(&table()),
         Format::Json => print(&format!("{:#}\n", json()?)),
@@ -42,7 +45,10 @@ pub struct Table {
 
 impl Table {
     pub fn new(header: &[&'static str]) -> Self {
-        Self { header: header.to_vec(), rows: Vec::new() }
+        Self {
+            header: header.to_vec(),
+            rows: Vec::new(),
+        }
     }
 
     pub fn row(&mut self, cells: Vec<String>) {
@@ -51,8 +57,15 @@ impl Table {
 
     pub fn render(&self, style: Style) -> String {
         let width = |column: usize| {
-            let cells = self.rows.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count());
-            cells.chain([self.header[column].chars().count()]).max().unwrap_or(0)
+            let cells = self
+                .rows
+                .iter()
+                .filter_map(|r| r.get(column))
+                .map(|c| c.chars().count());
+            cells
+                .chain([self.header[column].chars().count()])
+                .max()
+                .unwrap_or(0)
         };
         let widths: Vec<usize> = (0..self.header.len()).map(width).collect();
         let right: Vec<bool> = (0..self.header.len()).map(|c| self.is_numeric(c)).collect();
@@ -60,20 +73,44 @@ impl Table {
             let mut text = String::new();
             for (column, cell) in cells.enumerate() {
                 let gap = " ".repeat(widths[column].saturating_sub(cell.chars().count()));
-                let (before, after) = if right[column] { (gap.as_str(), "") } else { ("", gap.as_str()) };
-                text.push_str(&format!("{}{before}{cell}{after}", if column > 0 { "  " } else { "" }));
+                let (before, after) = if right[column] {
+                    (gap.as_str(), "")
+                } else {
+                    ("", gap.as_str())
+                };
+                text.push_str(&format!(
+                    "{}{before}{cell}{after}",
+                    if column > 0 { "  " } else { "" }
+                ));
             }
             text.trim_end().to_owned()
         };
         let head = style.bold(&line(&mut self.header.iter().copied()));
-        let body = self.rows.iter().map(|row| line(&mut row.iter().map(String::as_str)));
-        std::iter::once(head).chain(body).map(|l| l + "\n").collect()
+        let body = self
+            .rows
+            .iter()
+            .map(|row| line(&mut row.iter().map(String::as_str)));
+        std::iter::once(head)
+            .chain(body)
+            .map(|l| l + "\n")
+            .collect()
     }
 
     fn is_numeric(&self, column: usize) -> bool {
         let digit = |cell: &String| cell == "-" || cell.starts_with(|c: char| c.is_ascii_digit());
-        let plain = |cell: &String| cell.chars().all(|c| c.is_ascii_digit() || "-.,%".contains(c) || c.is_ascii_alphabetic() && cell.len() < 12);
-        !self.rows.is_empty() && self.rows.iter().filter_map(|r| r.get(column)).all(|c| digit(c) && plain(c))
+        let plain = |cell: &String| {
+            cell.chars().all(|c| {
+                c.is_ascii_digit()
+                    || "-.,%".contains(c)
+                    || c.is_ascii_alphabetic() && cell.len() < 12
+            })
+        };
+        !self.rows.is_empty()
+            && self
+                .rows
+                .iter()
+                .filter_map(|r| r.get(column))
+                .all(|c| digit(c) && plain(c))
     }
 }
 
@@ -84,11 +121,15 @@ pub struct Style {
 }
 
 pub fn stdout_style() -> Style {
-    Style { coloured: io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() }
+    Style {
+        coloured: io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+    }
 }
 
 pub fn stderr_style() -> Style {
-    Style { coloured: io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() }
+    Style {
+        coloured: io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+    }
 }
 
 impl Style {
@@ -113,7 +154,11 @@ impl Style {
     }
 
     fn wrap(self, code: &str, text: &str) -> String {
-        if self.coloured { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.coloured {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 }
 
@@ -184,11 +229,19 @@ fn write_child(text: &mut String, value: &Value, depth: usize) {
 
 /// Plain where no reader can take it for something else, quoted as JSON otherwise.
 fn write_scalar(value: &Value) -> String {
-    let Value::String(text) = value else { return value.to_string() };
+    let Value::String(text) = value else {
+        return value.to_string();
+    };
     let safe = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
-    let word = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/') && text.chars().all(safe);
-    let reserved = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"].contains(&text.to_ascii_lowercase().as_str());
-    if word && !reserved { text.clone() } else { value.to_string() }
+    let word =
+        text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/') && text.chars().all(safe);
+    let reserved = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"]
+        .contains(&text.to_ascii_lowercase().as_str());
+    if word && !reserved {
+        text.clone()
+    } else {
+        value.to_string()
+    }
 }
 
 #[cfg(test)]

@@ -55,12 +55,21 @@ pub struct Options {
 pub fn run(options: Options) -> Outcome {
     signal::start_log();
     let config = configure(options)?;
-    crate::block_on(async { serve::run(config, signal::shutdown()).await.map_err(Failure::from_error) })
+    crate::block_on(async {
+        serve::run(config, signal::shutdown())
+            .await
+            .map_err(Failure::from_error)
+    })
 }
 
 fn configure(options: Options) -> Result<Config, Failure> {
-    let service = ServiceName::parse(&options.namespace, &options.service).map_err(Failure::usage)?;
-    let tcp = options.tcp.iter().map(|text| parse_tcp(text, &options.namespace)).collect::<Result<_, _>>()?;
+    let service =
+        ServiceName::parse(&options.namespace, &options.service).map_err(Failure::usage)?;
+    let tcp = options
+        .tcp
+        .iter()
+        .map(|text| parse_tcp(text, &options.namespace))
+        .collect::<Result<_, _>>()?;
     let defaults = Config::new(service, options.app);
     Ok(Config {
         labels: options.labels.into_iter().collect::<Labels>(),
@@ -79,21 +88,32 @@ fn configure(options: Options) -> Result<Config, Failure> {
 
 fn parse_app(text: &str) -> Result<(String, SocketAddr), String> {
     let (name, address) = text.split_once('=').unwrap_or(("", text));
-    let address = address.parse().map_err(|_| format!("`{address}` is no HOST:PORT with a numeric host"))?;
+    let address = address
+        .parse()
+        .map_err(|_| format!("`{address}` is no HOST:PORT with a numeric host"))?;
     Ok((name.to_owned(), address))
 }
 
 fn parse_label(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is no KEY=VALUE"))?;
+    let (key, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("`{text}` is no KEY=VALUE"))?;
     Ok((key.to_owned(), value.to_owned()))
 }
 
 /// `127.0.0.1:6379=redis:6379`, or with a namespace `=redis.infra:6379`.
 fn parse_tcp(text: &str, namespace: &str) -> Result<(SocketAddr, ServiceName, u16), Failure> {
-    let wrong = || Failure::usage(format!("--tcp `{text}` is no LISTEN=SERVICE:PORT")).hint("such as 127.0.0.1:6379=redis:6379");
+    let wrong = || {
+        Failure::usage(format!("--tcp `{text}` is no LISTEN=SERVICE:PORT"))
+            .hint("such as 127.0.0.1:6379=redis:6379")
+    };
     let (listen, target) = text.split_once('=').ok_or_else(wrong)?;
     let (host, port) = target.rsplit_once(':').ok_or_else(wrong)?;
     let (name, namespace) = host.split_once('.').unwrap_or((host, namespace));
     let service = ServiceName::parse(namespace, name).map_err(Failure::usage)?;
-    Ok((listen.parse().map_err(|_| wrong())?, service, port.parse().map_err(|_| wrong())?))
+    Ok((
+        listen.parse().map_err(|_| wrong())?,
+        service,
+        port.parse().map_err(|_| wrong())?,
+    ))
 }

@@ -33,14 +33,26 @@ pub struct Options {
 
 pub async fn run(options: Options) -> Outcome {
     let client = options.admin.client();
-    let status = if options.wait { wait(&client, options.revision, options.timeout).await? } else { client.status(options.revision).await? };
+    let status = if options.wait {
+        wait(&client, options.revision, options.timeout).await?
+    } else {
+        client.status(options.revision).await?
+    };
     output::show(options.output, &status, || render(&status))?;
     let wrong = !status.refused.is_empty() || !status.quarantined.is_empty();
-    if wrong { Err(Failure::refused("")) } else { Ok(()) }
+    if wrong {
+        Err(Failure::refused(""))
+    } else {
+        Ok(())
+    }
 }
 
 /// Polls until every proxy has the revision or one has refused it.
-pub async fn wait(client: &Admin, revision: Option<u64>, timeout: Duration) -> Result<Status, Failure> {
+pub async fn wait(
+    client: &Admin,
+    revision: Option<u64>,
+    timeout: Duration,
+) -> Result<Status, Failure> {
     let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -50,16 +62,29 @@ pub async fn wait(client: &Admin, revision: Option<u64>, timeout: Duration) -> R
         }
         if left.is_zero() {
             output::print(&render(&status))?;
-            return Err(Failure::unreachable(format!("revision {} was not applied everywhere within {timeout:?}", status.target_revision)));
+            return Err(Failure::unreachable(format!(
+                "revision {} was not applied everywhere within {timeout:?}",
+                status.target_revision
+            )));
         }
     }
 }
 
 fn render(status: &Status) -> String {
     let style = output::stdout_style();
-    let took = status.elapsed_ms.map(|ms| format!(" in {ms:.1} ms")).unwrap_or_default();
-    let line = format!("revision {}: applied by {} of {} proxies{took}", status.target_revision, status.applied, status.proxies);
-    let mut text = if status.complete() { style.good(&line) } else { style.warn(&line) } + "\n";
+    let took = status
+        .elapsed_ms
+        .map(|ms| format!(" in {ms:.1} ms"))
+        .unwrap_or_default();
+    let line = format!(
+        "revision {}: applied by {} of {} proxies{took}",
+        status.target_revision, status.applied, status.proxies
+    );
+    let mut text = if status.complete() {
+        style.good(&line)
+    } else {
+        style.warn(&line)
+    } + "\n";
     if let Some(reason) = &status.read_only {
         text += &format!("{} {reason}\n", style.error("read-only:"));
     }
@@ -69,15 +94,33 @@ fn render(status: &Status) -> String {
     if !status.refused.is_empty() {
         let mut table = Table::new(&["REFUSED BY", "RESOURCE", "RULE", "MESSAGE"]);
         for r in &status.refused {
-            table.row(vec![r.node.clone(), r.resource.clone(), r.rule.clone(), r.message.clone()]);
+            table.row(vec![
+                r.node.clone(),
+                r.resource.clone(),
+                r.rule.clone(),
+                r.message.clone(),
+            ]);
         }
         text += &table.render(style);
     }
     for q in &status.quarantined {
-        text += &format!("{} {}: {} (since revision {}; its last good version stays)\n", style.error("quarantined"), q.id, q.message, q.since_revision);
+        text += &format!(
+            "{} {}: {} (since revision {}; its last good version stays)\n",
+            style.error("quarantined"),
+            q.id,
+            q.message,
+            q.since_revision
+        );
     }
     for h in &status.held {
-        text += &format!("{} {}/{}/{}: {}\n", style.warn("held"), h.namespace, h.service, h.id, h.reason);
+        text += &format!(
+            "{} {}/{}/{}: {}\n",
+            style.warn("held"),
+            h.namespace,
+            h.service,
+            h.id,
+            h.reason
+        );
     }
     text
 }

@@ -30,34 +30,68 @@ impl Envoy {
         let ip = address::fresh();
         let (outbound, admin) = (SocketAddr::new(ip, 15001), SocketAddr::new(ip, 15000));
         let config = mesh.folder().join(format!("envoy-{ip}.yaml"));
-        std::fs::write(&config, bootstrap(service, ip, mesh.xds, protocol)).context("cannot write the bootstrap")?;
+        std::fs::write(&config, bootstrap(service, ip, mesh.xds, protocol))
+            .context("cannot write the bootstrap")?;
         let mut command = Command::new(binary()?);
-        command.arg("-c").arg(&config).args(["--concurrency", "1", "-l", "warning", "--use-dynamic-base-id"]);
+        command.arg("-c").arg(&config).args([
+            "--concurrency",
+            "1",
+            "-l",
+            "warning",
+            "--use-dynamic-base-id",
+        ]);
         let log = mesh.log("envoy");
-        let envoy = Self { process: Process::spawn(command, &log)?, outbound, admin };
+        let envoy = Self {
+            process: Process::spawn(command, &log)?,
+            outbound,
+            admin,
+        };
         let listening = Call::get("any", "/");
-        eventually("envoy's outbound listener", READY_MAX, async || call(outbound, &listening).await.ok().map(drop)).await?;
+        eventually("envoy's outbound listener", READY_MAX, async || {
+            call(outbound, &listening).await.ok().map(drop)
+        })
+        .await?;
         Ok(envoy)
     }
 
     /// A counter or gauge by its full name; 0 when there is none.
     pub async fn stat(&self, name: &str) -> anyhow::Result<u64> {
-        let answer = call(self.admin, &Call::get("localhost", &format!("/stats?filter=^{name}$"))).await?;
+        let answer = call(
+            self.admin,
+            &Call::get("localhost", &format!("/stats?filter=^{name}$")),
+        )
+        .await?;
         let text = String::from_utf8_lossy(&answer.body).into_owned();
-        Ok(text.trim().rsplit(' ').next().and_then(|v| v.parse().ok()).unwrap_or(0))
+        Ok(text
+            .trim()
+            .rsplit(' ')
+            .next()
+            .and_then(|v| v.parse().ok())
+            .unwrap_or(0))
     }
 }
 
 /// `PHALANX_ENVOY`, else where `cargo xtask setup` puts it.
 fn binary() -> anyhow::Result<PathBuf> {
-    let set_up = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/tools/venv/bin/envoy"));
+    let set_up = PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../target/tools/venv/bin/envoy"
+    ));
     let path = std::env::var_os("PHALANX_ENVOY").map_or(set_up, PathBuf::from);
-    anyhow::ensure!(path.is_file(), "no Envoy at {}; run `cargo xtask setup`", path.display());
+    anyhow::ensure!(
+        path.is_file(),
+        "no Envoy at {}; run `cargo xtask setup`",
+        path.display()
+    );
     Ok(path)
 }
 
 fn bootstrap(service: &str, ip: IpAddr, xds: SocketAddr, protocol: Protocol) -> String {
-    let api_type = if protocol == Protocol::Delta { "DELTA_GRPC" } else { "GRPC" };
+    let api_type = if protocol == Protocol::Delta {
+        "DELTA_GRPC"
+    } else {
+        "GRPC"
+    };
     format!(
         r#"node:
   id: default/{service}/envoy-{ip}

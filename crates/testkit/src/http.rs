@@ -54,7 +54,10 @@ impl Call {
 
     /// An empty gRPC call over HTTP/2.
     pub fn grpc(authority: &str, path: &str) -> Self {
-        let mut call = Self::get(authority, path).method(Method::POST).header("content-type", "application/grpc").header("te", "trailers");
+        let mut call = Self::get(authority, path)
+            .method(Method::POST)
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
         call.body = Bytes::from_static(&[0, 0, 0, 0, 0]);
         call.http2 = true;
         call
@@ -71,12 +74,19 @@ pub struct Answer {
 
 impl Answer {
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default()
+        self.headers
+            .get(name)
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or_default()
     }
 
     /// From the trailers, or from the head of an answer without messages.
     pub fn grpc_status(&self) -> Option<&str> {
-        self.trailers.get("grpc-status").or_else(|| self.headers.get("grpc-status"))?.to_str().ok()
+        self.trailers
+            .get("grpc-status")
+            .or_else(|| self.headers.get("grpc-status"))?
+            .to_str()
+            .ok()
     }
 
     pub fn json(&self) -> serde_json::Value {
@@ -114,13 +124,25 @@ impl Connection {
     }
 
     async fn exchange(&mut self, call: &Call) -> anyhow::Result<Answer> {
-        let uri = if call.http2 { format!("http://{}{}", call.authority, call.path) } else { call.path.clone() };
-        let mut request = Request::builder().method(call.method.clone()).uri(uri).body(Full::new(call.body.clone()))?;
+        let uri = if call.http2 {
+            format!("http://{}{}", call.authority, call.path)
+        } else {
+            call.path.clone()
+        };
+        let mut request = Request::builder()
+            .method(call.method.clone())
+            .uri(uri)
+            .body(Full::new(call.body.clone()))?;
         for (name, value) in &call.headers {
-            request.headers_mut().append(HeaderName::from_bytes(name.as_bytes())?, HeaderValue::from_str(value)?);
+            request.headers_mut().append(
+                HeaderName::from_bytes(name.as_bytes())?,
+                HeaderValue::from_str(value)?,
+            );
         }
         if !call.http2 {
-            request.headers_mut().insert("host", HeaderValue::from_str(&call.authority)?);
+            request
+                .headers_mut()
+                .insert("host", HeaderValue::from_str(&call.authority)?);
         }
         let response = match &mut self.0 {
             Sender::Http1(sender) => {
@@ -135,11 +157,19 @@ impl Connection {
         let (head, body) = response.into_parts();
         let collected = body.collect().await?;
         let trailers = collected.trailers().cloned().unwrap_or_default();
-        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body: collected.to_bytes(), trailers })
+        Ok(Answer {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body: collected.to_bytes(),
+            trailers,
+        })
     }
 }
 
 /// One call over a connection of its own.
 pub async fn call(address: SocketAddr, call: &Call) -> anyhow::Result<Answer> {
-    Connection::open(address, call.http2).await?.send(call).await
+    Connection::open(address, call.http2)
+        .await?
+        .send(call)
+        .await
 }

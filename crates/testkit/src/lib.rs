@@ -16,7 +16,11 @@ use std::time::{Duration, Instant};
 ///
 /// # Errors
 /// Says what was waited for.
-pub async fn eventually<T>(what: &str, limit: Duration, mut done: impl AsyncFnMut() -> Option<T>) -> anyhow::Result<T> {
+pub async fn eventually<T>(
+    what: &str,
+    limit: Duration,
+    mut done: impl AsyncFnMut() -> Option<T>,
+) -> anyhow::Result<T> {
     let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = done().await {

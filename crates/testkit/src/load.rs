@@ -44,9 +44,19 @@ impl Load {
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         for _ in 0..connections {
-            tasks.spawn(client(address, call.clone(), pause, Arc::clone(&report), stopped.clone()));
+            tasks.spawn(client(
+                address,
+                call.clone(),
+                pause,
+                Arc::clone(&report),
+                stopped.clone(),
+            ));
         }
-        Self { report, stop, tasks }
+        Self {
+            report,
+            stop,
+            tasks,
+        }
     }
 
     pub fn report(&self) -> Report {
@@ -61,7 +71,13 @@ impl Load {
     }
 }
 
-async fn client(address: SocketAddr, call: Call, pause: Duration, report: Arc<Mutex<Report>>, stopped: watch::Receiver<bool>) {
+async fn client(
+    address: SocketAddr,
+    call: Call,
+    pause: Duration,
+    report: Arc<Mutex<Report>>,
+    stopped: watch::Receiver<bool>,
+) {
     let mut connection: Option<Connection> = None;
     while !*stopped.borrow() {
         let outcome = match &mut connection {
@@ -78,15 +94,20 @@ async fn client(address: SocketAddr, call: Call, pause: Duration, report: Arc<Mu
         if let Ok(mut report) = report.lock() {
             report.sent += 1;
             let failure = match &outcome {
-                Ok(answer) if answer.status == 200 && answer.grpc_status().is_none_or(|s| s == "0") => {
+                Ok(answer)
+                    if answer.status == 200 && answer.grpc_status().is_none_or(|s| s == "0") =>
+                {
                     let by = answer.header("x-echo").to_owned();
                     report.last_answer.insert(by.clone(), Instant::now());
                     *report.answered_by.entry(by).or_default() += 1;
                     None
                 }
-                Ok(answer) => {
-                    Some(format!("{} {} {}", answer.status, answer.header("x-phalanx-reason"), answer.grpc_status().unwrap_or_default()))
-                }
+                Ok(answer) => Some(format!(
+                    "{} {} {}",
+                    answer.status,
+                    answer.header("x-phalanx-reason"),
+                    answer.grpc_status().unwrap_or_default()
+                )),
                 Err(error) => Some(format!("{error:#}")),
             };
             if let Some(failure) = failure {
@@ -94,7 +115,9 @@ async fn client(address: SocketAddr, call: Call, pause: Duration, report: Arc<Mu
                 report.last_failure = Some(Instant::now());
             }
         }
-        let closing = outcome.as_ref().is_ok_and(|a| a.header("connection") == "close");
+        let closing = outcome
+            .as_ref()
+            .is_ok_and(|a| a.header("connection") == "close");
         if outcome.is_err() || closing {
             connection = None;
         }

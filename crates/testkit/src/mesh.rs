@@ -38,7 +38,13 @@ impl Mesh {
         let ip = address::fresh();
         let (xds, admin) = (SocketAddr::new(ip, 15010), SocketAddr::new(ip, 15080));
         let control = spawn_control(folder.path(), xds, admin, 0)?;
-        let mesh = Self { control, xds, admin, folder, started: 0 };
+        let mesh = Self {
+            control,
+            xds,
+            admin,
+            folder,
+            started: 0,
+        };
         mesh.wait_for_control().await?;
         Ok(mesh)
     }
@@ -57,13 +63,26 @@ impl Mesh {
 
     async fn wait_for_control(&self) -> anyhow::Result<()> {
         let client = self.client();
-        eventually("the control plane", READY_MAX, async || client.status(None).await.ok().map(drop)).await
+        eventually("the control plane", READY_MAX, async || {
+            client.status(None).await.ok().map(drop)
+        })
+        .await
     }
 
     /// Applies YAML and waits until every connected proxy has it.
     pub async fn apply(&self, yaml: &str) -> anyhow::Result<ApplyResponse> {
-        let files = vec![File { name: "test.yaml".into(), text: yaml.into() }];
-        let answer = self.client().apply(&ApplyRequest { files, author: "test".into(), ..ApplyRequest::default() }).await?;
+        let files = vec![File {
+            name: "test.yaml".into(),
+            text: yaml.into(),
+        }];
+        let answer = self
+            .client()
+            .apply(&ApplyRequest {
+                files,
+                author: "test".into(),
+                ..ApplyRequest::default()
+            })
+            .await?;
         self.applied(answer.revision).await?;
         Ok(answer)
     }
@@ -72,24 +91,51 @@ impl Mesh {
     pub async fn applied(&self, revision: u64) -> anyhow::Result<Status> {
         let client = self.client();
         eventually("every proxy to apply", READY_MAX, async || {
-            client.status(Some(revision)).await.ok().filter(|s| s.revision >= revision && s.complete())
+            client
+                .status(Some(revision))
+                .await
+                .ok()
+                .filter(|s| s.revision >= revision && s.complete())
         })
         .await
     }
 
     /// Starts `echo` and a sidecar for it, and waits until it is registered. `name` is what the echo answers.
-    pub async fn instance(&mut self, service: &str, version: &str, name: &str) -> anyhow::Result<Instance> {
+    pub async fn instance(
+        &mut self,
+        service: &str,
+        version: &str,
+        name: &str,
+    ) -> anyhow::Result<Instance> {
         self.instance_with(service, version, name, &[]).await
     }
 
     /// The same with further arguments for the sidecar.
-    pub async fn instance_with(&mut self, service: &str, version: &str, name: &str, extra: &[&str]) -> anyhow::Result<Instance> {
+    pub async fn instance_with(
+        &mut self,
+        service: &str,
+        version: &str,
+        name: &str,
+        extra: &[&str],
+    ) -> anyhow::Result<Instance> {
         let ip = address::fresh();
         let at = |port| SocketAddr::new(ip, port);
         let (app_address, inbound, outbound, admin) = (at(8080), at(15006), at(15001), at(15000));
         let app = self.echo(app_address, name)?;
-        let sidecar = self.sidecar(service, version, ip, &[&["--app", &app_address.to_string()], extra].concat())?;
-        let instance = Instance { app, sidecar, app_address, inbound, outbound, admin };
+        let sidecar = self.sidecar(
+            service,
+            version,
+            ip,
+            &[&["--app", &app_address.to_string()], extra].concat(),
+        )?;
+        let instance = Instance {
+            app,
+            sidecar,
+            app_address,
+            inbound,
+            outbound,
+            admin,
+        };
         self.registered(service, inbound).await?;
         self.ready(instance.admin).await?;
         Ok(instance)
@@ -103,11 +149,36 @@ impl Mesh {
     }
 
     /// Only the sidecar, with the ports of `surface.md` on `ip`.
-    pub fn sidecar(&mut self, service: &str, version: &str, ip: IpAddr, extra: &[&str]) -> anyhow::Result<Process> {
+    pub fn sidecar(
+        &mut self,
+        service: &str,
+        version: &str,
+        ip: IpAddr,
+        extra: &[&str],
+    ) -> anyhow::Result<Process> {
         let at = |port| SocketAddr::new(ip, port).to_string();
         let mut command = Command::new(executable("phalanx")?);
-        command.args(["proxy", "--service", service, "--labels", &format!("version={version}"), "--control", &self.xds.to_string()]);
-        command.args(["--inbound", &at(15006), "--outbound", &at(15001), "--admin", &at(15000), "--workers", "2"]).args(extra);
+        command.args([
+            "proxy",
+            "--service",
+            service,
+            "--labels",
+            &format!("version={version}"),
+            "--control",
+            &self.xds.to_string(),
+        ]);
+        command
+            .args([
+                "--inbound",
+                &at(15006),
+                "--outbound",
+                &at(15001),
+                "--admin",
+                &at(15000),
+                "--workers",
+                "2",
+            ])
+            .args(extra);
         Process::spawn(command, &self.log(&format!("sidecar-{service}")))
     }
 
@@ -121,12 +192,23 @@ impl Mesh {
         self.until_registered(service, inbound, false).await
     }
 
-    async fn until_registered(&self, service: &str, inbound: SocketAddr, wanted: bool) -> anyhow::Result<()> {
+    async fn until_registered(
+        &self,
+        service: &str,
+        inbound: SocketAddr,
+        wanted: bool,
+    ) -> anyhow::Result<()> {
         let (client, address) = (self.client(), inbound.to_string());
-        let what = format!("{service} at {address} to be {}", if wanted { "registered" } else { "withdrawn" });
+        let what = format!(
+            "{service} at {address} to be {}",
+            if wanted { "registered" } else { "withdrawn" }
+        );
         eventually(&what, READY_MAX, async || {
             let found = client.instances(Some(service), None).await.ok()?;
-            let there = found.items.iter().any(|i| i.ports.iter().any(|p| p.address == address));
+            let there = found
+                .items
+                .iter()
+                .any(|i| i.ports.iter().any(|p| p.address == address));
             (there == wanted).then_some(())
         })
         .await
@@ -136,7 +218,11 @@ impl Mesh {
     pub async fn ready(&self, admin: SocketAddr) -> anyhow::Result<()> {
         let call = crate::http::Call::get("localhost", "/readyz");
         eventually("the sidecar to be ready", READY_MAX, async || {
-            crate::http::call(admin, &call).await.ok().filter(|a| a.status == 200).map(drop)
+            crate::http::call(admin, &call)
+                .await
+                .ok()
+                .filter(|a| a.status == 200)
+                .map(drop)
         })
         .await
     }
@@ -148,12 +234,29 @@ impl Mesh {
 
     pub(crate) fn log(&mut self, name: &str) -> PathBuf {
         self.started += 1;
-        self.folder.path().join(format!("{}-{name}.log", self.started))
+        self.folder
+            .path()
+            .join(format!("{}-{name}.log", self.started))
     }
 }
 
-fn spawn_control(folder: &std::path::Path, xds: SocketAddr, admin: SocketAddr, count: usize) -> anyhow::Result<Process> {
+fn spawn_control(
+    folder: &std::path::Path,
+    xds: SocketAddr,
+    admin: SocketAddr,
+    count: usize,
+) -> anyhow::Result<Process> {
     let mut command = Command::new(executable("phalanx")?);
-    command.args(["control", "--open", "--xds", &xds.to_string(), "--admin", &admin.to_string(), "--data"]).arg(folder.join("data"));
+    command
+        .args([
+            "control",
+            "--open",
+            "--xds",
+            &xds.to_string(),
+            "--admin",
+            &admin.to_string(),
+            "--data",
+        ])
+        .arg(folder.join("data"));
     Process::spawn(command, &folder.join(format!("control-{count}.log")))
 }

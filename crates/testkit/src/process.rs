@@ -17,7 +17,11 @@ pub fn executable(name: &str) -> anyhow::Result<PathBuf> {
         folder.pop();
     }
     let path = folder.join(name);
-    anyhow::ensure!(path.is_file(), "{} is not built; run `cargo build -p phalanx -p phalanx-testkit`", path.display());
+    anyhow::ensure!(
+        path.is_file(),
+        "{} is not built; run `cargo build -p phalanx -p phalanx-testkit`",
+        path.display()
+    );
     Ok(path)
 }
 
@@ -30,10 +34,19 @@ pub struct Process {
 impl Process {
     /// Starts it; standard output and error go to `log`.
     pub fn spawn(mut command: Command, log: &Path) -> anyhow::Result<Self> {
-        let file = std::fs::File::create(log).with_context(|| format!("cannot make {}", log.display()))?;
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
-        Ok(Self { child, log: log.to_owned() })
+        let file =
+            std::fs::File::create(log).with_context(|| format!("cannot make {}", log.display()))?;
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file);
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {command:?}"))?;
+        Ok(Self {
+            child,
+            log: log.to_owned(),
+        })
     }
 
     pub fn id(&self) -> u32 {
@@ -61,7 +74,11 @@ impl Process {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(status);
             }
-            anyhow::ensure!(Instant::now() < deadline, "did not end within {limit:?} of SIGTERM:\n{}", self.log());
+            anyhow::ensure!(
+                Instant::now() < deadline,
+                "did not end within {limit:?} of SIGTERM:\n{}",
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

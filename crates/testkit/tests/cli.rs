@@ -35,8 +35,14 @@ spec:
 fn phalanx(mesh: &Mesh, arguments: &[&str], input: &str) -> anyhow::Result<Output> {
     use std::io::Write;
     let mut command = Command::new(executable("phalanx")?);
-    command.env("PHALANX_ADMIN", mesh.admin.to_string()).args(arguments);
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    command
+        .env("PHALANX_ADMIN", mesh.admin.to_string())
+        .args(arguments);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(input.as_bytes())?;
     }
@@ -67,7 +73,10 @@ async fn five_mistakes_are_all_told_with_their_places_and_nothing_changes() -> a
     ] {
         assert!(said.contains(place), "{place} is missing in:\n{said}");
     }
-    assert!(said.contains("selector"), "the nearest known key is named:\n{said}");
+    assert!(
+        said.contains("selector"),
+        "the nearest known key is named:\n{said}"
+    );
     assert_eq!(mesh.client().status(None).await?.config_revision, before);
     assert!(mesh.client().documents(None, None).await?.items.is_empty());
     Ok(())
@@ -77,19 +86,37 @@ async fn five_mistakes_are_all_told_with_their_places_and_nothing_changes() -> a
 async fn lint_finds_the_same_without_a_control_plane() -> anyhow::Result<()> {
     let mesh = Mesh::start().await?;
     let output = phalanx(&mesh, &["lint", "-f", "-"], FIVE_MISTAKES)?;
-    assert_eq!((output.status.code(), stdout(&output).lines().count()), (Some(1), 5), "{}", stdout(&output));
-    assert_eq!(phalanx(&mesh, &["lint", "-f", "-"], SERVICE)?.status.code(), Some(0));
+    assert_eq!(
+        (output.status.code(), stdout(&output).lines().count()),
+        (Some(1), 5),
+        "{}",
+        stdout(&output)
+    );
+    assert_eq!(
+        phalanx(&mesh, &["lint", "-f", "-"], SERVICE)?.status.code(),
+        Some(0)
+    );
     Ok(())
 }
 
 #[tokio::test]
 async fn what_get_prints_applies_unchanged() -> anyhow::Result<()> {
     let mesh = Mesh::start().await?;
-    assert_eq!(phalanx(&mesh, &["apply", "-f", "-"], SERVICE)?.status.code(), Some(0));
+    assert_eq!(
+        phalanx(&mesh, &["apply", "-f", "-"], SERVICE)?
+            .status
+            .code(),
+        Some(0)
+    );
     for format in ["yaml", "json"] {
         let printed = phalanx(&mesh, &["get", "service", "shop", "-o", format], "")?;
         let applied = phalanx(&mesh, &["apply", "-f", "-"], &stdout(&printed))?;
-        assert!(stdout(&applied).contains("Service/default/shop unchanged"), "{}{}", stdout(&applied), stderr(&applied));
+        assert!(
+            stdout(&applied).contains("Service/default/shop unchanged"),
+            "{}{}",
+            stdout(&applied),
+            stderr(&applied)
+        );
     }
     Ok(())
 }
@@ -100,13 +127,26 @@ async fn history_tells_and_rollback_restores() -> anyhow::Result<()> {
     phalanx(&mesh, &["apply", "-f", "-"], SERVICE)?;
     let first = mesh.client().status(None).await?.config_revision;
     let changed = SERVICE.replace("port: 80", "port: 81");
-    assert_eq!(phalanx(&mesh, &["diff", "-f", "-"], &changed)?.status.code(), Some(1), "diff tells that something would change");
+    assert_eq!(
+        phalanx(&mesh, &["diff", "-f", "-"], &changed)?
+            .status
+            .code(),
+        Some(1),
+        "diff tells that something would change"
+    );
     phalanx(&mesh, &["apply", "-f", "-", "-m", "another port"], &changed)?;
     let history = stdout(&phalanx(&mesh, &["history"], "")?);
-    assert!(history.contains("another port") && history.contains("~Service/default/shop"), "{history}");
+    assert!(
+        history.contains("another port") && history.contains("~Service/default/shop"),
+        "{history}"
+    );
     let rolled = phalanx(&mesh, &["rollback", "--to", &first.to_string()], "")?;
     assert_eq!(rolled.status.code(), Some(0), "{}", stderr(&rolled));
-    assert_eq!(phalanx(&mesh, &["diff", "-f", "-"], SERVICE)?.status.code(), Some(0), "it is as it was");
+    assert_eq!(
+        phalanx(&mesh, &["diff", "-f", "-"], SERVICE)?.status.code(),
+        Some(0),
+        "it is as it was"
+    );
     Ok(())
 }
 
@@ -114,10 +154,19 @@ async fn history_tells_and_rollback_restores() -> anyhow::Result<()> {
 async fn an_unexpected_revision_refuses_the_change() -> anyhow::Result<()> {
     let mesh = Mesh::start().await?;
     phalanx(&mesh, &["apply", "-f", "-"], SERVICE)?;
-    let output = phalanx(&mesh, &["delete", "service", "shop", "--expect", "999999"], "")?;
+    let output = phalanx(
+        &mesh,
+        &["delete", "service", "shop", "--expect", "999999"],
+        "",
+    )?;
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(mesh.client().documents(None, None).await?.items.len(), 1);
-    assert_eq!(phalanx(&mesh, &["delete", "svc", "shop"], "")?.status.code(), Some(0));
+    assert_eq!(
+        phalanx(&mesh, &["delete", "svc", "shop"], "")?
+            .status
+            .code(),
+        Some(0)
+    );
     assert!(mesh.client().documents(None, None).await?.items.is_empty());
     Ok(())
 }
@@ -125,9 +174,23 @@ async fn an_unexpected_revision_refuses_the_change() -> anyhow::Result<()> {
 #[tokio::test]
 async fn exit_codes_tell_what_kind_of_failure_it_was() -> anyhow::Result<()> {
     let mesh = Mesh::start().await?;
-    assert_eq!(phalanx(&mesh, &["aply"], "")?.status.code(), Some(2), "wrong usage");
-    assert_eq!(phalanx(&mesh, &["get", "nonsense"], "")?.status.code(), Some(2), "unknown kind");
-    assert_eq!(phalanx(&mesh, &["apply", "-f", "/nonexistent.yaml"], "")?.status.code(), Some(3), "no file");
+    assert_eq!(
+        phalanx(&mesh, &["aply"], "")?.status.code(),
+        Some(2),
+        "wrong usage"
+    );
+    assert_eq!(
+        phalanx(&mesh, &["get", "nonsense"], "")?.status.code(),
+        Some(2),
+        "unknown kind"
+    );
+    assert_eq!(
+        phalanx(&mesh, &["apply", "-f", "/nonexistent.yaml"], "")?
+            .status
+            .code(),
+        Some(3),
+        "no file"
+    );
     let nobody = std::net::SocketAddr::new(phalanx_testkit::address::fresh(), 1);
     let output = phalanx(&mesh, &["status", "--admin", &nobody.to_string()], "")?;
     assert_eq!(output.status.code(), Some(4), "not reachable");
@@ -139,9 +202,25 @@ async fn exit_codes_tell_what_kind_of_failure_it_was() -> anyhow::Result<()> {
 async fn a_taken_port_is_said_with_its_flag() -> anyhow::Result<()> {
     let mesh = Mesh::start().await?;
     let data = mesh.folder().join("other");
-    let output = phalanx(&mesh, &["control", "--open", "--data", &data.display().to_string(), "--xds", &mesh.xds.to_string(), "--admin", "127.0.0.1:0"], "")?;
+    let output = phalanx(
+        &mesh,
+        &[
+            "control",
+            "--open",
+            "--data",
+            &data.display().to_string(),
+            "--xds",
+            &mesh.xds.to_string(),
+            "--admin",
+            "127.0.0.1:0",
+        ],
+        "",
+    )?;
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains(&mesh.xds.to_string()) && said.contains("--xds"), "{said}");
+    assert!(
+        said.contains(&mesh.xds.to_string()) && said.contains("--xds"),
+        "{said}"
+    );
     Ok(())
 }

@@ -39,16 +39,32 @@ fn every_yaml_block_of_the_documents_is_a_checked_manifest() -> anyhow::Result<(
         }
     }
     assert!(count >= 6, "{count} blocks found");
-    let output = Command::new(executable("phalanx")?).arg("lint").arg("-f").arg(folder.path()).output()?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let output = Command::new(executable("phalanx")?)
+        .arg("lint")
+        .arg("-f")
+        .arg(folder.path())
+        .output()?;
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
     Ok(())
 }
 
 #[test]
 fn the_manifests_of_the_arena_are_checked_manifests() -> anyhow::Result<()> {
     for folder in ["examples/arena/mesh", "examples/arena/mesh-variants"] {
-        let output = Command::new(executable("phalanx")?).arg("lint").arg("-f").arg(root().join(folder)).output()?;
-        assert!(output.status.success(), "{folder}: {}", String::from_utf8_lossy(&output.stdout));
+        let output = Command::new(executable("phalanx")?)
+            .arg("lint")
+            .arg("-f")
+            .arg(root().join(folder))
+            .output()?;
+        assert!(
+            output.status.success(),
+            "{folder}: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
     }
     Ok(())
 }

@@ -27,7 +27,14 @@ fn seen(answer: &Answer) -> Seen {
     Seen {
         status: answer.status,
         by: answer.header("x-echo").to_owned(),
-        received: serde_json::json!([told["method"], told["path"], told["query"], header("x-added"), header("x-set"), header("x-gone")]),
+        received: serde_json::json!([
+            told["method"],
+            told["path"],
+            told["query"],
+            header("x-added"),
+            header("x-set"),
+            header("x-gone")
+        ]),
         location: answer.header("location").to_owned(),
         marked: answer.header("x-marked").to_owned(),
         grpc: answer.grpc_status().map(str::to_owned),
@@ -53,16 +60,38 @@ fn table() -> Vec<(Call, &'static str, u16)> {
         (get("shop", "/a%2fb"), "", 400),
         (get("shop", "/v1/users/42"), "cart", 200),
         (get("shop", "/v1/users/x"), "shop", 200),
-        (get("shop", "/method").method(Method::POST).body("b"), "cart", 200),
+        (
+            get("shop", "/method").method(Method::POST).body("b"),
+            "cart",
+            200,
+        ),
         (get("shop", "/method"), "shop", 200),
-        (get("shop", "/header").header("x-env", "staging"), "cart", 200),
+        (
+            get("shop", "/header").header("x-env", "staging"),
+            "cart",
+            200,
+        ),
         (get("shop", "/header").header("x-env", "prod"), "shop", 200),
-        (get("shop", "/header").header("x-build", "build-17"), "cart", 200),
-        (get("shop", "/header").header("x-build", "build-x"), "shop", 200),
+        (
+            get("shop", "/header").header("x-build", "build-17"),
+            "cart",
+            200,
+        ),
+        (
+            get("shop", "/header").header("x-build", "build-x"),
+            "shop",
+            200,
+        ),
         (get("shop", "/query?beta=yes"), "cart", 200),
         (get("shop", "/query?beta=no"), "shop", 200),
         (get("shop", "/query?a=b&beta=yes"), "cart", 200),
-        (get("shop", "/edit").header("x-gone", "1").header("x-set", "old"), "cart", 200),
+        (
+            get("shop", "/edit")
+                .header("x-gone", "1")
+                .header("x-set", "old"),
+            "cart",
+            200,
+        ),
         (get("shop", "/rewrite/a/b?q=1"), "cart", 200),
         (get("shop", "/rewrite"), "cart", 200),
         (get("shop", "/strip/a"), "cart", 200),
@@ -90,21 +119,40 @@ async fn agree(protocol: Protocol) -> anyhow::Result<()> {
     mesh.apply(MANIFESTS).await?;
     let envoy = Envoy::start(&mut mesh, "gateway", protocol).await?;
     let ready = Call::get("shop", "/cart");
-    eventually("envoy's routes", READY_MAX, async || call(envoy.outbound, &ready).await.ok().filter(|a| a.status == 200).map(drop)).await?;
+    eventually("envoy's routes", READY_MAX, async || {
+        call(envoy.outbound, &ready)
+            .await
+            .ok()
+            .filter(|a| a.status == 200)
+            .map(drop)
+    })
+    .await?;
 
     let mut differences = Vec::new();
     for (request, by, status) in table() {
-        let (mine, theirs) = (seen(&call(ours.outbound, &request).await?), seen(&call(envoy.outbound, &request).await?));
-        let name = format!("{} {}{} {:?}", request.method, request.authority, request.path, request.headers);
+        let (mine, theirs) = (
+            seen(&call(ours.outbound, &request).await?),
+            seen(&call(envoy.outbound, &request).await?),
+        );
+        let name = format!(
+            "{} {}{} {:?}",
+            request.method, request.authority, request.path, request.headers
+        );
         if mine != theirs {
             differences.push(format!("{name}\n   ours {mine:?}\n  envoy {theirs:?}"));
         }
         if (mine.by.as_str(), mine.status) != (by, status) {
-            differences.push(format!("{name}\n   ours {mine:?}\n  wanted {status} by `{by}`"));
+            differences.push(format!(
+                "{name}\n   ours {mine:?}\n  wanted {status} by `{by}`"
+            ));
         }
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
-    for stat in ["cluster_manager.cds.update_rejected", "listener_manager.lds.update_rejected", "http.outbound.rds.outbound.update_rejected"] {
+    for stat in [
+        "cluster_manager.cds.update_rejected",
+        "listener_manager.lds.update_rejected",
+        "http.outbound.rds.outbound.update_rejected",
+    ] {
         assert_eq!(envoy.stat(stat).await?, 0, "{stat}");
     }
     let status = mesh.client().status(None).await?;
@@ -131,22 +179,54 @@ async fn envoy_loses_no_request_while_weights_and_backends_change() -> anyhow::R
     mesh.apply(MANIFESTS).await?;
     let envoy = Envoy::start(&mut mesh, "gateway", Protocol::Delta).await?;
     let request = Call::get("shop", "/");
-    eventually("envoy's routes", READY_MAX, async || call(envoy.outbound, &request).await.ok().filter(|a| a.status == 200).map(drop)).await?;
-    let load = Load::start(envoy.outbound, &request, 4, std::time::Duration::from_millis(2));
+    eventually("envoy's routes", READY_MAX, async || {
+        call(envoy.outbound, &request)
+            .await
+            .ok()
+            .filter(|a| a.status == 200)
+            .map(drop)
+    })
+    .await?;
+    let load = Load::start(
+        envoy.outbound,
+        &request,
+        4,
+        std::time::Duration::from_millis(2),
+    );
     for round in 0..10 {
         // A service that comes, takes all traffic, and goes again: make before break or lose requests.
         let name = format!("extra-{round}");
-        let service = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: cart}}\n  ports: [{{port: 80, appProtocol: http}}]\n");
-        let route = format!("apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: shop-all}}\nspec:\n  parentRefs: [{{kind: Service, name: shop}}]\n  rules: [{{backendRefs: [{{name: {name}, port: 80}}]}}]\n");
+        let service = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: cart}}\n  ports: [{{port: 80, appProtocol: http}}]\n"
+        );
+        let route = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: shop-all}}\nspec:\n  parentRefs: [{{kind: Service, name: shop}}]\n  rules: [{{backendRefs: [{{name: {name}, port: 80}}]}}]\n"
+        );
         mesh.apply(&format!("{service}---\n{route}")).await?;
         let back = route.replace(&name, "shop");
         mesh.apply(&back).await?;
-        let gone = phalanx_client::api::DocumentRef { kind: "Service".into(), namespace: "default".into(), name };
-        let deleted = mesh.client().delete(&phalanx_client::api::DeleteRequest { ids: vec![gone], ..Default::default() }).await?;
+        let gone = phalanx_client::api::DocumentRef {
+            kind: "Service".into(),
+            namespace: "default".into(),
+            name,
+        };
+        let deleted = mesh
+            .client()
+            .delete(&phalanx_client::api::DeleteRequest {
+                ids: vec![gone],
+                ..Default::default()
+            })
+            .await?;
         mesh.applied(deleted.revision).await?;
     }
     let report = load.stop().await;
-    assert_eq!(report.failed(), 0, "{:?} of {}", report.failures, report.sent);
+    assert_eq!(
+        report.failed(),
+        0,
+        "{:?} of {}",
+        report.failures,
+        report.sent
+    );
     assert!(report.sent > 200, "{}", report.sent);
     Ok(())
 }

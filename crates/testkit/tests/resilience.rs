@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use hyper::Method;
+use phalanx_testkit::eventually;
 use phalanx_testkit::http::{Call, call};
 use phalanx_testkit::load::Load;
 use phalanx_testkit::mesh::{Instance, Mesh, READY_MAX};
-use phalanx_testkit::eventually;
 
 const CONNECTIONS: usize = 8;
 const PAUSE: Duration = Duration::from_millis(5);
@@ -17,7 +17,10 @@ const BATTLE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: battle}\ns
 /// Two battles, a caller, and both battles answering.
 async fn two_battles() -> anyhow::Result<(Mesh, Vec<Instance>, Instance)> {
     let mut mesh = Mesh::start().await?;
-    let battles = vec![mesh.instance("battle", "v1", "one").await?, mesh.instance("battle", "v1", "two").await?];
+    let battles = vec![
+        mesh.instance("battle", "v1", "one").await?,
+        mesh.instance("battle", "v1", "two").await?,
+    ];
     let caller = mesh.instance("gateway", "v1", "gateway").await?;
     mesh.apply(BATTLE).await?;
     for name in ["one", "two"] {
@@ -29,17 +32,31 @@ async fn two_battles() -> anyhow::Result<(Mesh, Vec<Instance>, Instance)> {
 async fn answered_by(outbound: SocketAddr, name: &str) -> anyhow::Result<()> {
     let request = Call::get("battle", "/");
     eventually(&format!("an answer of {name}"), READY_MAX, async || {
-        call(outbound, &request).await.ok().filter(|a| a.header("x-echo") == name).map(drop)
+        call(outbound, &request)
+            .await
+            .ok()
+            .filter(|a| a.header("x-echo") == name)
+            .map(drop)
     })
     .await
 }
 
 fn get_load(caller: &Instance) -> Load {
-    Load::start(caller.outbound, &Call::get("battle", "/"), CONNECTIONS, PAUSE)
+    Load::start(
+        caller.outbound,
+        &Call::get("battle", "/"),
+        CONNECTIONS,
+        PAUSE,
+    )
 }
 
 fn post_load(caller: &Instance) -> Load {
-    Load::start(caller.outbound, &Call::get("battle", "/").method(Method::POST).body("x"), CONNECTIONS, PAUSE)
+    Load::start(
+        caller.outbound,
+        &Call::get("battle", "/").method(Method::POST).body("x"),
+        CONNECTIONS,
+        PAUSE,
+    )
 }
 
 #[tokio::test]
@@ -53,7 +70,15 @@ async fn a_control_plane_killed_and_restarted_costs_no_request() -> anyhow::Resu
     }
     // Everyone comes back by itself, and a change still reaches all.
     let client = mesh.client();
-    eventually("all proxies to be back", READY_MAX, async || client.status(None).await.ok().filter(|s| s.proxies == 3 && s.complete()).map(drop)).await?;
+    eventually("all proxies to be back", READY_MAX, async || {
+        client
+            .status(None)
+            .await
+            .ok()
+            .filter(|s| s.proxies == 3 && s.complete())
+            .map(drop)
+    })
+    .await?;
     let instances = client.instances(Some("battle"), None).await?;
     assert_eq!(instances.items.len(), 2, "nobody was forgotten");
     let report = load.stop().await;
@@ -63,7 +88,8 @@ async fn a_control_plane_killed_and_restarted_costs_no_request() -> anyhow::Resu
 }
 
 #[tokio::test]
-async fn a_killed_application_is_withdrawn_at_once_and_safe_requests_succeed_elsewhere() -> anyhow::Result<()> {
+async fn a_killed_application_is_withdrawn_at_once_and_safe_requests_succeed_elsewhere()
+-> anyhow::Result<()> {
     let (mesh, mut battles, caller) = two_battles().await?;
     let load = get_load(&caller);
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -85,10 +111,24 @@ async fn an_instance_killed_whole_costs_at_most_what_was_in_flight() -> anyhow::
     let killed = std::time::Instant::now();
     tokio::time::sleep(Duration::from_millis(2500)).await;
     let (safe, unsafe_) = (safe.stop().await, unsafe_.stop().await);
-    assert_eq!(safe.failed(), 0, "safe requests are tried elsewhere: {:?}", safe.failures);
-    assert!(unsafe_.failed() <= CONNECTIONS as u64, "{:?}", unsafe_.failures);
-    let late = unsafe_.last_failure.map(|at| at.saturating_duration_since(killed));
-    assert!(late.is_none_or(|l| l < Duration::from_secs(1)), "ejected within a second, not {late:?}");
+    assert_eq!(
+        safe.failed(),
+        0,
+        "safe requests are tried elsewhere: {:?}",
+        safe.failures
+    );
+    assert!(
+        unsafe_.failed() <= CONNECTIONS as u64,
+        "{:?}",
+        unsafe_.failures
+    );
+    let late = unsafe_
+        .last_failure
+        .map(|at| at.saturating_duration_since(killed));
+    assert!(
+        late.is_none_or(|l| l < Duration::from_secs(1)),
+        "ejected within a second, not {late:?}"
+    );
     Ok(())
 }
 
@@ -97,12 +137,21 @@ async fn a_drained_sidecar_costs_no_request() -> anyhow::Result<()> {
     let (mesh, mut battles, caller) = two_battles().await?;
     let (safe, unsafe_) = (get_load(&caller), post_load(&caller));
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let status = battles[0].sidecar.terminate(Duration::from_secs(15)).await?;
+    let status = battles[0]
+        .sidecar
+        .terminate(Duration::from_secs(15))
+        .await?;
     assert!(status.success(), "{status}");
     mesh.withdrawn("battle", battles[0].inbound).await?;
     tokio::time::sleep(Duration::from_millis(300)).await;
     let (safe, unsafe_) = (safe.stop().await, unsafe_.stop().await);
-    assert_eq!((safe.failed(), unsafe_.failed()), (0, 0), "{:?} {:?}", safe.failures, unsafe_.failures);
+    assert_eq!(
+        (safe.failed(), unsafe_.failed()),
+        (0, 0),
+        "{:?} {:?}",
+        safe.failures,
+        unsafe_.failures
+    );
     Ok(())
 }
 

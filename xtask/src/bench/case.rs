@@ -41,8 +41,12 @@ impl Case {
 
     pub fn title(self) -> &'static str {
         match self {
-            Self::H1 => "HTTP/1.1 \u{2192} HTTP/1.1, 64 keep-alive connections, 1 KB answers (`wrk -t1 -c64`)",
-            Self::H2 => "h2c \u{2192} h2c, gRPC-like, 16 connections \u{d7} 8 streams, 200 B (`h2load -c16 -m8`)",
+            Self::H1 => {
+                "HTTP/1.1 \u{2192} HTTP/1.1, 64 keep-alive connections, 1 KB answers (`wrk -t1 -c64`)"
+            }
+            Self::H2 => {
+                "h2c \u{2192} h2c, gRPC-like, 16 connections \u{d7} 8 streams, 200 B (`h2load -c16 -m8`)"
+            }
         }
     }
 
@@ -55,7 +59,10 @@ impl Case {
 
     pub fn start_backend(self, root: &Path) -> anyhow::Result<Child> {
         let mut command = Command::new("taskset");
-        command.args(["-c", LOAD_CORE]).arg(root.join("target/release/bench-backend")).args([self.name(), self.backend()]);
+        command
+            .args(["-c", LOAD_CORE])
+            .arg(root.join("target/release/bench-backend"))
+            .args([self.name(), self.backend()]);
         let child = Child::spawn(&mut command, "backend")?;
         wait_for_port(self.backend())?;
         Ok(child)
@@ -83,21 +90,51 @@ impl Case {
         command.args(["-c", LOAD_CORE]);
         match self {
             Self::H1 => {
-                command.args(["wrk", "-t1", "-c64", "--latency", "-d", &seconds, "-H", "Host: backend"]);
+                command.args([
+                    "wrk",
+                    "-t1",
+                    "-c64",
+                    "--latency",
+                    "-d",
+                    &seconds,
+                    "-H",
+                    "Host: backend",
+                ]);
                 command.arg(format!("http://{LISTEN}/"));
             }
             Self::H2 => {
                 let body = std::env::temp_dir().join("phalanx-bench-message");
                 std::fs::write(&body, message()).context("cannot write the request body")?;
-                command.args(["h2load", "-c16", "-m8", "-t1", "-D", &seconds, "-H", "content-type: application/grpc", "-H", "te: trailers"]);
-                command.arg("-d").arg(&body).arg(format!("--connect-to={LISTEN}"));
+                command.args([
+                    "h2load",
+                    "-c16",
+                    "-m8",
+                    "-t1",
+                    "-D",
+                    &seconds,
+                    "-H",
+                    "content-type: application/grpc",
+                    "-H",
+                    "te: trailers",
+                ]);
+                command
+                    .arg("-d")
+                    .arg(&body)
+                    .arg(format!("--connect-to={LISTEN}"));
                 command.arg("http://backend:80/bench.Bench/Call");
             }
         }
-        let output = command.stdin(Stdio::null()).output().context("cannot start the load generator")?;
+        let output = command
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot start the load generator")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
-            bail!("the load generator ended with {}: {text}{}", output.status, String::from_utf8_lossy(&output.stderr));
+            bail!(
+                "the load generator ended with {}: {text}{}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
         Ok(text)
     }
@@ -106,17 +143,29 @@ impl Case {
     fn completed(self, output: &str) -> anyhow::Result<f64> {
         match self {
             Self::H1 => {
-                if let Some(line) = output.lines().find(|l| l.contains("Non-2xx") || l.contains("Socket errors")) {
+                if let Some(line) = output
+                    .lines()
+                    .find(|l| l.contains("Non-2xx") || l.contains("Socket errors"))
+                {
                     bail!("not all requests went well:{line}");
                 }
-                let line = output.lines().find(|l| l.contains("requests in")).context("wrk printed no count")?;
+                let line = output
+                    .lines()
+                    .find(|l| l.contains("requests in"))
+                    .context("wrk printed no count")?;
                 Ok(line.split_whitespace().next().unwrap_or_default().parse()?)
             }
             Self::H2 => {
                 // requests: 1 total, 1 started, 1 done, 1 succeeded, 0 failed, 0 errored, 0 timeout
-                let line = output.lines().find(|l| l.starts_with("requests:")).context("h2load printed no count")?;
+                let line = output
+                    .lines()
+                    .find(|l| l.starts_with("requests:"))
+                    .context("h2load printed no count")?;
                 let count = |what: &str| -> anyhow::Result<f64> {
-                    let part = line.split([':', ',']).find(|p| p.trim().ends_with(what)).with_context(|| format!("no `{what}` in: {line}"))?;
+                    let part = line
+                        .split([':', ','])
+                        .find(|p| p.trim().ends_with(what))
+                        .with_context(|| format!("no `{what}` in: {line}"))?;
                     Ok(part.split_whitespace().next().unwrap_or_default().parse()?)
                 };
                 if count("failed")? > 0.0 || count("succeeded")? == 0.0 {
@@ -141,8 +190,19 @@ fn percentiles(output: &str) -> Option<(f64, f64)> {
         let line = output.lines().find(|l| l.trim_start().starts_with(mark))?;
         let value = line.split_whitespace().nth(1)?;
         let unit = value.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
-        let number: f64 = value.trim_end_matches(|c: char| c.is_ascii_alphabetic()).parse().ok()?;
-        Some(number * match unit { "us" => 1.0, "ms" => 1e3, "s" => 1e6, _ => return None })
+        let number: f64 = value
+            .trim_end_matches(|c: char| c.is_ascii_alphabetic())
+            .parse()
+            .ok()?;
+        Some(
+            number
+                * match unit {
+                    "us" => 1.0,
+                    "ms" => 1e3,
+                    "s" => 1e6,
+                    _ => return None,
+                },
+        )
     };
     Some((of("50%")?, of("99%")?))
 }

@@ -20,10 +20,22 @@ pub struct Peer {
 }
 
 pub const ALL: &[Peer] = &[
-    Peer { name: "phalanx", start: phalanx },
-    Peer { name: "envoy", start: envoy },
-    Peer { name: "haproxy", start: haproxy },
-    Peer { name: "nginx", start: nginx },
+    Peer {
+        name: "phalanx",
+        start: phalanx,
+    },
+    Peer {
+        name: "envoy",
+        start: envoy,
+    },
+    Peer {
+        name: "haproxy",
+        start: haproxy,
+    },
+    Peer {
+        name: "nginx",
+        start: nginx,
+    },
 ];
 
 impl Peer {
@@ -40,7 +52,11 @@ pub struct Child(process::Child);
 
 impl Child {
     pub fn spawn(command: &mut Command, what: &str) -> anyhow::Result<Self> {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
         Ok(Self(child.with_context(|| format!("cannot start {what}"))?))
     }
 }
@@ -48,7 +64,9 @@ impl Child {
 impl Drop for Child {
     fn drop(&mut self) {
         // nginx's master must end its worker, so ask before forcing.
-        let _ = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status();
+        let _ = Command::new("kill")
+            .args(["-TERM", &self.0.id().to_string()])
+            .status();
         let deadline = Instant::now() + Duration::from_secs(3);
         while Instant::now() < deadline {
             if matches!(self.0.try_wait(), Ok(Some(_))) {
@@ -74,7 +92,11 @@ impl Running {
         for pid in self.processes() {
             for task in fs::read_dir(format!("/proc/{pid}/task")).context("the proxy is gone")? {
                 let text = fs::read_to_string(task?.path().join("schedstat"))?;
-                total += text.split_whitespace().next().unwrap_or_default().parse::<u64>()?;
+                total += text
+                    .split_whitespace()
+                    .next()
+                    .unwrap_or_default()
+                    .parse::<u64>()?;
             }
         }
         Ok(total)
@@ -83,27 +105,60 @@ impl Running {
     pub fn resident_mb(&self) -> anyhow::Result<f64> {
         let mut total = 0.0;
         for pid in self.processes() {
-            let text = fs::read_to_string(format!("/proc/{pid}/status")).context("the proxy is gone")?;
-            let line = text.lines().find(|l| l.starts_with("VmRSS:")).context("no VmRSS")?;
-            total += line.split_whitespace().nth(1).unwrap_or_default().parse::<f64>()? / 1024.0;
+            let text =
+                fs::read_to_string(format!("/proc/{pid}/status")).context("the proxy is gone")?;
+            let line = text
+                .lines()
+                .find(|l| l.starts_with("VmRSS:"))
+                .context("no VmRSS")?;
+            total += line
+                .split_whitespace()
+                .nth(1)
+                .unwrap_or_default()
+                .parse::<f64>()?
+                / 1024.0;
         }
         Ok(total)
     }
 
     fn processes(&self) -> Vec<u32> {
         let pid = self.proxy.0.id();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        std::iter::once(pid).chain(children.split_whitespace().filter_map(|c| c.parse().ok())).collect()
+        let children =
+            fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        std::iter::once(pid)
+            .chain(children.split_whitespace().filter_map(|c| c.parse().ok()))
+            .collect()
     }
 
     /// A listening proxy may not have its routes yet.
     fn wait_until_routed(&self, case: Case) -> anyhow::Result<()> {
         let deadline = Instant::now() + Duration::from_secs(20);
-        let version = if case == Case::H2 { "--http2-prior-knowledge" } else { "--http1.1" };
+        let version = if case == Case::H2 {
+            "--http2-prior-knowledge"
+        } else {
+            "--http1.1"
+        };
         while Instant::now() < deadline {
             let output = Command::new("curl")
-                .args(["-s", "-o", "/dev/null", "-w", "%{http_code}", version, "-H", "Host: backend", "-H", "content-type: application/grpc"])
-                .args(["-X", if case == Case::H2 { "POST" } else { "GET" }, "--connect-to", &format!("backend:80:{LISTEN}"), "http://backend/"])
+                .args([
+                    "-s",
+                    "-o",
+                    "/dev/null",
+                    "-w",
+                    "%{http_code}",
+                    version,
+                    "-H",
+                    "Host: backend",
+                    "-H",
+                    "content-type: application/grpc",
+                ])
+                .args([
+                    "-X",
+                    if case == Case::H2 { "POST" } else { "GET" },
+                    "--connect-to",
+                    &format!("backend:80:{LISTEN}"),
+                    "http://backend/",
+                ])
                 .output()?;
             if output.stdout == b"200" {
                 return Ok(());
@@ -139,21 +194,48 @@ fn phalanx(root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
     let data = work.join("phalanx");
     let _ = fs::remove_dir_all(&data);
     let mut control = Command::new("taskset");
-    control.args(["-c", LOAD_CORE]).arg(&binary).args(["control", "--open", "--xds", XDS, "--admin", ADMIN, "--data"]).arg(&data);
+    control
+        .args(["-c", LOAD_CORE])
+        .arg(&binary)
+        .args([
+            "control", "--open", "--xds", XDS, "--admin", ADMIN, "--data",
+        ])
+        .arg(&data);
     let control = Child::spawn(&mut control, "the control plane")?;
     wait_for_port(ADMIN)?;
     let manifest = write(work, "phalanx.yaml", &manifest(case))?;
-    let applied = Command::new(&binary).args(["apply", "--admin", ADMIN, "-f"]).arg(&manifest).output()?;
+    let applied = Command::new(&binary)
+        .args(["apply", "--admin", ADMIN, "-f"])
+        .arg(&manifest)
+        .output()?;
     if !applied.status.success() {
-        bail!("phalanx apply: {}", String::from_utf8_lossy(&applied.stderr));
+        bail!(
+            "phalanx apply: {}",
+            String::from_utf8_lossy(&applied.stderr)
+        );
     }
     let proxy = Child::spawn(
         pinned(&binary)
-            .args(["proxy", "--service", "bench", "--app", case.backend(), "--control", XDS, "--outbound", LISTEN, "--workers", "1"])
+            .args([
+                "proxy",
+                "--service",
+                "bench",
+                "--app",
+                case.backend(),
+                "--control",
+                XDS,
+                "--outbound",
+                LISTEN,
+                "--workers",
+                "1",
+            ])
             .args(["--inbound", "127.0.0.1:18112", "--admin", "127.0.0.1:18113"]),
         "the sidecar",
     )?;
-    Ok(Running { proxy, _beside: vec![control] })
+    Ok(Running {
+        proxy,
+        _beside: vec![control],
+    })
 }
 
 fn manifest(case: Case) -> String {
@@ -170,7 +252,11 @@ fn manifest(case: Case) -> String {
 fn envoy(root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
     let (address, port) = case.backend().split_once(':').unwrap_or_default();
     let (listen, listen_port) = LISTEN.split_once(':').unwrap_or_default();
-    let upstream = if case == Case::H2 { "http2_protocol_options: {}" } else { "http_protocol_options: {}" };
+    let upstream = if case == Case::H2 {
+        "http2_protocol_options: {}"
+    } else {
+        "http_protocol_options: {}"
+    };
     let config = write(
         work,
         "envoy.yaml",
@@ -206,10 +292,19 @@ fn envoy(root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
         ),
     )?;
     let proxy = Child::spawn(
-        pinned(setup::envoy(root)).arg("-c").arg(&config).args(["--concurrency", "1", "-l", "error", "--disable-hot-restart"]),
+        pinned(setup::envoy(root)).arg("-c").arg(&config).args([
+            "--concurrency",
+            "1",
+            "-l",
+            "error",
+            "--disable-hot-restart",
+        ]),
         "envoy",
     )?;
-    Ok(Running { proxy, _beside: Vec::new() })
+    Ok(Running {
+        proxy,
+        _beside: Vec::new(),
+    })
 }
 
 fn haproxy(_: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
@@ -223,14 +318,27 @@ fn haproxy(_: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
             case.backend()
         ),
     )?;
-    let proxy = Child::spawn(pinned("haproxy").arg("-db").arg("-f").arg(&config), "haproxy")?;
-    Ok(Running { proxy, _beside: Vec::new() })
+    let proxy = Child::spawn(
+        pinned("haproxy").arg("-db").arg("-f").arg(&config),
+        "haproxy",
+    )?;
+    Ok(Running {
+        proxy,
+        _beside: Vec::new(),
+    })
 }
 
 fn nginx(_: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
     let (listen, pass) = match case {
-        Case::H1 => (LISTEN.to_owned(), "proxy_pass http://backend; proxy_http_version 1.1; proxy_set_header Connection \"\";".to_owned()),
-        Case::H2 => (format!("{LISTEN} http2"), "grpc_pass grpc://backend;".to_owned()),
+        Case::H1 => (
+            LISTEN.to_owned(),
+            "proxy_pass http://backend; proxy_http_version 1.1; proxy_set_header Connection \"\";"
+                .to_owned(),
+        ),
+        Case::H2 => (
+            format!("{LISTEN} http2"),
+            "grpc_pass grpc://backend;".to_owned(),
+        ),
     };
     let config = write(
         work,
@@ -245,8 +353,18 @@ fn nginx(_: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
             case.backend()
         ),
     )?;
-    let proxy = Child::spawn(pinned("/usr/sbin/nginx").arg("-g").arg("daemon off;").arg("-c").arg(&config), "nginx")?;
-    Ok(Running { proxy, _beside: Vec::new() })
+    let proxy = Child::spawn(
+        pinned("/usr/sbin/nginx")
+            .arg("-g")
+            .arg("daemon off;")
+            .arg("-c")
+            .arg(&config),
+        "nginx",
+    )?;
+    Ok(Running {
+        proxy,
+        _beside: Vec::new(),
+    })
 }
 
 fn write(work: &Path, name: &str, text: &str) -> anyhow::Result<PathBuf> {

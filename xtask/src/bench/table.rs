@@ -7,8 +7,14 @@ use super::peer;
 use super::{Options, Row};
 
 pub fn render(rows: &[Row], options: &Options, versions: &[(&'static str, String)]) -> String {
-    let mut text = String::from("# Measured side by side\n\nWritten by `cargo xtask bench`; do not edit by hand. The proxy runs alone on core 0 with one worker, load generator and\nbackend share core 1, everything on loopback. **CPU** is on-CPU time of the proxy per completed request (scheduler's account, all\nthreads); median (min\u{2013}max) over the rounds. **Ratio** is to Envoy in the same round. These machines are noisy: ratios and CPU time\ndecide, requests/s are bounded by the generator's core. Ours runs the product as users do: routes by xDS from a control plane,\nmetrics and trace context on.\n\n");
-    let _ = writeln!(text, "Rounds: {}, {} s each after 1 s of warm-up.\n", options.rounds, options.seconds);
+    let mut text = String::from(
+        "# Measured side by side\n\nWritten by `cargo xtask bench`; do not edit by hand. The proxy runs alone on core 0 with one worker, load generator and\nbackend share core 1, everything on loopback. **CPU** is on-CPU time of the proxy per completed request (scheduler's account, all\nthreads); median (min\u{2013}max) over the rounds. **Ratio** is to Envoy in the same round. These machines are noisy: ratios and CPU time\ndecide, requests/s are bounded by the generator's core. Ours runs the product as users do: routes by xDS from a control plane,\nmetrics and trace context on.\n\n",
+    );
+    let _ = writeln!(
+        text,
+        "Rounds: {}, {} s each after 1 s of warm-up.\n",
+        options.rounds, options.seconds
+    );
     for (name, version) in versions {
         let _ = writeln!(text, "- {name}: {version}");
     }
@@ -24,12 +30,25 @@ fn section(text: &mut String, rows: &[Row], case: Case) {
     let _ = writeln!(text, "\n## {}\n", case.title());
     text.push_str("| proxy | CPU-\u{b5}s/request | ratio to Envoy | requests/s | p50 / p99 \u{b5}s | resident, idle MB |\n|---|---|---|---|---|---|\n");
     for peer in peer::ALL {
-        let mine: Vec<&Row> = rows.iter().filter(|r| r.case == case && r.proxy == peer.name).collect();
+        let mine: Vec<&Row> = rows
+            .iter()
+            .filter(|r| r.case == case && r.proxy == peer.name)
+            .collect();
         if mine.is_empty() {
             continue;
         }
-        let ratios: Vec<f64> = mine.iter().filter_map(|r| Some(r.sample.cpu_us / envoy_of(rows, case, r.round)?)).collect();
-        let latency = |pick: fn((f64, f64)) -> f64| spread(mine.iter().filter_map(|r| r.sample.latency_us.map(pick)).collect(), 0);
+        let ratios: Vec<f64> = mine
+            .iter()
+            .filter_map(|r| Some(r.sample.cpu_us / envoy_of(rows, case, r.round)?))
+            .collect();
+        let latency = |pick: fn((f64, f64)) -> f64| {
+            spread(
+                mine.iter()
+                    .filter_map(|r| r.sample.latency_us.map(pick))
+                    .collect(),
+                0,
+            )
+        };
         let _ = writeln!(
             text,
             "| {} | {} | {} | {} | {} / {} | {} |",
@@ -45,13 +64,17 @@ fn section(text: &mut String, rows: &[Row], case: Case) {
 }
 
 fn envoy_of(rows: &[Row], case: Case, round: usize) -> Option<f64> {
-    rows.iter().find(|r| r.case == case && r.round == round && r.proxy == "envoy").map(|r| r.sample.cpu_us)
+    rows.iter()
+        .find(|r| r.case == case && r.round == round && r.proxy == "envoy")
+        .map(|r| r.sample.cpu_us)
 }
 
 /// `median (min–max)`, or a dash.
 fn spread(mut values: Vec<f64>, digits: usize) -> String {
     values.sort_by(f64::total_cmp);
-    let (Some(low), Some(high)) = (values.first(), values.last()) else { return "\u{2013}".to_owned() };
+    let (Some(low), Some(high)) = (values.first(), values.last()) else {
+        return "\u{2013}".to_owned();
+    };
     let middle = (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0;
     format!("{middle:.digits$} ({low:.digits$}\u{2013}{high:.digits$})")
 }

@@ -20,25 +20,58 @@ pub struct Verdict {
 }
 
 /// `bots` is what they printed; `changed` tells that somebody applied something meanwhile, so the split is theirs.
-pub fn judge(bots: &str, edges: &Edges, status: &Status, proxies: &Proxies, changed: bool) -> Verdict {
+pub fn judge(
+    bots: &str,
+    edges: &Edges,
+    status: &Status,
+    proxies: &Proxies,
+    changed: bool,
+) -> Verdict {
     let style = output::stdout_style();
-    let mut report = Report { text: String::new(), good: true };
-    let _ = write!(report.text, "\n{}", observe::edge_table(&edges.edges).render(style));
+    let mut report = Report {
+        text: String::new(),
+        good: true,
+    };
+    let _ = write!(
+        report.text,
+        "\n{}",
+        observe::edge_table(&edges.edges).render(style)
+    );
     match serde_json::from_str::<BotSummary>(bots) {
         Ok(summary) => report.players(&summary),
         Err(_) => report.line(false, "the bots left no summary"),
     }
     report.edges(&edges.totals);
     report.split(&edges.totals, changed);
-    let took = status.elapsed_ms.map(|ms| format!(", the last change in {ms:.1} ms")).unwrap_or_default();
-    let applied = format!("revision {} applied by {} of {} sidecars{took}", status.target_revision, status.applied, status.proxies);
+    let took = status
+        .elapsed_ms
+        .map(|ms| format!(", the last change in {ms:.1} ms"))
+        .unwrap_or_default();
+    let applied = format!(
+        "revision {} applied by {} of {} sidecars{took}",
+        status.target_revision, status.applied, status.proxies
+    );
     report.line(status.complete() && status.refused.is_empty(), &applied);
-    let memory: Vec<f64> = proxies.items.iter().filter(|p| p.memory_bytes > 0).map(|p| p.memory_bytes as f64 / 1e6).collect();
+    let memory: Vec<f64> = proxies
+        .items
+        .iter()
+        .filter(|p| p.memory_bytes > 0)
+        .map(|p| p.memory_bytes as f64 / 1e6)
+        .collect();
     if !memory.is_empty() {
         let largest = memory.iter().copied().fold(0.0, f64::max);
-        report.line(true, &format!("sidecars use {:.1} MB each, at most {largest:.1}", memory.iter().sum::<f64>() / memory.len() as f64));
+        report.line(
+            true,
+            &format!(
+                "sidecars use {:.1} MB each, at most {largest:.1}",
+                memory.iter().sum::<f64>() / memory.len() as f64
+            ),
+        );
     }
-    Verdict { text: report.text, good: report.good }
+    Verdict {
+        text: report.text,
+        good: report.good,
+    }
 }
 
 struct Report {
@@ -49,7 +82,11 @@ struct Report {
 impl Report {
     fn line(&mut self, good: bool, text: &str) {
         let style = output::stdout_style();
-        let mark = if good { style.good("ok  ") } else { style.error("FAIL") };
+        let mark = if good {
+            style.good("ok  ")
+        } else {
+            style.error("FAIL")
+        };
         let _ = writeln!(self.text, "{mark}  {text}");
         self.good &= good;
     }
@@ -57,11 +94,20 @@ impl Report {
     fn players(&mut self, summary: &BotSummary) {
         let line = format!(
             "players: {} actions in {:.0} s, {} failed, {} skipped; P50 {:.1} ms, P99 {:.1} ms",
-            summary.actions, summary.elapsed_s, summary.failed, summary.skipped, summary.p50_ms, summary.p99_ms
+            summary.actions,
+            summary.elapsed_s,
+            summary.failed,
+            summary.skipped,
+            summary.p50_ms,
+            summary.p99_ms
         );
         self.line(summary.failed == 0 && summary.actions > 0, &line);
         for (kind, failure) in &summary.failures {
-            let _ = writeln!(self.text, "      {} \u{d7} {kind}: {}", failure.count, failure.sample);
+            let _ = writeln!(
+                self.text,
+                "      {} \u{d7} {kind}: {}",
+                failure.count, failure.sample
+            );
         }
     }
 
@@ -71,27 +117,47 @@ impl Report {
             let carried: u64 = between(totals, from, to).map(|e| e.requests).sum();
             let failed: u64 = between(totals, from, to).map(|e| e.failures).sum();
             let retried: u64 = between(totals, from, to).map(|e| e.retries).sum();
-            self.line(carried > 0 && failed == 0, &format!("{from} \u{2192} {to}: {carried} requests, {failed} failed, {retried} retried"));
+            self.line(
+                carried > 0 && failed == 0,
+                &format!(
+                    "{from} \u{2192} {to}: {carried} requests, {failed} failed, {retried} retried"
+                ),
+            );
         }
     }
 
     fn split(&mut self, totals: &[Edge], changed: bool) {
-        let count = |version| -> u64 { screen::versions(totals, version).map(|e| e.requests).sum() };
+        let count =
+            |version| -> u64 { screen::versions(totals, version).map(|e| e.requests).sum() };
         let (one, two) = (count("v1"), count("v2"));
         let all = (one + two) as f64;
         if all == 0.0 {
             return self.line(false, "battle: no calls");
         }
-        let measured = format!("battle v1/v2: {one}/{two}, {:.1} % to v2", two as f64 * 100.0 / all);
+        let measured = format!(
+            "battle v1/v2: {one}/{two}, {:.1} % to v2",
+            two as f64 * 100.0 / all
+        );
         if changed {
-            return self.line(true, &format!("{measured} (the configuration was changed meanwhile)"));
+            return self.line(
+                true,
+                &format!("{measured} (the configuration was changed meanwhile)"),
+            );
         }
         let sigma = (all * SHARE * (1.0 - SHARE)).sqrt();
         let off = (two as f64 - all * SHARE).abs() / sigma;
-        self.line(off <= SIGMAS, &format!("{measured}; {off:.1} standard deviations from {:.0} %", SHARE * 100.0));
+        self.line(
+            off <= SIGMAS,
+            &format!(
+                "{measured}; {off:.1} standard deviations from {:.0} %",
+                SHARE * 100.0
+            ),
+        );
     }
 }
 
 fn between<'a>(totals: &'a [Edge], from: &'a str, to: &'a str) -> impl Iterator<Item = &'a Edge> {
-    totals.iter().filter(move |e| e.source == from && e.destination == to)
+    totals
+        .iter()
+        .filter(move |e| e.source == from && e.destination == to)
 }

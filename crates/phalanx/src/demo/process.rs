@@ -23,17 +23,35 @@ pub struct Process {
 
 impl Process {
     /// Starts this executable with other arguments; output goes to `<name>.out` and `<name>.log` in the folder.
-    pub fn start(name: &str, arguments: impl Iterator<Item = String>, folder: &Path) -> Result<Self, Failure> {
-        let wrong = |what: &str, error: std::io::Error| Failure::defect(format!("cannot {what} for {name}: {error}"));
-        let file = |ending| File::create(folder.join(format!("{name}.{ending}"))).map_err(|e| wrong("make a log", e));
+    pub fn start(
+        name: &str,
+        arguments: impl Iterator<Item = String>,
+        folder: &Path,
+    ) -> Result<Self, Failure> {
+        let wrong = |what: &str, error: std::io::Error| {
+            Failure::defect(format!("cannot {what} for {name}: {error}"))
+        };
+        let file = |ending| {
+            File::create(folder.join(format!("{name}.{ending}")))
+                .map_err(|e| wrong("make a log", e))
+        };
         let executable = std::env::current_exe().map_err(|e| wrong("find the executable", e))?;
         let mut command = Command::new(executable);
-        command.args(arguments).stdin(Stdio::null()).stdout(file("out")?).stderr(file("log")?);
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(file("out")?)
+            .stderr(file("log")?);
         // Ctrl-C at the terminal reaches the demo alone, which then stops them in order.
         command.process_group(0);
         die_with_parent(&mut command);
         let child = command.spawn().map_err(|e| wrong("start a process", e))?;
-        Ok(Self { name: name.to_owned(), child, folder: folder.to_owned(), stopped: false })
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            folder: folder.to_owned(),
+            stopped: false,
+        })
     }
 
     pub fn name(&self) -> &str {
@@ -54,7 +72,8 @@ impl Process {
     /// The end of its log.
     pub fn last_words(&self) -> String {
         let mut bytes = Vec::new();
-        let read = File::open(self.folder.join(format!("{}.log", self.name))).and_then(|mut f| f.read_to_end(&mut bytes));
+        let read = File::open(self.folder.join(format!("{}.log", self.name)))
+            .and_then(|mut f| f.read_to_end(&mut bytes));
         let from = read.map_or(0, |n| n.saturating_sub(LAST_WORDS_BYTES));
         String::from_utf8_lossy(&bytes[from..]).into_owned()
     }
@@ -85,7 +104,9 @@ impl Drop for Process {
 
 /// Asks all to end, waits for all, and kills what is left.
 pub async fn stop(processes: impl Iterator<Item = &mut Process>) {
-    let mut open: Vec<&mut Process> = processes.filter_map(|p| if p.ended() { None } else { Some(p) }).collect();
+    let mut open: Vec<&mut Process> = processes
+        .filter_map(|p| if p.ended() { None } else { Some(p) })
+        .collect();
     for process in &mut open {
         process.stopped = true;
         process.signal(libc::SIGTERM);

@@ -18,14 +18,28 @@ pub struct Screen {
 
 impl Screen {
     pub fn new() -> Self {
-        Self { terminal: std::io::stdout().is_terminal(), lines: 0, ticks: 0 }
+        Self {
+            terminal: std::io::stdout().is_terminal(),
+            lines: 0,
+            ticks: 0,
+        }
     }
 
-    pub fn draw(&mut self, edges: &Edges, status: &Status, deadline: Option<Instant>, fallen: &[String]) {
+    pub fn draw(
+        &mut self,
+        edges: &Edges,
+        status: &Status,
+        deadline: Option<Instant>,
+        fallen: &[String],
+    ) {
         self.ticks += 1;
         if self.terminal {
             let text = picture(edges, status, deadline, fallen);
-            let up = if self.lines > 0 { format!("\x1b[{}F\x1b[J", self.lines) } else { String::new() };
+            let up = if self.lines > 0 {
+                format!("\x1b[{}F\x1b[J", self.lines)
+            } else {
+                String::new()
+            };
             self.lines = text.lines().count();
             print!("{up}{text}");
             let _ = std::io::stdout().flush();
@@ -37,11 +51,32 @@ impl Screen {
 
 fn picture(edges: &Edges, status: &Status, deadline: Option<Instant>, fallen: &[String]) -> String {
     let style = output::stdout_style();
-    let left = deadline.map(|d| format!(", {} s left", d.saturating_duration_since(Instant::now()).as_secs())).unwrap_or_default();
-    let took = status.elapsed_ms.map(|ms| format!(" in {ms:.1} ms")).unwrap_or_default();
-    let head = format!("revision {} applied by {} of {} proxies{took}{left}", status.target_revision, status.applied, status.proxies);
-    let fallen: String = fallen.iter().map(|f| format!("{}\n", style.warn(f))).collect();
-    format!("\n{}\n{fallen}\n{}\n{}", style.dim(&head), observe::edge_table(&edges.edges).render(style), split_bar(edges))
+    let left = deadline
+        .map(|d| {
+            format!(
+                ", {} s left",
+                d.saturating_duration_since(Instant::now()).as_secs()
+            )
+        })
+        .unwrap_or_default();
+    let took = status
+        .elapsed_ms
+        .map(|ms| format!(" in {ms:.1} ms"))
+        .unwrap_or_default();
+    let head = format!(
+        "revision {} applied by {} of {} proxies{took}{left}",
+        status.target_revision, status.applied, status.proxies
+    );
+    let fallen: String = fallen
+        .iter()
+        .map(|f| format!("{}\n", style.warn(f)))
+        .collect();
+    format!(
+        "\n{}\n{fallen}\n{}\n{}",
+        style.dim(&head),
+        observe::edge_table(&edges.edges).render(style),
+        split_bar(edges)
+    )
 }
 
 /// The share of each version among the calls to battle.
@@ -54,13 +89,23 @@ fn split_bar(edges: &Edges) -> String {
     }
     let share = two / (one + two);
     let second = (share * WIDTH).round() as usize;
-    let bar = format!("{}{}", "\u{2588}".repeat(WIDTH as usize - second), "\u{2591}".repeat(second));
-    format!("battle v1 {:5.1}% {bar} {:5.1}% v2\n", (1.0 - share) * 100.0, share * 100.0)
+    let bar = format!(
+        "{}{}",
+        "\u{2588}".repeat(WIDTH as usize - second),
+        "\u{2591}".repeat(second)
+    );
+    format!(
+        "battle v1 {:5.1}% {bar} {:5.1}% v2\n",
+        (1.0 - share) * 100.0,
+        share * 100.0
+    )
 }
 
 /// Calls that matches make to battle, in one version.
 pub fn versions<'a>(edges: &'a [Edge], version: &'a str) -> impl Iterator<Item = &'a Edge> {
-    edges.iter().filter(move |e| e.destination_app == "battle" && e.destination_version == version)
+    edges
+        .iter()
+        .filter(move |e| e.destination_app == "battle" && e.destination_version == version)
 }
 
 fn line(edges: &Edges, status: &Status) -> String {

@@ -25,7 +25,9 @@ async fn main() -> anyhow::Result<()> {
     let usage = "usage: echo ADDRESS NAME";
     let address: SocketAddr = arguments.next().context(usage)?.parse().context(usage)?;
     let name: Arc<str> = arguments.next().context(usage)?.into();
-    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}"))?;
     loop {
         let (stream, _) = listener.accept().await?;
         tokio::spawn(serve(stream, Arc::clone(&name)));
@@ -35,33 +37,59 @@ async fn main() -> anyhow::Result<()> {
 async fn serve(stream: TcpStream, name: Arc<str>) {
     let mut start = [0; 3];
     // HTTP/2 by prior knowledge begins with "PRI".
-    let Ok(read) = stream.peek(&mut start).await else { return };
+    let Ok(read) = stream.peek(&mut start).await else {
+        return;
+    };
     let service = service_fn(move |request| answer(request, Arc::clone(&name)));
     let io = TokioIo::new(stream);
     // A peer that leaves is no error of ours.
     if start.get(..read) == Some(b"PRI") {
-        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await;
+        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .serve_connection(io, service)
+            .await;
     } else {
-        let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
+        let _ = hyper::server::conn::http1::Builder::new()
+            .serve_connection(io, service)
+            .await;
     }
 }
 
-async fn answer(request: Request<Incoming>, name: Arc<str>) -> Result<Response<impl Body<Data = Bytes, Error = Infallible>>, Infallible> {
+async fn answer(
+    request: Request<Incoming>,
+    name: Arc<str>,
+) -> Result<Response<impl Body<Data = Bytes, Error = Infallible>>, Infallible> {
     let (head, body) = request.into_parts();
     let path = head.uri.path().to_owned();
-    let received = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+    let received = body
+        .collect()
+        .await
+        .map(|b| b.to_bytes())
+        .unwrap_or_default();
     let mut segments = path.trim_start_matches('/').split('/');
-    let (verb, value) = (segments.next().unwrap_or_default(), segments.next().and_then(|v| v.parse::<u16>().ok()));
+    let (verb, value) = (
+        segments.next().unwrap_or_default(),
+        segments.next().and_then(|v| v.parse::<u16>().ok()),
+    );
     let mut status = 200;
     match (verb, value) {
         ("status", Some(code)) => status = code,
         ("slow", Some(ms)) => tokio::time::sleep(Duration::from_millis(ms.into())).await,
         _ => {}
     }
-    let grpc = head.headers.get("content-type").is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
-    let headers: serde_json::Map<String, serde_json::Value> =
-        head.headers.iter().map(|(n, v)| (n.to_string(), String::from_utf8_lossy(v.as_bytes()).into())).collect();
-    let authority = head.uri.authority().map(ToString::to_string).unwrap_or_default();
+    let grpc = head
+        .headers
+        .get("content-type")
+        .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
+    let headers: serde_json::Map<String, serde_json::Value> = head
+        .headers
+        .iter()
+        .map(|(n, v)| (n.to_string(), String::from_utf8_lossy(v.as_bytes()).into()))
+        .collect();
+    let authority = head
+        .uri
+        .authority()
+        .map(ToString::to_string)
+        .unwrap_or_default();
     let told = serde_json::json!({
         "name": &*name, "method": head.method.as_str(), "path": path, "query": head.uri.query(), "authority": authority,
         "version": format!("{:?}", head.version), "headers": headers, "body_bytes": received.len(),
@@ -75,9 +103,12 @@ async fn answer(request: Request<Incoming>, name: Arc<str>) -> Result<Response<i
     } else {
         ("application/json", told.to_string().into_bytes())
     };
-    let mut response = Response::new(Full::new(Bytes::from(bytes)).with_trailers(async move { trailers }));
+    let mut response =
+        Response::new(Full::new(Bytes::from(bytes)).with_trailers(async move { trailers }));
     *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
-    response.headers_mut().insert("content-type", HeaderValue::from_static(kind));
+    response
+        .headers_mut()
+        .insert("content-type", HeaderValue::from_static(kind));
     if let Ok(value) = HeaderValue::from_str(&name) {
         response.headers_mut().insert("x-echo", value);
     }
