@@ -3,7 +3,8 @@ use phalanx_model::name::{ClusterName, Direction, ServiceName};
 use phalanx_model::reason::Reason;
 use phalanx_model::resource::{
     Action, Backend, Endpoint, Forward, HeaderEdit, Health, ListenerProtocol, LoadBalancer,
-    PathMatch, PathRewrite, QueryMatch, Redirect, Retry, Rewrite, Rule, RuleMatch, ValueMatch, VirtualHost,
+    PathMatch, PathRewrite, QueryMatch, Redirect, Retry, Rewrite, Rule, RuleMatch, ValueMatch,
+    VirtualHost,
 };
 use phalanx_proto::envoy::config::cluster::v3 as cluster_v3;
 use phalanx_proto::envoy::config::core::v3::config_source::ConfigSourceSpecifier;

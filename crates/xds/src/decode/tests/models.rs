@@ -77,8 +77,7 @@ fn rule_match() -> impl Strategy<Value = RuleMatch> {
     let header =
         (header_name(), value_match()).prop_map(|(name, value)| HeaderMatch { name, value });
     let query_name = prop_oneof!["[a-zA-Z]{1,8}", "[^\\x00\r\n]{1,4}"];
-    let query =
-        (query_name, value_match()).prop_map(|(name, value)| QueryMatch { name, value });
+    let query = (query_name, value_match()).prop_map(|(name, value)| QueryMatch { name, value });
     (
         path,
         option::of("[A-Z]{1,7}"),
