@@ -38,6 +38,8 @@ struct Inner {
     /// A short critical section per call, never across an await.
     leases: Mutex<Leases>,
     started: Instant,
+    /// Of the time since then, how long the process stood still.
+    stood_ms: AtomicU64,
     writer: Writer,
     worlds: Receiver<Arc<World>>,
     watchers: AtomicUsize,
@@ -79,13 +81,14 @@ impl Registry {
                 registered.instance.id.clone(),
                 registered.epoch,
                 registered.ttl_ms,
-                content(&record),
+                content(&serde_json::to_vec(&record).unwrap_or_default()),
                 0,
             );
         }
         let inner = Inner {
             leases: Mutex::new(leases),
             started: Instant::now(),
+            stood_ms: AtomicU64::new(0),
             writer,
             worlds,
             watchers: AtomicUsize::new(0),
@@ -106,11 +109,15 @@ impl Registry {
         let expiry = async {
             let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MS));
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut last = Instant::now();
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    _ = ticks.tick() => self.expire().await,
+                    _ = ticks.tick() => {}
                 }
+                self.pardon(last.elapsed());
+                last = Instant::now();
+                self.expire();
             }
         };
         tokio::join!(
@@ -164,30 +171,31 @@ impl Registry {
         let instance = from_wire(instance).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let (id, epoch) = (instance.id.clone(), request.epoch);
         let ttl_ms = self.leases().bounds().grant(request.ttl_ms);
-        let record = InstanceRecord::new(&instance, epoch, ttl_ms);
-        // The order of writes is that of the leases' decisions, because the place in the queue is taken before.
+        let value = serde_json::to_vec(&InstanceRecord::new(&instance, epoch, ttl_ms))
+            .map_err(|e| Status::internal(e.to_string()))?;
         let place = self.inner.writer.reserve().await?;
-        let now = self.now_ms();
-        let decision =
-            self.leases()
-                .register(id.clone(), epoch, request.ttl_ms, content(&record), now);
         self.inner
             .counts
             .registrations
             .fetch_add(1, Ordering::Relaxed);
-        let revision = match decision {
-            Ok(Registered::Unchanged) => self.inner.worlds.borrow().revision,
-            Ok(Registered::Write) => {
-                let value =
-                    serde_json::to_vec(&record).map_err(|e| Status::internal(e.to_string()))?;
-                place.put(id, value).await?
+        let now = self.now_ms();
+        // Decided and queued under one lock: writes come in the order of decisions.
+        let stored = {
+            let mut leases = self.leases();
+            match leases.register(id.clone(), epoch, request.ttl_ms, content(&value), now) {
+                Ok(Registered::Unchanged) => None,
+                Ok(Registered::Write) => Some(self.inner.writer.put(place, id, value)),
+                Err(error @ LeaseError::Older { .. }) => {
+                    return Err(Status::failed_precondition(error.to_string()));
+                }
+                Err(error @ LeaseError::Full { .. }) => {
+                    return Err(Status::resource_exhausted(error.to_string()));
+                }
             }
-            Err(error @ LeaseError::Older { .. }) => {
-                return Err(Status::failed_precondition(error.to_string()));
-            }
-            Err(error @ LeaseError::Full { .. }) => {
-                return Err(Status::resource_exhausted(error.to_string()));
-            }
+        };
+        let revision = match stored {
+            Some(stored) => stored.wait().await?,
+            None => self.inner.worlds.borrow().revision,
         };
         Ok(wire::RegisterResponse { ttl_ms, revision })
     }
@@ -199,31 +207,39 @@ impl Registry {
         let id = key(&request.namespace, &request.service, &request.id)?;
         let place = self.inner.writer.reserve().await?;
         let now = self.now_ms();
-        let removed = self.leases().deregister(&id, request.epoch, now);
-        if !removed {
+        let stored = {
+            let mut leases = self.leases();
+            let removed = leases.deregister(&id, request.epoch, now);
+            removed.then(|| self.inner.writer.delete(place, id.clone()))
+        };
+        let Some(stored) = stored else {
             return Ok(wire::DeregisterResponse {
-                removed,
+                removed: false,
                 revision: self.inner.worlds.borrow().revision,
             });
-        }
+        };
         tracing::info!(instance = %id, epoch = request.epoch, reason = request.reason.get(..64).unwrap_or(&request.reason), "deregistered");
         self.inner
             .counts
             .deregistrations
             .fetch_add(1, Ordering::Relaxed);
         Ok(wire::DeregisterResponse {
-            removed,
-            revision: place.delete(id).await?,
+            removed: true,
+            revision: stored.wait().await?,
         })
     }
 
-    async fn expire(&self) {
+    fn expire(&self) {
         let now = self.now_ms();
         let (held, expired) = {
             let mut leases = self.leases();
-            let before = leases.held().len();
+            let before = leases.held_len();
             let expired = leases.expire(now);
-            (leases.held().len().saturating_sub(before), expired)
+            for id in &expired {
+                // Not waited for: whoever comes back from now on is written after it.
+                self.inner.writer.forget(id.clone());
+            }
+            (leases.held_len().saturating_sub(before), expired)
         };
         if held > 0 {
             tracing::error!(
@@ -231,18 +247,13 @@ impl Registry {
                 "too much of a service expired at once: still serving it, see status"
             );
         }
-        for id in expired {
+        for id in &expired {
             tracing::warn!(instance = %id, "expired");
-            self.inner
-                .counts
-                .expirations
-                .fetch_add(1, Ordering::Relaxed);
-            let Ok(place) = self.inner.writer.reserve().await else {
-                return;
-            };
-            // Not waited for: an unwritten deletion is repeated after a restart, when nobody beats for it.
-            place.forget(id);
         }
+        self.inner
+            .counts
+            .expirations
+            .fetch_add(expired.len() as u64, Ordering::Relaxed);
     }
 
     fn leases(&self) -> MutexGuard<'_, Leases> {
@@ -252,8 +263,25 @@ impl Registry {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// While this process stood still (a paused machine, a stopped process), nobody could beat: that time does not count.
+    fn pardon(&self, since_last_tick: Duration) {
+        if since_last_tick < STALL_MIN {
+            return;
+        }
+        let stood = since_last_tick.saturating_sub(Duration::from_millis(TICK_MS));
+        tracing::warn!(
+            ?stood,
+            "this process stood still, no lease runs on for that time"
+        );
+        self.inner
+            .stood_ms
+            .fetch_add(stood.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// The time of leases.
     fn now_ms(&self) -> u64 {
-        self.inner.started.elapsed().as_millis() as u64
+        let stood_ms = self.inner.stood_ms.load(Ordering::Relaxed);
+        (self.inner.started.elapsed().as_millis() as u64).saturating_sub(stood_ms)
     }
 }
 
@@ -264,11 +292,15 @@ fn key(namespace: &str, service: &str, id: &str) -> Result<InstanceId, Status> {
     id_from_wire(namespace, service, id).map_err(|e| Status::invalid_argument(e.to_string()))
 }
 
-fn content(record: &InstanceRecord) -> u64 {
+/// Of a record as it is stored.
+fn content(value: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
-    hasher.write(&serde_json::to_vec(record).unwrap_or_default());
+    hasher.write(value);
     hasher.finish()
 }
+
+/// A tick that comes later than this was held up by more than load.
+const STALL_MIN: Duration = Duration::from_secs(1);
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 

@@ -99,7 +99,8 @@ pub struct Leases {
     alarmed: BTreeSet<ServiceName>,
     wheel: Wheel,
     /// Epochs of the deregistered, so that a late message of theirs does not bring them back.
-    graves: HashMap<InstanceId, u64>,
+    /// With the time until when.
+    graves: HashMap<InstanceId, (u64, u64)>,
     buried: VecDeque<(u64, InstanceId)>,
     ticket: u32,
 }
@@ -152,8 +153,10 @@ impl Leases {
     ) -> Result<Registered, LeaseError> {
         let ttl_ms = self.bounds.grant(asked_ms);
         if let Some(&slot) = self.index.get(&id) {
-            let current = self.slots[slot].epoch;
-            if current > epoch {
+            let lease = &self.slots[slot];
+            let current = lease.epoch;
+            // One that is only held has been silent for longer than any message is late: a clock went back, or a twin died.
+            if current > epoch && lease.held_since_ms.is_none() {
                 return Err(LeaseError::Older { id, epoch, current });
             }
             self.slots[slot].epoch = epoch;
@@ -166,7 +169,7 @@ impl Leases {
                 Registered::Write
             });
         }
-        if let Some(&current) = self.graves.get(&id).filter(|buried| **buried > epoch) {
+        if let Some(&(current, _)) = self.graves.get(&id).filter(|(buried, _)| *buried > epoch) {
             return Err(LeaseError::Older { id, epoch, current });
         }
         if self.slots.len() >= INSTANCES_MAX {
@@ -269,6 +272,12 @@ impl Leases {
             .collect();
         held.sort_unstable();
         held
+    }
+
+    pub fn held_len(&self) -> usize {
+        let alarmed = self.alarmed.iter();
+        let held = alarmed.filter_map(|service| Some(self.services.get(service)?.held.len()));
+        held.sum()
     }
 
     /// Whether expiry alone would take the last of a service, or with what it took just now more than half.
@@ -400,23 +409,38 @@ impl Leases {
 
     fn bury(&mut self, id: InstanceId, epoch: u64, now_ms: u64) {
         while self.buried.len() >= GRAVES_MAX {
-            let Some((_, oldest)) = self.buried.pop_front() else {
-                break;
-            };
-            self.graves.remove(&oldest);
+            self.unbury();
         }
-        self.buried.push_back((now_ms + GRAVE_MS, id.clone()));
-        self.graves.insert(id, epoch);
+        let until = now_ms + GRAVE_MS;
+        let newest = self
+            .graves
+            .get(&id)
+            .map_or(epoch, |(buried, _)| epoch.max(*buried));
+        self.buried.push_back((until, id.clone()));
+        self.graves.insert(id, (newest, until));
     }
 
     fn forget_graves(&mut self, now_ms: u64) {
-        while let Some((until, _)) = self.buried.front() {
-            if *until > now_ms {
-                return;
-            }
-            if let Some((_, id)) = self.buried.pop_front() {
-                self.graves.remove(&id);
-            }
+        while self
+            .buried
+            .front()
+            .is_some_and(|(until, _)| *until <= now_ms)
+        {
+            self.unbury();
+        }
+    }
+
+    /// Forgets the oldest burial, but not the grave of an instance that was buried again since.
+    fn unbury(&mut self) {
+        let Some((until, id)) = self.buried.pop_front() else {
+            return;
+        };
+        if self
+            .graves
+            .get(&id)
+            .is_some_and(|(_, of_grave)| *of_grave == until)
+        {
+            self.graves.remove(&id);
         }
     }
 

@@ -318,3 +318,164 @@ async fn a_store_that_takes_no_writes_is_said_and_asserted_again_later() {
         "what is not stored is not registered"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn whoever_comes_back_while_many_expire_stays() {
+    let mesh = mesh().await;
+    let ids: Vec<String> = (0..1000).map(|n| format!("b{n:03}")).collect();
+    futures_util::future::join_all(ids.iter().map(|id| mesh.register(wired(id), 1))).await;
+    pass(1_000).await;
+    for id in &ids[400..] {
+        assert!(mesh.beat(id, 1).await);
+    }
+    // One after the other comes back, in all the moments around the expiry of all.
+    for id in &ids[..400] {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        mesh.register(wired(id), 1).await.unwrap();
+    }
+    pass(300).await;
+    let stored = mesh.stored().await;
+    let lost = ids.iter().filter(|id| {
+        mesh.registry
+            .leases()
+            .heartbeat(&battle(id), 1, 0)
+            .is_some()
+            && !stored.contains(id)
+    });
+    assert_eq!(
+        lost.collect::<Vec<_>>(),
+        Vec::<&String>::new(),
+        "alive, but not stored"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wanted_last_is_what_is_stored() {
+    let store = Store::memory().await.unwrap();
+    let (writer, queue) = writer::Writer::new(store.clone());
+    let value = || b"{}".to_vec();
+    writer.forget(battle("back"));
+    let first = writer.put(writer.reserve().await.unwrap(), battle("back"), value());
+    let second = writer.put(writer.reserve().await.unwrap(), battle("gone"), value());
+    let third = writer.delete(writer.reserve().await.unwrap(), battle("gone"));
+    let stop = CancellationToken::new();
+    stop.cancel();
+    queue.run(stop, |_| ()).await;
+    let revisions = (
+        first.wait().await.unwrap(),
+        second.wait().await.unwrap(),
+        third.wait().await.unwrap(),
+    );
+    assert_eq!(revisions, (1, 1, 1));
+    let keys: Vec<_> = store
+        .list("instances/")
+        .await
+        .unwrap()
+        .entries
+        .into_iter()
+        .map(|e| e.key)
+        .collect();
+    assert_eq!(keys, [instance_key(&battle("back"))]);
+    assert!(
+        writer.reserve().await.is_err(),
+        "nothing is taken that would not be written"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_a_full_disk_refuses_is_made_up_for() {
+    let disk = Arc::new(FullDisk::default());
+    let mesh = on(Store::embedded(phalanx_store::Config::disk(disk.clone()))
+        .await
+        .unwrap())
+    .await;
+    mesh.register(wired("b1"), 1).await.unwrap();
+    disk.set_full(true);
+    let request = wire::DeregisterRequest {
+        namespace: "default".into(),
+        service: "battle".into(),
+        id: "b1".into(),
+        epoch: 1,
+        reason: String::new(),
+    };
+    let refused = mesh
+        .registry
+        .deregister(Request::new(request))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable);
+    assert_eq!(mesh.stored().await, ["b1"]);
+    disk.set_full(false);
+    pass(60_000).await;
+    assert!(
+        mesh.stored().await.is_empty(),
+        "nobody beats for it, and nobody would ever delete it"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_expires_for_the_time_that_the_control_plane_stood_still() {
+    let mesh = mesh().await;
+    for id in ["b1", "b2", "b3"] {
+        mesh.register(wired(id), 1).await.unwrap();
+    }
+    pass(1_000).await;
+    assert!(mesh.beat("b2", 1).await && mesh.beat("b3", 1).await);
+    // At once, as when a machine is paused: b1's two seconds pass meanwhile.
+    tokio::time::advance(Duration::from_millis(2_500)).await;
+    pass(200).await;
+    assert_eq!(mesh.stored().await, ["b1", "b2", "b3"]);
+    assert!(mesh.registry.held().is_empty());
+}
+
+fn battle(id: &str) -> InstanceId {
+    instance("battle", id, "127.0.0.5:15006", &[("", 9000)]).id
+}
+
+/// Memory that can be full.
+#[derive(Debug, Default)]
+struct FullDisk {
+    memory: phalanx_store::embedded::MemoryDisk,
+    full: std::sync::atomic::AtomicBool,
+}
+
+impl FullDisk {
+    fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::Relaxed);
+    }
+
+    fn check(&self) -> std::io::Result<()> {
+        match self.full.load(Ordering::Relaxed) {
+            true => Err(std::io::ErrorKind::StorageFull.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+impl phalanx_store::Disk for FullDisk {
+    fn size(&self) -> std::io::Result<u64> {
+        self.memory.size()
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
+        self.memory.read(offset, into)
+    }
+
+    fn write(&self, offset: u64, from: &[u8]) -> std::io::Result<()> {
+        self.check()?;
+        self.memory.write(offset, from)
+    }
+
+    fn set_size(&self, size: u64) -> std::io::Result<()> {
+        self.check()?;
+        self.memory.set_size(size)
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        self.memory.sync()
+    }
+
+    fn room(&self) -> std::io::Result<()> {
+        self.check()
+    }
+}

@@ -1,79 +1,113 @@
-//! The registry's writes: one queue, in order, several in one transaction.
+//! The registry's writes: what shall be stored of each instance, only the newest, several in one transaction.
+//!
+//! A want is left under the lock of the leases, so that both agree about who came last. What could not be deleted is owed
+//! and tried again; what could not be put is for its owner to assert again.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use phalanx_model::InstanceId;
 use phalanx_store::{Revision, Store, Txn};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::instance_key;
 
-/// Where callers queue.
+/// Where wants are left.
 pub struct Writer {
-    queue: mpsc::Sender<Write>,
+    wants: Arc<Wants>,
 }
 
-/// A place in the queue; dropping it gives it back.
-pub struct Place<'a>(mpsc::Permit<'a, Write>);
+/// Room for one want; dropping it gives it back.
+pub struct Place(OwnedSemaphorePermit);
+
+/// Resolves when the want is stored.
+pub struct Stored(oneshot::Receiver<Result<Revision, phalanx_store::Error>>);
 
 /// The other end.
 pub struct Queue {
     store: Store,
-    writes: mpsc::Receiver<Write>,
+    wants: Arc<Wants>,
+    /// Deletions that the store did not take.
+    owed: BTreeSet<InstanceId>,
 }
 
-struct Write {
-    id: InstanceId,
+struct Wants {
+    /// A short critical section per want and per transaction.
+    state: Mutex<State>,
+    room: Arc<Semaphore>,
+    news: Notify,
+}
+
+/// One want per instance, in the order in which they came.
+#[derive(Default)]
+struct State {
+    order: VecDeque<InstanceId>,
+    wanted: HashMap<InstanceId, Want>,
+}
+
+#[derive(Default)]
+struct Want {
     /// None: delete.
     value: Option<Vec<u8>>,
-    done: Option<oneshot::Sender<Result<Revision, phalanx_store::Error>>>,
+    waiting: Vec<Waiting>,
+}
+
+struct Waiting {
+    done: oneshot::Sender<Result<Revision, phalanx_store::Error>>,
+    _place: Place,
 }
 
 impl Writer {
     pub fn new(store: Store) -> (Self, Queue) {
-        let (queue, writes) = mpsc::channel(QUEUE_MAX);
-        (Self { queue }, Queue { store, writes })
+        let wants = Arc::new(Wants {
+            state: Mutex::default(),
+            room: Arc::new(Semaphore::new(QUEUE_MAX)),
+            news: Notify::new(),
+        });
+        let queue = Queue {
+            store,
+            wants: wants.clone(),
+            owed: BTreeSet::new(),
+        };
+        (Self { wants }, queue)
     }
 
     /// Waits for room.
-    pub async fn reserve(&self) -> Result<Place<'_>, Status> {
-        self.queue
-            .reserve()
-            .await
-            .map(Place)
-            .map_err(|_| stopping())
+    pub async fn reserve(&self) -> Result<Place, Status> {
+        let room = self.wants.room.clone().acquire_owned().await;
+        room.map(Place).map_err(|_| stopping())
+    }
+
+    pub fn put(&self, place: Place, id: InstanceId, value: Vec<u8>) -> Stored {
+        self.want(place, id, Some(value))
+    }
+
+    pub fn delete(&self, place: Place, id: InstanceId) -> Stored {
+        self.want(place, id, None)
+    }
+
+    /// Deletes without an answer, and without a place: there are no more of them than instances.
+    pub fn forget(&self, id: InstanceId) {
+        self.wants.add(id, None, None);
+    }
+
+    fn want(&self, place: Place, id: InstanceId, value: Option<Vec<u8>>) -> Stored {
+        let (done, outcome) = oneshot::channel();
+        let waiting = Waiting {
+            done,
+            _place: place,
+        };
+        self.wants.add(id, value, Some(waiting));
+        Stored(outcome)
     }
 }
 
-impl Place<'_> {
-    /// Answers when it is stored.
-    pub async fn put(self, id: InstanceId, value: Vec<u8>) -> Result<Revision, Status> {
-        self.write(id, Some(value)).await
-    }
-
-    pub async fn delete(self, id: InstanceId) -> Result<Revision, Status> {
-        self.write(id, None).await
-    }
-
-    /// Deletes without an answer.
-    pub fn forget(self, id: InstanceId) {
-        self.0.send(Write {
-            id,
-            value: None,
-            done: None,
-        });
-    }
-
-    async fn write(self, id: InstanceId, value: Option<Vec<u8>>) -> Result<Revision, Status> {
-        let (done, outcome) = oneshot::channel();
-        self.0.send(Write {
-            id,
-            value,
-            done: Some(done),
-        });
-        match outcome.await {
+impl Stored {
+    pub async fn wait(self) -> Result<Revision, Status> {
+        match self.0.await {
             Ok(Ok(revision)) => Ok(revision),
             Ok(Err(error)) => Err(Status::unavailable(error.to_string())),
             Err(_) => Err(stopping()),
@@ -81,50 +115,60 @@ impl Place<'_> {
     }
 }
 
+impl Wants {
+    fn add(&self, id: InstanceId, value: Option<Vec<u8>>, waiting: Option<Waiting>) {
+        let mut state = self.state();
+        // After the last transaction: dropping `waiting` says that the control plane is stopping.
+        if self.room.is_closed() {
+            return;
+        }
+        if !state.wanted.contains_key(&id) {
+            state.order.push_back(id.clone());
+        }
+        let want = state.wanted.entry(id).or_default();
+        want.value = value;
+        want.waiting.extend(waiting);
+        drop(state);
+        self.news.notify_one();
+    }
+
+    fn take(&self, most: usize) -> Vec<(InstanceId, Want)> {
+        let State { order, wanted } = &mut *self.state();
+        let count = order.len().min(most);
+        let ids = order.drain(..count);
+        ids.filter_map(|id| wanted.remove_entry(&id)).collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Queue {
-    /// Writes until `stop`, then what is queued. `failed` hears of each put that is not stored.
+    /// Writes until `stop`, then what is wanted by then. `failed` hears of each put that is not stored.
     pub async fn run(mut self, stop: CancellationToken, failed: impl Fn(&InstanceId)) {
-        let mut carried = None;
         loop {
-            let first = match carried.take() {
-                Some(write) => Some(write),
-                None => tokio::select! {
-                    biased;
-                    write = self.writes.recv() => write,
-                    () = stop.cancelled() => {
-                        self.writes.close();
-                        self.writes.recv().await
-                    }
-                },
-            };
-            let Some(first) = first else { return };
-            let batch;
-            (batch, carried) = self.batch(first);
-            self.commit(batch, &failed).await;
-        }
-    }
-
-    /// As many as are waiting; an instance once, because a transaction takes a key once.
-    fn batch(&mut self, first: Write) -> (Vec<Write>, Option<Write>) {
-        let mut keys = HashSet::from([first.id.clone()]);
-        let mut batch = vec![first];
-        while batch.len() < BATCH_MAX {
-            let Ok(write) = self.writes.try_recv() else {
-                break;
-            };
-            if !keys.insert(write.id.clone()) {
-                return (batch, Some(write));
+            let batch = self.wants.take(BATCH_MAX);
+            if !batch.is_empty() {
+                self.commit(batch, &failed).await;
+                continue;
             }
-            batch.push(write);
+            if stop.is_cancelled() {
+                return self.close();
+            }
+            tokio::select! {
+                () = self.wants.news.notified() => {}
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(OWED_PAUSE), if !self.owed.is_empty() => self.remind(),
+            }
         }
-        (batch, None)
     }
 
-    async fn commit(&self, batch: Vec<Write>, failed: &impl Fn(&InstanceId)) {
+    async fn commit(&mut self, batch: Vec<(InstanceId, Want)>, failed: &impl Fn(&InstanceId)) {
         let mut txn = Txn::new();
-        for write in &batch {
-            let key = instance_key(&write.id);
-            txn = match &write.value {
+        for (id, want) in &batch {
+            let key = instance_key(id);
+            txn = match &want.value {
                 Some(value) => txn.put(key, value.clone()),
                 None => txn.delete(key),
             };
@@ -133,15 +177,34 @@ impl Queue {
         if let Err(error) = &outcome {
             tracing::error!(%error, writes = batch.len(), "instances could not be stored");
         }
-        for write in batch {
-            if outcome.is_err() && write.value.is_some() {
-                failed(&write.id);
+        for (id, want) in batch {
+            match (&outcome, &want.value) {
+                (Err(_), Some(_)) => failed(&id),
+                (Err(_), None) => drop(self.owed.insert(id)),
+                (Ok(_), _) => drop(self.owed.remove(&id)),
             }
-            if let Some(done) = write.done {
+            for waiting in want.waiting {
                 // The caller may be gone.
-                let _ = done.send(outcome.clone());
+                let _ = waiting.done.send(outcome.clone());
             }
         }
+    }
+
+    /// Wants what is owed again, but for instances of which something newer is wanted.
+    fn remind(&mut self) {
+        let mut state = self.wants.state();
+        for id in std::mem::take(&mut self.owed) {
+            if !state.wanted.contains_key(&id) {
+                state.order.push_back(id.clone());
+                state.wanted.insert(id, Want::default());
+            }
+        }
+    }
+
+    fn close(&self) {
+        self.wants.room.close();
+        let mut state = self.wants.state();
+        *state = State::default();
     }
 }
 
@@ -153,3 +216,5 @@ fn stopping() -> Status {
 const QUEUE_MAX: usize = 4096;
 /// Instances of one transaction, at most 40 KiB each.
 const BATCH_MAX: usize = 256;
+/// Between two attempts to delete what is owed.
+const OWED_PAUSE: Duration = Duration::from_secs(1);

@@ -255,3 +255,39 @@ fn beat_all(leases: &mut Leases, instances: std::ops::Range<u32>, now_ms: u64) {
         assert!(leases.heartbeat(&battle(n), 1, now_ms).is_some());
     }
 }
+
+#[test]
+fn a_held_lease_is_taken_over_by_a_life_whose_clock_is_behind() {
+    let mut leases = Leases::new(TtlBounds::default());
+    leases.register(battle(0), 9, 1_000, 7, 0).unwrap();
+    assert!(leases.register(battle(0), 2, 1_000, 7, 500).is_err());
+    assert_eq!(leases.expire(1_000), []);
+    assert_eq!(leases.held_len(), 1);
+    assert!(leases.register(battle(0), 2, 1_000, 8, 1_100).is_ok());
+    assert_eq!(leases.heartbeat(&battle(0), 2, 1_200), Some(1_000));
+    assert_eq!((leases.held_len(), leases.held()), (0, Vec::new()));
+}
+
+#[test]
+fn an_instance_that_flaps_is_not_brought_back_by_a_late_message() {
+    let mut leases = leases(1);
+    leases.deregister(&battle(0), 1, 0);
+    leases
+        .register(battle(0), 2, 1_000, 7, GRAVE_MS - 200)
+        .unwrap();
+    assert!(leases.deregister(&battle(0), 5, GRAVE_MS - 100));
+    // A withdrawal that comes late opens no grave either.
+    assert!(!leases.deregister(&battle(0), 3, GRAVE_MS - 50));
+    assert_eq!(leases.expire(GRAVE_MS), []);
+    assert!(
+        leases
+            .register(battle(0), 4, 1_000, 7, GRAVE_MS + 100)
+            .is_err()
+    );
+    leases.expire(3 * GRAVE_MS);
+    assert!(
+        leases
+            .register(battle(0), 4, 1_000, 7, 3 * GRAVE_MS)
+            .is_ok()
+    );
+}
