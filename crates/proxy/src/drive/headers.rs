@@ -19,16 +19,27 @@ pub fn fill(map: &mut HeaderMap, list: &HeaderList) {
     let (arena, fields) = list.layout();
     let arena = Bytes::copy_from_slice(arena);
     for (name, range) in fields {
+        let value = HeaderValue::from_maybe_shared(arena.slice(range));
         // Neither can fail: the list takes only what the map takes.
-        let (Some(name), Ok(value)) = (
-            known(name),
-            HeaderValue::from_maybe_shared(arena.slice(range)),
-        ) else {
+        let (Some(known), Ok(mut value)) = (known(name), value) else {
             continue;
         };
-        map.append(name, value);
+        if NEVER_INDEXED.contains(&name) {
+            value.set_sensitive(true);
+        }
+        map.append(known, value);
     }
 }
+
+/// HPACK keeps these out of its tables: secrets, because a shared upstream connection carries those of many callers, and
+/// values that never come twice, because they would only push out others.
+const NEVER_INDEXED: &[Name<'static>] = &[
+    names::AUTHORIZATION,
+    names::COOKIE,
+    names::SET_COOKIE,
+    names::TRACEPARENT,
+    names::X_REQUEST_ID,
+];
 
 fn known(name: Name<'_>) -> Option<HeaderName> {
     match name.well_known() {
