@@ -14,13 +14,13 @@ use phalanx_proto::phalanx::registry::v1::registry_server::RegistryServer;
 use phalanx_store::Store;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::admit::Admission;
 use crate::api::{self, Api};
 use crate::discovery::{Discovery, Fleet, Publisher};
+use crate::listen::{ADMIN_MAX, Connections, XDS_MAX, within_descriptors};
 use crate::observe::Observe;
 use crate::registry::Registry;
 use crate::registry::leases::TtlBounds;
@@ -77,7 +77,7 @@ pub enum ServeError {
         #[source]
         source: io::Error,
     },
-    #[error("the store in {} cannot be used: {source}", path.display())]
+    #[error("the store in {} cannot be used", path.display())]
     Store {
         path: PathBuf,
         source: phalanx_store::Error,
@@ -160,14 +160,15 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let grpc = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .tcp_nodelay(true)
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .add_service(AggregatedDiscoveryServiceServer::new(discovery.clone()))
         .add_service(RegistryServer::new(registry.clone()))
         .add_service(ObserveServer::new(observe))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(xds), stop.clone().cancelled_owned());
-    let http =
-        axum::serve(admin, api::router(api)).with_graceful_shutdown(stop.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(
+            Connections::new(xds, within_descriptors(XDS_MAX), stop.clone()).greeted(),
+            stop.clone().cancelled_owned(),
+        );
+    let http = Connections::new(admin, ADMIN_MAX, stop.clone()).serve_http(api::router(api));
 
     let mut tasks = Tasks(Vec::new());
     tasks.spawn("world", follower.run(stop.clone()));
@@ -179,11 +180,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         }
         discovery.closed().await;
     });
-    tasks.spawn("admin", async move {
-        if let Err(error) = http.await {
-            tracing::error!(%error, "the admin server failed");
-        }
-    });
+    tasks.spawn("admin", http);
     tracing::warn!("open: plain-text clients are taken without proof of who they are");
     tracing::info!(xds = %xds_address, admin = %admin_address, "control plane serves");
     Ok(Running {

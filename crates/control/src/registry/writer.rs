@@ -21,7 +21,9 @@ pub struct Writer {
 }
 
 /// Room for one want; dropping it gives it back.
-pub struct Place(OwnedSemaphorePermit);
+pub struct Place {
+    _room: OwnedSemaphorePermit,
+}
 
 /// Resolves when the want is stored.
 pub struct Stored(oneshot::Receiver<Result<Revision, phalanx_store::Error>>);
@@ -78,7 +80,8 @@ impl Writer {
     /// Waits for room.
     pub async fn reserve(&self) -> Result<Place, Status> {
         let room = self.wants.room.clone().acquire_owned().await;
-        room.map(Place).map_err(|_| stopping())
+        room.map(|room| Place { _room: room })
+            .map_err(|_| stopping())
     }
 
     pub fn put(&self, place: Place, id: InstanceId, value: Vec<u8>) -> Stored {

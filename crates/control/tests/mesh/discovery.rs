@@ -224,7 +224,10 @@ async fn a_delta_stream_gets_everything_and_a_changed_weight() {
         .until("everything", |held| {
             holds(held, Kind::Listener, "outbound")
                 && weights(held) == [90, 10]
-                && holds(held, Kind::Endpoints, cluster)
+                // Registered means stored; it is compiled a moment later.
+                && held.get(&(Kind::Endpoints, cluster.to_owned())).is_some_and(|set| {
+                    !decode::endpoints(cluster, set).unwrap().endpoints.is_empty()
+                })
         })
         .await;
     let endpoints =
