@@ -257,9 +257,15 @@ pub struct Status {
 }
 
 impl Status {
-    /// Whether every connected proxy has the target.
+    /// Whether every connected proxy has the target, and none was left out because it is not compiled yet.
     pub fn complete(&self) -> bool {
-        self.applied == self.proxies
+        self.applied == self.proxies && self.revision >= self.target_revision
+    }
+
+    /// Whether waiting longer is of no use: every proxy has the target, or one refuses it.
+    pub fn settled(&self) -> bool {
+        let refuses = |refusal: &Refusal| !self.waiting.contains(&refusal.node);
+        self.complete() || self.refused.iter().any(refuses)
     }
 }
 
@@ -446,4 +452,38 @@ pub struct Edge {
     pub ejections: u64,
     #[serde(default)]
     pub tcp_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_complete_only_for_what_is_compiled() {
+        let status = Status {
+            revision: 4,
+            target_revision: 5,
+            ..Status::default()
+        };
+        assert!(
+            !status.complete() && !status.settled(),
+            "nobody could have it yet"
+        );
+    }
+
+    #[test]
+    fn a_refusal_ends_waiting_unless_its_node_is_offered_something_newer() {
+        let refusal = Refusal {
+            node: "a".into(),
+            ..Refusal::default()
+        };
+        let status = |waiting: &[&str]| Status {
+            proxies: 2,
+            waiting: waiting.iter().map(|node| (*node).to_owned()).collect(),
+            refused: vec![refusal.clone()],
+            ..Status::default()
+        };
+        assert!(status(&["b"]).settled());
+        assert!(!status(&["a", "b"]).settled());
+    }
 }

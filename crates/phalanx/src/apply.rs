@@ -88,7 +88,7 @@ pub async fn apply(options: Options) -> Outcome {
     let answer = client.apply(&request).await?;
     show(change.output, &answer)?;
     if options.wait && !change.dry_run {
-        status::wait(&client, Some(answer.revision), status::DEFAULT_TIMEOUT).await?;
+        status::wait_for(&client, answer.revision).await?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use crate::AdminOptions;
 use crate::exit::{Failure, Outcome};
 use crate::output::{self, Format, Table};
 
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// One long poll; shorter than the server's bound.
 const POLL: Duration = Duration::from_secs(5);
 
@@ -47,17 +47,23 @@ pub async fn run(options: Options) -> Outcome {
     }
 }
 
+/// Waits for a change that was just stored; that a proxy refuses is printed, and no success.
+pub async fn wait_for(client: &Admin, revision: u64) -> Outcome {
+    let status = wait(client, Some(revision), DEFAULT_TIMEOUT).await?;
+    if status.refused.is_empty() {
+        return Ok(());
+    }
+    output::print(&render(&status))?;
+    Err(Failure::refused(""))
+}
+
 /// Polls until every proxy has the revision or one has refused it.
-pub async fn wait(
-    client: &Admin,
-    revision: Option<u64>,
-    timeout: Duration,
-) -> Result<Status, Failure> {
+async fn wait(client: &Admin, revision: Option<u64>, timeout: Duration) -> Result<Status, Failure> {
     let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let status = client.status_within(revision, left.min(POLL)).await?;
-        if status.complete() || !status.refused.is_empty() {
+        if status.settled() {
             return Ok(status);
         }
         if left.is_zero() {
@@ -76,8 +82,13 @@ fn render(status: &Status) -> String {
         .elapsed_ms
         .map(|ms| format!(" in {ms:.1} ms"))
         .unwrap_or_default();
+    let alone = if status.proxies == 0 {
+        "; none is connected"
+    } else {
+        ""
+    };
     let line = format!(
-        "revision {}: applied by {} of {} proxies{took}",
+        "revision {}: applied by {} of {} proxies{took}{alone}",
         status.target_revision, status.applied, status.proxies
     );
     let mut text = if status.complete() {

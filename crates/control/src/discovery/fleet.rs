@@ -194,10 +194,12 @@ impl Fleet {
         let mut reach = Reach::default();
         for proxy in state.nodes() {
             reach.proxies += 1;
+            // What was refused of an older revision says nothing about this one.
+            let is_offered = proxy.target >= revision;
             match (proxy.acked >= revision, proxy.refused.is_empty()) {
-                (true, true) => reach.applied += 1,
-                (false, true) => reach.waiting.push(proxy.node.id.clone()),
-                (_, false) => {}
+                (_, false) if is_offered => {}
+                (true, _) => reach.applied += 1,
+                (false, _) => reach.waiting.push(proxy.node.id.clone()),
             }
         }
         if reach.applied == reach.proxies {
@@ -276,3 +278,43 @@ pub const PUSH_BOUNDS_MS: [f64; 12] = [
     1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 5_000.0, 30_000.0,
 ];
 const PUSHES_MAX: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use phalanx_model::ServiceName;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_of_an_older_revision_is_no_answer_to_a_newer_one() {
+        let fleet = Fleet::default();
+        let node = Node {
+            id: "default/match/m1".into(),
+            service: ServiceName::new("default", "match"),
+            version: String::new(),
+            zone: String::new(),
+            instance: "m1".into(),
+            outbound: None,
+            agent: "envoy".into(),
+        };
+        let seat = fleet.connect(&node, "", "delta");
+        let refused = || {
+            vec![Refused {
+                resource: "RDS outbound".into(),
+                rule: "HTTPRoute/default/bad".into(),
+                message: "no".into(),
+                since_revision: 5,
+            }]
+        };
+        seat.report(5, 4, refused());
+        assert_eq!(fleet.reach(5).waiting, Vec::<String>::new());
+        assert_eq!(fleet.reach(6).waiting, ["default/match/m1"]);
+        seat.report(6, 4, refused());
+        assert_eq!(
+            (fleet.reach(6).waiting.len(), fleet.reach(6).applied),
+            (0, 0)
+        );
+        seat.report(6, 6, Vec::new());
+        assert_eq!(fleet.reach(6).applied, 1);
+    }
+}
