@@ -24,6 +24,8 @@ pub struct Catalog {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogPort {
+    /// Of the Service's port, else of an instance's; may be empty.
+    pub name: String,
     pub protocol: Protocol,
 }
 
@@ -46,12 +48,12 @@ pub(super) fn compile(world: &World, findings: &mut Vec<Finding>) -> (Catalog, A
     let mut catalog = Catalog::default();
     let mut assignments = Assignments::new();
     let mut add =
-        |service: &ServiceName, port: u16, protocol: Protocol, endpoints: Vec<Endpoint>| {
+        |service: &ServiceName, port: u16, of_port: CatalogPort, endpoints: Vec<Endpoint>| {
             catalog
                 .services
                 .entry(service.clone())
                 .or_default()
-                .insert(port, CatalogPort { protocol });
+                .insert(port, of_port);
             let cluster = ClusterName::outbound(service.clone(), port);
             assignments.insert(
                 cluster.clone(),
@@ -84,12 +86,11 @@ pub(super) fn compile(world: &World, findings: &mut Vec<Finding>) -> (Catalog, A
                 .map(|(i, p)| endpoint(i, p))
                 .chain(of_slices)
                 .collect();
-            add(
-                &name,
-                port.port,
-                protocol(port, chosen.iter().map(|(_, p)| *p)),
-                endpoints,
-            );
+            let of_port = CatalogPort {
+                name: port.name.clone(),
+                protocol: protocol(port, chosen.iter().map(|(_, p)| *p)),
+            };
+            add(&name, port.port, of_port, endpoints);
         }
         declared.insert(name);
     }
@@ -111,7 +112,7 @@ pub(super) fn compile(world: &World, findings: &mut Vec<Finding>) -> (Catalog, A
 fn undeclared<'a>(
     name: &ServiceName,
     instances: impl Iterator<Item = &'a Arc<Registered>> + Clone,
-    add: &mut impl FnMut(&ServiceName, u16, Protocol, Vec<Endpoint>),
+    add: &mut impl FnMut(&ServiceName, u16, CatalogPort, Vec<Endpoint>),
 ) {
     let numbers: BTreeSet<u16> = instances
         .clone()
@@ -132,12 +133,12 @@ fn undeclared<'a>(
             protocol: Protocol::Auto,
         };
         let endpoints = chosen.iter().map(|(i, p)| endpoint(i, p)).collect();
-        add(
-            name,
-            number,
-            protocol(&port, chosen.iter().map(|(_, p)| *p)),
-            endpoints,
-        );
+        let told = chosen.iter().map(|(_, p)| p.name.as_str());
+        let of_port = CatalogPort {
+            name: told.max().unwrap_or_default().to_owned(),
+            protocol: protocol(&port, chosen.iter().map(|(_, p)| *p)),
+        };
+        add(name, number, of_port, endpoints);
     }
 }
 

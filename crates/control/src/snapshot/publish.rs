@@ -21,6 +21,7 @@ pub struct Published {
     pub revision: u64,
     pub findings: Arc<Vec<Finding>>,
     pub world: Arc<World>,
+    pub mesh: Arc<Mesh>,
     clusters: Resources,
     endpoints: Resources,
     /// By calling namespace.
@@ -84,17 +85,17 @@ impl Published {
 /// Remembers the last compilation, so that the next one encodes only what changed.
 #[derive(Debug, Default)]
 pub struct Compiler {
-    last: Option<(Mesh, Published)>,
+    last: Option<Published>,
 }
 
 impl Compiler {
     /// Compiles and encodes a world.
     pub fn compile(&mut self, world: Arc<World>) -> Published {
-        let mesh = Mesh::compile(&world);
+        let mesh = Arc::new(Mesh::compile(&world));
         let last = self
             .last
             .as_ref()
-            .map(|(mesh, published)| (mesh, published));
+            .map(|published| (&published.mesh, published));
         let old = |kind: fn(&Published) -> &Resources| last.map(|(_, published)| kind(published));
         let clusters = reuse(
             mesh.clusters.iter().map(|(name, cluster)| {
@@ -130,12 +131,13 @@ impl Compiler {
             revision: world.revision,
             findings: Arc::new(mesh.findings.clone()),
             world,
+            mesh,
             clusters,
             endpoints,
             tables,
             table,
         };
-        self.last = Some((mesh, published.clone()));
+        self.last = Some(published.clone());
         published
     }
 }
