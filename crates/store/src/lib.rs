@@ -2,6 +2,8 @@
 //! Transactions go in through [`Store::commit`], pages and gap-free batches of events come out of [`Store::list`] and
 //! [`Store::watch`]. What the values mean is not known here; instance heartbeats don't belong here.
 //!
+//! Module order (a module imports only later ones): store, etcd, embedded, conformance, txn, error, entry.
+//!
 //! ```
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
 //! use phalanx_store::{Store, Txn};
