@@ -18,7 +18,7 @@ use phalanx_model::name::check_label;
 use phalanx_store::{Store, Txn};
 use serde_json::Value;
 use tokio::sync::watch::Receiver;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use self::files::Admitted;
 use crate::snapshot::Mesh;
@@ -32,8 +32,10 @@ pub struct Admission {
     store: Store,
     worlds: Receiver<Arc<World>>,
     /// Held over a whole transaction, so that what was checked is what is changed.
-    turn: Mutex<()>,
+    turn: Arc<Mutex<()>>,
 }
+
+type Turn = OwnedMutexGuard<()>;
 
 /// Why nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +57,8 @@ pub enum AdmitError {
     TooLarge { reason: String },
     #[error("the change could not be stored")]
     Store(#[source] phalanx_store::Error),
+    #[error("the control plane failed to look at the change")]
+    Defect,
 }
 
 fn count(problems: usize) -> String {
@@ -81,7 +85,7 @@ impl Admission {
         Self {
             store,
             worlds,
-            turn: Mutex::new(()),
+            turn: Arc::default(),
         }
     }
 
@@ -89,7 +93,10 @@ impl Admission {
     /// [`AdmitError`]; nothing was changed then.
     pub async fn apply(&self, request: ApplyRequest) -> Result<ApplyResponse, AdmitError> {
         check_namespace(&request.namespace)?;
-        let admitted = files::parse(&request.files, &request.namespace)?;
+        let turn = self.turn().await;
+        let (files, namespace) = (request.files, request.namespace);
+        let (turn, admitted) = aside(turn, move || files::parse(&files, &namespace)).await?;
+        let admitted = admitted?;
         let terms = Terms {
             expect: request.expect,
             dry_run: request.dry_run,
@@ -100,14 +107,20 @@ impl Admission {
             .into_iter()
             .map(|admitted| (admitted.document.id(), Some(admitted)))
             .collect();
-        self.change(wanted, terms).await
+        self.transact(turn, wanted, terms).await
     }
 
     /// # Errors
     /// [`AdmitError`]; a document that does not exist is a problem.
-    pub async fn delete(&self, request: DeleteRequest) -> Result<ApplyResponse, AdmitError> {
+    pub async fn delete(&self, mut request: DeleteRequest) -> Result<ApplyResponse, AdmitError> {
         check_namespace(&request.namespace)?;
-        let mut ids = files::ids(&request.files, &request.namespace)?;
+        let turn = self.turn().await;
+        let (files, namespace) = (
+            std::mem::take(&mut request.files),
+            request.namespace.clone(),
+        );
+        let (turn, ids) = aside(turn, move || files::ids(&files, &namespace)).await?;
+        let mut ids = ids?;
         ids.extend(named(&request)?);
         if ids.is_empty() {
             return Err(AdmitError::Invalid {
@@ -133,16 +146,18 @@ impl Admission {
             author: request.author,
             message: request.message.unwrap_or_default(),
         };
-        self.change(ids.into_iter().map(|id| (id, None)).collect(), terms)
-            .await
+        let wanted = ids.into_iter().map(|id| (id, None)).collect();
+        self.transact(turn, wanted, terms).await
     }
 
     /// # Errors
     /// [`AdmitError`], also when the history does not reach back that far.
     pub async fn rollback(&self, request: RollbackRequest) -> Result<ApplyResponse, AdmitError> {
-        let turn = self.turn.lock().await;
+        let turn = self.turn().await;
         let world = self.worlds.borrow().clone();
-        let wanted = rollback::wanted(&self.store, &world, request.to).await?;
+        let (to, records) = (request.to, rollback::stored(&self.store).await?);
+        let (turn, wanted) = aside(turn, move || rollback::wanted(&records, &world, to)).await?;
+        let wanted = wanted?;
         let message = format!("rollback to revision {}", request.to);
         let terms = Terms {
             expect: request.expect,
@@ -158,19 +173,19 @@ impl Admission {
         &self,
         limit: usize,
     ) -> Result<Vec<(u64, u64, HistoryRecord)>, AdmitError> {
-        let mut records = rollback::records(&self.store).await?;
-        records.truncate(limit);
-        Ok(records)
+        let stored = rollback::stored(&self.store).await?;
+        let records = move || rollback::records(&stored).take(limit).collect();
+        let read = tokio::task::spawn_blocking(records).await;
+        read.map_err(|_| AdmitError::Defect)
     }
 
-    async fn change(&self, wanted: Wanted, terms: Terms) -> Result<ApplyResponse, AdmitError> {
-        let turn = self.turn.lock().await;
-        self.transact(turn, wanted, terms).await
+    async fn turn(&self) -> Turn {
+        self.turn.clone().lock_owned().await
     }
 
     async fn transact(
         &self,
-        _turn: MutexGuard<'_, ()>,
+        turn: Turn,
         wanted: Wanted,
         terms: Terms,
     ) -> Result<ApplyResponse, AdmitError> {
@@ -184,15 +199,8 @@ impl Admission {
                 revision: world.config_revision,
             });
         }
-        let exists = |id: &DocumentId, after: &Option<Admitted>| {
-            after.is_some() || world.documents.contains_key(id)
-        };
-        let steps: Vec<Step> = wanted
-            .into_iter()
-            .filter(|(id, after)| exists(id, after))
-            .map(|(id, after)| Step::new(&world, id, after))
-            .collect();
-        let warnings = warnings(&world, &steps);
+        let before = world.clone();
+        let (_turn, (steps, warnings)) = aside(turn, move || plan(&before, wanted)).await?;
         let changes = steps
             .iter()
             .map(|step| step.change(terms.dry_run))
@@ -211,6 +219,24 @@ impl Admission {
             changes,
             warnings,
         })
+    }
+
+    /// The oldest records of the history that have to go when one of `bytes` comes.
+    async fn outdated(&self, bytes: usize) -> Result<Vec<String>, AdmitError> {
+        let records = rollback::stored(&self.store).await?;
+        let mut count = records.len() as u64 + 1;
+        let mut bytes = bytes
+            + records
+                .iter()
+                .map(|record| record.value.len())
+                .sum::<usize>();
+        let is_over = |record: &&phalanx_store::Entry| {
+            let is_over = count > HISTORY_MAX || bytes > HISTORY_BYTES_MAX;
+            (count, bytes) = (count - 1, bytes - record.value.len());
+            is_over
+        };
+        let oldest = records.iter().take_while(is_over).take(PRUNED_MAX);
+        Ok(oldest.map(|record| record.key.clone()).collect())
     }
 
     /// Stores and waits until the world has it, so that whoever reads next reads this.
@@ -245,13 +271,11 @@ impl Admission {
                 after: step.after.map(|a| a.json),
             });
         }
-        txn = txn.put(history_key(sequence), json(&record)?);
-        if let Some(oldest) = sequence
-            .checked_sub(HISTORY_MAX)
-            .filter(|oldest| *oldest > 0)
-        {
-            txn = txn.delete(history_key(oldest));
+        let record = json(&record)?;
+        for key in self.outdated(record.len()).await? {
+            txn = txn.delete(key);
         }
+        txn = txn.put(history_key(sequence), record);
         let revision = self.store.commit(txn).await.map_err(|error| match error {
             phalanx_store::Error::Conflict { .. } => AdmitError::Conflict {
                 expected: world.config_revision,
@@ -276,6 +300,30 @@ impl Admission {
         }
         Ok(revision)
     }
+}
+
+/// Runs what may take long away from the runtime's threads, which streams wait for. It keeps the turn even when whoever
+/// asked has gone, so there is one at a time.
+async fn aside<T: Send + 'static>(
+    turn: Turn,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<(Turn, T), AdmitError> {
+    let done = tokio::task::spawn_blocking(move || (turn, work())).await;
+    done.map_err(|_| AdmitError::Defect)
+}
+
+/// What a transaction does, and what of it is probably not meant.
+fn plan(world: &World, wanted: Wanted) -> (Vec<Step>, Vec<Problem>) {
+    let exists = |id: &DocumentId, after: &Option<Admitted>| {
+        after.is_some() || world.documents.contains_key(id)
+    };
+    let steps: Vec<Step> = wanted
+        .into_iter()
+        .filter(|(id, after)| exists(id, after))
+        .map(|(id, after)| Step::new(world, id, after))
+        .collect();
+    let warnings = warnings(world, &steps);
+    (steps, warnings)
 }
 
 /// One document of a transaction.
@@ -468,6 +516,10 @@ pub fn unix_ms() -> u64 {
 
 /// Transactions kept for `history` and `rollback`.
 pub const HISTORY_MAX: u64 = 1000;
+/// All of them together: they are kept in memory too.
+const HISTORY_BYTES_MAX: usize = 64 << 20;
+/// Of one transaction, which may not have too many parts.
+const PRUNED_MAX: usize = 16;
 /// How long an answer waits for the world to have read what was stored.
 const CATCH_UP: Duration = Duration::from_secs(5);
 

@@ -45,8 +45,8 @@ use writer::{Ask, Request, Writer};
 
 pub const LIMITS: Limits = Limits {
     key_bytes_max: 4 << 10,
-    // A manifest of 1 MiB, and what is written around it.
-    value_bytes_max: 2 << 20,
+    // A history record: what a change of 4 MiB replaced, and by what.
+    value_bytes_max: 12 << 20,
     txn_ops_max: 1024,
     txn_bytes_max: 16 << 20,
     lease_ttl_max: Duration::from_secs(30 * 24 * 3600),

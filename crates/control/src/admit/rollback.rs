@@ -3,35 +3,40 @@
 use std::collections::BTreeMap;
 
 use phalanx_model::manifest;
-use phalanx_store::Store;
+use phalanx_store::{Entry, Store};
 use serde_json::Value;
 
 use super::{AdmitError, Admitted, Wanted, problem};
 use crate::world::World;
 use crate::world::record::{HISTORY, HistoryRecord, Key};
 
-/// All records, newest first, each with its revision and sequence number. One that can't be read ends the list: beyond it
-/// nothing could be undone.
-pub async fn records(store: &Store) -> Result<Vec<(u64, u64, HistoryRecord)>, AdmitError> {
+/// All records as they are stored, oldest first.
+pub async fn stored(store: &Store) -> Result<Vec<Entry>, AdmitError> {
     let page = store.list(HISTORY).await.map_err(AdmitError::Store)?;
-    let record = |entry: &phalanx_store::Entry| match Key::parse(&entry.key) {
+    Ok(page.entries)
+}
+
+/// Newest first, each with its revision and sequence number. One that can't be read ends them: beyond it nothing could be
+/// undone.
+pub fn records(stored: &[Entry]) -> impl Iterator<Item = (u64, u64, HistoryRecord)> {
+    let record = |entry: &Entry| match Key::parse(&entry.key) {
         Key::History(sequence) => serde_json::from_slice(&entry.value)
             .ok()
             .map(|record| (entry.modified, sequence, record)),
         _ => None,
     };
-    Ok(page.entries.iter().rev().map_while(record).collect())
+    stored.iter().rev().map_while(record)
 }
 
 /// What has to become of each document so that all are as they were just after revision `to`.
-pub async fn wanted(store: &Store, world: &World, to: u64) -> Result<Wanted, AdmitError> {
+pub fn wanted(stored: &[Entry], world: &World, to: u64) -> Result<Wanted, AdmitError> {
     if to > world.config_revision {
         return Err(AdmitError::Future {
             to,
             revision: world.config_revision,
         });
     }
-    let records = records(store).await?;
+    let records: Vec<_> = records(stored).collect();
     let oldest = records
         .last()
         .map_or((0, 1), |(revision, sequence, _)| (*revision, *sequence));

@@ -424,20 +424,62 @@ async fn a_restart_continues_the_history() {
 #[tokio::test]
 async fn what_does_not_fit_a_transaction_is_refused_with_a_reason() {
     let door = door().await;
-    let big = |name: &str, fill: &str| {
-        service(name, 80).replace(
-            "metadata: {",
-            &format!(
-                "metadata: {{annotations: {{x: \"{}\"}}, ",
-                fill.repeat(200 * 1024)
-            ),
-        )
+    let half = |half: &str| -> String {
+        (0..600)
+            .map(|n| service(&format!("{half}{n}"), 80))
+            .collect()
     };
-    let text: String = (0..12).map(|n| big(&format!("s{n}"), "x")).collect();
-    let outcome = door.admission.apply(request(&text)).await;
+    let request = ApplyRequest {
+        files: vec![file("a.yaml", &half("a")), file("b.yaml", &half("b"))],
+        ..ApplyRequest::default()
+    };
+    let outcome = door.admission.apply(request).await;
     assert!(
         matches!(outcome, Err(AdmitError::TooLarge { .. })),
         "{outcome:?}"
     );
     assert!(door.world().documents.is_empty());
+}
+
+#[tokio::test]
+async fn documents_that_could_be_created_can_be_changed_and_restored() {
+    let door = door().await;
+    let large = |letter: &str| {
+        let pad = format!(
+            "metadata: {{annotations: {{x: {}}}, ",
+            letter.repeat(250_000)
+        );
+        let text = |n| service(&format!("s{n}"), 80).replace("metadata: {", &pad);
+        ApplyRequest {
+            files: (0..6)
+                .map(|n| file(&format!("{n}.yaml"), &text(n)))
+                .collect(),
+            ..ApplyRequest::default()
+        }
+    };
+    let first = door.admission.apply(large("a")).await.unwrap().revision;
+    door.admission.apply(large("b")).await.unwrap();
+    let back = RollbackRequest {
+        to: first,
+        ..RollbackRequest::default()
+    };
+    let back = door.admission.rollback(back).await.unwrap();
+    assert_eq!(back.changes.len(), 6);
+}
+
+#[tokio::test]
+async fn the_history_is_bounded_in_bytes() {
+    let store = Store::memory().await.unwrap();
+    for sequence in 1..=10 {
+        let record = vec![b' '; HISTORY_BYTES_MAX / 8];
+        let txn = Txn::new().put(history_key(sequence), record);
+        store.commit(txn).await.unwrap();
+    }
+    let door = on(store).await;
+    door.apply(&service("web", 80)).await;
+    let left = rollback::stored(&door.store).await.unwrap();
+    let bytes: usize = left.iter().map(|record| record.value.len()).sum();
+    assert!(bytes <= HISTORY_BYTES_MAX, "{bytes} bytes");
+    assert_eq!(left.len(), 8, "no more go than have to");
+    assert_eq!(door.world().sequence, 11);
 }

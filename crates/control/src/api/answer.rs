@@ -60,6 +60,8 @@ impl From<AdmitError> for Failure {
             }
             AdmitError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, text)
                 .hint("change fewer documents at once"),
+            AdmitError::Defect => Self::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+                .hint("nothing was changed; please report it with the control plane's log"),
             AdmitError::Store(source) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("{text}: {source}"))
                     .hint("what was stored before stays in force; see `phalanx status`")
