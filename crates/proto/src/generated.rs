@@ -156,10 +156,16 @@ pub mod envoy {
         }
     }
 }
+pub mod etcdserverpb {
+    include!("generated/etcdserverpb.rs");
+}
 pub mod google {
     pub mod rpc {
         include!("generated/google.rpc.rs");
     }
+}
+pub mod mvccpb {
+    include!("generated/mvccpb.rs");
 }
 pub mod phalanx {
     pub mod observe {
