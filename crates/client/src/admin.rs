@@ -238,6 +238,19 @@ impl Admin {
         body: &impl Serialize,
     ) -> Result<T, AdminError> {
         let body = serde_json::to_vec(body).map_err(|e| self.garbled(&e))?;
+        // Sent anyway, it would be cut off in the middle, and the reason lost with it.
+        if body.len() > api::BODY_BYTES_MAX {
+            let most = api::BODY_BYTES_MAX >> 20;
+            let error = format!("{} bytes at once, at most {most} MiB are taken", body.len());
+            return Err(AdminError::Refused {
+                status: StatusCode::PAYLOAD_TOO_LARGE.as_u16(),
+                body: api::ErrorBody {
+                    error,
+                    hint: Some("apply fewer files at once".to_owned()),
+                    ..api::ErrorBody::default()
+                },
+            });
+        }
         let answer = self
             .call(Method::POST, path, body.into(), self.timeout)
             .await?;
@@ -439,6 +452,27 @@ mod tests {
         .await
         .unwrap_err();
         assert_eq!(error.hint().as_deref(), Some("free some"));
+    }
+
+    #[tokio::test]
+    async fn more_than_is_taken_is_refused_and_not_unreachable() {
+        let file = api::File {
+            name: "a.yaml".into(),
+            text: "x".repeat(api::BODY_BYTES_MAX),
+        };
+        let request = api::ApplyRequest {
+            files: vec![file],
+            ..api::ApplyRequest::default()
+        };
+        let error = answering("413 Payload Too Large", "{}")
+            .await
+            .apply(&request)
+            .await
+            .unwrap_err();
+        assert!(
+            !error.is_unreachable() && error.hint().unwrap().contains("fewer files"),
+            "{error}"
+        );
     }
 
     #[tokio::test]

@@ -11,6 +11,9 @@ use serde_json::Value;
 /// Where the admin API listens unless told otherwise.
 pub const DEFAULT_ADMIN: &str = "127.0.0.1:15080";
 
+/// Of a request's body; a control plane takes no more.
+pub const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
+
 /// The body of every answer that is no success.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {

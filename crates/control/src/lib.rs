@@ -4,13 +4,14 @@
 //! [`snapshot`] compiles it, [`discovery`] sends it. Instances enter by [`registry`], reports by [`observe`]. Everything that
 //! is stored comes back through the world: no room tells another what it has just written.
 //!
-//! Module order (a module imports only later ones): serve, listen, api, console, metrics, discovery, observe, registry, admit,
-//! snapshot, world.
+//! Module order (a module imports only later ones): serve, listen, api, console, metrics, discovery, observe, registry, dns,
+//! admit, snapshot, world.
 
 pub mod admit;
 pub mod api;
 mod console;
 pub mod discovery;
+pub mod dns;
 mod listen;
 mod metrics;
 pub mod observe;

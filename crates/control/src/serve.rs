@@ -63,8 +63,7 @@ pub enum ServeError {
         address: SocketAddr,
     },
     #[error(
-        "{flag} {address} is taken: another program listens there{}",
-        hint(flag)
+        "{flag} {address} is taken: another program listens there (is a control plane running already? else choose another port with {flag})"
     )]
     Taken {
         flag: &'static str,
@@ -86,10 +85,6 @@ pub enum ServeError {
     StoreFailed { reason: String },
     #[error("a task of the control plane ended by itself: {task}")]
     TaskEnded { task: &'static str },
-}
-
-fn hint(flag: &str) -> String {
-    format!(" (is a control plane running already? else choose another port with {flag})")
 }
 
 /// A control plane that serves. Dropping it stops it, less gently than [`Running::shutdown`].

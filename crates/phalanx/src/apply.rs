@@ -104,8 +104,10 @@ pub async fn delete(options: DeleteOptions) -> Outcome {
         namespace: change.namespace.namespace.clone(),
         name: name.clone(),
     });
+    let files = files::read_all(&options.files)?;
+    lint::check_syntax(&files)?;
     let request = DeleteRequest {
-        files: files::read_all(&options.files)?,
+        files,
         ids: named.collect(),
         namespace: change.namespace.namespace.clone(),
         expect: change.expect,

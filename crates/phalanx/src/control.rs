@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
-use phalanx_control::serve;
+use phalanx_control::{ServeError, serve};
 
 use crate::exit::{Failure, Outcome};
 use crate::signal;
@@ -41,5 +41,8 @@ pub fn run(options: Options) -> Outcome {
     let runtime = runtime.map_err(|e| Failure::defect(format!("cannot start a runtime: {e}")))?;
     runtime
         .block_on(serve::run(config, signal::shutdown()))
-        .map_err(Failure::from_error)
+        .map_err(|error| match error {
+            ServeError::TaskEnded { .. } => Failure::defect(error),
+            error => Failure::from_error(error),
+        })
 }

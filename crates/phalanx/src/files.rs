@@ -13,14 +13,7 @@ pub fn read_all(arguments: &[PathBuf]) -> Result<Vec<File>, Failure> {
     let mut files = Vec::new();
     for argument in arguments {
         if argument.as_os_str() == "-" {
-            let mut text = String::new();
-            std::io::stdin()
-                .read_to_string(&mut text)
-                .map_err(|e| Failure::file(format!("cannot read standard input: {e}")))?;
-            files.push(File {
-                name: "stdin".into(),
-                text,
-            });
+            files.push(text("standard input", "stdin", std::io::stdin())?);
         } else if argument.is_dir() {
             for path in list(argument)? {
                 files.push(read(&path)?);
@@ -55,10 +48,40 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
 }
 
 fn read(path: &Path) -> Result<File, Failure> {
-    let text = fs::read_to_string(path)
-        .map_err(|e| Failure::file(format!("cannot read {}: {e}", path.display())))?;
+    let name = path.display().to_string();
+    let file =
+        fs::File::open(path).map_err(|e| Failure::file(format!("cannot read {name}: {e}")))?;
+    text(&name, &name, file)
+}
+
+fn text(source: &str, name: &str, from: impl Read) -> Result<File, Failure> {
+    let mut text = String::new();
+    from.take(FILE_BYTES_MAX + 1)
+        .read_to_string(&mut text)
+        .map_err(|e| Failure::file(format!("cannot read {source}: {e}")))?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        let most = FILE_BYTES_MAX >> 20;
+        return Err(Failure::file(format!("{source} is over {most} MiB")));
+    }
     Ok(File {
-        name: path.display().to_string(),
+        name: name.to_owned(),
         text,
     })
+}
+
+/// Far above what a control plane takes at once; a pipe may have no end.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_without_an_end_is_refused() {
+        assert!(text("a pipe", "stdin", std::io::repeat(b' ')).is_err());
+        assert_eq!(
+            text("a", "a", &b"kind: Service"[..]).unwrap().text,
+            "kind: Service"
+        );
+    }
 }

@@ -15,11 +15,12 @@ mod proxy;
 mod signal;
 mod status;
 
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use exit::Outcome;
+use exit::{Failure, Outcome};
 use phalanx_client::admin::Admin;
 
 /// Returns memory of idle connections sooner than the system's allocator, and takes half the time.
@@ -101,7 +102,15 @@ pub struct NamespaceOptions {
 }
 
 fn main() -> ExitCode {
-    match Arguments::parse().verb.run() {
+    let arguments = Arguments::parse();
+    // A panic has said where already.
+    let ended =
+        std::panic::catch_unwind(AssertUnwindSafe(|| arguments.verb.run())).unwrap_or_else(|_| {
+            Err(Failure::defect(
+                "this should not have happened, please report it",
+            ))
+        });
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }

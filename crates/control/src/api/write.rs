@@ -4,7 +4,9 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
-use phalanx_client::api::{ApplyRequest, ApplyResponse, DeleteRequest, RollbackRequest};
+use phalanx_client::api::{
+    ApplyRequest, ApplyResponse, BODY_BYTES_MAX, DeleteRequest, RollbackRequest,
+};
 use serde::de::DeserializeOwned;
 
 use super::Api;
@@ -27,12 +29,13 @@ pub async fn rollback(State(api): State<Api>, body: Body) -> Result<Json<ApplyRe
 
 async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Failure> {
     let bytes =
-        match tokio::time::timeout(BODY_TIME_MAX, axum::body::to_bytes(body, BODY_MAX)).await {
+        match tokio::time::timeout(BODY_TIME_MAX, axum::body::to_bytes(body, BODY_BYTES_MAX)).await
+        {
             Ok(Ok(bytes)) => bytes,
             Ok(Err(_)) => {
                 let error = format!(
                     "the body is over {} MiB, or broke off",
-                    BODY_MAX / (1024 * 1024)
+                    BODY_BYTES_MAX / (1024 * 1024)
                 );
                 return Err(Failure::new(StatusCode::PAYLOAD_TOO_LARGE, error)
                     .hint("apply fewer files at once"));
@@ -53,6 +56,4 @@ async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Failure> {
     })
 }
 
-/// Of a request's body.
-pub const BODY_MAX: usize = 4 * 1024 * 1024;
 const BODY_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(30);

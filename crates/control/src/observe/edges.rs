@@ -76,11 +76,12 @@ impl Sums {
 
     /// The `q`-quantile in milliseconds, interpolated within its bucket; none without a count.
     fn quantile_ms(&self, q: f64) -> Option<f64> {
-        let all: u64 = self.latency.iter().sum();
-        if all == 0 {
+        // Not as integers: the counts are a peer's, and could overflow together.
+        let all: f64 = self.latency.iter().map(|count| *count as f64).sum();
+        if all == 0.0 {
             return None;
         }
-        let rank = q * all as f64;
+        let rank = q * all;
         let mut below = 0.0;
         for (bucket, count) in self.latency.iter().enumerate() {
             let count = *count as f64;
@@ -201,3 +202,17 @@ pub const BUCKETS: usize = BOUNDS_US.len() + 1;
 /// How long seconds are kept.
 pub const SECONDS_MAX: u64 = 60;
 const EDGES_MAX: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_that_overflow_together_have_quantiles() {
+        let sums = Sums {
+            latency: vec![u64::MAX; BUCKETS],
+            ..Sums::default()
+        };
+        assert!(sums.quantile_ms(0.99).is_some_and(f64::is_finite));
+    }
+}
