@@ -174,9 +174,14 @@ impl World {
             namespace: service.namespace.clone(),
             name: service.name.clone(),
         };
-        let document = self.documents.get(&id).and_then(|entry| entry.document.as_deref());
+        let document = self
+            .documents
+            .get(&id)
+            .and_then(|entry| entry.document.as_deref());
         match document {
-            Some(Document::Service(document)) => document.selector.get("app").unwrap_or(&service.name),
+            Some(Document::Service(document)) => {
+                document.selector.get("app").unwrap_or(&service.name)
+            }
             _ => &service.name,
         }
     }
