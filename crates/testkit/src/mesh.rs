@@ -18,6 +18,7 @@ pub struct Mesh {
     pub control: Process,
     pub xds: SocketAddr,
     pub admin: SocketAddr,
+    pub dns: SocketAddr,
     folder: tempfile::TempDir,
     started: usize,
 }
@@ -42,6 +43,7 @@ impl Mesh {
             control,
             xds,
             admin,
+            dns: dns_at(ip),
             folder,
             started: 0,
         };
@@ -240,6 +242,11 @@ impl Mesh {
     }
 }
 
+/// Where the mesh's names are answered.
+fn dns_at(ip: IpAddr) -> SocketAddr {
+    SocketAddr::new(ip, 15053)
+}
+
 fn spawn_control(
     folder: &std::path::Path,
     xds: SocketAddr,
@@ -255,6 +262,8 @@ fn spawn_control(
             &xds.to_string(),
             "--admin",
             &admin.to_string(),
+            "--dns",
+            &dns_at(xds.ip()).to_string(),
             "--data",
         ])
         .arg(folder.join("data"));

@@ -7,12 +7,16 @@ use phalanx_testkit::process::executable;
 
 #[test]
 fn the_demo_plays_without_a_failure_and_leaves_nothing_behind() -> anyhow::Result<()> {
-    let ports = ["--xds", "127.0.0.1:25010", "--admin", "127.0.0.1:25080"];
+    let ports = [
+        ["--xds", "127.0.0.1:25010"],
+        ["--admin", "127.0.0.1:25080"],
+        ["--dns", "127.0.0.1:25053"],
+    ];
     // A debug build on two busy cores: fewer actions than a user's demo.
     let mut command = Command::new(executable("phalanx")?);
     command
         .args(["demo", "--duration", "10s", "--rate", "60"])
-        .args(ports);
+        .args(ports.as_flattened());
     let output = command.output()?;
     let said = format!(
         "{}{}",
@@ -27,6 +31,7 @@ fn the_demo_plays_without_a_failure_and_leaves_nothing_behind() -> anyhow::Resul
     for address in [
         "127.0.0.1:25010",
         "127.0.0.1:25080",
+        "127.0.0.1:25053",
         "127.0.1.1:15006",
         "127.0.1.3:8080",
     ] {

@@ -44,6 +44,7 @@ pub async fn metrics(State(api): State<Api>) -> impl IntoResponse {
         &inner.registry,
         &inner.observe,
         &inner.fleet,
+        inner.dns.as_deref(),
     );
     (
         [(

@@ -36,6 +36,7 @@ fn config(data: &Path) -> Config {
         data: data.to_owned(),
         xds: any,
         admin: any,
+        dns: Some(any),
         open: true,
         ..Config::default()
     }

@@ -1,0 +1,439 @@
+//! Which names there are and what they hold: a compiled mesh, turned into maps once per change.
+//!
+//! [`Index::build`] is pure and shares the records of services that did not change; [`Index::resolve`] is a few look-ups
+//! whatever the size of the mesh. No messages here, no sockets.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
+use std::sync::Arc;
+
+use hickory_proto::rr::Name;
+use phalanx_model::name::check_label;
+use phalanx_model::resource::{Endpoint, Health};
+use phalanx_model::{ClusterName, ServiceName};
+
+use crate::snapshot::{CatalogPort, Mesh};
+use crate::world::Instances;
+
+/// Every name of the zone at one revision. Immutable.
+#[derive(Debug)]
+pub struct Index {
+    revision: u64,
+    mesh: Arc<Mesh>,
+    instances: Instances,
+    /// By namespace and service.
+    namespaces: HashMap<String, HashMap<String, Arc<ServiceNames>>>,
+    /// Where the instances with this address are; none where they don't agree.
+    zones: Arc<HashMap<IpAddr, Option<Zone>>>,
+    name_server: Option<IpAddr>,
+}
+
+/// A zone as instances tell it, never empty.
+pub type Zone = Arc<str>;
+
+/// What a service's names hold: healthy instances only.
+#[derive(Debug, Default)]
+pub struct ServiceNames {
+    pub addresses: Addresses,
+    /// By port name, in lower case.
+    ports: BTreeMap<String, Grouped<Target>>,
+    /// By label.
+    instances: BTreeMap<String, Addresses>,
+}
+
+#[derive(Debug, Default)]
+pub struct Addresses {
+    pub v4: Grouped<Ipv4Addr>,
+    pub v6: Grouped<Ipv6Addr>,
+}
+
+/// Where traffic of a named port is sent.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Target {
+    /// The first label of its name; the rest is the service's.
+    pub instance: Arc<str>,
+    pub port: u16,
+    pub weight: u16,
+}
+
+/// A name of the zone, or none.
+#[derive(Debug)]
+pub enum Found<'a> {
+    /// Not in the zone.
+    Foreign,
+    /// In the zone, but neither it nor anything below it exists.
+    Missing,
+    Apex,
+    /// `ns.svc.mesh`
+    NameServer(IpAddr),
+    /// Exists, and holds nothing: a namespace, `_tcp` of a service with named ports.
+    Empty,
+    Addresses(&'a Addresses),
+    Port {
+        service: &'a ServiceNames,
+        targets: &'a Grouped<Target>,
+    },
+}
+
+impl Index {
+    /// `previous` is the index before, whose unchanged parts are shared; `name_server` is where this server is reached.
+    pub fn build(
+        mesh: Arc<Mesh>,
+        instances: &Instances,
+        revision: u64,
+        name_server: Option<IpAddr>,
+        previous: Option<&Self>,
+    ) -> Self {
+        let mut namespaces: HashMap<String, HashMap<String, Arc<ServiceNames>>> = HashMap::new();
+        for (service, ports) in &mesh.catalog.services {
+            let kept = previous
+                .filter(|before| same(&before.mesh, &mesh, service, ports))
+                .and_then(|before| before.service(&service.namespace, &service.name))
+                .cloned();
+            let names =
+                kept.unwrap_or_else(|| Arc::new(ServiceNames::build(&mesh, service, ports)));
+            namespaces
+                .entry(service.namespace.clone())
+                .or_default()
+                .insert(service.name.clone(), names);
+        }
+        let kept = previous.filter(|before| before.instances.same(instances));
+        let zones = kept.map_or_else(|| Arc::new(zones(instances)), |before| before.zones.clone());
+        Self {
+            revision,
+            mesh,
+            instances: instances.clone(),
+            namespaces,
+            zones,
+            name_server,
+        }
+    }
+
+    /// Of the store.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Of the zone.
+    pub fn serial(&self) -> u32 {
+        // Serial numbers wrap (RFC 1982), so the low half is what is wanted.
+        self.revision as u32
+    }
+
+    /// Services with names.
+    pub fn services(&self) -> usize {
+        self.namespaces.values().map(HashMap::len).sum()
+    }
+
+    /// The zone of whoever asks from this address, if it is an instance's.
+    pub fn zone(&self, client: IpAddr) -> Option<&Zone> {
+        self.zones.get(&client.to_canonical())?.as_ref()
+    }
+
+    fn service(&self, namespace: &str, name: &str) -> Option<&Arc<ServiceNames>> {
+        self.namespaces.get(namespace)?.get(name)
+    }
+
+    /// Whatever the case of its letters.
+    pub fn resolve(&self, name: &Name) -> Found<'_> {
+        let name = name.to_lowercase();
+        let mut labels = name.iter().rev();
+        if (labels.next(), labels.next()) != (Some(b"mesh"), Some(b"svc")) {
+            return Found::Foreign;
+        }
+        let mut next = || labels.next().map(std::str::from_utf8);
+        let Some(namespace) = next() else {
+            return Found::Apex;
+        };
+        let (Ok(namespace), service) = (namespace, next()) else {
+            return Found::Missing;
+        };
+        let Some(service) = service else {
+            return match self.name_server {
+                Some(address) if namespace == NAME_SERVER => Found::NameServer(address),
+                _ if self.namespaces.contains_key(namespace) => Found::Empty,
+                _ => Found::Missing,
+            };
+        };
+        let names = service
+            .ok()
+            .and_then(|service| self.service(namespace, service));
+        let Some(names) = names else {
+            return Found::Missing;
+        };
+        match (next(), next(), next()) {
+            (None, ..) => Found::Addresses(&names.addresses),
+            (Some(Ok("_tcp")), None, _) if !names.ports.is_empty() => Found::Empty,
+            (Some(Ok("_tcp")), Some(Ok(port)), None) => {
+                let targets = port
+                    .strip_prefix('_')
+                    .and_then(|port| names.ports.get(port));
+                targets.map_or(Found::Missing, |targets| Found::Port {
+                    service: names,
+                    targets,
+                })
+            }
+            (Some(Ok(instance)), None, _) => names
+                .instances
+                .get(instance)
+                .map_or(Found::Missing, Found::Addresses),
+            _ => Found::Missing,
+        }
+    }
+}
+
+impl ServiceNames {
+    fn build(mesh: &Mesh, service: &ServiceName, ports: &BTreeMap<u16, CatalogPort>) -> Self {
+        let endpoints = |port: u16| {
+            let cluster = ClusterName::outbound(service.clone(), port);
+            let assignment = mesh.assignments.get(&cluster);
+            assignment
+                .into_iter()
+                .flat_map(|assignment| &assignment.endpoints)
+                .filter(|endpoint| endpoint.health == Health::Healthy)
+        };
+        let all: Vec<&Endpoint> = ports.keys().flat_map(|port| endpoints(*port)).collect();
+        let labels = Labels::of(&all);
+        let mut instances: BTreeMap<String, Vec<&Endpoint>> = BTreeMap::new();
+        for endpoint in &all {
+            for label in labels.every(endpoint) {
+                instances.entry(label).or_default().push(endpoint);
+            }
+        }
+        let mut targets: BTreeMap<String, Vec<(&str, Target)>> = BTreeMap::new();
+        for (number, port) in ports.iter().filter(|(_, port)| has_name(port)) {
+            // A port without healthy instances keeps its name.
+            let targets = targets.entry(port.name.to_lowercase()).or_default();
+            targets.extend(endpoints(*number).map(|endpoint| {
+                let target = Target {
+                    instance: labels.unique(endpoint).into(),
+                    port: endpoint.address.port(),
+                    weight: endpoint.weight as u16,
+                };
+                (endpoint.zone.as_str(), target)
+            }));
+        }
+        Self {
+            addresses: Addresses::of(&all),
+            ports: targets
+                .into_iter()
+                .map(|(name, targets)| (name, Grouped::new(targets)))
+                .collect(),
+            instances: instances
+                .into_iter()
+                .map(|(label, endpoints)| (label, Addresses::of(&endpoints)))
+                .collect(),
+        }
+    }
+
+    pub fn instance(&self, label: &str) -> Option<&Addresses> {
+        self.instances.get(label)
+    }
+}
+
+/// `_<name>` has to be a label.
+fn has_name(port: &CatalogPort) -> bool {
+    (1..=62).contains(&port.name.len())
+}
+
+fn same(
+    before: &Mesh,
+    mesh: &Mesh,
+    service: &ServiceName,
+    ports: &BTreeMap<u16, CatalogPort>,
+) -> bool {
+    before.catalog.services.get(service) == Some(ports)
+        && ports.keys().all(|port| {
+            let cluster = ClusterName::outbound(service.clone(), *port);
+            before.assignments.get(&cluster) == mesh.assignments.get(&cluster)
+        })
+}
+
+fn zones(instances: &Instances) -> HashMap<IpAddr, Option<Zone>> {
+    let mut zones: HashMap<IpAddr, Option<Zone>> = HashMap::new();
+    let mut names: BTreeSet<Zone> = BTreeSet::new();
+    for registered in instances.iter() {
+        let zone = registered.instance.zone.as_str();
+        if zone.is_empty() {
+            continue;
+        }
+        let zone = names.get(zone).cloned().unwrap_or_else(|| zone.into());
+        names.insert(zone.clone());
+        for port in &registered.instance.ports {
+            zones
+                .entry(port.address.ip().to_canonical())
+                .and_modify(|known| {
+                    if known.as_ref() != Some(&zone) {
+                        *known = None;
+                    }
+                })
+                .or_insert_with(|| Some(zone.clone()));
+        }
+    }
+    zones
+}
+
+/// The labels by which a service's endpoints are named.
+struct Labels {
+    /// Of a label: whether several addresses of a family have it.
+    shared: HashMap<String, bool>,
+}
+
+impl Labels {
+    fn of(endpoints: &[&Endpoint]) -> Self {
+        let mut first: HashMap<(String, bool), IpAddr> = HashMap::new();
+        let mut shared = HashMap::new();
+        for endpoint in endpoints {
+            let (label, ip) = (label(endpoint), endpoint.address.ip());
+            let known = *first.entry((label.clone(), ip.is_ipv4())).or_insert(ip);
+            *shared.entry(label).or_default() |= known != ip;
+        }
+        Self { shared }
+    }
+
+    /// The one label that leads to this endpoint's address and no other. Two services behind one selector may each have
+    /// an instance of the same id.
+    fn unique(&self, endpoint: &Endpoint) -> String {
+        let label = label(endpoint);
+        if self.shared.get(&label) != Some(&true) {
+            return label;
+        }
+        fit(&format!("{label}-{}", dashed(endpoint.address.ip())))
+    }
+
+    fn every(&self, endpoint: &Endpoint) -> BTreeSet<String> {
+        BTreeSet::from([label(endpoint), self.unique(endpoint)])
+    }
+}
+
+/// The instance's id where it is a label, else something like it; the address of what doesn't register.
+fn label(endpoint: &Endpoint) -> String {
+    if endpoint.instance.is_empty() {
+        return dashed(endpoint.address.ip());
+    }
+    fit(&endpoint.instance)
+}
+
+fn dashed(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(ip) => ip.to_string().replace('.', "-"),
+        // In full: a label may neither start nor end with a dash.
+        IpAddr::V6(ip) => ip
+            .segments()
+            .map(|segment| format!("{segment:x}"))
+            .join("-"),
+    }
+}
+
+/// Any text as a label; a hash keeps apart what would look alike.
+fn fit(text: &str) -> String {
+    if check_label(text).is_ok() {
+        return text.to_owned();
+    }
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    let plain: String = text
+        .chars()
+        .map(|c| c.to_ascii_lowercase())
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(LABEL_MAX - 17)
+        .collect();
+    let plain = plain.trim_matches('-');
+    let dash = if plain.is_empty() { "" } else { "-" };
+    format!("{plain}{dash}{:016x}", hasher.finish())
+}
+
+impl Addresses {
+    fn of(endpoints: &[&Endpoint]) -> Self {
+        let of = |endpoint: &&Endpoint| (endpoint.zone.clone(), endpoint.address.ip());
+        let all: Vec<(String, IpAddr)> = endpoints.iter().map(of).collect();
+        let v4 = all.iter().filter_map(|(zone, ip)| match ip {
+            IpAddr::V4(ip) => Some((zone.as_str(), *ip)),
+            IpAddr::V6(_) => None,
+        });
+        let v6 = all.iter().filter_map(|(zone, ip)| match ip {
+            IpAddr::V6(ip) => Some((zone.as_str(), *ip)),
+            IpAddr::V4(_) => None,
+        });
+        Self {
+            v4: Grouped::new(v4.collect()),
+            v6: Grouped::new(v6.collect()),
+        }
+    }
+}
+
+/// Things by zone, each once.
+#[derive(Debug)]
+pub struct Grouped<T> {
+    items: Vec<T>,
+    zones: Vec<(Zone, Range<usize>)>,
+}
+
+impl<T> Default for Grouped<T> {
+    fn default() -> Self {
+        Self {
+            items: Vec::new(),
+            zones: Vec::new(),
+        }
+    }
+}
+
+impl<T: Ord + Clone> Grouped<T> {
+    fn new(mut all: Vec<(&str, T)>) -> Self {
+        // The same in two zones: where it is known to be wins over nowhere.
+        all.sort_by(|a, b| a.1.cmp(&b.1).then_with(|| b.0.cmp(a.0)));
+        all.dedup_by(|later, kept| later.1 == kept.1);
+        all.sort_by(|a, b| a.0.cmp(b.0).then_with(|| a.1.cmp(&b.1)));
+        let mut zones: Vec<(Zone, Range<usize>)> = Vec::new();
+        for (at, (zone, _)) in all.iter().enumerate() {
+            match zones.last_mut() {
+                Some((last, range)) if &**last == *zone => range.end = at + 1,
+                _ => zones.push(((*zone).into(), at..at + 1)),
+            }
+        }
+        Self {
+            items: all.into_iter().map(|(_, item)| item).collect(),
+            zones,
+        }
+    }
+}
+
+impl<T> Grouped<T> {
+    pub fn count(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Those of the zone first, each part begun at a place that `turn` chooses. The flag says that an item is in the zone.
+    pub fn ordered(
+        &self,
+        zone: Option<&Zone>,
+        turn: u64,
+    ) -> impl Iterator<Item = (&T, bool)> + Clone {
+        let local = zone.and_then(|zone| {
+            let at = self.zones.binary_search_by(|(name, _)| name.cmp(zone)).ok();
+            self.zones.get(at?).map(|(_, range)| range.clone())
+        });
+        let local = local.unwrap_or(0..0);
+        let (start, count) = (local.start, local.len());
+        let rest = self.items.len() - count;
+        let near = rotated(count, turn).map(move |at| (start + at, true));
+        let far = rotated(rest, turn).map(move |at| {
+            let at = if at < start { at } else { at + count };
+            (at, false)
+        });
+        near.chain(far)
+            .filter_map(|(at, local)| Some((self.items.get(at)?, local)))
+    }
+}
+
+/// `0..count`, begun somewhere in the middle.
+fn rotated(count: usize, turn: u64) -> impl Iterator<Item = usize> + Clone {
+    let start = turn.checked_rem(count as u64).unwrap_or(0) as usize;
+    (start..count).chain(0..start)
+}
+
+/// The label of the name server's own name.
+pub const NAME_SERVER: &str = "ns";
+const LABEL_MAX: usize = 63;
