@@ -32,13 +32,21 @@ pub struct Text {
 
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    /// Nothing listens there, or the connection broke.
+    /// Nothing listens there.
     #[error("no control plane answers at {address}")]
     Unreachable {
         address: String,
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// What was asked for may have happened.
+    #[error("the connection to the control plane at {address} broke before it answered")]
+    Broken {
+        address: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// What was asked for may have happened.
     #[error("the control plane at {address} did not answer within {after:?}")]
     TimedOut { address: String, after: Duration },
     /// 422: files or names are wrong.
@@ -64,9 +72,10 @@ impl AdminError {
             Self::Unreachable { address, .. } => Some(format!(
                 "is `phalanx control` or `phalanx demo` running? ask elsewhere with --admin HOST:PORT or PHALANX_ADMIN (now {address})"
             )),
-            Self::TimedOut { .. } => {
-                Some("try again, or look at the control plane's log".to_owned())
-            }
+            Self::Broken { .. } | Self::TimedOut { .. } => Some(
+                "a change may have been stored all the same: look at `phalanx history`, then try again"
+                    .to_owned(),
+            ),
             Self::Invalid { body }
             | Self::Conflict { body }
             | Self::NotFound { body }
@@ -79,7 +88,10 @@ impl AdminError {
 
     /// Whether it is worth trying again because nobody answered (exit code 4).
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. })
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::Broken { .. } | Self::TimedOut { .. }
+        )
     }
 
     /// Findings of a refused apply or delete.
@@ -264,12 +276,21 @@ impl Admin {
         body: Bytes,
         timeout: Duration,
     ) -> Result<(StatusCode, Bytes), AdminError> {
-        match tokio::time::timeout(timeout, self.exchange(method, path, body)).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(source)) => Err(AdminError::Unreachable {
-                address: self.address.clone(),
+        let address = self.address.clone();
+        let exchange = async {
+            let connected = TcpStream::connect(&self.address).await;
+            let stream = connected.map_err(|source| AdminError::Unreachable {
+                address: address.clone(),
+                source: source.into(),
+            })?;
+            let answer = self.exchange(stream, method, path, body).await;
+            answer.map_err(|source| AdminError::Broken {
+                address: address.clone(),
                 source,
-            }),
+            })
+        };
+        match tokio::time::timeout(timeout, exchange).await {
+            Ok(answer) => answer,
             Err(_) => Err(AdminError::TimedOut {
                 address: self.address.clone(),
                 after: timeout,
@@ -279,11 +300,11 @@ impl Admin {
 
     async fn exchange(
         &self,
+        stream: TcpStream,
         method: Method,
         path: &str,
         body: Bytes,
     ) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
-        let stream = TcpStream::connect(&self.address).await?;
         stream.set_nodelay(true)?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -421,6 +442,21 @@ mod tests {
             admin.proxies().await,
             Err(AdminError::TimedOut { .. })
         ));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_leaves_open_what_happened() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let admin = Admin::new(&listener.local_addr().unwrap().to_string());
+        let killed = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await;
+        };
+        let request = api::ApplyRequest::default();
+        let (answer, ()) = tokio::join!(admin.apply(&request), killed);
+        let error = answer.unwrap_err();
+        assert!(error.is_unreachable(), "{error}");
+        assert!(error.hint().unwrap().contains("phalanx history"), "{error}");
     }
 
     #[tokio::test]
