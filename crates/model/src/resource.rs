@@ -145,6 +145,8 @@ pub struct Forward {
     pub retry: Retry,
 }
 
+/// Its header edits are applied before those of its [`Rule`], on requests and on answers: where both set a header, the
+/// rule's word stands. (Envoy knows no other order.)
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
     /// None: the backend does not exist, its share is answered with [`Reason::InvalidBackend`].
@@ -336,6 +338,8 @@ pub struct Endpoint {
     pub version: String,
     /// Id of the instance, empty for endpoints that don't register.
     pub instance: String,
+    /// The application's own port, for which the sidecar at `address` is asked; 0 where nobody needs to be asked.
+    pub target: u16,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -92,6 +92,7 @@ fn resources(upstream: SocketAddr, protocol: Protocol) -> Result<Resources, Stri
         health: Health::Healthy,
         version: String::new(),
         instance: "backend-1".into(),
+        target: 0,
     };
     let mut resources = Resources::default();
     resources.tables.insert("outbound".into(), Arc::new(table));

@@ -14,14 +14,14 @@ use crate::context::StreamContext;
 use crate::plan::Plan;
 use crate::plan::table::rewritten;
 
-/// The rule's edits, then the backend's, the rewrite, and trace context and request id.
+/// Trace context and request id, the backend's edits, then the rule's, and the rewrite.
 pub fn request<'p>(_: &'p Plan, request: &mut Checked, context: &mut StreamContext<'p>) -> Verdict {
     trace(request, context);
-    if let Some(rule) = context.rule {
-        rule.request.apply(request.headers_mut());
-    }
     if let Some(backend) = context.backend {
         backend.request.apply(request.headers_mut());
+    }
+    if let Some(rule) = context.rule {
+        rule.request.apply(request.headers_mut());
     }
     let Some(forward) = context.forward else {
         return Verdict::Continue;

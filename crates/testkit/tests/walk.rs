@@ -115,6 +115,31 @@ async fn a_registered_service_is_reachable_by_name_without_any_manifest() -> any
 }
 
 #[tokio::test]
+async fn ports_of_a_service_reach_the_target_ports_of_one_sidecar() -> anyhow::Result<()> {
+    use std::net::SocketAddr;
+    let mut mesh = Mesh::start().await?;
+    let ip = phalanx_testkit::address::fresh();
+    let (game, admin) = (SocketAddr::new(ip, 8080), SocketAddr::new(ip, 8081));
+    let _game = mesh.echo(game, "game")?;
+    let _admin = mesh.echo(admin, "admin")?;
+    let apps = [format!("game={game}"), format!("admin={admin}")];
+    let _sidecar = mesh.sidecar("battle", "v1", ip, &["--app", &apps[0], "--app", &apps[1]])?;
+    mesh.registered("battle", SocketAddr::new(ip, 15006))
+        .await?;
+    let caller = mesh.instance("gateway", "v1", "gateway").await?;
+    mesh.apply("apiVersion: v1\nkind: Service\nmetadata: {name: battle}\nspec:\n  selector: {app: battle}\n  ports:\n  - {name: http, port: 80, targetPort: 8081}\n  - {name: http-game, port: 8081, targetPort: game}\n").await?;
+    for (authority, served_by) in [("battle", "admin"), ("battle:8081", "game")] {
+        let answer = call(caller.outbound, &Call::get(authority, "/")).await?;
+        assert_eq!(
+            (answer.status, answer.header("x-echo")),
+            (200, served_by),
+            "{authority}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn trace_context_and_request_id_cross_the_mesh() -> anyhow::Result<()> {
     let mut mesh = Mesh::start().await?;
     let _echo = mesh.instance("leaderboard", "v1", "leaderboard").await?;

@@ -175,6 +175,7 @@ fn endpoint(instance: &Instance, port: &InstancePort) -> Endpoint {
         health: Health::Healthy,
         version: instance.version().to_owned(),
         instance: instance.id.id.clone(),
+        target: port.number,
     }
 }
 
@@ -205,6 +206,7 @@ fn slice_endpoints(slice: &EndpointSlice, service: &Service, port: &ServicePort)
                     .cloned()
                     .unwrap_or_default(),
                 instance: String::new(),
+                target: 0,
             }
         }));
     }

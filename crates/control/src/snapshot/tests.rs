@@ -337,6 +337,12 @@ fn a_target_port_picks_by_number_or_name() {
     assert_eq!(endpoints(&mesh, "web", 80), ["127.0.0.5:1 w1"]);
     assert_eq!(endpoints(&mesh, "web", 81), ["127.0.0.5:2 w1"]);
     assert!(endpoints(&mesh, "web", 82).is_empty());
+    // Behind one sidecar they have one address: the endpoint says which of them is meant.
+    let target = |port| {
+        let name = ClusterName::outbound(ServiceName::new("default", "web"), port);
+        mesh.assignments[&name].endpoints[0].target
+    };
+    assert_eq!((target(80), target(81)), (8080, 9090));
 }
 
 #[test]

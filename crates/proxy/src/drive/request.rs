@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::Direction;
 use phalanx_model::reason::Reason;
-use phalanx_relay::{Checked, Method, Reply, ResponseHead, Upgrade, Verdict, Version, names};
+use phalanx_relay::{Checked, Field, Method, Reply, ResponseHead, Upgrade, Verdict, Version, names};
 
 use super::body::{DownBody, RequestBody, UpBody};
 use super::core::{Cluster, Endpoint, Holder};
@@ -361,13 +361,14 @@ impl Run<'_> {
     }
 
     async fn send(&mut self, member: usize, fresh: bool) -> Result<Answer, Missed> {
-        let Some((endpoint, plan)) = self.cluster.endpoint(member) else {
+        let cluster = self.cluster;
+        let Some((endpoint, plan)) = cluster.endpoint(member) else {
             return Err(Missed::Fault(Fault::ConnectFailed));
         };
-        let (endpoint, meshed) = (endpoint.clone(), plan.meshed);
+        let port = plan.port_field.as_ref();
         let (response, upstream) = if self.speaks_http2() {
-            let stream = self.acquire_h2(&endpoint).await?;
-            let answer = pin!(stream.send(self.encode(true, meshed)));
+            let stream = self.acquire_h2(endpoint).await?;
+            let answer = pin!(stream.send(self.encode(true, port)));
             let response = hyper_out::answer_h2(&stream, answer, |cx| self.expiry(cx)).await?;
             let (parts, incoming) = response.into_parts();
             (
@@ -378,8 +379,8 @@ impl Run<'_> {
                 },
             )
         } else {
-            let mut lease = self.acquire_h1(&endpoint, fresh).await?;
-            let answer = pin!(lease.connection.send(self.encode(false, meshed)));
+            let mut lease = self.acquire_h1(endpoint, fresh).await?;
+            let answer = pin!(lease.connection.send(self.encode(false, port)));
             let response = hyper_out::answer_h1(&mut lease, answer, |cx| self.expiry(cx)).await?;
             let (parts, incoming) = response.into_parts();
             (parts, Upstream::H1 { incoming, lease })
@@ -461,13 +462,8 @@ impl Run<'_> {
         }
     }
 
-    fn encode(&mut self, http2: bool, meshed: bool) -> Request<UpBody> {
+    fn encode(&mut self, http2: bool, port: Option<&Field>) -> Request<UpBody> {
         let body = self.body.as_ref().map_or(UpBody::Empty, RequestBody::again);
-        let port = if meshed {
-            self.cluster.plan.port_field.as_ref()
-        } else {
-            None
-        };
         encode::request(self.request, self.original.take(), port, http2, body)
     }
 

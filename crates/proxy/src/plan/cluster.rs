@@ -28,14 +28,12 @@ pub struct ClusterPlan {
     pub endpoints: Box<[EndpointPlan]>,
     /// For requests that got no endpoint.
     pub unassigned: Edges,
-    /// Tells the peer's sidecar which of the instance's ports is meant.
-    pub port_field: Option<Field>,
 }
 
 pub struct EndpointPlan {
     pub address: SocketAddr,
-    /// A sidecar of ours is in front of it.
-    pub meshed: bool,
+    /// A sidecar of ours is in front of it, and is told with this field which of its application's ports is meant.
+    pub port_field: Option<Field>,
     pub edges: Edges,
 }
 
@@ -94,7 +92,7 @@ impl ClusterPlan {
         };
         let plans = endpoints.iter().map(|endpoint| EndpointPlan {
             address: endpoint.address,
-            meshed: !endpoint.instance.is_empty(),
+            port_field: port_field(endpoint, name.port),
             edges: edges_of(endpoint.version.as_str()),
         });
         let plans: Box<[EndpointPlan]> = plans.collect();
@@ -121,7 +119,6 @@ impl ClusterPlan {
             ),
             endpoints: plans,
             unassigned: Edges::of(name, "", account),
-            port_field: Field::new("x-phalanx-port", &name.port.to_string()).ok(),
         }
     }
 
@@ -162,12 +159,11 @@ impl ClusterPlan {
             ),
             endpoints: [EndpointPlan {
                 address: port.address,
-                meshed: false,
+                port_field: None,
                 edges: edges.clone(),
             }]
             .into(),
             unassigned: edges,
-            port_field: None,
             name,
         }
     }
@@ -181,6 +177,18 @@ impl ClusterPlan {
             .member(place)
             .map(|member| member.outlier.clone())
     }
+}
+
+/// The application's port; a control plane that doesn't tell it means the Service's.
+fn port_field(endpoint: &Endpoint, service_port: u16) -> Option<Field> {
+    if endpoint.instance.is_empty() {
+        return None;
+    }
+    let port = match endpoint.target {
+        0 => service_port,
+        port => port,
+    };
+    Field::new("x-phalanx-port", &port.to_string()).ok()
 }
 
 /// Connections and requests to the application: more than the sidecar's own connection limit lets in.

@@ -297,12 +297,12 @@ pub fn rewritten(rewrite: &PathRewrite, path: &str, prefix_len: Option<usize>) -
     match rewrite {
         PathRewrite::Full(full) => Some(full.clone()),
         PathRewrite::Prefix(prefix) => {
-            let rest = path.get(prefix_len?..)?.trim_start_matches('/');
-            let prefix = prefix.trim_end_matches('/');
-            Some(if rest.is_empty() && !prefix.is_empty() {
-                prefix.to_owned()
-            } else {
-                format!("{prefix}/{rest}")
+            // A matched `/` is no segment: its slash belongs to the rest. A slash at the end of the path stays.
+            let matched = path.get(..prefix_len?)?.trim_end_matches('/').len();
+            let rest = path.get(matched..)?;
+            Some(match prefix.trim_end_matches('/') {
+                "" => format!("/{}", rest.trim_start_matches('/')),
+                prefix => [prefix, rest].concat(),
             })
         }
     }

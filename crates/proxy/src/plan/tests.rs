@@ -55,6 +55,7 @@ fn endpoint(address: &str) -> Endpoint {
         health: Health::Healthy,
         version: "v1".into(),
         instance: "i".into(),
+        target: 0,
     }
 }
 

@@ -154,6 +154,11 @@ fn several_applications_are_told_apart_by_port() {
     let caller = setup.start();
     assert_eq!(caller.get("/").text(), "second");
     assert_eq!(second.last().header("x-phalanx-port"), None);
+    // The Service's port is another than the application's: the endpoint says which.
+    let mut setup = Setup::battle(&[app.inbound]);
+    setup.clusters[0].1[0].instance = "battle-1".into();
+    setup.clusters[0].1[0].target = 8080;
+    assert_eq!(setup.start().get("/").text(), "first");
     let answer = Client::connect(app.inbound).get("x", "/");
     assert_eq!(
         (answer.status(), answer.reason()),

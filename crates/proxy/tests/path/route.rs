@@ -120,7 +120,7 @@ fn clusters_without_endpoints_are_said_to_be_unhealthy() {
 }
 
 #[test]
-fn header_edits_apply_on_both_ways_rule_before_backend() {
+fn header_edits_apply_on_both_ways_and_the_rule_has_the_last_word() {
     let upstream = Upstream::start(|_, _| {
         Act::Say("HTTP/1.1 200 OK\r\nx-old: 1\r\nserver: s\r\ncontent-length: 0\r\n\r\n".into())
     });
@@ -131,6 +131,7 @@ fn header_edits_apply_on_both_ways_rule_before_backend() {
     let forward = Forward {
         backends: vec![Backend {
             request_headers: edit("x-who", "backend"),
+            response_headers: edit("x-new", "backend"),
             ..backend("battle", 1)
         }],
         ..forward("battle")
@@ -177,7 +178,7 @@ fn header_edits_apply_on_both_ways_rule_before_backend() {
         (all("x-set"), all("x-add"), all("x-gone")),
         (vec!["new"], vec!["1", "2"], vec![])
     );
-    assert_eq!(all("x-who"), ["backend"]);
+    assert_eq!(all("x-who"), ["rule"]);
 }
 
 #[test]
@@ -205,6 +206,49 @@ fn rewrites_change_what_is_sent() {
         (seen.line.as_str(), seen.header("host")),
         ("GET /v2/a?q=1 HTTP/1.1", Some("other.test"))
     );
+}
+
+#[test]
+fn prefixes_are_swapped_by_whole_segments_and_a_last_slash_stays() {
+    let upstream = Upstream::start(|_, _| ok(""));
+    let mut setup = Setup::default().cluster(
+        Cluster::new(cluster_name("battle"), Protocol::Auto),
+        &[upstream.address],
+    );
+    for (host, matched, to) in [
+        ("swap", "/swap/", "/b/"),
+        ("strip", "/strip", "/"),
+        ("all", "/", "/b"),
+    ] {
+        let rewrite = Rewrite {
+            authority: None,
+            path: Some(PathRewrite::Prefix(to.into())),
+        };
+        let rule = Rule {
+            matches: prefix(matched),
+            ..rule(Action::Forward(Forward {
+                rewrite,
+                ..forward("battle")
+            }))
+        };
+        setup = setup.rule(host, rule);
+    }
+    let sidecar = setup.start();
+    let mut client = Client::connect(sidecar.outbound);
+    for (host, path, sent) in [
+        ("swap", "/swap", "/b"),
+        ("swap", "/swap/", "/b/"),
+        ("swap", "/swap/x/", "/b/x/"),
+        ("swap", "/swap?q", "/b?q"),
+        ("strip", "/strip", "/"),
+        ("strip", "/strip/", "/"),
+        ("strip", "/strip/x", "/x"),
+        ("all", "/", "/b/"),
+        ("all", "/x", "/b/x"),
+    ] {
+        client.get(host, path);
+        assert_eq!(upstream.last().path(), sent, "{host} {path}");
+    }
 }
 
 #[test]

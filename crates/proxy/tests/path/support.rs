@@ -53,6 +53,7 @@ pub fn endpoint(address: SocketAddr) -> Endpoint {
         health: Health::Healthy,
         version: "v1".into(),
         instance: String::new(),
+        target: 0,
     }
 }
 

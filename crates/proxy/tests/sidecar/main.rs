@@ -91,6 +91,7 @@ fn endpoints(service: &str, version: &str, address: SocketAddr) -> Encoded {
         health: Health::Healthy,
         version: version.into(),
         instance: "one".into(),
+        target: 0,
     };
     encode::endpoints(&Assignment {
         cluster: cluster_name(service),

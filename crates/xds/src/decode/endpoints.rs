@@ -6,7 +6,7 @@ use phalanx_proto::envoy::config::endpoint::v3 as endpoint_v3;
 
 use super::DecodeError;
 use super::field::{At, address, cluster_name, metadata, refuse};
-use crate::encode::endpoints::{INSTANCE, VERSION};
+use crate::encode::endpoints::{INSTANCE, PORT, VERSION};
 
 /// Of one endpoint, relative to the others.
 const WEIGHT_MAX: u32 = 128;
@@ -101,7 +101,16 @@ fn endpoint(
         }
         None => return Err(at.field("endpoint").missing()),
     };
-    let [version, instance] = metadata(&at.field("metadata"), words, [VERSION, INSTANCE])?;
+    let words_at = at.field("metadata");
+    let [version, instance, port] = metadata(&words_at, words, [VERSION, INSTANCE, PORT])?;
+    let target = match port.as_str() {
+        "" => 0,
+        text => text
+            .parse()
+            .ok()
+            .filter(|port| *port > 0)
+            .ok_or_else(|| words_at.invalid(format!("`{PORT}` is no port: {text}")))?,
+    };
     let at = at.field("endpoint");
     let endpoint_v3::Endpoint {
         address: socket,
@@ -119,5 +128,6 @@ fn endpoint(
         health,
         version,
         instance,
+        target,
     })
 }

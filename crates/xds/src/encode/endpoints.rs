@@ -11,6 +11,8 @@ use super::{address, metadata};
 /// Under [`super::METADATA`].
 pub(crate) const VERSION: &str = "version";
 pub(crate) const INSTANCE: &str = "instance";
+/// The application's port behind the sidecar, in decimal.
+pub(crate) const PORT: &str = "port";
 
 pub(crate) fn message(assignment: &Assignment) -> endpoint_v3::ClusterLoadAssignment {
     let mut zones = BTreeMap::<&str, Vec<&Endpoint>>::new();
@@ -53,13 +55,21 @@ fn lb_endpoint(endpoint: &Endpoint) -> endpoint_v3::LbEndpoint {
         Health::Draining => core_v3::HealthStatus::Draining,
         Health::Unhealthy => core_v3::HealthStatus::Unhealthy,
     };
+    let port = match endpoint.target {
+        0 => String::new(),
+        port => port.to_string(),
+    };
     let host = endpoint_v3::Endpoint {
         address: Some(address(endpoint.address)),
         ..Default::default()
     };
     endpoint_v3::LbEndpoint {
         health_status: health.into(),
-        metadata: metadata(&[(VERSION, &endpoint.version), (INSTANCE, &endpoint.instance)]),
+        metadata: metadata(&[
+            (VERSION, &endpoint.version),
+            (INSTANCE, &endpoint.instance),
+            (PORT, &port),
+        ]),
         load_balancing_weight: Some(endpoint.weight),
         host_identifier: Some(HostIdentifier::Endpoint(host)),
     }

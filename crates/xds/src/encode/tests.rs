@@ -452,6 +452,7 @@ fn every_locality_has_the_weight_of_its_endpoints() {
         health: Health::Healthy,
         version: "v1".into(),
         instance: String::new(),
+        target: 0,
     };
     let endpoints = vec![
         endpoint(1, "b", 2),

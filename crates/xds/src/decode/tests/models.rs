@@ -338,7 +338,7 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
 pub(super) fn assignment() -> impl Strategy<Value = Assignment> {
     let health = select(vec![Health::Healthy, Health::Draining, Health::Unhealthy]);
     let zone = prop_oneof![Just(String::new()), "az[0-9]"];
-    let words = (zone, "v?[0-9]?", "[a-z0-9]{0,6}");
+    let words = (zone, "v?[0-9]?", "[a-z0-9]{0,6}", any::<u16>());
     let endpoints: BoxedStrategy<BTreeMap<_, _>> =
         btree_map(address(), (1u32..=128, health, words), 0..8).boxed();
     (cluster_name(), endpoints).prop_map(|(cluster, endpoints)| {
@@ -346,13 +346,14 @@ pub(super) fn assignment() -> impl Strategy<Value = Assignment> {
             endpoints
                 .into_iter()
                 .map(
-                    |(address, (weight, health, (zone, version, instance)))| Endpoint {
+                    |(address, (weight, health, (zone, version, instance, target)))| Endpoint {
                         address,
                         weight,
                         zone,
                         health,
                         version,
                         instance,
+                        target,
                     },
                 );
         Assignment {

@@ -79,6 +79,7 @@ fn cluster(change: impl FnOnce(&mut cluster_v3::Cluster)) -> Result<Resource, St
     decode::decode(Kind::Cluster, &message.encode_to_vec()).map_err(|error| error.to_string())
 }
 
+/// What an endpoint set is refused for after the change.
 fn endpoints(change: impl FnOnce(&mut endpoint_v3::ClusterLoadAssignment)) -> String {
     let endpoint = Endpoint {
         address: ([127, 0, 0, 1], 80).into(),
@@ -87,6 +88,7 @@ fn endpoints(change: impl FnOnce(&mut endpoint_v3::ClusterLoadAssignment)) -> St
         health: Health::Healthy,
         version: String::new(),
         instance: String::new(),
+        target: 0,
     };
     let sent = encode::endpoints(&Assignment {
         cluster: battle(),
@@ -437,6 +439,14 @@ fn endpoints_by_priority_or_by_name_are_refused() {
     let heavy =
         endpoints(|sent| sent.endpoints[0].lb_endpoints[0].load_balancing_weight = Some(129));
     assert!(heavy.ends_with("129 is not from 1 to 128"), "{heavy}");
+    let portless = endpoints(|sent| {
+        sent.endpoints[0].lb_endpoints[0].metadata =
+            crate::encode::metadata(&[(crate::encode::endpoints::PORT, "70000")]);
+    });
+    assert!(
+        portless.ends_with("`port` is no port: 70000"),
+        "{portless}"
+    );
 }
 
 #[test]
