@@ -390,3 +390,6 @@ const IDLE_MAX: Duration = Duration::from_secs(10);
 const INDEX_PAUSE: Duration = Duration::from_millis(100);
 const RECEIVE_PAUSE: Duration = Duration::from_millis(100);
 const BIND_TRIES: usize = 16;
+
+#[cfg(test)]
+mod tests;
