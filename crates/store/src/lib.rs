@@ -22,15 +22,17 @@ mod store;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod embedded;
+pub mod etcd;
 
 mod entry;
 mod error;
 mod txn;
 
-pub use embedded::{Config, Disk, Watch};
+pub use embedded::{Config, Disk};
 pub use entry::{Batch, Entry, Event, EventKind, LeaseId, Page, Reason, Revision};
 pub use error::Error;
-pub use store::{Status, Store};
+pub use etcd::EtcdConfig;
+pub use store::{Status, Store, Watch};
 pub use txn::{Expect, Limits, Op, Txn};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -3,8 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    Config, Entry, LeaseId, Limits, Page, Result, Revision, Txn, Watch,
+    Batch, Config, Entry, EtcdConfig, LeaseId, Limits, Page, Result, Revision, Txn,
     embedded::{self, Embedded},
+    etcd::{self, Etcd},
 };
 
 /// All futures may be dropped at any point; a write that was handed over by then may still happen.
@@ -13,13 +14,27 @@ pub struct Store {
     backend: Backend,
 }
 
-/// etcd comes beside it. An enum and not a trait object: plain `async fn`, and the two are all there will be.
+/// An enum and not a trait object: plain `async fn`, and the two are all there will be.
 #[derive(Clone)]
 enum Backend {
     Embedded(Arc<Embedded>),
+    Etcd(Arc<Etcd>),
 }
 
-/// How the store is, for health pages.
+/// Batches under a prefix, in order and without a gap.
+#[derive(Debug)]
+pub struct Watch {
+    feed: Feed,
+}
+
+#[derive(Debug)]
+enum Feed {
+    Embedded(embedded::Watch),
+    // Larger: what comes from a socket in parts.
+    Etcd(Box<etcd::Watch>),
+}
+
+/// How the store is, for health pages. Of etcd it is what was seen a few seconds ago.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     pub revision: Revision,
@@ -48,6 +63,16 @@ impl Store {
         })
     }
 
+    /// Connects to an etcd, which others may use at the same time. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Unreachable`](crate::Error::Unreachable) when no member answers within the configuration's patience.
+    pub async fn etcd(config: EtcdConfig) -> Result<Store> {
+        Ok(Store {
+            backend: Backend::Etcd(Arc::new(etcd::open(config).await?)),
+        })
+    }
+
     /// A store that forgets everything when it is closed, for tests and dry runs.
     pub async fn memory() -> Result<Store> {
         Store::embedded(Config::memory()).await
@@ -56,6 +81,7 @@ impl Store {
     pub async fn get(&self, key: &str) -> Result<Option<Entry>> {
         match &self.backend {
             Backend::Embedded(store) => store.get(key),
+            Backend::Etcd(store) => store.get(key).await,
         }
     }
 
@@ -63,6 +89,7 @@ impl Store {
     pub async fn list(&self, prefix: &str) -> Result<Page> {
         match &self.backend {
             Backend::Embedded(store) => store.list(prefix),
+            Backend::Etcd(store) => store.list(prefix).await,
         }
     }
 
@@ -70,28 +97,36 @@ impl Store {
     pub async fn commit(&self, txn: Txn) -> Result<Revision> {
         match &self.backend {
             Backend::Embedded(store) => store.commit(txn).await,
+            Backend::Etcd(store) => store.commit(txn).await,
         }
     }
 
     /// Everything that happens under `prefix` after the revision `from`, without a gap. However far the watcher lags, it
     /// reads on, until the events it would need next are compacted.
     pub async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch> {
-        match &self.backend {
-            Backend::Embedded(store) => store.watch(prefix, from),
-        }
+        let feed = match &self.backend {
+            Backend::Embedded(store) => store.watch(prefix, from).map(Feed::Embedded),
+            Backend::Etcd(store) => {
+                let watch = store.watch(prefix, from).await;
+                watch.map(|watch| Feed::Etcd(Box::new(watch)))
+            }
+        };
+        Ok(Watch { feed: feed? })
     }
 
     /// A lease that ends `ttl` after its last [`keep_alive`](Store::keep_alive). Keys put under it end with it.
     pub async fn grant(&self, ttl: Duration) -> Result<LeaseId> {
         match &self.backend {
             Backend::Embedded(store) => store.grant(ttl).await,
+            Backend::Etcd(store) => store.grant(ttl).await,
         }
     }
 
-    /// Answers the time that the lease now has left. Never touches the disk.
+    /// Answers the time that the lease now has left.
     pub async fn keep_alive(&self, lease: LeaseId) -> Result<Duration> {
         match &self.backend {
             Backend::Embedded(store) => store.keep_alive(lease),
+            Backend::Etcd(store) => store.keep_alive(lease).await,
         }
     }
 
@@ -99,32 +134,39 @@ impl Store {
     pub async fn revoke(&self, lease: LeaseId) -> Result<Revision> {
         match &self.backend {
             Backend::Embedded(store) => store.revoke(lease).await,
+            Backend::Etcd(store) => store.revoke(lease).await,
         }
     }
 
-    /// Forgets the events before `keep_from`. Entries stay. (The log is kept bounded without this, too.)
+    /// Forgets the events before `keep_from`. Entries stay. (An embedded log is kept bounded without this, etcd's by its own
+    /// `--auto-compaction-retention`. In etcd it forgets everybody's.)
     pub async fn compact(&self, keep_from: Revision) -> Result<()> {
         match &self.backend {
             Backend::Embedded(store) => store.compact(keep_from).await,
+            Backend::Etcd(store) => store.compact(keep_from).await,
         }
     }
 
-    /// The newest revision that this handle knows of; for an embedded store the newest there is.
+    /// The newest revision that this handle knows of; for an embedded store the newest there is. etcd's own goes further
+    /// with what others write beside this store.
     pub fn revision(&self) -> Revision {
         match &self.backend {
             Backend::Embedded(store) => store.revision(),
+            Backend::Etcd(store) => store.revision(),
         }
     }
 
     pub fn limits(&self) -> Limits {
         match &self.backend {
             Backend::Embedded(_) => embedded::LIMITS,
+            Backend::Etcd(_) => etcd::LIMITS,
         }
     }
 
     pub fn status(&self) -> Status {
         match &self.backend {
             Backend::Embedded(store) => store.status(),
+            Backend::Etcd(store) => store.status(),
         }
     }
 
@@ -132,6 +174,8 @@ impl Store {
     pub async fn fatal(&self) -> String {
         match &self.backend {
             Backend::Embedded(store) => store.fatal().await,
+            // What fails for good fails in its own process.
+            Backend::Etcd(_) => std::future::pending().await,
         }
     }
 
@@ -140,6 +184,19 @@ impl Store {
     pub async fn close(&self) {
         match &self.backend {
             Backend::Embedded(store) => store.close().await,
+            Backend::Etcd(store) => store.close(),
+        }
+    }
+}
+
+impl Watch {
+    /// Waits for the next batch. An error is the last item: [`Compacted`](crate::Error::Compacted) says that this watch lags
+    /// behind what is kept, so list and watch anew. `None` after it, and when the store is closed. May be dropped while it
+    /// waits; nothing is lost by that. Where etcd does not answer, this waits until it does.
+    pub async fn next(&mut self) -> Option<Result<Batch>> {
+        match &mut self.feed {
+            Feed::Embedded(watch) => watch.next().await,
+            Feed::Etcd(watch) => watch.next().await,
         }
     }
 }
