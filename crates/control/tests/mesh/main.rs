@@ -2,6 +2,7 @@
 
 mod api;
 mod discovery;
+mod dns;
 mod serve;
 
 use std::net::SocketAddr;
