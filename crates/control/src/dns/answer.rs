@@ -95,10 +95,10 @@ impl Ask {
         let query = Query::read(decoder).ok()?;
         let mut edns = None;
         for _ in 0..counts.additionals {
-            if let Some(read) = AskEdns::read(decoder)? {
-                if edns.replace(read).is_some() {
-                    return None;
-                }
+            if let Some(read) = AskEdns::read(decoder)?
+                && edns.replace(read).is_some()
+            {
+                return None;
             }
         }
         Some(Self {
