@@ -9,13 +9,13 @@ use crate::{
 };
 
 /// All futures may be dropped at any point; a write that was handed over by then may still happen.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Store {
     backend: Backend,
 }
 
 /// An enum and not a trait object: plain `async fn`, and the two are all there will be.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 enum Backend {
     Embedded(Arc<Embedded>),
     Etcd(Arc<Etcd>),

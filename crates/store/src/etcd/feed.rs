@@ -52,7 +52,7 @@ pub struct Watch {
 enum Link {
     None,
     Opening(Pending<Result<Stream>>),
-    Open(Stream),
+    Open(Box<Stream>),
 }
 
 struct Stream {
@@ -117,7 +117,7 @@ impl Watch {
                     self.link = Link::Opening(Box::pin(opening));
                 }
                 Link::Opening(opening) => match opening.await {
-                    Ok(stream) => self.link = Link::Open(stream),
+                    Ok(stream) => self.link = Link::Open(Box::new(stream)),
                     Err(Error::Unreachable { reason }) => self.reconnect(&reason),
                     Err(error) => return Err(error),
                 },

@@ -56,6 +56,10 @@ impl Server {
         format!("127.0.0.1:{}", self.client)
     }
 
+    pub fn url(&self) -> String {
+        format!("http://{}", self.endpoint())
+    }
+
     pub fn config(&self) -> EtcdConfig {
         let mut config = EtcdConfig::new([self.endpoint()]);
         config.patience = START_MAX;
@@ -85,7 +89,7 @@ impl Server {
     }
 
     fn spawn(&self) -> Child {
-        let client = format!("http://{}", self.endpoint());
+        let client = self.url();
         let peer = format!("http://127.0.0.1:{}", self.peer);
         let log = std::fs::File::create(self.directory.path().join("log")).unwrap();
         Command::new("etcd")
@@ -131,7 +135,7 @@ fn log(directory: &Path) -> String {
     std::fs::read_to_string(directory.join("log")).unwrap_or_default()
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     listener.local_addr().unwrap().port()
 }
