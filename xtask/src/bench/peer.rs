@@ -198,7 +198,15 @@ fn phalanx(root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
         .args(["-c", LOAD_CORE])
         .arg(&binary)
         .args([
-            "control", "--open", "--xds", XDS, "--admin", ADMIN, "--data",
+            "control",
+            "--open",
+            "--xds",
+            XDS,
+            "--admin",
+            ADMIN,
+            "--dns",
+            "127.0.0.1:0",
+            "--data",
         ])
         .arg(&data);
     let control = Child::spawn(&mut control, "the control plane")?;
