@@ -11,7 +11,7 @@ use std::time::Duration;
 use phalanx_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use phalanx_proto::phalanx::observe::v1::observe_server::ObserveServer;
 use phalanx_proto::phalanx::registry::v1::registry_server::RegistryServer;
-use phalanx_store::Store;
+use phalanx_store::{EtcdConfig, Store};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +29,7 @@ use crate::world::follow::Follower;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    pub store: Place,
     /// Of the embedded store; made when it isn't there.
     pub data: PathBuf,
     /// xDS, registry and reports, over gRPC.
@@ -42,9 +43,18 @@ pub struct Config {
     pub ttl: TtlBounds,
 }
 
+/// Where documents and instances are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    #[default]
+    Embedded,
+    Etcd(EtcdConfig),
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
+            store: Place::default(),
             data: PathBuf::from("phalanx-data"),
             xds: SocketAddr::from(([127, 0, 0, 1], 15010)),
             admin: SocketAddr::from(([127, 0, 0, 1], 15080)),
@@ -83,6 +93,11 @@ pub enum ServeError {
     #[error("the store in {} cannot be used", path.display())]
     Store {
         path: PathBuf,
+        source: phalanx_store::Error,
+    },
+    #[error("the store at {url} cannot be used")]
+    Etcd {
+        url: String,
         source: phalanx_store::Error,
     },
     #[error("the store takes no writes any more: {reason}")]
@@ -130,16 +145,29 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         Some(address) => Some(bind_dns(address).await?),
         None => None,
     };
-    let store_failed = |source| ServeError::Store {
-        path: config.data.clone(),
-        source,
+    let store_failed = |source| match &config.store {
+        Place::Embedded => ServeError::Store {
+            path: config.data.clone(),
+            source,
+        },
+        Place::Etcd(etcd) => ServeError::Etcd {
+            url: etcd.url(),
+            source,
+        },
     };
-    let store = Store::embedded(phalanx_store::Config::at(&config.data))
-        .await
-        .map_err(store_failed)?;
+    let store = match &config.store {
+        Place::Embedded => Store::embedded(phalanx_store::Config::at(&config.data)).await,
+        Place::Etcd(etcd) => Store::etcd(etcd.clone()).await,
+    };
+    let store = store.map_err(store_failed)?;
     let follower = Follower::load(store.clone()).await.map_err(store_failed)?;
     let worlds = follower.worlds();
-    tracing::info!(data = %config.data.display(), revision = worlds.borrow().revision, documents = worlds.borrow().documents.len(), instances = worlds.borrow().instances.len(), "world loaded");
+    tracing::info!(
+        revision = worlds.borrow().revision,
+        documents = worlds.borrow().documents.len(),
+        instances = worlds.borrow().instances.len(),
+        "world loaded"
+    );
 
     let stop = CancellationToken::new();
     let fleet = Fleet::default();

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use phalanx_model::InstanceId;
-use phalanx_store::{Revision, Store, Txn};
+use phalanx_store::{Error, Revision, Store, Txn};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -150,8 +150,9 @@ impl Wants {
 impl Queue {
     /// Writes until `stop`, then what is wanted by then. `failed` hears of each put that is not stored.
     pub async fn run(mut self, stop: CancellationToken, failed: impl Fn(&InstanceId)) {
+        let most = BATCH_MAX.min(self.store.limits().txn_ops_max);
         loop {
-            let batch = self.wants.take(BATCH_MAX);
+            let batch = self.wants.take(most);
             if !batch.is_empty() {
                 self.commit(batch, &failed).await;
                 continue;
@@ -182,6 +183,11 @@ impl Queue {
         }
         for (id, want) in batch {
             match (&outcome, &want.value) {
+                // It may be stored without an owner: then it is to go, unless its owner asserts it again.
+                (Err(Error::Unknown { .. }), Some(_)) => {
+                    failed(&id);
+                    self.owed.insert(id);
+                }
                 (Err(_), Some(_)) => failed(&id),
                 (Err(_), None) => drop(self.owed.insert(id)),
                 (Ok(_), _) => drop(self.owed.remove(&id)),

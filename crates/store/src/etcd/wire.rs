@@ -171,10 +171,10 @@ impl Wire {
                     }
                     return Err(Fault::Told { status, repeated });
                 }
-                Err((fault, _)) => fault,
+                Err((fault, _)) => fault.at(&self.members[at].name),
             };
             if let Fault::NotDone(reason) | Fault::Lost(reason) = &fault {
-                self.set_trouble(Some(format!("{}: {reason}", self.members[at].name)));
+                self.set_trouble(Some(reason.clone()));
             }
             self.leave(at);
             if matches!(fault, Fault::Lost(_)) {
@@ -354,6 +354,14 @@ impl Fault {
                 status,
                 repeated: false,
             },
+        }
+    }
+
+    fn at(self, member: &str) -> Fault {
+        match self {
+            Fault::NotDone(reason) => Fault::NotDone(format!("{member}: {reason}")),
+            Fault::Lost(reason) => Fault::Lost(format!("{member}: {reason}")),
+            fault => fault,
         }
     }
 
