@@ -3,6 +3,7 @@
 mod api;
 mod discovery;
 mod dns;
+mod etcd;
 mod serve;
 
 use std::net::SocketAddr;

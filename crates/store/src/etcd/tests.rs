@@ -14,18 +14,50 @@ use phalanx_proto::etcdserverpb::{
 use tokio::time::{sleep, timeout};
 
 mod kill;
-mod server;
+
+use phalanx_testkit::{
+    address,
+    etcd::{Etcd as Server, START_MAX},
+};
 
 use super::{Credentials, EtcdConfig};
 use crate::{Batch, Error, Event, Reason, Result, Revision, Store, Txn, Watch};
-use server::{Fixture, Server};
 
 crate::conformance!(
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    crate::etcd::tests::server::Fixture::start().await.store
+    crate::etcd::tests::Fixture::start().await.store
 );
 
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A store over a server of its own, which ends with it.
+struct Fixture {
+    store: Store,
+    server: Server,
+}
+
+impl Fixture {
+    async fn start() -> Fixture {
+        Fixture::with(&[]).await
+    }
+
+    async fn with(options: &[&str]) -> Fixture {
+        let server = Server::start(options).await.unwrap();
+        let store = Store::etcd(config(&server)).await.unwrap();
+        Fixture { store, server }
+    }
+}
+
+fn config(server: &Server) -> EtcdConfig {
+    let mut config = EtcdConfig::new([server.endpoint()]);
+    config.patience = START_MAX;
+    config
+}
+
+/// Where nobody listens.
+fn nowhere() -> String {
+    std::net::SocketAddr::from((address::fresh(), 2379)).to_string()
+}
 
 async fn next(watch: &mut Watch) -> Result<Batch> {
     let next = timeout(PATIENCE, watch.next()).await;
@@ -93,10 +125,10 @@ async fn why_a_key_went_is_told_even_long_after() {
 
 #[tokio::test]
 async fn stores_over_one_etcd_see_each_other_and_nothing_beside_their_prefix() {
-    let etcd = Server::start(&[]).await;
-    let first = Store::etcd(etcd.config()).await.unwrap();
-    let second = Store::etcd(etcd.config()).await.unwrap();
-    let mut config = etcd.config();
+    let etcd = Server::start(&[]).await.unwrap();
+    let first = Store::etcd(config(&etcd)).await.unwrap();
+    let second = Store::etcd(config(&etcd)).await.unwrap();
+    let mut config = config(&etcd);
     config.prefix = "/phalanx/of/others/".into();
     let other = Store::etcd(config).await.unwrap();
 
@@ -196,12 +228,8 @@ async fn what_is_larger_than_a_message_is_read_in_parts() {
 
 #[tokio::test]
 async fn an_endpoint_that_is_dead_is_passed_by() {
-    let etcd = Server::start(&[]).await;
-    let (dead, mute) = (
-        server::free_port(),
-        TcpListener::bind(("127.0.0.1", 0)).unwrap(),
-    );
-    let dead = format!("127.0.0.1:{dead}");
+    let etcd = Server::start(&[]).await.unwrap();
+    let (dead, mute) = (nowhere(), TcpListener::bind(("127.0.0.1", 0)).unwrap());
     let mute = mute.local_addr().unwrap().to_string();
     for endpoints in [
         [dead.clone(), etcd.endpoint()],
@@ -221,7 +249,7 @@ async fn an_endpoint_that_is_dead_is_passed_by() {
 
 #[tokio::test]
 async fn nobody_there_is_said_when_patience_ends() {
-    let mut config = EtcdConfig::new([format!("127.0.0.1:{}", server::free_port())]);
+    let mut config = EtcdConfig::new([nowhere()]);
     config.patience = Duration::from_millis(300);
     let error = Store::etcd(config.clone()).await.unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
@@ -240,7 +268,7 @@ async fn a_watch_that_was_away_during_a_compaction_is_told_the_oldest() {
     let first = store.commit(Txn::new().put("a", "")).await.unwrap();
     assert_eq!(next(&mut watch).await.unwrap().revision, first);
 
-    server.restart().await;
+    server.restart().await.unwrap();
     let mut last = 0;
     for _ in 0..10 {
         last = settled(&store, Txn::new().put("a", "")).await;
@@ -306,10 +334,10 @@ async fn a_watch_that_lags_behind_a_compaction_is_told_and_never_skips() {
 
 #[tokio::test]
 async fn a_user_is_asked_for_and_stays_known_over_a_restart() {
-    let mut etcd = Server::start(&[]).await;
+    let mut etcd = Server::start(&[]).await.unwrap();
     protect(&etcd).await;
     let of = |user: &str, password: &str| {
-        let mut config = etcd.config();
+        let mut config = config(&etcd);
         config.credentials = Some(Credentials {
             user: user.into(),
             password: password.into(),
@@ -318,7 +346,7 @@ async fn a_user_is_asked_for_and_stays_known_over_a_restart() {
     };
     let (root, wrong) = (of("root", "right"), of("root", "wrong"));
     let nobody = of("nobody", "right");
-    for config in [etcd.config(), wrong, nobody] {
+    for config in [config(&etcd), wrong, nobody] {
         let error = Store::etcd(config).await.unwrap_err();
         assert!(matches!(error, Error::Refused { .. }), "{error:?}");
     }
@@ -333,7 +361,7 @@ async fn a_user_is_asked_for_and_stays_known_over_a_restart() {
     assert_eq!(next(&mut watch).await.unwrap().revision, first);
 
     // Tokens are in memory.
-    etcd.restart().await;
+    etcd.restart().await.unwrap();
     let second = settled(&store, Txn::new().put("a", "3")).await;
     assert_eq!(next(&mut watch).await.unwrap().revision, second);
     assert_eq!(store.keep_alive(lease).await.unwrap().as_secs(), 60);

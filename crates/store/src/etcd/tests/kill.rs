@@ -13,7 +13,7 @@ use std::{
 
 use tokio::{task::JoinHandle, time::sleep};
 
-use super::{next, server::Fixture, settled};
+use super::{Fixture, next, settled};
 use crate::{
     Error, EventKind, Revision, Store, Txn,
     conformance::{State, fold},
@@ -46,7 +46,7 @@ async fn a_killed_etcd_loses_nothing_acknowledged_and_no_watch_skips() {
         sleep(Duration::from_millis(fastrand::u64(100..600))).await;
         server.kill();
         sleep(Duration::from_millis(fastrand::u64(0..300))).await;
-        server.restart().await;
+        server.restart().await.unwrap();
     }
     sleep(Duration::from_millis(300)).await;
     stop.store(true, Ordering::Relaxed);
