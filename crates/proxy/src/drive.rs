@@ -2,13 +2,14 @@
 //! adapter, above which no type of the crates `http` and `hyper` appears.
 //!
 //! Module order (a module imports only later ones, but for the types of one connection, which know each other): accept,
-//! hyper_in, request, encode, tunnel, body, tally, hyper_out, headers, exchange, socket, core, timer.
+//! hyper_in, request, encode, tunnel, body, tally, hyper_out, headers, exchange, socket, frames, core, timer.
 
 mod accept;
 mod body;
 mod core;
 mod encode;
 mod exchange;
+mod frames;
 mod headers;
 mod hyper_in;
 mod hyper_out;

@@ -76,6 +76,10 @@ pub struct Deadlines {
     pub stream_idle: Duration,
     /// A raw TCP tunnel in which nothing moves.
     pub tunnel_idle: Duration,
+    /// Between pings on an HTTP/2 connection to another sidecar that has streams and says nothing.
+    pub ping: Duration,
+    /// From such a ping to its answer.
+    pub ping_answer: Duration,
     /// Waiting for the rest when told to stop.
     pub drain: Duration,
 }
@@ -92,6 +96,8 @@ impl Default for Deadlines {
             route: Duration::from_secs(15),
             stream_idle: Duration::from_secs(300),
             tunnel_idle: Duration::from_secs(3600),
+            ping: Duration::from_secs(5),
+            ping_answer: Duration::from_secs(5),
             drain: Duration::from_secs(5),
         }
     }

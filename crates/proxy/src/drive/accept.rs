@@ -292,6 +292,7 @@ enum Preface {
 /// None when the peer went away.
 async fn preface(stream: &TcpStream) -> Option<Preface> {
     let mut first = [0; 24];
+    let mut pause = PREFACE_LOOK;
     loop {
         let count = stream
             .peek(&mut first)
@@ -309,7 +310,8 @@ async fn preface(stream: &TcpStream) -> Option<Preface> {
                 Preface::Other
             });
         }
-        tokio::time::sleep(PREFACE_LOOK).await; // peek can't wait for more bytes than there are
+        tokio::time::sleep(pause).await; // peek can't wait for more bytes than there are
+        pause = (pause * 2).min(PREFACE_LOOK_MAX);
     }
 }
 
@@ -395,5 +397,6 @@ impl Drop for OpenTunnel<'_> {
 const HTTP2_START: &[u8] = b"PRI ";
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 const PREFACE_LOOK: Duration = Duration::from_millis(5);
+const PREFACE_LOOK_MAX: Duration = Duration::from_millis(200);
 const SILENCE: Duration = Duration::from_millis(300);
 const TCP_ATTEMPTS: u32 = 3;

@@ -7,9 +7,11 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
+use http::header::HeaderName;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use phalanx_relay::Framing;
+use phalanx_relay::checked::is_internal;
 use phalanx_relay::limits::FIELD_OVERHEAD;
 
 use super::exchange::{Exchange, Expiry};
@@ -36,17 +38,19 @@ pub struct RequestBody {
     trailers: RefCell<Option<HeaderMap>>,
     framing: Framing,
     exchange: Rc<Exchange>,
+    http2: bool,
     broken: Cell<bool>,
     /// The attempt that may read. HTTP/2 lets go of a body some time after its stream was given up.
     reader: Cell<u32>,
 }
 
 impl RequestBody {
-    /// Keeps up to `replay_bytes` for further attempts.
+    /// Keeps up to `replay_bytes` for further attempts. `http2`: what the caller speaks.
     pub fn new(
         incoming: Incoming,
         framing: Framing,
         exchange: Rc<Exchange>,
+        http2: bool,
         replay_bytes: usize,
     ) -> Rc<Self> {
         Rc::new(Self {
@@ -55,6 +59,7 @@ impl RequestBody {
             trailers: RefCell::new(None),
             framing,
             exchange,
+            http2,
             broken: Cell::new(false),
             reader: Cell::new(0),
         })
@@ -95,6 +100,7 @@ impl RequestBody {
             *place += 1;
             return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
         }
+        self.replay.borrow_mut().forget();
         if self.broken.get() {
             return Poll::Ready(Some(Err(BrokenBody::Caller)));
         }
@@ -109,11 +115,12 @@ impl RequestBody {
         }
         let frame = ready!(Pin::new(&mut *self.incoming.borrow_mut()).poll_frame(cx));
         Poll::Ready(match frame {
-            None => {
+            None if !self.http2 || self.incoming.borrow().is_end_stream() => {
                 self.end();
                 None
             }
-            Some(Err(_)) => {
+            // hyper takes a reset with NO_ERROR for an end.
+            None | Some(Err(_)) => {
                 self.broken.set(true);
                 Some(Err(BrokenBody::Caller))
             }
@@ -179,8 +186,7 @@ impl Body for UpBody {
             Self::Empty => true,
             Self::Stream { body, place, .. } => {
                 let replay = body.replay.borrow();
-                let at_end =
-                    *place == usize::MAX || !replay.is_complete() || *place >= replay.len();
+                let at_end = *place == usize::MAX || *place >= replay.len();
                 replay.is_ended()
                     && at_end
                     && (*place == usize::MAX || body.trailers.borrow().is_none())
@@ -241,11 +247,11 @@ impl Streamed {
             };
         };
         Poll::Ready(match frame {
-            None => {
+            None if !upstream.is_cut_off() => {
                 self.finish();
                 None
             }
-            Some(Err(_)) => {
+            None | Some(Err(_)) => {
                 self.upstream = None;
                 self.tally.broke_off();
                 Some(Err(BrokenBody::Upstream))
@@ -356,7 +362,7 @@ impl Drop for DownBody {
     }
 }
 
-/// Trailers never frame, route or authenticate (RFC 9110 §6.5.1): such fields are dropped. None when they are larger than
+/// Trailers never frame, route or authenticate (RFC 9110 §6.5.1), nor speak for the mesh: such fields are dropped. None when they are larger than
 /// allowed.
 fn clean_trailers(frame: Frame<Bytes>, exchange: &Exchange) -> Option<HeaderMap> {
     let mut trailers = frame.into_trailers().unwrap_or_default();
@@ -368,6 +374,14 @@ fn clean_trailers(frame: Frame<Bytes>, exchange: &Exchange) -> Option<HeaderMap>
     }
     for name in FORBIDDEN_TRAILERS {
         trailers.remove(*name);
+    }
+    let internal: Vec<HeaderName> = trailers
+        .keys()
+        .filter(|name| is_internal(name.as_str().as_bytes()))
+        .cloned()
+        .collect();
+    for name in internal {
+        trailers.remove(name);
     }
     Some(trailers)
 }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
@@ -28,6 +29,8 @@ pub struct Core {
     pub account: Arc<Account>,
     pub limits: Limits,
     pub deadlines: DeadlinesMs,
+    /// To HTTP/2 peers that are sidecars: how often, and how long for an answer.
+    pub pings: Option<(Duration, Duration)>,
     pub wheel: Wheel,
     latest: RefCell<Cache<Arc<ArcSwap<Plan>>, Arc<Plan>>>,
     current: RefCell<Rc<CorePlan>>,
@@ -171,6 +174,8 @@ impl Core {
             account,
             limits,
             deadlines: deadlines.into(),
+            pings: Some((deadlines.ping, deadlines.ping_answer))
+                .filter(|(ping, _)| !ping.is_zero()),
             latest: RefCell::new(Cache::new(plan)),
             current: RefCell::new(Rc::new(empty)),
             rng: RefCell::new(fastrand::Rng::new()),

@@ -4,7 +4,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{Method, Request, Uri, header};
-use phalanx_relay::{Checked, Field, Upgrade};
+use phalanx_relay::{Checked, Field, Framing, Method as Verb, Upgrade};
 
 use super::body::UpBody;
 use super::headers;
@@ -42,6 +42,13 @@ pub fn request(
         && let Ok(value) = HeaderValue::from_bytes(port.value().as_bytes())
     {
         map.append(HeaderName::from_static("x-phalanx-port"), value);
+    }
+    let expects_body = matches!(checked.method(), Verb::Post | Verb::Put | Verb::Patch);
+    if !http2
+        && matches!(body, UpBody::Empty)
+        && (expects_body || checked.framing() == Framing::Length(0))
+    {
+        map.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0")); // there are servers that insist
     }
     if http2 && (checked.te_trailers() || checked.is_grpc()) {
         map.insert(header::TE, HeaderValue::from_static("trailers"));

@@ -104,7 +104,8 @@ impl Exchange {
         self.streaming.set(streaming);
         self.route_allowed_ms.set(route_allowed_ms);
         self.head_only.set(head_only);
-        if self.request_done.get() {
+        // A written limit is one of the whole exchange; the default one begins when the request is complete.
+        if self.request_done.get() || !head_only {
             self.start_route(self.started_ms());
         }
         self.rearm();
@@ -120,7 +121,9 @@ impl Exchange {
     /// The caller has sent everything.
     pub fn request_complete(&self) {
         if !self.request_done.replace(true) {
-            self.start_route(self.core.wheel.now_ms());
+            if self.head_only.get() {
+                self.start_route(self.core.wheel.now_ms());
+            }
             self.rearm();
         }
     }
@@ -167,6 +170,7 @@ impl Exchange {
     /// The answer's head is there.
     pub fn answered(&self, now_ms: u64) {
         self.attempt_ms.set(NEVER);
+        self.pause_ms.set(NEVER);
         if self.head_only.get() {
             self.route_ms.set(NEVER);
             self.route_allowed_ms.set(0);

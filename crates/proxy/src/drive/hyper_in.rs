@@ -31,7 +31,7 @@ use super::body::DownBody;
 use super::core::Core;
 use super::exchange::Exchange;
 use super::headers;
-use super::hyper_out::{CONNECTION_WINDOW, MIN_BUF, STREAM_WINDOW};
+use super::hyper_out::{MIN_BUF, STREAM_WINDOW, connection_window};
 use super::request;
 use super::socket::{Phase, Socket, Watch};
 use super::tally::Tally;
@@ -157,7 +157,7 @@ pub async fn serve_http2(door: &Rc<Door>, stream: TcpStream) {
     let mut builder = http2::Builder::new(StreamExecutor(door.clone()));
     builder
         .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(connection_window(&core.limits))
         .max_concurrent_streams(core.limits.streams)
         .max_header_list_size(core.limits.http2_head_bytes())
         .max_send_buf_size(core.limits.send_buffer_bytes)

@@ -16,7 +16,7 @@ use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use phalanx_relay::Limits;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -31,6 +31,10 @@ pub struct H1 {
     connection: http1::Connection<TokioIo<Socket>, UpBody>,
     closed: bool,
     requests_max: u32,
+    /// Bytes read since the last request was sent, and how many of them may come before the head of its answer is
+    /// complete: interim answers are not listened to for ever.
+    read: Rc<Cell<usize>>,
+    read_max: usize,
     slot: Slot,
 }
 
@@ -67,9 +71,11 @@ impl H1 {
         requests_max: u32,
         slot: Slot,
     ) -> Result<Box<Self>, Fault> {
-        let io = TokioIo::new(Socket::upstream(stream));
+        let read = Rc::<Cell<usize>>::default();
+        let io = TokioIo::new(Socket::upstream(stream, read.clone()));
+        let head_max = limits.head_bytes.max(MIN_BUF);
         let opened = http1::Builder::new()
-            .max_buf_size(limits.head_bytes.max(MIN_BUF))
+            .max_buf_size(head_max)
             .handshake(io)
             .await;
         let (sender, connection) = opened.map_err(|_| Fault::ConnectFailed)?;
@@ -78,6 +84,8 @@ impl H1 {
             connection,
             closed: false,
             requests_max,
+            read,
+            read_max: head_max.saturating_mul(2),
             slot,
         }))
     }
@@ -101,6 +109,7 @@ impl H1 {
 
     /// Begins to send; moves on with the connection.
     pub fn send(&mut self, request: Request<UpBody>) -> impl Sending + use<> {
+        self.read.set(0);
         self.sender.try_send_request(request)
     }
 
@@ -141,6 +150,9 @@ pub async fn answer_h1<E>(
                 return Poll::Ready(Err(Sent::Failed(fault)));
             }
             Poll::Pending if h1.closed => return Poll::Ready(Err(Sent::Failed(Fault::Reset))),
+            Poll::Pending if h1.read.get() > h1.read_max => {
+                return Poll::Ready(Err(Sent::Failed(Fault::BadAnswer)));
+            }
             Poll::Pending => {}
         }
         expired(cx).map(|expiry| Err(Sent::Expired(expiry)))
@@ -200,6 +212,9 @@ pub struct H2Pool {
     connecting: Cell<bool>,
     /// A connection was opened, or could not be.
     pub changed: Notify,
+    /// Connections that could not be opened, and why the last one could not.
+    failures: Cell<u32>,
+    failed: Cell<Option<Fault>>,
     retired: Cell<bool>,
 }
 
@@ -209,6 +224,7 @@ pub struct H2 {
     active: Cell<u32>,
     served: Cell<u32>,
     requests_max: u32,
+    /// As the sweeps see it.
     idle_since_ms: Cell<u64>,
     /// The peer ended it, or is about to.
     ending: Rc<Cell<bool>>,
@@ -251,6 +267,18 @@ impl H2Pool {
         Some(H2Lease(connection.clone()))
     }
 
+    pub fn failures(&self) -> u32 {
+        self.failures.get()
+    }
+
+    /// Why a connection could not be opened, if one was tried in vain since there were `failures`: who waited for it need
+    /// not try again.
+    pub fn failed_since(&self, failures: u32) -> Option<Fault> {
+        self.failed
+            .get()
+            .filter(|_| self.failures.get() != failures)
+    }
+
     /// The right to open a connection; none while another request does.
     pub fn connecting(self: &Rc<Self>) -> Option<Connecting> {
         if self.connecting.replace(true) {
@@ -264,12 +292,14 @@ impl H2Pool {
         let mut connections = self.connections.borrow_mut();
         for connection in connections
             .iter()
-            .filter(|connection| connection.active.get() > 0)
+            .filter(|connection| connection.active.get() > 0 || connection.is_new())
         {
             connection.idle_since_ms.set(now_ms);
         }
-        let idle =
-            |connection: &H2| now_ms.saturating_sub(connection.idle_since_ms.get()) >= timeout_ms;
+        let idle = |connection: &H2| {
+            let idle_ms = now_ms.saturating_sub(connection.idle_since_ms.get());
+            connection.active.get() == 0 && idle_ms >= timeout_ms
+        };
         let gone: Vec<_> = connections
             .extract_if(.., |connection| connection.is_ending() || idle(connection))
             .collect();
@@ -296,28 +326,62 @@ impl H2Pool {
     }
 }
 
+/// How an HTTP/2 connection is used.
+#[derive(Clone, Copy, Debug)]
+pub struct H2Use {
+    /// Over its life; 0 for no limit.
+    pub requests_max: u32,
+    /// Interval and time to answer. Only for peers that are known not to mind: many gRPC servers end a connection that
+    /// is pinged often.
+    pub pings: Option<(Duration, Duration)>,
+}
+
 impl Connecting {
-    /// Speaks HTTP/2 on a fresh stream and shares it.
+    /// Opens a connection, and shares it.
     ///
     /// # Errors
-    /// [`Fault::ConnectFailed`] when the peer doesn't answer in HTTP/2.
+    /// As [`connect`], and [`Fault::ConnectFailed`] when the peer doesn't speak HTTP/2; those who wait hear it too.
     pub async fn open(
         self,
+        address: SocketAddr,
+        timeout: Duration,
+        limits: &Limits,
+        how: H2Use,
+        slot: Slot,
+    ) -> Result<H2Lease, Fault> {
+        let opened = match connect(address, timeout).await {
+            Ok(stream) => self.speak(stream, limits, how, slot).await,
+            Err(fault) => Err(fault),
+        };
+        if let Err(fault) = &opened {
+            self.0.failed.set(Some(*fault));
+            self.0.failures.set(self.0.failures.get().wrapping_add(1));
+        }
+        opened
+    }
+
+    async fn speak(
+        &self,
         stream: TcpStream,
         limits: &Limits,
-        requests_max: u32,
+        how: H2Use,
         slot: Slot,
-        now_ms: u64,
     ) -> Result<H2Lease, Fault> {
-        let io = TokioIo::new(Socket::upstream(stream));
-        let handshake = http2::Builder::new(LocalExecutor)
+        let io = TokioIo::new(Socket::upstream(stream, Rc::default()));
+        let mut builder = http2::Builder::new(LocalExecutor);
+        builder
             .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_connection_window_size(connection_window(limits))
             .initial_max_send_streams(limits.streams as usize)
             .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
-            .max_send_buf_size(limits.send_buffer_bytes)
-            .handshake(io)
-            .await;
+            .max_send_buf_size(limits.send_buffer_bytes);
+        if let Some((interval, answer)) = how.pings {
+            builder
+                .timer(TokioTimer::new())
+                .keep_alive_interval(interval)
+                .keep_alive_timeout(answer);
+        }
+        let handshake = builder.handshake(io).await;
         let (sender, mut connection) = handshake.map_err(|_| Fault::ConnectFailed)?;
         let ending = Rc::new(Cell::new(false));
         let peer_max = Rc::new(Cell::new(limits.streams));
@@ -336,8 +400,8 @@ impl Connecting {
             sender: RefCell::new(sender),
             active: Cell::new(1),
             served: Cell::new(1),
-            requests_max,
-            idle_since_ms: Cell::new(now_ms),
+            requests_max: how.requests_max,
+            idle_since_ms: Cell::new(NEW),
             ending,
             peer_max,
             slot,
@@ -354,6 +418,11 @@ impl Connecting {
 impl H2 {
     fn is_ending(&self) -> bool {
         self.ending.get() || self.sender.borrow().is_closed()
+    }
+
+    /// No sweep has seen it yet.
+    fn is_new(&self) -> bool {
+        self.idle_since_ms.get() == NEW
     }
 
     fn has_room(&self, streams_max: u32) -> bool {
@@ -452,6 +521,15 @@ impl Upstream {
         }
     }
 
+    /// Of a body that seems to be over: whether the peer reset the stream before its end. hyper takes a reset with
+    /// NO_ERROR for an end.
+    pub fn is_cut_off(&self) -> bool {
+        match self {
+            Self::H1 { .. } => false,
+            Self::H2 { incoming, .. } => !incoming.is_end_stream(),
+        }
+    }
+
     pub fn size_hint(&self) -> SizeHint {
         match self {
             Self::H1 { incoming, .. } | Self::H2 { incoming, .. } => incoming.size_hint(),
@@ -503,7 +581,18 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor 
     }
 }
 
-pub const STREAM_WINDOW: u32 = 256 << 10;
-pub const CONNECTION_WINDOW: u32 = 1 << 20;
+const NEW: u64 = u64::MAX;
+/// What one stream may have in flight towards us.
+pub const STREAM_WINDOW: u32 = 64 << 10;
+
+/// Room for every stream's window: whoever doesn't read its own holds up no other stream of the connection.
+pub fn connection_window(limits: &Limits) -> u32 {
+    STREAM_WINDOW
+        .saturating_mul(limits.streams)
+        .clamp(STREAM_WINDOW, WINDOW_MAX)
+}
+
+/// RFC 9113 §6.9.1.
+const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// What hyper insists on.
 pub const MIN_BUF: usize = 8 << 10;

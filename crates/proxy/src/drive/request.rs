@@ -10,9 +10,10 @@ use http::request::Parts;
 use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use phalanx_model::instance::Protocol;
-use phalanx_model::name::Direction;
 use phalanx_model::reason::Reason;
-use phalanx_relay::{Checked, Field, Method, Reply, ResponseHead, Upgrade, Verdict, Version, names};
+use phalanx_relay::{
+    Checked, Field, Method, Reply, ResponseHead, Upgrade, Verdict, Version, names,
+};
 
 use super::body::{DownBody, RequestBody, UpBody};
 use super::core::{Cluster, Endpoint, Holder};
@@ -20,7 +21,7 @@ use super::encode;
 use super::exchange::{Exchange, Expiry};
 use super::headers;
 use super::hyper_in::{self, Door};
-use super::hyper_out::{self, H1, H2Lease, Sent, Slot, Upstream};
+use super::hyper_out::{self, H1, H2Lease, H2Use, Sent, Slot, Upstream};
 use super::tally::{Tally, parse_grpc_status};
 use super::timer::NEVER;
 use super::tunnel::Upgraded;
@@ -133,6 +134,7 @@ async fn answer(
             incoming,
             request.framing(),
             exchange.clone(),
+            door.is_http2(),
             core.limits.replay_bytes,
         )
     });
@@ -367,7 +369,7 @@ impl Run<'_> {
         };
         let port = plan.port_field.as_ref();
         let (response, upstream) = if self.speaks_http2() {
-            let stream = self.acquire_h2(endpoint).await?;
+            let stream = self.acquire_h2(endpoint, port.is_some()).await?;
             let answer = pin!(stream.send(self.encode(true, port)));
             let response = hyper_out::answer_h2(&stream, answer, |cx| self.expiry(cx)).await?;
             let (parts, incoming) = response.into_parts();
@@ -385,11 +387,17 @@ impl Run<'_> {
             let (parts, incoming) = response.into_parts();
             (parts, Upstream::H1 { incoming, lease })
         };
-        self.read(response, upstream)
+        self.read(response, upstream, port.is_some())
     }
 
-    /// Checks the head of an answer.
-    fn read(&self, parts: http::response::Parts, upstream: Upstream) -> Result<Answer, Missed> {
+    /// Checks the head of an answer. `meshed`: the endpoint has a sidecar, which speaks for itself and lets its
+    /// application not do so.
+    fn read(
+        &self,
+        parts: http::response::Parts,
+        upstream: Upstream,
+        meshed: bool,
+    ) -> Result<Answer, Missed> {
         let core = &self.door.core;
         let mut head = core.head();
         let status = parts.status.as_u16();
@@ -404,10 +412,7 @@ impl Run<'_> {
             core.put_head(head);
             return Err(Missed::Fault(Fault::BadAnswer));
         }
-        let reason = head
-            .headers
-            .get(names::X_PHALANX_REASON)
-            .filter(|_| self.context.direction == Direction::Outbound);
+        let reason = head.headers.get(names::X_PHALANX_REASON).filter(|_| meshed);
         let reason = reason.and_then(|reason| Reason::parse(std::str::from_utf8(reason).ok()?));
         let grpc_status = head
             .headers
@@ -529,32 +534,37 @@ impl Run<'_> {
         }
     }
 
-    async fn acquire_h2(&self, endpoint: &Rc<Endpoint>) -> Result<H2Lease, Missed> {
+    async fn acquire_h2(&self, endpoint: &Rc<Endpoint>, meshed: bool) -> Result<H2Lease, Missed> {
         match endpoint.h2.lease(self.door.core.limits.streams) {
             Some(stream) => Ok(stream),
-            None => Box::pin(self.open_h2(endpoint)).await,
+            None => Box::pin(self.open_h2(endpoint, meshed)).await,
         }
     }
 
     /// A stream on a new connection: opened by this request, or by another that is already at it.
-    async fn open_h2(&self, endpoint: &Rc<Endpoint>) -> Result<H2Lease, Missed> {
+    async fn open_h2(&self, endpoint: &Rc<Endpoint>, meshed: bool) -> Result<H2Lease, Missed> {
         let (core, pool) = (&self.door.core, &self.cluster.plan.pool);
+        let how = H2Use {
+            requests_max: pool.max_requests_per_connection,
+            pings: core.pings.filter(|_| meshed),
+        };
+        let failures = endpoint.h2.failures();
         let mut waiting = None;
         loop {
             let changed = endpoint.h2.changed.notified();
             if let Some(stream) = endpoint.h2.lease(core.limits.streams) {
                 return Ok(stream);
             }
+            if let Some(fault) = endpoint.h2.failed_since(failures) {
+                return Err(Missed::Fault(fault));
+            }
             let Some(connecting) = endpoint.h2.connecting() else {
                 self.within(changed).await?;
                 continue;
             };
             if let Some(slot) = self.slot() {
-                let stream = hyper_out::connect(endpoint.address, pool.connect_timeout);
-                let stream = self.within(stream).await??;
-                let requests_max = pool.max_requests_per_connection;
-                let now_ms = core.wheel.now_ms();
-                let opened = connecting.open(stream, &core.limits, requests_max, slot, now_ms);
+                let (address, timeout) = (endpoint.address, pool.connect_timeout);
+                let opened = connecting.open(address, timeout, &core.limits, how, slot);
                 let opened = self.within(opened).await??;
                 core.count(Event::PoolOpened);
                 return Ok(opened);

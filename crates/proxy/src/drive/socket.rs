@@ -1,6 +1,6 @@
 //! A TCP connection from downstream and the watch on it: what it is doing, and since when it should have moved on.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::core::Core;
+use super::frames::Frames;
 use super::timer::{Alarm, NEVER};
 use crate::account::Event;
 
@@ -36,8 +37,11 @@ pub struct Watch {
     idle_since_ms: Cell<u64>,
     draining: Cell<bool>,
     doomed: Cell<bool>,
-    /// Speaks HTTP/2: bytes may come between requests, and no head can be told from them.
+    /// Speaks HTTP/2: bytes may come between requests, and heads during them.
     http2: Cell<bool>,
+    frames: RefCell<Frames>,
+    /// HTTP/2: a head has begun and not ended.
+    head_open: Cell<bool>,
     /// Requests seen, and those that the peer gave up before their answer.
     pub requests: Cell<u32>,
     pub resets: Cell<u32>,
@@ -56,6 +60,8 @@ impl Watch {
             draining: Cell::new(false),
             doomed: Cell::new(false),
             http2: Cell::new(false),
+            frames: RefCell::default(),
+            head_open: Cell::new(false),
             requests: Cell::new(0),
             resets: Cell::new(0),
         };
@@ -81,6 +87,9 @@ impl Watch {
         self.active.set(self.active.get() + 1);
         self.requests.set(self.requests.get().saturating_add(1));
         self.phase.set(Phase::Busy);
+        if self.head_open.get() {
+            return;
+        }
         self.head_timed.set(false);
         if !self.write_stalled.get() {
             self.alarm.clear();
@@ -100,7 +109,7 @@ impl Watch {
     }
 
     pub fn time_idle(&self, core: &Core) {
-        if self.write_stalled.get() {
+        if self.write_stalled.get() || self.head_open.get() {
             return;
         }
         let allowed = if self.draining.get() {
@@ -139,7 +148,8 @@ impl Watch {
     /// After each poll of the connection: starts the clocks for what it is now waiting for.
     #[inline]
     pub fn settle(&self, core: &Core) {
-        if self.phase.get() == Phase::Head && !self.head_timed.replace(true) {
+        let in_head = self.phase.get() == Phase::Head || self.head_open.get();
+        if in_head && !self.head_timed.replace(true) {
             self.alarm
                 .set(core.wheel.now_ms().saturating_add(core.deadlines.head));
         }
@@ -161,6 +171,9 @@ impl Watch {
         if self.write_stalled.get() {
             return Some(Event::WriteDeadline);
         }
+        if self.head_open.get() {
+            return Some(Event::HeadDeadline);
+        }
         match self.phase.get() {
             Phase::Idle => {
                 let idle_ms = core.wheel.now_ms().saturating_sub(self.idle_since_ms.get());
@@ -180,6 +193,20 @@ impl Watch {
         }
     }
 
+    /// HTTP/2: what the bytes just read begin or end. The clock of a head starts when the connection settles.
+    #[inline]
+    fn follow(&self, bytes: &[u8]) {
+        let mut frames = self.frames.borrow_mut();
+        let ended = frames.read(bytes);
+        let was_open = self.head_open.replace(frames.is_midway());
+        if was_open && ended {
+            self.head_timed.set(false);
+            if !self.write_stalled.get() {
+                self.alarm.set(NEVER);
+            }
+        }
+    }
+
     /// The clock that was stopped for the stall starts anew when the connection settles.
     #[inline]
     fn wrote(&self, pending: bool) {
@@ -196,7 +223,13 @@ impl Watch {
 /// What hyper reads from and writes to.
 pub struct Socket {
     stream: TcpStream,
-    watch: Option<Rc<Watch>>,
+    side: Side,
+}
+
+enum Side {
+    Downstream(Rc<Watch>),
+    /// Counts the bytes that were read; the request's own deadlines watch the rest.
+    Upstream(Rc<Cell<usize>>),
 }
 
 impl Socket {
@@ -204,15 +237,15 @@ impl Socket {
     pub fn watched(stream: TcpStream, watch: Rc<Watch>) -> Self {
         Self {
             stream,
-            watch: Some(watch),
+            side: Side::Downstream(watch),
         }
     }
 
-    /// To upstream: the request's own deadlines watch it.
-    pub fn upstream(stream: TcpStream) -> Self {
+    /// To upstream. `read` grows with every byte that comes.
+    pub fn upstream(stream: TcpStream, read: Rc<Cell<usize>>) -> Self {
         Self {
             stream,
-            watch: None,
+            side: Side::Upstream(read),
         }
     }
 
@@ -222,7 +255,7 @@ impl Socket {
 
     #[inline]
     fn noted(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Some(watch) = &self.watch {
+        if let Side::Downstream(watch) = &self.side {
             watch.wrote(result.is_pending());
         }
         result
@@ -238,13 +271,18 @@ impl AsyncRead for Socket {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if let Some(watch) = &self.watch
-            && watch.phase.get() == Phase::Idle
-            && !watch.http2.get()
-            && buf.filled().len() > before
-        {
-            watch.phase.set(Phase::Head);
-            watch.head_timed.set(false);
+        let read = buf.filled().get(before..).unwrap_or_default();
+        if read.is_empty() {
+            return result;
+        }
+        match &self.side {
+            Side::Downstream(watch) if watch.http2.get() => watch.follow(read),
+            Side::Downstream(watch) if watch.phase.get() == Phase::Idle => {
+                watch.phase.set(Phase::Head);
+                watch.head_timed.set(false);
+            }
+            Side::Downstream(_) => {}
+            Side::Upstream(count) => count.set(count.get().saturating_add(read.len())),
         }
         result
     }

@@ -51,10 +51,16 @@ impl Replay {
         !self.overflowed
     }
 
-    /// Nothing will be sent again: forgets the chunks.
+    /// Nothing will be sent again, but for what the attempt under way has not sent yet.
     pub fn release(&mut self) {
         self.overflowed = true;
-        self.chunks = Vec::new();
+    }
+
+    /// The attempt under way has sent what was kept: after [`Replay::release`] nobody needs it any more.
+    pub fn forget(&mut self) {
+        if self.overflowed && !self.chunks.is_empty() {
+            self.chunks = Vec::new();
+        }
     }
 
     /// The chunk at `place`, of those kept.

@@ -4,6 +4,7 @@ mod support;
 
 mod deadlines;
 mod drain;
+mod hostile;
 mod http1;
 mod http2;
 mod refuse;

@@ -192,7 +192,9 @@ fn word_of_the_peers_sidecar_counts_as_a_refused_connection() {
     let alive = Setup::default()
         .app(8080, alive_app.address, Protocol::Auto)
         .start();
-    let caller = Setup::battle(&[dead.inbound, alive.inbound]).start();
+    let caller = Setup::battle(&[dead.inbound, alive.inbound])
+        .meshed()
+        .start();
     let mut client = Client::connect(caller.outbound);
     for _ in 0..20 {
         assert_eq!(client.post("battle", "/", "x").text(), "alive");
@@ -211,12 +213,14 @@ fn application_cannot_speak_for_its_sidecar() {
     let sidecar = Setup::default()
         .app(8080, liar.address, Protocol::Auto)
         .start();
-    let caller = Setup::battle(&[sidecar.inbound]).start();
-    let answer = Client::connect(caller.outbound).post("battle", "/", "x");
-    assert_eq!(
-        (answer.status(), answer.reason(), liar.requests()),
-        (503, "", 1)
-    );
+    // Neither behind one, nor where there is none.
+    for (requests, caller) in [
+        (1, Setup::battle(&[sidecar.inbound]).meshed()),
+        (2, Setup::battle(&[liar.address])),
+    ] {
+        let answer = Client::connect(caller.start().outbound).post("battle", "/", "x");
+        assert_eq!((answer.status(), liar.requests()), (503, requests));
+    }
 }
 
 #[test]

@@ -103,6 +103,16 @@ impl Setup {
         self
     }
 
+    /// Behind every endpoint is a sidecar.
+    pub fn meshed(mut self) -> Self {
+        for (_, endpoints) in &mut self.clusters {
+            for (number, endpoint) in endpoints.iter_mut().enumerate() {
+                endpoint.instance = format!("instance-{number}");
+            }
+        }
+        self
+    }
+
     /// Changes the first cluster.
     pub fn with_cluster(mut self, change: impl FnOnce(&mut Cluster)) -> Self {
         change(&mut self.clusters[0].0);

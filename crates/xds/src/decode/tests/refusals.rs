@@ -443,10 +443,7 @@ fn endpoints_by_priority_or_by_name_are_refused() {
         sent.endpoints[0].lb_endpoints[0].metadata =
             crate::encode::metadata(&[(crate::encode::endpoints::PORT, "70000")]);
     });
-    assert!(
-        portless.ends_with("`port` is no port: 70000"),
-        "{portless}"
-    );
+    assert!(portless.ends_with("`port` is no port: 70000"), "{portless}");
 }
 
 #[test]
