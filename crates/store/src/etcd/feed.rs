@@ -276,15 +276,18 @@ impl Part {
 }
 
 /// Connects to a member, asks for everything after `seen`, and makes sure that nothing of it is compacted.
+///
+/// The first check also renews a stale token; a watch with one would be refused like a user without permission.
 async fn open(
     shared: Arc<Shared>,
     prefix: String,
     seen: Revision,
     member: usize,
 ) -> Result<Stream> {
+    shared.check_watchable(&prefix, seen).await?;
     let stream = begin(&shared, &prefix, seen + 1, member).await;
     let stream = stream.map_err(Fault::of_read)?;
-    // At the revision that is compacted to, deletions may be missing, and etcd would not say so.
+    // Compacted meanwhile? At the revision that is compacted to, deletions may be missing, and etcd would not say so.
     shared.check_watchable(&prefix, seen).await?;
     Ok(stream)
 }
