@@ -13,7 +13,7 @@ use crate::signal;
 
 #[derive(Args)]
 pub struct Options {
-    /// Where the state is kept: in a folder of its own, or in an etcd, which several control planes may share
+    /// Where the state is kept: in a folder of its own, or in an etcd
     #[arg(long, value_name = "embedded|etcd://HOST:PORT[,HOST:PORT]", default_value = "embedded", value_parser = place)]
     store: serve::Place,
     /// User of the etcd
