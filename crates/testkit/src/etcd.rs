@@ -73,6 +73,11 @@ impl Etcd {
         Ok(())
     }
 
+    /// The running process, to pause and resume it.
+    pub fn process(&self) -> Option<&Process> {
+        self.process.as_ref()
+    }
+
     fn command(&self) -> Command {
         let client = self.url();
         let peer = format!("http://{}", SocketAddr::from((self.address, PEER)));

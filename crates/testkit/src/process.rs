@@ -83,6 +83,22 @@ impl Process {
         }
     }
 
+    /// Lets it stand still, as a machine that swaps or a network that drops everything does.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.signal(libc::SIGSTOP)
+    }
+
+    /// After [`Process::pause`].
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        self.signal(libc::SIGCONT)
+    }
+
     fn signal(&self, signal: libc::c_int) -> anyhow::Result<()> {
         let pid = i32::try_from(self.child.id())?;
         // SAFETY: kill takes two integers; the child is not reaped yet, so the id is its own.

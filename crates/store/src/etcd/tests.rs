@@ -431,6 +431,48 @@ async fn a_full_etcd_is_read_only_and_heals() {
     until(|| store.status().read_only.is_none()).await;
 }
 
+#[tokio::test]
+async fn what_an_etcd_that_stands_still_was_asked_happens_at_most_once() {
+    const COUNT: usize = 8;
+    let Fixture { store, server } = Fixture::start().await;
+    let from = store.commit(Txn::new().put("start", "")).await.unwrap();
+    let mut watch = store.watch("", from).await.unwrap();
+    let process = server.process().unwrap();
+    process.pause().unwrap();
+    let commits: Vec<_> = (0..COUNT)
+        .map(|i| {
+            let (store, key) = (store.clone(), format!("{i}"));
+            let is_fenced = i.is_multiple_of(2);
+            tokio::spawn(async move {
+                let txn = Txn::new().put(&key, "");
+                let txn = if is_fenced {
+                    txn.expect_absent(&key)
+                } else {
+                    txn
+                };
+                (key, store.commit(txn).await)
+            })
+        })
+        .collect();
+    // Longer than an attempt waits: the plain ones are given up, the fenced ones handed in again.
+    sleep(Duration::from_secs(7)).await;
+    process.resume().unwrap();
+    let mut done = Vec::new();
+    for commit in commits {
+        done.push(commit.await.unwrap());
+    }
+    let end = settled(&store, Txn::new().put("end", "")).await;
+    for (key, outcome) in done {
+        let entry = store.get(&key).await.unwrap();
+        match outcome {
+            Ok(revision) => assert_eq!(entry.map(|e| (e.modified, e.version)), Some((revision, 1))),
+            Err(Error::Unknown { .. }) => assert!(entry.is_none_or(|entry| entry.version == 1)),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    while next(&mut watch).await.unwrap().revision < end {}
+}
+
 async fn until(mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
