@@ -400,3 +400,54 @@ const PREFACE_LOOK: Duration = Duration::from_millis(5);
 const PREFACE_LOOK_MAX: Duration = Duration::from_millis(200);
 const SILENCE: Duration = Duration::from_millis(300);
 const TCP_ATTEMPTS: u32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use arc_swap::ArcSwap;
+    use phalanx_relay::{Deadlines, Limits};
+
+    use super::*;
+    use crate::account::Account;
+    use crate::plan::Plan;
+
+    #[test]
+    fn panic_ends_one_connection_and_gives_back_what_it_held() {
+        let account = Arc::new(Account::new(1));
+        let plan = Arc::new(ArcSwap::from_pointee(Plan::empty()));
+        let core = Core::new(
+            0,
+            plan,
+            account.clone(),
+            Limits::default(),
+            &Deadlines::default(),
+        );
+        let (shared, peer) = (Arc::<Shared>::default(), IpAddr::from([192, 0, 2, 1]));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build_local(tokio::runtime::LocalOptions::default())
+            .unwrap();
+        let enter = || Live::enter(&core, peer, &shared).unwrap();
+        let (good, bad) = (enter(), enter());
+        let panicked = runtime.block_on(async {
+            let bad = tokio::task::spawn_local(async move {
+                let _bad = bad;
+                panic!("a defect, in a test");
+            });
+            let good = tokio::task::spawn_local(async move { drop(good) });
+            let panicked = bad.await.is_err_and(|error| error.is_panic());
+            good.await.unwrap();
+            panicked
+        });
+        assert!(panicked, "the runtime goes on");
+        let count = |event| {
+            account
+                .events()
+                .iter()
+                .find(|(e, _)| *e == event)
+                .unwrap()
+                .1
+        };
+        assert_eq!((count(Event::Panicked), count(Event::Closed)), (1, 1));
+        assert_eq!((core.live(), core.sources.borrow().len()), (0, 0));
+        assert_eq!(shared.connections.load(Ordering::Relaxed), 0);
+    }
+}

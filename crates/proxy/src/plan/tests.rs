@@ -195,7 +195,7 @@ fn prefixes_are_replaced_by_whole_segments() {
     assert_eq!(prefix("/xyz", "/foo/bar", 4), "/xyz/bar");
     assert_eq!(prefix("/xyz/", "/foo/bar", 4), "/xyz/bar");
     assert_eq!(prefix("/xyz", "/foo", 4), "/xyz");
-    assert_eq!(prefix("/xyz/", "/foo/", 4), "/xyz");
+    assert_eq!(prefix("/xyz", "/foo/", 4), "/xyz/");
     assert_eq!(prefix("/", "/foo/bar", 4), "/bar");
     assert_eq!(prefix("/", "/foo", 4), "/");
     assert_eq!(prefix("/xyz", "/foo", 1), "/xyz/foo");
