@@ -81,6 +81,8 @@ impl Observe {
     fn take(&self, report: wire::ReportRequest) -> Result<(), Status> {
         check(&report)?;
         let second = self.second();
+        // What piled up while nobody could be told belongs to the totals: as one second it would be a false peak.
+        let live = report.interval_ms <= INTERVAL_MAX_MS;
         let mut state = self.state();
         self.inner.reports.fetch_add(1, Ordering::Relaxed);
         remember(&mut state.memory, &report.node, report.memory_bytes, second);
@@ -93,7 +95,10 @@ impl Observe {
                 destination_version: edge.destination_version.clone(),
                 protocol: edge.protocol.clone(),
             };
-            if !state.edges.add(key, second, Sums::of(&edge)) {
+            if !state
+                .edges
+                .add(key, live.then_some(second), Sums::of(&edge))
+            {
                 self.inner.dropped.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -165,6 +170,8 @@ fn remember(memory: &mut HashMap<String, (u64, u64)>, node: &str, bytes: u64, se
     }
 }
 
+/// A report that covers more is no picture of the last second.
+const INTERVAL_MAX_MS: u64 = 2_500;
 const TEXT_MAX: usize = 253;
 const EDGES_PER_REPORT_MAX: usize = 4096;
 const NODES_MAX: usize = 20_000;

@@ -22,6 +22,8 @@ use screen::Screen;
 
 /// How long services and sidecars may take to be registered and served.
 const START_MAX: Duration = Duration::from_secs(60);
+/// What the control plane remembers of each edge.
+const WINDOW_MAX_S: u64 = 60;
 /// Reports come every second; the last ones need this long to arrive.
 const LAST_REPORTS: Duration = Duration::from_millis(2200);
 
@@ -68,6 +70,7 @@ async fn demo(options: Options) -> Outcome {
         .map_err(|e| Failure::file(format!("cannot make {}: {e}", folder.display())))?;
 
     let mut mesh = Mesh {
+        events: Vec::new(),
         control: None,
         pairs: Vec::new(),
         bots: None,
@@ -91,12 +94,15 @@ async fn demo(options: Options) -> Outcome {
 
 /// What [`watch`] needs to know of the start.
 struct Started {
+    at: Instant,
     client: Admin,
     config_revision: u64,
 }
 
 /// Every child process; stopped in the order in which traffic flows.
 struct Mesh {
+    /// What happened to processes that were started again.
+    events: Vec<String>,
     control: Option<Process>,
     /// Sidecar and service.
     pairs: Vec<(Process, Process)>,
@@ -118,9 +124,27 @@ impl Mesh {
             .chain(self.bots.iter_mut())
     }
 
-    /// Names of those that have ended without being asked.
+    /// Those that have ended without being asked.
     fn fallen(&mut self) -> Vec<String> {
         self.all().filter_map(Process::fallen).collect()
+    }
+
+    /// Starts the control plane again if somebody ended it, as a supervisor would.
+    fn supervise(&mut self) -> Outcome {
+        let Some(control) = &mut self.control else {
+            return Ok(());
+        };
+        if let Some(fallen) = control.fallen() {
+            self.events.push(format!("{fallen} and was started again"));
+            control.restart()?;
+        }
+        Ok(())
+    }
+
+    /// All that ended, whether or not it runs again.
+    fn losses(&mut self) -> Vec<String> {
+        let fallen = self.fallen();
+        self.events.iter().cloned().chain(fallen).collect()
     }
 }
 
@@ -209,6 +233,7 @@ async fn play(options: &Options, folder: &Path, mesh: &mut Mesh) -> Result<Start
         folder,
     )?);
     Ok(Started {
+        at: Instant::now(),
         client,
         config_revision: status.config_revision,
     })
@@ -258,23 +283,32 @@ async fn watch(
         if deadline.is_some_and(|d| Instant::now() >= d) {
             break;
         }
+        mesh.supervise()?;
         // A control plane that is down for a moment is part of the show.
         if let (Ok(edges), Ok(status)) = (client.edges(Some(5)).await, client.status(None).await) {
-            screen.draw(&edges, &status, deadline, &mesh.fallen());
+            screen.draw(&edges, &status, deadline, &mesh.losses());
         }
     }
     finish(options, &started, mesh).await
 }
 
 async fn finish(options: &Options, started: &Started, mesh: &mut Mesh) -> Outcome {
+    let played = started.at.elapsed();
     process::stop(mesh.bots.iter_mut()).await;
     let summary = mesh.bots.as_mut().map(Process::output).unwrap_or_default();
     tokio::time::sleep(LAST_REPORTS).await;
-    let edges: Edges = started.client.edges(Some(60)).await?;
+    let losses = mesh.losses();
+    mesh.supervise()?;
+    let deadline = Instant::now() + START_MAX;
+    while started.client.status(None).await.is_err() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let window = (played + LAST_REPORTS).as_secs().clamp(1, WINDOW_MAX_S);
+    let edges: Edges = started.client.edges(Some(window)).await?;
     let status: Status = started.client.status(None).await?;
     let memory = started.client.proxies().await?;
     let changed = status.config_revision != started.config_revision;
-    let verdict = judge::judge(&summary, &edges, &status, &memory, changed);
+    let verdict = judge::judge(&summary, &edges, &status, &memory, changed, &losses);
     output::print(&verdict.text)?;
     if options.duration.is_some() && !verdict.good {
         return Err(Failure::refused(

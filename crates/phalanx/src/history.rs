@@ -41,12 +41,12 @@ pub async fn run(options: Options) -> Outcome {
         let now = output::now_ms();
         let mut table = Table::new(&["REVISION", "AGE", "AUTHOR", "CHANGES", "MESSAGE"]);
         for e in &history.entries {
-            let changes: Vec<String> = e.changes.iter().map(describe).collect();
+            let changes = describe_all(&e.changes);
             table.row(vec![
                 e.revision.to_string(),
                 output::age(e.time_ms, now),
                 e.author.clone(),
-                changes.join(", "),
+                changes,
                 e.message.clone(),
             ]);
         }
@@ -67,6 +67,26 @@ pub async fn rollback(options: RollbackOptions) -> Outcome {
         &options.admin.client().rollback(&request).await?,
     )
 }
+
+/// Every change by name, or only counted when the line would get too long.
+fn describe_all(changes: &[HistoryChange]) -> String {
+    if changes.len() <= NAMED_MAX {
+        return changes.iter().map(describe).collect::<Vec<_>>().join(", ");
+    }
+    let mut counts: std::collections::BTreeMap<String, usize> = Default::default();
+    for change in changes {
+        let line = describe(change);
+        let kind = line.split('/').next().unwrap_or_default();
+        *counts.entry(kind.to_owned()).or_default() += 1;
+    }
+    let parts: Vec<String> = counts
+        .iter()
+        .map(|(kind, count)| format!("{count} {kind}"))
+        .collect();
+    parts.join(", ")
+}
+
+const NAMED_MAX: usize = 3;
 
 fn describe(change: &HistoryChange) -> String {
     let sign = match (&change.before, &change.after) {

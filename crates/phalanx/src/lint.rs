@@ -27,7 +27,10 @@ pub fn run(options: &Options) -> Outcome {
     for problem in &problems {
         output::print(&format!("{problem}\n"))?;
     }
-    let count = format!("{} problem(s)", problems.len());
+    let count = match problems.len() {
+        1 => "1 problem".to_owned(),
+        many => format!("{many} problems"),
+    };
     if problems.iter().any(|p| p.kind == ProblemKind::Syntax) {
         return Err(Failure::file(count));
     }
@@ -37,7 +40,7 @@ pub fn run(options: &Options) -> Outcome {
     if documents == 0 {
         return Err(Failure::refused("no documents found"));
     }
-    output::print(&format!("{documents} document(s), nothing to say\n"))
+    output::print(&format!("{documents} documents, no problems\n"))
 }
 
 /// Refuses files that are no YAML before anybody is asked.

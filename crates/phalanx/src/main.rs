@@ -12,6 +12,7 @@ mod lint;
 mod observe;
 mod output;
 mod proxy;
+mod resident;
 mod signal;
 mod status;
 

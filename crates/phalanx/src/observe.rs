@@ -20,13 +20,19 @@ pub struct Options {
 
 #[derive(Args)]
 pub struct WindowOptions {
-    /// Seconds that rates and quantiles cover
-    #[arg(long, default_value_t = 10)]
-    window: u64,
+    /// What rates and quantiles cover, up to 60s
+    #[arg(long, default_value = "10s", value_parser = crate::demo::parse_duration)]
+    window: std::time::Duration,
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
     #[command(flatten)]
     admin: AdminOptions,
+}
+
+impl WindowOptions {
+    fn seconds(&self) -> u64 {
+        self.window.as_secs().clamp(1, 60)
+    }
 }
 
 pub async fn ps(options: Options) -> Outcome {
@@ -94,8 +100,15 @@ pub async fn instances(options: Options) -> Outcome {
 }
 
 pub async fn edges(options: WindowOptions) -> Outcome {
-    let edges = options.admin.client().edges(Some(options.window)).await?;
+    let edges = options
+        .admin
+        .client()
+        .edges(Some(options.seconds()))
+        .await?;
     output::show(options.output, &edges, || {
+        if edges.edges.is_empty() {
+            return format!("no calls in the last {} s\n", edges.window_s);
+        }
         edge_table(&edges.edges).render(output::stdout_style())
     })
 }
@@ -133,7 +146,11 @@ struct Golden {
 }
 
 pub async fn stat(options: WindowOptions) -> Outcome {
-    let edges = options.admin.client().edges(Some(options.window)).await?;
+    let edges = options
+        .admin
+        .client()
+        .edges(Some(options.seconds()))
+        .await?;
     let mut services: BTreeMap<String, Vec<&Edge>> = BTreeMap::new();
     for edge in &edges.edges {
         services

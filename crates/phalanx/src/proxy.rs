@@ -56,6 +56,7 @@ pub fn run(options: Options) -> Outcome {
     signal::start_log();
     let config = configure(options)?;
     crate::block_on(async {
+        tokio::spawn(crate::resident::release_start());
         serve::run(config, signal::shutdown())
             .await
             .map_err(Failure::from_error)

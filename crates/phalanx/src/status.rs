@@ -116,7 +116,7 @@ fn render(status: &Status) -> String {
     }
     for q in &status.quarantined {
         text += &format!(
-            "{} {}: {} (since revision {}; its last good version stays)\n",
+            "{} {}: {} (since revision {}; a good version before it stays in force)\n",
             style.error("quarantined"),
             q.id,
             q.message,

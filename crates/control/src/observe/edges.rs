@@ -102,8 +102,8 @@ impl Sums {
 }
 
 impl Edges {
-    /// False: there are too many edges, it was not taken.
-    pub fn add(&mut self, key: EdgeKey, second: u64, sums: Sums) -> bool {
+    /// Without a second, only the totals take it. False: there are too many edges, it was not taken.
+    pub fn add(&mut self, key: EdgeKey, second: Option<u64>, sums: Sums) -> bool {
         if self.edges.len() >= EDGES_MAX && !self.edges.contains_key(&key) {
             return false;
         }
@@ -112,6 +112,9 @@ impl Edges {
             latency: Vec::new(),
             ..sums.clone()
         });
+        let Some(second) = second else {
+            return true;
+        };
         while edge
             .seconds
             .front()
@@ -142,7 +145,9 @@ impl Edges {
             .iter()
             .map(|(key, edge)| (key, sum(edge)))
             .filter(|(_, sums)| *sums != Sums::default());
-        let mut edges: Vec<_> = busy.map(|(key, sums)| view(key, &sums, window_s)).collect();
+        // A young control plane has not seen the whole window.
+        let seen_s = window_s.min(now.max(1));
+        let mut edges: Vec<_> = busy.map(|(key, sums)| view(key, &sums, seen_s)).collect();
         edges.sort_by_key(|edge| Reverse(edge.requests));
         edges
     }

@@ -19,13 +19,15 @@ pub struct Verdict {
     pub good: bool,
 }
 
-/// `bots` is what they printed; `changed` tells that somebody applied something meanwhile, so the split is theirs.
+/// `bots` is what they printed; `changed` tells that somebody applied something meanwhile, so the split is theirs;
+/// `losses` are processes that somebody ended.
 pub fn judge(
     bots: &str,
     edges: &Edges,
     status: &Status,
     proxies: &Proxies,
     changed: bool,
+    losses: &[String],
 ) -> Verdict {
     let style = output::stdout_style();
     let mut report = Report {
@@ -66,6 +68,12 @@ pub fn judge(
                 "sidecars use {:.1} MB each, at most {largest:.1}",
                 memory.iter().sum::<f64>() / memory.len() as f64
             ),
+        );
+    }
+    for loss in losses {
+        let _ = writeln!(
+            report.text,
+            "note  {loss} meanwhile: requests in flight on it may be among the failed"
         );
     }
     Verdict {

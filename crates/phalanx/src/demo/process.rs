@@ -18,6 +18,7 @@ pub struct Process {
     name: String,
     child: Child,
     folder: PathBuf,
+    arguments: Vec<String>,
     stopped: bool,
 }
 
@@ -28,30 +29,21 @@ impl Process {
         arguments: impl Iterator<Item = String>,
         folder: &Path,
     ) -> Result<Self, Failure> {
-        let wrong = |what: &str, error: std::io::Error| {
-            Failure::defect(format!("cannot {what} for {name}: {error}"))
-        };
-        let file = |ending| {
-            File::create(folder.join(format!("{name}.{ending}")))
-                .map_err(|e| wrong("make a log", e))
-        };
-        let executable = std::env::current_exe().map_err(|e| wrong("find the executable", e))?;
-        let mut command = Command::new(executable);
-        command
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(file("out")?)
-            .stderr(file("log")?);
-        // Ctrl-C at the terminal reaches the demo alone, which then stops them in order.
-        command.process_group(0);
-        die_with_parent(&mut command);
-        let child = command.spawn().map_err(|e| wrong("start a process", e))?;
+        let arguments: Vec<String> = arguments.collect();
+        let child = spawn(name, &arguments, folder)?;
         Ok(Self {
             name: name.to_owned(),
             child,
             folder: folder.to_owned(),
+            arguments,
             stopped: false,
         })
+    }
+
+    /// Starts one that has ended once more, with the same arguments; its log goes on.
+    pub fn restart(&mut self) -> Result<(), Failure> {
+        self.child = spawn(&self.name, &self.arguments, &self.folder)?;
+        Ok(())
     }
 
     pub fn name(&self) -> &str {
@@ -100,6 +92,31 @@ impl Drop for Process {
             let _ = self.child.wait();
         }
     }
+}
+
+fn spawn(name: &str, arguments: &[String], folder: &Path) -> Result<Child, Failure> {
+    let wrong = |what: &str, error: std::io::Error| {
+        Failure::defect(format!("cannot {what} for {name}: {error}"))
+    };
+    let file = |ending| {
+        let path = folder.join(format!("{name}.{ending}"));
+        File::options()
+            .create(true)
+            .append(true)
+            .open(path)
+            .map_err(|e| wrong("make a log", e))
+    };
+    let executable = std::env::current_exe().map_err(|e| wrong("find the executable", e))?;
+    let mut command = Command::new(executable);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(file("out")?)
+        .stderr(file("log")?);
+    // Ctrl-C at the terminal reaches the demo alone, which then stops them in order.
+    command.process_group(0);
+    die_with_parent(&mut command);
+    command.spawn().map_err(|e| wrong("start a process", e))
 }
 
 /// Asks all to end, waits for all, and kills what is left.

@@ -41,7 +41,8 @@ impl Screen {
                 String::new()
             };
             self.lines = text.lines().count();
-            print!("{up}{text}");
+            // Rows that are too wide are cut and not wrapped, so that the lines can be counted.
+            print!("\x1b[?7l{up}{text}\x1b[?7h");
             let _ = std::io::stdout().flush();
         } else if self.ticks.is_multiple_of(LINE_EVERY) {
             println!("{}", line(edges, status));

@@ -342,20 +342,17 @@ pub(super) fn assignment() -> impl Strategy<Value = Assignment> {
     let endpoints: BoxedStrategy<BTreeMap<_, _>> =
         btree_map(address(), (1u32..=128, health, words), 0..8).boxed();
     (cluster_name(), endpoints).prop_map(|(cluster, endpoints)| {
-        let endpoints =
-            endpoints
-                .into_iter()
-                .map(
-                    |(address, (weight, health, (zone, version, instance, target)))| Endpoint {
-                        address,
-                        weight,
-                        zone,
-                        health,
-                        version,
-                        instance,
-                        target,
-                    },
-                );
+        let endpoints = endpoints.into_iter().map(
+            |(address, (weight, health, (zone, version, instance, target)))| Endpoint {
+                address,
+                weight,
+                zone,
+                health,
+                version,
+                instance,
+                target,
+            },
+        );
         Assignment {
             cluster,
             endpoints: endpoints.collect(),
