@@ -13,6 +13,9 @@ pub const BACKEND_H2: &str = "127.0.0.1:18102";
 /// Where every proxy listens, one at a time.
 pub const LISTEN: &str = "127.0.0.1:18100";
 
+/// From being ready to being called idle.
+const SETTLED: Duration = Duration::from_secs(3);
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Case {
     /// HTTP/1.1 to HTTP/1.1, 64 connections kept alive, answers of 1 KB.
@@ -70,6 +73,7 @@ impl Case {
 
     /// A second of warm-up, then `load` of measured traffic; CPU time is the difference over the measured part.
     pub fn measure(self, proxy: &Running, load: Duration) -> anyhow::Result<Sample> {
+        std::thread::sleep(SETTLED);
         let idle_mb = proxy.resident_mb()?;
         self.generate(Duration::from_secs(1))?;
         let (before, started) = (proxy.cpu_ns()?, Instant::now());
