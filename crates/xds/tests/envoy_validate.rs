@@ -1,5 +1,6 @@
 //! A real Envoy checks what we encode, as static resources of a bootstrap (`envoy --mode validate`). The binary is
-//! `PHALANX_ENVOY`, else the one that `cargo xtask test` installs; without either there is nothing to ask.
+//! `PHALANX_ENVOY`, else the one that `cargo xtask test` installs;
+//! without either the tests fail.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -51,7 +52,7 @@ struct DynamicResources {
 
 #[test]
 fn envoy_takes_clusters_and_endpoints() {
-    let Some(envoy) = envoy() else { return };
+    let envoy = envoy();
     let mut clusters = vec![control()];
     for (index, (mut cluster, assignment)) in samples((models::cluster(), models::assignment()))
         .into_iter()
@@ -84,7 +85,7 @@ fn envoy_takes_clusters_and_endpoints() {
 
 #[test]
 fn envoy_takes_listeners() {
-    let Some(envoy) = envoy() else { return };
+    let envoy = envoy();
     let listeners =
         samples(models::listener())
             .into_iter()
@@ -104,7 +105,7 @@ fn envoy_takes_listeners() {
 /// Tables come over RDS; here each stands inline in a listener of its own.
 #[test]
 fn envoy_takes_route_tables() {
-    let Some(envoy) = envoy() else { return };
+    let envoy = envoy();
     let mut tables = samples(models::table());
     tables.iter_mut().for_each(legalise);
     tables.push(reasons());
@@ -122,7 +123,7 @@ fn envoy_takes_route_tables() {
 /// The forms that the encoder avoids are indeed refused, so silence above means consent.
 #[test]
 fn envoy_refuses_what_the_encoder_avoids() {
-    let Some(envoy) = envoy() else { return };
+    let envoy = envoy();
     let edited = |change: fn(&mut route_v3::Route)| {
         let mut table =
             route_v3::RouteConfiguration::decode(encode::routes(&reasons()).body).unwrap();
@@ -310,14 +311,16 @@ fn refusal(envoy: &Path, resources: StaticResources) -> Option<String> {
     (!taken || said.contains("eprecated")).then_some(said)
 }
 
-fn envoy() -> Option<PathBuf> {
+/// A missing Envoy fails the run: a check that nobody made is none.
+fn envoy() -> PathBuf {
     if let Some(path) = std::env::var_os("PHALANX_ENVOY") {
-        return Some(path.into());
+        return path.into();
     }
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/venv/bin/envoy");
-    if !installed.exists() {
-        eprintln!("no Envoy at {}: nothing asked", installed.display());
-        return None;
-    }
-    Some(installed)
+    assert!(
+        installed.is_file(),
+        "no Envoy at {}; run `cargo xtask setup`",
+        installed.display()
+    );
+    installed
 }
