@@ -31,6 +31,8 @@ mod ledger;
 mod record;
 
 mod disk;
+#[cfg(any(test, feature = "conformance"))]
+pub mod faulty;
 
 #[cfg(test)]
 mod tests;

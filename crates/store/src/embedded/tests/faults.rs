@@ -1,12 +1,8 @@
-//! A disk that fails as it is told, and forgets at a crash what was not synced.
+//! What the store does on a disk that fails.
 
 use std::{
     collections::BTreeMap,
-    io,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -14,168 +10,10 @@ use tokio::time::sleep;
 
 use super::{check_log, image};
 use crate::{
-    Config, Disk, Error, Store, Txn,
+    Config, Error, Store, Txn,
     conformance::{State, applied},
+    embedded::faulty::{Change, FaultyDisk},
 };
-
-#[derive(Debug, Default)]
-struct FaultyDisk {
-    state: Mutex<Inner>,
-    /// What the test has seen acknowledged, so that a crash can note it at its moment.
-    acknowledged: AtomicU64,
-}
-
-#[derive(Debug, Default)]
-struct Inner {
-    durable: Vec<u8>,
-    now: Vec<u8>,
-    unsynced: Vec<Change>,
-    calls: u64,
-    syncs: u64,
-    /// Writes that still fit.
-    fit: Option<u64>,
-    sync_fails: bool,
-    sync_panics: bool,
-    write_fails: bool,
-    crash_at: Option<u64>,
-    crashed: Option<(Vec<u8>, u64)>,
-    random: u64,
-}
-
-#[derive(Debug)]
-enum Change {
-    Write(u64, Vec<u8>),
-    Size(u64),
-}
-
-impl Change {
-    fn apply(&self, to: &mut Vec<u8>) {
-        match self {
-            Change::Size(size) => to.resize(*size as usize, 0),
-            Change::Write(offset, from) => {
-                let (start, end) = (*offset as usize, *offset as usize + from.len());
-                if to.len() < end {
-                    to.resize(end, 0);
-                }
-                to[start..end].copy_from_slice(from);
-            }
-        }
-    }
-}
-
-impl FaultyDisk {
-    fn with(image: Vec<u8>) -> Arc<FaultyDisk> {
-        let disk = FaultyDisk::default();
-        disk.set(|state| {
-            state.durable.clone_from(&image);
-            state.now = image;
-        });
-        Arc::new(disk)
-    }
-
-    fn set<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn call(&self) -> std::sync::MutexGuard<'_, Inner> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.calls += 1;
-        if state.crash_at == Some(state.calls) {
-            let image = state.crash_image();
-            state.crashed = Some((image, self.acknowledged.load(Ordering::SeqCst)));
-        }
-        state
-    }
-}
-
-impl Inner {
-    /// What may be left after a power failure now: of what was not synced any part, in sectors.
-    fn crash_image(&self) -> Vec<u8> {
-        let mut random = fastrand::Rng::with_seed(self.random);
-        let odds = random.f64();
-        let mut image = self.durable.clone();
-        for change in &self.unsynced {
-            match change {
-                Change::Size(_) if random.f64() < odds => change.apply(&mut image),
-                Change::Size(_) => {}
-                Change::Write(offset, from) => {
-                    for (i, sector) in from.chunks(512).enumerate() {
-                        if random.f64() < odds {
-                            Change::Write(offset + i as u64 * 512, sector.to_vec())
-                                .apply(&mut image);
-                        }
-                    }
-                }
-            }
-        }
-        image
-    }
-
-    fn change(&mut self, change: Change) -> io::Result<()> {
-        if self.write_fails {
-            return Err(io::Error::other("a broken sector"));
-        }
-        match &mut self.fit {
-            Some(0) => return Err(io::ErrorKind::StorageFull.into()),
-            Some(fit) => *fit -= 1,
-            None => {}
-        }
-        change.apply(&mut self.now);
-        self.unsynced.push(change);
-        Ok(())
-    }
-}
-
-impl Disk for FaultyDisk {
-    fn size(&self) -> io::Result<u64> {
-        Ok(self
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .now
-            .len() as u64)
-    }
-
-    fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let from = state.now.get(offset as usize..offset as usize + into.len());
-        into.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, from: &[u8]) -> io::Result<()> {
-        self.call().change(Change::Write(offset, from.to_vec()))
-    }
-
-    fn set_size(&self, size: u64) -> io::Result<()> {
-        self.call().change(Change::Size(size))
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        let mut state = self.call();
-        assert!(!state.sync_panics, "told to panic");
-        if state.sync_fails {
-            return Err(io::Error::other("the disk is gone"));
-        }
-        state.syncs += 1;
-        for change in std::mem::take(&mut state.unsynced) {
-            change.apply(&mut state.durable);
-        }
-        Ok(())
-    }
-
-    fn room(&self) -> io::Result<()> {
-        match self
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .fit
-        {
-            Some(_) => Err(io::ErrorKind::StorageFull.into()),
-            None => Ok(()),
-        }
-    }
-}
 
 async fn open(disk: &Arc<FaultyDisk>) -> Store {
     let config = Config {
