@@ -233,6 +233,13 @@ pub mod google {
         include!("generated/google.rpc.rs");
     }
 }
+pub mod grpc {
+    pub mod health {
+        pub mod v1 {
+            include!("generated/grpc.health.v1.rs");
+        }
+    }
+}
 pub mod mvccpb {
     include!("generated/mvccpb.rs");
 }
