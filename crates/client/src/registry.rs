@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use crate::backoff::Backoff;
 
 pub use watch::{Update, Watch, WatchError};
-pub use wire::{InvalidInstance, from_wire, id_from_wire, to_wire};
+pub use wire::{InvalidInstance, from_wire, id_from_wire, state_from_wire, state_to_wire, to_wire};
 
 /// Waits between failed attempts. The upper bound is how long a control plane that came back may have to wait for us.
 const RETRY_MIN: Duration = Duration::from_millis(50);

@@ -12,14 +12,14 @@ use phalanx_model::instance::Protocol;
 use phalanx_model::{Instance, InstanceId, InstancePort, ServiceName};
 use phalanx_proto::phalanx::registry::v1::registry_server::{Registry, RegistryServer};
 use phalanx_proto::phalanx::registry::v1::{
-    DeregisterRequest, DeregisterResponse, HeartbeatRequest, HeartbeatResponse, InstanceKey,
-    RegisterRequest, RegisterResponse, WatchRequest, WatchResponse,
+    DeregisterRequest, DeregisterResponse, HeartbeatBatch, HeartbeatBatchAnswer, HeartbeatRequest,
+    HeartbeatResponse, InstanceKey, RegisterRequest, RegisterResponse, WatchRequest, WatchResponse,
 };
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 const TTL: Duration = Duration::from_millis(600);
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -98,6 +98,16 @@ impl Registry for Book {
             removed,
             revision: 2,
         }))
+    }
+
+    type HeartbeatsStream =
+        std::pin::Pin<Box<dyn Stream<Item = Result<HeartbeatBatchAnswer, Status>> + Send>>;
+
+    async fn heartbeats(
+        &self,
+        _: Request<Streaming<HeartbeatBatch>>,
+    ) -> Result<Response<Self::HeartbeatsStream>, Status> {
+        Err(Status::unimplemented("a registration beats for itself"))
     }
 
     type WatchStream = std::pin::Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;

@@ -3,6 +3,7 @@
 //! Heartbeats touch only [`leases`] in memory; a transaction is written when content changes. Readers are served from the
 //! world, so what a watcher sees is what is stored. How an instance travels is `client::registry`'s business.
 
+mod beats;
 pub mod leases;
 mod watch;
 mod writer;
@@ -21,7 +22,7 @@ use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use self::leases::{LeaseError, LeaseState, Leases, Registered, TICK_MS, TtlBounds};
 use self::writer::Writer;
@@ -43,6 +44,7 @@ struct Inner {
     writer: Writer,
     worlds: Receiver<Arc<World>>,
     watchers: AtomicUsize,
+    beaters: AtomicUsize,
     counts: Counts,
     /// Ends watches at shutdown.
     stop: CancellationToken,
@@ -92,6 +94,7 @@ impl Registry {
             writer,
             worlds,
             watchers: AtomicUsize::new(0),
+            beaters: AtomicUsize::new(0),
             counts: Counts::default(),
             stop,
         };
@@ -307,6 +310,15 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[tonic::async_trait]
 impl wire::registry_server::Registry for Registry {
     type WatchStream = Answers<wire::WatchResponse>;
+    type HeartbeatsStream = Answers<wire::HeartbeatBatchAnswer>;
+
+    async fn heartbeats(
+        &self,
+        request: Request<Streaming<wire::HeartbeatBatch>>,
+    ) -> Result<Response<Self::HeartbeatsStream>, Status> {
+        let stream = beats::stream(self, request.into_inner())?;
+        Ok(Response::new(Box::pin(stream)))
+    }
 
     async fn register(
         &self,

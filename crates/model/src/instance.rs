@@ -43,6 +43,46 @@ impl Instance {
     }
 }
 
+/// Whether an instance wants traffic; that it is alive is another question. In the order of how little it gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum State {
+    #[default]
+    Accepting,
+    /// Sessions that it has may stay, new ones go elsewhere.
+    Draining,
+    /// Alive, but not able to serve: in no endpoint set.
+    NotReady,
+    /// In no endpoint set, for good.
+    Drained,
+}
+
+impl State {
+    pub const ALL: [Self; 4] = [
+        Self::Accepting,
+        Self::Draining,
+        Self::NotReady,
+        Self::Drained,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepting => "accepting",
+            Self::Draining => "draining",
+            Self::NotReady => "not ready",
+            Self::Drained => "drained",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text)
+    }
+
+    /// Whether callers hear of it at all.
+    pub fn is_served(self) -> bool {
+        matches!(self, Self::Accepting | Self::Draining)
+    }
+}
+
 /// One port of the application and where traffic for it is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstancePort {

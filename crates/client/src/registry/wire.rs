@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use phalanx_model::instance::Protocol;
+use phalanx_model::instance::{Protocol, State};
 use phalanx_model::name::NameError;
 use phalanx_model::{Instance, InstanceId, InstancePort, ServiceName};
 use phalanx_proto::phalanx::registry::v1 as wire;
@@ -31,6 +31,26 @@ pub fn to_wire(instance: &Instance) -> wire::Instance {
         zone: instance.zone.clone(),
         weight: instance.weight,
         proxy_admin: instance.proxy_admin.clone(),
+        state: wire::State::Accepting.into(),
+    }
+}
+
+pub fn state_to_wire(state: State) -> wire::State {
+    match state {
+        State::Accepting => wire::State::Accepting,
+        State::Draining => wire::State::Draining,
+        State::NotReady => wire::State::NotReady,
+        State::Drained => wire::State::Drained,
+    }
+}
+
+/// A state that a later version may know counts as not ready: nothing is sent where we don't know whether it is wanted.
+pub fn state_from_wire(state: i32) -> State {
+    match wire::State::try_from(state) {
+        Ok(wire::State::Accepting) => State::Accepting,
+        Ok(wire::State::Draining) => State::Draining,
+        Ok(wire::State::Drained) => State::Drained,
+        Ok(wire::State::NotReady) | Err(_) => State::NotReady,
     }
 }
 
@@ -49,6 +69,7 @@ pub fn from_wire(instance: wire::Instance) -> Result<Instance, InvalidInstance> 
         zone,
         weight,
         proxy_admin,
+        state: _,
     } = instance;
     let id = id_from_wire(&namespace, &service, &id)?;
     for (key, expected) in [("service", &service), ("namespace", &namespace)] {

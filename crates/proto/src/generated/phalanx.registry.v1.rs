@@ -22,6 +22,8 @@ pub struct Instance {
     /// ip:port of the administration interface of the instance's proxy.
     #[prost(string, tag = "8")]
     pub proxy_admin: ::prost::alloc::string::String,
+    #[prost(enumeration = "State", tag = "9")]
+    pub state: i32,
 }
 impl ::prost::Name for Instance {
     const NAME: &'static str = "Instance";
@@ -132,6 +134,88 @@ impl ::prost::Name for HeartbeatResponse {
         "type.googleapis.com/phalanx.registry.v1.HeartbeatResponse".into()
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HeartbeatBatch {
+    /// Comes back in the answer.
+    #[prost(uint64, tag = "1")]
+    pub sequence: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub beats: ::prost::alloc::vec::Vec<Beat>,
+}
+impl ::prost::Name for HeartbeatBatch {
+    const NAME: &'static str = "HeartbeatBatch";
+    const PACKAGE: &'static str = "phalanx.registry.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "phalanx.registry.v1.HeartbeatBatch".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/phalanx.registry.v1.HeartbeatBatch".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Beat {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub service: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub epoch: u64,
+    /// What the client takes for its TTL; 0 when it wants to be told.
+    #[prost(uint32, tag = "5")]
+    pub ttl_ms: u32,
+}
+impl ::prost::Name for Beat {
+    const NAME: &'static str = "Beat";
+    const PACKAGE: &'static str = "phalanx.registry.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "phalanx.registry.v1.Beat".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/phalanx.registry.v1.Beat".into()
+    }
+}
+/// Lists only what the client does not know.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HeartbeatBatchAnswer {
+    #[prost(uint64, tag = "1")]
+    pub sequence: u64,
+    /// Positions in the batch of those that have to Register again.
+    #[prost(uint32, repeated, tag = "2")]
+    pub unknown: ::prost::alloc::vec::Vec<u32>,
+    /// Of those whose TTL is another than they said.
+    #[prost(message, repeated, tag = "3")]
+    pub ttls: ::prost::alloc::vec::Vec<TtlChange>,
+}
+impl ::prost::Name for HeartbeatBatchAnswer {
+    const NAME: &'static str = "HeartbeatBatchAnswer";
+    const PACKAGE: &'static str = "phalanx.registry.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "phalanx.registry.v1.HeartbeatBatchAnswer".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/phalanx.registry.v1.HeartbeatBatchAnswer".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TtlChange {
+    /// Position in the batch.
+    #[prost(uint32, tag = "1")]
+    pub beat: u32,
+    #[prost(uint32, tag = "2")]
+    pub ttl_ms: u32,
+}
+impl ::prost::Name for TtlChange {
+    const NAME: &'static str = "TtlChange";
+    const PACKAGE: &'static str = "phalanx.registry.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "phalanx.registry.v1.TtlChange".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/phalanx.registry.v1.TtlChange".into()
+    }
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeregisterRequest {
     #[prost(string, tag = "1")]
@@ -229,6 +313,42 @@ impl ::prost::Name for InstanceKey {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "type.googleapis.com/phalanx.registry.v1.InstanceKey".into()
+    }
+}
+/// Whether an instance wants traffic. That it is alive is told by its heartbeats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum State {
+    Accepting = 0,
+    /// Alive, but not able to serve: in no endpoint set.
+    NotReady = 1,
+    /// Sessions that it has may stay, new ones go elsewhere.
+    Draining = 2,
+    /// In no endpoint set, for good.
+    Drained = 3,
+}
+impl State {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Accepting => "ACCEPTING",
+            Self::NotReady => "NOT_READY",
+            Self::Draining => "DRAINING",
+            Self::Drained => "DRAINED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ACCEPTING" => Some(Self::Accepting),
+            "NOT_READY" => Some(Self::NotReady),
+            "DRAINING" => Some(Self::Draining),
+            "DRAINED" => Some(Self::Drained),
+            _ => None,
+        }
     }
 }
 /// Generated client implementations.
@@ -373,6 +493,31 @@ pub mod registry_client {
                 .insert(GrpcMethod::new("phalanx.registry.v1.Registry", "Heartbeat"));
             self.inner.unary(req, path, codec).await
         }
+        /// The same for many instances at once and for as long as the stream lasts: one answer per batch, in order.
+        pub async fn heartbeats(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::HeartbeatBatch>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::HeartbeatBatchAnswer>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/phalanx.registry.v1.Registry/Heartbeats",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("phalanx.registry.v1.Registry", "Heartbeats"));
+            self.inner.streaming(req, path, codec).await
+        }
         pub async fn deregister(
             &mut self,
             request: impl tonic::IntoRequest<super::DeregisterRequest>,
@@ -453,6 +598,17 @@ pub mod registry_server {
             tonic::Response<super::HeartbeatResponse>,
             tonic::Status,
         >;
+        /// Server streaming response type for the Heartbeats method.
+        type HeartbeatsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::HeartbeatBatchAnswer, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The same for many instances at once and for as long as the stream lasts: one answer per batch, in order.
+        async fn heartbeats(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::HeartbeatBatch>>,
+        ) -> std::result::Result<tonic::Response<Self::HeartbeatsStream>, tonic::Status>;
         async fn deregister(
             &self,
             request: tonic::Request<super::DeregisterRequest>,
@@ -633,6 +789,54 @@ pub mod registry_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/phalanx.registry.v1.Registry/Heartbeats" => {
+                    #[allow(non_camel_case_types)]
+                    struct HeartbeatsSvc<T: Registry>(pub Arc<T>);
+                    impl<
+                        T: Registry,
+                    > tonic::server::StreamingService<super::HeartbeatBatch>
+                    for HeartbeatsSvc<T> {
+                        type Response = super::HeartbeatBatchAnswer;
+                        type ResponseStream = T::HeartbeatsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::HeartbeatBatch>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Registry>::heartbeats(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HeartbeatsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
