@@ -5,23 +5,19 @@ use std::path::PathBuf;
 
 use clap::Args;
 use phalanx_control::{ServeError, serve};
-use phalanx_store::etcd::Credentials;
-use phalanx_store::{Error, EtcdConfig};
+use phalanx_store::Error;
 
+use crate::etcd::{self, Access};
 use crate::exit::{Failure, Outcome};
 use crate::signal;
 
 #[derive(Args)]
 pub struct Options {
-    /// Where the state is kept: in a folder of its own, or in an etcd
-    #[arg(long, value_name = "embedded|etcd://HOST:PORT[,HOST:PORT]", default_value = "embedded", value_parser = place)]
+    /// Where the state is kept: in a folder of its own, or in an etcd (etcds:// is over TLS)
+    #[arg(long, value_name = "embedded|etcd[s]://HOST:PORT[,HOST:PORT]", default_value = "embedded", value_parser = place)]
     store: serve::Place,
-    /// User of the etcd
-    #[arg(long, value_name = "NAME", requires = "store_password_file")]
-    store_user: Option<String>,
-    /// File with the password of that user
-    #[arg(long, value_name = "FILE", requires = "store_user")]
-    store_password_file: Option<PathBuf>,
+    #[command(flatten)]
+    access: Access,
     /// Folder of the embedded store
     #[arg(long, value_name = "DIR", default_value = "phalanx-data")]
     data: PathBuf,
@@ -62,48 +58,26 @@ pub fn run(options: Options) -> Outcome {
             ServeError::Etcd {
                 url,
                 source: source @ Error::Unreachable { .. },
-            } => Failure::unreachable(format!("the store at {url} cannot be used: {source}"))
-                .hint("is etcd running there? the control plane needs it to start, not to go on"),
+            } => etcd::unreachable(&url, &source),
             error => Failure::from_error(error),
         })
 }
 
 impl Options {
     fn place(&self) -> Result<serve::Place, Failure> {
-        let (user, file) = match (&self.store_user, &self.store_password_file) {
-            (Some(user), Some(file)) => (user, file),
-            _ => return Ok(self.store.clone()),
-        };
-        let serve::Place::Etcd(etcd) = &self.store else {
-            return Err(Failure::usage(
-                "--store-user is for --store etcd://…, the embedded store has no users",
-            ));
-        };
-        let password = std::fs::read_to_string(file).map_err(|e| {
-            Failure::file(format!(
-                "cannot read the password in {}: {e}",
-                file.display()
-            ))
-        })?;
-        let credentials = Credentials {
-            user: user.clone(),
-            password: password.trim_end_matches(['\r', '\n']).into(),
-        };
-        Ok(serve::Place::Etcd(EtcdConfig {
-            credentials: Some(credentials),
-            ..etcd.clone()
-        }))
+        match &self.store {
+            serve::Place::Embedded if self.access.is_given() => Err(Failure::usage(
+                "--store-user, --store-ca and the like are for --store etcd://…, the embedded store has neither users nor TLS",
+            )),
+            serve::Place::Embedded => Ok(serve::Place::Embedded),
+            serve::Place::Etcd(etcd) => self.access.apply(etcd.clone()).map(serve::Place::Etcd),
+        }
     }
 }
 
 fn place(text: &str) -> Result<serve::Place, String> {
     match text {
         "embedded" => Ok(serve::Place::Embedded),
-        url => EtcdConfig::parse(url)
-            .map(serve::Place::Etcd)
-            .map_err(|error| match error {
-                Error::Invalid { problem } => problem,
-                error => error.to_string(),
-            }),
+        url => etcd::parse(url).map(serve::Place::Etcd),
     }
 }

@@ -4,6 +4,7 @@ mod apply;
 mod arena;
 mod control;
 mod demo;
+mod etcd;
 mod exit;
 mod files;
 mod get;

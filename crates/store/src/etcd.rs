@@ -35,7 +35,7 @@ mod config;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Credentials, EtcdConfig};
+pub use config::{Credentials, EtcdConfig, Tls};
 pub use feed::Watch;
 
 use keys::{Keys, revision, signed};

@@ -6,14 +6,17 @@ use crate::{Error, Result};
 
 /// Members that a list may name.
 const ENDPOINTS_MAX: usize = 16;
-/// What a URL begins with.
+/// What a URL begins with, in plain text and over TLS.
 const SCHEME: &str = "etcd://";
+const SCHEME_TLS: &str = "etcds://";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EtcdConfig {
     /// `HOST:PORT` of members of one cluster. One is used at a time, the next when it fails.
     pub endpoints: Vec<String>,
     pub credentials: Option<Credentials>,
+    /// None: plain text.
+    pub tls: Option<Tls>,
     /// Written before every key, so that one etcd can hold several meshes and other things, too.
     pub prefix: String,
     /// How long [`Store::etcd`](crate::Store::etcd) waits for an answer before it gives up.
@@ -26,38 +29,57 @@ pub struct Credentials {
     pub password: String,
 }
 
+/// Whom to believe, and how to prove who we are. All in PEM.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// Certificates of the authorities that etcd's own may come from. The system's are not asked: an etcd has its own.
+    pub ca: Vec<u8>,
+    /// Chain and key, for an etcd that asks for them.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+    /// The name that etcd's certificate has to be for, where it is not the endpoint's host.
+    pub server_name: Option<String>,
+}
+
 impl EtcdConfig {
     pub fn new<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> EtcdConfig {
         EtcdConfig {
             endpoints: endpoints.into_iter().map(Into::into).collect(),
             credentials: None,
+            tls: None,
             prefix: "/phalanx/".into(),
             patience: Duration::from_secs(10),
         }
     }
 
-    /// `etcd://HOST:PORT[,HOST:PORT]`
+    /// `etcd://HOST:PORT[,HOST:PORT]`, or `etcds://…` over TLS, which wants a [`Tls::ca`] before it is used.
     ///
     /// # Errors
     /// [`Error::Invalid`], which says what is wrong with the address.
     pub fn parse(url: &str) -> Result<EtcdConfig> {
-        let list = match url.split_once("://") {
-            Some(("etcd", list)) => list,
-            Some(("etcds" | "https", _)) => return Err(invalid(NO_TLS)),
+        let (list, tls) = match url.split_once("://") {
+            Some(("etcd", list)) => (list, None),
+            Some(("etcds", list)) => (list, Some(Tls::default())),
+            Some(("https", _)) => return Err(invalid(NO_HTTPS)),
             _ => {
                 return Err(invalid(format!(
-                    "`{url}` is no address of an etcd, which is {SCHEME}HOST:PORT[,HOST:PORT]"
+                    "`{url}` is no address of an etcd, which is {SCHEME}HOST:PORT[,HOST:PORT], or {SCHEME_TLS}… over TLS"
                 )));
             }
         };
-        let config = EtcdConfig::new(list.split(','));
+        let mut config = EtcdConfig::new(list.split(','));
+        config.tls = tls;
         config.check()?;
         Ok(config)
     }
 
     /// As it may be shown.
     pub fn url(&self) -> String {
-        format!("{SCHEME}{}", self.endpoints.join(","))
+        let scheme = if self.tls.is_some() {
+            SCHEME_TLS
+        } else {
+            SCHEME
+        };
+        format!("{scheme}{}", self.endpoints.join(","))
     }
 
     pub(super) fn check(&self) -> Result<()> {
@@ -75,7 +97,7 @@ impl EtcdConfig {
 
 fn check_endpoint(endpoint: &str) -> Result<()> {
     if endpoint.starts_with("https://") {
-        return Err(invalid(NO_TLS));
+        return Err(invalid(NO_HTTPS));
     }
     if endpoint.contains('@') {
         return Err(invalid(
@@ -96,7 +118,7 @@ fn check_endpoint(endpoint: &str) -> Result<()> {
     Ok(())
 }
 
-const NO_TLS: &str = "TLS to etcd is not supported yet: use etcd:// over a network that is trusted, or a tunnel on loopback";
+const NO_HTTPS: &str = "an etcd over TLS is written etcds://HOST:PORT[,HOST:PORT]";
 
 fn invalid(problem: impl Into<String>) -> Error {
     Error::Invalid {
@@ -112,6 +134,15 @@ impl fmt::Debug for Credentials {
     }
 }
 
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls")
+            .field("server_name", &self.server_name)
+            .field("has_identity", &self.identity.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,14 +154,18 @@ mod tests {
         let three = EtcdConfig::parse("etcd://a:1,b.local:2,[::1]:3").unwrap();
         assert_eq!(three.endpoints, ["a:1", "b.local:2", "[::1]:3"]);
         assert_eq!(three.url(), "etcd://a:1,b.local:2,[::1]:3");
+        let safe = EtcdConfig::parse("etcds://a:1,b:2").unwrap();
+        assert_eq!(safe.url(), "etcds://a:1,b:2");
+        assert!(three.tls.is_none() && safe.tls.is_some());
     }
 
     #[test]
     fn what_is_no_address_is_refused_with_its_reason() {
         for (url, reason) in [
-            ("etcds://a:1", "TLS to etcd is not supported yet"),
-            ("https://a:1", "TLS to etcd is not supported yet"),
-            ("etcd://https://a:1", "TLS to etcd is not supported yet"),
+            ("https://a:1", "is written etcds://"),
+            ("etcd://https://a:1", "is written etcds://"),
+            ("etcds://https://a:1", "is written etcds://"),
+            ("etcds://a", "HOST:PORT"),
             ("etcd://root:secret@a:1", "a user does not belong"),
             ("etcd://", "HOST:PORT"),
             ("etcd://a", "HOST:PORT"),
@@ -156,6 +191,11 @@ mod tests {
             user: "u".into(),
             password: "hunter2".into(),
         });
-        assert!(!format!("{config:?}").contains("hunter2"));
+        config.tls = Some(Tls {
+            identity: Some((b"chain".to_vec(), b"hunter3".to_vec())),
+            ..Tls::default()
+        });
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("hunter") && !shown.contains("104, 117"));
     }
 }

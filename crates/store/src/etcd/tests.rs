@@ -14,6 +14,7 @@ use phalanx_proto::etcdserverpb::{
 use tokio::time::{sleep, timeout};
 
 mod kill;
+mod tls;
 
 use phalanx_testkit::{
     address,

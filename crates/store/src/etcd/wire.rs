@@ -19,10 +19,10 @@ use tokio::{
 use tonic::{
     Code, Request, Response, Status,
     metadata::{AsciiMetadataValue, MetadataValue},
-    transport::{Channel, Endpoint},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
-use super::config::{Credentials, EtcdConfig};
+use super::config::{Credentials, EtcdConfig, Tls};
 use crate::{Error, Result};
 
 /// Until an attempt counts as lost, and until no further one is begun.
@@ -102,7 +102,9 @@ impl Wire {
     /// Nothing is connected yet. Must be called within a runtime.
     pub fn new(config: &EtcdConfig) -> Result<Wire> {
         config.check()?;
-        let members: Result<Vec<Member>> = config.endpoints.iter().map(Member::new).collect();
+        let tls = config.tls.as_ref();
+        let member = |name| Member::new(name, tls);
+        let members: Result<Vec<Member>> = config.endpoints.iter().map(member).collect();
         Ok(Wire {
             members: members?,
             current: AtomicUsize::new(0),
@@ -294,11 +296,21 @@ impl Wire {
 }
 
 impl Member {
-    fn new(name: &String) -> Result<Member> {
-        let endpoint = Endpoint::from_shared(format!("http://{name}"))
-            .map_err(|error| Error::Invalid {
-                problem: format!("`{name}` is no endpoint of an etcd: {error}"),
-            })?
+    fn new(name: &String, tls: Option<&Tls>) -> Result<Member> {
+        let invalid = |problem: String| Error::Invalid { problem };
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{name}"))
+            .map_err(|error| invalid(format!("`{name}` is no endpoint of an etcd: {error}")))?;
+        if let Some(tls) = tls {
+            let config = endpoint.tls_config(tls_config(tls)?);
+            endpoint = config.map_err(|error| {
+                let problem = sources(&error);
+                invalid(format!(
+                    "the certificates for etcd can't be used: {problem}"
+                ))
+            })?;
+        }
+        let endpoint = endpoint
             .connect_timeout(CONNECT_MAX)
             .http2_keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_MAX)
@@ -313,6 +325,34 @@ impl Member {
             endpoint,
         })
     }
+}
+
+fn tls_config(tls: &Tls) -> Result<ClientTlsConfig> {
+    let is_pem = |text: &[u8], what: &str| {
+        let begin = format!("-----BEGIN {what}");
+        text.windows(begin.len())
+            .any(|part| part == begin.as_bytes())
+    };
+    if !is_pem(&tls.ca, "CERTIFICATE-----") {
+        return Err(Error::Invalid {
+            problem:
+                "an etcd over TLS needs the certificate (PEM) of the authority that signed its own"
+                    .into(),
+        });
+    }
+    let mut config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&tls.ca));
+    if let Some(name) = &tls.server_name {
+        config = config.domain_name(name);
+    }
+    if let Some((chain, key)) = &tls.identity {
+        if !is_pem(chain, "CERTIFICATE-----") {
+            return Err(Error::Invalid {
+                problem: "the client certificate for etcd is no certificate in PEM".into(),
+            });
+        }
+        config = config.identity(Identity::from_pem(chain, key));
+    }
+    Ok(config)
 }
 
 impl Link {
