@@ -31,7 +31,7 @@ const INVALID_ARGUMENT: i32 = 3;
 #[derive(Debug)]
 pub struct Client {
     node: Node,
-    tables: [Table; 4],
+    tables: [Table; Kind::ALL.len()],
     stream: u64,
     /// The node was not told on this stream yet.
     introduce: bool,

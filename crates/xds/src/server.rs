@@ -1,11 +1,14 @@
-//! The ADS server as a socketless state machine: one [`Session`] per stream, delta or state of the world.
+//! The xDS server as a socketless state machine: one [`Session`] per stream, delta or state of the world, of all kinds or one.
 //!
 //! Requests and snapshots go in, `poll` gives responses until there is none. Sockets, nodes and clocks live elsewhere.
-//! Module order: message, progress, plan, gate, quarantine, kind_state, wire, subscription, held, blame.
+//! On a stream of one kind nothing is known of the others, so time stands in for their ACKs ([`SETTLE_MS`],
+//! [`PATIENCE_MS`]).
+//! Module order: message, progress, inventory, plan, gate, quarantine, kind_state, wire, subscription, held, blame.
 
 mod blame;
 mod gate;
 mod held;
+mod inventory;
 mod kind_state;
 mod message;
 mod plan;
@@ -23,14 +26,17 @@ use phalanx_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Discov
 use phalanx_proto::google::rpc::Status;
 
 pub use self::blame::MESSAGE_BYTES_MAX;
-pub use self::message::{NAME_BYTES_MAX, NAMES_MAX, Request, Response, SessionError};
-pub use self::plan::{PATIENCE_MS, RESPONSE_BYTES_MAX};
+pub use self::inventory::{Delivery, Item};
+pub use self::message::{
+    NAME_BYTES_MAX, NAMES_MAX, Request, Response, SOTW_BYTES_MAX, SessionError, UNSERVED_MAX,
+};
+pub use self::plan::{PATIENCE_MS, RESPONSE_BYTES_MAX, SETTLE_MS};
 pub use self::progress::{Nack, Pending, Progress};
 
 use self::gate::View;
 use self::held::{Change, named_by};
-use self::kind_state::{KindState, Outstanding, Whole};
-use self::message::{check_count, check_names, parse};
+use self::kind_state::{KindState, Outstanding, Refused, Wait, Whole};
+use self::message::{check_count, check_names, short};
 use self::plan::{Plan, plan};
 use self::progress::{nacks, pending};
 use crate::kind::Kind;
@@ -40,9 +46,15 @@ use crate::snapshot::Snapshot;
 #[derive(Debug)]
 pub struct Session {
     protocol: Protocol,
+    ordered: bool,
+    /// The only kind that is served here; none: all are.
+    only: Option<Kind>,
     target: Option<Arc<Snapshot>>,
-    kinds: [KindState; 4],
+    kinds: [KindState; Kind::ALL.len()],
     nonce: u64,
+    /// Types that the client asked for and that are not served.
+    unserved: BTreeSet<String>,
+    failed: Option<SessionError>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,21 +66,96 @@ enum Protocol {
 impl Session {
     /// For `DeltaAggregatedResources`.
     pub fn delta() -> Self {
-        Self::new(Protocol::Delta)
+        Self::new(Protocol::Delta, None)
     }
 
     /// State of the world, for `StreamAggregatedResources`.
     pub fn sotw() -> Self {
-        Self::new(Protocol::Sotw)
+        Self::new(Protocol::Sotw, None)
     }
 
-    fn new(protocol: Protocol) -> Self {
+    /// For `DeltaClusters` and its like.
+    pub fn delta_of(kind: Kind) -> Self {
+        Self::new(Protocol::Delta, Some(kind))
+    }
+
+    /// For `StreamClusters` and its like.
+    pub fn sotw_of(kind: Kind) -> Self {
+        Self::new(Protocol::Sotw, Some(kind))
+    }
+
+    fn new(protocol: Protocol, only: Option<Kind>) -> Self {
         Self {
             protocol,
+            only,
+            ordered: false,
             target: None,
             kinds: Kind::ALL.map(KindState::new),
             nonce: 0,
+            unserved: BTreeSet::new(),
+            failed: None,
         }
+    }
+
+    /// Resources of `kind` go out with this time to live, and are confirmed in time for as long as the session is polled:
+    /// a client that hears nothing any more drops them. 0, as at first: they never expire.
+    pub fn set_ttl(&mut self, kind: Kind, ttl_ms: u64) {
+        self.state(kind).ttl_ms = ttl_ms;
+    }
+
+    /// What the client refused on an earlier stream is not sent again in that version. Before the first snapshot.
+    pub fn remember(&mut self, nacks: impl IntoIterator<Item = Nack>) {
+        for nack in nacks {
+            let Some(name) = nack.name else { continue };
+            let refused = Refused {
+                version: nack.version,
+                message: nack.message,
+                since_revision: nack.since_revision,
+            };
+            self.state(nack.kind).refused.insert(name, refused);
+        }
+    }
+
+    /// The only kind that is served here; none: all are.
+    pub fn only(&self) -> Option<Kind> {
+        self.only
+    }
+
+    /// Types that the client asked for in vain. The others go on: on an aggregated stream there is no other way to refuse one.
+    pub fn unserved(&self) -> impl Iterator<Item = &str> {
+        self.unserved.iter().map(String::as_str)
+    }
+
+    /// Why the stream must be closed although the client did nothing wrong. Then `poll` gives nothing any more.
+    pub fn failed(&self) -> Option<&SessionError> {
+        self.failed.as_ref()
+    }
+
+    /// Everything that the client asks for or holds, by kind and name.
+    pub fn inventory(&self) -> impl Iterator<Item = Item> + '_ {
+        let asked = self.kinds.iter().filter(|s| s.subscription.is_some());
+        asked.flat_map(|state| inventory::items(state, self.target.as_deref()))
+    }
+
+    /// Whether the client asks for all of `kind`.
+    pub fn is_wildcard(&self, kind: Kind) -> bool {
+        let subscription = self.kinds[kind.index()].subscription.as_ref();
+        subscription.is_some_and(|s| s.is_wildcard())
+    }
+
+    /// The client takes responses one after the other, in the order of the stream, and asks on demand: so what is new
+    /// need not wait until what it names is acknowledged (it only has to be sent before), `*` holds for endpoints too, and
+    /// asking for more does not take back that a revision was reached. Removals wait as ever. Told before its first
+    /// request.
+    pub fn trust_order(&mut self) {
+        self.ordered = true;
+    }
+
+    /// What the client asks for by name.
+    pub fn names(&self, kind: Kind) -> impl Iterator<Item = &str> {
+        let subscription = self.kinds[kind.index()].subscription.as_ref();
+        let names = subscription.into_iter().flat_map(|s| s.names());
+        names.map(String::as_str)
     }
 
     /// Takes in one message of the client. An error ends the session.
@@ -97,6 +184,9 @@ impl Session {
     /// Constant time when nothing changed. `now_ms` is any clock that does not go backwards.
     pub fn poll(&mut self, now_ms: u64) -> Option<Response> {
         let target = self.target.clone()?;
+        if self.failed.is_some() {
+            return None;
+        }
         while let Some(kind) = self.next_ready(now_ms) {
             for state in &mut self.kinds {
                 state.adopt_claims(&target);
@@ -104,13 +194,15 @@ impl Session {
             let view = View {
                 target: &target,
                 kinds: &self.kinds,
+                alone: self.only.is_some(),
+                ordered: self.ordered,
             };
             let plan = plan(view, kind, now_ms, self.protocol == Protocol::Delta);
             if let Some(response) = self.carry_out(kind, plan, &target, now_ms) {
                 return Some(response);
             }
         }
-        None
+        self.heartbeat(&target, now_ms)
     }
 
     /// When waiting ends by itself, in the clock of `poll`.
@@ -119,8 +211,9 @@ impl Session {
             .kinds
             .iter()
             .filter(|state| state.outstanding.is_none());
-        let since = waiting.flat_map(|state| state.blocked.values()).min()?;
-        Some(since.saturating_add(PATIENCE_MS))
+        let blocked = waiting.flat_map(|state| state.blocked.values());
+        let heartbeats = self.kinds.iter().filter_map(KindState::heartbeat_ms);
+        blocked.map(|wait| wait.until_ms).chain(heartbeats).min()
     }
 
     pub fn progress(&self) -> Progress {
@@ -134,7 +227,9 @@ impl Session {
     }
 
     fn on_delta(&mut self, request: DeltaDiscoveryRequest) -> Result<(), SessionError> {
-        let kind = parse(&request.type_url)?;
+        let Some(kind) = self.kind_of(&request.type_url)? else {
+            return Ok(());
+        };
         let claims = &request.initial_resource_versions;
         check_count(kind, claims.len())?;
         check_names(kind, claims.keys().chain(claims.values()))?;
@@ -144,10 +239,12 @@ impl Session {
             self.on_answer(kind, &request.response_nonce, request.error_detail.as_ref());
         }
         let revision = self.target.as_ref().map_or(0, |target| target.revision);
+        let ordered = self.ordered;
         let state = self.state(kind);
         let mentions = !request.resource_names_subscribe.is_empty()
             || !request.resource_names_unsubscribe.is_empty();
         let subscription = state.subscription.get_or_insert_default();
+        subscription.private_wildcard = ordered && kind == Kind::Endpoints;
         let anew = subscription.change(
             kind,
             first,
@@ -161,7 +258,11 @@ impl Session {
             state.claim(request.initial_resource_versions);
         }
         if first || mentions {
+            let reached = state.reached;
             state.subscription_changed(revision);
+            if ordered {
+                state.reached = reached;
+            }
             self.wake();
         }
         Ok(())
@@ -169,7 +270,9 @@ impl Session {
 
     /// A stale request is ignored as a whole: another one with the full list of names follows it.
     fn on_sotw(&mut self, request: DiscoveryRequest) -> Result<(), SessionError> {
-        let kind = parse(&request.type_url)?;
+        let Some(kind) = self.kind_of(&request.type_url)? else {
+            return Ok(());
+        };
         check_count(kind, request.resource_names.len())?;
         check_names(kind, request.resource_names.iter())?;
         let nonce = &request.response_nonce;
@@ -193,12 +296,32 @@ impl Session {
         Ok(())
     }
 
+    /// None for a type that is not served. On a stream of one kind the type may be left out.
+    fn kind_of(&mut self, type_url: &str) -> Result<Option<Kind>, SessionError> {
+        match (Kind::parse(type_url), self.only) {
+            (None, Some(served)) if type_url.is_empty() => Ok(Some(served)),
+            (Some(asked), Some(served)) if asked != served => {
+                Err(SessionError::OtherKind { served, asked })
+            }
+            (Some(kind), _) => Ok(Some(kind)),
+            (None, None) if !type_url.is_empty() => {
+                let type_url = short(type_url);
+                if self.unserved.len() >= UNSERVED_MAX && !self.unserved.contains(&type_url) {
+                    return Err(SessionError::TooManyTypes(type_url));
+                }
+                self.unserved.insert(type_url);
+                Ok(None)
+            }
+            (None, _) => Err(SessionError::UnknownType(short(type_url))),
+        }
+    }
+
     /// Only the nonce of the unanswered response makes a request an answer, and only `error` makes it a refusal.
     fn on_answer(&mut self, kind: Kind, nonce: &str, error: Option<&Status>) {
         let whole = match (self.protocol, kind) {
             (Protocol::Delta, _) => Whole::ChangesOnly,
-            (Protocol::Sotw, Kind::Cluster | Kind::Listener) => Whole::OfKind,
-            (Protocol::Sotw, Kind::Endpoints | Kind::Routes) => Whole::OfNamed,
+            (Protocol::Sotw, kind) if kind.has_wildcard() => Whole::OfKind,
+            (Protocol::Sotw, _) => Whole::OfNamed,
         };
         let Some(target) = self.target.clone() else {
             return;
@@ -216,7 +339,7 @@ impl Session {
 
     /// In push order: the first kind that may send and has a reason to look for something.
     fn next_ready(&self, now_ms: u64) -> Option<Kind> {
-        let overdue = |since: &u64| now_ms.saturating_sub(*since) >= PATIENCE_MS;
+        let overdue = |wait: &Wait| wait.is_over(now_ms);
         let ready = |state: &&KindState| {
             state.subscription.is_some()
                 && state.outstanding.is_none()
@@ -235,7 +358,7 @@ impl Session {
         let protocol = self.protocol;
         let state = self.state(kind);
         plan.note(state);
-        if protocol == Protocol::Sotw && matches!(kind, Kind::Endpoints | Kind::Routes) {
+        if protocol == Protocol::Sotw && !kind.has_wildcard() {
             self.drop_silently(kind, &mut plan);
         }
         let state = self.state(kind);
@@ -244,6 +367,10 @@ impl Session {
         let silent = protocol == Protocol::Sotw && state.answer_due && !complete_or_late;
         let greet = state.answer_due && complete_or_late;
         if !silent && (greet || !plan.changes.is_empty()) {
+            if let Err(error) = self.check_size(kind, &plan) {
+                self.failed = Some(error);
+                return None;
+            }
             return Some(self.send(kind, plan, target, now_ms));
         }
         if plan.is_complete() {
@@ -273,11 +400,14 @@ impl Session {
         let state = self.state(kind);
         let response = match protocol {
             Protocol::Delta => {
-                Response::Delta(wire::delta(kind, &plan.changes, target.revision, nonce))
+                let (ttl_ms, revision) = (state.ttl_ms, target.revision);
+                Response::Delta(wire::delta(kind, &plan.changes, ttl_ms, revision, nonce))
             }
             Protocol::Sotw => {
                 let content = state.content(&plan.changes);
-                Response::Sotw(wire::sotw(kind, content.into_iter(), nonce))
+                let response = wire::sotw(kind, content.into_iter(), state.ttl_ms, nonce);
+                state.version_info.clone_from(&response.version_info);
+                Response::Sotw(response)
             }
         };
         state.sent(Outstanding {
@@ -288,6 +418,52 @@ impl Session {
             changes: plan.changes,
         });
         response
+    }
+
+    fn check_size(&self, kind: Kind, plan: &Plan) -> Result<(), SessionError> {
+        if self.protocol == Protocol::Delta {
+            return Ok(());
+        }
+        let content = self.kinds[kind.index()].content(&plan.changes);
+        let bytes = content.iter().map(|resource| resource.body.len()).sum();
+        if bytes > SOTW_BYTES_MAX {
+            return Err(SessionError::TooLarge { kind, bytes });
+        }
+        Ok(())
+    }
+
+    /// Confirms what is held and would expire at the client.
+    fn heartbeat(&mut self, target: &Snapshot, now_ms: u64) -> Option<Response> {
+        let due = |state: &&mut KindState| state.heartbeat_ms().is_some_and(|at| now_ms >= at);
+        let protocol = self.protocol;
+        let state = self.kinds.iter_mut().find(due)?;
+        state.confirmed_ms = Some(now_ms);
+        self.nonce += 1;
+        let (kind, ttl_ms, nonce) = (state.kind, state.ttl_ms, self.nonce);
+        let response = match protocol {
+            Protocol::Delta => Response::Delta(wire::delta_heartbeat(
+                kind,
+                state.sure(),
+                ttl_ms,
+                target.revision,
+                nonce,
+            )),
+            Protocol::Sotw => Response::Sotw(wire::sotw_heartbeat(
+                kind,
+                state.sure(),
+                ttl_ms,
+                &state.version_info,
+                nonce,
+            )),
+        };
+        state.sent(Outstanding {
+            nonce,
+            void: BTreeSet::new(),
+            sent_ms: now_ms,
+            reaches: (!state.dirty).then_some(state.reached),
+            changes: Vec::new(),
+        });
+        Some(response)
     }
 
     /// A changed cluster is warming at the client until its endpoints come again, changed or not; Envoy would wait 15 s.

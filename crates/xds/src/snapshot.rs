@@ -22,6 +22,8 @@ pub struct Encoded {
     /// What it names, sorted, each once: the clusters of [`Kind::Routes`], the cluster or route table of a
     /// [`Kind::Listener`]. (A cluster's endpoint set has the cluster's name and is not listed.)
     pub refs: Vec<String>,
+    /// The secrets that a [`Kind::Cluster`] or [`Kind::Listener`] takes over SDS, sorted, each once.
+    pub secrets: Vec<String>,
 }
 
 impl Encoded {
@@ -35,7 +37,17 @@ impl Encoded {
             version: version(&body),
             body,
             refs,
+            secrets: Vec::new(),
         }
+    }
+
+    /// The same, taking these secrets over SDS.
+    #[must_use]
+    pub fn with_secrets(mut self, mut secrets: Vec<String>) -> Self {
+        secrets.sort_unstable();
+        secrets.dedup();
+        self.secrets = secrets;
+        self
     }
 }
 
@@ -44,13 +56,15 @@ pub fn version(body: &[u8]) -> String {
     format!("{:016x}", xxh3_64(body))
 }
 
+const KINDS: usize = Kind::ALL.len();
+
 type Resources = BTreeMap<String, Arc<Encoded>>;
 
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Of the store.
     pub revision: u64,
-    kinds: [Arc<Resources>; 4],
+    kinds: [Arc<Resources>; KINDS],
 }
 
 impl Snapshot {
@@ -70,7 +84,7 @@ impl Snapshot {
     }
 
     /// From maps that other snapshots may share, in the order of [`Kind::ALL`]; each resource under its own name.
-    pub fn from_kinds(revision: u64, kinds: [Arc<BTreeMap<String, Arc<Encoded>>>; 4]) -> Self {
+    pub fn from_kinds(revision: u64, kinds: [Arc<BTreeMap<String, Arc<Encoded>>>; KINDS]) -> Self {
         Self { revision, kinds }
     }
 
@@ -122,7 +136,7 @@ impl Snapshot {
 #[derive(Debug)]
 pub struct SnapshotBuilder {
     revision: u64,
-    kinds: [Resources; 4],
+    kinds: [Resources; KINDS],
 }
 
 impl SnapshotBuilder {

@@ -54,7 +54,10 @@ impl Published {
                 .unwrap_or(&self.table)
         };
         let tables = table.unwrap_or_else(of_namespace);
+        // They come with identities; until then whoever asks for one waits.
+        let secrets = Resources::default();
         let of = |kind| match kind {
+            Kind::Secret => &secrets,
             Kind::Cluster => &self.clusters,
             Kind::Endpoints => &self.endpoints,
             Kind::Listener => listeners,

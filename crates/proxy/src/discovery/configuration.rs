@@ -177,6 +177,8 @@ impl Configuration {
             Kind::Endpoints => {
                 drop(cluster().and_then(|name| self.resources.assignments.remove(&name)))
             }
+            // None is ever held: they are refused.
+            Kind::Secret => {}
         }
     }
 }

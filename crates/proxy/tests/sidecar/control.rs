@@ -17,7 +17,8 @@ use phalanx_proto::phalanx::observe::v1::observe_server::{Observe, ObserveServer
 use phalanx_proto::phalanx::observe::v1::{ReportRequest, ReportResponse};
 use phalanx_proto::phalanx::registry::v1::registry_server::{Registry, RegistryServer};
 use phalanx_proto::phalanx::registry::v1::{
-    DeregisterRequest, DeregisterResponse, HeartbeatRequest, HeartbeatResponse, RegisterRequest,
+    DeregisterRequest, DeregisterResponse, HeartbeatBatch, HeartbeatBatchAnswer, HeartbeatRequest,
+    HeartbeatResponse, RegisterRequest,
     RegisterResponse, WatchRequest, WatchResponse,
 };
 use phalanx_xds::{Encoded, Kind};
@@ -170,7 +171,7 @@ impl AggregatedDiscoveryService for Script {
         let (stream, responses) = mpsc::channel(256);
         let script = self.clone();
         tokio::spawn(async move {
-            let mut known = [false; 4];
+            let mut known = [false; Kind::ALL.len()];
             while let Ok(Some(request)) = requests.message().await {
                 let mut inner = script.see();
                 let kind = Kind::parse(&request.type_url).unwrap();
@@ -248,6 +249,15 @@ impl Registry for Script {
             removed,
             revision: 2,
         }))
+    }
+
+    type HeartbeatsStream = Boxed<HeartbeatBatchAnswer>;
+
+    async fn heartbeats(
+        &self,
+        _: Request<Streaming<HeartbeatBatch>>,
+    ) -> Result<Response<Self::HeartbeatsStream>, Status> {
+        Err(Status::unimplemented("not scripted"))
     }
 
     type WatchStream = Boxed<WatchResponse>;

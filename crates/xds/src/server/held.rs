@@ -82,6 +82,17 @@ impl Held {
                 .is_some_and(|acked| acked.hash() == version)
     }
 
+    /// The version that the client holds, if that is certain.
+    pub(super) fn sure_version(&self) -> Option<&str> {
+        let acked = self.acked.as_ref().filter(|_| self.doubts.is_empty());
+        acked.map(Version::hash)
+    }
+
+    /// The last acknowledged version, whatever is in doubt.
+    pub(super) fn acked_version(&self) -> Option<&str> {
+        self.acked.as_ref().map(Version::hash)
+    }
+
     /// Whether the client holds it in some version.
     pub(super) fn is_present(&self) -> bool {
         self.acked.is_some() && self.doubts.iter().all(Option::is_some)

@@ -31,6 +31,19 @@ pub(super) struct Refused {
     pub(super) since_revision: u64,
 }
 
+/// A resource that is not sent before others are acknowledged, or patience ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wait {
+    pub(super) since_ms: u64,
+    pub(super) until_ms: u64,
+}
+
+impl Wait {
+    pub(super) fn is_over(self, now_ms: u64) -> bool {
+        now_ms >= self.until_ms
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct KindState {
     pub(super) kind: Kind,
@@ -49,14 +62,20 @@ pub(super) struct KindState {
     pub(super) answer_due: bool,
     /// Something changed since the last plan.
     pub(super) dirty: bool,
-    /// What the last plan held back by make before break, and since when (ms).
-    pub(super) blocked: BTreeMap<String, u64>,
+    /// What the last plan held back by make before break.
+    pub(super) blocked: BTreeMap<String, Wait>,
     /// The last plan kept something that another kind's state may release.
     pub(super) holding: bool,
     /// The client holds every resource it asked for as of this revision, or newer.
     pub(super) reached: u64,
     /// The client came with resources from an earlier stream.
     pub(super) reconnected: bool,
+    /// How long the client keeps what it is sent without being told again, in ms; 0: for ever.
+    pub(super) ttl_ms: u64,
+    /// When all of what is held was confirmed last, in ms.
+    pub(super) confirmed_ms: Option<u64>,
+    /// `version_info` of the last response, over state of the world.
+    pub(super) version_info: String,
     latest_nonce: u64,
     /// Claims that no snapshot was searched for yet.
     claims: bool,
@@ -79,6 +98,9 @@ impl KindState {
             holding: false,
             reached: 0,
             reconnected: false,
+            ttl_ms: 0,
+            confirmed_ms: None,
+            version_info: String::new(),
             latest_nonce: 0,
             claims: false,
         }
@@ -97,6 +119,22 @@ impl KindState {
         })
     }
 
+    /// Whether an unanswered response puts `name`, in this version if one is given.
+    pub(super) fn is_on_its_way(&self, name: &str, version: Option<&str>) -> bool {
+        let puts = |change: &Change| {
+            let put = change.put.as_ref().filter(|_| change.name == name);
+            put.is_some_and(|put| version.is_none_or(|version| put.version == version))
+        };
+        let unanswered = self.outstanding.as_ref();
+        unanswered.is_some_and(|out| !out.void.contains(name) && out.changes.iter().any(puts))
+    }
+
+    /// Whether an unanswered response carries `name`.
+    pub(super) fn is_under_way(&self, name: &str) -> bool {
+        let out = self.outstanding.as_ref();
+        out.is_some_and(|out| out.changes.iter().any(|change| change.name == name))
+    }
+
     pub(super) fn is_outstanding(&self, nonce: &str) -> bool {
         self.outstanding
             .as_ref()
@@ -110,6 +148,22 @@ impl KindState {
     /// Marks it for a new plan if other kinds' progress may release something here.
     pub(super) fn wake(&mut self) {
         self.dirty |= self.holding || !self.blocked.is_empty();
+    }
+
+    /// When what the client holds must be confirmed, so that a lost message does not let it expire.
+    pub(super) fn heartbeat_ms(&self) -> Option<u64> {
+        let due = self.ttl_ms > 0 && self.outstanding.is_none() && !self.held.is_empty();
+        due.then(|| {
+            let confirmed_ms = self.confirmed_ms.unwrap_or(0);
+            confirmed_ms.saturating_add(self.ttl_ms / HEARTBEATS_PER_TTL)
+        })
+    }
+
+    /// What the client holds for certain, with versions.
+    pub(super) fn sure(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.held
+            .iter()
+            .filter_map(|(name, held)| Some((name.as_str(), held.sure_version()?)))
     }
 
     /// What a reconnecting client says it holds.
@@ -174,6 +228,7 @@ impl KindState {
             self.resend.remove(&change.name);
         }
         self.answer_due = false;
+        self.confirmed_ms.get_or_insert(outstanding.sent_ms);
         self.latest_nonce = outstanding.nonce;
         self.outstanding = Some(outstanding);
     }
@@ -245,3 +300,6 @@ pub(super) enum Whole {
     /// State of the world, Cluster and Listener: what was left out is gone.
     OfKind,
 }
+
+/// Two may be lost or late.
+const HEARTBEATS_PER_TTL: u64 = 3;

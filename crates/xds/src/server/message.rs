@@ -10,6 +10,10 @@ use crate::kind::Kind;
 pub const NAMES_MAX: usize = 10_000;
 /// Bytes in a resource name or a version that a client sends.
 pub const NAME_BYTES_MAX: usize = 1024;
+/// Types that are not served and that one client may ask for all the same, on an aggregated stream.
+pub const UNSERVED_MAX: usize = 16;
+/// Body bytes in one response of the state of the world, which can't come in pages.
+pub const SOTW_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 #[derive(Clone, Debug)]
 pub enum Request {
@@ -27,9 +31,19 @@ pub enum Response {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SessionError {
     #[error(
-        "resource type {0:?} is not served; served are clusters, endpoints, listeners and routes"
+        "resource type {0:?} is not served; served are secrets, clusters, endpoints, listeners and routes"
     )]
     UnknownType(String),
+    #[error(
+        "more than {UNSERVED_MAX} resource types that are not served, the last {0:?}; served are secrets, clusters, endpoints, listeners and routes"
+    )]
+    TooManyTypes(String),
+    #[error("{asked} on a stream of {served} alone (aggregated streams carry all kinds)")]
+    OtherKind { served: Kind, asked: Kind },
+    #[error(
+        "{kind}: the state of the world has {bytes} bytes, at most {SOTW_BYTES_MAX} are sent in one message (use delta, which comes in pages, or ask for less)"
+    )]
+    TooLarge { kind: Kind, bytes: usize },
     #[error("{kind}: more than {NAMES_MAX} names in one subscription")]
     TooManyNames { kind: Kind },
     #[error("{kind}: a name or version of {bytes} bytes, at most {NAME_BYTES_MAX} are allowed")]
@@ -75,10 +89,9 @@ impl From<DiscoveryRequest> for Request {
     }
 }
 
-pub(super) fn parse(type_url: &str) -> Result<Kind, SessionError> {
-    Kind::parse(type_url).ok_or_else(|| {
-        SessionError::UnknownType(type_url.chars().take(NAME_BYTES_MAX / 4).collect())
-    })
+/// A type URL that is not ours, cut to what is worth keeping.
+pub(super) fn short(type_url: &str) -> String {
+    type_url.chars().take(NAME_BYTES_MAX / 4).collect()
 }
 
 pub(super) fn check_count(kind: Kind, count: usize) -> Result<(), SessionError> {

@@ -6,21 +6,23 @@ use std::sync::Arc;
 
 use super::gate::{Gate, View};
 use super::held::{Change, Held};
-use super::kind_state::KindState;
+use super::kind_state::{KindState, Wait};
 use crate::kind::Kind;
 use crate::snapshot::{Encoded, Snapshot};
 
 /// How long make before break waits for a client, in ms: one that does not answer, for whatever reason, must not keep
 /// the other kinds from going on. Envoy answers within 5 ms unless it is stuck.
 pub const PATIENCE_MS: u64 = 5_000;
+/// How long a resource waits for what it names on a stream of one kind, where no ACK of the others is seen, in ms: enough
+/// for them to arrive, and less than [`PATIENCE_MS`], after which what nothing names any more is removed.
+pub const SETTLE_MS: u64 = 1_000;
 /// Body bytes in one delta response, at most, unless a single resource is larger: gRPC refuses messages over 4 MiB.
 pub const RESPONSE_BYTES_MAX: usize = 3 * 1024 * 1024;
 
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     pub(super) changes: Vec<Change>,
-    /// Name → since when it waits, in ms.
-    pub(super) blocked: BTreeMap<String, u64>,
+    pub(super) blocked: BTreeMap<String, Wait>,
     /// Something that is gone from the snapshot stays with the client because it is still needed.
     pub(super) holding: bool,
     /// Something goes out although it should have waited longer.
@@ -118,7 +120,11 @@ impl Plan {
                     .get_or_insert_with(|| view.removals(kind))
                     .gate(name),
             };
-            if self.admits(state, name, gate, now_ms) {
+            let patience_ms = match target {
+                Some(_) if view.alone => SETTLE_MS,
+                _ => PATIENCE_MS,
+            };
+            if self.admits(state, name, gate, now_ms, patience_ms) {
                 self.bytes += size;
                 self.changes.push(Change {
                     name: name.to_owned(),
@@ -129,7 +135,14 @@ impl Plan {
     }
 
     /// Whether a change may go out now; takes note of it if not.
-    fn admits(&mut self, state: &KindState, name: &str, gate: Gate, now_ms: u64) -> bool {
+    fn admits(
+        &mut self,
+        state: &KindState,
+        name: &str,
+        gate: Gate,
+        now_ms: u64,
+        patience_ms: u64,
+    ) -> bool {
         match gate {
             Gate::Open => true,
             Gate::Hold => {
@@ -137,13 +150,17 @@ impl Plan {
                 false
             }
             Gate::Wait => {
-                let since = state.blocked.get(name).copied().unwrap_or(now_ms);
-                let patient = now_ms.saturating_sub(since) < PATIENCE_MS;
-                if patient {
-                    self.blocked.insert(name.to_owned(), since);
+                let since_ms = state.blocked.get(name).map_or(now_ms, |wait| wait.since_ms);
+                let wait = Wait {
+                    since_ms,
+                    until_ms: since_ms.saturating_add(patience_ms),
+                };
+                let is_over = wait.is_over(now_ms);
+                if !is_over {
+                    self.blocked.insert(name.to_owned(), wait);
                 }
-                self.impatient |= !patient;
-                !patient
+                self.impatient |= is_over;
+                is_over
             }
         }
     }

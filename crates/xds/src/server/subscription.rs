@@ -12,6 +12,8 @@ pub(super) struct Subscription {
     names: BTreeSet<String>,
     /// Names, or `*`, were sent on this stream: from then on no name means nothing.
     explicit: bool,
+    /// `*` is understood though the kind is commonly asked for by name only.
+    pub(super) private_wildcard: bool,
 }
 
 impl Subscription {
@@ -38,7 +40,7 @@ impl Subscription {
         unsubscribe: &[String],
     ) -> Vec<String> {
         if first && subscribe.is_empty() {
-            self.wildcard = knows_wildcard(kind);
+            self.wildcard = kind.has_wildcard();
         }
         let mut anew = Vec::new();
         for name in unsubscribe {
@@ -51,7 +53,7 @@ impl Subscription {
         for name in subscribe {
             self.explicit = true;
             if name == WILDCARD {
-                self.wildcard |= knows_wildcard(kind);
+                self.wildcard |= kind.has_wildcard() || self.private_wildcard;
             } else if !self.names.insert(name.clone()) {
                 anew.push(name);
             }
@@ -67,16 +69,11 @@ impl Subscription {
         };
         next.names = names.into_iter().collect();
         let asked = next.names.remove(WILDCARD);
-        next.wildcard = knows_wildcard(kind) && (asked || !next.explicit);
+        next.wildcard = kind.has_wildcard() && (asked || !next.explicit);
         let changed = next.wildcard != self.wildcard || next.names != self.names;
         *self = next;
         changed
     }
-}
-
-/// Endpoints and route tables are only ever asked for by name.
-fn knows_wildcard(kind: Kind) -> bool {
-    matches!(kind, Kind::Cluster | Kind::Listener)
 }
 
 #[cfg(test)]
@@ -109,8 +106,8 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_and_routes_have_no_wildcard() {
-        for kind in [Kind::Endpoints, Kind::Routes] {
+    fn endpoints_routes_and_secrets_have_no_wildcard() {
+        for kind in [Kind::Endpoints, Kind::Routes, Kind::Secret] {
             let (mut sotw, mut delta) = (Subscription::default(), Subscription::default());
             sotw.replace(kind, vec![]);
             delta.change(kind, true, list(&["*"]), &[]);

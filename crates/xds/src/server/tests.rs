@@ -2,9 +2,14 @@
 
 mod bounds;
 mod break_after_make;
+mod inventory;
+mod one_kind;
 mod refusals;
+mod remembered;
+mod secrets;
 mod state_of_the_world;
 mod subscriptions;
+mod time_to_live;
 
 use std::sync::Arc;
 
@@ -294,7 +299,7 @@ impl Sotw {
 
 fn asked<'a>(kind: Kind, names: &'a [&'a str]) -> &'a [&'a str] {
     match kind {
-        Kind::Endpoints => names,
+        Kind::Endpoints | Kind::Secret => names,
         Kind::Routes => &["outbound"],
         Kind::Cluster | Kind::Listener => &[],
     }

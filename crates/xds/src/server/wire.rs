@@ -1,11 +1,13 @@
-//! Writes responses: changes alone for delta, the whole content for the state of the world.
+//! Writes responses: changes alone for delta, the whole content for the state of the world. A resource with a time to live
+//! carries it; a heartbeat repeats name, version and time to live without the resource.
 
 use std::sync::Arc;
 
 use phalanx_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryResponse, DiscoveryResponse, Resource,
 };
-use prost_types::Any;
+use prost::{Message, Name};
+use prost_types::{Any, Duration};
 
 use super::held::Change;
 use crate::kind::Kind;
@@ -15,21 +17,18 @@ use crate::snapshot::{self, Encoded};
 pub(super) fn delta(
     kind: Kind,
     changes: &[Change],
+    ttl_ms: u64,
     revision: u64,
     nonce: u64,
 ) -> DeltaDiscoveryResponse {
-    let mut response = DeltaDiscoveryResponse {
-        system_version_info: revision.to_string(),
-        type_url: kind.type_url().to_owned(),
-        nonce: nonce.to_string(),
-        ..Default::default()
-    };
+    let mut response = empty_delta(kind, revision, nonce);
     for change in changes {
         match &change.put {
             Some(resource) => response.resources.push(Resource {
                 name: change.name.clone(),
                 version: resource.version.clone(),
                 resource: Some(any(resource)),
+                ttl: ttl(ttl_ms),
                 ..Default::default()
             }),
             None => response.removed_resources.push(change.name.clone()),
@@ -38,10 +37,40 @@ pub(super) fn delta(
     response
 }
 
+/// `sure`: name and version of what the client holds.
+pub(super) fn delta_heartbeat<'a>(
+    kind: Kind,
+    sure: impl Iterator<Item = (&'a str, &'a str)>,
+    ttl_ms: u64,
+    revision: u64,
+    nonce: u64,
+) -> DeltaDiscoveryResponse {
+    let beat = |(name, version): (&str, &str)| Resource {
+        name: name.to_owned(),
+        version: version.to_owned(),
+        ttl: ttl(ttl_ms),
+        ..Default::default()
+    };
+    DeltaDiscoveryResponse {
+        resources: sure.map(beat).collect(),
+        ..empty_delta(kind, revision, nonce)
+    }
+}
+
+fn empty_delta(kind: Kind, revision: u64, nonce: u64) -> DeltaDiscoveryResponse {
+    DeltaDiscoveryResponse {
+        system_version_info: revision.to_string(),
+        type_url: kind.type_url().to_owned(),
+        nonce: nonce.to_string(),
+        ..Default::default()
+    }
+}
+
 /// `version_info` is a hash over names and versions, equal on every replica.
 pub(super) fn sotw<'a>(
     kind: Kind,
     content: impl Iterator<Item = &'a Arc<Encoded>>,
+    ttl_ms: u64,
     nonce: u64,
 ) -> DiscoveryResponse {
     let mut identity = Vec::new();
@@ -51,7 +80,15 @@ pub(super) fn sotw<'a>(
             identity.push(0);
             identity.extend_from_slice(resource.version.as_bytes());
             identity.push(0);
-            any(resource)
+            match ttl_ms {
+                0 => any(resource),
+                _ => wrapped(
+                    &resource.name,
+                    &resource.version,
+                    Some(any(resource)),
+                    ttl_ms,
+                ),
+            }
         })
         .collect();
     DiscoveryResponse {
@@ -61,6 +98,48 @@ pub(super) fn sotw<'a>(
         nonce: nonce.to_string(),
         ..Default::default()
     }
+}
+
+/// A heartbeat counts for the client only under the version that it has accepted.
+pub(super) fn sotw_heartbeat<'a>(
+    kind: Kind,
+    sure: impl Iterator<Item = (&'a str, &'a str)>,
+    ttl_ms: u64,
+    version_info: &str,
+    nonce: u64,
+) -> DiscoveryResponse {
+    DiscoveryResponse {
+        version_info: version_info.to_owned(),
+        resources: sure
+            .map(|(name, version)| wrapped(name, version, None, ttl_ms))
+            .collect(),
+        type_url: kind.type_url().to_owned(),
+        nonce: nonce.to_string(),
+        ..Default::default()
+    }
+}
+
+/// The state of the world says a time to live in an envelope around the resource.
+fn wrapped(name: &str, version: &str, resource: Option<Any>, ttl_ms: u64) -> Any {
+    let wrapper = Resource {
+        name: name.to_owned(),
+        version: version.to_owned(),
+        resource,
+        ttl: ttl(ttl_ms),
+        ..Default::default()
+    };
+    Any {
+        type_url: Resource::type_url(),
+        value: wrapper.encode_to_vec(),
+    }
+}
+
+/// None for 0.
+fn ttl(ms: u64) -> Option<Duration> {
+    (ms > 0).then(|| Duration {
+        seconds: (ms / 1000) as i64,
+        nanos: (ms % 1000) as i32 * 1_000_000,
+    })
 }
 
 fn any(resource: &Encoded) -> Any {

@@ -66,14 +66,45 @@ fn long_names_and_versions_are_refused() {
 }
 
 #[test]
-fn other_types_are_refused_by_name() {
-    let secret = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
-    let request = DeltaDiscoveryRequest {
-        type_url: secret.into(),
+fn a_type_that_is_not_served_is_said_and_the_others_go_on() {
+    let runtime = "type.googleapis.com/envoy.service.runtime.v3.Runtime";
+    let mut delta = Delta::new(mesh(1, &["a"], &["a"]));
+    delta.send(ask(Kind::Cluster, &["*"]));
+    delta.send(DeltaDiscoveryRequest {
+        type_url: runtime.into(),
+        resource_names_subscribe: list(&["x"]),
         ..Default::default()
-    };
-    let error = refused(request);
-    assert!(error.to_string().contains(secret), "{error}");
+    });
+    assert_eq!(delta.settle(), ["CDS +a"]);
+    assert_eq!(delta.acked(), 1);
+    assert_eq!(delta.session.unserved().collect::<Vec<_>>(), [runtime]);
+    for type_url in many(UNSERVED_MAX) {
+        let request = DeltaDiscoveryRequest {
+            type_url: type_url.clone(),
+            ..Default::default()
+        };
+        let is_last = delta.session.unserved().count() == UNSERVED_MAX;
+        assert_eq!(delta.session.on_request(request).is_err(), is_last);
+    }
+}
+
+#[test]
+fn a_request_without_type_is_refused_where_it_could_be_any() {
+    let error = refused(DeltaDiscoveryRequest::default());
+    assert_eq!(error, SessionError::UnknownType(String::new()));
+}
+
+#[test]
+fn a_state_of_the_world_beyond_one_message_ends_the_stream_with_a_reason() {
+    let big = "x".repeat(SOTW_BYTES_MAX / 4);
+    let names = ["a", "b", "c", "d"];
+    let mut sotw = Sotw::new(snapshot(1, names.map(|name| cluster(name, &big))));
+    sotw.ask(Kind::Cluster, &["a"], "");
+    let one = sotw.one();
+    sotw.ask(Kind::Cluster, &["a", "b", "c", "d"], &one.nonce);
+    assert!(sotw.batch().is_empty());
+    let error = sotw.session.failed().unwrap().to_string();
+    assert!(error.contains("use delta"), "{error}");
 }
 
 #[test]
