@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::instance::{Labels, Protocol};
 use crate::name::ServiceName;
 use crate::resource::{
-    CircuitBreaker, ConnectionPool, HeaderEdit, LoadBalancer, OutlierDetection, Redirect, Retry,
-    RetryBudget, Rewrite, RuleMatch,
+    AccessRule, CircuitBreaker, ConnectionPool, Effect, HeaderEdit, LoadBalancer, OutlierDetection,
+    Redirect, Retry, RetryBudget, Rewrite, RuleMatch,
 };
 
 /// A checked document.
@@ -18,6 +18,7 @@ pub enum Document {
     /// HTTPRoute or GRPCRoute.
     Route(Route),
     BackendPolicy(BackendPolicy),
+    AuthorizationPolicy(AuthorizationPolicy),
 }
 
 /// Order of kinds in listings.
@@ -28,15 +29,17 @@ pub enum Kind {
     HttpRoute,
     GrpcRoute,
     BackendPolicy,
+    AuthorizationPolicy,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 5] = [
+    pub const ALL: [Kind; 6] = [
         Self::Service,
         Self::EndpointSlice,
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::BackendPolicy,
+        Self::AuthorizationPolicy,
     ];
 
     /// As written in `kind`.
@@ -47,6 +50,7 @@ impl Kind {
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
             Self::BackendPolicy => "BackendPolicy",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
         }
     }
 
@@ -55,7 +59,7 @@ impl Kind {
             Self::Service => "v1",
             Self::EndpointSlice => "discovery.k8s.io/v1",
             Self::HttpRoute | Self::GrpcRoute => "gateway.networking.k8s.io/v1",
-            Self::BackendPolicy => "phalanx.dev/v1alpha1",
+            Self::BackendPolicy | Self::AuthorizationPolicy => "phalanx.dev/v1alpha1",
         }
     }
 
@@ -68,6 +72,7 @@ impl Kind {
             "httproute" | "httproutes" => Self::HttpRoute,
             "grpcroute" | "grpcroutes" => Self::GrpcRoute,
             "backendpolicy" | "backendpolicies" => Self::BackendPolicy,
+            "authorizationpolicy" | "authorizationpolicies" => Self::AuthorizationPolicy,
             _ => return None,
         })
     }
@@ -94,6 +99,7 @@ impl Document {
             Self::EndpointSlice(d) => (Kind::EndpointSlice, &d.meta),
             Self::Route(d) => (d.kind, &d.meta),
             Self::BackendPolicy(d) => (Kind::BackendPolicy, &d.meta),
+            Self::AuthorizationPolicy(d) => (Kind::AuthorizationPolicy, &d.meta),
         };
         DocumentId {
             kind,
@@ -108,6 +114,7 @@ impl Document {
             Self::EndpointSlice(d) => &d.meta,
             Self::Route(d) => &d.meta,
             Self::BackendPolicy(d) => &d.meta,
+            Self::AuthorizationPolicy(d) => &d.meta,
         }
     }
 }
@@ -230,4 +237,15 @@ pub struct BackendPolicy {
     pub circuit_breaker: Option<CircuitBreaker>,
     pub outlier_detection: Option<OutlierDetection>,
     pub retry_budget: Option<RetryBudget>,
+}
+
+/// `phalanx.dev/v1alpha1` AuthorizationPolicy: whose calls the instances of a Service take. Where a Service has policies
+/// that allow, what none of them allows is denied; what one denies is denied in any case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthorizationPolicy {
+    pub meta: Meta,
+    pub targets: Vec<ServiceName>,
+    pub effect: Effect,
+    /// Any of them. None at all matches nothing.
+    pub rules: Vec<AccessRule>,
 }

@@ -1,8 +1,9 @@
 //! Manifests: YAML (or JSON, which is YAML) becomes checked documents, all problems told at once, each with its place.
 //! Text goes in by [`parse`]; nothing here opens files or knows what other documents exist (control's admission does).
 //!
-//! Module order: backend, route, filter, service, value, cursor, json, tree, report.
+//! Module order: access, backend, route, filter, service, value, cursor, json, tree, report.
 
+mod access;
 mod backend;
 mod cursor;
 mod filter;
@@ -162,19 +163,19 @@ fn document(at: &At<'_>, default_namespace: &str) -> Option<Document> {
         Kind::Service => service::service(&spec, meta).map(Document::Service),
         Kind::HttpRoute | Kind::GrpcRoute => route::route(&spec, meta, kind).map(Document::Route),
         Kind::BackendPolicy => backend::policy(&spec, meta).map(Document::BackendPolicy),
+        Kind::AuthorizationPolicy => access::policy(&spec, meta).map(Document::AuthorizationPolicy),
         Kind::EndpointSlice => None,
     }
 }
 
 fn kind(fields: &mut Fields<'_>) -> Option<Kind> {
-    const LATER: [&str; 12] = [
+    const LATER: [&str; 11] = [
         "TCPRoute",
         "UDPRoute",
         "TLSRoute",
         "Gateway",
         "ColourPolicy",
         "Rollout",
-        "AuthorizationPolicy",
         "PeerAuthentication",
         "Telemetry",
         "Contract",

@@ -350,3 +350,51 @@ pub enum Health {
     Draining,
     Unhealthy,
 }
+
+/// What a proxyless gRPC client dials: a name, and the [`RouteTable`] that its calls follow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiListener {
+    pub name: String,
+    pub route_table: String,
+}
+
+/// The socket of a proxyless gRPC server, under the name that its bootstrap makes of the address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerListener {
+    pub name: String,
+    pub address: SocketAddr,
+    pub access: Access,
+}
+
+/// Who may call a service; without policies everybody may. Nobody whom a policy denies; and where policies allow, only
+/// those whom one of them allows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    pub policies: Vec<AccessPolicy>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessPolicy {
+    /// `<Kind>/<namespace>/<name>`: where it came from.
+    pub name: String,
+    pub effect: Effect,
+    /// Any of them; none matches nothing.
+    pub rules: Vec<AccessRule>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    Allow,
+    Deny,
+}
+
+/// All that is said must hold; an empty list says nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AccessRule {
+    /// One of these, upper case.
+    pub methods: Vec<String>,
+    /// One of these.
+    pub paths: Vec<PathMatch>,
+    /// All of these.
+    pub headers: Vec<HeaderMatch>,
+}

@@ -5,6 +5,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod endpoints;
+pub mod grpc;
 pub(crate) mod listener;
 pub(crate) mod routes;
 

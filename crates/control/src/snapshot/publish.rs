@@ -75,7 +75,7 @@ impl Published {
             Document::Service(service) => service.service_name() == cluster.service,
             Document::EndpointSlice(slice) => slice.service == cluster.service,
             Document::BackendPolicy(policy) => policy.targets.contains(&cluster.service),
-            Document::Route(_) => false,
+            Document::Route(_) | Document::AuthorizationPolicy(_) => false,
         };
         self.world
             .in_force()

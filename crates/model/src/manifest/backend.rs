@@ -10,7 +10,7 @@ use crate::resource::{
     CircuitBreaker, ConnectionPool, LoadBalancer, OutlierDetection, RetryBudget,
 };
 
-const TARGETS_MAX: usize = 16;
+pub(super) const TARGETS_MAX: usize = 16;
 const MILLISECOND: Duration = Duration::from_millis(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -43,7 +43,7 @@ fn section<T>(
     read(&mut fields)
 }
 
-fn targets(items: &[At<'_>], meta: &Meta) -> Vec<ServiceName> {
+pub(super) fn targets(items: &[At<'_>], meta: &Meta) -> Vec<ServiceName> {
     let mut targets = Vec::new();
     for at in items {
         let Some(mut fields) = at.fields() else {

@@ -227,7 +227,7 @@ fn http_match(at: &At<'_>) -> Option<RuleMatch> {
     })
 }
 
-fn path_match(at: &At<'_>) -> Option<PathMatch> {
+pub(super) fn path_match(at: &At<'_>) -> Option<PathMatch> {
     #[derive(Clone, Copy)]
     enum Type {
         Exact,
@@ -257,7 +257,7 @@ fn path_match(at: &At<'_>) -> Option<PathMatch> {
     })
 }
 
-fn header_matches(fields: &mut Fields<'_>) -> Vec<HeaderMatch> {
+pub(super) fn header_matches(fields: &mut Fields<'_>) -> Vec<HeaderMatch> {
     let items = fields.list("headers", CONDITIONS_MAX);
     conditions(&items, header_match, |m| &m.name)
 }

@@ -142,7 +142,7 @@ pub(crate) fn connection_manager(
 }
 
 /// The last filter, and for now the only one. Envoy takes a connection manager without it and then lets requests hang.
-fn router() -> hcm_v3::HttpFilter {
+pub(super) fn router() -> hcm_v3::HttpFilter {
     let router = Router {
         suppress_envoy_headers: true,
         ..Default::default()
