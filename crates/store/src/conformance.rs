@@ -41,6 +41,8 @@ macro_rules! conformance {
             a_key_that_changes_its_lease_ends_with_the_new_one
             a_lease_that_is_not_there_is_refused
             what_breaks_the_limits_is_refused
+            many_and_large_changes_are_one_revision
+            a_large_change_that_conflicts_changes_nothing
             random_transactions_agree_with_a_model
         );
     };
@@ -677,6 +679,11 @@ pub async fn what_breaks_the_limits_is_refused(store: &Store, root: &str) {
             "many operations",
             (0..=limits.txn_ops_max).fold(Txn::new(), |txn, i| txn.put(format!("{root}{i}"), "")),
         ),
+        (
+            "many expectations",
+            (0..=limits.txn_expects_max)
+                .fold(Txn::new(), |txn, i| txn.expect_absent(format!("{root}{i}"))),
+        ),
     ];
     for (what, txn) in refused {
         let done = store.commit(txn).await;
@@ -705,6 +712,79 @@ pub async fn what_breaks_the_limits_is_refused(store: &Store, root: &str) {
             .value,
         value
     );
+}
+
+pub async fn many_and_large_changes_are_one_revision(store: &Store, root: &str) {
+    let value = |i: usize| match i {
+        0 => vec![1; 9 << 20],
+        1..=4 => vec![i as u8; (1 << 20) + i],
+        _ => vec![i as u8; 1 << 10],
+    };
+    let key = |i: usize| format!("{root}{i:04}");
+    let gone = format!("{root}gone");
+    let from = store.commit(Txn::new().put(&gone, "")).await.unwrap();
+    let mut watch = store.watch(root, from).await.unwrap();
+    let many = (0..600).fold(Txn::new().delete(&gone), |txn, i| txn.put(key(i), value(i)));
+    let revision = store.commit(many).await.unwrap();
+
+    let is_right = |i: usize, entry: &Entry| {
+        (entry.key == key(i) && entry.value == value(i))
+            && (entry.modified, entry.version) == (revision, 1)
+    };
+    let page = store.list(root).await.unwrap();
+    assert_eq!(page.entries.len(), 600);
+    assert!(
+        page.entries
+            .iter()
+            .enumerate()
+            .all(|(i, entry)| is_right(i, entry))
+    );
+    assert!(is_right(0, &store.get(&key(0)).await.unwrap().unwrap()));
+
+    // Replaced, deleted, and put under a lease before the watch comes to them.
+    let lease = store.grant(Duration::from_secs(60)).await.unwrap();
+    let last = Txn::new()
+        .put(key(0), "small")
+        .delete(key(1))
+        .put_leased(key(2), value(0), lease);
+    let last = store.commit(last).await.unwrap();
+    let batch = next(&mut watch).await;
+    assert_eq!((batch.revision, batch.events.len()), (revision, 601));
+    for event in &batch.events {
+        match &event.kind {
+            EventKind::Put(entry) => {
+                let i = entry.key[root.len()..].parse().unwrap();
+                assert!(is_right(i, entry), "{}", entry.key);
+            }
+            EventKind::Delete { key, reason } => {
+                assert_eq!((key, *reason), (&gone, Reason::Deleted));
+            }
+        }
+    }
+    let batch = next(&mut watch).await;
+    assert_eq!((batch.revision, batch.events.len()), (last, 3));
+    let leased = store.get(&key(2)).await.unwrap().unwrap();
+    assert_eq!((leased.lease, leased.value.len()), (Some(lease), 9 << 20));
+    store.revoke(lease).await.unwrap();
+    assert_eq!(
+        next(&mut watch).await.events,
+        [Event::delete(key(2), Reason::Deleted)]
+    );
+    assert_eq!(store.get(&key(0)).await.unwrap().unwrap().value, "small");
+}
+
+pub async fn a_large_change_that_conflicts_changes_nothing(store: &Store, root: &str) {
+    let (fence, large) = (format!("{root}fence"), format!("{root}large"));
+    let at = store.commit(Txn::new().put(&fence, "")).await.unwrap();
+    let change = Txn::new()
+        .expect_absent(&fence)
+        .put(&large, vec![1; 5 << 20]);
+    let conflict = store.commit(change).await;
+    assert!(
+        matches!(conflict, Err(Error::Conflict { found, .. }) if found == Some(at)),
+        "{conflict:?}"
+    );
+    assert_eq!(store.list(root).await.unwrap().entries.len(), 1);
 }
 
 pub async fn random_transactions_agree_with_a_model(store: &Store, root: &str) {

@@ -50,6 +50,7 @@ pub const LIMITS: Limits = Limits {
     // A history record: what a change of 4 MiB replaced, and by what.
     value_bytes_max: 12 << 20,
     txn_ops_max: 1024,
+    txn_expects_max: 64,
     txn_bytes_max: 16 << 20,
     lease_ttl_max: Duration::from_secs(30 * 24 * 3600),
     leases_max: 65_536,

@@ -19,13 +19,14 @@ use phalanx_proto::etcdserverpb::{
     TxnRequest, TxnResponse, kv_client::KvClient, maintenance_client::MaintenanceClient,
     response_op::Response,
 };
-use prost::Message;
 use tokio::{sync::Semaphore, task::AbortHandle};
 
 use crate::{Entry, Error, Expect, LeaseId, Limits, Op, Page, Result, Revision, Status, Txn};
 
 mod feed;
 mod lease;
+
+mod parts;
 
 mod keys;
 mod wire;
@@ -41,21 +42,19 @@ pub use feed::Watch;
 use keys::{Keys, revision, signed};
 use wire::{COMPACTED, FUTURE, Fault, MESSAGE_BYTES_MAX, Repeat, TOO_LARGE_TO_TAKE, Wire};
 
-/// etcd takes 128 operations and 1.5 MiB in one request, unless it is told otherwise.
+/// What the embedded store takes. etcd itself takes 128 operations and 1.5 MiB in one request, unless it is told otherwise;
+/// more is written in parts.
 pub const LIMITS: Limits = Limits {
-    key_bytes_max: 4 << 10,
-    value_bytes_max: 5 << 18,
-    txn_ops_max: 128,
-    txn_bytes_max: (5 << 18) + (8 << 10),
-    lease_ttl_max: Duration::from_secs(30 * 24 * 3600),
     // Not counted here. Beyond some ten thousands etcd can't keep up with them.
     leases_max: 25_000,
+    ..crate::embedded::LIMITS
 };
 
 /// An encoded transaction, with room for what etcd adds to it.
 const REQUEST_BYTES_MAX: usize = (3 << 19) - (4 << 10);
-/// Commits that are under way at once; more wait in their callers.
+/// Commits that are under way at once; more wait in their callers. One that is large counts for each MiB of it.
 const COMMITS_MAX: usize = 64;
+const COMMIT_BYTES: usize = 1 << 20;
 /// How often a commit that can't happen twice is handed in again after its answer was lost.
 const HANDED_IN_MAX: usize = 4;
 /// Entries of a page, as long as they fit into a message.
@@ -64,6 +63,8 @@ const PAGE_ENTRIES_MAX: i64 = 512;
 const LISTS_MAX: usize = 4;
 /// Between two looks at how etcd is.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Looks between two sweeps of parts that are of no more use.
+const SWEEP_EVERY: u32 = 12;
 
 pub struct Etcd {
     shared: Arc<Shared>,
@@ -122,13 +123,20 @@ pub async fn open(config: EtcdConfig) -> Result<Etcd> {
 }
 
 async fn look_on(shared: std::sync::Weak<Shared>) {
-    loop {
+    for looks in 1_u32.. {
         tokio::time::sleep(LOOK_EVERY).await;
         let Some(shared) = shared.upgrade() else {
             return;
         };
         if let Err(error) = shared.look().await {
             tracing::debug!(%error, "no look at etcd");
+        }
+        if looks.is_multiple_of(SWEEP_EVERY) {
+            match shared.sweep().await {
+                Ok(0) => {}
+                Ok(swept) => tracing::debug!(swept, "large values that were replaced are gone"),
+                Err(fault) => tracing::debug!(error = %fault.of_read(), "no sweep of etcd"),
+            }
         }
     }
 }
@@ -142,11 +150,14 @@ impl Etcd {
         };
         let answer = self.shared.range(request).await.map_err(Fault::of_read)?;
         let found = answer.kvs.into_iter().next();
-        let entry = found.and_then(|found| self.shared.keys.entry(found));
-        if let Some(entry) = &entry {
-            self.shared.learn(entry.modified);
+        let Some(entry) = found.and_then(|found| self.shared.keys.entry(found)) else {
+            return Ok(None);
+        };
+        self.shared.learn(entry.modified);
+        match self.shared.whole(entry, at(&answer.header)).await {
+            Ok(entry) => Ok(Some(entry)),
+            Err(fault) => Err(fault.of_read()),
         }
-        Ok(entry)
     }
 
     pub async fn list(&self, prefix: &str) -> Result<Page> {
@@ -169,23 +180,22 @@ impl Etcd {
         self.shared.wire.open()?;
         txn.check(&LIMITS)?;
         self.shared.keys.check(&txn)?;
-        let request = self.shared.keys.txn(&txn);
-        let bytes = request.encoded_len();
-        if bytes > REQUEST_BYTES_MAX {
-            return Err(Error::Invalid {
-                problem: format!(
-                    "a transaction of {bytes} bytes with all keys that it names, at most {REQUEST_BYTES_MAX} fit"
-                ),
-            });
-        }
         let _waiting = Waiting::new(&self.shared.waiting);
-        let _room = self
-            .shared
-            .room
-            .acquire()
-            .await
-            .map_err(|_| Error::Closed)?;
-        self.shared.commit(&txn, request).await
+        let share = (txn.bytes() / COMMIT_BYTES + 1).min(COMMITS_MAX);
+        let room = self.shared.room.acquire_many(share as u32);
+        let _room = room.await.map_err(|_| Error::Closed)?;
+        let (request, staged) = self.shared.stage(&txn).await?;
+        let outcome = self.shared.commit(&txn, request).await;
+        match staged {
+            // What was not taken goes now and not only with time; of an unknown outcome it may still be taken.
+            Some(lease) if !matches!(outcome, Err(Error::Unknown { .. })) => {
+                if let Err(error) = self.shared.revoke(lease).await {
+                    tracing::debug!(%error, "a lease of parts is left to its time");
+                }
+            }
+            _ => {}
+        }
+        outcome
     }
 
     pub async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch> {
@@ -327,8 +337,9 @@ impl Shared {
             // The key that follows: the last one and a zero byte.
             request.key = [&last.key[..], &[0]].concat();
             let entries = answer.kvs.into_iter();
-            page.entries
-                .extend(entries.filter_map(|found| self.keys.entry(found)));
+            for entry in entries.filter_map(|found| self.keys.entry(found)) {
+                page.entries.push(self.whole(entry, page.revision).await?);
+            }
             if !answer.more {
                 return Ok(page);
             }
@@ -353,6 +364,10 @@ impl Shared {
                 }
                 Err(fault) if fault.says(wire::NO_LEASE) => {
                     return Err(self.missing_lease(txn, fault).await);
+                }
+                Err(fault) if fault.says(wire::NO_KEY) => {
+                    let reason = "its parts were written too slowly".into();
+                    return Err(Error::Unreachable { reason });
                 }
                 Err(fault) => {
                     return Err(match (fault.of_write(), lost) {
@@ -381,11 +396,6 @@ impl Shared {
     }
 
     fn done(&self, answer: &TxnResponse) -> Revision {
-        let changes = |op: &ResponseOp| match &op.response {
-            Some(Response::ResponsePut(_)) => true,
-            Some(Response::ResponseDeleteRange(deletion)) => deletion.deleted > 0,
-            _ => false,
-        };
         if answer.responses.iter().any(changes) {
             self.learn(at(&answer.header));
             self.written.fetch_add(1, Ordering::Relaxed);
@@ -458,9 +468,10 @@ impl Shared {
             async move { MaintenanceClient::new(link.channel).status(request).await }
         });
         let status = status.await.map_err(Fault::of_read)?;
-        let (entries, leases) = (self.keys.range(""), self.keys.leases());
-        let leases = self.count(leases).await?;
-        let entries = self.count(entries).await?.saturating_sub(leases);
+        let leases = self.count(self.keys.leases()).await?;
+        let own = self.count(self.keys.reserved()).await?;
+        let all = self.count(self.keys.range("")).await?;
+        let entries = all.saturating_sub(own);
         *self.census() = Census {
             entries,
             leases,
@@ -500,6 +511,16 @@ fn fence(txn: &Txn) -> Option<usize> {
             (Expect::Exists { .. }, Some(_)) | (_, None) => false,
         }
     })
+}
+
+/// Whether an operation made a revision.
+fn changes(op: &ResponseOp) -> bool {
+    match &op.response {
+        Some(Response::ResponsePut(_)) => true,
+        Some(Response::ResponseDeleteRange(deletion)) => deletion.deleted > 0,
+        Some(Response::ResponseTxn(group)) => group.responses.iter().any(changes),
+        _ => false,
+    }
 }
 
 /// Where each expected key was last modified.

@@ -170,6 +170,14 @@ impl Store {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn as_etcd(&self) -> &Etcd {
+        match &self.backend {
+            Backend::Etcd(store) => store,
+            Backend::Embedded(_) => panic!("it is embedded"),
+        }
+    }
+
     /// Waits until the store has failed for good, and says why. What then happens to the process is the caller's decision.
     pub async fn fatal(&self) -> String {
         match &self.backend {

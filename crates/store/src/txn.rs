@@ -42,6 +42,7 @@ pub struct Limits {
     pub value_bytes_max: usize,
     /// Expectations and operations together.
     pub txn_ops_max: usize,
+    pub txn_expects_max: usize,
     /// Keys and values of all operations together.
     pub txn_bytes_max: usize,
     pub lease_ttl_max: Duration,
@@ -117,6 +118,13 @@ impl Txn {
             return refuse(format!(
                 "{count} operations in a transaction, at most {} fit",
                 limits.txn_ops_max
+            ));
+        }
+        let expects = self.expect.len();
+        if expects > limits.txn_expects_max {
+            return refuse(format!(
+                "{expects} expectations in a transaction, at most {} fit",
+                limits.txn_expects_max
             ));
         }
         let bytes = self.bytes();
@@ -199,7 +207,7 @@ impl Op {
         }
     }
 
-    fn value(&self) -> Option<&Bytes> {
+    pub fn value(&self) -> Option<&Bytes> {
         match self {
             Op::Put { value, .. } => Some(value),
             Op::Delete { .. } => None,

@@ -80,6 +80,9 @@ pub struct PutRequest {
     pub value: ::prost::alloc::vec::Vec<u8>,
     #[prost(int64, tag = "3")]
     pub lease: i64,
+    /// Keeps the value that the key has; without one it fails.
+    #[prost(bool, tag = "5")]
+    pub ignore_value: bool,
 }
 impl ::prost::Name for PutRequest {
     const NAME: &'static str = "PutRequest";

@@ -22,9 +22,10 @@ use super::{
     Shared, at,
     keys::{self, op, revision, signed},
     lease::REVOKED,
+    parts,
     wire::{COMPACTED, Fault, MESSAGE_BYTES_MAX, Pause, Repeat},
 };
-use crate::{Batch, Error, Event, EventKind, LeaseId, Reason, Result, Revision};
+use crate::{Batch, Entry, Error, Event, EventKind, LeaseId, Reason, Result, Revision};
 
 /// Until a new stream has said that it is there.
 const CREATED_MAX: Duration = Duration::from_secs(5);
@@ -40,8 +41,8 @@ pub struct Watch {
     /// Of a revision whose end has not come yet.
     part: Option<Part>,
     ready: VecDeque<Part>,
-    /// Finds out why the keys of the first in `ready` went.
-    asking: Option<Pending<Result<Reason, Fault>>>,
+    /// Finds out what is missing of the first in `ready`.
+    asking: Option<Pending<Result<Found, Fault>>>,
     link: Link,
     pause: Pause,
     /// The member to connect to next.
@@ -61,9 +62,19 @@ struct Stream {
     _requests: mpsc::Sender<WatchRequest>,
 }
 
+/// What etcd's event did not say.
+enum Found {
+    /// Why the keys went.
+    Why(Reason),
+    /// The entry that a note stood for.
+    Whole(Entry),
+}
+
 /// Events of one revision.
 struct Part {
     batch: Batch,
+    /// Which of its events hold notes instead of values.
+    notes: Vec<usize>,
     /// Something was put in it, too. The end of a lease puts nothing, so these deletions are somebody's.
     has_put: bool,
     /// The first deleted key with its prefix, to ask about.
@@ -130,20 +141,24 @@ impl Watch {
         }
     }
 
-    /// The first batch whose deletions are explained.
+    /// The first batch, when its deletions are explained and its values whole.
     async fn take_ready(&mut self) -> Result<Option<Batch>> {
         while let Some(part) = self.ready.front_mut() {
-            let Some(key) = part.unexplained() else {
-                let batch = self.ready.pop_front().map(|part| part.batch);
-                return Ok(batch);
+            let asking = match &mut self.asking {
+                Some(asking) => asking,
+                None => match part.question(&self.shared) {
+                    Some(question) => self.asking.insert(question),
+                    None => {
+                        let batch = self.ready.pop_front().map(|part| part.batch);
+                        return Ok(batch);
+                    }
+                },
             };
-            let asking = self.asking.get_or_insert_with(|| {
-                Box::pin(why(self.shared.clone(), key, part.batch.revision))
-            });
             let answer = asking.await;
             self.asking = None;
             match answer {
-                Ok(reason) => part.explain(reason),
+                Ok(Found::Why(reason)) => part.explain(reason),
+                Ok(Found::Whole(entry)) => part.complete(entry),
                 // It lies before what is kept, as the whole batch does by now.
                 Err(fault) if fault.says(COMPACTED) => {
                     return Err(Error::Compacted {
@@ -152,7 +167,7 @@ impl Watch {
                     });
                 }
                 Err(Fault::NotDone(reason) | Fault::Lost(reason)) => {
-                    tracing::debug!(%reason, "no answer about a deletion, asking again");
+                    tracing::debug!(%reason, "no answer about a change, asking again");
                     tokio::time::sleep(self.pause.next()).await;
                 }
                 Err(fault) => return Err(fault.of_read()),
@@ -212,8 +227,12 @@ impl Watch {
         let part = self.part.get_or_insert_with(|| Part::new(at));
         if is_put {
             part.has_put = true;
-            let entry = self.shared.keys.entry(found);
-            part.batch.events.extend(entry.map(Event::put));
+            if let Some(entry) = self.shared.keys.entry(found) {
+                if parts::is_note(&entry.value) {
+                    part.notes.push(part.batch.events.len());
+                }
+                part.batch.events.push(Event::put(entry));
+            }
         } else if let Some(key) = self.shared.keys.name(&found.key) {
             part.batch.events.push(Event::delete(key, Reason::Deleted));
             part.deleted.get_or_insert(found.key);
@@ -255,13 +274,34 @@ impl Part {
                 revision,
                 events: Vec::new(),
             },
+            notes: Vec::new(),
             has_put: false,
             deleted: None,
         }
     }
 
-    fn unexplained(&self) -> Option<Vec<u8>> {
-        self.deleted.clone().filter(|_| !self.has_put)
+    /// What has to be asked about it before it is delivered.
+    fn question(&self, shared: &Arc<Shared>) -> Option<Pending<Result<Found, Fault>>> {
+        let (shared, at) = (shared.clone(), self.batch.revision);
+        if let Some(key) = self.deleted.clone().filter(|_| !self.has_put) {
+            return Some(Box::pin(async move {
+                why(shared, key, at).await.map(Found::Why)
+            }));
+        }
+        let event = self.batch.events.get(*self.notes.last()?)?;
+        let EventKind::Put(entry) = event.kind.clone() else {
+            return None;
+        };
+        Some(Box::pin(async move {
+            shared.whole(entry, at).await.map(Found::Whole)
+        }))
+    }
+
+    fn complete(&mut self, entry: Entry) {
+        let noted = self.notes.pop();
+        if let Some(event) = noted.and_then(|index| self.batch.events.get_mut(index)) {
+            event.kind = EventKind::Put(entry);
+        }
     }
 
     /// All of its deletions have the same one.

@@ -1,7 +1,9 @@
 //! Between etcd's words and ours: keys under a prefix, entries, transactions.
 //!
-//! Under the prefix lie the keys as they are, and `!leases/ID`, one for each lease that was granted here. It is put under
-//! its lease, goes with it, and so tells an expiry from a deletion; see [`super::feed`].
+//! Under the prefix lie the keys as they are, and the store's own, which begin with `!`. `!leases/ID`, one for each lease
+//! that was granted here, is put under its lease, goes with it, and so tells an expiry from a deletion; see [`super::feed`].
+//! `!parts/ID/…` are parts of large values; see [`super::parts`]. `!origin` says where the state came from; see
+//! [`super::origin`].
 
 use phalanx_proto::{
     etcdserverpb::{
@@ -14,7 +16,15 @@ use phalanx_proto::{
 
 use crate::{Entry, Error, Expect, LeaseId, Op, Result, Revision, Txn};
 
-const RESERVED: &str = "!leases/";
+const RESERVED: &str = "!";
+const LEASES: &str = "!leases/";
+const PARTS: &str = "!parts/";
+const ORIGIN: &str = "!origin";
+/// etcd takes so many operations in a transaction, unless it is told otherwise; but in each of the transactions in it, too,
+/// as long as all on the way to an operation together are not more.
+pub const OPS_MAX: usize = 128;
+/// So many transactions of so many operations fit into one with as many expectations.
+const GROUP: usize = 64;
 /// etcd's word for all keys, as both ends of a range.
 const EVERYTHING: &[u8] = &[0];
 
@@ -45,11 +55,45 @@ impl Keys {
     }
 
     pub fn lease(&self, lease: LeaseId) -> Vec<u8> {
-        self.full(&format!("{RESERVED}{:016x}", lease.0))
+        self.full(&format!("{LEASES}{:016x}", lease.0))
     }
 
     pub fn leases(&self) -> (Vec<u8>, Vec<u8>) {
+        self.range(LEASES)
+    }
+
+    pub fn reserved(&self) -> (Vec<u8>, Vec<u8>) {
         self.range(RESERVED)
+    }
+
+    pub fn origin(&self) -> Vec<u8> {
+        self.full(ORIGIN)
+    }
+
+    pub fn parts(&self) -> (Vec<u8>, Vec<u8>) {
+        self.range(PARTS)
+    }
+
+    pub fn parts_of(&self, id: u64) -> (Vec<u8>, Vec<u8>) {
+        self.range(&format!("{PARTS}{id:016x}/"))
+    }
+
+    /// The first part names the key that the value belongs to.
+    pub fn part(&self, id: u64, number: usize, owner: &str) -> Vec<u8> {
+        let owner = if number == 0 { owner } else { "" };
+        self.full(&format!("{PARTS}{id:016x}/{number:04}/{owner}"))
+    }
+
+    /// Of a first part: its value's id, and the full key that the value belongs to.
+    pub fn owner(&self, part: &[u8]) -> Option<(u64, Vec<u8>)> {
+        let part = part.strip_prefix(self.prefix.as_bytes())?;
+        let mut words = std::str::from_utf8(part)
+            .ok()?
+            .strip_prefix(PARTS)?
+            .splitn(3, '/');
+        let id = u64::from_str_radix(words.next()?, 16).ok()?;
+        let number: usize = words.next()?.parse().ok()?;
+        (number == 0).then_some((id, self.full(words.next()?)))
     }
 
     /// The key as its owner wrote it. What others put here that is no text can't be named, and is not seen.
@@ -72,6 +116,11 @@ impl Keys {
 
     /// The transaction; where it conflicts, it answers where each expected key was modified.
     pub fn txn(&self, txn: &Txn) -> TxnRequest {
+        self.txn_and(txn, std::iter::empty())
+    }
+
+    /// The same with operations that are the store's own.
+    pub fn txn_and(&self, txn: &Txn, own: impl Iterator<Item = RequestOp>) -> TxnRequest {
         let looks = txn.expect.iter().map(|expect| {
             op(Request::RequestRange(RangeRequest {
                 key: self.full(expect.key()),
@@ -81,7 +130,7 @@ impl Keys {
         });
         TxnRequest {
             compare: txn.expect.iter().map(|e| self.compare(e)).collect(),
-            success: txn.ops.iter().map(|o| self.op(o)).collect(),
+            success: grouped(txn.ops.iter().map(|o| self.op(o)).chain(own).collect()),
             failure: looks.collect(),
         }
     }
@@ -111,6 +160,7 @@ impl Keys {
                 key: self.full(key),
                 value: value.to_vec(),
                 lease: lease.map_or(0, |lease| signed(lease.0)),
+                ..Default::default()
             }),
             Op::Delete { key } => Request::RequestDeleteRange(DeleteRangeRequest {
                 key: self.full(key),
@@ -137,6 +187,7 @@ impl Keys {
             key: self.lease(lease),
             value: mark.to_vec(),
             lease: signed(lease.0),
+            ..Default::default()
         };
         let there = Compare {
             result: CompareResult::Greater.into(),
@@ -150,6 +201,22 @@ impl Keys {
             failure: Vec::new(),
         }
     }
+}
+
+/// More operations than etcd takes in one transaction go into several inside of it, which still are one.
+fn grouped(mut ops: Vec<RequestOp>) -> Vec<RequestOp> {
+    if ops.len() <= OPS_MAX {
+        return ops;
+    }
+    let mut groups = Vec::new();
+    while !ops.is_empty() {
+        let rest = ops.split_off(ops.len().min(GROUP));
+        groups.push(op(Request::RequestTxn(TxnRequest {
+            success: std::mem::replace(&mut ops, rest),
+            ..Default::default()
+        })));
+    }
+    groups
 }
 
 fn created(revision: i64) -> TargetUnion {
@@ -206,8 +273,27 @@ mod tests {
     fn a_name_is_text_under_the_prefix_and_not_the_stores_own() {
         let keys = Keys::new("/p/");
         assert_eq!(keys.name(b"/p/a/b"), Some("a/b"));
-        for other in [&b"/q/a"[..], b"/p/", b"/p/\xff", &keys.lease(LeaseId(7))] {
+        for other in [
+            &b"/q/a"[..],
+            b"/p/",
+            b"/p/\xff",
+            &keys.lease(LeaseId(7)),
+            &keys.part(1, 0, "a"),
+            &keys.origin(),
+        ] {
             assert_eq!(keys.name(other), None);
         }
+    }
+
+    #[test]
+    fn the_first_part_of_a_value_names_its_owner() {
+        let keys = Keys::new("/p/");
+        let part = keys.part(0xab, 0, "history/0001/x");
+        assert_eq!(
+            keys.owner(&part),
+            Some((0xab, b"/p/history/0001/x".to_vec()))
+        );
+        assert_eq!(keys.owner(&keys.part(0xab, 1, "x")), None);
+        assert_eq!(keys.owner(b"/p/!parts/zz"), None);
     }
 }

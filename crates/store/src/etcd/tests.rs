@@ -14,6 +14,7 @@ use phalanx_proto::etcdserverpb::{
 use tokio::time::{sleep, timeout};
 
 mod kill;
+mod large;
 mod tls;
 
 use phalanx_testkit::{
@@ -172,7 +173,7 @@ async fn foreign(etcd: &Server, key: &[u8], value: &[u8]) {
     let put = PutRequest {
         key: key.into(),
         value: value.into(),
-        lease: 0,
+        ..Default::default()
     };
     let txn = TxnRequest {
         success: vec![RequestOp {

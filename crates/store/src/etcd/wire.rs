@@ -430,6 +430,7 @@ impl Fault {
 pub const COMPACTED: &str = "required revision has been compacted";
 pub const FUTURE: &str = "required revision is a future revision";
 pub const NO_LEASE: &str = "requested lease not found";
+pub const NO_KEY: &str = "etcdserver: key not found";
 pub const LEASE_EXISTS: &str = "lease already exists";
 pub const TOO_LARGE_TO_TAKE: &str = "decoded message length too large";
 
