@@ -139,6 +139,8 @@ impl<'a> View<'a> {
             }
             let gate = match target {
                 Some(target) if state.is_refused(name, &target.version) => Gate::Hold,
+                // What replaces it is under way or comes after that: an answer that is late costs a cluster too many.
+                Some(_) if state.outstanding.is_some() => Gate::Hold,
                 Some(_) => Gate::Wait,
                 None if state.is_refused(name, "") => Gate::Hold,
                 None => upper
@@ -158,7 +160,7 @@ impl<'a> View<'a> {
         }
         for change in state.outstanding.iter().flat_map(|out| &out.changes) {
             if let Some(resource) = &change.put {
-                removals.raise(resource, Gate::Wait);
+                removals.raise(resource, Gate::Hold);
             }
         }
     }
