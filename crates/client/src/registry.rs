@@ -1,6 +1,7 @@
-//! Registering with the control plane. A [`Registration`] holds what shall be true (this instance, ready or not) and one
-//! task asserts it until it is, and again after every loss on either side; so whatever a control plane forgets, it knows
-//! again within one TTL. [`Watch`] follows what others registered.
+//! Registering with the control plane. A [`Registration`] holds what shall be true (this instance, there or not, and whether
+//! it wants traffic) and one task asserts it until it is, and again after every loss on either side; so whatever a control
+//! plane forgets, it knows again within one TTL. Of several control planes it finds one that can answer. [`Watch`] follows
+//! what others registered.
 
 mod watch;
 mod wire;
@@ -9,17 +10,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use phalanx_model::instance::State as Traffic;
 use phalanx_model::{Instance, InstanceId};
 use phalanx_proto::phalanx::registry::v1::registry_client::RegistryClient;
 use phalanx_proto::phalanx::registry::v1::{DeregisterRequest, HeartbeatRequest, RegisterRequest};
 use tokio::sync::watch::{Receiver, Sender, channel};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
-use tonic::Status;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
+use crate::channel::Control;
 
 pub use watch::{Update, Watch, WatchError};
 pub use wire::{InvalidInstance, from_wire, id_from_wire, state_from_wire, state_to_wire, to_wire};
@@ -29,6 +32,8 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// Of one call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// The same where there is another control plane to ask.
+const CALL_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(1);
 /// A grant below this would be a heartbeat storm.
 const TTL_MIN: Duration = Duration::from_millis(300);
 
@@ -87,20 +92,23 @@ impl Counts {
 impl Registration {
     /// Starts asserting that `instance` is *not* there, which also ends what an earlier life of it may have left, until
     /// [`Registration::set_ready`]. `ttl` is what is asked for; the control plane may grant another.
-    pub fn spawn(control: Channel, instance: Instance, ttl: Duration) -> Self {
+    pub fn spawn(control: impl Into<Control>, instance: Instance, ttl: Duration) -> Self {
+        let control = control.into();
         let epoch = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(1, |since| since.as_millis() as u64);
         let (desired, changes) = channel(Desired {
             instance: Arc::new(instance),
             ready: false,
+            traffic: Traffic::Accepting,
             epoch,
         });
         let (published, state) = channel(State::Unknown);
         let counts = Arc::new(Counts::default());
-        let client = RegistryClient::new(control);
+        let client = RegistryClient::new(control.channel());
         let asserter = Asserter {
             client,
+            control,
             ttl,
             published,
             counts: counts.clone(),
@@ -124,6 +132,31 @@ impl Registration {
             desired.epoch += u64::from(changed);
             changed
         });
+    }
+
+    /// Whether it wants traffic while it is registered. At once, and without effect when nothing changes.
+    pub fn set_traffic(&self, traffic: Traffic) {
+        self.desired.send_if_modified(|desired| {
+            let changed = desired.traffic != traffic;
+            desired.traffic = traffic;
+            desired.epoch += u64::from(changed);
+            changed
+        });
+    }
+
+    /// Waits at most `within` until what is wanted now is acknowledged; false when it was not.
+    pub async fn settled(&self, within: Duration) -> bool {
+        let wanted = {
+            let desired = self.desired.borrow();
+            let epoch = desired.epoch;
+            match desired.ready {
+                true => State::Registered { epoch },
+                false => State::Withdrawn { epoch },
+            }
+        };
+        let mut states = self.states();
+        let settled = timeout(within, states.wait_for(|state| *state == wanted)).await;
+        matches!(settled, Ok(Ok(_)))
     }
 
     /// Registers `instance` from now on (other labels, other ports); its id must stay.
@@ -159,12 +192,7 @@ impl Registration {
     /// Withdraws and waits at most `within` for the acknowledgement; false when there was none.
     pub async fn deregister(&self, within: Duration) -> bool {
         self.set_ready(false);
-        let wanted = State::Withdrawn {
-            epoch: self.desired.borrow().epoch,
-        };
-        let mut states = self.states();
-        let withdrawn = timeout(within, states.wait_for(|state| *state == wanted)).await;
-        matches!(withdrawn, Ok(Ok(_)))
+        self.settled(within).await
     }
 }
 
@@ -178,12 +206,14 @@ impl Drop for Registration {
 struct Desired {
     instance: Arc<Instance>,
     ready: bool,
+    traffic: Traffic,
     /// Unix milliseconds of the start, plus one per change: a call that comes late can't undo a later one.
     epoch: u64,
 }
 
 struct Asserter {
     client: RegistryClient<Channel>,
+    control: Control,
     ttl: Duration,
     published: Sender<State>,
     counts: Arc<Counts>,
@@ -199,7 +229,7 @@ impl Asserter {
             let desired = changes.borrow_and_update().clone();
             // A change interrupts a call: what it would assert is no longer wanted, and epochs order what arrives.
             let outcome = tokio::select! {
-                outcome = timeout(CALL_TIMEOUT, self.assert(&desired)) => outcome.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer"))),
+                outcome = self.assert_somewhere(&desired) => outcome,
                 gone = changes.changed() => match gone {
                     Ok(()) => continue,
                     Err(_) => return,
@@ -224,6 +254,33 @@ impl Asserter {
         }
     }
 
+    /// At the control plane in use, else at another, which is in use from then on.
+    async fn assert_somewhere(&mut self, desired: &Desired) -> Result<State, Status> {
+        let others = self.control.others();
+        let limit = match others.is_empty() {
+            true => CALL_TIMEOUT,
+            false => CALL_TIMEOUT_OF_SEVERAL,
+        };
+        let no_answer = |_| Err(Status::deadline_exceeded("no answer"));
+        let outcome = timeout(limit, self.assert(desired)).await;
+        let failed = match outcome.unwrap_or_else(no_answer) {
+            Err(status) if is_elsewhere(status.code()) => status,
+            outcome => return outcome,
+        };
+        for (at, channel) in others {
+            let shared = std::mem::replace(&mut self.client, RegistryClient::new(channel));
+            let known = std::mem::replace(&mut self.known, State::Unknown);
+            let outcome = timeout(limit, self.assert(desired)).await;
+            self.client = shared;
+            self.known = known;
+            if let Ok(Ok(state)) = outcome {
+                self.control.prefer(at);
+                return Ok(state);
+            }
+        }
+        Err(failed)
+    }
+
     /// Makes the control plane agree with `desired`, as far as it is not known to.
     async fn assert(&mut self, desired: &Desired) -> Result<State, Status> {
         let epoch = desired.epoch;
@@ -241,8 +298,10 @@ impl Asserter {
 
     async fn register(&mut self, desired: &Desired) -> Result<State, Status> {
         let ttl_ms = u32::try_from(self.ttl.as_millis()).unwrap_or(u32::MAX);
+        let mut instance = to_wire(&desired.instance);
+        instance.set_state(state_to_wire(desired.traffic));
         let request = RegisterRequest {
-            instance: Some(to_wire(&desired.instance)),
+            instance: Some(instance),
             epoch: desired.epoch,
             ttl_ms,
         };
@@ -317,4 +376,16 @@ impl Asserter {
         self.known = State::Unknown;
         self.published.send_replace(State::Unknown);
     }
+}
+
+/// Whether another control plane may do better. What one refuses for a reason, all refuse.
+fn is_elsewhere(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable
+            | Code::DeadlineExceeded
+            | Code::Unknown
+            | Code::Internal
+            | Code::Cancelled
+    )
 }
