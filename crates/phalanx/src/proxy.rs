@@ -47,6 +47,9 @@ pub struct Options {
     /// Lease of the registration
     #[arg(long, default_value = "30s", value_parser = demo::parse_duration)]
     ttl: Duration,
+    /// How long the routes and endpoints of a host are held that the application calls no more
+    #[arg(long, default_value = "10m", value_parser = demo::parse_duration)]
+    unused: Duration,
     /// How long streams may go on after SIGTERM
     #[arg(long, default_value = "5s", value_parser = demo::parse_duration)]
     drain: Duration,
@@ -82,6 +85,7 @@ fn configure(options: Options) -> Result<Config, Failure> {
         advertise: options.advertise,
         workers: options.workers.unwrap_or(defaults.workers),
         ttl: options.ttl,
+        unused: options.unused,
         drain: options.drain,
         ..defaults
     })

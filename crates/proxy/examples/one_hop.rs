@@ -98,13 +98,13 @@ fn resources(upstream: SocketAddr, protocol: Protocol) -> Result<Resources, Stri
     resources.tables.insert("outbound".into(), Arc::new(table));
     resources
         .clusters
-        .insert(name.clone(), Cluster::new(name.clone(), protocol));
+        .insert(name.clone(), Arc::new(Cluster::new(name.clone(), protocol)));
     resources.assignments.insert(
         name.clone(),
-        Assignment {
+        Arc::new(Assignment {
             cluster: name,
             endpoints: vec![endpoint],
-        },
+        }),
     );
     Ok(resources)
 }

@@ -15,6 +15,8 @@ pub const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1
 pub const CONTROL: &str = "127.0.0.1:15010";
 /// Of the registration; a third of it is the heartbeat.
 pub const TTL: Duration = Duration::from_secs(30);
+/// How long a host that was called is kept after its last use.
+pub const UNUSED: Duration = Duration::from_secs(600);
 /// How long requests in flight may take after SIGTERM.
 pub const DRAIN: Duration = Duration::from_secs(30);
 
@@ -40,6 +42,8 @@ pub struct Config {
     pub workers: usize,
     pub drain: Duration,
     pub ttl: Duration,
+    /// How long a host is held that nobody calls any more.
+    pub unused: Duration,
 }
 
 impl Config {
@@ -59,6 +63,7 @@ impl Config {
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             drain: DRAIN,
             ttl: TTL,
+            unused: UNUSED,
         }
     }
 

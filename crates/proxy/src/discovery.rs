@@ -1,8 +1,11 @@
 //! Where configuration comes in: one delta ADS stream drives the state machine of room `xds`; what can be taken becomes
 //! the next plan, swapped in as a whole before it is acknowledged. When the control plane is gone, the last plan stays.
+//!
+//! On demand, hosts are asked for when a request waits for one at the desk, and let go when none used them for long.
 
 mod configuration;
 mod node;
+mod usage;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,13 +22,15 @@ use phalanx_xds::client::Client;
 use tokio::sync::watch::{Receiver, Sender, channel};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
+use self::usage::Usage;
 use crate::account::Account;
+use crate::desk::Desk;
 use crate::plan::{Bootstrap, Plan};
 
 pub use configuration::{Configuration, Held, Refused};
@@ -42,6 +47,11 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests on their way out.
 const REQUESTS_MAX: usize = 64;
+/// Hosts in one request.
+const HOSTS_AT_ONCE: usize = 256;
+/// Between looks for hosts that nobody uses, as a part of the time that they are kept; never longer than the second.
+const LOOKS: u32 = 8;
+const LOOK_MAX: Duration = Duration::from_secs(60);
 /// Of one response; a larger one ends the stream.
 const RESPONSE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -58,6 +68,9 @@ pub struct Discovery {
 pub struct Known {
     /// Written by the stream's task, read by admin pages; held for a few lines, never across an await.
     configuration: Mutex<Configuration>,
+    desk: Arc<Desk>,
+    unused: Counter,
+    crowded_out: Counter,
     /// The `system_version_info` of the last response, when that is a number: the store's revision.
     revision: AtomicU64,
     connected: Gauge,
@@ -76,21 +89,36 @@ const REFUSALS: Family = Family::counter(
     "Resources refused (NACK), by kind.",
 );
 const RESOURCES: Family = Family::gauge("phalanx_xds_resources", "Resources in use, by kind.");
+const HELD: Family = Family::gauge(
+    "phalanx_demand_held",
+    "Hosts that are held because they were called, by whether there is such a host.",
+);
 const REVISION: Family = Family::gauge(
     "phalanx_config_revision",
     "Revision of the store that the last response came from.",
 );
 
 impl Discovery {
-    /// Connects and goes on until dropped; every configuration lands in `plan`.
+    /// Connects and goes on until dropped; every configuration lands in `plan`. Hosts that nobody called for `idle` are let
+    /// go.
     pub fn spawn(
         control: Channel,
         node: Node,
         bootstrap: Bootstrap,
         plan: Arc<ArcSwap<Plan>>,
         account: Arc<Account>,
+        idle: Duration,
     ) -> Self {
-        let known = Arc::new(Known::default());
+        let (desk, questions) = Desk::new();
+        let known = Arc::new(Known {
+            desk: desk.clone(),
+            ..Known::default()
+        });
+        known.configuration().on_demand(desk);
+        let mut client = Client::new(node);
+        // Raw TCP has no host to wait for: its clusters are wanted from the start.
+        let tcp = bootstrap.tcp.iter().map(|(_, cluster)| cluster.to_string());
+        client.change(Kind::Cluster, tcp.collect(), Vec::new());
         let retry = Arc::new(Notify::new());
         let (connected_sender, connected) = channel(false);
         let (complete_sender, complete) = channel(false);
@@ -98,7 +126,12 @@ impl Discovery {
             .max_decoding_message_size(RESPONSE_BYTES_MAX);
         let stream = Stream {
             ads,
-            client: Client::new(node),
+            client,
+            questions,
+            usage: Usage::default(),
+            prefix: None,
+            idle,
+            look_at: Instant::now() + look(idle),
             bootstrap,
             plan,
             account,
@@ -147,6 +180,15 @@ impl Default for Known {
     fn default() -> Self {
         Self {
             configuration: Mutex::default(),
+            desk: Desk::new().0,
+            unused: Counter::new(
+                "phalanx_demand_unused_total",
+                "Hosts let go because nobody used them.",
+            ),
+            crowded_out: Counter::new(
+                "phalanx_demand_crowded_out_total",
+                "Hosts let go because too many were called.",
+            ),
             revision: AtomicU64::new(0),
             connected: Gauge::new(
                 "phalanx_xds_connected",
@@ -199,6 +241,17 @@ impl Known {
                 .count();
             samples.sample(&[("kind", kind.as_str())], count as u64);
         }
+        self.desk.write(out);
+        self.unused.write(out);
+        self.crowded_out.write(out);
+        let prefix = configuration.resources().demand_prefix();
+        let tables = configuration.resources().tables.keys();
+        let (none, found): (Vec<&String>, Vec<&String>) = tables
+            .filter(|name| prefix.is_some_and(|prefix| name.starts_with(prefix)))
+            .partition(|name| configuration.is_nothing(name));
+        let mut samples = out.family(&HELD);
+        samples.sample(&[("exists", "yes")], found.len() as u64);
+        samples.sample(&[("exists", "no")], none.len() as u64);
         out.family(&REVISION).sample(&[], self.revision());
     }
 }
@@ -206,6 +259,15 @@ impl Known {
 struct Stream {
     ads: AggregatedDiscoveryServiceClient<Channel>,
     client: Client,
+    /// Hosts that requests wait for.
+    questions: mpsc::Receiver<Box<str>>,
+    /// By the names of their tables.
+    usage: Usage,
+    /// Before the authority in these names; none where the control plane sends everything.
+    prefix: Option<String>,
+    idle: Duration,
+    /// When unused ones are looked for next.
+    look_at: Instant,
     bootstrap: Bootstrap,
     plan: Arc<ArcSwap<Plan>>,
     account: Arc<Account>,
@@ -239,9 +301,17 @@ impl Stream {
                 warn!(error, "the control plane can't be reached, trying again");
             }
             warned = !was_open;
-            tokio::select! {
-                () = sleep(self.backoff.wait()) => {}
-                () = retry.notified() => self.backoff.reset(),
+            let until = Instant::now() + self.backoff.wait();
+            loop {
+                tokio::select! {
+                    () = sleep_until(until) => break,
+                    () = retry.notified() => {
+                        self.backoff.reset();
+                        break;
+                    }
+                    // Asked for with the next stream.
+                    Some(host) = self.questions.recv() => drop(self.want(&host)),
+                }
             }
         }
     }
@@ -261,11 +331,17 @@ impl Stream {
         self.set_connected(true);
         self.known.connects.add(1);
         info!("discovery stream open");
-        while let Some(response) = responses.message().await? {
-            let answers = self.take(response)?;
-            send(&requests, answers).await?;
+        loop {
+            let more = tokio::select! {
+                response = responses.message() => match response? {
+                    Some(response) => self.take(response)?,
+                    None => return Ok(()),
+                },
+                Some(host) = self.questions.recv() => self.want(&host).into_iter().collect(),
+                () = sleep_until(self.look_at) => self.look().into_iter().collect(),
+            };
+            send(&requests, more).await?;
         }
-        Ok(())
     }
 
     /// Takes what can be taken, swaps the plan, and only then says so.
@@ -279,21 +355,15 @@ impl Stream {
             .on_response(response)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let kind = update.kind;
-        let (refusals, tables) = {
+        let refusals = {
             let mut configuration = self.known.configuration();
             let refusals = configuration.apply(kind, update.upserts, &update.removed);
-            let next = Plan::assemble(
-                configuration.resources(),
-                &self.bootstrap,
-                &self.plan.load(),
-                &self.account,
-            );
-            self.plan.store(Arc::new(next));
+            self.swap(&configuration);
             if configuration.is_complete() {
                 self.complete
                     .send_if_modified(|complete| !std::mem::replace(complete, true));
             }
-            (refusals, configuration.tables_named())
+            refusals
         };
         if let Some(revision) = revision {
             self.known.revision.store(revision, Ordering::Relaxed);
@@ -309,12 +379,94 @@ impl Stream {
             Err(refusals)
         };
         let mut requests = self.client.finish(update.token, applied);
-        requests.extend(self.client.subscribe(Kind::Routes, tables));
+        if kind == Kind::Listener {
+            requests.extend(self.follow());
+        }
         Ok(requests)
+    }
+
+    fn swap(&self, configuration: &Configuration) {
+        let next = Plan::assemble(
+            configuration.resources(),
+            &self.bootstrap,
+            &self.plan.load(),
+            &self.account,
+        );
+        self.plan.store(Arc::new(next));
+        self.known.desk.planned();
+    }
+
+    /// Asks for the tables that listeners name, or from now on for hosts, as the listener says.
+    fn follow(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        let (prefix, tables) = {
+            let configuration = self.known.configuration();
+            let prefix = configuration.resources().demand_prefix();
+            (prefix.map(str::to_owned), configuration.tables_named())
+        };
+        let endpoints = self.client.set_demand(prefix.is_some());
+        let routes = if prefix.is_none() || prefix != self.prefix {
+            self.usage.clear();
+            self.client.subscribe(Kind::Routes, tables)
+        } else {
+            None
+        };
+        self.prefix = prefix;
+        endpoints.into_iter().chain(routes).collect()
+    }
+
+    /// Asks for a host, and for those that others wait for already.
+    fn want(&mut self, host: &str) -> Option<DeltaDiscoveryRequest> {
+        // None: there was another listener in the meantime, with a table of all hosts.
+        let prefix = self.prefix.as_deref()?;
+        let now = Instant::now();
+        let mut added = Vec::new();
+        let mut next = Some(format!("{prefix}{host}"));
+        while let Some(table) = next.take() {
+            if self.usage.want(&table, now) {
+                added.push(table);
+            }
+            if added.len() < HOSTS_AT_ONCE {
+                let more = self.questions.try_recv().ok();
+                next = more.map(|host| format!("{prefix}{host}"));
+            }
+        }
+        let gone = {
+            let configuration = self.known.configuration();
+            if self.usage.is_full() {
+                self.usage.note(now, |table| configuration.take_used(table));
+            }
+            self.usage.shrink(|table| configuration.is_nothing(table))
+        };
+        self.known.crowded_out.add(gone.len() as u64);
+        self.forget(&gone);
+        self.client.change(Kind::Routes, added, gone)
+    }
+
+    /// Lets go of hosts that nobody uses.
+    fn look(&mut self) -> Option<DeltaDiscoveryRequest> {
+        let now = Instant::now();
+        self.look_at = now + look(self.idle);
+        let gone = {
+            let configuration = self.known.configuration();
+            self.usage.note(now, |table| configuration.take_used(table));
+            self.usage.expire(now, self.idle)
+        };
+        self.known.unused.add(gone.len() as u64);
+        self.forget(&gone);
+        self.client.change(Kind::Routes, Vec::new(), gone)
+    }
+
+    fn forget(&mut self, tables: &[String]) {
+        if !tables.is_empty() {
+            let mut configuration = self.known.configuration();
+            configuration.forget(tables);
+            self.swap(&configuration);
+        }
     }
 
     /// Returns what it was.
     fn set_connected(&self, connected: bool) -> bool {
+        self.known.desk.set_connected(connected);
         self.known.connected.set(connected.into());
         self.connected.send_replace(connected)
     }
@@ -324,6 +476,10 @@ fn count(counts: &[AtomicU64; Kind::ALL.len()], kind: Kind, more: u64) {
     if let Some(count) = counts.get(kind.index()) {
         count.fetch_add(more, Ordering::Relaxed);
     }
+}
+
+fn look(idle: Duration) -> Duration {
+    (idle / LOOKS).clamp(Duration::from_millis(10), LOOK_MAX)
 }
 
 async fn send(

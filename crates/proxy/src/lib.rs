@@ -4,7 +4,7 @@
 //! Nothing here knows manifests, the store or the control plane's code.
 //!
 //! Module order (a module imports only later ones): serve, admin, report, register, discovery,
-//! drive, listen, route, filter, context, plan, upstream, balance, account, config.
+//! drive, listen, route, filter, context, plan, desk, upstream, balance, account, config.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 pub mod account;
@@ -12,6 +12,7 @@ pub mod admin;
 pub mod balance;
 pub mod config;
 pub mod context;
+pub mod desk;
 pub mod discovery;
 pub mod drive;
 pub mod filter;

@@ -4,6 +4,7 @@
 //! (ejection, breaker counts) and what was counted lives on by name and address.
 
 pub mod cluster;
+pub mod hosts;
 pub mod table;
 
 use std::collections::BTreeMap;
@@ -15,17 +16,42 @@ use phalanx_model::name::{ClusterName, Direction, ServiceName};
 use phalanx_model::resource::{Assignment, Cluster, Listener, ListenerProtocol};
 
 use self::cluster::ClusterPlan;
+pub use self::hosts::{Hosts, Routes};
 pub use self::table::{Table, compile_table};
 use crate::account::{Account, Edge, EdgeKey, Traffic};
+use crate::desk::Desk;
 
 /// What discovery holds, accepted and complete.
 #[derive(Clone, Default)]
 pub struct Resources {
+    /// Where requests wait for hosts, if they may.
+    pub desk: Option<Arc<Desk>>,
     pub listeners: BTreeMap<String, Listener>,
     /// Route tables, compiled where they were accepted.
     pub tables: BTreeMap<String, Arc<Table>>,
-    pub clusters: BTreeMap<ClusterName, Cluster>,
-    pub assignments: BTreeMap<ClusterName, Assignment>,
+    pub clusters: BTreeMap<ClusterName, Arc<Cluster>>,
+    pub assignments: BTreeMap<ClusterName, Arc<Assignment>>,
+}
+
+impl Resources {
+    /// The route table of the outbound HTTP listener; where that ends with `/`, there is one for each authority under this
+    /// prefix. None while no listener has come.
+    pub fn outbound_table(&self) -> Option<&str> {
+        let of = |listener: &'_ Listener| match &listener.protocol {
+            ListenerProtocol::Http { .. } => listener.direction == Direction::Outbound,
+            ListenerProtocol::Tcp { .. } => false,
+        };
+        let listener = self.listeners.values().find(|listener| of(listener))?;
+        match &listener.protocol {
+            ListenerProtocol::Http { route_table } => Some(route_table),
+            ListenerProtocol::Tcp { .. } => None,
+        }
+    }
+
+    /// What comes before the authority in the names of tables, if there is one for each.
+    pub fn demand_prefix(&self) -> Option<&str> {
+        self.outbound_table().filter(|name| name.ends_with('/'))
+    }
 }
 
 /// What the sidecar knows of itself without a control plane: enough to serve inbound traffic.
@@ -55,12 +81,13 @@ pub struct AppPort {
 
 /// One immutable configuration.
 pub struct Plan {
-    pub outbound: Option<Outbound>,
+    pub outbound: Outbound,
     pub inbound: Inbound,
     /// By place in [`Bootstrap::tcp`]; none while the cluster is not known.
     pub tcp: Box<[Option<usize>]>,
     /// Outbound ones in the order of names, then one per application port.
     pub clusters: Box<[Arc<ClusterPlan>]>,
+    inbound_from: usize,
     pub edges: OwnEdges,
 }
 
@@ -70,11 +97,14 @@ pub struct OwnEdges {
     pub inbound: Arc<Edge>,
 }
 
-/// A route table and where its clusters are in this plan.
-pub struct Outbound {
-    pub table: Arc<Table>,
-    /// By the table's own numbers; none for a cluster that has not come.
-    pub clusters: Box<[Option<usize>]>,
+/// Where requests of the application are looked up.
+pub enum Outbound {
+    /// Nothing has come yet.
+    Unknown,
+    /// One table has all hosts.
+    All(Routes),
+    /// Hosts in use; for others a request waits at the desk.
+    Demand { hosts: Arc<Hosts>, desk: Arc<Desk> },
 }
 
 /// The application's ports.
@@ -116,13 +146,14 @@ impl Plan {
             })
         };
         Plan {
-            outbound: None,
+            outbound: Outbound::Unknown,
             inbound: Inbound {
                 apps: Box::default(),
                 rule: table::RulePlan::inbound(),
             },
             tcp: bootstrap.tcp.iter().map(|_| None).collect(),
             clusters: Box::default(),
+            inbound_from: 0,
             edges: OwnEdges {
                 outbound: edge(Direction::Outbound, None),
                 inbound: edge(Direction::Inbound, None),
@@ -130,7 +161,8 @@ impl Plan {
         }
     }
 
-    /// Cannot fail: what could be wrong with a resource was refused when it came.
+    /// Cannot fail: what could be wrong with a resource was refused when it came. What is made of the same as in `previous`
+    /// is the same.
     pub fn assemble(
         resources: &Resources,
         bootstrap: &Bootstrap,
@@ -139,20 +171,14 @@ impl Plan {
     ) -> Plan {
         let mut plan = Self::bare(bootstrap, account);
         let mut clusters = Vec::with_capacity(resources.clusters.len() + bootstrap.inbound.len());
-        let mut places = BTreeMap::new();
         for (name, cluster) in &resources.clusters {
-            let endpoints = resources
-                .assignments
-                .get(name)
-                .map_or(&[][..], |assignment| &assignment.endpoints);
-            places.insert(name, clusters.len());
-            clusters.push(Arc::new(ClusterPlan::outbound(
-                cluster,
-                endpoints,
-                previous.cluster(name),
-                account,
-            )));
+            let assignment = resources.assignments.get(name);
+            let before = previous.cluster(name);
+            let same = before.filter(|before| before.is_made_of(cluster, assignment));
+            let renew = || Arc::new(ClusterPlan::outbound(cluster, assignment, before, account));
+            clusters.push(same.cloned().unwrap_or_else(renew));
         }
+        plan.inbound_from = clusters.len();
         let mut apps = Vec::with_capacity(bootstrap.inbound.len());
         for port in &bootstrap.inbound {
             let name = ClusterName {
@@ -175,39 +201,54 @@ impl Plan {
             )));
         }
         plan.inbound.apps = apps.into();
+        plan.clusters = clusters.into();
         plan.tcp = bootstrap
             .tcp
             .iter()
-            .map(|(_, name)| places.get(name).copied())
+            .map(|(_, name)| plan.place(name))
             .collect();
-        plan.outbound = outbound_table(resources).map(|table| {
-            let place = |name: &ClusterName| places.get(name).copied();
-            Outbound {
-                clusters: table.clusters().iter().map(place).collect(),
-                table: table.clone(),
-            }
-        });
-        plan.clusters = clusters.into();
+        plan.outbound = outbound(resources, |name| plan.place(name), previous);
         plan
     }
 
     pub fn cluster(&self, name: &ClusterName) -> Option<&Arc<ClusterPlan>> {
-        self.clusters.iter().find(|cluster| cluster.name == *name)
+        let inbound = || self.clusters.get(self.inbound_from..);
+        match self.place(name) {
+            Some(place) => self.clusters.get(place),
+            None => inbound()?.iter().find(|cluster| cluster.name == *name),
+        }
+    }
+
+    /// Of an outbound cluster.
+    fn place(&self, name: &ClusterName) -> Option<usize> {
+        let outbound = self.clusters.get(..self.inbound_from)?;
+        outbound.binary_search_by(|probe| probe.name.cmp(name)).ok()
     }
 }
 
-/// The table of the one outbound HTTP listener. Where listeners are still to come, a table of the agreed name will do.
-fn outbound_table(resources: &Resources) -> Option<&Arc<Table>> {
-    let named = resources
-        .listeners
-        .values()
-        .find_map(|listener| match &listener.protocol {
-            ListenerProtocol::Http { route_table } if listener.direction == Direction::Outbound => {
-                Some(route_table.as_str())
-            }
+/// Where listeners are still to come, a table of the agreed name will do.
+fn outbound(
+    resources: &Resources,
+    place: impl Fn(&ClusterName) -> Option<usize>,
+    previous: &Plan,
+) -> Outbound {
+    if let (Some(prefix), Some(desk)) = (resources.demand_prefix(), &resources.desk) {
+        let before = match &previous.outbound {
+            Outbound::Demand { hosts, .. } => Some(hosts),
             _ => None,
-        });
-    resources.tables.get(named.unwrap_or(OUTBOUND_TABLE))
+        };
+        let tables = resources.tables.iter();
+        let hosts = tables.filter_map(|(name, table)| Some((name.strip_prefix(prefix)?, table)));
+        return Outbound::Demand {
+            hosts: Hosts::renewed(hosts, place, before),
+            desk: desk.clone(),
+        };
+    }
+    let name = resources.outbound_table().unwrap_or(OUTBOUND_TABLE);
+    match resources.tables.get(name) {
+        Some(table) => Outbound::All(Routes::new(table, place)),
+        None => Outbound::Unknown,
+    }
 }
 
 const OUTBOUND_TABLE: &str = "outbound";

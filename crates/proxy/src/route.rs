@@ -6,7 +6,7 @@ use phalanx_relay::{Checked, Reply, Verdict};
 
 use crate::context::StreamContext;
 use crate::plan::table::{ActionPlan, RedirectPlan, rewritten};
-use crate::plan::{Outbound, Plan};
+use crate::plan::{Outbound, Plan, Routes};
 
 /// Outbound: the host by authority, then the first rule, then a backend by weight. Inbound: the application's port.
 pub fn choose<'p>(
@@ -17,9 +17,13 @@ pub fn choose<'p>(
     match context.direction {
         Direction::Inbound => choose_app(plan, context),
         Direction::Outbound => match &plan.outbound {
-            Some(outbound) => choose_rule(outbound, request, context),
+            Outbound::All(routes) => choose_rule(routes, request, context),
+            Outbound::Demand { hosts, .. } => match hosts.find(request.authority()) {
+                Some(routes) => choose_rule(routes, request, context),
+                None => Verdict::Park,
+            },
             // Nothing was ever received: not the caller's mistake, and it may come.
-            None => Reason::NoHealthyUpstream.into(),
+            Outbound::Unknown => Reason::NoHealthyUpstream.into(),
         },
     }
 }
@@ -44,11 +48,11 @@ fn choose_app<'p>(plan: &'p Plan, context: &mut StreamContext<'p>) -> Verdict {
 }
 
 fn choose_rule<'p>(
-    outbound: &'p Outbound,
+    routes: &'p Routes,
     request: &mut Checked,
     context: &mut StreamContext<'p>,
 ) -> Verdict {
-    let rules = outbound.table.rules();
+    let rules = routes.table.rules();
     let Some(rule) = rules
         .host(request.authority())
         .and_then(|host| host.find(request))
@@ -73,7 +77,7 @@ fn choose_rule<'p>(
             };
             context.forward = Some(forward);
             context.backend = Some(backend);
-            context.cluster = outbound.clusters.get(cluster).copied().flatten();
+            context.cluster = routes.clusters.get(cluster).copied().flatten();
             match context.cluster {
                 Some(_) => Verdict::Continue,
                 None => Reason::NoHealthyUpstream.into(), // the cluster has not come yet

@@ -75,7 +75,14 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     // Who we are, and what the control plane has for us.
     let instance = instance(&config, config.advertised(inbound).await?, admin);
     let node = discovery::node(&instance, outbound);
-    let discovery = Discovery::spawn(control.clone(), node, bootstrap, plan, account.clone());
+    let discovery = Discovery::spawn(
+        control.clone(),
+        node,
+        bootstrap,
+        plan,
+        account.clone(),
+        config.unused,
+    );
 
     let mut tasks = JoinSet::new();
     let register = (!config.apps.is_empty()).then(|| {

@@ -10,7 +10,7 @@ pub enum Verdict {
     Continue,
     /// Answer this; no later stage runs.
     Respond(Reply),
-    /// The stage waits for something outside and will be asked again. No stage of today does; the drivers take it.
+    /// The stage waits for something outside, and will be asked again from the first stage on, with whatever plan there is then.
     Park,
 }
 

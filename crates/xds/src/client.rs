@@ -2,6 +2,7 @@
 //!
 //! `connect` opens a stream with what is held already, `on_response` unpacks, the caller applies, `finish` acknowledges or
 //! refuses. What is held outlives streams. Names of route tables come from the caller, who alone decodes listeners.
+//! On demand ([`Client::set_demand`]) the server sends the clusters and endpoints of the tables asked for, unasked.
 
 mod table;
 #[cfg(test)]
@@ -110,12 +111,46 @@ impl Client {
         request.pop()
     }
 
+    /// Asks for more names of `kind`, and for others no more: beside everything, where it has that. Names no longer asked
+    /// for are no longer held.
+    pub fn change(
+        &mut self,
+        kind: Kind,
+        added: Vec<String>,
+        gone: Vec<String>,
+    ) -> Option<DeltaDiscoveryRequest> {
+        let connected = self.stream > 0;
+        let mut request = vec![self.table(kind).change(added, gone, connected)?];
+        self.introduce_in(&mut request);
+        request.pop()
+    }
+
+    /// `on`: endpoints come as the server sees fit, for the clusters that it sends; else by the names of the clusters that
+    /// are held, which costs a round trip. Nothing to send if that is so already.
+    pub fn set_demand(&mut self, on: bool) -> Option<DeltaDiscoveryRequest> {
+        let clusters = || self.tables[Kind::Cluster.index()].held().keys().cloned();
+        let names = if on {
+            BTreeSet::new()
+        } else {
+            clusters().collect()
+        };
+        // Also without a name: a server that has heard of no table would take away what they name.
+        self.table(Kind::Routes).set_always(on);
+        let connected = self.stream > 0;
+        let endpoints = self.table(Kind::Endpoints);
+        let mut request = vec![endpoints.set_wildcard(on, names, connected)?];
+        self.introduce_in(&mut request);
+        request.pop()
+    }
+
     /// Unpacks a response. What cannot even be unpacked is refused by `finish` without the caller's help.
     pub fn on_response(&mut self, response: DeltaDiscoveryResponse) -> Result<Update, ClientError> {
         let unknown = || ClientError::UnknownType(response.type_url.chars().take(256).collect());
         let kind = Kind::parse(&response.type_url).ok_or_else(unknown)?;
         let table = &self.tables[kind.index()];
-        if table.held().len() + response.resources.len() > HELD_MAX {
+        let resources = response.resources.iter();
+        let fresh = resources.filter(|resource| !table.held().contains_key(&resource.name));
+        if table.held().len() + fresh.count() > HELD_MAX {
             return Err(ClientError::TooManyResources { kind });
         }
         let mut token = Token {
@@ -174,6 +209,10 @@ impl Client {
         }
         let mut requests = Vec::new();
         if token.kind == Kind::Cluster {
+            for name in &token.removed {
+                self.table(Kind::Endpoints).drop(name);
+            }
+            let table = self.table(token.kind);
             let clusters = table.held().keys().cloned().collect();
             requests.extend(self.subscribe(Kind::Endpoints, clusters));
         }

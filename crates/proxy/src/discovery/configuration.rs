@@ -9,7 +9,8 @@ use phalanx_model::resource::ListenerProtocol;
 use phalanx_xds::Kind;
 use phalanx_xds::decode::{self, Resource};
 
-use crate::plan::{Resources, compile_table};
+use crate::desk::Desk;
+use crate::plan::{Resources, Table, compile_table};
 
 /// Name, version and body of a resource as it came.
 pub type Upsert = (String, String, Vec<u8>);
@@ -50,6 +51,7 @@ impl Configuration {
             match self.upsert(kind, &name, &version, &body) {
                 Ok(()) => drop(self.refused.remove(&(kind, name))),
                 Err(message) => {
+                    self.stand_in(kind, &name);
                     self.refused.insert(
                         (kind, name.clone()),
                         Refused {
@@ -88,6 +90,30 @@ impl Configuration {
         answered(Kind::Cluster) && answered(Kind::Listener) && routed
     }
 
+    /// Requests may wait at `desk` for hosts that are not held, if the control plane says so.
+    pub fn on_demand(&mut self, desk: Arc<Desk>) {
+        self.resources.desk = Some(desk);
+    }
+
+    /// Whether the control plane has an answer for this table, and it is that there is no such host.
+    pub fn is_nothing(&self, table: &str) -> bool {
+        let table = self.resources.tables.get(table);
+        table.is_some_and(|table| table.rules().hosts().is_empty())
+    }
+
+    /// Whether a request used this table since this was asked last.
+    pub fn take_used(&self, table: &str) -> bool {
+        let table = self.resources.tables.get(table);
+        table.is_some_and(|table| table.take_used())
+    }
+
+    /// Lets go of tables that are no longer asked for.
+    pub fn forget(&mut self, tables: &[String]) {
+        for table in tables {
+            self.remove(Kind::Routes, table);
+        }
+    }
+
     /// The route tables that listeners name: those to subscribe to.
     pub fn tables_named(&self) -> BTreeSet<String> {
         let table = |protocol: &ListenerProtocol| match protocol {
@@ -98,6 +124,7 @@ impl Configuration {
             .listeners
             .values()
             .filter_map(|listener| table(&listener.protocol))
+            .filter(|name| !name.ends_with('/'))
             .collect()
     }
 
@@ -125,20 +152,22 @@ impl Configuration {
                     .listeners
                     .insert(name.to_owned(), listener.clone()),
             ),
-            Resource::Routes(table) => drop(
-                resources
-                    .tables
-                    .insert(name.to_owned(), Arc::new(compile_table(table)?)),
-            ),
+            Resource::Routes(table) => {
+                let table = Arc::new(compile_table(table)?);
+                let before = resources.tables.insert(name.to_owned(), table.clone());
+                if before.is_some_and(|before| before.take_used()) {
+                    table.touch();
+                }
+            }
             Resource::Cluster(cluster) => drop(
                 resources
                     .clusters
-                    .insert(cluster.name.clone(), cluster.clone()),
+                    .insert(cluster.name.clone(), Arc::new(cluster.clone())),
             ),
             Resource::Endpoints(sent) => drop(
                 resources
                     .assignments
-                    .insert(sent.cluster.clone(), sent.clone()),
+                    .insert(sent.cluster.clone(), Arc::new(sent.clone())),
             ),
         }
         self.held.insert(
@@ -151,13 +180,29 @@ impl Configuration {
         Ok(())
     }
 
+    /// Requests wait for a host's table. One that was refused, with no older in force, is an answer too.
+    fn stand_in(&mut self, kind: Kind, name: &str) {
+        let prefix = self.resources.demand_prefix();
+        let waited_for = kind == Kind::Routes && prefix.is_some_and(|p| name.starts_with(p));
+        if !waited_for || self.resources.tables.contains_key(name) {
+            return;
+        }
+        if let Ok(table) = Table::unusable(name) {
+            self.resources
+                .tables
+                .insert(name.to_owned(), Arc::new(table));
+        }
+    }
+
     fn drop_unnamed_tables(&mut self) {
         let named = self.tables_named();
+        let prefix = self.resources.demand_prefix();
+        let is_host = |name: &str| prefix.is_some_and(|prefix| name.starts_with(prefix));
         let unnamed: Vec<String> = self
             .resources
             .tables
             .keys()
-            .filter(|name| !named.contains(*name))
+            .filter(|name| !named.contains(*name) && !is_host(name))
             .cloned()
             .collect();
         for name in unnamed {

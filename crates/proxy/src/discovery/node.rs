@@ -22,13 +22,17 @@ pub fn node(instance: &Instance, outbound: SocketAddr) -> Node {
     let text = |text| Value {
         kind: Some(Kind::StringValue(text)),
     };
+    // Only what is used, asked for by host; a control plane that doesn't know it sends everything.
+    let demand = Value {
+        kind: Some(Kind::BoolValue(true)),
+    };
+    let words = metadata.map(|(key, value)| (key.to_owned(), text(value)));
+    let fields = words.into_iter().chain([("demand".to_owned(), demand)]);
     Node {
         id: instance.id.to_string(),
         cluster: service.name.clone(),
         metadata: Some(Struct {
-            fields: metadata
-                .map(|(key, value)| (key.to_owned(), text(value)))
-                .into(),
+            fields: fields.collect(),
         }),
         locality: Some(Locality {
             zone: instance.zone.clone(),

@@ -115,6 +115,12 @@ impl Endpoint {
             h2: Rc::default(),
         })
     }
+
+    /// Left the plan: what is idle closes, what is in use closes after its use.
+    fn retire(&self) {
+        self.h1.retire();
+        self.h2.retire();
+    }
 }
 
 /// A cluster as the holder of permits of its breaker.
@@ -204,45 +210,41 @@ impl Core {
     /// Puts this core's state beside the new plan, and closes the pools of endpoints that left.
     fn take_over(&self, plan: Arc<Plan>) -> CorePlan {
         let previous = self.current.borrow().clone();
-        let mut before: HashMap<(&ClusterName, SocketAddr), &Rc<Endpoint>> = HashMap::new();
-        let mut freed: HashMap<&ClusterName, &Rc<Notify>> = HashMap::new();
-        for cluster in &previous.clusters {
-            freed.insert(&cluster.plan.name, &cluster.freed);
-            before.extend(
-                cluster
-                    .endpoints
-                    .iter()
-                    .map(|endpoint| ((&cluster.plan.name, endpoint.address), endpoint)),
-            );
-        }
-        let clusters = plan.clusters.iter().map(|cluster| {
-            let mut endpoint_of = |address| match before.remove(&(&cluster.name, address)) {
-                Some(endpoint) => endpoint.clone(),
-                None => Endpoint::new(address),
-            };
-            Rc::new(Cluster {
-                endpoints: cluster
-                    .endpoints
-                    .iter()
-                    .map(|endpoint| endpoint_of(endpoint.address))
-                    .collect(),
-                turn: Cell::new(self.random().u32(..)),
-                freed: freed
-                    .get(&cluster.name)
-                    .map(|freed| (*freed).clone())
-                    .unwrap_or_default(),
-                plan: cluster.clone(),
-            })
-        });
+        let named = previous.clusters.iter().map(|c| (&c.plan.name, c));
+        let mut before: HashMap<&ClusterName, &Rc<Cluster>> = named.collect();
+        let clusters = plan
+            .clusters
+            .iter()
+            .map(|cluster| match before.remove(&cluster.name) {
+                Some(same) if Arc::ptr_eq(&same.plan, cluster) => same.clone(),
+                known => self.renew(cluster, known),
+            });
         let clusters = clusters.collect();
-        for gone in before.values() {
-            gone.h1.retire();
-            gone.h2.retire();
-        }
+        let gone = before.values().flat_map(|cluster| &cluster.endpoints);
+        gone.for_each(|endpoint| endpoint.retire());
         CorePlan {
             plan: plan.clone(),
             clusters,
         }
+    }
+
+    fn renew(&self, cluster: &Arc<ClusterPlan>, known: Option<&Rc<Cluster>>) -> Rc<Cluster> {
+        let endpoints = known.into_iter().flat_map(|known| &known.endpoints);
+        let mut before: HashMap<SocketAddr, &Rc<Endpoint>> =
+            endpoints.map(|e| (e.address, e)).collect();
+        let mut endpoint_of = |address| match before.remove(&address) {
+            Some(endpoint) => endpoint.clone(),
+            None => Endpoint::new(address),
+        };
+        let endpoints = cluster.endpoints.iter().map(|e| endpoint_of(e.address));
+        let endpoints = endpoints.collect();
+        before.values().for_each(|endpoint| endpoint.retire());
+        Rc::new(Cluster {
+            endpoints,
+            turn: Cell::new(self.random().u32(..)),
+            freed: known.map(|known| known.freed.clone()).unwrap_or_default(),
+            plan: cluster.clone(),
+        })
     }
 
     /// A generator for one request.

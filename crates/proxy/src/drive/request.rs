@@ -16,7 +16,7 @@ use phalanx_relay::{
 };
 
 use super::body::{DownBody, RequestBody, UpBody};
-use super::core::{Cluster, Endpoint, Holder};
+use super::core::{Cluster, Core, Endpoint, Holder};
 use super::encode;
 use super::exchange::{Exchange, Expiry};
 use super::headers;
@@ -28,8 +28,8 @@ use super::tunnel::Upgraded;
 use crate::account::Event;
 use crate::balance::Tried;
 use crate::context::StreamContext;
-use crate::plan::Plan;
 use crate::plan::table::ForwardPlan;
+use crate::plan::{Outbound, Plan};
 use crate::upstream::retry::retries_allowed;
 use crate::upstream::{Fault, Heard, Lease, Permit, Share};
 use crate::{filter, listen, route};
@@ -65,7 +65,7 @@ async fn answer(
 ) -> Response<DownBody> {
     let core = &door.core;
     let now_us = core.wheel.now_us();
-    let plan = core.plan();
+    let mut plan = core.plan();
     let mut tally = Tally::new(core, plan.clone(), &door.watch, door.direction, now_us);
     let Some(parts) = original else {
         return hyper_in::reply(&own_fault(), false, false, tally);
@@ -97,14 +97,24 @@ async fn answer(
         now_us,
         !request.framing().is_empty() && !hyper::body::Body::is_end_stream(&incoming),
     );
-    let mut context = StreamContext::new(door.direction, core.random());
-    for stage in STAGES {
-        match stage(&plan.plan, request, &mut context) {
-            Verdict::Continue => {}
+    let mut parked = false;
+    let context = loop {
+        let mut context = StreamContext::new(door.direction, core.random());
+        match walk(&plan.plan, request, &mut context) {
+            Verdict::Continue => break context,
             Verdict::Respond(reply) => return hyper_in::reply(&reply, grpc, bodyless, tally),
-            Verdict::Park => return hyper_in::reply(&own_fault(), grpc, bodyless, tally), // no stage does
+            Verdict::Park => {}
         }
-    }
+        // Once: with a plan that has the host, no stage parks.
+        let waited = match std::mem::replace(&mut parked, true) {
+            false => Box::pin(host(core, &plan.plan, request)).await,
+            true => Err(Reason::NoHealthyUpstream),
+        };
+        if let Err(reason) = waited {
+            return hyper_in::reply(&Reply::of(reason), grpc, bodyless, tally);
+        }
+        plan = core.plan();
+    };
     let chosen = context
         .cluster
         .and_then(|place| plan.cluster(place))
@@ -157,6 +167,29 @@ async fn answer(
             hyper_in::reply(&reply, grpc, bodyless, tally)
         }
     }
+}
+
+fn walk<'p>(plan: &'p Plan, request: &mut Checked, context: &mut StreamContext<'p>) -> Verdict {
+    for stage in STAGES {
+        match stage(plan, request, context) {
+            Verdict::Continue => {}
+            other => return other,
+        }
+    }
+    Verdict::Continue
+}
+
+/// Waits until a plan has the request's host.
+async fn host(core: &Rc<Core>, plan: &Plan, request: &Checked) -> Result<(), Reason> {
+    let Outbound::Demand { desk, .. } = &plan.outbound else {
+        return Err(Reason::Fault);
+    };
+    let authority = request.authority();
+    let is_there = || match &core.plan().plan.outbound {
+        Outbound::Demand { hosts, .. } => hosts.contains(authority),
+        _ => true,
+    };
+    desk.wait(authority, is_there).await
 }
 
 /// A defect of ours, told as a fault and not as a panic.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::ClusterName;
 use phalanx_model::resource::{
-    CircuitBreaker, Cluster, ConnectionPool, Endpoint, Health, LoadBalancer, OutlierDetection,
-    RetryBudget,
+    Assignment, CircuitBreaker, Cluster, ConnectionPool, Endpoint, Health, LoadBalancer,
+    OutlierDetection, RetryBudget,
 };
 use phalanx_relay::Field;
 
@@ -28,6 +28,7 @@ pub struct ClusterPlan {
     pub endpoints: Box<[EndpointPlan]>,
     /// For requests that got no endpoint.
     pub unassigned: Edges,
+    made_of: Option<(Arc<Cluster>, Option<Arc<Assignment>>)>,
 }
 
 pub struct EndpointPlan {
@@ -75,12 +76,13 @@ impl Edges {
 
 impl ClusterPlan {
     pub(super) fn outbound(
-        cluster: &Cluster,
-        endpoints: &[Endpoint],
+        cluster: &Arc<Cluster>,
+        assignment: Option<&Arc<Assignment>>,
         previous: Option<&Arc<ClusterPlan>>,
         account: &Account,
     ) -> Self {
         let name = &cluster.name;
+        let endpoints = assignment.map_or(&[][..], |assignment| &assignment.endpoints);
         let mut edges: Vec<(&str, Edges)> = Vec::new(); // few versions, many endpoints
         let mut edges_of = |version| match edges.iter().find(|(known, _)| *known == version) {
             Some((_, edges)) => edges.clone(),
@@ -119,7 +121,24 @@ impl ClusterPlan {
             ),
             endpoints: plans,
             unassigned: Edges::of(name, "", account),
+            made_of: Some((cluster.clone(), assignment.cloned())),
         }
+    }
+
+    /// Whether these very resources were compiled to it.
+    pub(super) fn is_made_of(
+        &self,
+        cluster: &Arc<Cluster>,
+        assignment: Option<&Arc<Assignment>>,
+    ) -> bool {
+        let Some((of, endpoints)) = &self.made_of else {
+            return false;
+        };
+        let same = match (endpoints, assignment) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        same && Arc::ptr_eq(of, cluster)
     }
 
     /// The application itself: one endpoint, no ejection, no limit that its caller's sidecar would not have set.
@@ -164,6 +183,7 @@ impl ClusterPlan {
             }]
             .into(),
             unassigned: edges,
+            made_of: None,
             name,
         }
     }

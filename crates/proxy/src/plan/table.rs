@@ -1,6 +1,7 @@
 //! A route table with each rule's action compiled: header edits checked and encoded, weights summed, clusters numbered.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use phalanx_model::matching::CompiledTable;
 use phalanx_model::matching::canonical::{canonical_authority, canonical_path};
@@ -8,6 +9,7 @@ use phalanx_model::name::ClusterName;
 use phalanx_model::reason::Reason;
 use phalanx_model::resource::{
     Action, Backend, Forward, HeaderEdit, PathRewrite, Redirect, Rewrite, RouteTable, Rule,
+    RuleMatch, VirtualHost,
 };
 use phalanx_relay::header::FieldError;
 use phalanx_relay::{Field, HeaderList};
@@ -18,6 +20,8 @@ use crate::upstream::RetryPlan;
 pub struct Table {
     rules: CompiledTable<RulePlan>,
     clusters: Box<[ClusterName]>,
+    /// Since somebody looked; set by requests.
+    used: AtomicBool,
 }
 
 /// What follows a match.
@@ -81,6 +85,7 @@ pub fn compile_table(table: &RouteTable) -> Result<Table, String> {
     Ok(Table {
         rules,
         clusters: clusters.names.into(),
+        used: AtomicBool::new(false),
     })
 }
 
@@ -101,8 +106,44 @@ pub enum TableError {
 }
 
 impl Table {
+    /// Stands for one that was refused, while there is none better: every request is answered with 503.
+    ///
+    /// # Errors
+    /// None: it has nothing that could be refused.
+    pub fn unusable(name: &str) -> Result<Self, String> {
+        let rule = Rule {
+            name: String::new(),
+            matches: RuleMatch::default(),
+            request_headers: HeaderEdit::default(),
+            response_headers: HeaderEdit::default(),
+            action: Action::Respond(Reason::NoHealthyUpstream),
+        };
+        let host = VirtualHost {
+            name: name.to_owned(),
+            domains: vec!["*".to_owned()],
+            rules: vec![rule],
+        };
+        compile_table(&RouteTable {
+            name: name.to_owned(),
+            hosts: vec![host],
+        })
+    }
+
     pub fn rules(&self) -> &CompiledTable<RulePlan> {
         &self.rules
+    }
+
+    /// A request uses it. Cores share the flag, but write it only when it was taken.
+    #[inline]
+    pub fn touch(&self) {
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a request used it since this was asked last.
+    pub fn take_used(&self) -> bool {
+        self.used.swap(false, Ordering::Relaxed)
     }
 
     /// The clusters that rules name, by the numbers that [`BackendPlan::cluster`] holds.

@@ -70,16 +70,17 @@ fn resources(addresses: &[&str]) -> Resources {
     resources
         .tables
         .insert("outbound".into(), Arc::new(compiled));
-    resources
-        .clusters
-        .insert(name.clone(), Cluster::new(name.clone(), Protocol::Auto));
+    resources.clusters.insert(
+        name.clone(),
+        Arc::new(Cluster::new(name.clone(), Protocol::Auto)),
+    );
     let endpoints = addresses.iter().map(|address| endpoint(address)).collect();
     resources.assignments.insert(
         name.clone(),
-        Assignment {
+        Arc::new(Assignment {
             cluster: name,
             endpoints,
-        },
+        }),
     );
     resources
 }
@@ -111,7 +112,10 @@ fn clusters_are_found_by_place() {
         &Plan::empty(),
         &account,
     );
-    assert_eq!(*plan.outbound.as_ref().unwrap().clusters, [Some(0), None]);
+    let Outbound::All(routes) = &plan.outbound else {
+        panic!("there is a table of all hosts");
+    };
+    assert_eq!(*routes.clusters, [Some(0), None]);
     assert_eq!(*plan.tcp, [None, Some(0)]);
     assert_eq!(plan.inbound.apps[0].cluster, 1);
     assert_eq!(
@@ -207,4 +211,101 @@ fn prefixes_are_replaced_by_whole_segments() {
         table::rewritten(&PathRewrite::Prefix("/a".into()), "/foo", None),
         None
     );
+}
+
+/// Two hosts on demand, `battle` over the cluster of that name and `none` that does not exist.
+fn on_demand() -> Resources {
+    let mut resources = resources(&["10.0.0.1:1"]);
+    resources.desk = Some(Desk::new().0);
+    let protocol = ListenerProtocol::Http {
+        route_table: "outbound/".into(),
+    };
+    let listener = Listener {
+        name: "outbound".into(),
+        address: "127.0.0.1:15001".parse().unwrap(),
+        direction: Direction::Outbound,
+        protocol,
+    };
+    resources.listeners.insert("outbound".into(), listener);
+    let battle = table(vec![backend("battle", 1)], HeaderEdit::default());
+    let none = RouteTable {
+        name: "outbound/none".into(),
+        hosts: Vec::new(),
+    };
+    for (name, table) in [("outbound/battle", battle), ("outbound/none", none)] {
+        let compiled = compile_table(&table).unwrap();
+        resources.tables.insert(name.into(), Arc::new(compiled));
+    }
+    resources
+}
+
+fn hosts(plan: &Plan) -> &Arc<Hosts> {
+    match &plan.outbound {
+        Outbound::Demand { hosts, .. } => hosts,
+        _ => panic!("hosts are held on demand"),
+    }
+}
+
+#[test]
+fn on_demand_a_host_is_held_by_its_own_table_alone() {
+    let plan = Plan::assemble(&on_demand(), &bootstrap(), &Plan::empty(), &Account::new(1));
+    let hosts = hosts(&plan);
+    assert_eq!(hosts.len(), 2, "the table of all hosts is none of them");
+    assert_eq!(*hosts.find("battle").unwrap().clusters, [Some(0)]);
+    assert!(hosts.find("none").unwrap().table.rules().hosts().is_empty());
+    assert!(hosts.find("other").is_none() && !hosts.contains("other"));
+}
+
+#[test]
+fn a_use_is_noted_once_and_a_look_takes_the_note() {
+    let resources = on_demand();
+    let plan = Plan::assemble(&resources, &bootstrap(), &Plan::empty(), &Account::new(1));
+    let used = |name: &str| resources.tables[name].take_used();
+    assert!(!used("outbound/battle"));
+    hosts(&plan).find("battle");
+    hosts(&plan).find("battle");
+    assert!(used("outbound/battle") && !used("outbound/battle") && !used("outbound/none"));
+}
+
+#[test]
+fn a_new_host_leaves_everything_else_as_it_was() {
+    let account = Account::new(1);
+    let assemble = |resources: &Resources, before: &Plan| {
+        Plan::assemble(resources, &bootstrap(), before, &account)
+    };
+    let mut resources = on_demand();
+    let first = assemble(&resources, &Plan::empty());
+    let again = assemble(&resources, &first);
+    assert!(Arc::ptr_eq(hosts(&first), hosts(&again)));
+    assert!(Arc::ptr_eq(&first.clusters[0], &again.clusters[0]));
+
+    // A cluster that sorts before the others moves them by a place.
+    let name = cluster_name("armour");
+    let cluster = Cluster::new(name.clone(), Protocol::Auto);
+    resources.clusters.insert(name.clone(), Arc::new(cluster));
+    let armour = table(vec![backend("armour", 1)], HeaderEdit::default());
+    let armour = Arc::new(compile_table(&armour).unwrap());
+    resources.tables.insert("outbound/armour".into(), armour);
+    let second = assemble(&resources, &again);
+    assert_eq!(*hosts(&second).find("armour").unwrap().clusters, [Some(0)]);
+    assert_eq!(*hosts(&second).find("battle").unwrap().clusters, [Some(1)]);
+    assert!(Arc::ptr_eq(&first.clusters[0], &second.clusters[1]));
+    let of = |plan: &Plan| {
+        hosts(plan)
+            .find("battle")
+            .map(|routes| routes.table.clone())
+    };
+    assert!(Arc::ptr_eq(&of(&first).unwrap(), &of(&second).unwrap()));
+    assert!(second.cluster(&name).is_some() && first.cluster(&name).is_none());
+
+    // Other endpoints are another cluster plan, and nothing more.
+    let battle = cluster_name("battle");
+    let assignment = Assignment {
+        cluster: battle.clone(),
+        endpoints: vec![endpoint("10.0.0.2:1")],
+    };
+    resources.assignments.insert(battle, Arc::new(assignment));
+    let third = assemble(&resources, &second);
+    assert!(!Arc::ptr_eq(&second.clusters[1], &third.clusters[1]));
+    assert!(Arc::ptr_eq(hosts(&second), hosts(&third)));
 }

@@ -154,14 +154,14 @@ impl Setup {
         for (cluster, endpoints) in &self.clusters {
             resources
                 .clusters
-                .insert(cluster.name.clone(), cluster.clone());
+                .insert(cluster.name.clone(), Arc::new(cluster.clone()));
             let assignment = Assignment {
                 cluster: cluster.name.clone(),
                 endpoints: endpoints.clone(),
             };
             resources
                 .assignments
-                .insert(cluster.name.clone(), assignment);
+                .insert(cluster.name.clone(), Arc::new(assignment));
         }
         let hosts = self.rules.iter().map(|(host, rules)| VirtualHost {
             name: host.clone(),

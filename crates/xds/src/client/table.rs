@@ -12,6 +12,8 @@ const WILDCARD: &str = "*";
 pub(super) struct Table {
     kind: Kind,
     wildcard: bool,
+    /// Opened on every stream, with or without names.
+    always: bool,
     names: BTreeSet<String>,
     /// Name → version, applied and acknowledged.
     held: BTreeMap<String, String>,
@@ -24,6 +26,7 @@ impl Table {
         Self {
             kind,
             wildcard: matches!(kind, Kind::Cluster | Kind::Listener),
+            always: false,
             names: BTreeSet::new(),
             held: BTreeMap::new(),
             open: false,
@@ -50,15 +53,13 @@ impl Table {
 
     /// The first request of a new stream; none if nothing is asked for.
     pub(super) fn open(&mut self) -> Option<DeltaDiscoveryRequest> {
-        self.open = self.wildcard || !self.names.is_empty();
+        self.open = self.wildcard || self.always || !self.names.is_empty();
         self.open.then(|| {
-            let subscribe = match self.wildcard {
-                true => vec![WILDCARD.to_owned()],
-                false => self.names.iter().cloned().collect(),
-            };
+            let wildcard = self.wildcard.then(|| WILDCARD.to_owned());
+            let subscribe = wildcard.into_iter().chain(self.names.iter().cloned());
             DeltaDiscoveryRequest {
                 initial_resource_versions: self.held.clone(),
-                ..self.request(subscribe, Vec::new())
+                ..self.request(subscribe.collect(), Vec::new())
             }
         })
     }
@@ -76,6 +77,61 @@ impl Table {
         let added = names.difference(&self.names).cloned().collect();
         let gone = self.names.difference(&names).cloned().collect();
         self.names = names;
+        self.tell(added, gone, connected)
+    }
+
+    /// The request that adds and takes away names, beside a wildcard too. None if it changes nothing.
+    pub(super) fn change(
+        &mut self,
+        mut added: Vec<String>,
+        mut gone: Vec<String>,
+        connected: bool,
+    ) -> Option<DeltaDiscoveryRequest> {
+        gone.retain(|name| self.names.remove(name));
+        added.retain(|name| self.names.insert(name.clone()));
+        for name in &gone {
+            if !self.wants(name) {
+                self.held.remove(name);
+            }
+        }
+        if added.is_empty() && gone.is_empty() {
+            return None;
+        }
+        self.tell(added, gone, connected)
+    }
+
+    /// From everything to `names`, or from names to everything. None if it is so already.
+    pub(super) fn set_wildcard(
+        &mut self,
+        wildcard: bool,
+        names: BTreeSet<String>,
+        connected: bool,
+    ) -> Option<DeltaDiscoveryRequest> {
+        if self.wildcard == wildcard {
+            return None;
+        }
+        self.wildcard = wildcard;
+        let before = std::mem::replace(&mut self.names, names);
+        let star = || vec![WILDCARD.to_owned()];
+        let (added, gone) = match wildcard {
+            true => (star(), before.into_iter().collect()),
+            false => (self.names.iter().cloned().collect(), star()),
+        };
+        let names = &self.names;
+        self.held.retain(|name, _| wildcard || names.contains(name));
+        self.tell(added, gone, connected)
+    }
+
+    pub(super) fn set_always(&mut self, always: bool) {
+        self.always = always;
+    }
+
+    fn tell(
+        &mut self,
+        added: Vec<String>,
+        gone: Vec<String>,
+        connected: bool,
+    ) -> Option<DeltaDiscoveryRequest> {
         match (connected, self.open) {
             (false, _) => None,
             (true, false) => self.open(),

@@ -251,3 +251,75 @@ fn other_types_and_too_many_resources_end_the_stream() {
         }
     );
 }
+
+#[test]
+fn on_demand_endpoints_come_unasked_and_names_come_and_go_one_by_one() {
+    let mut client = connected();
+    let endpoints = client.set_demand(true).unwrap();
+    assert_eq!(told_one(&endpoints), "EDS +*");
+    assert!(client.set_demand(true).is_none());
+    let change = |client: &mut Client, added: &[&str], gone: &[&str]| {
+        let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let request = client.change(Kind::Routes, own(added), own(gone));
+        request.as_ref().map(told_one).unwrap_or_default()
+    };
+    assert_eq!(change(&mut client, &["t/a", "t/b"], &[]), "RDS +t/a +t/b");
+    assert_eq!(change(&mut client, &["t/a"], &["t/x"]), "");
+    let answer = apply(&mut client, response(Kind::Cluster, &[("c", "1")], &[]));
+    assert_eq!(told(&answer), "CDS ack");
+    apply(&mut client, response(Kind::Endpoints, &[("c", "1")], &[]));
+    apply(
+        &mut client,
+        response(Kind::Routes, &[("t/a", "1"), ("t/b", "1")], &[]),
+    );
+    assert_eq!(change(&mut client, &["t/c"], &["t/b"]), "RDS +t/c -t/b");
+    assert_eq!(held(&client, Kind::Routes), "t/a@1");
+    apply(&mut client, response(Kind::Cluster, &[], &["c"]));
+    assert_eq!(
+        held(&client, Kind::Endpoints),
+        "",
+        "they go with their cluster"
+    );
+}
+
+#[test]
+fn on_demand_a_reconnect_speaks_of_every_kind_even_without_a_table() {
+    let mut client = connected();
+    client.set_demand(true);
+    client.change(Kind::Cluster, vec!["redis".into()], Vec::new());
+    assert_eq!(
+        told(&client.connect()),
+        "CDS +* +redis | EDS +* | LDS +* | RDS"
+    );
+}
+
+#[test]
+fn a_server_that_knows_no_demand_is_asked_for_endpoints_by_name() {
+    let mut client = connected();
+    client.set_demand(true);
+    apply(
+        &mut client,
+        response(Kind::Cluster, &[("a", "1"), ("b", "1")], &[]),
+    );
+    let back = client.set_demand(false).unwrap();
+    assert_eq!(told_one(&back), "EDS +a +b -*");
+    assert_eq!(
+        told(&client.connect()),
+        "CDS +* a@1 b@1 | EDS +a +b | LDS +*"
+    );
+}
+
+#[test]
+fn updates_of_what_is_held_do_not_count_towards_the_limit() {
+    let mut client = connected();
+    let names: Vec<String> = (0..HELD_MAX).map(|i| format!("c{i}")).collect();
+    let all: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "1")).collect();
+    apply(&mut client, response(Kind::Cluster, &all, &[]));
+    assert!(
+        client
+            .on_response(response(Kind::Cluster, &all, &[]))
+            .is_ok()
+    );
+    let one_more = response(Kind::Cluster, &[("one-more", "1")], &[]);
+    assert!(client.on_response(one_more).is_err());
+}

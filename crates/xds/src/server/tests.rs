@@ -4,6 +4,7 @@ mod bounds;
 mod break_after_make;
 mod inventory;
 mod one_kind;
+mod order;
 mod refusals;
 mod remembered;
 mod secrets;
