@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use self::answer::{Answer, Asker, Transport, answer, slip};
 use self::guard::{Guard, Verdict};
-use self::index::Index;
+pub(crate) use self::index::Index;
 use crate::snapshot::Published;
 
 /// Both sockets of the one address.

@@ -5,20 +5,24 @@
 //! stream takes its node's [`Snapshot`] by sharing. No I/O, no clock.
 
 mod catalog;
+mod index;
 mod node;
 mod publish;
 mod routes;
+mod table;
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use phalanx_model::document::DocumentId;
 use phalanx_model::name::Direction;
 use phalanx_model::resource::{Assignment, Cluster, Listener, ListenerProtocol, RouteTable};
-use phalanx_model::{ClusterName, ServiceName};
+use phalanx_model::{ClusterName, ServiceName, SharedMap};
 
-pub use catalog::{Catalog, CatalogPort};
+use index::{Index, Touched};
+
+pub use catalog::{Catalog, CatalogPort, Ports};
 pub use node::{Node, NodeError};
-pub use publish::{Compiler, Published, Resources, encode_table};
+pub use publish::{Changes, Compiler, Published, Resources, encode_table};
 pub use routes::{OUTBOUND, Rules};
 
 use crate::world::World;
@@ -33,14 +37,37 @@ pub struct Finding {
 }
 
 /// A world, compiled; what all nodes share, and from which a node's own part is taken.
-#[derive(Clone, Debug, PartialEq)]
+///
+/// Parts that did not change are shared with the mesh before, so that two are compared by pointer.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Mesh {
     pub catalog: Catalog,
-    pub clusters: BTreeMap<ClusterName, Cluster>,
-    pub assignments: BTreeMap<ClusterName, Assignment>,
+    pub clusters: SharedMap<ClusterName, Arc<Cluster>>,
+    pub assignments: SharedMap<ClusterName, Arc<Assignment>>,
     pub rules: Rules,
     /// Sorted, each once.
-    pub findings: Vec<Finding>,
+    pub findings: Arc<Vec<Finding>>,
+    index: Index,
+    notes: Notes,
+}
+
+/// The findings, by the service they were made at.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Notes {
+    of_service: Noted,
+    of_rules: Noted,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Noted(SharedMap<ServiceName, Arc<Vec<Finding>>>);
+
+impl Noted {
+    fn set(&mut self, service: &ServiceName, findings: Vec<Finding>) {
+        match findings.is_empty() {
+            true => drop(self.0.remove(service)),
+            false => catalog::replace(&mut self.0, service.clone(), findings),
+        }
+    }
 }
 
 /// The resources of one node.
@@ -54,19 +81,36 @@ pub struct Compiled {
 
 impl Mesh {
     pub fn compile(world: &World) -> Self {
-        let mut findings = Vec::new();
-        let (catalog, assignments) = catalog::compile(world, &mut findings);
-        let clusters = catalog::clusters(world, &catalog, &mut findings);
-        let rules = Rules::compile(world, &catalog, &mut findings);
-        findings.sort_unstable();
-        findings.dedup();
-        Self {
-            catalog,
-            clusters,
-            assignments,
-            rules,
-            findings,
+        Self::default().advance(&World::empty(), world)
+    }
+
+    /// The mesh of `world`, where this is the one of `before`; costs what differs between the two.
+    #[must_use]
+    pub fn advance(&self, before: &World, world: &World) -> Self {
+        let mut mesh = self.clone();
+        let Touched {
+            services,
+            mut rules,
+        } = mesh.index.follow(before, world);
+        for service in catalog::compile(&mut mesh, world, services) {
+            // A backend that comes or goes changes the rules that name it.
+            rules.extend(mesh.index.parents_of_users(world, &service));
+            rules.insert(service);
         }
+        routes::compile(&mut mesh, world, rules);
+        let (was, is) = (&self.notes, &mesh.notes);
+        if !was.of_service.0.same(&is.of_service.0) || !was.of_rules.0.same(&is.of_rules.0) {
+            mesh.findings = Arc::new(mesh.notes.collect());
+        }
+        mesh
+    }
+
+    /// EndpointSlices and BackendPolicies of a service.
+    fn sources(&self, service: &ServiceName) -> impl Iterator<Item = &DocumentId> {
+        self.index
+            .slices
+            .of(service)
+            .chain(self.index.policies.of(service))
     }
 
     /// Everything one node receives.
@@ -74,9 +118,19 @@ impl Mesh {
         Compiled {
             listeners: listener(node).into_iter().collect(),
             tables: vec![self.rules.table(&node.service.namespace, &self.catalog)],
-            clusters: self.clusters.values().cloned().collect(),
-            assignments: self.assignments.values().cloned().collect(),
+            clusters: self.clusters.values().map(|c| (**c).clone()).collect(),
+            assignments: self.assignments.values().map(|a| (**a).clone()).collect(),
         }
+    }
+}
+
+impl Notes {
+    fn collect(&self) -> Vec<Finding> {
+        let notes = self.of_service.0.values().chain(self.of_rules.0.values());
+        let mut findings: Vec<_> = notes.flat_map(|of_one| of_one.iter()).cloned().collect();
+        findings.sort_unstable();
+        findings.dedup();
+        findings
     }
 }
 

@@ -13,8 +13,8 @@ pub mod record;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use phalanx_model::document::{Document, DocumentId, Kind};
-use phalanx_model::{Instance, InstanceId, ServiceName};
+use phalanx_model::document::{Document, DocumentId, Kind, Service};
+use phalanx_model::{Instance, InstanceId, ServiceName, SharedMap};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -37,7 +37,7 @@ pub struct World {
     pub sequence: u64,
 }
 
-pub type Documents = BTreeMap<DocumentId, Arc<DocumentEntry>>;
+pub type Documents = SharedMap<DocumentId, Arc<DocumentEntry>>;
 
 /// A stored document and what of it is in force.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,13 +72,13 @@ pub struct Registered {
     pub revision: u64,
 }
 
-pub type ServiceInstances = BTreeMap<String, Arc<Registered>>;
-pub type NamespaceInstances = BTreeMap<String, Arc<ServiceInstances>>;
+pub type ServiceInstances = SharedMap<String, Arc<Registered>>;
+pub type NamespaceInstances = SharedMap<String, Arc<ServiceInstances>>;
 
 /// Instances by namespace, service and id; each level is shared while it does not change, so that two worlds are compared
 /// by pointer.
 #[derive(Clone, Debug, Default)]
-pub struct Instances(Arc<BTreeMap<String, Arc<NamespaceInstances>>>);
+pub struct Instances(SharedMap<String, Arc<NamespaceInstances>>);
 
 impl Instances {
     pub fn namespaces(&self) -> impl Iterator<Item = (&String, &Arc<NamespaceInstances>)> {
@@ -118,17 +118,34 @@ impl Instances {
 
     /// Whether both are the very same value; false says nothing.
     pub fn same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        self.0.same(&other.0)
+    }
+
+    /// Calls with each instance that is another one than before: how it was and how it is. Costs what differs.
+    pub fn each_difference(
+        &self,
+        before: &Self,
+        mut call: impl FnMut(Option<&Registered>, Option<&Registered>),
+    ) {
+        let (no_service, no_instance) = (SharedMap::default(), SharedMap::default());
+        for namespace in self.0.differences(&before.0, Arc::ptr_eq) {
+            let old = namespace.before.map_or(&no_service, |services| services);
+            let new = namespace.after.map_or(&no_service, |services| services);
+            for service in new.differences(old, Arc::ptr_eq) {
+                let old = service.before.map_or(&no_instance, |instances| instances);
+                let new = service.after.map_or(&no_instance, |instances| instances);
+                for instance in new.differences(old, Arc::ptr_eq) {
+                    let (old, new) = (instance.before, instance.after);
+                    call(old.map(|old| &**old), new.map(|new| &**new));
+                }
+            }
+        }
     }
 
     fn insert(&mut self, registered: Registered) {
         let InstanceId { service, id } = registered.instance.id.clone();
-        let services = Arc::make_mut(
-            Arc::make_mut(&mut self.0)
-                .entry(service.namespace)
-                .or_default(),
-        );
-        let instances = Arc::make_mut(services.entry(service.name).or_default());
+        let services = Arc::make_mut(entry(&mut self.0, service.namespace));
+        let instances = Arc::make_mut(entry(services, service.name));
         instances.insert(id, Arc::new(registered));
     }
 
@@ -136,7 +153,7 @@ impl Instances {
         if self.get(id).is_none() {
             return;
         }
-        let namespaces = Arc::make_mut(&mut self.0);
+        let namespaces = &mut self.0;
         let Some(services) = namespaces.get_mut(&id.service.namespace).map(Arc::make_mut) else {
             return;
         };
@@ -153,6 +170,14 @@ impl Instances {
     }
 }
 
+/// The value of a key, made if it isn't there.
+fn entry<V: Default>(map: &mut SharedMap<String, Arc<V>>, key: String) -> &mut Arc<V> {
+    if !map.contains_key(&key) {
+        map.insert(key.clone(), Arc::default());
+    }
+    map.get_mut(&key).expect("it is there by now")
+}
+
 impl World {
     /// Of an empty store.
     pub fn empty() -> Self {
@@ -167,23 +192,23 @@ impl World {
         }
     }
 
+    /// The Service of this name that is in force.
+    pub fn service(&self, name: &ServiceName) -> Option<&Service> {
+        let key = (Kind::Service, &*name.namespace, &*name.name);
+        let (_, entry) = self
+            .documents
+            .find(|id| (id.kind, &*id.namespace, &*id.name).cmp(&key))?;
+        match entry.document.as_deref()? {
+            Document::Service(service) => Some(service),
+            _ => None,
+        }
+    }
+
     /// The application behind a name: the `app` its Service selects, else the name itself.
     pub fn app<'a>(&'a self, service: &'a ServiceName) -> &'a str {
-        let id = DocumentId {
-            kind: Kind::Service,
-            namespace: service.namespace.clone(),
-            name: service.name.clone(),
-        };
-        let document = self
-            .documents
-            .get(&id)
-            .and_then(|entry| entry.document.as_deref());
-        match document {
-            Some(Document::Service(document)) => {
-                document.selector.get("app").unwrap_or(&service.name)
-            }
-            _ => &service.name,
-        }
+        self.service(service)
+            .and_then(|document| document.selector.get("app"))
+            .unwrap_or(&service.name)
     }
 
     /// Documents in force, in the order of their ids.

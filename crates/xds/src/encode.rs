@@ -12,7 +12,7 @@ pub(crate) mod routes;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use phalanx_model::resource::{Assignment, Cluster, Listener, RouteTable};
+use phalanx_model::resource::{Assignment, Cluster, Listener, RouteTable, VirtualHost};
 use phalanx_proto::envoy::config::core::v3 as core_v3;
 use prost::{Message, Name};
 use prost_types::value::Kind as ValueKind;
@@ -42,6 +42,46 @@ pub fn routes(table: &RouteTable) -> Encoded {
         &routes::message(table),
         routes::refs(table),
     )
+}
+
+/// One host of a route table, encoded, so that tables with the same hosts need not encode them again.
+#[derive(Clone, Debug)]
+pub struct EncodedHost {
+    /// The field of the table's message.
+    field: Vec<u8>,
+    /// The clusters it forwards to, sorted, each once.
+    pub refs: Vec<String>,
+}
+
+pub fn host(host: &VirtualHost) -> EncodedHost {
+    let table = RouteTable {
+        name: String::new(),
+        hosts: vec![host.clone()],
+    };
+    let mut refs = routes::refs(&table);
+    refs.sort_unstable();
+    refs.dedup();
+    EncodedHost {
+        field: routes::message(&table).encode_to_vec(),
+        refs,
+    }
+}
+
+/// The same as [`routes`] of these hosts, in this order; `refs` are the clusters that they forward to.
+pub fn table<'a>(
+    name: &str,
+    hosts: impl Iterator<Item = &'a EncodedHost> + Clone,
+    refs: Vec<String>,
+) -> Encoded {
+    let empty = RouteTable {
+        name: name.to_owned(),
+        hosts: Vec::new(),
+    };
+    // The hosts are the field after the name: the bytes of both, one after the other, are those of the whole.
+    let mut body = routes::message(&empty).encode_to_vec();
+    body.reserve_exact(hosts.clone().map(|host| host.field.len()).sum());
+    hosts.for_each(|host| body.extend_from_slice(&host.field));
+    Encoded::new(Kind::Routes, name, body.into(), refs)
 }
 
 pub fn cluster(cluster: &Cluster) -> Encoded {

@@ -14,4 +14,4 @@ pub mod server;
 pub mod snapshot;
 
 pub use kind::Kind;
-pub use snapshot::{Encoded, Snapshot, SnapshotBuilder};
+pub use snapshot::{Encoded, Resources, Snapshot, SnapshotBuilder};

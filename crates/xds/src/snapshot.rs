@@ -2,10 +2,10 @@
 //!
 //! It is immutable; a new one shares what did not change, so that comparing by version costs no encoding.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use phalanx_model::SharedMap;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::kind::Kind;
@@ -58,13 +58,14 @@ pub fn version(body: &[u8]) -> String {
 
 const KINDS: usize = Kind::ALL.len();
 
-type Resources = BTreeMap<String, Arc<Encoded>>;
+/// Resources of one kind by name; snapshots share what does not change.
+pub type Resources = SharedMap<String, Arc<Encoded>>;
 
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Of the store.
     pub revision: u64,
-    kinds: [Arc<Resources>; KINDS],
+    kinds: [Resources; KINDS],
 }
 
 impl Snapshot {
@@ -84,7 +85,7 @@ impl Snapshot {
     }
 
     /// From maps that other snapshots may share, in the order of [`Kind::ALL`]; each resource under its own name.
-    pub fn from_kinds(revision: u64, kinds: [Arc<BTreeMap<String, Arc<Encoded>>>; KINDS]) -> Self {
+    pub fn from_kinds(revision: u64, kinds: [Resources; KINDS]) -> Self {
         Self { revision, kinds }
     }
 
@@ -115,15 +116,21 @@ impl Snapshot {
         }
     }
 
+    /// All of one kind, to be shared.
+    pub fn resources(&self, kind: Kind) -> &Resources {
+        &self.kinds[kind.index()]
+    }
+
     /// Whether both have the very same resources of `kind`, shared, which takes no comparing.
     pub fn shares(&self, kind: Kind, other: &Self) -> bool {
-        Arc::ptr_eq(&self.kinds[kind.index()], &other.kinds[kind.index()])
+        let (one, two) = (&self.kinds[kind.index()], &other.kinds[kind.index()]);
+        one.same(two) || (one.is_empty() && two.is_empty())
     }
 
     /// Whether both hold the same resources in the same versions, at whatever revision.
     pub fn same_content(&self, other: &Self) -> bool {
         self.kinds.iter().zip(&other.kinds).all(|(a, b)| {
-            Arc::ptr_eq(a, b)
+            a.same(b)
                 || (a.len() == b.len()
                     && a.iter()
                         .zip(b.iter())
@@ -154,7 +161,7 @@ impl SnapshotBuilder {
     pub fn build(self) -> Snapshot {
         Snapshot {
             revision: self.revision,
-            kinds: self.kinds.map(Arc::new),
+            kinds: self.kinds,
         }
     }
 }

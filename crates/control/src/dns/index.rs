@@ -12,10 +12,10 @@ use std::sync::Arc;
 use hickory_proto::rr::Name;
 use phalanx_model::name::check_label;
 use phalanx_model::resource::{Endpoint, Health};
-use phalanx_model::{ClusterName, ServiceName};
+use phalanx_model::{ClusterName, ServiceName, SharedMap};
 
 use crate::snapshot::{CatalogPort, Mesh};
-use crate::world::Instances;
+use crate::world::{Instances, Registered};
 
 /// Every name of the zone at one revision. Immutable.
 #[derive(Debug)]
@@ -23,10 +23,9 @@ pub struct Index {
     revision: u64,
     mesh: Arc<Mesh>,
     instances: Instances,
-    /// By namespace and service.
-    namespaces: HashMap<String, HashMap<String, Arc<ServiceNames>>>,
-    /// Where the instances with this address are; none where they don't agree.
-    zones: Arc<HashMap<IpAddr, Option<Zone>>>,
+    services: SharedMap<ServiceName, Arc<ServiceNames>>,
+    /// Where the instances with this address are.
+    zones: SharedMap<IpAddr, Claims>,
     name_server: Option<IpAddr>,
 }
 
@@ -34,7 +33,7 @@ pub struct Index {
 pub type Zone = Arc<str>;
 
 /// What a service's names hold: healthy instances only.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct ServiceNames {
     pub addresses: Addresses,
     /// By port name, in lower case.
@@ -43,7 +42,7 @@ pub struct ServiceNames {
     instances: BTreeMap<String, Addresses>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Addresses {
     pub v4: Grouped<Ipv4Addr>,
     pub v6: Grouped<Ipv6Addr>,
@@ -86,26 +85,27 @@ impl Index {
         name_server: Option<IpAddr>,
         previous: Option<&Self>,
     ) -> Self {
-        let mut namespaces: HashMap<String, HashMap<String, Arc<ServiceNames>>> = HashMap::new();
-        for (service, ports) in &mesh.catalog.services {
-            let kept = previous
-                .filter(|before| same(&before.mesh, &mesh, service, ports))
-                .and_then(|before| before.service(&service.namespace, &service.name))
-                .cloned();
-            let names =
-                kept.unwrap_or_else(|| Arc::new(ServiceNames::build(&mesh, service, ports)));
-            namespaces
-                .entry(service.namespace.clone())
-                .or_default()
-                .insert(service.name.clone(), names);
+        let nothing = Mesh::default();
+        let before = previous.map_or(&nothing, |index| &index.mesh);
+        let mut services = previous.map_or_else(SharedMap::default, |i| i.services.clone());
+        for service in changed(before, &mesh) {
+            match mesh.catalog.services.get(&service) {
+                Some(ports) => {
+                    let names = ServiceNames::build(&mesh, &service, ports);
+                    services.insert(service, Arc::new(names));
+                }
+                None => drop(services.remove(&service)),
+            }
         }
-        let kept = previous.filter(|before| before.instances.same(instances));
-        let zones = kept.map_or_else(|| Arc::new(zones(instances)), |before| before.zones.clone());
+        let mut zones = previous.map_or_else(SharedMap::default, |i| i.zones.clone());
+        let nowhere = Instances::default();
+        let known = previous.map_or(&nowhere, |index| &index.instances);
+        locate(&mut zones, known, instances);
         Self {
             revision,
             mesh,
             instances: instances.clone(),
-            namespaces,
+            services,
             zones,
             name_server,
         }
@@ -122,18 +122,39 @@ impl Index {
         self.revision as u32
     }
 
+    /// Whether both hold the same under the same names.
+    #[cfg(test)]
+    pub fn holds_the_same(&self, other: &Self) -> bool {
+        self.services == other.services && self.zones == other.zones
+    }
+
     /// Services with names.
     pub fn services(&self) -> usize {
-        self.namespaces.values().map(HashMap::len).sum()
+        self.services.len()
     }
 
     /// The zone of whoever asks from this address, if it is an instance's.
     pub fn zone(&self, client: IpAddr) -> Option<&Zone> {
-        self.zones.get(&client.to_canonical())?.as_ref()
+        match self.zones.get(&client.to_canonical())? {
+            Claims::One(zone, _) => Some(zone),
+            Claims::Several(_) => None,
+        }
     }
 
     fn service(&self, namespace: &str, name: &str) -> Option<&Arc<ServiceNames>> {
-        self.namespaces.get(namespace)?.get(name)
+        let key = (namespace, name);
+        let found = self
+            .services
+            .find(|probe| (&*probe.namespace, &*probe.name).cmp(&key));
+        found.map(|(_, names)| names)
+    }
+
+    fn has_namespace(&self, namespace: &str) -> bool {
+        let mut from = self
+            .services
+            .starting_at(|probe| (&*probe.namespace, "").cmp(&(namespace, "")));
+        from.next()
+            .is_some_and(|(service, _)| service.namespace == namespace)
     }
 
     /// Whatever the case of its letters.
@@ -153,7 +174,7 @@ impl Index {
         let Some(service) = service else {
             return match self.name_server {
                 Some(address) if namespace == NAME_SERVER => Found::NameServer(address),
-                _ if self.namespaces.contains_key(namespace) => Found::Empty,
+                _ if self.has_namespace(namespace) => Found::Empty,
                 _ => Found::Missing,
             };
         };
@@ -238,41 +259,75 @@ fn has_name(port: &CatalogPort) -> bool {
     (1..=62).contains(&port.name.len())
 }
 
-fn same(
-    before: &Mesh,
-    mesh: &Mesh,
-    service: &ServiceName,
-    ports: &BTreeMap<u16, CatalogPort>,
-) -> bool {
-    before.catalog.services.get(service) == Some(ports)
-        && ports.keys().all(|port| {
-            let cluster = ClusterName::outbound(service.clone(), *port);
-            before.assignments.get(&cluster) == mesh.assignments.get(&cluster)
-        })
+/// Services with other ports or endpoints than before.
+fn changed(before: &Mesh, mesh: &Mesh) -> BTreeSet<ServiceName> {
+    let services = &mesh.catalog.services;
+    let ports = services.differences(&before.catalog.services, |a, b| a == b);
+    let sets = mesh
+        .assignments
+        .differences(&before.assignments, |a, b| a == b);
+    ports
+        .map(|change| change.key.clone())
+        .chain(sets.map(|change| change.key.service.clone()))
+        .collect()
 }
 
-fn zones(instances: &Instances) -> HashMap<IpAddr, Option<Zone>> {
-    let mut zones: HashMap<IpAddr, Option<Zone>> = HashMap::new();
-    let mut names: BTreeSet<Zone> = BTreeSet::new();
-    for registered in instances.iter() {
-        let zone = registered.instance.zone.as_str();
-        if zone.is_empty() {
-            continue;
+/// Who says where an address is, with how many ports.
+#[derive(Clone, Debug, PartialEq)]
+enum Claims {
+    One(Zone, u32),
+    /// They don't agree.
+    Several(Arc<BTreeMap<Zone, u32>>),
+}
+
+impl Claims {
+    /// None when nobody is left.
+    fn change(self, zone: &Zone, change: fn(u32) -> u32) -> Option<Self> {
+        let mut all = match self {
+            Self::One(known, count) if known == *zone => match change(count) {
+                0 => return None,
+                count => return Some(Self::One(known, count)),
+            },
+            Self::One(known, count) => BTreeMap::from([(known, count)]),
+            Self::Several(all) => (*all).clone(),
+        };
+        match change(all.get(zone).copied().unwrap_or(0)) {
+            0 => drop(all.remove(zone)),
+            count => drop(all.insert(zone.clone(), count)),
         }
-        let zone = names.get(zone).cloned().unwrap_or_else(|| zone.into());
-        names.insert(zone.clone());
-        for port in &registered.instance.ports {
-            zones
-                .entry(port.address.ip().to_canonical())
-                .and_modify(|known| {
-                    if known.as_ref() != Some(&zone) {
-                        *known = None;
-                    }
-                })
-                .or_insert_with(|| Some(zone.clone()));
+        match (all.len(), all.first_key_value()) {
+            (1, Some((zone, count))) => Some(Self::One(zone.clone(), *count)),
+            _ => Some(Self::Several(Arc::new(all))),
         }
     }
-    zones
+}
+
+/// From the zones of the instances before to those of the instances now.
+fn locate(zones: &mut SharedMap<IpAddr, Claims>, before: &Instances, after: &Instances) {
+    let mut names: BTreeSet<Zone> = BTreeSet::new();
+    let mut claim = |registered: &Registered, change: fn(u32) -> u32| {
+        let zone = registered.instance.zone.as_str();
+        if zone.is_empty() {
+            return;
+        }
+        let zone = names.get(zone).cloned().unwrap_or_else(|| zone.into());
+        for port in &registered.instance.ports {
+            let address = port.address.ip().to_canonical();
+            let known = zones.get(&address).cloned();
+            let known = known.unwrap_or_else(|| Claims::One(zone.clone(), 0));
+            match known.change(&zone, change) {
+                Some(claims) => drop(zones.insert(address, claims)),
+                None => drop(zones.remove(&address)),
+            }
+        }
+        names.insert(zone);
+    };
+    after.each_difference(before, |old, new| {
+        old.into_iter()
+            .for_each(|old| claim(old, |count| count.saturating_sub(1)));
+        new.into_iter()
+            .for_each(|new| claim(new, |count| count + 1));
+    });
 }
 
 /// The labels by which a service's endpoints are named.
@@ -365,7 +420,7 @@ impl Addresses {
 }
 
 /// Things by zone, each once.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Grouped<T> {
     items: Vec<T>,
     zones: Vec<(Zone, Range<usize>)>,

@@ -1,7 +1,7 @@
 //! Which services there are, on which ports, and who serves them: Services, registered instances, EndpointSlices and
 //! BackendPolicies become clusters and endpoint sets.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -10,17 +10,20 @@ use phalanx_model::document::{
 };
 use phalanx_model::instance::{InstancePort, Protocol};
 use phalanx_model::resource::{Assignment, Cluster, Endpoint, Health};
-use phalanx_model::{ClusterName, Instance, ServiceName};
+use phalanx_model::{ClusterName, Instance, ServiceName, SharedMap};
 
-use super::Finding;
+use super::index::{Index, selects};
+use super::{Finding, Mesh};
 use crate::world::record::WEIGHT_MAX;
-use crate::world::{DocumentEntry, NamespaceInstances, Registered, World};
+use crate::world::{DocumentEntry, Registered, World};
 
 /// Services and their ports, whoever told of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Catalog {
-    pub services: BTreeMap<ServiceName, BTreeMap<u16, CatalogPort>>,
+    pub services: SharedMap<ServiceName, Arc<Ports>>,
 }
+
+pub type Ports = BTreeMap<u16, CatalogPort>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CatalogPort {
@@ -42,78 +45,108 @@ impl Catalog {
     }
 }
 
-type Assignments = BTreeMap<ClusterName, Assignment>;
-
-pub(super) fn compile(world: &World, findings: &mut Vec<Finding>) -> (Catalog, Assignments) {
-    let mut catalog = Catalog::default();
-    let mut assignments = Assignments::new();
-    let mut add =
-        |service: &ServiceName, port: u16, of_port: CatalogPort, endpoints: Vec<Endpoint>| {
-            catalog
-                .services
-                .entry(service.clone())
-                .or_default()
-                .insert(port, of_port);
-            let cluster = ClusterName::outbound(service.clone(), port);
-            assignments.insert(
-                cluster.clone(),
-                Assignment {
-                    cluster,
-                    endpoints: tidy(endpoints),
-                },
-            );
-        };
-    let mut slices = slices(world);
-    let mut declared = BTreeSet::new();
-    let mut labels = LabelIndex::default();
-    for (_, document) in world.in_force() {
-        let Document::Service(service) = document else {
-            continue;
-        };
-        let name = service.service_name();
-        let instances = labels.select(world, service);
-        let slices = slices.remove(&name).unwrap_or_default();
-        for port in &service.ports {
-            let chosen: Vec<_> = instances
-                .iter()
-                .filter_map(|i| Some((&i.instance, pick(&i.instance, &port.target)?)))
-                .collect();
-            let of_slices = slices
-                .iter()
-                .flat_map(|(_, slice)| slice_endpoints(slice, service, port));
-            let endpoints = chosen
-                .iter()
-                .map(|(i, p)| endpoint(i, p))
-                .chain(of_slices)
-                .collect();
-            let of_port = CatalogPort {
-                name: port.name.clone(),
-                protocol: protocol(port, chosen.iter().map(|(_, p)| *p)),
-            };
-            add(&name, port.port, of_port, endpoints);
+/// Compiles these services again, apart from their rules; returns those whose ports are others than before.
+pub(super) fn compile(
+    mesh: &mut Mesh,
+    world: &World,
+    services: BTreeSet<ServiceName>,
+) -> Vec<ServiceName> {
+    let mut changed = Vec::new();
+    for service in services {
+        let mut findings = Vec::new();
+        let found = find(world, &mesh.index, &service, &mut findings);
+        let policy = policy(world, &mesh.index, &service, &mut findings);
+        mesh.notes.of_service.set(&service, findings);
+        let before = mesh.catalog.services.get(&service).cloned();
+        let gone = before.iter().flat_map(|ports| ports.keys());
+        for port in gone.filter(|port| !found.contains_key(port)) {
+            let name = ClusterName::outbound(service.clone(), *port);
+            mesh.clusters.remove(&name);
+            mesh.assignments.remove(&name);
         }
-        declared.insert(name);
-    }
-    for (entry, _) in slices.into_values().flatten() {
-        findings.push(finding(entry, "no Service has the name in its label kubernetes.io/service-name, so nothing is sent to its endpoints"));
-    }
-    for (namespace, services) in world.instances.namespaces() {
-        for (service, instances) in services.iter() {
-            let name = ServiceName::new(namespace, service);
-            if !declared.contains(&name) {
-                undeclared(&name, instances.values(), &mut add);
+        let mut ports = Ports::new();
+        for (port, (of_port, endpoints)) in found {
+            let name = ClusterName::outbound(service.clone(), port);
+            let mut cluster = Cluster::new(name.clone(), of_port.protocol);
+            if let Some(policy) = policy {
+                merge(&mut cluster, policy);
             }
+            let assignment = Assignment {
+                cluster: name.clone(),
+                endpoints: tidy(endpoints),
+            };
+            replace(&mut mesh.clusters, name.clone(), cluster);
+            replace(&mut mesh.assignments, name, assignment);
+            ports.insert(port, of_port);
         }
+        if before.as_deref().unwrap_or(&Ports::new()) == &ports {
+            continue;
+        }
+        match ports.is_empty() {
+            true => drop(mesh.catalog.services.remove(&service)),
+            false => drop(mesh.catalog.services.insert(service.clone(), ports.into())),
+        }
+        changed.push(service);
     }
-    (catalog, assignments)
+    changed
+}
+
+/// What is equal stays shared.
+pub(super) fn replace<K: Ord + Clone, V: PartialEq>(
+    map: &mut SharedMap<K, Arc<V>>,
+    key: K,
+    value: V,
+) {
+    if map.get(&key).is_none_or(|before| **before != value) {
+        map.insert(key, Arc::new(value));
+    }
+}
+
+type Found = BTreeMap<u16, (CatalogPort, Vec<Endpoint>)>;
+
+/// The ports of a service and who serves them, as its manifest says, else its instances.
+fn find(world: &World, index: &Index, name: &ServiceName, findings: &mut Vec<Finding>) -> Found {
+    let mut found = Found::new();
+    let slices = index.slices.of(name).filter_map(|id| {
+        let entry = world.documents.get(id)?;
+        match entry.document.as_deref()? {
+            Document::EndpointSlice(slice) => Some((&**entry, slice)),
+            _ => None,
+        }
+    });
+    let Some(service) = world.service(name) else {
+        findings.extend(slices.map(|(entry, _)| finding(entry, "no Service has the name in its label kubernetes.io/service-name, so nothing is sent to its endpoints")));
+        if let Some(instances) = world.instances.service(name) {
+            undeclared(instances.values(), &mut found);
+        }
+        return found;
+    };
+    let instances = select(world, index, service);
+    let slices: Vec<_> = slices.map(|(_, slice)| slice).collect();
+    for port in &service.ports {
+        let chosen: Vec<_> = instances
+            .iter()
+            .filter_map(|i| Some((*i, pick(&i.instance, &port.target)?)))
+            .collect();
+        let of_slices = slices
+            .iter()
+            .flat_map(|slice| slice_endpoints(slice, service, port));
+        let endpoints = chosen
+            .iter()
+            .filter_map(|(i, p)| endpoint(i, p))
+            .chain(of_slices)
+            .collect();
+        let of_port = CatalogPort {
+            name: port.name.clone(),
+            protocol: protocol(port, chosen.iter().map(|(_, p)| *p)),
+        };
+        found.insert(port.port, (of_port, endpoints));
+    }
+    found
 }
 
 /// A service that is registered but has no manifest: reachable on its application's ports.
-fn undeclared<'a>(
-    name: &ServiceName,
-    instances: impl Iterator<Item = &'a Arc<Registered>> + Clone,
-    add: &mut impl FnMut(&ServiceName, u16, CatalogPort, Vec<Endpoint>),
-) {
+fn undeclared<'a>(instances: impl Iterator<Item = &'a Arc<Registered>> + Clone, found: &mut Found) {
     let numbers: BTreeSet<u16> = instances
         .clone()
         .flat_map(|i| &i.instance.ports)
@@ -124,7 +157,7 @@ fn undeclared<'a>(
         let target = TargetPort::Number(number);
         let chosen: Vec<_> = instances
             .clone()
-            .filter_map(|i| Some((&i.instance, pick(&i.instance, &target)?)))
+            .filter_map(|i| Some((&**i, pick(&i.instance, &target)?)))
             .collect();
         let port = ServicePort {
             name: String::new(),
@@ -132,13 +165,13 @@ fn undeclared<'a>(
             target,
             protocol: Protocol::Auto,
         };
-        let endpoints = chosen.iter().map(|(i, p)| endpoint(i, p)).collect();
+        let endpoints = chosen.iter().filter_map(|(i, p)| endpoint(i, p)).collect();
         let told = chosen.iter().map(|(_, p)| p.name.as_str());
         let of_port = CatalogPort {
             name: told.max().unwrap_or_default().to_owned(),
             protocol: protocol(&port, chosen.iter().map(|(_, p)| *p)),
         };
-        add(name, number, of_port, endpoints);
+        found.insert(number, (of_port, endpoints));
     }
 }
 
@@ -167,8 +200,10 @@ fn protocol<'a>(
         .unwrap_or_default()
 }
 
-fn endpoint(instance: &Instance, port: &InstancePort) -> Endpoint {
-    Endpoint {
+/// None for an instance that wants no traffic.
+fn endpoint(registered: &Registered, port: &InstancePort) -> Option<Endpoint> {
+    let instance = &registered.instance;
+    Some(Endpoint {
         address: port.address,
         weight: instance.weight.clamp(1, WEIGHT_MAX),
         zone: instance.zone.clone(),
@@ -176,7 +211,7 @@ fn endpoint(instance: &Instance, port: &InstancePort) -> Endpoint {
         version: instance.version().to_owned(),
         instance: instance.id.id.clone(),
         target: port.number,
-    }
+    })
 }
 
 fn slice_endpoints(slice: &EndpointSlice, service: &Service, port: &ServicePort) -> Vec<Endpoint> {
@@ -225,127 +260,54 @@ fn tidy(mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
     endpoints
 }
 
-type Slices<'a> = BTreeMap<ServiceName, Vec<(&'a DocumentEntry, &'a EndpointSlice)>>;
-
-fn slices(world: &World) -> Slices<'_> {
-    let mut slices = Slices::new();
-    for (entry, document) in world.in_force() {
-        if let Document::EndpointSlice(slice) = document {
-            slices
-                .entry(slice.service.clone())
-                .or_default()
-                .push((entry, slice));
-        }
-    }
-    slices
-}
-
-/// Finds instances by the label that nearly every selector has, so that a Service does not look at its whole namespace.
-#[derive(Default)]
-struct LabelIndex<'a> {
-    by_app: HashMap<&'a str, HashMap<&'a str, Vec<&'a Registered>>>,
-}
-
-impl<'a> LabelIndex<'a> {
-    fn select(&mut self, world: &'a World, service: &'a Service) -> Vec<&'a Registered> {
-        let Some((namespace, services)) = world
-            .instances
-            .namespaces()
-            .find(|(name, _)| **name == service.meta.namespace)
-        else {
-            return Vec::new();
-        };
-        if service.selector.is_empty() {
-            return Vec::new();
-        }
-        let selected = |i: &&Registered| {
-            service
-                .selector
-                .iter()
-                .all(|(key, value)| i.instance.labels.get(key) == Some(value))
-        };
-        match service.selector.get("app") {
-            Some(app) => {
-                let index = self
-                    .by_app
-                    .entry(namespace)
-                    .or_insert_with(|| by_app(services));
-                index
-                    .get(app.as_str())
-                    .into_iter()
-                    .flatten()
-                    .copied()
-                    .filter(selected)
-                    .collect()
-            }
-            None => all(services).filter(selected).collect(),
-        }
-    }
-}
-
-fn all(services: &NamespaceInstances) -> impl Iterator<Item = &Registered> {
-    services
-        .values()
-        .flat_map(|instances| instances.values())
-        .map(|i| &**i)
-}
-
-fn by_app(services: &NamespaceInstances) -> HashMap<&str, Vec<&Registered>> {
-    let mut index: HashMap<&str, Vec<&Registered>> = HashMap::new();
-    for registered in all(services) {
-        if let Some(app) = registered.instance.labels.get("app") {
-            index.entry(app).or_default().push(registered);
-        }
-    }
-    index
-}
-
-/// One cluster per service and port, with the oldest policy that names the service.
-pub(super) fn clusters(
-    world: &World,
-    catalog: &Catalog,
-    findings: &mut Vec<Finding>,
-) -> BTreeMap<ClusterName, Cluster> {
-    let policies = policies(world, findings);
-    let mut clusters = BTreeMap::new();
-    for (service, ports) in &catalog.services {
-        for (port, of_port) in ports {
-            let name = ClusterName::outbound(service.clone(), *port);
-            let mut cluster = Cluster::new(name.clone(), of_port.protocol);
-            if let Some((_, policy)) = policies.get(service) {
-                merge(&mut cluster, policy);
-            }
-            clusters.insert(name, cluster);
-        }
-    }
-    clusters
-}
-
-fn policies<'a>(
-    world: &'a World,
-    findings: &mut Vec<Finding>,
-) -> BTreeMap<&'a ServiceName, (&'a DocumentEntry, &'a BackendPolicy)> {
-    let policy = |(entry, document): (&'a DocumentEntry, &'a Document)| match document {
-        Document::BackendPolicy(policy) => Some((entry, policy)),
-        _ => None,
+/// The instances that a Service takes: by the `app` that nearly every selector has, so that not the whole namespace is
+/// looked at.
+fn select<'a>(world: &'a World, index: &Index, service: &Service) -> Vec<&'a Registered> {
+    let Some(services) = world.instances.namespace(&service.meta.namespace) else {
+        return Vec::new();
     };
-    let mut all: Vec<_> = world.in_force().filter_map(policy).collect();
-    all.sort_by_key(|(entry, _)| (entry.created_ms, &entry.id));
-    let mut winners: BTreeMap<&ServiceName, (&DocumentEntry, &BackendPolicy)> = BTreeMap::new();
-    for (entry, policy) in all {
-        for target in &policy.targets {
-            match winners.get(target) {
-                Some((winner, _)) if winner.id != entry.id => {
-                    findings.push(finding(entry, format!("conflicted: {} is older and already sets the policy of Service {target}", winner.id)));
-                }
-                Some(_) => {}
-                None => {
-                    winners.insert(target, (entry, policy));
-                }
-            }
+    let of_names: Vec<_> = match service.selector.get("app") {
+        Some(app) => index
+            .names(&service.meta.namespace, app)
+            .filter_map(|name| services.get(name))
+            .collect(),
+        None => services.values().collect(),
+    };
+    of_names
+        .into_iter()
+        .flat_map(|instances| instances.values())
+        .map(|registered| &**registered)
+        .filter(|registered| selects(service, registered))
+        .collect()
+}
+
+/// The oldest policy that names the service; the others are told of it.
+fn policy<'a>(
+    world: &'a World,
+    index: &Index,
+    service: &ServiceName,
+    findings: &mut Vec<Finding>,
+) -> Option<&'a BackendPolicy> {
+    let policies = index.policies.of(service).filter_map(|id| {
+        let entry = world.documents.get(id)?;
+        match entry.document.as_deref()? {
+            Document::BackendPolicy(policy) => Some((&**entry, policy)),
+            _ => None,
         }
-    }
-    winners
+    });
+    let mut policies: Vec<_> = policies.collect();
+    policies.sort_by_key(|(entry, _)| (entry.created_ms, &entry.id));
+    let ((winner, policy), others) = policies.split_first()?;
+    findings.extend(others.iter().map(|(entry, _)| {
+        finding(
+            entry,
+            format!(
+                "conflicted: {} is older and already sets the policy of Service {service}",
+                winner.id
+            ),
+        )
+    }));
+    Some(policy)
 }
 
 fn merge(cluster: &mut Cluster, policy: &BackendPolicy) {

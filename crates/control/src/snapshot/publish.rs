@@ -1,19 +1,18 @@
 //! Encoding, once per resource and change: equal resources keep their bytes, maps that did not change are shared by every
 //! node's snapshot.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use phalanx_model::ClusterName;
-use phalanx_model::document::{Document, DocumentId};
+use phalanx_model::document::{DocumentId, Kind as DocumentKind};
 use phalanx_model::resource::RouteTable;
+use phalanx_model::{ClusterName, ServiceName, SharedMap};
 use phalanx_xds::{Encoded, Kind, Snapshot, encode};
 
+use super::table::Tables;
 use super::{Finding, Mesh, Node, listener};
 use crate::world::World;
 
-/// Encoded resources of one kind, by name.
-pub type Resources = Arc<BTreeMap<String, Arc<Encoded>>>;
+pub use phalanx_xds::Resources;
 
 /// A compiled and encoded world.
 #[derive(Clone, Debug)]
@@ -24,21 +23,29 @@ pub struct Published {
     pub mesh: Arc<Mesh>,
     clusters: Resources,
     endpoints: Resources,
-    /// By calling namespace.
-    tables: BTreeMap<String, Resources>,
-    /// For namespaces without services.
-    table: Resources,
+    tables: Arc<Tables>,
 }
 
 impl Published {
+    /// Before the first world.
+    fn nothing() -> Self {
+        Self {
+            revision: 0,
+            findings: Arc::default(),
+            world: Arc::new(World::empty()),
+            mesh: Arc::default(),
+            clusters: Resources::default(),
+            endpoints: Resources::default(),
+            tables: Arc::default(),
+        }
+    }
+
     /// A stream's own listeners, encoded; they stay the same as long as its node does.
     pub fn listeners(node: &Node) -> Resources {
         let listeners = listener(node).into_iter().map(|l| encode::listener(&l));
-        Arc::new(
-            listeners
-                .map(|encoded| (encoded.name.clone(), Arc::new(encoded)))
-                .collect(),
-        )
+        listeners
+            .map(|encoded| (encoded.name.clone(), Arc::new(encoded)))
+            .collect()
     }
 
     /// What a node receives, by sharing; `table` instead of its namespace's, if given.
@@ -48,12 +55,8 @@ impl Published {
         listeners: &Resources,
         table: Option<&Resources>,
     ) -> Snapshot {
-        let of_namespace = || {
-            self.tables
-                .get(&node.service.namespace)
-                .unwrap_or(&self.table)
-        };
-        let tables = table.unwrap_or_else(of_namespace);
+        let of_namespace = || self.tables.table(&node.service.namespace);
+        let tables = &table.cloned().unwrap_or_else(of_namespace);
         // They come with identities; until then whoever asks for one waits.
         let secrets = Resources::default();
         let of = |kind| match kind {
@@ -71,122 +74,103 @@ impl Published {
         let Ok(cluster) = name.parse::<ClusterName>() else {
             return Vec::new();
         };
-        let made_of = |document: &Document| match document {
-            Document::Service(service) => service.service_name() == cluster.service,
-            Document::EndpointSlice(slice) => slice.service == cluster.service,
-            Document::BackendPolicy(policy) => policy.targets.contains(&cluster.service),
-            Document::Route(_) | Document::AuthorizationPolicy(_) => false,
+        let ServiceName { namespace, name } = cluster.service.clone();
+        let service = DocumentId {
+            kind: DocumentKind::Service,
+            namespace,
+            name,
         };
-        self.world
-            .in_force()
-            .filter(|(_, document)| made_of(document))
-            .map(|(entry, _)| entry.id.clone())
-            .collect()
+        let service = Some(service).filter(|_| self.world.service(&cluster.service).is_some());
+        let others = self.mesh.sources(&cluster.service);
+        service.into_iter().chain(others.cloned()).collect()
     }
 }
 
-/// Remembers the last compilation, so that the next one encodes only what changed.
+/// What it took to come from one world to the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Resources, hosts of route tables and tables that were encoded.
+    pub encoded: usize,
+}
+
+/// Remembers the last compilation, so that the next one compiles and encodes only what changed.
 #[derive(Debug, Default)]
 pub struct Compiler {
     last: Option<Published>,
+    changes: Changes,
 }
 
 impl Compiler {
     /// Compiles and encodes a world.
     pub fn compile(&mut self, world: Arc<World>) -> Published {
-        let mesh = Arc::new(Mesh::compile(&world));
-        let last = self
-            .last
-            .as_ref()
-            .map(|published| (&published.mesh, published));
-        let old = |kind: fn(&Published) -> &Resources| last.map(|(_, published)| kind(published));
-        let clusters = reuse(
-            mesh.clusters.iter().map(|(name, cluster)| {
-                (
-                    name,
-                    cluster,
-                    last.and_then(|(mesh, _)| mesh.clusters.get(name)),
-                )
-            }),
-            old(|p| &p.clusters),
+        let last = self.last.take().unwrap_or_else(Published::nothing);
+        let before = &last.mesh;
+        let mesh = Arc::new(before.advance(&last.world, &world));
+        let mut changes = Changes::default();
+        let clusters = renew(
+            &last.clusters,
+            (&before.clusters, &mesh.clusters),
             encode::cluster,
+            &mut changes,
         );
-        let endpoints = reuse(
-            mesh.assignments.iter().map(|(name, set)| {
-                (
-                    name,
-                    set,
-                    last.and_then(|(mesh, _)| mesh.assignments.get(name)),
-                )
-            }),
-            old(|p| &p.endpoints),
+        let endpoints = renew(
+            &last.endpoints,
+            (&before.assignments, &mesh.assignments),
             encode::endpoints,
+            &mut changes,
         );
-        let (tables, table) = match last {
-            Some((before, published))
-                if before.rules == mesh.rules && before.catalog == mesh.catalog =>
-            {
-                (published.tables.clone(), published.table.clone())
-            }
-            _ => tables(&mesh),
+        let rules = (before.rules.ports(), mesh.rules.ports());
+        let tables = if rules.0.same(rules.1) {
+            last.tables
+        } else {
+            Arc::new(
+                last.tables
+                    .advance(&before.rules, &mesh.rules, &mut changes),
+            )
         };
         let published = Published {
             revision: world.revision,
-            findings: Arc::new(mesh.findings.clone()),
+            findings: mesh.findings.clone(),
             world,
             mesh,
             clusters,
             endpoints,
             tables,
-            table,
         };
+        self.changes = changes;
         self.last = Some(published.clone());
         published
     }
+
+    /// Of the last compilation.
+    pub fn changes(&self) -> Changes {
+        self.changes
+    }
 }
 
-/// Encodes what differs from before; the whole old map if nothing does.
-fn reuse<'a, N: ToString + 'a, R: PartialEq + 'a>(
-    resources: impl Iterator<Item = (&'a N, &'a R, Option<&'a R>)>,
-    old: Option<&Resources>,
+/// Encodes what differs between two versions of a map.
+fn renew<N: Ord + ToString, R>(
+    resources: &Resources,
+    (before, after): (&SharedMap<N, Arc<R>>, &SharedMap<N, Arc<R>>),
     encode: fn(&R) -> Encoded,
+    changes: &mut Changes,
 ) -> Resources {
-    let mut fresh = BTreeMap::new();
-    let mut all_reused = true;
-    for (name, resource, before) in resources {
-        let name = name.to_string();
-        let kept = old
-            .filter(|_| before == Some(resource))
-            .and_then(|old| old.get(&name))
-            .cloned();
-        all_reused &= kept.is_some();
-        let encoded = kept.unwrap_or_else(|| Arc::new(encode(resource)));
-        fresh.insert(name, encoded);
-    }
-    match old {
-        Some(old) if all_reused && old.len() == fresh.len() => old.clone(),
-        _ => Arc::new(fresh),
-    }
-}
-
-fn tables(mesh: &Mesh) -> (BTreeMap<String, Resources>, Resources) {
-    let mut tables = BTreeMap::new();
-    for service in mesh.catalog.services.keys() {
-        if !tables.contains_key(&service.namespace) {
-            tables.insert(
-                service.namespace.clone(),
-                encode_table(&mesh.rules.table(&service.namespace, &mesh.catalog)),
-            );
+    let mut resources = resources.clone();
+    for change in after.differences(before, Arc::ptr_eq) {
+        let name = change.key.to_string();
+        match change.after {
+            Some(resource) => {
+                changes.encoded += 1;
+                resources.insert(name, Arc::new(encode(resource)));
+            }
+            None => drop(resources.remove(&name)),
         }
     }
-    (
-        tables,
-        encode_table(&mesh.rules.generic_table(&mesh.catalog)),
-    )
+    resources
 }
 
 /// A node's only table, encoded.
 pub fn encode_table(table: &RouteTable) -> Resources {
     let encoded = encode::routes(table);
-    Arc::new(BTreeMap::from([(encoded.name.clone(), Arc::new(encoded))]))
+    Resources::from([(encoded.name.clone(), Arc::new(encoded))])
 }

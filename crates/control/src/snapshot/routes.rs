@@ -12,77 +12,91 @@ use phalanx_model::matching::order::precedence;
 use phalanx_model::resource::{
     Action, Backend, Forward, HeaderEdit, Retry, Rewrite, RouteTable, Rule, RuleMatch, VirtualHost,
 };
-use phalanx_model::{ClusterName, Reason, ServiceName};
+use phalanx_model::{ClusterName, Reason, ServiceName, SharedMap};
 
-use super::catalog::finding;
-use super::{Catalog, Finding, hosts};
+use super::catalog::{finding, replace};
+use super::{Catalog, Finding, Mesh, hosts};
 use crate::world::{DocumentEntry, World};
 
 /// The name of the outbound listener and of its route table.
 pub const OUTBOUND: &str = "outbound";
 
-type ServicePort = (ServiceName, u16);
+pub(super) type ServicePort = (ServiceName, u16);
 
-/// The rules for each service port that speaks HTTP, in order of precedence; shared by the tables of all namespaces.
+/// The rules for each service port that speaks HTTP; shared by the tables of all namespaces.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Rules(BTreeMap<ServicePort, Arc<Vec<Rule>>>);
+pub struct Rules(SharedMap<ServicePort, Arc<Hosted>>);
+
+/// What holds for one port of a service.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Hosted {
+    /// In order of precedence.
+    rules: Arc<Vec<Rule>>,
+    /// Meant by an authority without a port.
+    is_default: bool,
+}
+
+/// Compiles the rules of these services again.
+pub(super) fn compile(mesh: &mut Mesh, world: &World, services: BTreeSet<ServiceName>) {
+    for service in services {
+        let mut findings = Vec::new();
+        let found = find(world, mesh, &service, &mut findings);
+        mesh.notes.of_rules.set(&service, findings);
+        let gone: Vec<_> = mesh.rules.ports_of(&service).collect();
+        for port in gone.into_iter().filter(|port| !found.contains_key(port)) {
+            mesh.rules.0.remove(&(service.clone(), port));
+        }
+        for (port, hosted) in found {
+            replace(&mut mesh.rules.0, (service.clone(), port), hosted);
+        }
+    }
+}
 
 impl Rules {
-    pub(super) fn compile(world: &World, catalog: &Catalog, findings: &mut Vec<Finding>) -> Self {
-        let mut attached = attach(world, catalog, findings);
-        let mut rules = BTreeMap::new();
-        for (service, ports) in &catalog.services {
-            for (port, of_port) in ports {
-                let key = (service.clone(), *port);
-                let routes = attached.remove(&key).unwrap_or_default();
-                if of_port.protocol == Protocol::Tcp {
-                    let ignored = |(entry, _): &(&DocumentEntry, &Route)| {
-                        finding(
-                            entry,
-                            format!(
-                                "port {port} of Service {service} is plain TCP, so no HTTP rule holds there"
-                            ),
-                        )
-                    };
-                    findings.extend(routes.iter().map(ignored));
-                    continue;
-                }
-                let of_port = if routes.is_empty() {
-                    vec![plain(service, *port)]
-                } else {
-                    merged(routes, catalog)
-                };
-                rules.insert(key, Arc::new(of_port));
-            }
-        }
-        Self(rules)
+    /// By service and port; equal pointers mean equal rules.
+    pub(super) fn ports(&self) -> &SharedMap<ServicePort, Arc<Hosted>> {
+        &self.0
+    }
+
+    /// Of one service.
+    fn ports_of(&self, service: &ServiceName) -> impl Iterator<Item = u16> {
+        let from = self
+            .0
+            .starting_at(move |(probe, port)| (probe, port).cmp(&(service, &0)));
+        from.take_while(move |((probe, _), _)| probe == service)
+            .map(|((_, port), _)| *port)
+    }
+
+    /// None when it does not exist or speaks no HTTP.
+    pub(super) fn of(&self, service: &ServiceName, port: u16) -> Option<Arc<Vec<Rule>>> {
+        let found = self
+            .0
+            .find(|(probe, at)| (probe, at).cmp(&(service, &port)));
+        found.map(|(_, hosted)| Arc::clone(&hosted.rules))
     }
 
     /// What a caller in `namespace` can reach, and how it may name it.
-    pub fn table(&self, namespace: &str, catalog: &Catalog) -> RouteTable {
-        self.table_for(Some(namespace), catalog)
-    }
-
-    /// For callers of namespaces without services of their own: no short names.
-    pub(super) fn generic_table(&self, catalog: &Catalog) -> RouteTable {
-        self.table_for(None, catalog)
-    }
-
-    fn table_for(&self, namespace: Option<&str>, catalog: &Catalog) -> RouteTable {
-        let host = |((service, port), rules): (&ServicePort, &Arc<Vec<Rule>>)| VirtualHost {
-            name: format!("{}:{port}", service.host()),
-            domains: domains(
-                service,
-                *port,
-                namespace,
-                catalog.default_port(service) == Some(*port),
-            ),
-            rules: rules.to_vec(),
-        };
+    pub fn table(&self, namespace: &str, _: &Catalog) -> RouteTable {
+        let hosts = self.0.iter();
         RouteTable {
             name: OUTBOUND.to_owned(),
-            hosts: self.0.iter().map(host).collect(),
+            hosts: hosts
+                .map(|(key, hosted)| host(key, hosted, Some(namespace)))
+                .collect(),
         }
+    }
+}
+
+/// One port of a service as callers in `namespace` see it; none: by its long names only.
+pub(super) fn host(
+    (service, port): &ServicePort,
+    hosted: &Hosted,
+    namespace: Option<&str>,
+) -> VirtualHost {
+    VirtualHost {
+        name: format!("{}:{port}", service.host()),
+        domains: domains(service, *port, namespace, hosted.is_default),
+        rules: hosted.rules.to_vec(),
     }
 }
 
@@ -98,20 +112,67 @@ fn domains(
         .collect()
 }
 
-type Attached<'a> = BTreeMap<ServicePort, Vec<(&'a DocumentEntry, &'a Route)>>;
+/// The rules of a service by port.
+fn find(
+    world: &World,
+    mesh: &Mesh,
+    service: &ServiceName,
+    findings: &mut Vec<Finding>,
+) -> BTreeMap<u16, Hosted> {
+    let mut attached = attach(world, mesh, service, findings);
+    let default_port = mesh.catalog.default_port(service);
+    let ports = mesh.catalog.services.get(service);
+    let mut found = BTreeMap::new();
+    for (port, of_port) in ports.into_iter().flat_map(|ports| ports.iter()) {
+        let routes = attached.remove(port).unwrap_or_default();
+        if of_port.protocol == Protocol::Tcp {
+            let ignored = |(entry, _): &(&DocumentEntry, &Route)| {
+                finding(
+                    entry,
+                    format!(
+                        "port {port} of Service {service} is plain TCP, so no HTTP rule holds there"
+                    ),
+                )
+            };
+            findings.extend(routes.iter().map(ignored));
+            continue;
+        }
+        let rules = if routes.is_empty() {
+            vec![plain(service, *port)]
+        } else {
+            merged(routes, &mesh.catalog)
+        };
+        let hosted = Hosted {
+            rules: Arc::new(rules),
+            is_default: default_port == Some(*port),
+        };
+        found.insert(*port, hosted);
+    }
+    found
+}
 
-/// Routes by the service ports they are attached to; where GRPCRoutes are, HTTPRoutes are conflicted.
-fn attach<'a>(world: &'a World, catalog: &Catalog, findings: &mut Vec<Finding>) -> Attached<'a> {
+type Attached<'a> = BTreeMap<u16, Vec<(&'a DocumentEntry, &'a Route)>>;
+
+/// Routes by the port of the service they are attached to; where GRPCRoutes are, HTTPRoutes are conflicted.
+fn attach<'a>(
+    world: &'a World,
+    mesh: &Mesh,
+    service: &ServiceName,
+    findings: &mut Vec<Finding>,
+) -> Attached<'a> {
     let mut attached = Attached::new();
-    for (entry, document) in world.in_force() {
-        let Document::Route(route) = document else {
+    for id in mesh.index.routes.of(service) {
+        let Some(entry) = world.documents.get(id) else {
             continue;
         };
-        for key in parents(entry, route, catalog, findings) {
-            attached.entry(key).or_default().push((entry, route));
+        let Some(Document::Route(route)) = entry.document.as_deref() else {
+            continue;
+        };
+        for port in parents(entry, route, service, &mesh.catalog, findings) {
+            attached.entry(port).or_default().push((&**entry, route));
         }
     }
-    for ((service, port), routes) in &mut attached {
+    for (port, routes) in &mut attached {
         let Some(winner) = routes
             .iter()
             .find(|(_, route)| route.kind == Kind::GrpcRoute)
@@ -133,16 +194,17 @@ fn attach<'a>(world: &'a World, catalog: &Catalog, findings: &mut Vec<Finding>) 
     attached
 }
 
-/// The service ports a route is attached to, each once.
+/// The ports of this service that a route is attached to, each once.
 fn parents(
     entry: &DocumentEntry,
     route: &Route,
+    service: &ServiceName,
     catalog: &Catalog,
     findings: &mut Vec<Finding>,
-) -> BTreeSet<ServicePort> {
-    let mut keys = BTreeSet::new();
-    for parent in &route.parents {
-        let service = &parent.service;
+) -> BTreeSet<u16> {
+    let mut ports = BTreeSet::new();
+    let here = route.parents.iter().filter(|p| p.service == *service);
+    for parent in here {
         match (catalog.services.get(service), parent.port) {
             (None, _) => findings.push(finding(
                 entry,
@@ -150,16 +212,16 @@ fn parents(
                     "its parent Service {service} does not exist, so it has no effect there yet"
                 ),
             )),
-            (Some(ports), Some(port)) if !ports.contains_key(&port) => {
+            (Some(all), Some(port)) if !all.contains_key(&port) => {
                 findings.push(finding(entry, format!("its parent Service {service} has no port {port}, so it has no effect there yet")));
             }
             (Some(_), Some(port)) => {
-                keys.insert((service.clone(), port));
+                ports.insert(port);
             }
-            (Some(ports), None) => keys.extend(ports.keys().map(|port| (service.clone(), *port))),
+            (Some(all), None) => ports.extend(all.keys().copied()),
         }
     }
-    keys
+    ports
 }
 
 /// Without a route: everything goes to the service itself.

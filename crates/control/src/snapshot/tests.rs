@@ -1,5 +1,8 @@
 //! One claim per rule; what a caller meets is written as `domains -> rule matches => action`.
 
+mod incremental;
+
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 

@@ -1,0 +1,236 @@
+//! Who depends on what: for a document or an instance that changed, the services whose resources have to be made again.
+//!
+//! [`Index::follow`] compares two worlds by pointer, so that it costs what differs. Each part of a world that resources are
+//! made of is compared there; what is forgotten would stay as it was until something else touches its service.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use phalanx_model::document::{Document, DocumentId, Service};
+use phalanx_model::{ServiceName, SharedMap};
+
+use crate::world::{Registered, World};
+
+/// Of one world; shares with the index before what did not change.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Index {
+    /// EndpointSlices by the Service they belong to.
+    pub(super) slices: Sets<ServiceName, DocumentId>,
+    /// BackendPolicies by target.
+    pub(super) policies: Sets<ServiceName, DocumentId>,
+    /// Routes by parent.
+    pub(super) routes: Sets<ServiceName, DocumentId>,
+    /// Routes by backend.
+    users: Sets<ServiceName, DocumentId>,
+    /// Services by their namespace and the `app` they select; none: they select by other labels.
+    selecting: Sets<(String, Option<String>), ServiceName>,
+    /// Names under which instances are registered, with how many, by namespace and `app`.
+    registered: SharedMap<(String, String), Arc<BTreeMap<String, usize>>>,
+}
+
+/// Services that have to be compiled again.
+#[derive(Debug, Default)]
+pub(super) struct Touched {
+    /// Their ports, endpoints or policy.
+    pub(super) services: BTreeSet<ServiceName>,
+    /// Their rules.
+    pub(super) rules: BTreeSet<ServiceName>,
+}
+
+impl Index {
+    /// From the world before to this one.
+    pub(super) fn follow(&mut self, before: &World, world: &World) -> Touched {
+        let mut touched = Touched::default();
+        let documents = world
+            .documents
+            .differences(&before.documents, |a, b| Arc::ptr_eq(a, b));
+        for change in documents {
+            for (entry, is_there) in [(change.before, false), (change.after, true)] {
+                if let Some(document) = entry.and_then(|entry| entry.document.as_deref()) {
+                    self.document(change.key, document, is_there, &mut touched);
+                }
+            }
+        }
+        world
+            .instances
+            .each_difference(&before.instances, |old, new| {
+                self.instance(old, new, world, &mut touched);
+            });
+        touched
+    }
+
+    /// Services whose rules name this one as a backend.
+    pub(super) fn parents_of_users(
+        &self,
+        world: &World,
+        backend: &ServiceName,
+    ) -> Vec<ServiceName> {
+        let routes = self.users.of(backend);
+        let documents = routes.filter_map(|id| world.documents.get(id)?.document.as_deref());
+        let parents = documents.flat_map(|document| match document {
+            Document::Route(route) => route.parents.as_slice(),
+            _ => &[],
+        });
+        parents.map(|parent| parent.service.clone()).collect()
+    }
+
+    /// Names under which instances with this `app` are registered.
+    pub(super) fn names<'a>(
+        &'a self,
+        namespace: &str,
+        app: &str,
+    ) -> impl Iterator<Item = &'a String> + use<'a> {
+        let key = (namespace, app);
+        let found = self
+            .registered
+            .find(|(namespace, app)| (namespace.as_str(), app.as_str()).cmp(&key));
+        found.into_iter().flat_map(|(_, names)| names.keys())
+    }
+
+    fn document(
+        &mut self,
+        id: &DocumentId,
+        document: &Document,
+        is_there: bool,
+        touched: &mut Touched,
+    ) {
+        match document {
+            Document::Service(service) => {
+                let name = service.service_name();
+                let app = service.selector.get("app").cloned();
+                let selects = (service.meta.namespace.clone(), app);
+                self.selecting.set(selects, &name, is_there);
+                touched.services.insert(name);
+            }
+            Document::EndpointSlice(slice) => {
+                self.slices.set(slice.service.clone(), id, is_there);
+                touched.services.insert(slice.service.clone());
+            }
+            Document::BackendPolicy(policy) => {
+                for target in &policy.targets {
+                    self.policies.set(target.clone(), id, is_there);
+                    touched.services.insert(target.clone());
+                }
+            }
+            Document::Route(route) => {
+                for parent in &route.parents {
+                    self.routes.set(parent.service.clone(), id, is_there);
+                    touched.rules.insert(parent.service.clone());
+                }
+                for backend in route.rules.iter().flat_map(|rule| &rule.backends) {
+                    self.users.set(backend.service.clone(), id, is_there);
+                }
+            }
+            // No part of what services are.
+            _ => {}
+        }
+    }
+
+    fn instance(
+        &mut self,
+        old: Option<&Registered>,
+        new: Option<&Registered>,
+        world: &World,
+        touched: &mut Touched,
+    ) {
+        let Some(either) = new.or(old) else { return };
+        let ServiceName { namespace, name } = &either.instance.id.service;
+        // Without a Service its name stands for itself.
+        if world.service(&either.instance.id.service).is_none() {
+            touched.services.insert(either.instance.id.service.clone());
+        }
+        let app = |of: Option<&Registered>| of.and_then(|i| i.instance.labels.get("app")).cloned();
+        let (was, is) = (app(old), app(new));
+        if was != is {
+            self.count(namespace, was.as_deref(), name, |count| count - 1);
+            self.count(namespace, is.as_deref(), name, |count| count + 1);
+        }
+        let by_app = [&was, &is].into_iter().filter(|app| app.is_some());
+        for app in by_app.chain([&None]) {
+            let selecting = self.selecting.of(&(namespace.clone(), app.clone()));
+            for service in selecting {
+                if touched.services.contains(service) {
+                    continue;
+                }
+                let document = world.service(service);
+                let selected = document.is_none_or(|document| {
+                    [old, new]
+                        .into_iter()
+                        .flatten()
+                        .any(|registered| selects(document, registered))
+                });
+                if selected {
+                    touched.services.insert(service.clone());
+                }
+            }
+        }
+    }
+
+    fn count(
+        &mut self,
+        namespace: &str,
+        app: Option<&str>,
+        name: &str,
+        change: fn(usize) -> usize,
+    ) {
+        let Some(app) = app else { return };
+        let key = (namespace.to_owned(), app.to_owned());
+        let mut names = self.registered.get(&key).cloned().unwrap_or_default();
+        let counts = Arc::make_mut(&mut names);
+        let count = change(counts.get(name).copied().unwrap_or(0));
+        match count {
+            0 => drop(counts.remove(name)),
+            _ => drop(counts.insert(name.to_owned(), count)),
+        }
+        match counts.is_empty() {
+            true => drop(self.registered.remove(&key)),
+            false => drop(self.registered.insert(key, names)),
+        }
+    }
+}
+
+/// Whether a Service's selector, which is not empty, takes this instance.
+pub(super) fn selects(service: &Service, registered: &Registered) -> bool {
+    let labels = &registered.instance.labels;
+    !service.selector.is_empty()
+        && service
+            .selector
+            .iter()
+            .all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// Sets by key; none is empty.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Sets<K, V>(SharedMap<K, Arc<BTreeSet<V>>>);
+
+impl<K, V> Default for Sets<K, V> {
+    fn default() -> Self {
+        Self(SharedMap::default())
+    }
+}
+
+impl<K: Ord + Clone, V: Ord + Clone> Sets<K, V> {
+    pub(super) fn of<'a>(&'a self, key: &K) -> impl Iterator<Item = &'a V> + use<'a, K, V> {
+        self.0.get(key).into_iter().flat_map(|set| set.iter())
+    }
+
+    fn set(&mut self, key: K, value: &V, is_there: bool) {
+        if is_there {
+            if self.0.get_mut(&key).is_none() {
+                self.0.insert(key.clone(), Arc::default());
+            }
+            if let Some(set) = self.0.get_mut(&key) {
+                Arc::make_mut(set).insert(value.clone());
+            }
+            return;
+        }
+        let Some(set) = self.0.get_mut(&key) else {
+            return;
+        };
+        let set = Arc::make_mut(set);
+        set.remove(value);
+        if set.is_empty() {
+            self.0.remove(&key);
+        }
+    }
+}

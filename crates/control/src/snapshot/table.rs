@@ -1,0 +1,104 @@
+//! Route tables by calling namespace: each host is encoded once, a table is put together from encoded hosts when the first
+//! stream of its namespace asks for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use phalanx_model::SharedMap;
+use phalanx_xds::encode::{self, EncodedHost};
+
+use super::publish::{Changes, Resources};
+use super::routes::{OUTBOUND, Rules, ServicePort, host};
+
+/// The tables of one set of rules. Shared by all that is published while they hold.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    hosts: SharedMap<ServicePort, Arc<Host>>,
+    /// By namespace; none: of namespaces without services. Held while one is put together.
+    made: Mutex<BTreeMap<Option<String>, Made>>,
+}
+
+#[derive(Debug)]
+struct Host {
+    /// As its own namespace may name it.
+    near: EncodedHost,
+    /// As the others may.
+    far: EncodedHost,
+}
+
+#[derive(Debug)]
+struct Made {
+    table: Resources,
+    /// Some stream took it.
+    was_asked: bool,
+}
+
+impl Tables {
+    /// For the rules `after`, where these tables are for `before`. Tables that were asked for are made at once, so that no
+    /// stream has to wait for them.
+    pub(super) fn advance(&self, before: &Rules, after: &Rules, changes: &mut Changes) -> Self {
+        let mut hosts = self.hosts.clone();
+        for change in after.ports().differences(before.ports(), Arc::ptr_eq) {
+            let Some(hosted) = change.after else {
+                hosts.remove(change.key);
+                continue;
+            };
+            let namespace = change.key.0.namespace.as_str();
+            changes.encoded += 1;
+            let encoded = Host {
+                near: encode::host(&host(change.key, hosted, Some(namespace))),
+                far: encode::host(&host(change.key, hosted, None)),
+            };
+            hosts.insert(change.key.clone(), Arc::new(encoded));
+        }
+        let tables = Self {
+            hosts,
+            made: Mutex::default(),
+        };
+        let asked = self.made();
+        for (namespace, _) in asked.iter().filter(|(_, made)| made.was_asked) {
+            let made = Made {
+                table: tables.put_together(namespace.as_deref()),
+                was_asked: false,
+            };
+            changes.encoded += 1;
+            tables.made().insert(namespace.clone(), made);
+        }
+        drop(asked);
+        tables
+    }
+
+    /// What callers in `namespace` can reach.
+    pub(super) fn table(&self, namespace: &str) -> Resources {
+        let from = self
+            .hosts
+            .starting_at(|(service, _)| service.namespace.as_str().cmp(namespace))
+            .next();
+        let has_services = from.is_some_and(|((service, _), _)| service.namespace == namespace);
+        let namespace = has_services.then_some(namespace);
+        let mut made = self.made();
+        let made = made
+            .entry(namespace.map(str::to_owned))
+            .or_insert_with(|| Made {
+                table: self.put_together(namespace),
+                was_asked: true,
+            });
+        made.was_asked = true;
+        made.table.clone()
+    }
+
+    fn put_together(&self, namespace: Option<&str>) -> Resources {
+        let hosts = self.hosts.iter().map(|((service, _), host)| {
+            let is_near = namespace == Some(service.namespace.as_str());
+            if is_near { &host.near } else { &host.far }
+        });
+        let refs: BTreeSet<&String> = hosts.clone().flat_map(|host| &host.refs).collect();
+        let refs = refs.into_iter().cloned().collect();
+        let table = encode::table(OUTBOUND, hosts, refs);
+        Resources::from([(table.name.clone(), Arc::new(table))])
+    }
+
+    fn made(&self) -> MutexGuard<'_, BTreeMap<Option<String>, Made>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,349 @@
+//! Whatever changes, a mesh that followed the changes is the mesh that is compiled from nothing.
+
+use std::collections::BTreeMap;
+
+use phalanx_xds::Kind;
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::*;
+use crate::dns;
+use crate::world::record::{document_key, instance_key};
+use crate::world::{Fold, Stored};
+
+/// What is put or deleted, by small numbers that name services, versions and places.
+#[derive(Clone, Debug)]
+enum Step {
+    Service {
+        name: u8,
+        selector: u8,
+        ports: u8,
+    },
+    Slice {
+        name: u8,
+        service: u8,
+        ready: bool,
+    },
+    Route {
+        name: u8,
+        grpc: bool,
+        parents: BTreeMap<u8, bool>,
+        backends: Vec<u8>,
+        created: u64,
+    },
+    Policy {
+        name: u8,
+        targets: Vec<u8>,
+        created: u64,
+    },
+    Instance {
+        service: u8,
+        id: u8,
+        app: u8,
+        version: u8,
+        zone: u8,
+        tcp: bool,
+    },
+    /// Of what one of these put, if it did.
+    Delete(Box<Step>),
+    Damage(Box<Step>),
+}
+
+const NAMESPACES: [&str; 2] = ["default", "other"];
+
+/// `(namespace, name)`
+fn named(number: u8) -> (&'static str, String) {
+    (
+        NAMESPACES[usize::from(number % 2)],
+        format!("s{}", number / 2),
+    )
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let created = || 1..4_u64;
+    let put = prop_oneof![
+        2 => (0..6_u8, 0..5_u8, 0..4_u8)
+            .prop_map(|(name, selector, ports)| Step::Service { name, selector, ports }),
+        1 => (0..3_u8, 0..6_u8, any::<bool>())
+            .prop_map(|(name, service, ready)| Step::Slice { name, service, ready }),
+        2 => (0..4_u8, any::<bool>(), prop::collection::btree_map(0..6_u8, any::<bool>(), 1..3), prop::collection::vec(0..6_u8, 1..3), created())
+            .prop_map(|(name, grpc, parents, backends, created)| Step::Route { name, grpc, parents, backends, created }),
+        1 => (0..4_u8, prop::collection::vec(0..6_u8, 1..3), created())
+            .prop_map(|(name, targets, created)| Step::Policy { name, targets, created }),
+        4 => (0..6_u8, 0..4_u8, 0..3_u8, 0..3_u8, 0..3_u8, any::<bool>())
+            .prop_map(|(service, id, app, version, zone, tcp)| Step::Instance { service, id, app, version, zone, tcp }),
+    ];
+    (put, 0..10_u8).prop_map(|(put, fate)| match fate {
+        0..=2 => Step::Delete(Box::new(put)),
+        3 => Step::Damage(Box::new(put)),
+        _ => put,
+    })
+}
+
+impl Step {
+    fn stored(&self, revision: u64) -> Stored {
+        let whole = |step: &Step| step.stored(revision);
+        match self {
+            Self::Delete(step) => Stored {
+                value: None,
+                ..whole(step)
+            },
+            Self::Damage(step) => Stored {
+                value: Some(b"{".to_vec()),
+                ..whole(step)
+            },
+            Self::Instance { .. } => self.instance(revision),
+            _ => self.document(revision),
+        }
+    }
+
+    fn instance(&self, revision: u64) -> Stored {
+        let Self::Instance {
+            service,
+            id,
+            app,
+            version,
+            zone,
+            tcp,
+        } = self
+        else {
+            unreachable!("asked of an instance only")
+        };
+        let (namespace, name) = named(*service);
+        let address = format!("10.0.{service}.{id}:15006");
+        let mut made = instance(&name, &format!("i{id}"), &address, &[("http", 8080)]);
+        made.id.service.namespace = namespace.to_owned();
+        made.zone = ["", "az1", "az2"][usize::from(*zone)].to_owned();
+        made.labels.insert("app".into(), format!("s{app}"));
+        made.labels.insert("version".into(), format!("v{version}"));
+        if *version == 0 {
+            made.labels.remove("app");
+        }
+        if *tcp {
+            made.ports[0].protocol = phalanx_model::instance::Protocol::Tcp;
+        }
+        let stored = Fixture::default().with(made.clone()).stored();
+        Stored {
+            key: instance_key(&made.id),
+            value: stored[0].value.clone(),
+            revision,
+        }
+    }
+
+    fn document(&self, revision: u64) -> Stored {
+        let text = self.yaml();
+        let made = Fixture::yaml(&text).stored().remove(0);
+        let mut record: Value = serde_json::from_slice(&made.value.unwrap()).unwrap();
+        if let Self::Route { created, .. } | Self::Policy { created, .. } = self {
+            record["created"] = (*created).into();
+        }
+        let parsed = phalanx_model::manifest::parse("x", &text, "default");
+        let id = parsed.into_result().unwrap()[0].document.id();
+        Stored {
+            key: document_key(&id),
+            value: Some(serde_json::to_vec(&record).unwrap()),
+            revision,
+        }
+    }
+
+    fn yaml(&self) -> String {
+        let meta = |number: u8| {
+            let (namespace, name) = named(number);
+            format!("metadata: {{name: {name}, namespace: {namespace}}}")
+        };
+        let refs = |number: u8| {
+            let (namespace, name) = named(number);
+            format!("name: {name}, namespace: {namespace}")
+        };
+        match self {
+            Self::Service {
+                name,
+                selector,
+                ports,
+            } => {
+                let selector = [
+                    "{app: s0}",
+                    "{app: s1, version: v1}",
+                    "{version: v2}",
+                    "{}",
+                    "{app: s2}",
+                ][usize::from(*selector)];
+                let ports = [
+                    "[{name: http, port: 80, targetPort: 8080}]",
+                    "[{name: http, port: 80}, {name: admin, port: 90}]",
+                    "[{name: raw, port: 80, appProtocol: tcp}]",
+                    "[{name: grpc, port: 90, appProtocol: grpc}]",
+                ][usize::from(*ports)];
+                format!(
+                    "apiVersion: v1\nkind: Service\n{}\nspec:\n  selector: {selector}\n  ports: {ports}\n",
+                    meta(*name)
+                )
+            }
+            Self::Slice {
+                name,
+                service,
+                ready,
+            } => {
+                let (namespace, of) = named(*service);
+                format!(
+                    "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: e{name}, namespace: {namespace}, labels: {{kubernetes.io/service-name: {of}}}}}\naddressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints: [{{addresses: [10.9.0.{name}], conditions: {{ready: {ready}}}}}]\n"
+                )
+            }
+            Self::Route {
+                name,
+                grpc,
+                parents,
+                backends,
+                ..
+            } => {
+                let parents: String = parents
+                    .iter()
+                    .map(|(parent, port)| {
+                        let port = if *port { ", port: 80" } else { "" };
+                        format!("{{group: \"\", kind: Service, {}{port}}}, ", refs(*parent))
+                    })
+                    .collect();
+                let backends: String = backends
+                    .iter()
+                    .map(|backend| format!("{{{}, port: 80}}, ", refs(*backend)))
+                    .collect();
+                let kind = if *grpc { "GRPCRoute" } else { "HTTPRoute" };
+                format!(
+                    "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\n{}\nspec:\n  parentRefs: [{parents}]\n  rules:\n  - backendRefs: [{backends}]\n",
+                    meta(*name)
+                )
+            }
+            Self::Policy { name, targets, .. } => {
+                let (namespace, _) = named(*name);
+                let targets: BTreeSet<String> = targets.iter().map(|t| named(*t).1).collect();
+                let targets: String = targets
+                    .iter()
+                    .map(|target| format!("{{group: \"\", kind: Service, name: {target}}}, "))
+                    .collect();
+                format!(
+                    "apiVersion: phalanx.dev/v1alpha1\nkind: BackendPolicy\nmetadata: {{name: p{name}, namespace: {namespace}}}\nspec:\n  targetRefs: [{targets}]\n  circuitBreaker: {{maxConnections: {}}}\n",
+                    u32::from(*name) + 1
+                )
+            }
+            Self::Instance { .. } | Self::Delete(_) | Self::Damage(_) => {
+                unreachable!("asked of a document only")
+            }
+        }
+    }
+}
+
+fn nodes() -> impl Iterator<Item = Node> {
+    ["default", "other", "none"]
+        .into_iter()
+        .map(|namespace| Node {
+            service: ServiceName::new(namespace, "match"),
+            ..node()
+        })
+}
+
+fn names(published: &Published, before: Option<&dns::Index>) -> dns::Index {
+    let instances = &published.world.instances;
+    dns::Index::build(
+        published.mesh.clone(),
+        instances,
+        published.revision,
+        None,
+        before,
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
+    #[test]
+    fn what_followed_all_changes_is_what_is_made_from_nothing(
+        batches in prop::collection::vec(prop::collection::vec(step(), 1..6), 1..12),
+    ) {
+        let mut fold = Fold::boot(Vec::new(), 0);
+        let mut compiler = Compiler::default();
+        let mut index = None;
+        for (at, batch) in batches.iter().enumerate() {
+            for step in batch {
+                fold.apply(step.stored(at as u64 + 1));
+            }
+            let world = fold.world();
+            let followed = compiler.compile(world.clone());
+            let fresh = Compiler::default().compile(world);
+            prop_assert_eq!(&followed.mesh, &fresh.mesh);
+            for node in nodes() {
+                let listeners = Published::listeners(&node);
+                let one = followed.snapshot(&node, &listeners, None);
+                let other = fresh.snapshot(&node, &listeners, None);
+                prop_assert!(one.same_content(&other), "snapshot of {}", node.service);
+                let table = fresh.mesh.rules.table(&node.service.namespace, &fresh.mesh.catalog);
+                let whole = encode_table(&table);
+                if node.service.namespace != "none" && !table.hosts.is_empty() {
+                    let near = fresh.mesh.catalog.services.keys().any(|s| s.namespace == node.service.namespace);
+                    let part = one.get(Kind::Routes, OUTBOUND);
+                    prop_assert!(!near || part == whole.get(OUTBOUND));
+                }
+            }
+            let next = names(&followed, index.as_ref());
+            prop_assert!(next.holds_the_same(&names(&fresh, None)), "names");
+            index = Some(next);
+        }
+    }
+}
+
+fn cases() -> u32 {
+    if std::env::var_os("PHALANX_SOAK").is_some() {
+        2000
+    } else {
+        48
+    }
+}
+
+#[test]
+fn a_change_costs_what_changed_not_the_mesh() {
+    let services = |count: u32| {
+        (0..count).fold(Fixture::default(), |fixture, n| {
+            let address = format!("10.1.{}.{}:15006", n / 250, n % 250);
+            let name = format!("s{n}");
+            fixture.and_yaml(&service(&name, 80)).with(instance(
+                &name,
+                "i1",
+                &address,
+                &[("", 8080)],
+            ))
+        })
+    };
+    let fixture = services(400);
+    let mut compiler = Compiler::default();
+    let first = compiler.compile(Arc::new(fixture.world()));
+    assert_eq!(compiler.changes().encoded, 400 * 3);
+    let mut fold = Fold::boot(fixture.stored(), 900);
+    let same = compiler.compile(fold.world());
+    assert_eq!((compiler.changes().encoded, same.revision), (0, 900));
+    let node = node();
+    let listeners = Published::listeners(&node);
+    first.snapshot(&node, &listeners, None);
+
+    let more = Fixture::default().with(instance("s7", "i2", "10.2.0.1:15006", &[("", 8080)]));
+    let change = |stored: &Stored, revision| Stored {
+        revision,
+        ..stored.clone()
+    };
+    fold.apply(change(&more.stored()[0], 901));
+    let one = compiler.compile(fold.world());
+    assert_eq!(compiler.changes().encoded, 1, "its endpoints");
+
+    let split = "  - backendRefs: [{name: s1, port: 80}, {name: s2, port: 80}]";
+    let route = Fixture::yaml(&http_route("r", "s3", split));
+    fold.apply(change(&route.stored()[0], 902));
+    let two = compiler.compile(fold.world());
+    assert_eq!(
+        compiler.changes().encoded,
+        2,
+        "its host, and the table that was asked for"
+    );
+    let (one, two) = (
+        one.snapshot(&node, &listeners, None),
+        two.snapshot(&node, &listeners, None),
+    );
+    assert!(one.shares(Kind::Cluster, &two) && one.shares(Kind::Endpoints, &two));
+    assert!(!one.shares(Kind::Routes, &two));
+}
