@@ -1,13 +1,15 @@
-//! Typed clients of the control plane, for the sidecar, the CLI and services that bring their own.
+//! Typed clients: of the control plane, for the sidecar, the CLI and services that bring their own; and of endpoints, whose
+//! health is asked.
 //!
 //! Model types go in and come out; what travels between stays in here. Configuration does not come this way: it comes
 //! over xDS.
 //!
-//! Module order (a module imports only later ones): admin, api, observe, registry, channel, backoff.
+//! Module order (a module imports only later ones): admin, api, observe, registry, health, channel, backoff.
 
 pub mod admin;
 pub mod api;
 pub mod backoff;
 pub mod channel;
+pub mod health;
 pub mod observe;
 pub mod registry;

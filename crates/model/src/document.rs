@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::instance::{Labels, Protocol};
 use crate::name::ServiceName;
 use crate::resource::{
-    AccessRule, CircuitBreaker, ConnectionPool, Effect, HeaderEdit, LoadBalancer, OutlierDetection,
-    Redirect, Retry, RetryBudget, Rewrite, RuleMatch,
+    AccessRule, CircuitBreaker, ConnectionPool, Effect, HeaderEdit, HealthCheck, LoadBalancer,
+    OutlierDetection, Redirect, Retry, RetryBudget, Rewrite, RuleMatch,
 };
 
 /// A checked document.
@@ -237,6 +237,8 @@ pub struct BackendPolicy {
     pub circuit_breaker: Option<CircuitBreaker>,
     pub outlier_detection: Option<OutlierDetection>,
     pub retry_budget: Option<RetryBudget>,
+    /// None: nobody asks.
+    pub health_check: Option<HealthCheck>,
 }
 
 /// `phalanx.dev/v1alpha1` AuthorizationPolicy: whose calls the instances of a Service take. Where a Service has policies

@@ -320,6 +320,45 @@ impl Default for RetryBudget {
     }
 }
 
+/// How the endpoints of a service are asked whether they work. No part of a [`Cluster`]: not every data plane asks every
+/// endpoint, a few are told to over health discovery.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HealthCheck {
+    pub probe: Probe,
+    /// From one question to the next.
+    pub interval: Duration,
+    /// Of one question, connecting included.
+    pub timeout: Duration,
+    /// Good answers in a row that make an unhealthy endpoint healthy; at least 1.
+    pub healthy_threshold: u32,
+    /// Bad answers in a row that make a healthy endpoint unhealthy; at least 1.
+    pub unhealthy_threshold: u32,
+}
+
+impl HealthCheck {
+    /// With the default times and thresholds.
+    pub fn new(probe: Probe) -> Self {
+        Self {
+            probe,
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(1),
+            healthy_threshold: 1,
+            unhealthy_threshold: 3,
+        }
+    }
+}
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Probe {
+    /// `GET path`, answered with 200 to 299.
+    Http { path: String },
+    /// `grpc.health.v1.Health/Check` of this service (empty: the whole server), answered with `SERVING`.
+    Grpc { service: String },
+    /// That a connection is taken.
+    Tcp,
+}
+
 /// The endpoints of one cluster; sorted by address, each address once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Assignment {

@@ -7,6 +7,7 @@
 mod cluster;
 mod endpoints;
 mod field;
+pub(crate) mod hds;
 mod listener;
 mod routes;
 

@@ -5,6 +5,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod endpoints;
+pub(crate) mod hds;
 pub mod grpc;
 pub(crate) mod listener;
 pub(crate) mod routes;
@@ -158,7 +159,7 @@ pub(crate) fn metadata(words: &[(&str, &str)]) -> Option<core_v3::Metadata> {
     })
 }
 
-fn string(text: &str) -> prost_types::Value {
+pub(crate) fn string(text: &str) -> prost_types::Value {
     prost_types::Value {
         kind: Some(ValueKind::StringValue(text.to_owned())),
     }

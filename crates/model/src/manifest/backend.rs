@@ -7,17 +7,23 @@ use super::value::service_ref;
 use crate::document::{BackendPolicy, Meta};
 use crate::name::ServiceName;
 use crate::resource::{
-    CircuitBreaker, ConnectionPool, LoadBalancer, OutlierDetection, RetryBudget,
+    CircuitBreaker, ConnectionPool, HealthCheck, LoadBalancer, OutlierDetection, Probe, RetryBudget,
 };
 
 pub(super) const TARGETS_MAX: usize = 16;
 const MILLISECOND: Duration = Duration::from_millis(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Questions that come faster are a load of their own.
+const CHECK_INTERVAL_MIN: Duration = Duration::from_millis(100);
+const HOUR: Duration = Duration::from_secs(60 * 60);
+const THRESHOLD_MAX: u32 = 100;
+/// Of the service named in a gRPC question.
+const GRPC_SERVICE_MAX: usize = 256;
 
 pub(super) fn policy(spec: &At<'_>, meta: Meta) -> Option<BackendPolicy> {
     let mut fields = spec.fields()?;
-    fields.later(&["healthCheck", "slowStart", "locality"]);
+    fields.later(&["slowStart", "locality"]);
     let targets = fields.need("targetRefs").map_or_else(Vec::new, |at| {
         let items = at.items(TARGETS_MAX);
         at.check(!items.is_empty(), "a policy has at least one target");
@@ -30,6 +36,7 @@ pub(super) fn policy(spec: &At<'_>, meta: Meta) -> Option<BackendPolicy> {
         circuit_breaker: section(&mut fields, "circuitBreaker", circuit_breaker),
         outlier_detection: section(&mut fields, "outlierDetection", outlier_detection),
         retry_budget: section(&mut fields, "retryBudget", retry_budget),
+        health_check: section(&mut fields, "healthCheck", health_check),
         meta,
     })
 }
@@ -159,6 +166,68 @@ fn retry_budget(fields: &mut Fields<'_>) -> Option<RetryBudget> {
             default.min_concurrency,
         ),
     })
+}
+
+fn health_check(fields: &mut Fields<'_>) -> Option<HealthCheck> {
+    let at = fields.at.clone();
+    let path = fields.get("path");
+    let grpc = fields.get("grpc");
+    let tcp = fields.get("tcp");
+    let written = [path.is_some(), grpc.is_some(), tcp.is_some()];
+    let probes = [
+        path.and_then(|at| at.path())
+            .map(|path| Probe::Http { path }),
+        grpc.and_then(|at| grpc_probe(&at)),
+        tcp.and_then(|at| tcp_probe(&at)),
+    ];
+    // What can't be read is told already; the default stands in for it, so that the rest is checked too.
+    let mut check = HealthCheck::new(probes.into_iter().flatten().next().unwrap_or(Probe::Tcp));
+    check.interval = duration(fields, "interval", CHECK_INTERVAL_MIN, HOUR, check.interval);
+    check.timeout = duration(fields, "timeout", MILLISECOND, MINUTE, check.timeout);
+    check.healthy_threshold = fields.number(
+        "healthyThreshold",
+        1..=THRESHOLD_MAX,
+        check.healthy_threshold,
+    );
+    check.unhealthy_threshold = fields.number(
+        "unhealthyThreshold",
+        1..=THRESHOLD_MAX,
+        check.unhealthy_threshold,
+    );
+    match written.into_iter().filter(|is_written| *is_written).count() {
+        1 => Some(check),
+        0 => at.refuse_with(
+            "nothing says how to ask: one of `path`, `grpc` and `tcp` is needed",
+            "such as `path: /healthz`, `grpc: {}` or `tcp: true`",
+        ),
+        _ => at.refuse_with(
+            "`path`, `grpc` and `tcp` exclude each other",
+            "keep one of them",
+        ),
+    }
+}
+
+fn grpc_probe(at: &At<'_>) -> Option<Probe> {
+    let mut fields = at.fields()?;
+    let service = match fields.get("service") {
+        None => String::new(),
+        Some(at) => {
+            let text = at.text()?;
+            at.check(
+                text.len() <= GRPC_SERVICE_MAX && text.bytes().all(|b| b.is_ascii_graphic()),
+                "a gRPC service has at most 256 printable characters and no space",
+            )?;
+            text.to_owned()
+        }
+    };
+    Some(Probe::Grpc { service })
+}
+
+fn tcp_probe(at: &At<'_>) -> Option<Probe> {
+    if at.boolean()? {
+        return Some(Probe::Tcp);
+    }
+    at.refuse_with("only `true` means something", "leave `tcp` out")
 }
 
 fn duration(

@@ -16,6 +16,9 @@ pub(crate) const PORT: &str = "port";
 
 pub(crate) fn message(assignment: &Assignment) -> endpoint_v3::ClusterLoadAssignment {
     let mut zones = BTreeMap::<&str, Vec<&Endpoint>>::new();
+    let takes_traffic = |endpoint: &Endpoint| endpoint.health == Health::Healthy;
+    // Where nothing is healthy a client takes what there is.
+    let is_panic = !assignment.endpoints.iter().any(takes_traffic);
     for endpoint in &assignment.endpoints {
         zones.entry(&endpoint.zone).or_default().push(endpoint);
     }
@@ -23,17 +26,25 @@ pub(crate) fn message(assignment: &Assignment) -> endpoint_v3::ClusterLoadAssign
         cluster_name: assignment.cluster.to_string(),
         endpoints: zones
             .into_iter()
-            .map(|(zone, endpoints)| locality(zone, &endpoints))
+            .map(|(zone, endpoints)| locality(zone, &endpoints, is_panic))
             .collect(),
         ..Default::default()
     }
 }
 
-/// Weighs what its endpoints weigh together, so that a client that picks the zone first spreads alike.
-fn locality(zone: &str, endpoints: &[&Endpoint]) -> endpoint_v3::LocalityLbEndpoints {
-    let weight = endpoints
+/// Weighs what its endpoints that take traffic weigh together, so that a client that picks the zone first spreads alike;
+/// at least 1, without which a gRPC client would not see those that are left for a panic.
+fn locality(
+    zone: &str,
+    endpoints: &[&Endpoint],
+    is_panic: bool,
+) -> endpoint_v3::LocalityLbEndpoints {
+    let counted = endpoints
         .iter()
-        .fold(0u32, |sum, endpoint| sum.saturating_add(endpoint.weight));
+        .filter(|endpoint| is_panic || endpoint.health == Health::Healthy);
+    let weight = counted
+        .fold(0u32, |sum, endpoint| sum.saturating_add(endpoint.weight))
+        .max(1);
     endpoint_v3::LocalityLbEndpoints {
         locality: Some(core_v3::Locality {
             zone: zone.to_owned(),

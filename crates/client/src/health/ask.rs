@@ -1,0 +1,183 @@
+//! One question to one endpoint, over a connection of its own: whether it takes connections is part of the answer.
+
+use std::io;
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::client::conn::{http1, http2};
+use hyper::header::{CONNECTION, HOST, HeaderValue, USER_AGENT};
+use hyper::{Request, StatusCode, Uri};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use phalanx_model::resource::Probe;
+use phalanx_proto::grpc::health::v1::HealthCheckRequest;
+use phalanx_proto::grpc::health::v1::health_check_response::ServingStatus;
+use phalanx_proto::grpc::health::v1::health_client::HealthClient;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tonic::metadata::MetadataValue;
+use tonic::transport::Endpoint;
+use tonic::{Code, Status};
+
+use super::{STALL, Target};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Good,
+    /// Why, in a few words.
+    Bad(String),
+    /// Says nothing about the endpoint: we ourselves stood still.
+    Void,
+}
+
+/// Asks once, within the timeout.
+pub async fn ask(target: &Target) -> Answer {
+    let start = Instant::now();
+    let question = async {
+        match &target.check.probe {
+            Probe::Tcp => connect(target).await.map(drop),
+            Probe::Http { path } => http(target, path).await,
+            Probe::Grpc { service } => grpc(target, service).await,
+        }
+    };
+    match timeout(target.check.timeout, question).await {
+        Ok(Ok(())) => Answer::Good,
+        Ok(Err(reason)) => Answer::Bad(reason.chars().take(REASON_MAX).collect()),
+        Err(_) if start.elapsed() > target.check.timeout + STALL => Answer::Void,
+        Err(_) => Answer::Bad(format!("no answer within {:?}", target.check.timeout)),
+    }
+}
+
+async fn connect(target: &Target) -> Result<TcpStream, String> {
+    let stream = TcpStream::connect(target.address)
+        .await
+        .map_err(connecting)?;
+    // Only costs time where it fails.
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
+}
+
+fn connecting(error: io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        _ => format!("cannot connect: {error}"),
+    }
+}
+
+async fn http(target: &Target, path: &str) -> Result<(), String> {
+    let request = request(target, path).map_err(|e| format!("cannot be asked for {path}: {e}"))?;
+    let io = TokioIo::new(connect(target).await?);
+    let status = if target.http2 {
+        let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io)
+            .await
+            .map_err(speaking)?;
+        either(sender.send_request(request), connection).await
+    } else {
+        let (mut sender, connection) = http1::Builder::new()
+            .max_buf_size(HEAD_MAX)
+            .handshake(io)
+            .await
+            .map_err(speaking)?;
+        either(sender.send_request(request), connection).await
+    };
+    match status? {
+        status if status.is_success() => Ok(()),
+        status => Err(format!("answered {}", status.as_u16())),
+    }
+}
+
+fn request(target: &Target, path: &str) -> Result<Request<Empty<Bytes>>, hyper::http::Error> {
+    let builder = if target.http2 {
+        Request::get(format!("http://{}{path}", target.authority))
+    } else {
+        Request::get(path)
+            .header(HOST, &target.authority)
+            .header(CONNECTION, "close")
+    };
+    let mut request = builder
+        .header(USER_AGENT, HeaderValue::from_static(AGENT))
+        .body(Empty::new())?;
+    if target.port != 0 {
+        request.headers_mut().insert(PORT, target.port.into());
+    }
+    Ok(request)
+}
+
+/// Polls both until the head of the answer is there.
+async fn either<B>(
+    answer: impl Future<Output = hyper::Result<hyper::Response<B>>>,
+    connection: impl Future<Output = hyper::Result<()>>,
+) -> Result<StatusCode, String> {
+    let mut answer = std::pin::pin!(answer);
+    let answer = tokio::select! {
+        biased;
+        answer = answer.as_mut() => answer,
+        // The answer may have come with the end of the connection.
+        _ = connection => answer.await,
+    };
+    answer.map(|answer| answer.status()).map_err(speaking)
+}
+
+fn speaking(error: hyper::Error) -> String {
+    match error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
+        true => "closed the connection without an answer".to_owned(),
+        false => format!("no HTTP answer: {error}"),
+    }
+}
+
+async fn grpc(target: &Target, service: &str) -> Result<(), String> {
+    let wrong = |what: &str| format!("cannot be asked: {what}");
+    let endpoint = Endpoint::from_shared(format!("http://{}", target.address))
+        .map_err(|_| wrong("its address makes no URI"))?;
+    let channel = endpoint.connect().await.map_err(no_channel)?;
+    let origin: Uri = format!("http://{}", target.authority)
+        .parse()
+        .map_err(|_| wrong("its authority makes no URI"))?;
+    let mut client =
+        HealthClient::with_origin(channel, origin).max_decoding_message_size(MESSAGE_MAX);
+    let mut question = tonic::Request::new(HealthCheckRequest {
+        service: service.to_owned(),
+    });
+    if target.port != 0 {
+        question
+            .metadata_mut()
+            .insert(PORT, MetadataValue::from(target.port));
+    }
+    let answer = client
+        .check(question)
+        .await
+        .map_err(|status| refused(&status, service))?;
+    match answer.into_inner().status() {
+        ServingStatus::Serving => Ok(()),
+        other => Err(format!("answered {}", other.as_str_name())),
+    }
+}
+
+/// Says what the socket said, where it was the socket.
+fn no_channel(error: tonic::transport::Error) -> String {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return connecting(io::Error::from(error.kind()));
+        }
+        cause = error.source();
+    }
+    "takes connections, but speaks no HTTP/2".to_owned()
+}
+
+fn refused(status: &Status, service: &str) -> String {
+    match status.code() {
+        Code::Unimplemented => "has no grpc.health.v1.Health".to_owned(),
+        Code::NotFound => format!("does not know the service `{service}`"),
+        code => format!("answered {code:?}: {}", status.message()),
+    }
+}
+
+const AGENT: &str = concat!("phalanx-health/", env!("CARGO_PKG_VERSION"));
+/// Tells a sidecar which of its application's ports is meant.
+const PORT: &str = "x-phalanx-port";
+/// Characters of a reason.
+const REASON_MAX: usize = 200;
+/// Of an answer's head.
+const HEAD_MAX: usize = 64 * 1024;
+/// Of a gRPC answer.
+const MESSAGE_MAX: usize = 16 * 1024;

@@ -1,0 +1,224 @@
+use std::sync::{Arc, Mutex};
+
+use phalanx_model::resource::Probe;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::*;
+
+fn target(address: SocketAddr, probe: Probe) -> Target {
+    let check = HealthCheck {
+        timeout: Duration::from_millis(300),
+        interval: Duration::from_millis(20),
+        ..HealthCheck::new(probe)
+    };
+    Target {
+        address,
+        check,
+        authority: "shop.default.svc.mesh".into(),
+        port: 8080,
+        http2: false,
+        before: State::Unknown,
+    }
+}
+
+fn http() -> Probe {
+    Probe::Http {
+        path: "/healthz".into(),
+    }
+}
+
+/// A server that answers every connection with these bytes after the first it hears, and tells what it heard.
+async fn server(answer: &'static str) -> (SocketAddr, Arc<Mutex<String>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let heard = Arc::new(Mutex::new(String::new()));
+    let told = heard.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut bytes = [0; 4096];
+            let read = stream.read(&mut bytes).await.unwrap_or(0);
+            *told.lock().unwrap() = String::from_utf8_lossy(&bytes[..read]).into_owned();
+            if answer == "silence" {
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_secs(60)).await;
+                    drop(stream);
+                });
+                continue;
+            }
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    (address, heard)
+}
+
+fn bad(answer: &Answer) -> &str {
+    match answer {
+        Answer::Bad(reason) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn two_hundreds_are_good_and_the_question_names_the_service_and_the_port() {
+    for status in ["200 OK", "204 No Content", "299 Odd"] {
+        let answer = Box::leak(format!("HTTP/1.1 {status}\r\n\r\n").into_boxed_str());
+        let (address, heard) = server(answer).await;
+        assert_eq!(
+            ask(&target(address, http())).await,
+            Answer::Good,
+            "{status}"
+        );
+        let heard = heard.lock().unwrap().to_lowercase();
+        assert!(heard.starts_with("get /healthz http/1.1\r\n"), "{heard}");
+        for line in ["host: shop.default.svc.mesh", "x-phalanx-port: 8080"] {
+            assert!(heard.contains(line), "{heard}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn other_answers_and_none_are_bad_and_say_why() {
+    for (answer, expected) in [
+        ("HTTP/1.1 503 Service Unavailable\r\n\r\n", "answered 503"),
+        ("HTTP/1.1 302 Found\r\nlocation: /\r\n\r\n", "answered 302"),
+        ("", "closed the connection without an answer"),
+        ("silence", "no answer within 300ms"),
+        ("SSH-2.0-OpenSSH\r\n\r\n", "no HTTP answer"),
+    ] {
+        let (address, _) = server(answer).await;
+        let answer = ask(&target(address, http())).await;
+        assert!(bad(&answer).contains(expected), "{answer:?}");
+    }
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = closed.local_addr().unwrap();
+    drop(closed);
+    for probe in [
+        http(),
+        Probe::Tcp,
+        Probe::Grpc {
+            service: String::new(),
+        },
+    ] {
+        assert_eq!(
+            bad(&ask(&target(address, probe)).await),
+            "connection refused"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_head_without_end_is_bad_and_bounded() {
+    let endless =
+        Box::leak(format!("HTTP/1.1 200 OK\r\nx: {}", "a".repeat(1 << 20)).into_boxed_str());
+    let (address, _) = server(endless).await;
+    assert!(!bad(&ask(&target(address, http())).await).is_empty());
+}
+
+#[tokio::test]
+async fn a_connection_is_all_that_tcp_asks_for() {
+    let (address, _) = server("silence").await;
+    assert_eq!(ask(&target(address, Probe::Tcp)).await, Answer::Good);
+}
+
+#[tokio::test]
+async fn who_speaks_no_http2_has_no_grpc_health() {
+    let (address, _) = server("HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    let service = String::new();
+    let answer = ask(&target(address, Probe::Grpc { service })).await;
+    assert!(!bad(&answer).is_empty());
+}
+
+type Findings = Arc<Mutex<Vec<(u8, Finding)>>>;
+
+fn checker() -> (Checker<u8>, Findings) {
+    let findings = Findings::default();
+    let told = findings.clone();
+    let checker = Checker::spawn(4, move |key: &u8, finding| {
+        told.lock().unwrap().push((*key, finding));
+    });
+    (checker, findings)
+}
+
+async fn until(findings: &Findings, what: impl Fn(&[(u8, Finding)]) -> bool) {
+    for _ in 0..1000 {
+        if what(&findings.lock().unwrap()) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("{:?}", findings.lock().unwrap());
+}
+
+#[tokio::test]
+async fn a_checker_finds_out_that_an_endpoint_goes_and_comes_back() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (checker, findings) = checker();
+    checker.set([(1, target(address, Probe::Tcp))].into());
+    let last = |state: State| {
+        move |all: &[(u8, Finding)]| {
+            all.iter()
+                .rev()
+                .find(|(_, f)| f.is_transition)
+                .is_some_and(|(_, f)| f.state == state)
+        }
+    };
+    until(&findings, last(State::Healthy)).await;
+    drop(listener);
+    until(&findings, last(State::Unhealthy)).await;
+    let transition = findings
+        .lock()
+        .unwrap()
+        .iter()
+        .rev()
+        .find(|(_, f)| f.is_transition)
+        .cloned();
+    assert_eq!(transition.unwrap().1.reason, "connection refused");
+    let _listener = TcpListener::bind(address).await.unwrap();
+    until(&findings, last(State::Healthy)).await;
+}
+
+#[tokio::test]
+async fn who_is_no_target_any_more_is_not_asked_and_who_stays_keeps_what_is_known() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = target(listener.local_addr().unwrap(), Probe::Tcp);
+    let (checker, findings) = checker();
+    checker.set([(1, target.clone()), (2, target.clone())].into());
+    until(&findings, |all| {
+        all.iter().any(|f| f.0 == 1) && all.iter().any(|f| f.0 == 2)
+    })
+    .await;
+    checker.set(
+        [(
+            2,
+            Target {
+                before: State::Unhealthy,
+                ..target.clone()
+            },
+        )]
+        .into(),
+    );
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    findings.lock().unwrap().clear();
+    until(&findings, |all| all.len() > 3).await;
+    let findings = findings.lock().unwrap();
+    assert!(
+        findings
+            .iter()
+            .all(|(key, f)| *key == 2 && !f.is_transition),
+        "{findings:?}"
+    );
+}
+
+#[tokio::test]
+async fn no_more_are_asked_at_once_than_allowed() {
+    let (address, _) = server("silence").await;
+    let (checker, findings) = checker();
+    let targets = (0..40).map(|key| (key, target(address, http())));
+    checker.set(targets.collect());
+    // 4 at a time, 300 ms each: after 650 ms no more than 12 can have been answered.
+    tokio::time::sleep(Duration::from_millis(650)).await;
+    assert!(findings.lock().unwrap().len() <= 12);
+    drop(checker);
+}
