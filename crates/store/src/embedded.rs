@@ -21,6 +21,8 @@ use tokio::{
 
 use crate::{Entry, Error, LeaseId, Limits, Page, Result, Revision, Status, Txn};
 
+mod restore;
+
 mod writer;
 
 mod feed;
@@ -39,6 +41,7 @@ mod tests;
 
 pub use disk::{Disk, FileDisk, MemoryDisk};
 pub use feed::Watch;
+pub use restore::{Restored, restore};
 
 use engine::{Engine, Fault, Reader};
 use lease::Leases;

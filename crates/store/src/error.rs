@@ -58,6 +58,10 @@ pub enum Error {
     #[error("the data directory {} is already in use{}", path.display(), match pid { Some(pid) => format!(" by pid {pid}"), None => String::new() })]
     InUse { path: PathBuf, pid: Option<u32> },
 
+    /// Of a restore or a migration, which make a whole state and mix with none.
+    #[error("{place} is not empty, {found} is there")]
+    NotEmpty { place: String, found: String },
+
     #[error("the store {} can't be used: {problem} ({hint})", path.display())]
     Damaged {
         path: PathBuf,

@@ -23,6 +23,9 @@ use tokio::{sync::Semaphore, task::AbortHandle};
 
 use crate::{Entry, Error, Expect, LeaseId, Limits, Op, Page, Result, Revision, Status, Txn};
 
+mod migrate;
+mod origin;
+
 mod feed;
 mod lease;
 
@@ -37,8 +40,10 @@ mod config;
 mod tests;
 
 pub use config::{Credentials, EtcdConfig, Tls};
-pub use feed::Watch;
+pub use migrate::{Migrated, migrate};
+pub use origin::{Shifted, Watch, open_shifted};
 
+use feed::Watch as Feed;
 use keys::{Keys, revision, signed};
 use wire::{COMPACTED, FUTURE, Fault, MESSAGE_BYTES_MAX, Repeat, TOO_LARGE_TO_TAKE, Wire};
 
@@ -198,10 +203,10 @@ impl Etcd {
         outcome
     }
 
-    pub async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch> {
+    pub async fn watch(&self, prefix: &str, from: Revision) -> Result<Feed> {
         self.shared.wire.open()?;
         self.shared.check_watchable(prefix, from).await?;
-        Ok(Watch::new(self.shared.clone(), prefix, from))
+        Ok(Feed::new(self.shared.clone(), prefix, from))
     }
 
     pub async fn grant(&self, ttl: Duration) -> Result<LeaseId> {

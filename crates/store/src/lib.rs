@@ -2,7 +2,7 @@
 //! Transactions go in through [`Store::commit`], pages and gap-free batches of events come out of [`Store::list`] and
 //! [`Store::watch`]. What the values mean is not known here; instance heartbeats don't belong here.
 //!
-//! Module order (a module imports only later ones): store, etcd, embedded, conformance, txn, error, entry.
+//! Module order (a module imports only later ones): store, etcd, embedded, conformance, backup, txn, error, entry.
 //!
 //! ```
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -24,14 +24,16 @@ pub mod conformance;
 pub mod embedded;
 pub mod etcd;
 
+pub mod backup;
 mod entry;
 mod error;
 mod txn;
 
-pub use embedded::{Config, Disk};
+pub use backup::{Backup, BackupError};
+pub use embedded::{Config, Disk, Restored, restore};
 pub use entry::{Batch, Entry, Event, EventKind, LeaseId, Page, Reason, Revision};
 pub use error::Error;
-pub use etcd::EtcdConfig;
+pub use etcd::{EtcdConfig, Migrated, migrate};
 pub use store::{Status, Store, Watch};
 pub use txn::{Expect, Limits, Op, Txn};
 

@@ -3,9 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    Batch, Config, Entry, EtcdConfig, LeaseId, Limits, Page, Result, Revision, Txn,
+    Backup, Batch, Config, Entry, EtcdConfig, LeaseId, Limits, Page, Result, Revision, Txn,
     embedded::{self, Embedded},
-    etcd::{self, Etcd},
+    etcd::{self, Shifted},
 };
 
 /// All futures may be dropped at any point; a write that was handed over by then may still happen.
@@ -18,7 +18,7 @@ pub struct Store {
 #[derive(Clone, Debug)]
 enum Backend {
     Embedded(Arc<Embedded>),
-    Etcd(Arc<Etcd>),
+    Etcd(Arc<Shifted>),
 }
 
 /// Batches under a prefix, in order and without a gap.
@@ -69,7 +69,7 @@ impl Store {
     /// [`Unreachable`](crate::Error::Unreachable) when no member answers within the configuration's patience.
     pub async fn etcd(config: EtcdConfig) -> Result<Store> {
         Ok(Store {
-            backend: Backend::Etcd(Arc::new(etcd::open(config).await?)),
+            backend: Backend::Etcd(Arc::new(etcd::open_shifted(config).await?)),
         })
     }
 
@@ -99,6 +99,13 @@ impl Store {
             Backend::Embedded(store) => store.commit(txn).await,
             Backend::Etcd(store) => store.commit(txn).await,
         }
+    }
+
+    /// All that lies here without a lease, at one revision.
+    pub async fn backup(&self) -> Result<Backup> {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let taken_ms = now.map_or(0, |now| now.as_millis() as u64);
+        Ok(Backup::of(self.list("").await?, taken_ms))
     }
 
     /// Everything that happens under `prefix` after the revision `from`, without a gap. However far the watcher lags, it
@@ -171,9 +178,9 @@ impl Store {
     }
 
     #[cfg(test)]
-    pub(crate) fn as_etcd(&self) -> &Etcd {
+    pub(crate) fn as_etcd(&self) -> &etcd::Etcd {
         match &self.backend {
-            Backend::Etcd(store) => store,
+            Backend::Etcd(store) => &store.etcd,
             Backend::Embedded(_) => panic!("it is embedded"),
         }
     }

@@ -45,55 +45,75 @@ pub struct FileDisk {
     _lock: Option<File>,
 }
 
+/// What lies beside a store and is no store.
+pub const HELPERS: [&str; 3] = [LOCK, UNFINISHED, PROBE];
+
+/// Makes the directory if it isn't there.
+pub fn make(directory: &Path) -> Result<(), Error> {
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory);
+    made.map_err(attempt("make the directory", directory))
+}
+
+/// Makes a store under another name, lets `name` give it its own, and makes that durable.
+pub fn complete<T>(
+    directory: &Path,
+    format: impl FnOnce(Arc<dyn Disk>) -> Result<(), Fault>,
+    name: impl FnOnce(&Path) -> io::Result<T>,
+) -> Result<T, Error> {
+    let unfinished = directory.join(UNFINISHED);
+    let file = open(&unfinished, true).map_err(attempt("make", &unfinished))?;
+    let disk = FileDisk {
+        file,
+        directory: directory.into(),
+        _lock: None,
+    };
+    format(Arc::new(disk)).map_err(|fault| super::refused(&unfinished, fault))?;
+    let named = name(&unfinished).map_err(attempt("name", &unfinished))?;
+    let sync = |directory: &Path| File::open(directory).and_then(|directory| directory.sync_all());
+    sync(directory).map_err(attempt("sync the directory", directory))?;
+    // The directory itself may be new; above it is none of ours, and may not be readable.
+    if let Some(parent) = directory.parent()
+        && let Err(error) = sync(parent)
+    {
+        tracing::debug!(path = %parent.display(), %error, "directory not synced");
+    }
+    Ok(named)
+}
+
+fn open(path: &Path, new: bool) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(new)
+        .truncate(new)
+        .mode(0o600)
+        .open(path)
+}
+
+fn attempt(attempt: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
+    let path = path.to_owned();
+    move |source| Error::Open {
+        attempt,
+        path,
+        source: Arc::new(source),
+    }
+}
+
 /// Locks the directory and makes its store if there is none, with `format`.
 pub fn prepare(
     directory: &Path,
     format: impl FnOnce(Arc<dyn Disk>) -> Result<(), Fault>,
 ) -> Result<FileDisk, Error> {
-    let attempt = |attempt: &'static str, path: &Path| {
-        let path = path.to_owned();
-        move |source: io::Error| Error::Open {
-            attempt,
-            path,
-            source: Arc::new(source),
-        }
-    };
-    let made = fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory);
-    made.map_err(attempt("make the directory", directory))?;
+    make(directory)?;
     let lock = lock(directory)?;
-
     let path = directory.join(FILE);
-    let open = |path: &Path, new: bool| {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(new)
-            .truncate(new)
-            .mode(0o600)
-            .open(path)
-    };
     if !path.try_exists().map_err(attempt("look for", &path))? {
-        let unfinished = directory.join(UNFINISHED);
-        let file = open(&unfinished, true).map_err(attempt("make", &unfinished))?;
-        let disk = FileDisk {
-            file,
-            directory: directory.into(),
-            _lock: None,
-        };
-        format(Arc::new(disk)).map_err(|fault| super::refused(&unfinished, fault))?;
-        fs::rename(&unfinished, &path).map_err(attempt("name", &path))?;
-        let sync =
-            |directory: &Path| File::open(directory).and_then(|directory| directory.sync_all());
-        sync(directory).map_err(attempt("sync the directory", directory))?;
-        // The directory itself may be new; above it is none of ours, and may not be readable.
-        if let Some(parent) = directory.parent()
-            && let Err(error) = sync(parent)
-        {
-            tracing::debug!(path = %parent.display(), %error, "directory not synced");
-        }
+        complete(directory, format, |unfinished| {
+            fs::rename(unfinished, &path)
+        })?;
     }
     let file = open(&path, false).map_err(attempt("open", &path))?;
     let disk = FileDisk {
@@ -108,7 +128,7 @@ pub fn prepare(
     }
 }
 
-fn lock(directory: &Path) -> Result<File, Error> {
+pub fn lock(directory: &Path) -> Result<File, Error> {
     let path = directory.join(LOCK);
     let failed = |attempt: &'static str| {
         let path = path.clone();

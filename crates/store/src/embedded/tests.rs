@@ -10,6 +10,7 @@ use crate::{
 
 mod faults;
 mod files;
+mod restore;
 
 mod in_memory {
     crate::conformance!(

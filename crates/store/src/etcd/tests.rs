@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 
 mod kill;
 mod large;
+mod migrate;
 mod tls;
 
 use phalanx_testkit::{
