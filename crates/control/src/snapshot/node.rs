@@ -42,12 +42,31 @@ pub enum NodeError {
     )]
     Outbound { id: String, value: String },
     #[error(
-        "node `{id}` is a proxyless gRPC client (`{agent}`), which this control plane does not serve yet (use a sidecar)"
+        "node `{id}` is proxyless gRPC (`{agent}`) and does not say whose it is (bootstrap: node.cluster is the caller's own service; node.metadata.namespace its namespace, `default` when left out)"
     )]
     Proxyless { id: String, agent: String },
 }
 
 impl Node {
+    /// Of another control plane; without a listener, for nothing is sent to it from here.
+    pub fn known(
+        id: String,
+        service: ServiceName,
+        version: String,
+        instance: String,
+        agent: String,
+    ) -> Self {
+        Self {
+            id,
+            service,
+            version,
+            zone: String::new(),
+            instance,
+            outbound: None,
+            agent,
+        }
+    }
+
     /// Of an ADS request.
     ///
     /// # Errors
@@ -59,16 +78,20 @@ impl Node {
             return Err(NodeError::Id);
         }
         let agent = agent(node);
-        if agent.starts_with("gRPC") || agent.starts_with("grpc-") {
-            return Err(NodeError::Proxyless { id, agent });
-        }
         let required = |key| {
             text(node, key).ok_or(NodeError::Metadata {
                 id: id.clone(),
                 key,
             })
         };
-        let (namespace, service) = (required("namespace")?, required("service")?);
+        let (namespace, service) = if is_proxyless(&agent) {
+            proxyless_names(node).ok_or_else(|| NodeError::Proxyless {
+                id: id.clone(),
+                agent: agent.clone(),
+            })?
+        } else {
+            (required("namespace")?, required("service")?)
+        };
         let service = ServiceName::parse(&namespace, &service).map_err(|e| NodeError::Name {
             id: id.clone(),
             reason: e.to_string(),
@@ -96,6 +119,26 @@ impl Node {
             id,
         })
     }
+}
+
+impl Node {
+    /// Whether it is an application that speaks xDS by itself, through gRPC's own library.
+    pub fn is_proxyless(&self) -> bool {
+        is_proxyless(&self.agent)
+    }
+}
+
+/// `gRPC C-core`, `gRPC Go`, `gRPC Java`, `gRPC Node Pure JS`, `grpc-go`.
+fn is_proxyless(agent: &str) -> bool {
+    agent.starts_with("gRPC") || agent.starts_with("grpc-")
+}
+
+/// Namespace and service, which a gRPC bootstrap need not say twice.
+fn proxyless_names(node: &core::Node) -> Option<(String, String)> {
+    let cluster = Some(node.cluster.clone()).filter(|name| !name.is_empty());
+    let service = text(node, "service").or(cluster)?;
+    let namespace = text(node, "namespace").unwrap_or_else(|| "default".to_owned());
+    Some((namespace, service))
 }
 
 fn agent(node: &core::Node) -> String {
@@ -221,14 +264,21 @@ mod tests {
     }
 
     #[test]
-    fn proxyless_clients_are_refused_by_name() {
-        let node = core::Node {
-            user_agent_name: "gRPC C-core".into(),
-            ..node(&[])
+    fn a_proxyless_client_need_only_name_its_cluster() {
+        let with = |cluster: &str, metadata| {
+            Node::parse(Some(&core::Node {
+                user_agent_name: "gRPC C-core".into(),
+                cluster: cluster.into(),
+                ..node(metadata)
+            }))
         };
-        assert!(matches!(
-            Node::parse(Some(&node)),
-            Err(NodeError::Proxyless { .. })
-        ));
+        let plain = with("match", &[]).unwrap();
+        assert_eq!(plain.service, ServiceName::new("default", "match"));
+        assert!(plain.is_proxyless() && plain.outbound.is_none());
+        let told = [("namespace", string("eu")), ("service", string("lobby"))];
+        let told = with("match", &told).unwrap();
+        assert_eq!(told.service, ServiceName::new("eu", "lobby"));
+        let error = with("", &[]).unwrap_err();
+        assert!(error.to_string().contains("node.cluster"), "{error}");
     }
 }

@@ -1,0 +1,367 @@
+//! What proxyless gRPC receives, by name: for a client a listener for each target it dials, the route table that leads to,
+//! and of clusters and endpoints what that table names; for a server the listener of its socket, with who may call.
+//! Subscriptions go in, a snapshot comes out. Each resource is encoded once for all streams that hold it.
+//!
+//! What gRPC can't follow fails closed in `xds::encode::grpc`; here it is told ([`Unmet`]).
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use phalanx_model::document::{Document, DocumentId, Kind as DocumentKind};
+use phalanx_model::name::INVALID_BACKEND;
+use phalanx_model::resource::{
+    Access, AccessPolicy, ApiListener, Assignment, Cluster, RouteTable, Rule, ServerListener,
+    VirtualHost,
+};
+use phalanx_model::{ClusterName, ServiceName};
+use phalanx_xds::encode::grpc;
+use phalanx_xds::server::Session;
+use phalanx_xds::{Encoded, Kind, Snapshot};
+
+use super::demand::{renew, resolve};
+use super::{Node, Published, Resources};
+use crate::world::{Documents, World};
+
+/// What a server's bootstrap must make of its address, as `server_listener_resource_name_template` with `%s` behind it.
+pub const SERVER_LISTENER: &str = "grpc/server?xds.resource.listening_address=";
+
+/// One stream's part of the mesh.
+#[derive(Debug, Default)]
+pub struct Proxyless {
+    /// The last snapshot's, to be shared by the next if nothing changed.
+    listeners: Resources,
+    tables: Resources,
+    clusters: Resources,
+    endpoints: Resources,
+    /// What the server listeners among them check.
+    access: Arc<Access>,
+    unmet: Vec<Unmet>,
+}
+
+/// A rule that the client can't follow: calls that match it end with UNAVAILABLE.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unmet {
+    pub table: String,
+    /// `<Kind>/<namespace>/<name>/<rule>`
+    pub rule: String,
+    pub message: String,
+    /// Of the document's last change.
+    pub since_revision: u64,
+}
+
+impl Proxyless {
+    /// None for other peers.
+    pub fn of(node: &Node) -> Option<Self> {
+        node.is_proxyless().then(Self::default)
+    }
+
+    /// What the client asks for and can't follow.
+    pub fn unmet(&self) -> &[Unmet] {
+        &self.unmet
+    }
+
+    /// What follows from the names that the stream asks for now.
+    pub fn snapshot(&mut self, published: &Published, node: &Node, session: &Session) -> Snapshot {
+        let made = &published.dialect;
+        let mesh = &published.mesh;
+        let listeners = self.listeners(published, node, session);
+        let mut unmet = Vec::new();
+        let mut table = |name: &str| {
+            let (service, port) = resolve(name, "", &mesh.catalog)?;
+            let rules = mesh.rules.of(&service, port)?;
+            let table = made.table(name, &rules);
+            unmet.extend(unmet_rules(name, &rules, &published.world));
+            Some((name.to_owned(), table))
+        };
+        let tables: Resources = session
+            .names(Kind::Routes)
+            .filter(|name| is_canonical(name))
+            .filter_map(&mut table)
+            .collect();
+        let cluster = |name: &str| match name {
+            INVALID_BACKEND => Some(made.nowhere(Kind::Cluster)),
+            _ => Some(made.cluster(mesh.clusters.get(&name.parse::<ClusterName>().ok()?)?)),
+        };
+        let endpoints = |name: &str| match name {
+            INVALID_BACKEND => Some(made.nowhere(Kind::Endpoints)),
+            _ => Some(made.endpoints(mesh.assignments.get(&name.parse::<ClusterName>().ok()?)?)),
+        };
+        let clusters = kept(&self.clusters, session.names(Kind::Cluster), cluster);
+        let endpoints = kept(&self.endpoints, session.names(Kind::Endpoints), endpoints);
+        if unmet != self.unmet {
+            for Unmet { rule, message, .. } in &unmet {
+                tracing::warn!(node = %node.id, rule, message, "calls that match it fail");
+            }
+            self.unmet = unmet;
+        }
+        renew(&mut self.listeners, listeners);
+        renew(&mut self.tables, tables);
+        renew(&mut self.clusters, clusters);
+        renew(&mut self.endpoints, endpoints);
+        let of = |kind| match kind {
+            Kind::Cluster => self.clusters.clone(),
+            Kind::Endpoints => self.endpoints.clone(),
+            Kind::Listener => self.listeners.clone(),
+            Kind::Routes => self.tables.clone(),
+            Kind::Secret => Resources::default(),
+        };
+        Snapshot::from_kinds(published.revision, Kind::ALL.map(of))
+    }
+
+    fn listeners(&mut self, published: &Published, node: &Node, session: &Session) -> Resources {
+        let names = || session.names(Kind::Listener);
+        let is_server = names().any(|name| name.starts_with(SERVER_LISTENER));
+        let access = match is_server {
+            true => published
+                .dialect
+                .access(&published.world, &node.service),
+            false => Arc::default(),
+        };
+        let is_same = access == self.access;
+        self.access = access;
+        let listener = |name: &str| match name.strip_prefix(SERVER_LISTENER) {
+            Some(address) => {
+                let held = self.listeners.get(name).filter(|_| is_same).cloned();
+                held.or_else(|| server_listener(name, address, &self.access))
+            }
+            None => published.dialect.listener(name, published, node),
+        };
+        names()
+            .filter_map(|name| Some((name.to_owned(), listener(name)?)))
+            .collect()
+    }
+}
+
+/// Each that is found, and of the others those that the client still asks for: it stops by itself once no rule of its own
+/// needs them. Sooner taken away, they would fail the calls in between.
+fn kept<'a>(
+    old: &Resources,
+    names: impl Iterator<Item = &'a str>,
+    find: impl Fn(&str) -> Option<Arc<Encoded>>,
+) -> Resources {
+    let found = |name: &str| find(name).or_else(|| old.get(name).cloned());
+    names
+        .filter_map(|name| Some((name.to_owned(), found(name)?)))
+        .collect()
+}
+
+fn server_listener(name: &str, address: &str, access: &Access) -> Option<Arc<Encoded>> {
+    let address: SocketAddr = address.parse().ok()?;
+    let listener = ServerListener {
+        name: name.to_owned(),
+        address,
+        access: access.clone(),
+    };
+    Some(Arc::new(grpc::server_listener(&listener)))
+}
+
+/// `<service>.<namespace>.svc.mesh:<port>`
+fn table_name(service: &ServiceName, port: u16) -> String {
+    format!("{}:{port}", service.host())
+}
+
+/// Of the names of a service port only the one that says everything is a table's.
+fn is_canonical(name: &str) -> bool {
+    let parts = name.rsplit_once(':').map(|(host, _)| host.split('.').count());
+    parts == Some(4)
+}
+
+fn unmet_rules<'a>(
+    table: &'a str,
+    rules: &'a [Rule],
+    world: &'a World,
+) -> impl Iterator<Item = Unmet> + 'a {
+    rules.iter().filter_map(move |rule| {
+        let refusal = grpc::refusal(rule)?;
+        Some(Unmet {
+            table: table.to_owned(),
+            rule: rule.name.clone(),
+            message: format!(
+                "a proxyless gRPC client can't {refusal}: its calls that match this rule end with UNAVAILABLE"
+            ),
+            since_revision: document(&rule.name)
+                .and_then(|id| world.documents.get(&id))
+                .map_or(0, |entry| entry.revision),
+        })
+    })
+}
+
+/// The document that a rule comes from.
+fn document(rule: &str) -> Option<DocumentId> {
+    let mut parts = rule.split('/');
+    Some(DocumentId {
+        kind: DocumentKind::parse(parts.next()?)?,
+        namespace: parts.next()?.to_owned(),
+        name: parts.next()?.to_owned(),
+    })
+}
+
+/// Resources in gRPC's dialect, for as long as a stream holds them; cheap to clone, and shared by all that is published.
+#[derive(Clone, Debug, Default)]
+pub struct Dialect(Arc<Mutex<Made>>);
+
+#[derive(Debug, Default)]
+struct Made {
+    resources: HashMap<(Kind, String), One>,
+    /// How many there may be before those that nobody holds are swept out.
+    sweep_at: usize,
+    /// By service, and the documents it was made of.
+    access: Option<(Arc<Documents>, Arc<BTreeMap<ServiceName, Arc<Access>>>)>,
+}
+
+#[derive(Debug)]
+struct One {
+    source: Source,
+    encoded: Weak<Encoded>,
+}
+
+/// What a resource is made of.
+#[derive(Clone, Debug)]
+enum Source {
+    Listener(String),
+    Rules(Arc<Vec<Rule>>),
+    Cluster(Arc<Cluster>),
+    Endpoints(Arc<Assignment>),
+    Nothing,
+}
+
+impl Source {
+    fn same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Listener(a), Self::Listener(b)) => a == b,
+            (Self::Rules(a), Self::Rules(b)) => Arc::ptr_eq(a, b) || a == b,
+            (Self::Cluster(a), Self::Cluster(b)) => Arc::ptr_eq(a, b) || a == b,
+            (Self::Endpoints(a), Self::Endpoints(b)) => Arc::ptr_eq(a, b) || a == b,
+            (Self::Nothing, Self::Nothing) => true,
+            _ => false,
+        }
+    }
+}
+
+impl Dialect {
+    /// For the target that a client in its namespace means by `name`, with its Service's default port where it says none.
+    fn listener(&self, name: &str, published: &Published, node: &Node) -> Option<Arc<Encoded>> {
+        let mesh = &published.mesh;
+        let (service, port) = resolve(name, &node.service.namespace, &mesh.catalog)?;
+        mesh.rules.of(&service, port)?;
+        let route_table = table_name(&service, port);
+        let encode = || {
+            grpc::api_listener(&ApiListener {
+                name: name.to_owned(),
+                route_table: route_table.clone(),
+            })
+        };
+        Some(self.made(Kind::Listener, name, Source::Listener(route_table.clone()), encode))
+    }
+
+    fn table(&self, name: &str, rules: &Arc<Vec<Rule>>) -> Arc<Encoded> {
+        let encode = || {
+            grpc::routes(&RouteTable {
+                name: name.to_owned(),
+                hosts: vec![VirtualHost {
+                    name: name.to_owned(),
+                    domains: vec!["*".to_owned()],
+                    rules: rules.to_vec(),
+                }],
+            })
+        };
+        self.made(Kind::Routes, name, Source::Rules(rules.clone()), encode)
+    }
+
+    fn cluster(&self, cluster: &Arc<Cluster>) -> Arc<Encoded> {
+        let source = Source::Cluster(cluster.clone());
+        let encode = || grpc::cluster(cluster);
+        self.made(Kind::Cluster, &cluster.name.to_string(), source, encode)
+    }
+
+    fn endpoints(&self, set: &Arc<Assignment>) -> Arc<Encoded> {
+        let source = Source::Endpoints(set.clone());
+        let encode = || grpc::endpoints(set);
+        self.made(Kind::Endpoints, &set.cluster.to_string(), source, encode)
+    }
+
+    /// Where calls go that can go nowhere.
+    fn nowhere(&self, kind: Kind) -> Arc<Encoded> {
+        let [cluster, endpoints] = grpc::nowhere();
+        let encoded = match kind {
+            Kind::Cluster => cluster,
+            _ => endpoints,
+        };
+        self.made(kind, INVALID_BACKEND, Source::Nothing, || encoded)
+    }
+
+    fn made(
+        &self,
+        kind: Kind,
+        name: &str,
+        source: Source,
+        encode: impl FnOnce() -> Encoded,
+    ) -> Arc<Encoded> {
+        // Held for a look-up, or for encoding one resource.
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (kind, name.to_owned());
+        if let Some(one) = made.resources.get_mut(&key)
+            && let Some(encoded) = one.encoded.upgrade()
+            && one.source.same(&source)
+        {
+            one.source = source;
+            return encoded;
+        }
+        let encoded = Arc::new(encode());
+        let one = One {
+            source,
+            encoded: Arc::downgrade(&encoded),
+        };
+        made.resources.insert(key, one);
+        if made.resources.len() > made.sweep_at {
+            made.resources
+                .retain(|_, one| one.encoded.strong_count() > 0);
+            made.sweep_at = (made.resources.len() * 2).max(SWEEP_MIN);
+        }
+        encoded
+    }
+
+    /// Who may call a service.
+    fn access(&self, world: &World, service: &ServiceName) -> Arc<Access> {
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = made
+            .access
+            .as_ref()
+            .filter(|(documents, _)| Arc::ptr_eq(documents, &world.documents));
+        let all = match current {
+            Some((_, all)) => all.clone(),
+            None => {
+                let all = Arc::new(access(world));
+                made.access = Some((world.documents.clone(), all.clone()));
+                all
+            }
+        };
+        all.get(service).cloned().unwrap_or_default()
+    }
+}
+
+/// Of each service that an AuthorizationPolicy names.
+fn access(world: &World) -> BTreeMap<ServiceName, Arc<Access>> {
+    let mut all = BTreeMap::<ServiceName, Access>::new();
+    for (entry, document) in world.in_force() {
+        let Document::AuthorizationPolicy(policy) = document else {
+            continue;
+        };
+        for service in &policy.targets {
+            let access = all.entry(service.clone()).or_default();
+            access.policies.push(AccessPolicy {
+                name: entry.id.to_string(),
+                effect: policy.effect,
+                rules: policy.rules.clone(),
+            });
+        }
+    }
+    let shared = |(service, access)| (service, Arc::new(access));
+    all.into_iter().map(shared).collect()
+}
+
+const SWEEP_MIN: usize = 1024;
+
+#[cfg(test)]
+mod tests;
