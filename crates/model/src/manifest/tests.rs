@@ -7,9 +7,9 @@ use crate::document::{BackendRef, ParentRef, Route, TargetPort};
 use crate::instance::Protocol;
 use crate::name::ServiceName;
 use crate::resource::{
-    CircuitBreaker, ConnectionPool, HeaderEdit, HeaderMatch, LoadBalancer, OutlierDetection,
-    PathMatch, PathRewrite, QueryMatch, Redirect, Retry, RetryBudget, Rewrite, RuleMatch,
-    ValueMatch,
+    CircuitBreaker, ConnectionPool, HeaderEdit, HeaderMatch, HealthCheck, LoadBalancer,
+    OutlierDetection, PathMatch, PathRewrite, Probe, QueryMatch, Redirect, Retry, RetryBudget,
+    Rewrite, RuleMatch, ValueMatch,
 };
 
 const ROUTES: &str = include_str!("../../tests/golden/routes.yaml");
@@ -229,6 +229,79 @@ fn policy_fills_a_section_with_defaults_and_leaves_others_unsaid() {
         (bare.load_balancer, bare.connection_pool, bare.retry_budget),
         (None, None, None)
     );
+}
+
+fn health_check(text: &str) -> Result<HealthCheck, Vec<String>> {
+    let policy = format!(
+        "{{apiVersion: phalanx.dev/v1alpha1, kind: BackendPolicy, metadata: {{name: a}}, spec: {{targetRefs: [{{name: a}}], healthCheck: {text}}}}}"
+    );
+    let problems = problems(&policy);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    match good(&policy).pop() {
+        Some(Document::BackendPolicy(policy)) => Ok(policy.health_check.unwrap()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_health_check_asks_in_exactly_one_way() {
+    let http = Probe::Http {
+        path: "/healthz".into(),
+    };
+    let grpc = |service: &str| Probe::Grpc {
+        service: service.into(),
+    };
+    for (text, probe) in [
+        ("{path: /healthz}", http.clone()),
+        ("{grpc: {}}", grpc("")),
+        (
+            "{grpc: {service: arena.v1.Battle}}",
+            grpc("arena.v1.Battle"),
+        ),
+        ("{tcp: true}", Probe::Tcp),
+    ] {
+        assert_eq!(health_check(text), Ok(HealthCheck::new(probe)), "{text}");
+    }
+    let whole = "{path: /healthz, interval: 500ms, timeout: 200ms, healthyThreshold: 2, unhealthyThreshold: 5}";
+    assert_eq!(
+        health_check(whole),
+        Ok(HealthCheck {
+            probe: http,
+            interval: Duration::from_millis(500),
+            timeout: Duration::from_millis(200),
+            healthy_threshold: 2,
+            unhealthy_threshold: 5,
+        })
+    );
+    for (text, expected) in [
+        ("{}", "one of `path`, `grpc` and `tcp` is needed"),
+        (
+            "{interval: 1s}",
+            "one of `path`, `grpc` and `tcp` is needed",
+        ),
+        ("{path: /a, tcp: true}", "exclude each other"),
+        ("{path: /a, grpc: {}}", "exclude each other"),
+        ("{tcp: false}", "only `true` means something"),
+        ("{path: healthz}", "spec.healthCheck.path"),
+        ("{path: /a/../b}", "not in canonical form"),
+        ("{grpc: {service: a b}}", "no space"),
+        ("{grpc: {method: Check}}", "unknown field"),
+        ("{tcp: true, interval: 1ms}", "spec.healthCheck.interval"),
+        ("{tcp: true, timeout: 2m}", "spec.healthCheck.timeout"),
+        ("{tcp: true, unhealthyThreshold: 0}", "not within 1 to 100"),
+        (
+            "{tcp: true, healtyThreshold: 1}",
+            "did you mean `healthyThreshold`?",
+        ),
+    ] {
+        let problems = health_check(text).unwrap_err();
+        assert!(
+            problems.iter().any(|problem| problem.contains(expected)),
+            "{text}: {problems:?}"
+        );
+    }
 }
 
 #[test]
