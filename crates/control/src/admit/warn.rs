@@ -1,0 +1,97 @@
+//! What is allowed but probably not meant, each remark at its place in the file.
+
+use std::collections::{BTreeMap, HashMap};
+
+use phalanx_client::api::{File, Problem};
+use phalanx_model::document::{Document, DocumentId};
+use phalanx_model::manifest::Places;
+
+use super::{Admitted, Step};
+use crate::snapshot::Mesh;
+
+/// What the changed documents would not do in the world as it would be.
+pub fn warnings(mesh: &Mesh, steps: &[Step], files: &[File]) -> Vec<Problem> {
+    let mut of_compile: HashMap<&DocumentId, Vec<&str>> = HashMap::new();
+    for finding in mesh.findings.iter() {
+        let messages = of_compile.entry(&finding.document).or_default();
+        messages.push(&finding.message);
+    }
+    let mut places = BTreeMap::new();
+    let mut warnings = Vec::new();
+    for after in steps.iter().filter_map(|step| step.after.as_ref()) {
+        let id = after.document.id();
+        let found = of_compile.get(&id).into_iter().flatten();
+        let found = found.map(|message| (path_of(&after.document, message), (*message).to_owned()));
+        for (path, message) in found.chain(missing_backends(&after.document, mesh)) {
+            let mut warning = after.problem(format!("{id}: {message}"));
+            if let Some((line, column)) = place(&mut places, files, after, &path) {
+                (warning.line, warning.column) = (line as u32, column as u32);
+            }
+            warning.path = path;
+            warnings.push(warning);
+        }
+    }
+    warnings
+}
+
+/// Trees are built for files with warnings only, once each.
+fn place(
+    places: &mut BTreeMap<String, Option<Places>>,
+    files: &[File],
+    after: &Admitted,
+    path: &str,
+) -> Option<(usize, usize)> {
+    let of_file = || {
+        let file = files.iter().find(|file| file.name == after.file)?;
+        Some(Places::of(&file.text))
+    };
+    let places = places.entry(after.file.clone()).or_insert_with(of_file);
+    places.as_ref()?.find(after.line as usize, path)
+}
+
+/// The field that a finding speaks of, by the Service it names.
+fn path_of(document: &Document, message: &str) -> String {
+    let names = |service: &phalanx_model::ServiceName| message.contains(&format!("Service {service} "));
+    let indexed = |list: &str, index: Option<usize>| {
+        index.map_or_else(|| "metadata.name".to_owned(), |i| format!("spec.{list}[{i}]"))
+    };
+    match document {
+        Document::Route(route) => {
+            let index = route.parents.iter().position(|p| names(&p.service));
+            indexed("parentRefs", index)
+        }
+        Document::BackendPolicy(policy) => {
+            let index = policy
+                .targets
+                .iter()
+                .position(|target| message.ends_with(&format!("Service {target}")));
+            indexed("targetRefs", index)
+        }
+        _ => "metadata.name".to_owned(),
+    }
+}
+
+/// Each missing port of a Service once.
+fn missing_backends(document: &Document, mesh: &Mesh) -> Vec<(String, String)> {
+    let Document::Route(route) = document else {
+        return Vec::new();
+    };
+    let mut missing = BTreeMap::new();
+    for (rule, of_rule) in route.rules.iter().enumerate() {
+        for (index, backend) in of_rule.backends.iter().enumerate() {
+            let (service, port) = (&backend.service, backend.port);
+            if mesh.catalog.port(service, port).is_some() {
+                continue;
+            }
+            let path = format!("spec.rules[{rule}].backendRefs[{index}]");
+            let lacks = if mesh.catalog.services.contains_key(service) {
+                format!("backend Service {service} has no port {port}")
+            } else {
+                format!("backend Service {service} does not exist (yet)")
+            };
+            let text = format!("{lacks}: its share is answered with 500 `invalid_backend`");
+            missing.entry((service, port)).or_insert((path, text));
+        }
+    }
+    missing.into_values().collect()
+}
