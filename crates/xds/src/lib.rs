@@ -4,13 +4,15 @@
 //! refuses by field path what our sidecar cannot honour. [`server`] and [`client`] are socketless ADS peers
 //! over [`snapshot`]s. No I/O, no clock.
 //!
-//! Module order (a module imports only later ones): client, server, hds, decode, encode, snapshot, kind.
+//! Module order (a module imports only later ones): client, server, hds, decode, separate, encode, snapshot,
+//! kind.
 
 pub mod client;
 pub mod decode;
 pub mod encode;
 pub mod hds;
 pub mod kind;
+pub mod separate;
 pub mod server;
 pub mod snapshot;
 

@@ -213,7 +213,10 @@ impl Session {
             .filter(|state| state.outstanding.is_none());
         let blocked = waiting.flat_map(|state| state.blocked.values());
         let heartbeats = self.kinds.iter().filter_map(KindState::heartbeat_ms);
-        blocked.map(|wait| wait.until_ms).chain(heartbeats).min()
+        let until = blocked
+            .filter(|wait| !wait.is_endless())
+            .map(|wait| wait.until_ms);
+        until.chain(heartbeats).min()
     }
 
     pub fn progress(&self) -> Progress {
@@ -477,17 +480,30 @@ impl Session {
         endpoints.dirty = true;
     }
 
-    /// Forgets to repeat endpoints that no cluster of the snapshot names.
+    /// Forgets to repeat endpoints that no cluster names: none of the snapshot, and none that the client may have.
     fn prune_resends(&mut self, target: &Snapshot) {
-        let endpoints = self.state(Kind::Endpoints);
+        let [endpoints, clusters] =
+            [Kind::Endpoints, Kind::Cluster].map(|kind| &self.kinds[kind.index()]);
         if endpoints.resend.is_empty() {
             return;
         }
-        let clusters = target.iter(Kind::Cluster);
-        let named: BTreeSet<&str> = clusters.flat_map(|cluster| named_by(cluster)).collect();
-        endpoints
-            .resend
-            .retain(|name| named.contains(name.as_str()));
+        let mut named: BTreeSet<String> = BTreeSet::new();
+        let under_way = clusters.outstanding.iter().flat_map(|out| &out.changes);
+        let sent = under_way.filter_map(|change| change.put.as_ref());
+        for cluster in target.iter(Kind::Cluster).chain(sent) {
+            named.extend(named_by(cluster).map(str::to_owned));
+        }
+        for (name, held) in &clusters.held {
+            named.insert(name.clone());
+            let known = held.last_good().into_iter();
+            named.extend(
+                known
+                    .flat_map(|cluster| named_by(cluster))
+                    .map(str::to_owned),
+            );
+        }
+        let endpoints = self.state(Kind::Endpoints);
+        endpoints.resend.retain(|name| named.contains(name));
     }
 
     fn wake(&mut self) {

@@ -16,6 +16,8 @@ pub(super) enum Gate {
     Open,
     /// Until the client answers, with limited patience.
     Wait,
+    /// Until the client answers what is under way, however long that takes.
+    Answer,
     /// For as long as it takes: going on would break what works.
     Hold,
 }
@@ -140,7 +142,7 @@ impl<'a> View<'a> {
             let gate = match target {
                 Some(target) if state.is_refused(name, &target.version) => Gate::Hold,
                 // What replaces it is under way or comes after that: an answer that is late costs a cluster too many.
-                Some(_) if state.outstanding.is_some() => Gate::Hold,
+                Some(_) if state.outstanding.is_some() => Gate::Answer,
                 Some(_) => Gate::Wait,
                 None if state.is_refused(name, "") => Gate::Hold,
                 None => upper
@@ -160,7 +162,7 @@ impl<'a> View<'a> {
         }
         for change in state.outstanding.iter().flat_map(|out| &out.changes) {
             if let Some(resource) = &change.put {
-                removals.raise(resource, Gate::Hold);
+                removals.raise(resource, Gate::Answer);
             }
         }
     }

@@ -39,6 +39,10 @@ pub(super) struct Wait {
 }
 
 impl Wait {
+    pub(super) fn is_endless(self) -> bool {
+        self.until_ms == u64::MAX
+    }
+
     pub(super) fn is_over(self, now_ms: u64) -> bool {
         now_ms >= self.until_ms
     }

@@ -149,8 +149,15 @@ impl Plan {
                 self.holding = true;
                 false
             }
-            Gate::Wait => {
-                let since_ms = state.blocked.get(name).map_or(now_ms, |wait| wait.since_ms);
+            Gate::Wait | Gate::Answer => {
+                let patience_ms = match gate {
+                    Gate::Answer => u64::MAX,
+                    _ => patience_ms,
+                };
+                // Patience counts from when the answer came that there was to wait for.
+                let before = state.blocked.get(name);
+                let before = before.filter(|wait| wait.is_endless() == (patience_ms == u64::MAX));
+                let since_ms = before.map_or(now_ms, |wait| wait.since_ms);
                 let wait = Wait {
                     since_ms,
                     until_ms: since_ms.saturating_add(patience_ms),

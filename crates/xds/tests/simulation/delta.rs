@@ -13,6 +13,8 @@ use crate::world::World;
 use crate::{Peer, Temper};
 
 pub struct Sidecar {
+    /// A stream per kind.
+    separate: bool,
     client: Client,
     temper: Temper,
     received: Vec<DeltaDiscoveryResponse>,
@@ -24,11 +26,19 @@ pub struct Sidecar {
 impl Sidecar {
     pub fn new(temper: Temper) -> Self {
         Self {
+            separate: false,
             client: Client::new(Node::default()),
             temper,
             received: Vec::new(),
             asked: BTreeMap::new(),
             refused: BTreeSet::new(),
+        }
+    }
+
+    pub fn separate(temper: Temper) -> Self {
+        Self {
+            separate: true,
+            ..Self::new(temper)
         }
     }
 
@@ -103,8 +113,11 @@ impl Sidecar {
 }
 
 impl Peer for Sidecar {
-    fn session() -> Session {
-        Session::delta()
+    fn sessions(&self) -> Vec<Session> {
+        match self.separate {
+            true => Kind::ALL.map(Session::delta_of).into(),
+            false => vec![Session::delta()],
+        }
     }
 
     fn open(&mut self) -> Vec<Request> {

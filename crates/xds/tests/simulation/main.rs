@@ -1,22 +1,25 @@
 //! The ADS server against clients over a link that delays and breaks, from a seed.
 //!
-//! Safety is checked at every step while snapshots change at random; then the world heals, and progress is demanded.
+//! Safety is checked at every step while snapshots change at random; then the world heals, and progress is demanded. Clients
+//! have one stream for all kinds, or one for each; on reconnects some are remembered for what they refused.
 //! `PHALANX_SOAK` sets the number of seeds; a failing one is printed, `PHALANX_SEED` runs it alone.
 
 mod delta;
+mod demand;
 mod sotw;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
 
 use fastrand::Rng;
-use phalanx_xds::Kind;
-use phalanx_xds::server::{Request, Response, Session};
+use phalanx_xds::server::{Nack, Progress, Request, Response, Session};
+use phalanx_xds::{Kind, Snapshot};
 
 use world::World;
 
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 60;
 /// Of chaos; a step takes a millisecond, so that no patience ends.
 const STEPS: usize = 400;
 const STEPS_TO_HEAL: usize = 3_000;
@@ -34,7 +37,17 @@ enum Temper {
 
 /// A client on one end of the link.
 trait Peer {
-    fn session() -> Session;
+    /// What it is sent depends on what it asks for.
+    const ON_DEMAND: bool = false;
+
+    /// One for all kinds, or one for each.
+    fn sessions(&self) -> Vec<Session>;
+    /// What it gets of a snapshot.
+    fn part(world: &Snapshot, _: &Session) -> Arc<Snapshot> {
+        Arc::new(world.clone())
+    }
+    /// Whether it leaves its subscriptions as they are from now on.
+    fn settle(&mut self, _: bool) {}
     /// The stream was opened (again): what to send first.
     fn open(&mut self) -> Vec<Request>;
     fn receive(&mut self, response: Response);
@@ -51,12 +64,13 @@ trait Peer {
 struct Simulation<P> {
     rng: Rng,
     world: World,
-    session: Session,
     peer: P,
-    up: VecDeque<Request>,
-    down: VecDeque<Response>,
+    lanes: Vec<Lane>,
+    /// What was refused is handed to the sessions after a reconnect.
+    remembers: bool,
+    /// Remembered, and in force: must not be sent.
+    known_bad: BTreeSet<(Kind, String, String)>,
     now_ms: u64,
-    nonce: u64,
     outstanding: BTreeMap<Kind, u64>,
     /// In the latest request of each kind.
     names: BTreeMap<Kind, BTreeSet<String>>,
@@ -64,18 +78,25 @@ struct Simulation<P> {
     last: BTreeMap<Kind, (Response, bool, u64)>,
 }
 
+/// One stream.
+struct Lane {
+    session: Session,
+    up: VecDeque<Request>,
+    down: VecDeque<Response>,
+    nonce: u64,
+}
+
 impl<P: Peer> Simulation<P> {
-    fn new(mut rng: Rng, peer: P) -> Self {
+    fn new(mut rng: Rng, peer: P, remembers: bool) -> Self {
         let world = World::new(&mut rng);
         let mut simulation = Self {
             rng,
             world,
-            session: P::session(),
             peer,
-            up: VecDeque::new(),
-            down: VecDeque::new(),
+            lanes: Vec::new(),
+            remembers,
+            known_bad: BTreeSet::new(),
             now_ms: 1_000,
-            nonce: 0,
             outstanding: BTreeMap::new(),
             names: BTreeMap::new(),
             last: BTreeMap::new(),
@@ -93,14 +114,94 @@ impl<P: Peer> Simulation<P> {
 
     fn reconnect(&mut self) {
         self.tell("reconnect", &());
-        self.up.clear();
-        self.down.clear();
+        let nacks: Vec<Nack> = self.progress().nacks;
         self.outstanding.clear();
         self.last.clear();
-        self.nonce = 0;
-        self.session = P::session();
-        self.session.set_snapshot(self.world.snapshot());
-        self.up.extend(self.peer.open());
+        self.known_bad.clear();
+        self.lanes.clear();
+        for mut session in self.peer.sessions() {
+            if self.remembers {
+                session.remember(nacks.clone());
+            }
+            self.lanes.push(Lane {
+                session,
+                up: VecDeque::new(),
+                down: VecDeque::new(),
+                nonce: 0,
+            });
+        }
+        if self.remembers {
+            let named = nacks.into_iter();
+            self.known_bad = named
+                .filter_map(|nack| Some((nack.kind, nack.name?, nack.version)))
+                .collect();
+        }
+        self.retarget();
+        let requests = self.peer.open();
+        self.send_up(requests);
+    }
+
+    fn retarget(&mut self) {
+        let target = self.target();
+        for lane in &mut self.lanes {
+            lane.session.set_snapshot(Arc::clone(&target));
+        }
+        self.known_bad.retain(|(kind, name, version)| {
+            target.get(*kind, name).map_or("", |r| &r.version) == version
+        });
+    }
+
+    fn lane(&mut self, kind: Kind) -> &mut Lane {
+        let index = if self.lanes.len() > 1 {
+            kind.index()
+        } else {
+            0
+        };
+        &mut self.lanes[index]
+    }
+
+    fn send_up(&mut self, requests: Vec<Request>) {
+        for request in requests {
+            let type_url = match &request {
+                Request::Delta(request) => &request.type_url,
+                Request::Sotw(request) => &request.type_url,
+            };
+            let kind = Kind::parse(type_url).expect("a kind");
+            self.lane(kind).up.push_back(request);
+        }
+    }
+
+    /// Of all streams together.
+    fn progress(&self) -> Progress {
+        let mut all = Progress {
+            target: self.world.snapshot().revision,
+            acked: u64::MAX,
+            ..Progress::default()
+        };
+        for lane in &self.lanes {
+            let progress = lane.session.progress();
+            let is_asked = lane.session.only().is_none_or(|kind| {
+                kind.has_wildcard() || lane.session.names(kind).next().is_some()
+            });
+            if is_asked {
+                all.acked = all.acked.min(progress.acked);
+            }
+            all.nacks.extend(progress.nacks);
+            all.pending.extend(progress.pending);
+        }
+        all
+    }
+
+    fn deadline_ms(&self) -> Option<u64> {
+        let deadlines = self.lanes.iter();
+        deadlines
+            .filter_map(|lane| lane.session.deadline_ms())
+            .min()
+    }
+
+    fn is_quiet(&self) -> bool {
+        let quiet = |lane: &Lane| lane.up.is_empty() && lane.down.is_empty();
+        self.lanes.iter().all(quiet) && self.peer.is_idle()
     }
 
     fn chaos(&mut self) {
@@ -108,7 +209,7 @@ impl<P: Peer> Simulation<P> {
             match self.rng.u8(..100) {
                 0..15 => {
                     self.world.mutate(&mut self.rng);
-                    self.session.set_snapshot(self.world.snapshot());
+                    self.retarget();
                     self.tell("snapshot", &self.world.snapshot());
                 }
                 15 if self.rng.u8(..3) == 0 => self.reconnect(),
@@ -121,16 +222,21 @@ impl<P: Peer> Simulation<P> {
     /// One of: a request arrives, a response arrives, the client finishes something; and the server polls.
     fn step(&mut self) {
         self.now_ms += 1;
+        let lane = self.rng.usize(..self.lanes.len());
         match self.rng.u8(..3) {
             0 => {
-                if let Some(request) = self.up.pop_front() {
+                if let Some(request) = self.lanes[lane].up.pop_front() {
                     self.tell("server gets", &request);
                     self.note_answer(&request);
-                    self.session.on_request(request).expect("within bounds");
+                    let session = &mut self.lanes[lane].session;
+                    session.on_request(request).expect("within bounds");
+                    if P::ON_DEMAND {
+                        self.retarget();
+                    }
                 }
             }
             1 => {
-                if let Some(response) = self.down.pop_front() {
+                if let Some(response) = self.lanes[lane].down.pop_front() {
                     self.peer.receive(response);
                 }
             }
@@ -139,39 +245,41 @@ impl<P: Peer> Simulation<P> {
                 if !requests.is_empty() {
                     self.tell("client finishes", &requests);
                 }
-                self.up.extend(requests);
+                self.send_up(requests);
             }
         }
-        while let Some(response) = self.session.poll(self.now_ms) {
-            self.tell("server sends", &response);
-            self.check_response(&response);
-            self.down.push_back(response);
+        for lane in 0..self.lanes.len() {
+            while let Some(response) = self.lanes[lane].session.poll(self.now_ms) {
+                self.tell("server sends", &response);
+                self.check_response(&response);
+                self.lanes[lane].down.push_back(response);
+            }
         }
     }
 
     fn heal(&mut self) {
-        self.session.set_snapshot(self.world.snapshot());
+        self.retarget();
+        self.peer.settle(true);
         let from = self.now_ms;
-        for _ in 0..STEPS_TO_HEAL {
+        for _ in 0..STEPS_TO_HEAL * self.lanes.len() {
             self.step();
             self.check_safety();
-            if self.up.is_empty()
-                && self.down.is_empty()
-                && self.peer.is_idle()
-                && self.now_ms > from + 20
-            {
-                match self.session.deadline_ms() {
+            if self.is_quiet() && self.now_ms > from + 20 {
+                match self.deadline_ms() {
                     // A client that asked for nothing that could name what it must lose keeps the session waiting.
                     Some(deadline) => self.now_ms = self.now_ms.max(deadline),
                     None => break,
                 }
             }
         }
-        assert!(
-            self.up.is_empty() && self.down.is_empty() && self.peer.is_idle(),
-            "no end of messages"
-        );
+        assert!(self.is_quiet(), "no end of messages");
         self.check_convergence();
+        self.peer.settle(false);
+    }
+
+    /// This peer's part of the world as it is.
+    fn target(&self) -> Arc<Snapshot> {
+        P::part(&self.world.snapshot(), &self.lanes[0].session)
     }
 
     fn note_answer(&mut self, request: &Request) {
@@ -212,11 +320,15 @@ impl<P: Peer> Simulation<P> {
     }
 
     fn check_response(&mut self, response: &Response) {
-        let target = self.world.snapshot();
+        let target = self.target();
         let kind = response.kind().expect("a kind");
         let mut content = response.clone();
         let nonce = match &mut content {
             Response::Delta(r) => {
+                assert!(
+                    kind != Kind::Secret || r.removed_resources.is_empty(),
+                    "a secret is removed"
+                );
                 for name in &r.removed_resources {
                     assert!(
                         target.get(kind, name).is_none(),
@@ -235,8 +347,10 @@ impl<P: Peer> Simulation<P> {
             Response::Sotw(r) => std::mem::take(&mut r.nonce),
         };
         let nonce: u64 = nonce.parse().expect("a number");
-        assert!(nonce > self.nonce, "nonces must rise");
-        self.nonce = nonce;
+        let lane = self.lane(kind);
+        assert!(nonce > lane.nonce, "nonces must rise");
+        lane.nonce = nonce;
+        self.check_known_bad(response);
         let before = self.outstanding.insert(kind, nonce);
         assert!(before.is_none(), "{kind}: two responses are outstanding");
         if let Some((last, refused, revision)) = self.last.get(&kind) {
@@ -246,7 +360,26 @@ impl<P: Peer> Simulation<P> {
         self.last.insert(kind, (content, false, target.revision));
     }
 
+    /// What was refused on an earlier stream does not come first on this one.
+    fn check_known_bad(&self, response: &Response) {
+        let kind = response.kind().expect("a kind");
+        let versions: Vec<String> = match response {
+            Response::Delta(r) => r.resources.iter().map(|r| r.version.clone()).collect(),
+            Response::Sotw(r) => {
+                let bodies = r.resources.iter().map(|any| any.value.as_slice());
+                bodies.map(phalanx_xds::snapshot::version).collect()
+            }
+        };
+        for (bad_kind, name, version) in &self.known_bad {
+            let comes = *bad_kind == kind && versions.contains(version);
+            assert!(!comes, "{kind} {name} was refused and comes again");
+        }
+    }
+
     fn check_safety(&self) {
+        if self.lanes.len() > 1 {
+            return self.check_progress(); // no order across streams, only time
+        }
         let clusters = self.peer.held(Kind::Cluster);
         for kind in [Kind::Listener, Kind::Routes] {
             for (name, version) in self.peer.held(kind) {
@@ -259,9 +392,14 @@ impl<P: Peer> Simulation<P> {
                 }
             }
         }
-        let target = self.world.snapshot();
-        let progress = self.session.progress();
-        assert_eq!(progress.target, target.revision);
+        self.check_progress();
+    }
+
+    fn check_progress(&self) {
+        let progress = self.progress();
+        for lane in &self.lanes {
+            assert_eq!(lane.session.progress().target, progress.target);
+        }
         assert!(progress.acked <= progress.target);
         if progress.acked == progress.target {
             for kind in Kind::ALL {
@@ -272,9 +410,10 @@ impl<P: Peer> Simulation<P> {
 
     /// The client holds exactly what the snapshot has of a kind. `all`: of every name asked for, else of those held.
     fn check_equal(&self, kind: Kind, all: bool) {
-        let target = self.world.snapshot();
+        let target = self.target();
         let held = self.peer.held(kind);
-        let by_name = matches!(kind, Kind::Endpoints | Kind::Routes);
+        // What was asked for since a revision was reached may be on its way.
+        let by_name = P::ON_DEMAND || !kind.has_wildcard();
         for resource in target.iter(kind) {
             let version = held.get(&resource.name);
             let asked = self.peer.wants(kind, &resource.name);
@@ -283,7 +422,10 @@ impl<P: Peer> Simulation<P> {
             }
         }
         for name in held.keys() {
-            let kept = kind == Kind::Endpoints && target.get(Kind::Cluster, name).is_some() && !all;
+            let kept = kind == Kind::Secret
+                || kind == Kind::Endpoints && target.get(Kind::Cluster, name).is_some()
+                || P::ON_DEMAND && kind != Kind::Routes;
+            let kept = kept && !all;
             assert!(
                 kept || target.get(kind, name).is_some(),
                 "{kind} {name} is still held"
@@ -291,15 +433,21 @@ impl<P: Peer> Simulation<P> {
         }
     }
 
+    fn has_bad(&self) -> bool {
+        let target = self.target();
+        let mut all = Kind::ALL.into_iter().flat_map(|kind| target.iter(kind));
+        all.any(|resource| self.world.is_bad(&resource.version))
+    }
+
     fn check_convergence(&self) {
-        let target = self.world.snapshot();
-        let progress = self.session.progress();
+        let target = self.target();
+        let progress = self.progress();
         let refused: BTreeSet<(Kind, String)> = progress
             .nacks
             .iter()
             .map(|nack| (nack.kind, nack.name.clone().expect("an offender was found")))
             .collect();
-        if !self.world.has_bad() {
+        if !self.has_bad() {
             assert_eq!(progress.acked, target.revision, "{progress:?}");
             assert!(
                 refused.is_empty() && progress.pending.is_empty(),
@@ -329,9 +477,10 @@ impl<P: Peer> Simulation<P> {
                 );
             }
         }
-        assert_eq!(
-            refused.is_empty(),
-            progress.acked == target.revision,
+        // Asking for more on demand does not take back that a revision was reached.
+        let reached = progress.acked == target.revision;
+        assert!(
+            refused.is_empty() == reached || P::ON_DEMAND && reached,
             "{progress:?}"
         );
     }
@@ -341,11 +490,12 @@ fn run<P: Peer>(seed: u64, peer: impl Fn(Temper) -> P) {
     let mut rng = Rng::with_seed(seed);
     let temper = [Temper::Precise, Temper::Vague, Temper::Strict][rng.usize(..3)];
     let bad_percent = [0, 0, 5, 20][rng.usize(..4)];
-    let stays_bad = rng.bool();
-    let options =
-        format!("seed {seed}: {temper:?}, {bad_percent} % bad, some stay bad: {stays_bad}");
+    let (stays_bad, remembers) = (rng.bool(), rng.bool());
+    let options = format!(
+        "seed {seed}: {temper:?}, {bad_percent} % bad, some stay bad: {stays_bad}, remembered: {remembers}"
+    );
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        let mut simulation = Simulation::new(rng, peer(temper));
+        let mut simulation = Simulation::new(rng, peer(temper), remembers);
         simulation.world.bad_percent = bad_percent;
         for _ in 0..2 {
             simulation.chaos();
@@ -379,4 +529,19 @@ fn our_delta_client_converges_and_never_routes_to_a_cluster_it_lacks() {
 #[test]
 fn a_state_of_the_world_client_converges_and_never_routes_to_a_cluster_it_lacks() {
     seeds().for_each(|seed| run(seed, sotw::Stock::new));
+}
+
+#[test]
+fn our_client_on_demand_holds_what_it_asked_for_and_never_routes_to_a_cluster_it_lacks() {
+    seeds().for_each(|seed| run(seed, demand::OnDemand::new));
+}
+
+#[test]
+fn a_delta_client_with_a_stream_per_kind_converges() {
+    seeds().for_each(|seed| run(seed, delta::Sidecar::separate));
+}
+
+#[test]
+fn a_state_of_the_world_client_with_a_stream_per_kind_converges() {
+    seeds().for_each(|seed| run(seed, sotw::Stock::separate));
 }

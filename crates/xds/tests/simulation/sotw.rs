@@ -13,6 +13,8 @@ use crate::{Peer, Temper};
 
 pub struct Stock {
     temper: Temper,
+    /// A stream per kind.
+    separate: bool,
     received: Vec<DiscoveryResponse>,
     /// Name → version.
     held: BTreeMap<Kind, BTreeMap<String, String>>,
@@ -25,11 +27,19 @@ impl Stock {
     pub fn new(temper: Temper) -> Self {
         Self {
             temper,
+            separate: false,
             received: Vec::new(),
             held: BTreeMap::new(),
             asked: BTreeMap::new(),
             nonces: BTreeMap::new(),
             refused: BTreeSet::new(),
+        }
+    }
+
+    pub fn separate(temper: Temper) -> Self {
+        Self {
+            separate: true,
+            ..Self::new(temper)
         }
     }
 
@@ -57,14 +67,16 @@ impl Stock {
             (false, _) => Some("something is wrong".to_owned()),
         };
         let mut requests = vec![self.request(kind, error)];
-        requests.extend(self.derive(kind, world));
+        for (kind, names) in self.derive(kind, world) {
+            requests.extend(self.subscribe(kind, names));
+        }
         requests
     }
 
     fn replace(&mut self, kind: Kind, fresh: BTreeMap<String, String>, bad: &[String]) {
         let asked = self.asked.get(&kind).cloned().unwrap_or_default();
         let held = self.held.entry(kind).or_default();
-        if matches!(kind, Kind::Cluster | Kind::Listener) {
+        if kind.has_wildcard() {
             held.retain(|name, _| fresh.contains_key(name) || bad.contains(name));
             held.extend(fresh);
         } else {
@@ -72,17 +84,24 @@ impl Stock {
         }
     }
 
-    /// Endpoints follow clusters, route tables follow listeners.
-    fn derive(&mut self, kind: Kind, world: &World) -> Option<Request> {
-        let held = self.held.get(&kind)?;
-        let (kind, names): (Kind, BTreeSet<String>) = match kind {
-            Kind::Cluster => (Kind::Endpoints, held.keys().cloned().collect()),
-            Kind::Listener => (
-                Kind::Routes,
-                held.values().flat_map(|v| world.tables_of(v)).collect(),
-            ),
-            Kind::Endpoints | Kind::Routes => return None,
+    /// Endpoints and secrets follow clusters, route tables follow listeners.
+    fn derive(&self, kind: Kind, world: &World) -> Vec<(Kind, BTreeSet<String>)> {
+        let none = BTreeMap::new();
+        let held = self.held.get(&kind).unwrap_or(&none);
+        let named = |names: fn(&World, &str) -> Vec<String>| {
+            held.values().flat_map(|v| names(world, v)).collect()
         };
+        match kind {
+            Kind::Cluster => vec![
+                (Kind::Secret, named(World::secrets_of)),
+                (Kind::Endpoints, held.keys().cloned().collect()),
+            ],
+            Kind::Listener => vec![(Kind::Routes, named(World::tables_of))],
+            Kind::Secret | Kind::Endpoints | Kind::Routes => Vec::new(),
+        }
+    }
+
+    fn subscribe(&mut self, kind: Kind, names: BTreeSet<String>) -> Option<Request> {
         if self.asked.get(&kind) == Some(&names)
             || (names.is_empty() && !self.asked.contains_key(&kind))
         {
@@ -124,14 +143,18 @@ fn name_and_version(body: &[u8]) -> (String, String) {
 }
 
 impl Peer for Stock {
-    fn session() -> Session {
-        Session::sotw()
+    fn sessions(&self) -> Vec<Session> {
+        match self.separate {
+            true => Kind::ALL.map(Session::sotw_of).into(),
+            false => vec![Session::sotw()],
+        }
     }
 
     /// Over state of the world a client cannot say what it holds, so this one starts afresh, as after a restart.
     fn open(&mut self) -> Vec<Request> {
         *self = Self {
             refused: std::mem::take(&mut self.refused),
+            separate: self.separate,
             ..Self::new(self.temper)
         };
         vec![
@@ -161,8 +184,7 @@ impl Peer for Stock {
     }
 
     fn wants(&self, kind: Kind, name: &str) -> bool {
-        let by_name = matches!(kind, Kind::Endpoints | Kind::Routes);
-        !by_name
+        kind.has_wildcard()
             || self
                 .asked
                 .get(&kind)

@@ -9,12 +9,15 @@ use phalanx_xds::{Encoded, Kind, Snapshot};
 
 const CLUSTERS: u8 = 8;
 const TABLES: u8 = 2;
+const SECRETS: u8 = 3;
 
 #[derive(Clone, Debug, Default)]
 struct Service {
     cluster: String,
     /// None: the assignment is missing for the moment.
     endpoints: Option<String>,
+    /// That its cluster takes over SDS.
+    secret: Option<String>,
 }
 
 /// A listener and its route table, or a plain TCP listener without one.
@@ -32,6 +35,8 @@ pub struct World {
     bodies: u64,
     services: BTreeMap<String, Service>,
     entries: BTreeMap<String, Entry>,
+    /// Name → body; one that is named may be missing for the moment.
+    secrets: BTreeMap<String, String>,
     snapshot: Arc<Snapshot>,
     /// Version → what it names, and whether clients refuse it; of everything that ever was.
     ever: BTreeMap<String, (Vec<String>, bool)>,
@@ -45,6 +50,7 @@ impl World {
             bodies: 0,
             services: BTreeMap::new(),
             entries: BTreeMap::new(),
+            secrets: BTreeMap::new(),
             snapshot: Arc::default(),
             ever: BTreeMap::new(),
         };
@@ -79,6 +85,11 @@ impl World {
         self.names_of(version, 't')
     }
 
+    /// Secrets that this version of a cluster names.
+    pub fn secrets_of(&self, version: &str) -> Vec<String> {
+        self.names_of(version, 's')
+    }
+
     fn names_of(&self, version: &str, first: char) -> Vec<String> {
         let names = self
             .ever
@@ -103,13 +114,14 @@ impl World {
     fn change(&mut self, rng: &mut Rng) {
         let name = format!("c{}", rng.u8(..CLUSTERS));
         let (one, two) = (self.body(rng), self.body(rng));
-        match rng.u8(..8) {
+        match rng.u8(..10) {
             0 | 1 => {
                 self.services.insert(
                     name,
                     Service {
                         cluster: one,
                         endpoints: Some(two),
+                        secret: rng.bool().then(|| secret(rng)),
                     },
                 );
             }
@@ -148,6 +160,12 @@ impl World {
                     entry.listener = one;
                 }
                 entry.table = Some(two);
+            }
+            7 => {
+                self.secrets.insert(secret(rng), one);
+            }
+            8 => {
+                self.secrets.remove(&secret(rng));
             }
             _ if rng.bool() => {
                 self.entries.remove(&format!("t{}", rng.u8(..TABLES)));
@@ -189,7 +207,12 @@ impl World {
         for service in self.services.values_mut() {
             cure(&mut service.cluster);
             cure(service.endpoints.get_or_insert_with(|| "good".into()));
+            for secret in &service.secret {
+                let secrets = self.secrets.entry(secret.clone());
+                secrets.or_insert_with(|| "good".into());
+            }
         }
+        self.secrets.values_mut().for_each(&mut cure);
         for entry in self.entries.values_mut() {
             cure(&mut entry.listener);
             entry.table.iter_mut().for_each(&mut cure);
@@ -202,14 +225,21 @@ impl World {
         let mut all = Vec::new();
         let mut add = |kind: Kind, name: &String, body: &String, refs: &BTreeSet<String>| {
             let text = format!("{kind} {name}: {body} {refs:?}");
-            let refs = refs.iter().cloned().collect();
-            all.push((
-                Encoded::new(kind, name, Bytes::from(text), refs),
-                body.starts_with("bad"),
-            ));
+            let refs: Vec<String> = refs.iter().cloned().collect();
+            let body_is_bad = body.starts_with("bad");
+            let body = Bytes::from(text);
+            let resource = match kind {
+                Kind::Cluster => Encoded::new(kind, name, body, Vec::new()).with_secrets(refs),
+                _ => Encoded::new(kind, name, body, refs),
+            };
+            all.push((resource, body_is_bad));
         };
+        for (name, body) in &self.secrets {
+            add(Kind::Secret, name, body, &BTreeSet::new());
+        }
         for (name, service) in &self.services {
-            add(Kind::Cluster, name, &service.cluster, &BTreeSet::new());
+            let secret = service.secret.iter().cloned().collect();
+            add(Kind::Cluster, name, &service.cluster, &secret);
             if let Some(endpoints) = &service.endpoints {
                 add(Kind::Endpoints, name, endpoints, &BTreeSet::new());
             }
@@ -228,10 +258,14 @@ impl World {
         }
         let mut builder = Snapshot::builder(self.revision);
         for (resource, bad) in all {
-            self.ever
-                .insert(resource.version.clone(), (resource.refs.clone(), bad));
+            let names = [resource.refs.as_slice(), &resource.secrets].concat();
+            self.ever.insert(resource.version.clone(), (names, bad));
             builder.insert(resource);
         }
         self.snapshot = Arc::new(builder.build());
     }
+}
+
+fn secret(rng: &mut Rng) -> String {
+    format!("s{}", rng.u8(..SECRETS))
 }

@@ -214,3 +214,28 @@ fn the_first_routes_of_a_client_do_not_wait_for_endpoints_that_do_not_exist() {
     delta.send(ask(Kind::Routes, &["outbound"]));
     assert_eq!(delta.settle(), ["CDS +a", "RDS +outbound"]);
 }
+
+#[test]
+fn a_cluster_that_comes_back_while_it_is_under_way_still_gets_its_endpoints() {
+    let mut delta = Delta::settled(mesh(1, &["a"], &[]), &["a"]);
+    let changed = snapshot(2, [cluster("a", "2"), endpoints("a", "1")]);
+    delta.session.set_snapshot(Arc::clone(&changed));
+    let first = delta
+        .session
+        .poll(0)
+        .and_then(Response::into_delta)
+        .unwrap();
+    assert_eq!(told_one(&first), "CDS +a");
+    // Gone and back before its endpoints went out: the client is warming it all the same.
+    delta.session.set_snapshot(snapshot(3, []));
+    delta
+        .session
+        .set_snapshot(snapshot(4, changed_again(&changed)));
+    assert_eq!(told(&delta.batch()), "EDS +a | LDS -outbound");
+}
+
+fn changed_again(snapshot: &Snapshot) -> Vec<Encoded> {
+    let kinds = [Kind::Cluster, Kind::Endpoints].into_iter();
+    let all = kinds.flat_map(|kind| snapshot.iter(kind));
+    all.map(|resource| (**resource).clone()).collect()
+}
