@@ -1,0 +1,89 @@
+//! A request of one of the two protocols, as far as a stream has to look into it.
+
+use phalanx_proto::envoy::config::core::v3::Node;
+use phalanx_proto::envoy::service::discovery::v3 as wire;
+use phalanx_xds::server::{Request, Response};
+
+pub trait Message: Into<Request> + Send + 'static {
+    type Response: Send + 'static;
+    const PROTOCOL: &'static str;
+
+    fn node(&self) -> Option<&Node>;
+    fn answer(&self) -> Answer<'_>;
+    /// Whether it changes what is asked for by name.
+    fn changes_names(&self) -> bool;
+    /// Names that it asks for.
+    fn names(&self) -> &[String];
+    fn response(response: Response) -> Option<Self::Response>;
+}
+
+/// What a request answers, if it answers something.
+pub struct Answer<'a> {
+    /// May be empty on a stream of one kind.
+    pub type_url: &'a str,
+    pub nonce: &'a str,
+    /// The peer's words when it refuses.
+    pub error: Option<&'a str>,
+}
+
+impl Message for wire::DeltaDiscoveryRequest {
+    type Response = wire::DeltaDiscoveryResponse;
+    const PROTOCOL: &'static str = "delta";
+
+    fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    fn answer(&self) -> Answer<'_> {
+        Answer {
+            type_url: &self.type_url,
+            nonce: &self.response_nonce,
+            error: self.error_detail.as_ref().map(|e| e.message.as_str()),
+        }
+    }
+
+    fn changes_names(&self) -> bool {
+        let (more, less) = (
+            &self.resource_names_subscribe,
+            &self.resource_names_unsubscribe,
+        );
+        !more.is_empty() || !less.is_empty()
+    }
+
+    fn names(&self) -> &[String] {
+        &self.resource_names_subscribe
+    }
+
+    fn response(response: Response) -> Option<Self::Response> {
+        response.into_delta()
+    }
+}
+
+impl Message for wire::DiscoveryRequest {
+    type Response = wire::DiscoveryResponse;
+    const PROTOCOL: &'static str = "sotw";
+
+    fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    fn answer(&self) -> Answer<'_> {
+        Answer {
+            type_url: &self.type_url,
+            nonce: &self.response_nonce,
+            error: self.error_detail.as_ref().map(|e| e.message.as_str()),
+        }
+    }
+
+    fn changes_names(&self) -> bool {
+        false // only a delta stream is asked on demand
+    }
+
+    fn names(&self) -> &[String] {
+        &self.resource_names
+    }
+
+    fn response(response: Response) -> Option<Self::Response> {
+        response.into_sotw()
+    }
+}
