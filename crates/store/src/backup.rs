@@ -72,7 +72,7 @@ impl Backup {
     }
 
     /// As it stands in a file, in pieces.
-    pub fn encode(self) -> impl Iterator<Item = Bytes> {
+    pub fn encode(self) -> impl Iterator<Item = Bytes> + Send {
         let (count, bytes) = (self.entries.len() as u64, self.bytes());
         let begin = [MAGIC, &[FORMAT]].concat().into();
         let mut head = BytesMut::new();

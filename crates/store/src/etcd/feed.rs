@@ -399,8 +399,11 @@ async fn why(shared: Arc<Shared>, key: Vec<u8>, at: Revision) -> Result<Reason, 
     match marks(&shared, lease, at).await? {
         (_, true) => Ok(Reason::Deleted),
         (Some(mark), false) if mark == REVOKED => Ok(Reason::Deleted),
-        // Where nothing was granted here, nobody knows whether it expired; it is no evidence that the owner left.
-        (_, false) => Ok(Reason::Expired),
+        (Some(_), false) => Ok(Reason::Expired),
+        // It was granted by somebody else. If it lives, it was not it that took the key.
+        (None, false) if shared.is_alive(lease).await? => Ok(Reason::Deleted),
+        // Whether it expired nobody knows; it is no evidence that the owner left.
+        (None, false) => Ok(Reason::Expired),
     }
 }
 
