@@ -18,6 +18,14 @@ pub enum Protocol {
     StateOfTheWorld,
 }
 
+/// Offers to check endpoints.
+pub const HEALTH_DISCOVERY: &str = "\
+hds_config:
+  api_type: GRPC
+  transport_api_version: V3
+  grpc_services: [{envoy_grpc: {cluster_name: xds}}]
+";
+
 pub struct Envoy {
     pub process: Process,
     pub outbound: SocketAddr,
@@ -27,11 +35,30 @@ pub struct Envoy {
 impl Envoy {
     /// Starts it as the sidecar of `service` and waits until its outbound listener is up.
     pub async fn start(mesh: &mut Mesh, service: &str, protocol: Protocol) -> anyhow::Result<Self> {
+        Self::start_with(mesh, service, protocol, "").await
+    }
+
+    /// The same with further lines of the bootstrap, such as [`HEALTH_DISCOVERY`].
+    pub async fn start_with(
+        mesh: &mut Mesh,
+        service: &str,
+        protocol: Protocol,
+        extra: &str,
+    ) -> anyhow::Result<Self> {
+        let xds = mesh.xds;
+        let text = |ip| bootstrap(service, ip, xds, protocol) + extra;
+        Self::start_from(mesh, text).await
+    }
+
+    /// The same with another bootstrap, whose outbound listener and admin stand on this address.
+    pub async fn start_from(
+        mesh: &mut Mesh,
+        bootstrap: impl FnOnce(IpAddr) -> String,
+    ) -> anyhow::Result<Self> {
         let ip = address::fresh();
         let (outbound, admin) = (SocketAddr::new(ip, 15001), SocketAddr::new(ip, 15000));
         let config = mesh.folder().join(format!("envoy-{ip}.yaml"));
-        std::fs::write(&config, bootstrap(service, ip, mesh.xds, protocol))
-            .context("cannot write the bootstrap")?;
+        std::fs::write(&config, bootstrap(ip)).context("cannot write the bootstrap")?;
         let mut command = Command::new(binary()?);
         command.arg("-c").arg(&config).args([
             "--concurrency",
@@ -86,7 +113,8 @@ fn binary() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-fn bootstrap(service: &str, ip: IpAddr, xds: SocketAddr, protocol: Protocol) -> String {
+/// `<service>` at `ip`, over one aggregated stream.
+pub fn bootstrap(service: &str, ip: IpAddr, xds: SocketAddr, protocol: Protocol) -> String {
     let api_type = if protocol == Protocol::Delta {
         "DELTA_GRPC"
     } else {
