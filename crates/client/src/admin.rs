@@ -3,6 +3,8 @@
 //! One HTTP/1.1 connection per call: nothing is pooled, nothing runs in the background. Every failure tells apart "nobody
 //! answers" from "it was refused", because tools end with different exit codes.
 
+mod backup;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +17,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
 use crate::api;
+
+pub use backup::BackupFailed;
 
 /// A place to ask. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -149,6 +153,20 @@ impl Admin {
         self.post("/api/v1/rollback", request).await
     }
 
+    pub async fn release(
+        &self,
+        request: &api::ReleaseRequest,
+    ) -> Result<api::ReleaseResponse, AdminError> {
+        self.post("/api/v1/release", request).await
+    }
+
+    pub async fn drain(
+        &self,
+        request: &api::DrainRequest,
+    ) -> Result<api::DrainResponse, AdminError> {
+        self.post("/api/v1/drain", request).await
+    }
+
     /// None: of every kind, in every namespace.
     pub async fn documents(
         &self,
@@ -198,6 +216,31 @@ impl Admin {
             .and_then(|answer| self.json(answer))
     }
 
+    /// The canary that is under way, and how the last one ended.
+    pub async fn canary(&self) -> Result<api::CanaryStatus, AdminError> {
+        self.get("/api/v1/canary").await
+    }
+
+    /// What this control plane alone saw of the canary's proxies.
+    pub async fn canary_evidence(&self) -> Result<api::CanaryEvidence, AdminError> {
+        self.get("/api/v1/canary/evidence").await
+    }
+
+    /// Promotes or aborts it by hand.
+    pub async fn decide_canary(
+        &self,
+        decision: &api::CanaryDecision,
+    ) -> Result<api::CanaryStatus, AdminError> {
+        self.post("/api/v1/canary", decision).await
+    }
+
+    /// The transaction of one revision.
+    pub async fn history_at(&self, revision: u64) -> Result<api::History, AdminError> {
+        let revision = revision.to_string();
+        self.get(&path("/api/v1/history", &[("revision", Some(&revision))]))
+            .await
+    }
+
     pub async fn history(&self, limit: Option<usize>) -> Result<api::History, AdminError> {
         let limit = limit.map(|l| l.to_string());
         self.get(&path("/api/v1/history", &[("limit", limit.as_deref())]))
@@ -220,10 +263,27 @@ impl Admin {
         .await
     }
 
+    /// Endpoints under active health checks.
+    pub async fn health(
+        &self,
+        service: Option<&str>,
+        namespace: Option<&str>,
+    ) -> Result<api::HealthViews, AdminError> {
+        self.get(&path(
+            "/api/v1/health",
+            &[("service", service), ("namespace", namespace)],
+        ))
+        .await
+    }
+
     pub async fn edges(&self, window_s: Option<u64>) -> Result<api::Edges, AdminError> {
         let window = window_s.map(|w| w.to_string());
         self.get(&path("/api/v1/edges", &[("window_s", window.as_deref())]))
             .await
+    }
+
+    pub async fn loads(&self) -> Result<api::Loads, AdminError> {
+        self.get("/api/v1/loads").await
     }
 
     /// Any path as it is, whatever its status: `/readyz`, `/metrics`.

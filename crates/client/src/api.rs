@@ -8,6 +8,17 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+mod canary;
+mod effect;
+mod health;
+
+pub use canary::{
+    Canary, CanaryDecision, CanaryEnd, CanaryEvidence, CanaryNode, CanaryStatus, CanaryTerms,
+    NodeEvidence, Share, Traffic,
+};
+pub use effect::{Effect, ProxyEffect, ResourceEffect, RuleEffect};
+pub use health::{EndpointHealth, HealthViews, Opinion};
+
 /// Where the admin API listens unless told otherwise.
 pub const DEFAULT_ADMIN: &str = "127.0.0.1:15080";
 
@@ -78,7 +89,7 @@ pub struct File {
 }
 
 /// `POST /api/v1/apply`: one transaction over all documents of all files.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ApplyRequest {
     pub files: Vec<File>,
@@ -97,6 +108,9 @@ pub struct ApplyRequest {
     /// Why, for the history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// Few proxies first, all when those bear it, else none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryTerms>,
 }
 
 impl Default for ApplyRequest {
@@ -108,6 +122,7 @@ impl Default for ApplyRequest {
             dry_run: false,
             author: String::new(),
             message: None,
+            canary: None,
         }
     }
 }
@@ -117,7 +132,7 @@ fn default_namespace() -> String {
 }
 
 /// Answer of apply, delete and rollback.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ApplyResponse {
     /// The configuration's revision afterwards; unmoved when nothing changed or the run was dry.
     pub revision: u64,
@@ -127,6 +142,12 @@ pub struct ApplyResponse {
     /// What is allowed but probably not meant, such as a backend that does not exist.
     #[serde(default)]
     pub warnings: Vec<Problem>,
+    /// Of a dry run and of a canary: what proxies would receive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effect: Option<Effect>,
+    /// The change is staged: only these proxies have it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -241,7 +262,7 @@ pub struct Status {
     pub config_revision: u64,
     /// The one this answer is about.
     pub target_revision: u64,
-    /// Proxies connected.
+    /// Proxies known: connected to any control plane over the store, or registered.
     pub proxies: usize,
     /// Of them, how many have acknowledged everything of the target.
     pub applied: usize,
@@ -251,18 +272,40 @@ pub struct Status {
     pub elapsed_ms: Option<f64>,
     /// Nodes that have not acknowledged yet and have not refused.
     pub waiting: Vec<String>,
+    /// Registered sidecars that have been without a stream for longer than a reconnect takes.
+    #[serde(default)]
+    pub not_connected: Vec<String>,
     pub refused: Vec<Refusal>,
     pub quarantined: Vec<Quarantine>,
+    /// Documents that are sound but not, or not wholly, in force.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
+    /// The control planes over the store, when there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub planes: Vec<PlaneView>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_canary: Option<CanaryEnd>,
     pub held: Vec<Held>,
+    /// Endpoints that active checks found unhealthy.
+    #[serde(default)]
+    pub unhealthy: usize,
     /// Why changes are not accepted, when they are not (a full disk).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<String>,
+    /// Services that register themselves in an etcd, where those are looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub services: Option<ServicesFound>,
 }
 
 impl Status {
-    /// Whether every connected proxy has the target, and none was left out because it is not compiled yet.
+    /// Whether every connected proxy has the target, and none was left out because it is not compiled yet or because a
+    /// control plane could not be asked.
     pub fn complete(&self) -> bool {
-        self.applied == self.proxies && self.revision >= self.target_revision
+        self.applied + self.not_connected.len() >= self.proxies
+            && self.revision >= self.target_revision
+            && self.planes.iter().all(|plane| plane.error.is_none())
     }
 
     /// Whether waiting longer is of no use: every proxy has the target, or one refuses it.
@@ -294,6 +337,29 @@ pub struct Quarantine {
     pub since_revision: u64,
 }
 
+/// A document that is stored and sound, but has no effect, or not all of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// `<Kind>/<namespace>/<name>`
+    pub id: String,
+    /// `unattached`, `conflicted` or `not in force`
+    pub state: String,
+    pub message: String,
+    pub since_revision: u64,
+}
+
+/// One control plane over the store, and its share of a [`Status`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaneView {
+    pub name: String,
+    pub admin: String,
+    pub proxies: usize,
+    pub applied: usize,
+    /// Why its proxies are not counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
 /// An instance whose lease is over but which is still served, because too much of its service would go at once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
@@ -302,6 +368,78 @@ pub struct Held {
     pub id: String,
     pub since_ms: u64,
     pub reason: String,
+}
+
+/// `POST /api/v1/release`: what is held of a service is let go.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseRequest {
+    #[serde(default = "default_namespace")]
+    pub namespace: String,
+    pub service: String,
+    /// Who, for the history.
+    #[serde(default)]
+    pub author: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseResponse {
+    pub revision: u64,
+    /// Ids of those that the control plane that was asked held; others let theirs go, too.
+    pub released: Vec<String>,
+}
+
+/// `POST /api/v1/drain`: new sessions go elsewhere, or may come again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    #[serde(default = "default_namespace")]
+    pub namespace: String,
+    /// None: whichever service has an instance of this id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    pub instance: String,
+    #[serde(default)]
+    pub undo: bool,
+    /// After this long the sessions that stay go, too; none: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_ms: Option<u64>,
+    /// Who, for the history.
+    #[serde(default)]
+    pub author: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainResponse {
+    pub revision: u64,
+    pub namespace: String,
+    pub service: String,
+    pub id: String,
+    /// In force from this revision on: `accepting`, `draining`, `not ready` or `drained`.
+    pub traffic: String,
+}
+
+/// What is found under a prefix of an etcd, where services put keys of their own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicesFound {
+    pub etcd: String,
+    pub prefix: String,
+    pub services: usize,
+    pub instances: usize,
+    /// Keys that are no instance.
+    pub ignored: usize,
+    /// The first of those.
+    pub problems: Vec<ServicesProblem>,
+    /// Why nothing new is heard from it; what is known stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServicesProblem {
+    /// Below the prefix.
+    pub key: String,
+    pub message: String,
 }
 
 /// `GET /api/v1/history?limit=`, newest first.
@@ -323,6 +461,12 @@ pub struct HistoryEntry {
     #[serde(default)]
     pub message: String,
     pub changes: Vec<HistoryChange>,
+    /// `started`, `promoted` or `back` when it is a step of a canary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<String>,
+    /// What a canary's few proxies got; in force nowhere else, so not among `changes`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tried: Vec<HistoryChange>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -349,6 +493,9 @@ pub struct RollbackRequest {
     pub dry_run: bool,
     #[serde(default)]
     pub author: String,
+    /// Why, for the history.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
 /// `GET /api/v1/proxies`
@@ -402,10 +549,28 @@ pub struct InstanceView {
     pub proxy_admin: String,
     /// `live`, or `held` when its lease is over but it is still served.
     pub state: String,
-    /// Milliseconds left of its lease; 0 when held.
+    /// Milliseconds left of its lease; 0 when held, or when another control plane keeps it.
     pub lease_ms: u64,
+    /// Whether it gets any: `accepting`, `draining` (only sessions it has), `not ready` or `drained`.
+    #[serde(default)]
+    pub traffic: String,
+    /// The operator who drains it, if one does.
+    #[serde(default)]
+    pub drained_by: String,
+    /// The control plane that keeps its lease.
+    #[serde(default)]
+    pub plane: String,
     /// Whether a proxy with its node id is connected.
     pub connected: bool,
+    /// `registry`, or `etcd` when it put a key there by itself and has no sidecar.
+    #[serde(default)]
+    pub source: String,
+    /// `unhealthy` when active checks say so, else `healthy`.
+    #[serde(default)]
+    pub health: String,
+    /// Which service finds it unhealthy, and why.
+    #[serde(default)]
+    pub health_reason: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -414,6 +579,44 @@ pub struct PortView {
     pub number: u16,
     pub address: String,
     pub protocol: String,
+}
+
+/// `GET /api/v1/loads`: what stock data planes report to have sent where.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loads {
+    /// How often they are asked to report.
+    pub interval_ms: u64,
+    /// Data planes that report.
+    pub streams: u64,
+    pub reports: u64,
+    /// Rows of reports beyond the bounds.
+    pub dropped: u64,
+    pub items: Vec<Load>,
+    pub refused: Vec<LoadRefused>,
+}
+
+/// Requests to one cluster and locality, since it was first reported.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    pub cluster: String,
+    pub region: String,
+    pub zone: String,
+    pub sub_zone: String,
+    pub issued: u64,
+    pub succeeded: u64,
+    pub failed: u64,
+    /// Now.
+    pub in_progress: u64,
+    pub reporters: u64,
+    /// Since the last report.
+    pub age_ms: u64,
+}
+
+/// Requests that data planes turned away by themselves: circuit breakers, drop policies.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadRefused {
+    pub cluster: String,
+    pub requests: u64,
 }
 
 /// `GET /api/v1/edges?window_s=`: who talked to whom, seen from the callers.

@@ -3,25 +3,31 @@
 //! The only writer of `config/` and `history/`. Whatever can be seen here refuses the whole; what is allowed but probably
 //! not meant becomes a warning. A dry run does everything but the commit.
 
+mod canary;
+mod effect;
 mod files;
+mod leaves;
 mod rollback;
+mod warn;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use phalanx_client::api::{
-    ApplyRequest, ApplyResponse, Change, ChangeAction, DeleteRequest, Problem, RollbackRequest,
+    ApplyRequest, ApplyResponse, Change, ChangeAction, DeleteRequest, File, Problem,
+    RollbackRequest,
 };
-use phalanx_model::document::{Document, DocumentId, Kind};
+use phalanx_model::document::{DocumentId, Kind};
 use phalanx_model::name::check_label;
 use phalanx_store::{Store, Txn};
 use serde_json::Value;
 use tokio::sync::watch::Receiver;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+pub use self::effect::{Around, told_finding};
 use self::files::Admitted;
-use crate::snapshot::Mesh;
+use crate::snapshot::{Compiler, Mesh, Published};
 use crate::world::record::{
     DocumentRecord, HistoryChange, HistoryRecord, document_key, history_key,
 };
@@ -31,6 +37,8 @@ use crate::world::{DocumentEntry, World};
 pub struct Admission {
     store: Store,
     worlds: Receiver<Arc<World>>,
+    /// Compiled already; a change is compiled from there.
+    published: Option<Receiver<Arc<Published>>>,
     /// Held over a whole transaction, so that what was checked is what is changed.
     turn: Arc<Mutex<()>>,
 }
@@ -55,6 +63,17 @@ pub enum AdmitError {
     Future { to: u64, revision: u64 },
     #[error("the change is too large for one transaction: {reason}")]
     TooLarge { reason: String },
+    /// A canary is, and what is asked would cross it.
+    #[error("{what}")]
+    UnderWay { what: String, revision: u64 },
+    #[error(
+        "no proxy that is connected is concerned by the change, so a canary would show nothing"
+    )]
+    Nobody,
+    #[error("no such canary is under way")]
+    NoCanary,
+    #[error("{id} was changed meanwhile by something that did not ask")]
+    Overtaken { id: String },
     #[error("the change could not be stored")]
     Store(#[source] phalanx_store::Error),
     #[error("the control plane failed to look at the change")]
@@ -75,6 +94,10 @@ struct Terms {
     dry_run: bool,
     author: String,
     message: String,
+    canary: Option<canary::Checked>,
+    /// As they came, for the places of warnings.
+    files: Vec<File>,
+    around: Around,
 }
 
 /// What becomes of a document; none: it goes.
@@ -85,23 +108,45 @@ impl Admission {
         Self {
             store,
             worlds,
+            published: None,
             turn: Arc::default(),
         }
     }
 
+    /// Compiles changes from what is published, which costs what they change, instead of everything.
+    #[must_use]
+    pub fn compiling_from(mut self, published: Receiver<Arc<Published>>) -> Self {
+        self.published = Some(published);
+        self
+    }
+
+    /// `around`: who would receive it, for the effect of a dry run and for a canary.
+    ///
     /// # Errors
     /// [`AdmitError`]; nothing was changed then.
-    pub async fn apply(&self, request: ApplyRequest) -> Result<ApplyResponse, AdmitError> {
+    pub async fn apply(
+        &self,
+        request: ApplyRequest,
+        around: Around,
+    ) -> Result<ApplyResponse, AdmitError> {
         check_namespace(&request.namespace)?;
+        let canary = request.canary.as_ref().map(canary::check).transpose()?;
         let turn = self.turn().await;
         let (files, namespace) = (request.files, request.namespace);
-        let (turn, admitted) = aside(turn, move || files::parse(&files, &namespace)).await?;
+        let parse = move || {
+            let admitted = files::parse(&files, &namespace);
+            (files, admitted)
+        };
+        let (turn, (files, admitted)) = aside(turn, parse).await?;
         let admitted = admitted?;
         let terms = Terms {
             expect: request.expect,
             dry_run: request.dry_run,
             author: request.author,
             message: request.message.unwrap_or_default(),
+            canary,
+            files,
+            around,
         };
         let wanted = admitted
             .into_iter()
@@ -112,7 +157,11 @@ impl Admission {
 
     /// # Errors
     /// [`AdmitError`]; a document that does not exist is a problem.
-    pub async fn delete(&self, mut request: DeleteRequest) -> Result<ApplyResponse, AdmitError> {
+    pub async fn delete(
+        &self,
+        mut request: DeleteRequest,
+        around: Around,
+    ) -> Result<ApplyResponse, AdmitError> {
         check_namespace(&request.namespace)?;
         let turn = self.turn().await;
         let (files, namespace) = (
@@ -145,6 +194,9 @@ impl Admission {
             dry_run: request.dry_run,
             author: request.author,
             message: request.message.unwrap_or_default(),
+            canary: None,
+            files: Vec::new(),
+            around,
         };
         let wanted = ids.into_iter().map(|id| (id, None)).collect();
         self.transact(turn, wanted, terms).await
@@ -152,18 +204,28 @@ impl Admission {
 
     /// # Errors
     /// [`AdmitError`], also when the history does not reach back that far.
-    pub async fn rollback(&self, request: RollbackRequest) -> Result<ApplyResponse, AdmitError> {
+    pub async fn rollback(
+        &self,
+        request: RollbackRequest,
+        around: Around,
+    ) -> Result<ApplyResponse, AdmitError> {
         let turn = self.turn().await;
         let world = self.worlds.borrow().clone();
         let (to, records) = (request.to, rollback::stored(&self.store).await?);
         let (turn, wanted) = aside(turn, move || rollback::wanted(&records, &world, to)).await?;
         let wanted = wanted?;
-        let message = format!("rollback to revision {}", request.to);
+        let message = match request.message {
+            Some(why) if !why.is_empty() => format!("rollback to revision {}: {why}", request.to),
+            _ => format!("rollback to revision {}", request.to),
+        };
         let terms = Terms {
             expect: request.expect,
             dry_run: request.dry_run,
             author: request.author,
             message,
+            canary: None,
+            files: Vec::new(),
+            around,
         };
         self.transact(turn, wanted, terms).await
     }
@@ -176,6 +238,17 @@ impl Admission {
         let stored = rollback::stored(&self.store).await?;
         let records = move || rollback::records(&stored).take(limit).collect();
         let read = tokio::task::spawn_blocking(records).await;
+        read.map_err(|_| AdmitError::Defect)
+    }
+
+    /// The transaction of one revision.
+    pub async fn history_at(
+        &self,
+        revision: u64,
+    ) -> Result<Option<(u64, u64, HistoryRecord)>, AdmitError> {
+        let stored = rollback::stored(&self.store).await?;
+        let found = move || rollback::records(&stored).find(|(at, _, _)| *at == revision);
+        let read = tokio::task::spawn_blocking(found).await;
         read.map_err(|_| AdmitError::Defect)
     }
 
@@ -199,25 +272,37 @@ impl Admission {
                 revision: world.config_revision,
             });
         }
-        let before = world.clone();
-        let (_turn, (steps, warnings)) = aside(turn, move || plan(&before, wanted)).await?;
-        let changes = steps
-            .iter()
-            .map(|step| step.change(terms.dry_run))
-            .collect();
-        let idle = steps
-            .iter()
-            .all(|step| step.action == ChangeAction::Unchanged);
-        let revision = if idle || terms.dry_run {
-            world.config_revision
-        } else {
-            self.commit(&world, steps, &terms).await?
+        let (before, looks) = (world.clone(), terms.dry_run || terms.canary.is_some());
+        let published = self.published.as_ref().map(|p| p.borrow().clone());
+        let (_turn, (planned, terms)) = aside(turn, move || {
+            let planned = plan(&before, published.as_deref(), wanted, &terms, looks);
+            (planned, terms)
+        })
+        .await?;
+        let Plan {
+            steps,
+            warnings,
+            outcome,
+        } = planned;
+        canary::refuse_staged(&world, &steps)?;
+        let whole = looks;
+        let changes = steps.iter().map(|step| step.change(whole)).collect();
+        let idle = !steps.iter().any(Step::changes);
+        let revision = match (&terms.canary, &outcome) {
+            _ if idle || terms.dry_run => world.config_revision,
+            (Some(checked), Some(outcome)) => {
+                self.stage(&world, steps, &terms, checked, outcome, &terms.around)
+                    .await?
+            }
+            _ => self.commit(&world, steps, &terms).await?,
         };
         Ok(ApplyResponse {
             revision,
             dry_run: terms.dry_run,
             changes,
             warnings,
+            effect: outcome.map(|outcome| outcome.effect),
+            canary: None,
         })
     }
 
@@ -239,7 +324,6 @@ impl Admission {
         Ok(oldest.map(|record| record.key.clone()).collect())
     }
 
-    /// Stores and waits until the world has it, so that whoever reads next reads this.
     async fn commit(
         &self,
         world: &World,
@@ -255,23 +339,28 @@ impl Admission {
             author: terms.author.clone(),
             message: terms.message.clone(),
             changes: Vec::new(),
+            canary: None,
         };
-        for step in steps
-            .into_iter()
-            .filter(|step| step.action != ChangeAction::Unchanged)
-        {
+        for step in steps.into_iter().filter(Step::changes) {
             let key = document_key(&step.id);
             txn = match &step.after {
                 Some(after) => txn.put(key, json(&step.record(&after.json, now))?),
                 None => txn.delete(key),
             };
-            record.changes.push(HistoryChange {
-                id: step.id.to_string(),
-                before: step.before.map(|b| b.json.clone()),
-                after: step.after.map(|a| a.json),
-            });
+            record.changes.push(step.history());
         }
-        let record = json(&record)?;
+        self.store(world, txn, sequence, &record).await
+    }
+
+    /// Commits with the record of it, and waits until the world has it, so that whoever reads next reads this.
+    async fn store(
+        &self,
+        world: &World,
+        mut txn: Txn,
+        sequence: u64,
+        record: &HistoryRecord,
+    ) -> Result<u64, AdmitError> {
+        let record = json(record)?;
         for key in self.outdated(record.len()).await? {
             txn = txn.delete(key);
         }
@@ -312,8 +401,20 @@ async fn aside<T: Send + 'static>(
     done.map_err(|_| AdmitError::Defect)
 }
 
-/// What a transaction does, and what of it is probably not meant.
-fn plan(world: &World, wanted: Wanted) -> (Vec<Step>, Vec<Problem>) {
+/// What a transaction does, what of it is probably not meant, and its effect if somebody looks.
+struct Plan {
+    steps: Vec<Step>,
+    warnings: Vec<Problem>,
+    outcome: Option<effect::Outcome>,
+}
+
+fn plan(
+    world: &Arc<World>,
+    published: Option<&Published>,
+    wanted: Wanted,
+    terms: &Terms,
+    looks: bool,
+) -> Plan {
     let exists = |id: &DocumentId, after: &Option<Admitted>| {
         after.is_some() || world.documents.contains_key(id)
     };
@@ -322,8 +423,21 @@ fn plan(world: &World, wanted: Wanted) -> (Vec<Step>, Vec<Problem>) {
         .filter(|(id, after)| exists(id, after))
         .map(|(id, after)| Step::new(world, id, after))
         .collect();
-    let warnings = warnings(world, &steps);
-    (steps, warnings)
+    let after = Arc::new(would_be(world, &steps));
+    let mesh = match published {
+        Some(published) => published.mesh.advance(&published.world, &after),
+        None => Mesh::compile(&after),
+    };
+    let warnings = warn::warnings(&mesh, &steps, &terms.files);
+    let outcome = looks.then(|| {
+        let compiler = published.map(Compiler::resume).unwrap_or_default();
+        effect::of(compiler, world.clone(), after, &terms.around)
+    });
+    Plan {
+        steps,
+        warnings,
+        outcome,
+    }
 }
 
 /// One document of a transaction.
@@ -352,6 +466,18 @@ impl Step {
             before,
             after,
             action,
+        }
+    }
+
+    fn changes(&self) -> bool {
+        self.action != ChangeAction::Unchanged
+    }
+
+    fn history(&self) -> HistoryChange {
+        HistoryChange {
+            id: self.id.to_string(),
+            before: self.before.as_ref().map(|before| before.json.clone()),
+            after: self.after.as_ref().map(|after| after.json.clone()),
         }
     }
 
@@ -390,71 +516,33 @@ impl Step {
     }
 }
 
-/// What the changed documents would not do, by compiling the world as it would be.
-fn warnings(world: &World, steps: &[Step]) -> Vec<Problem> {
+/// The world after a transaction.
+fn would_be(world: &World, steps: &[Step]) -> World {
     let mut documents = (*world.documents).clone();
     for step in steps {
-        match &step.after {
-            Some(after) => {
-                let created_ms = step
-                    .before
-                    .as_ref()
-                    .map_or_else(unix_ms, |entry| entry.created_ms);
-                let document = Some(Arc::new(after.document.clone()));
-                let entry = DocumentEntry {
-                    id: step.id.clone(),
-                    created_ms,
-                    updated_ms: 0,
-                    generation: 0,
-                    revision: 0,
-                    json: Value::Null,
-                    document,
-                };
-                documents.insert(step.id.clone(), Arc::new(entry));
-            }
-            None => {
-                documents.remove(&step.id);
-            }
-        }
+        let Some(after) = &step.after else {
+            documents.remove(&step.id);
+            continue;
+        };
+        let created_ms = step
+            .before
+            .as_ref()
+            .map_or_else(unix_ms, |entry| entry.created_ms);
+        let entry = DocumentEntry {
+            id: step.id.clone(),
+            created_ms,
+            updated_ms: 0,
+            generation: 0,
+            revision: 0,
+            json: Value::Null,
+            document: Some(Arc::new(after.document.clone())),
+        };
+        documents.insert(step.id.clone(), Arc::new(entry));
     }
-    let mesh = Mesh::compile(&World {
+    World {
         documents: Arc::new(documents),
         ..world.clone()
-    });
-    let mut warnings = Vec::new();
-    for after in steps.iter().filter_map(|step| step.after.as_ref()) {
-        let id = after.document.id();
-        let of_compile = mesh
-            .findings
-            .iter()
-            .filter(|finding| finding.document == id)
-            .map(|finding| finding.message.clone());
-        let messages = of_compile.chain(missing_backends(&after.document, &mesh));
-        warnings.extend(messages.map(|message| after.problem(format!("{id}: {message}"))));
     }
-    warnings
-}
-
-fn missing_backends(document: &Document, mesh: &Mesh) -> Vec<String> {
-    let Document::Route(route) = document else {
-        return Vec::new();
-    };
-    let mut missing: Vec<_> = route
-        .rules
-        .iter()
-        .flat_map(|rule| &rule.backends)
-        .filter(|backend| mesh.catalog.port(&backend.service, backend.port).is_none())
-        .collect();
-    missing.dedup_by_key(|backend| (backend.service.clone(), backend.port));
-    let text = |service, port| {
-        format!(
-            "backend Service {service} has no port {port} (yet): its share is answered with 500 `invalid_backend`"
-        )
-    };
-    missing
-        .into_iter()
-        .map(|backend| text(&backend.service, backend.port))
-        .collect()
 }
 
 fn named(request: &DeleteRequest) -> Result<Vec<DocumentId>, AdmitError> {

@@ -4,11 +4,17 @@
 //! the same, so that no web page elsewhere can reach in (DNS rebinding). Every error is JSON with a hint.
 
 mod answer;
+mod backup;
+mod around;
+mod canary;
+mod health;
+mod operate;
 mod read;
+mod status;
 mod write;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -23,8 +29,10 @@ use tokio_util::sync::CancellationToken;
 use self::answer::Failure;
 use crate::admit::Admission;
 use crate::console;
-use crate::discovery::Fleet;
+use crate::discovery::{Canaries, Fleet, Loads};
 use crate::dns;
+use crate::health::Health;
+use crate::import::{self, Imports};
 use crate::observe::Observe;
 use crate::registry::Registry;
 use crate::snapshot::Published;
@@ -37,7 +45,10 @@ pub struct Api {
 }
 
 struct Inner {
-    admission: Admission,
+    admission: Arc<Admission>,
+    canaries: Canaries,
+    /// A short critical section.
+    missed: Mutex<status::Missed>,
     store: Store,
     /// What is stored; never behind an answered change.
     worlds: Receiver<Arc<World>>,
@@ -46,8 +57,12 @@ struct Inner {
     registry: Registry,
     observe: Observe,
     fleet: Fleet,
+    loads: Loads,
+    health: Health,
     dns: Option<Arc<dns::Counts>>,
     address: SocketAddr,
+    /// Of services that register in an etcd by themselves, where those are looked for.
+    imports: OnceLock<Imports>,
     /// Ends long polls.
     stop: CancellationToken,
 }
@@ -55,13 +70,16 @@ struct Inner {
 impl Api {
     #[allow(clippy::too_many_arguments)] // the composition root hands in each room once
     pub fn new(
-        admission: Admission,
+        admission: Arc<Admission>,
+        canaries: Canaries,
         store: Store,
         worlds: Receiver<Arc<World>>,
         published: Receiver<Arc<Published>>,
         registry: Registry,
         observe: Observe,
         fleet: Fleet,
+        loads: Loads,
+        health: Health,
         dns: Option<Arc<dns::Counts>>,
         address: SocketAddr,
         stop: CancellationToken,
@@ -69,17 +87,33 @@ impl Api {
         Self {
             inner: Arc::new(Inner {
                 admission,
+                canaries,
+                missed: Mutex::default(),
                 store,
                 worlds,
                 published,
                 registry,
                 observe,
                 fleet,
+                loads,
+                health,
                 dns,
                 address,
+                imports: OnceLock::new(),
                 stop,
             }),
         }
+    }
+
+    /// Once, before anything is answered.
+    pub fn tell_imports(&self, imports: Imports) {
+        // A second one would be the composition root's mistake, and changes nothing.
+        let _ = self.inner.imports.set(imports);
+    }
+
+    /// What was found in etcd, if anything is looked for.
+    fn imports(&self) -> Option<import::View> {
+        self.inner.imports.get().map(Imports::view)
     }
 
     fn world(&self) -> Arc<World> {
@@ -88,6 +122,12 @@ impl Api {
 
     fn published(&self) -> Arc<Published> {
         self.inner.published.borrow().clone()
+    }
+}
+
+impl Inner {
+    fn missed(&self) -> MutexGuard<'_, status::Missed> {
+        self.missed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -102,17 +142,29 @@ fn routes() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         (Method::POST, "/api/v1/apply", post(write::apply)),
         (Method::POST, "/api/v1/delete", post(write::delete)),
         (Method::POST, "/api/v1/rollback", post(write::rollback)),
+        (Method::POST, "/api/v1/release", post(operate::release)),
+        (Method::POST, "/api/v1/drain", post(operate::drain)),
+        (Method::POST, "/api/v1/backup", post(backup::take)),
+        (Method::GET, "/api/v1/canary", get(canary::show)),
+        (Method::POST, "/api/v1/canary", post(canary::decide)),
+        (
+            Method::GET,
+            "/api/v1/canary/evidence",
+            get(canary::evidence),
+        ),
         (Method::GET, "/api/v1/documents", get(read::documents)),
         (
             Method::GET,
             "/api/v1/documents/{kind}/{namespace}/{name}",
             get(read::document),
         ),
-        (Method::GET, "/api/v1/status", get(read::status)),
+        (Method::GET, "/api/v1/status", get(status::status)),
         (Method::GET, "/api/v1/history", get(read::history)),
         (Method::GET, "/api/v1/proxies", get(read::proxies)),
         (Method::GET, "/api/v1/instances", get(read::instances)),
+        (Method::GET, "/api/v1/health", get(health::health)),
         (Method::GET, "/api/v1/edges", get(read::edges)),
+        (Method::GET, "/api/v1/loads", get(read::loads)),
     ]
 }
 

@@ -1,17 +1,35 @@
-//! Aggregated discovery over gRPC: one task per stream carries bytes between a peer and its [`Session`].
+//! Discovery over gRPC, aggregated and of single kinds: one task per stream carries bytes between a peer and its
+//! [`Session`]. Beside it what data planes report ([`Loads`]) and what others may ask about them (client status).
 //!
 //! What is sent when is decided in `xds::server`; what a node receives in [`crate::snapshot`]. Here live sockets, the clock,
 //! and [`Fleet`], the truth about who has what. A slow peer holds one response and one snapshot, never a queue.
 
+mod canary;
+mod clients;
 mod fleet;
+mod hds;
 mod isolate;
+mod loads;
+mod memory;
+mod message;
+mod separate;
 mod stream;
+mod wishes;
 
 use std::pin::Pin;
 use std::sync::Arc;
 
+use phalanx_proto::envoy::service::cluster::v3::cluster_discovery_service_server::ClusterDiscoveryServiceServer;
 use phalanx_proto::envoy::service::discovery::v3 as wire;
-use phalanx_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryService;
+use phalanx_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use phalanx_proto::envoy::service::endpoint::v3::endpoint_discovery_service_server::EndpointDiscoveryServiceServer;
+use phalanx_proto::envoy::service::listener::v3::listener_discovery_service_server::ListenerDiscoveryServiceServer;
+use phalanx_proto::envoy::service::load_stats::v3::load_reporting_service_server::LoadReportingServiceServer;
+use phalanx_proto::envoy::service::route::v3::route_discovery_service_server::RouteDiscoveryServiceServer;
+use phalanx_proto::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
+use phalanx_proto::envoy::service::status::v3::client_status_discovery_service_server::ClientStatusDiscoveryServiceServer;
 use phalanx_xds::server::Session;
 use tokio::sync::mpsc;
 use tokio::sync::watch::{self, Receiver};
@@ -19,30 +37,61 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
+pub use loads::{INTERVAL as LOAD_INTERVAL, Load, Loads, Place, Summary};
+pub use canary::{AUTHOR, Canaries};
+pub use hds::Hds;
 pub use fleet::{Counts, Fleet, PUSH_BOUNDS_MS, ProxyState, Refused};
 
 use crate::snapshot::{Compiler, Published};
 use crate::world::World;
 
-/// The ADS service; cheap to clone.
+use self::stream::{Driver, Rooms};
+
+/// All discovery services; cheap to clone.
 #[derive(Clone)]
 pub struct Discovery {
-    published: Receiver<Arc<Published>>,
-    fleet: Fleet,
+    rooms: Rooms,
+    loads: Loads,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Discovery {
-    pub fn new(published: Receiver<Arc<Published>>, fleet: Fleet, stop: CancellationToken) -> Self {
-        Self {
+    pub fn new(
+        published: Receiver<Arc<Published>>,
+        fleet: Fleet,
+        loads: Loads,
+        stop: CancellationToken,
+    ) -> Self {
+        let rooms = Rooms {
             published,
             fleet,
+            memory: memory::Memory::default(),
+            clients: clients::Clients::default(),
+            rewrites: separate::Rewrites::default(),
+        };
+        Self {
+            rooms,
+            loads,
             stop,
             tasks: TaskTracker::new(),
         }
+    }
+
+    /// For a gRPC server. Messages are bounded by tonic's 4 MiB.
+    pub fn services(&self) -> Routes {
+        let clients = self.rooms.clients.clone();
+        Routes::new(AggregatedDiscoveryServiceServer::new(self.clone()))
+            .add_service(ClusterDiscoveryServiceServer::new(self.clone()))
+            .add_service(EndpointDiscoveryServiceServer::new(self.clone()))
+            .add_service(ListenerDiscoveryServiceServer::new(self.clone()))
+            .add_service(RouteDiscoveryServiceServer::new(self.clone()))
+            .add_service(SecretDiscoveryServiceServer::new(self.clone()))
+            .add_service(LoadReportingServiceServer::new(self.loads.clone()))
+            .add_service(ClientStatusDiscoveryServiceServer::new(clients))
     }
 
     /// Ends when every stream has ended, after `stop`.
@@ -51,12 +100,12 @@ impl Discovery {
         self.tasks.wait().await;
     }
 
-    fn serve<M: stream::Message>(
+    fn serve<M: message::Message>(
         &self,
         request: Request<Streaming<M>>,
         session: Session,
     ) -> Result<Answers<M::Response>, Status> {
-        if self.fleet.len() >= STREAMS_MAX {
+        if self.rooms.fleet.len() >= STREAMS_MAX {
             return Err(Status::resource_exhausted(format!(
                 "{STREAMS_MAX} streams are open, no more are taken"
             )));
@@ -66,7 +115,7 @@ impl Discovery {
             .map(|a| a.to_string())
             .unwrap_or_default();
         let (answers, stream) = mpsc::channel(ANSWERS_MAX);
-        let driver = stream::Driver::new(session, self.published.clone(), self.fleet.clone(), peer);
+        let driver = Driver::new(session, self.rooms.clone(), peer);
         let (inbound, stop) = (request.into_inner(), self.stop.clone());
         self.tasks.spawn(async move {
             let ended = tokio::select! {

@@ -2,19 +2,25 @@
 //! beyond the bound is dropped and counted.
 
 mod edges;
+mod nodes;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use phalanx_client::api;
+use phalanx_model::ServiceName;
 use phalanx_model::name::check_label;
 use phalanx_proto::phalanx::observe::v1 as wire;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use self::edges::{EdgeKey, Edges, Sums};
+use self::nodes::Nodes;
+pub use self::nodes::{ByDestination, Traffic};
+use crate::registry::Registry;
 
 /// Shared by the gRPC service and the admin API; cheap to clone.
 #[derive(Clone)]
@@ -28,6 +34,8 @@ struct Inner {
     state: Mutex<State>,
     reports: AtomicU64,
     dropped: AtomicU64,
+    /// Hears of callers that were refused.
+    registry: Option<Registry>,
 }
 
 #[derive(Default)]
@@ -35,23 +43,34 @@ struct State {
     edges: Edges,
     /// By node: resident memory, and the second of the report.
     memory: HashMap<String, (u64, u64)>,
+    nodes: Nodes,
 }
 
 impl Default for Observe {
     fn default() -> Self {
+        Self::with(None)
+    }
+}
+
+impl Observe {
+    /// Passes on to the registry what callers say of its instances.
+    pub fn telling(registry: Registry) -> Self {
+        Self::with(Some(registry))
+    }
+
+    fn with(registry: Option<Registry>) -> Self {
         let inner = Inner {
             started: Instant::now(),
             state: Mutex::default(),
             reports: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
+            registry,
         };
         Self {
             inner: Arc::new(inner),
         }
     }
-}
 
-impl Observe {
     /// Edges of the last `window`, busiest first, and their totals.
     pub fn edges(&self, window: Duration) -> api::Edges {
         let window_s = window.as_secs().clamp(1, edges::SECONDS_MAX);
@@ -69,6 +88,26 @@ impl Observe {
         self.state().memory.get(node).map_or(0, |(bytes, _)| *bytes)
     }
 
+    /// What a node saw since its first report.
+    pub fn totals(&self, node: &str) -> ByDestination {
+        self.state().nodes.totals(node)
+    }
+
+    /// What a node saw in the last 30 to 60 seconds.
+    pub fn recent(&self, node: &str) -> ByDestination {
+        self.state().nodes.recent(node)
+    }
+
+    /// What all nodes saw but `except`.
+    pub fn others(&self, except: impl Fn(&str) -> bool) -> ByDestination {
+        self.state().nodes.others(except)
+    }
+
+    /// Which services call which, since start.
+    pub fn callers(&self) -> BTreeSet<(ServiceName, ServiceName)> {
+        self.state().edges.callers()
+    }
+
     pub fn reports(&self) -> u64 {
         self.inner.reports.load(Ordering::Relaxed)
     }
@@ -80,13 +119,23 @@ impl Observe {
 
     fn take(&self, report: wire::ReportRequest) -> Result<(), Status> {
         check(&report)?;
+        if let Some(registry) = &self.inner.registry {
+            let addresses = |texts: &[String]| -> Vec<SocketAddr> {
+                texts.iter().filter_map(|text| text.parse().ok()).collect()
+            };
+            registry.refused(&addresses(&report.refused));
+            registry.reached(&addresses(&report.reached));
+        }
         let second = self.second();
         // What piled up while nobody could be told belongs to the totals: as one second it would be a false peak.
         let live = report.interval_ms <= INTERVAL_MAX_MS;
         let mut state = self.state();
         self.inner.reports.fetch_add(1, Ordering::Relaxed);
         remember(&mut state.memory, &report.node, report.memory_bytes, second);
-        for edge in report.edges {
+        state.nodes.add(&report, second);
+        // Requests that no cluster was found for are known by node only.
+        let routed = |edge: &wire::Edge| !edge.destination_service.is_empty();
+        for edge in report.edges.into_iter().filter(routed) {
             let key = EdgeKey {
                 source_namespace: report.namespace.clone(),
                 source: report.service.clone(),
@@ -138,6 +187,9 @@ fn check(report: &wire::ReportRequest) -> Result<(), Status> {
     for name in [&report.namespace, &report.service] {
         check_label(name).map_err(|e| Status::invalid_argument(e.to_string()))?;
     }
+    if report.refused.len() + report.reached.len() > ADDRESSES_PER_REPORT_MAX {
+        return refuse("more addresses than a report may have");
+    }
     if report.edges.len() > EDGES_PER_REPORT_MAX {
         return refuse("more edges than a report may have");
     }
@@ -174,6 +226,7 @@ fn remember(memory: &mut HashMap<String, (u64, u64)>, node: &str, bytes: u64, se
 const INTERVAL_MAX_MS: u64 = 2_500;
 const TEXT_MAX: usize = 253;
 const EDGES_PER_REPORT_MAX: usize = 4096;
+const ADDRESSES_PER_REPORT_MAX: usize = 1024;
 const NODES_MAX: usize = 20_000;
 
 #[cfg(test)]

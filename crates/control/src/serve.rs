@@ -6,11 +6,12 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use phalanx_proto::phalanx::observe::v1::observe_server::ObserveServer;
 use phalanx_proto::phalanx::registry::v1::registry_server::RegistryServer;
+use phalanx_model::name::{NameError, check_label};
 use phalanx_store::{EtcdConfig, Store};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -19,10 +20,13 @@ use tonic::transport::Server;
 
 use crate::admit::Admission;
 use crate::api::{self, Api};
-use crate::discovery::{Discovery, Fleet, Publisher};
+use crate::discovery::{Canaries, Discovery, Fleet, Hds, LOAD_INTERVAL, Loads, Publisher};
 use crate::dns::{Dns, Sockets};
+use crate::health::Health;
+use crate::import::Import;
 use crate::listen::{ADMIN_MAX, Connections, XDS_MAX, within_descriptors};
 use crate::observe::Observe;
+use crate::planes::Identity;
 use crate::registry::Registry;
 use crate::registry::leases::TtlBounds;
 use crate::world::follow::Follower;
@@ -41,6 +45,13 @@ pub struct Config {
     /// Take plain-text clients that do not prove who they are. The only ones there are yet, so it has to be said.
     pub open: bool,
     pub ttl: TtlBounds,
+    /// An etcd in which services register by themselves, with the prefix of their keys.
+    pub services: Option<EtcdConfig>,
+    /// Its name among the control planes over one store; none: made of the host's name and the port, or the same for ever
+    /// over a store of its own.
+    pub plane: Option<String>,
+    /// How often stock data planes are asked to report their load.
+    pub load_interval: Duration,
 }
 
 /// Where documents and instances are kept.
@@ -61,6 +72,9 @@ impl Default for Config {
             dns: Some(SocketAddr::from(([127, 0, 0, 1], 15053))),
             open: false,
             ttl: TtlBounds::default(),
+            services: None,
+            plane: None,
+            load_interval: LOAD_INTERVAL,
         }
     }
 }
@@ -83,6 +97,8 @@ pub enum ServeError {
         flag: &'static str,
         address: SocketAddr,
     },
+    #[error("--plane takes a name")]
+    Plane(#[source] NameError),
     #[error("cannot listen on {flag} {address}")]
     Bind {
         flag: &'static str,
@@ -138,6 +154,9 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     if !config.open {
         return Err(ServeError::NotOpen);
     }
+    if let Some(name) = &config.plane {
+        check_label(name).map_err(ServeError::Plane)?;
+    }
     let xds = bind("--xds", config.xds).await?;
     let admin = bind("--admin", config.admin).await?;
     let (xds_address, admin_address) = (local("--xds", &xds)?, local("--admin", &admin)?);
@@ -173,20 +192,53 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let fleet = Fleet::default();
     let publisher = Publisher::new(worlds.clone(), fleet.clone());
     let published = publisher.published();
-    let (registry, writes) = Registry::new(store.clone(), worlds.clone(), config.ttl, stop.clone());
-    let discovery = Discovery::new(published.clone(), fleet.clone(), stop.clone());
+    let identity = config.identity(xds_address, admin_address);
+    let plane = identity.name.clone();
+    let (registry, writes) = Registry::among(
+        store.clone(),
+        worlds.clone(),
+        config.ttl,
+        identity,
+        stop.clone(),
+    );
+    let loads = Loads::new(config.load_interval, published.clone());
+    let discovery = Discovery::new(
+        published.clone(),
+        fleet.clone(),
+        loads.clone(),
+        stop.clone(),
+    );
     let dns = dns.map(|sockets| Dns::new(sockets, published.clone(), stop.clone()));
     let dns_address = dns.as_ref().map(Dns::address);
-    let observe = Observe::default();
+    let health = Health::default();
+    let hds = Hds::new(health.clone(), stop.clone());
+    let checks = health.clone().run(
+        store.clone(),
+        plane.clone(),
+        published.clone(),
+        stop.clone(),
+    );
+    let observe = Observe::telling(registry.clone());
     let admission = Admission::new(store.clone(), worlds.clone());
+    let admission = Arc::new(admission.compiling_from(published.clone()));
+    let canaries = Canaries::new(
+        worlds.clone(),
+        admission.clone(),
+        fleet.clone(),
+        observe.clone(),
+        admin_address,
+    );
     let api = Api::new(
         admission,
+        canaries.clone(),
         store.clone(),
         worlds,
         published,
         registry.clone(),
         observe.clone(),
         fleet,
+        loads,
+        health,
         dns.as_ref().map(Dns::counts),
         admin_address,
         stop.clone(),
@@ -196,19 +248,31 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
-        .add_service(AggregatedDiscoveryServiceServer::new(discovery.clone()))
+        .add_routes(discovery.services())
+        .add_service(hds.into_service())
         .add_service(RegistryServer::new(registry.clone()))
         .add_service(ObserveServer::new(observe))
         .serve_with_incoming_shutdown(
             Connections::new(xds, within_descriptors(XDS_MAX), stop.clone()).greeted(),
             stop.clone().cancelled_owned(),
         );
-    let http = Connections::new(admin, ADMIN_MAX, stop.clone()).serve_http(api::router(api));
+    let http = Connections::new(admin, ADMIN_MAX, stop.clone()).serve_http(api::router(api.clone()));
+
+    let import = config.services.map(|etcd| {
+        let (import, imports) = Import::new(etcd, store.clone(), follower.worlds(), stop.clone());
+        api.tell_imports(imports);
+        import
+    });
 
     let mut tasks = Tasks(Vec::new());
     tasks.spawn("world", follower.run(stop.clone()));
+    tasks.spawn("canary", canaries.run(stop.clone()));
     tasks.spawn("publisher", publisher.run(stop.clone()));
+    if let Some(import) = import {
+        tasks.spawn("import", import.run());
+    }
     tasks.spawn("registry", registry.run(writes));
+    tasks.spawn("health", checks);
     tasks.spawn("xds", async move {
         if let Err(error) = grpc.await {
             tracing::error!(%error, "the gRPC server failed");
@@ -220,7 +284,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         tasks.spawn("dns", dns.run());
     }
     tracing::warn!("open: plain-text clients are taken without proof of who they are");
-    tracing::info!(xds = %xds_address, admin = %admin_address, dns = dns_address.map(tracing::field::display), "control plane serves");
+    tracing::info!(plane, xds = %xds_address, admin = %admin_address, dns = dns_address.map(tracing::field::display), "control plane serves");
     Ok(Running {
         xds: xds_address,
         admin: admin_address,
@@ -229,6 +293,35 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         store,
         tasks: tasks.0,
     })
+}
+
+impl Config {
+    /// Over an etcd, the host's name and the port for data planes: the same after a restart, another for every other.
+    fn identity(&self, xds: SocketAddr, admin: SocketAddr) -> Identity {
+        let named = || match self.store {
+            Place::Embedded => Identity::alone().name,
+            Place::Etcd(_) => format!("{}-{}", host(), xds.port()),
+        };
+        Identity {
+            name: self.plane.clone().unwrap_or_else(named),
+            admin: admin.to_string(),
+            xds: xds.to_string(),
+        }
+    }
+}
+
+/// What a name can have of it.
+fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let plain = |c: char| match c.to_ascii_lowercase() {
+        c if c.is_ascii_alphanumeric() => c,
+        _ => '-',
+    };
+    let name: String = name.trim().chars().take(HOST_MAX).map(plain).collect();
+    match name.trim_matches('-') {
+        "" => "host".to_owned(),
+        name => name.to_owned(),
+    }
 }
 
 impl Running {
@@ -333,6 +426,8 @@ fn local(flag: &'static str, listener: &TcpListener) -> Result<SocketAddr, Serve
     })
 }
 
+/// Characters of a host's name in that of a control plane.
+const HOST_MAX: usize = 48;
 /// A peer that vanished without a word is found out within both.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -5,8 +5,10 @@
 //! stream takes its node's [`Snapshot`] by sharing. No I/O, no clock.
 
 mod catalog;
+mod demand;
 mod index;
 mod node;
+mod proxyless;
 mod publish;
 mod routes;
 mod table;
@@ -21,7 +23,9 @@ use phalanx_model::{ClusterName, ServiceName, SharedMap};
 use index::{Index, Touched};
 
 pub use catalog::{Catalog, CatalogPort, Ports};
+pub use demand::{DEMAND, Demand};
 pub use node::{Node, NodeError};
+pub use proxyless::{Proxyless, SERVER_LISTENER, Unmet};
 pub use publish::{Changes, Compiler, Published, Resources, encode_table};
 pub use routes::{OUTBOUND, Rules};
 
@@ -34,6 +38,19 @@ pub struct Finding {
     pub message: String,
     /// Of the document's last change.
     pub since_revision: u64,
+}
+
+impl Finding {
+    /// How it stands: `unattached`, `conflicted` or `not in force`.
+    pub fn state(&self) -> &'static str {
+        let states = ["unattached", "conflicted"];
+        let told = |state: &&str| {
+            self.message
+                .strip_prefix(*state)
+                .is_some_and(|rest| rest.starts_with(':'))
+        };
+        states.into_iter().find(told).unwrap_or("not in force")
+    }
 }
 
 /// A world, compiled; what all nodes share, and from which a node's own part is taken.

@@ -4,21 +4,28 @@
 //! change stream and publishes. What doesn't parse is quarantined with its reason and never stops a start; the last good
 //! version of a document stays in force. Nothing is written from here.
 
+mod canary;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod fold;
 pub mod follow;
+mod health;
 pub mod record;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use phalanx_model::document::{Document, DocumentId, Kind, Service};
+use phalanx_model::instance::State;
 use phalanx_model::{Instance, InstanceId, ServiceName, SharedMap};
 use serde_json::Value;
 use tokio::time::Instant;
 
+pub use canary::{Canary, Staged};
 pub use fold::{Fold, Stored};
+pub use health::{Health, ServiceHealth, Verdict, VerdictState};
+use record::DrainRecord;
 
 /// Cheap to clone: parts that did not change are shared with the world before.
 #[derive(Clone, Debug)]
@@ -31,10 +38,39 @@ pub struct World {
     pub recent: VecDeque<(u64, Instant)>,
     pub documents: Arc<Documents>,
     pub instances: Instances,
+    /// What health checks found out; nothing about an endpoint means nothing is wrong with it.
+    pub health: Health,
     /// By `<Kind>/<namespace>/<name>` or the store's key.
     pub quarantined: Arc<BTreeMap<String, Quarantine>>,
     /// The sequence number of the newest history record, 0 before the first.
     pub sequence: u64,
+    /// A change that only some nodes have yet; none of it is in `documents`.
+    pub canary: Option<Arc<Canary>>,
+    pub last_canary: Option<Arc<record::CanaryLast>>,
+    /// Control planes that are alive, by name.
+    pub planes: Arc<Planes>,
+    /// What operators want of instances, which need not be registered.
+    pub drains: Arc<Drains>,
+    /// When operators last let held instances go, as revisions.
+    pub releases: Arc<BTreeMap<ServiceName, u64>>,
+}
+
+pub type Planes = BTreeMap<String, Plane>;
+pub type Drains = BTreeMap<InstanceId, Arc<DrainRecord>>;
+
+/// A control plane over this store that is alive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plane {
+    /// `HOST:PORT` of its admin API.
+    pub admin: String,
+    /// `HOST:PORT` for data planes.
+    pub xds: String,
+    /// Unix milliseconds.
+    pub started_ms: u64,
+    /// Tells two processes of one name apart.
+    pub token: u64,
+    /// Of its key.
+    pub revision: u64,
 }
 
 pub type Documents = SharedMap<DocumentId, Arc<DocumentEntry>>;
@@ -70,6 +106,19 @@ pub struct Registered {
     pub ttl_ms: u32,
     /// Of its last change.
     pub revision: u64,
+    /// The control plane that keeps its lease; empty: nobody yet.
+    pub plane: String,
+    /// As the instance says.
+    pub asserted: State,
+    /// In force: what the instance says or an operator wants, whichever is less.
+    pub state: State,
+}
+
+impl Registered {
+    /// Found in an etcd and not registered: `import` watches over it, the registry does not.
+    pub fn is_imported(&self) -> bool {
+        self.plane == record::IMPORTED
+    }
 }
 
 pub type ServiceInstances = SharedMap<String, Arc<Registered>>;
@@ -187,8 +236,14 @@ impl World {
             recent: VecDeque::new(),
             documents: Arc::default(),
             instances: Instances::default(),
+            health: Health::default(),
             quarantined: Arc::default(),
             sequence: 0,
+            canary: None,
+            last_canary: None,
+            planes: Arc::default(),
+            drains: Arc::default(),
+            releases: Arc::default(),
         }
     }
 
@@ -202,6 +257,17 @@ impl World {
             Document::Service(service) => Some(service),
             _ => None,
         }
+    }
+
+    /// What was found out about an endpoint of a service.
+    pub fn verdict(&self, service: &ServiceName, address: &SocketAddr) -> Option<&Verdict> {
+        self.health.get(service)?.get(address)
+    }
+
+    /// Endpoints that health checks found unhealthy.
+    pub fn unhealthy(&self) -> usize {
+        let verdicts = self.health.values().flat_map(|of| of.values());
+        verdicts.filter(|verdict| verdict.is_unhealthy()).count()
     }
 
     /// The application behind a name: the `app` its Service selects, else the name itself.

@@ -1,13 +1,14 @@
 //! Manifests: YAML (or JSON, which is YAML) becomes checked documents, all problems told at once, each with its place.
 //! Text goes in by [`parse`]; nothing here opens files or knows what other documents exist (control's admission does).
 //!
-//! Module order: access, backend, route, filter, service, value, cursor, json, tree, report.
+//! Module order: access, backend, route, filter, service, value, cursor, json, place, tree, report.
 
 mod access;
 mod backend;
 mod cursor;
 mod filter;
 mod json;
+mod place;
 mod report;
 mod route;
 mod service;
@@ -17,6 +18,7 @@ mod value;
 use std::collections::HashMap;
 
 use self::cursor::{At, Fields};
+pub use self::place::Places;
 pub use self::report::{PROBLEMS_MAX, Problem, ProblemKind};
 use self::report::{Report, quoted};
 pub use self::tree::{DEPTH_MAX, DOCUMENT_LEN_MAX, DOCUMENTS_MAX, NODES_MAX};
@@ -163,7 +165,9 @@ fn document(at: &At<'_>, default_namespace: &str) -> Option<Document> {
         Kind::Service => service::service(&spec, meta).map(Document::Service),
         Kind::HttpRoute | Kind::GrpcRoute => route::route(&spec, meta, kind).map(Document::Route),
         Kind::BackendPolicy => backend::policy(&spec, meta).map(Document::BackendPolicy),
-        Kind::AuthorizationPolicy => access::policy(&spec, meta).map(Document::AuthorizationPolicy),
+        Kind::AuthorizationPolicy => {
+            access::policy(&spec, meta).map(Document::AuthorizationPolicy)
+        }
         Kind::EndpointSlice => None,
     }
 }

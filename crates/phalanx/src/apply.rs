@@ -2,15 +2,16 @@
 
 use std::path::PathBuf;
 
+use std::time::Duration;
+
 use clap::Args;
 use phalanx_client::api::{
-    ApplyRequest, ApplyResponse, Change, ChangeAction, DeleteRequest, DocumentRef,
+    ApplyRequest, ApplyResponse, CanaryTerms, Change, ChangeAction, DeleteRequest, DocumentRef,
 };
-use serde_json::Value;
 
 use crate::exit::{Failure, Outcome};
 use crate::output::{self, Format};
-use crate::{AdminOptions, NamespaceOptions, files, lint, status};
+use crate::{AdminOptions, NamespaceOptions, canary, diff, files, lint, status};
 
 #[derive(Args)]
 pub struct Options {
@@ -19,9 +20,38 @@ pub struct Options {
     files: Vec<PathBuf>,
     #[command(flatten)]
     change: ChangeOptions,
-    /// End only when every proxy has it
+    /// End only when every proxy has it; with --canary, when it is decided
     #[arg(long)]
     wait: bool,
+    #[command(flatten)]
+    canary: CanaryOptions,
+}
+
+#[derive(Args)]
+struct CanaryOptions {
+    /// First this many proxies, then all if those bear it, else none
+    #[arg(long, value_name = "K|P%")]
+    canary: Option<String>,
+    /// With --canary: how long they have to bear it
+    #[arg(long, requires = "canary", default_value = "30s", value_parser = crate::demo::parse_duration)]
+    watch: Duration,
+    /// With --canary: failed requests beyond those of the others and of before
+    #[arg(long, requires = "canary", default_value = "5%", value_name = "SHARE", value_parser = canary::parse_rate)]
+    max_error_rate: f64,
+    /// With --canary: failed requests that end it at once
+    #[arg(long, requires = "canary", value_name = "COUNT")]
+    max_errors: Option<u64>,
+}
+
+impl CanaryOptions {
+    fn terms(self) -> Option<CanaryTerms> {
+        Some(CanaryTerms {
+            first: self.canary?,
+            watch_ms: u64::try_from(self.watch.as_millis()).unwrap_or(u64::MAX),
+            max_error_rate: self.max_error_rate,
+            max_errors: self.max_errors,
+        })
+    }
 }
 
 #[derive(Args)]
@@ -41,12 +71,17 @@ pub struct DeleteOptions {
     names: Vec<String>,
     #[command(flatten)]
     change: ChangeOptions,
+    /// End only when every proxy has it
+    #[arg(long)]
+    wait: bool,
 }
 
 #[derive(Args)]
 pub struct DiffOptions {
     #[arg(short, long = "file", required = true, value_name = "FILE|DIR|-")]
     files: Vec<PathBuf>,
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
     #[command(flatten)]
     namespace: NamespaceOptions,
     #[command(flatten)]
@@ -83,14 +118,16 @@ pub async fn apply(options: Options) -> Outcome {
         dry_run: change.dry_run,
         author: author(),
         message: change.message,
+        canary: options.canary.terms(),
     };
     let client = change.admin.client();
     let answer = client.apply(&request).await?;
     show(change.output, &answer)?;
-    if options.wait && !change.dry_run {
-        status::wait_for(&client, answer.revision).await?;
+    match &answer.canary {
+        _ if !options.wait || change.dry_run => Ok(()),
+        Some(staged) => canary::wait(&client, staged).await,
+        None => status::wait_for(&client, answer.revision).await,
     }
-    Ok(())
 }
 
 pub async fn delete(options: DeleteOptions) -> Outcome {
@@ -115,10 +152,13 @@ pub async fn delete(options: DeleteOptions) -> Outcome {
         author: author(),
         message: change.message,
     };
-    show(
-        change.output,
-        &change.admin.client().delete(&request).await?,
-    )
+    let client = change.admin.client();
+    let answer = client.delete(&request).await?;
+    show(change.output, &answer)?;
+    if options.wait && !change.dry_run {
+        status::wait_for(&client, answer.revision).await?;
+    }
+    Ok(())
 }
 
 /// Exit code 1 when something would change, as `diff` and `kubectl diff` do.
@@ -138,9 +178,15 @@ pub async fn diff(options: DiffOptions) -> Outcome {
         .iter()
         .filter(|c| c.action != ChangeAction::Unchanged)
         .collect();
-    for change in &changed {
-        output::print(&unified(change))?;
-    }
+    output::show(options.output, &answer, || {
+        let documents: String = changed
+            .iter()
+            .map(|change| diff::document(change))
+            .collect();
+        let effect = answer.effect.as_ref().filter(|_| !changed.is_empty());
+        let effect = effect.map(|e| diff::effect(e, output::stdout_style()));
+        documents + &effect.unwrap_or_default()
+    })?;
     if changed.is_empty() {
         Ok(())
     } else {
@@ -149,7 +195,8 @@ pub async fn diff(options: DiffOptions) -> Outcome {
 }
 
 pub fn show(format: Format, answer: &ApplyResponse) -> Outcome {
-    for warning in &answer.warnings {
+    // As JSON they stand in the answer.
+    for warning in answer.warnings.iter().filter(|_| format == Format::Table) {
         eprintln!("{} {warning}", output::stderr_style().warn("warning:"));
     }
     output::show(format, answer, || {
@@ -164,96 +211,21 @@ pub fn show(format: Format, answer: &ApplyResponse) -> Outcome {
             )
         };
         let lines: String = answer.changes.iter().map(line).collect();
-        format!("{lines}revision {}\n", answer.revision)
+        let style = output::stdout_style();
+        let canary = answer.canary.as_ref().map(|c| canary::render(c, style));
+        let effect = answer.effect.as_ref().filter(|_| answer.dry_run);
+        let effect = effect.map(|e| diff::effect(e, style)).unwrap_or_default();
+        format!(
+            "{lines}{effect}{}revision {}\n",
+            canary.unwrap_or_default(),
+            answer.revision
+        )
     })
 }
 
-/// Lines removed and added, with all lines between in order (documents are short).
-fn unified(change: &Change) -> String {
-    let lines = |value: &Option<Value>| -> Vec<String> {
-        value
-            .as_ref()
-            .map(|v| output::yaml(v).lines().map(str::to_owned).collect())
-            .unwrap_or_default()
-    };
-    let (before, after) = (lines(&change.before), lines(&change.after));
-    let name = format!("{}/{}/{}", change.kind, change.namespace, change.name);
-    let style = output::stdout_style();
-    let mut text = format!(
-        "{}\n",
-        style.bold(&format!(
-            "--- {name}\n+++ {name} ({})",
-            change.action.as_str()
-        ))
-    );
-    for step in steps(&before, &after) {
-        text.push_str(&match step {
-            Step::Same(line) => format!("  {line}\n"),
-            Step::Gone(line) => format!("{}\n", style.error(&format!("- {line}"))),
-            Step::New(line) => format!("{}\n", style.good(&format!("+ {line}"))),
-        });
-    }
-    text
-}
-
-#[derive(Debug, PartialEq)]
-enum Step<'a> {
-    Same(&'a str),
-    Gone(&'a str),
-    New(&'a str),
-}
-
-/// The longest common subsequence, by the textbook's table.
-fn steps<'a>(before: &'a [String], after: &'a [String]) -> Vec<Step<'a>> {
-    let mut longest = vec![vec![0u32; after.len() + 1]; before.len() + 1];
-    for i in (0..before.len()).rev() {
-        for j in (0..after.len()).rev() {
-            longest[i][j] = if before[i] == after[j] {
-                longest[i + 1][j + 1] + 1
-            } else {
-                longest[i + 1][j].max(longest[i][j + 1])
-            };
-        }
-    }
-    let (mut i, mut j, mut steps) = (0, 0, Vec::new());
-    while i < before.len() || j < after.len() {
-        if i < before.len() && j < after.len() && before[i] == after[j] {
-            steps.push(Step::Same(&before[i]));
-            (i, j) = (i + 1, j + 1);
-        } else if j == after.len() || (i < before.len() && longest[i + 1][j] >= longest[i][j + 1]) {
-            steps.push(Step::Gone(&before[i]));
-            i += 1;
-        } else {
-            steps.push(Step::New(&after[j]));
-            j += 1;
-        }
-    }
-    steps
-}
-
 /// Who the history names: the user of the shell.
-fn author() -> String {
+pub fn author() -> String {
     std::env::var("USER")
         .or_else(|_| std::env::var("LOGNAME"))
         .unwrap_or_else(|_| "unknown".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_diff_keeps_what_is_common() {
-        let lines = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        let (before, after) = (lines("a b c"), lines("a x c"));
-        assert_eq!(
-            steps(&before, &after),
-            [
-                Step::Same("a"),
-                Step::Gone("b"),
-                Step::New("x"),
-                Step::Same("c")
-            ]
-        );
-    }
 }

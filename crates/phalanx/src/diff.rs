@@ -61,7 +61,10 @@ enum Step<'a> {
 /// The longest common subsequence, by the textbook's table, of what differs between a common start and a common end.
 fn steps<'a>(before: &'a [String], after: &'a [String]) -> Vec<Step<'a>> {
     let start = before.iter().zip(after).take_while(|(a, b)| a == b).count();
-    let ends = before[start..].iter().rev().zip(after[start..].iter().rev());
+    let ends = before[start..]
+        .iter()
+        .rev()
+        .zip(after[start..].iter().rev());
     let end = ends.take_while(|(a, b)| a == b).count();
     let same = |lines: &'a [String]| lines.iter().map(|line| Step::Same(line));
     let (old, new) = (
@@ -124,11 +127,17 @@ pub fn effect(effect: &Effect, style: Style) -> String {
         text += &of_resource(resource);
     }
     for finding in &effect.arising {
-        let line = format!("  would not be in force: {}: {}\n", finding.id, finding.message);
+        let line = format!(
+            "  would not be in force: {}: {}\n",
+            finding.id, finding.message
+        );
         text += &style.warn(&line);
     }
     for finding in &effect.resolved {
-        text += &format!("  would be in force: {} (now {})\n", finding.id, finding.message);
+        text += &format!(
+            "  would be in force: {} (now {})\n",
+            finding.id, finding.message
+        );
     }
     if !effect.nodes.is_empty() {
         let named = effect.nodes.iter().take(NAMED_MAX);

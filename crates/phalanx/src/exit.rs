@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::process::ExitCode;
 
 use phalanx_client::admin::AdminError;
+use phalanx_client::api::Problem;
+use serde_json::json;
 
 use crate::output;
 
@@ -15,6 +17,9 @@ pub struct Failure {
     code: u8,
     message: String,
     hint: Option<String>,
+    problems: Vec<Problem>,
+    /// The configuration's, where another one was expected.
+    revision: Option<u64>,
 }
 
 impl Failure {
@@ -59,11 +64,36 @@ impl Failure {
             code,
             message: message.to_string(),
             hint: None,
+            problems: Vec::new(),
+            revision: None,
         }
     }
 
-    /// Prints what is left to say on standard error.
-    pub fn report(self) -> ExitCode {
+    /// Findings in files, each with its place.
+    pub fn problems(mut self, problems: Vec<Problem>) -> Self {
+        self.problems = problems;
+        self
+    }
+
+    /// Prints what is left to say on standard error: lines, or one JSON object for those who asked for JSON.
+    pub fn report(self, is_json: bool) -> ExitCode {
+        if is_json && !self.message.is_empty() {
+            let mut body = json!({"error": self.message, "code": self.code});
+            if let Some(hint) = &self.hint {
+                body["hint"] = json!(hint);
+            }
+            if let Some(revision) = self.revision {
+                body["revision"] = json!(revision);
+            }
+            if !self.problems.is_empty() {
+                body["problems"] = json!(self.problems);
+            }
+            eprintln!("{body:#}");
+            return ExitCode::from(self.code);
+        }
+        for problem in &self.problems {
+            eprintln!("{problem}");
+        }
         if !self.message.is_empty() {
             eprintln!(
                 "{} {}",
@@ -80,14 +110,18 @@ impl Failure {
 
 impl From<AdminError> for Failure {
     fn from(error: AdminError) -> Self {
-        for problem in error.problems() {
-            eprintln!("{problem}");
-        }
         let code = if error.is_unreachable() { 4 } else { 1 };
         let hint = error.hint();
+        let problems = error.problems().to_vec();
+        let revision = match &error {
+            AdminError::Conflict { body } => body.revision,
+            _ => None,
+        };
         Self {
             code,
             hint,
+            problems,
+            revision,
             ..Self::from_error(error)
         }
     }

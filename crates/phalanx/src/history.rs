@@ -1,17 +1,20 @@
 //! `history` and `rollback`.
 
 use clap::Args;
-use phalanx_client::api::{HistoryChange, RollbackRequest};
+use phalanx_client::api::{HistoryChange, HistoryEntry, RollbackRequest};
 
-use crate::AdminOptions;
 use crate::exit::Outcome;
 use crate::output::{self, Format, Table};
+use crate::{AdminOptions, diff};
 
 #[derive(Args)]
 pub struct Options {
     /// At most this many, newest first
     #[arg(long, default_value_t = 20)]
     limit: usize,
+    /// The documents line by line, of the change of this revision or of all that are listed
+    #[arg(long, value_name = "REVISION", num_args = 0..=1, default_missing_value = "0")]
+    diff: Option<u64>,
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
     #[command(flatten)]
@@ -29,6 +32,12 @@ pub struct RollbackOptions {
     /// Show, change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Why, for the history
+    #[arg(short, long)]
+    message: Option<String>,
+    /// End only when every proxy has it
+    #[arg(long)]
+    wait: bool,
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
     #[command(flatten)]
@@ -36,12 +45,19 @@ pub struct RollbackOptions {
 }
 
 pub async fn run(options: Options) -> Outcome {
-    let history = options.admin.client().history(Some(options.limit)).await?;
+    let client = options.admin.client();
+    let history = match options.diff {
+        Some(revision) if revision > 0 => client.history_at(revision).await?,
+        _ => client.history(Some(options.limit)).await?,
+    };
     output::show(options.output, &history, || {
+        if options.diff.is_some() {
+            return history.entries.iter().map(diffs).collect();
+        }
         let now = output::now_ms();
         let mut table = Table::new(&["REVISION", "AGE", "AUTHOR", "CHANGES", "MESSAGE"]);
         for e in &history.entries {
-            let changes = describe_all(&e.changes);
+            let changes = describe_entry(e);
             table.row(vec![
                 e.revision.to_string(),
                 output::age(e.time_ms, now),
@@ -55,17 +71,46 @@ pub async fn run(options: Options) -> Outcome {
 }
 
 pub async fn rollback(options: RollbackOptions) -> Outcome {
-    let author = std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
     let request = RollbackRequest {
         to: options.to,
         expect: options.expect,
         dry_run: options.dry_run,
-        author,
+        author: crate::apply::author(),
+        message: options.message,
     };
-    crate::apply::show(
-        options.output,
-        &options.admin.client().rollback(&request).await?,
-    )
+    let client = options.admin.client();
+    let answer = client.rollback(&request).await?;
+    crate::apply::show(options.output, &answer)?;
+    if options.wait && !options.dry_run {
+        crate::status::wait_for(&client, answer.revision).await?;
+    }
+    Ok(())
+}
+
+/// One change and its documents.
+fn diffs(entry: &HistoryEntry) -> String {
+    let style = output::stdout_style();
+    let age = output::age(entry.time_ms, output::now_ms());
+    let mut head = format!("revision {} by {}, {age} ago", entry.revision, entry.author);
+    if !entry.message.is_empty() {
+        head += &format!(": {}", entry.message);
+    }
+    let mut text = format!("{}\n", style.bold(&head));
+    text.extend(entry.changes.iter().map(diff::past));
+    if !entry.tried.is_empty() {
+        text += "tried at few proxies only:\n";
+        text.extend(entry.tried.iter().map(diff::past));
+    }
+    text
+}
+
+fn describe_entry(entry: &HistoryEntry) -> String {
+    match entry.canary.as_deref() {
+        Some("started") => format!("canary of {}", describe_all(&entry.tried)),
+        Some("back") => "canary went back".to_owned(),
+        Some(_) => format!("canary promoted: {}", describe_all(&entry.changes)),
+        None => describe_all(&entry.changes),
+    }
 }
 
 /// Every change by name, or only counted when the line would get too long.

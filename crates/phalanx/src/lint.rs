@@ -3,16 +3,20 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use phalanx_client::api::File;
+use phalanx_client::api::{File, Problem};
 use phalanx_model::manifest::{self, ProblemKind};
+use serde_json::json;
 
 use crate::exit::{Failure, Outcome};
-use crate::{NamespaceOptions, files, output};
+use crate::output::{self, Format};
+use crate::{NamespaceOptions, files};
 
 #[derive(Args)]
 pub struct Options {
     #[arg(short, long = "file", required = true, value_name = "FILE|DIR|-")]
     files: Vec<PathBuf>,
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
     #[command(flatten)]
     namespace: NamespaceOptions,
 }
@@ -24,14 +28,20 @@ pub fn run(options: &Options) -> Outcome {
         documents += manifest.documents.len();
         problems.extend(manifest.problems);
     }
-    for problem in &problems {
-        output::print(&format!("{problem}\n"))?;
-    }
+    let is_syntax = problems.iter().any(|p| p.kind == ProblemKind::Syntax);
+    let problems: Vec<Problem> = problems.into_iter().map(told).collect();
+    let found = json!({"documents": documents, "problems": problems});
+    output::show(options.output, &found, || {
+        problems
+            .iter()
+            .map(|problem| format!("{problem}\n"))
+            .collect()
+    })?;
     let count = match problems.len() {
         1 => "1 problem".to_owned(),
         many => format!("{many} problems"),
     };
-    if problems.iter().any(|p| p.kind == ProblemKind::Syntax) {
+    if is_syntax {
         return Err(Failure::file(count));
     }
     if !problems.is_empty() {
@@ -40,7 +50,21 @@ pub fn run(options: &Options) -> Outcome {
     if documents == 0 {
         return Err(Failure::refused("no documents found"));
     }
-    output::print(&format!("{documents} documents, no problems\n"))
+    if options.output == Format::Table {
+        output::print(&format!("{documents} documents, no problems\n"))?;
+    }
+    Ok(())
+}
+
+fn told(problem: manifest::Problem) -> Problem {
+    Problem {
+        file: problem.file,
+        line: u32::try_from(problem.line).unwrap_or(u32::MAX),
+        column: u32::try_from(problem.column).unwrap_or(u32::MAX),
+        path: problem.path,
+        message: problem.message,
+        hint: problem.hint,
+    }
 }
 
 /// Refuses files that are no YAML before anybody is asked.
@@ -48,13 +72,13 @@ pub fn check_syntax(files: &[File]) -> Outcome {
     let problems = files
         .iter()
         .flat_map(|file| manifest::parse(&file.name, &file.text, "default").problems);
-    let wrong: Vec<_> = problems.filter(|p| p.kind == ProblemKind::Syntax).collect();
-    for problem in &wrong {
-        eprintln!("{problem}");
-    }
+    let wrong: Vec<_> = problems
+        .filter(|p| p.kind == ProblemKind::Syntax)
+        .map(told)
+        .collect();
     if wrong.is_empty() {
         Ok(())
     } else {
-        Err(Failure::file("not YAML; nothing was changed"))
+        Err(Failure::file("not YAML; nothing was changed").problems(wrong))
     }
 }

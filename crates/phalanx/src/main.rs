@@ -2,20 +2,30 @@
 
 mod apply;
 mod arena;
+mod backup;
+mod canary;
 mod control;
 mod demo;
+mod diff;
+mod drain;
 mod etcd;
 mod exit;
 mod files;
 mod get;
+mod health;
 mod history;
 mod lint;
+mod migrate;
 mod observe;
 mod output;
+mod progress;
 mod proxy;
+mod release;
 mod resident;
+mod restore;
 mod signal;
 mod status;
+mod usage;
 
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
@@ -66,12 +76,26 @@ enum Verb {
     History(history::Options),
     /// Make the configuration as it was at a revision the current one
     Rollback(history::RollbackOptions),
+    /// Show how a change that few proxies got first goes; promote or abort it
+    Canary(canary::Options),
     /// Check files without a control plane
     Lint(lint::Options),
+    /// Write everything stored into one file
+    Backup(backup::Options),
+    /// Make a backup the store of a folder
+    Restore(restore::Options),
+    /// Move an embedded store into an etcd
+    Migrate(migrate::Options),
     /// List connected proxies
     Ps(observe::Options),
     /// List registered instances
     Instances(observe::Options),
+    /// Send new sessions of an instance elsewhere, or take them again
+    Drain(drain::Options),
+    /// Let what is held of a service go
+    Release(release::Options),
+    /// List endpoints under active health checks: who checks them, what they say
+    Health(health::Options),
     /// Show who talks to whom: requests/s, success, latency
     Edges(observe::WindowOptions),
     /// Show each service's golden metrics, summed over its callers
@@ -85,7 +109,7 @@ enum Verb {
 #[derive(Args, Clone)]
 pub struct AdminOptions {
     /// Admin address of the control plane
-    #[arg(long, env = "PHALANX_ADMIN", value_name = "HOST:PORT", default_value = phalanx_client::api::DEFAULT_ADMIN)]
+    #[arg(long, env = "PHALANX_ADMIN", value_name = "HOST:PORT", default_value = phalanx_client::api::DEFAULT_ADMIN, value_parser = usage::parse_admin)]
     admin: String,
 }
 
@@ -104,7 +128,15 @@ pub struct NamespaceOptions {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let given = usage::normalized(std::env::args_os());
+    let is_json = usage::wants_json(&given);
+    let arguments = match Arguments::try_parse_from(given) {
+        Ok(arguments) => arguments,
+        Err(error) if is_json && error.use_stderr() => {
+            return usage::failure(&error).report(true);
+        }
+        Err(error) => error.exit(),
+    };
     // A panic has said where already.
     let ended =
         std::panic::catch_unwind(AssertUnwindSafe(|| arguments.verb.run())).unwrap_or_else(|_| {
@@ -114,7 +146,7 @@ fn main() -> ExitCode {
         });
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report(is_json),
     }
 }
 
@@ -127,6 +159,7 @@ impl Verb {
             Self::Proxy(options) => proxy::run(options),
             Self::Arena(options) => arena::run(options),
             Self::Lint(options) => lint::run(&options),
+            Self::Restore(options) => restore::run(&options),
             other => block_on(other.ask()),
         }
     }
@@ -141,13 +174,22 @@ impl Verb {
             Self::Status(options) => status::run(options).await,
             Self::History(options) => history::run(options).await,
             Self::Rollback(options) => history::rollback(options).await,
+            Self::Canary(options) => canary::run(options).await,
+            Self::Backup(options) => backup::run(options).await,
+            Self::Migrate(options) => migrate::run(options).await,
             Self::Ps(options) => observe::ps(options).await,
             Self::Instances(options) => observe::instances(options).await,
+            Self::Drain(options) => drain::run(options).await,
+            Self::Release(options) => release::run(options).await,
+            Self::Health(options) => health::run(options).await,
             Self::Edges(options) => observe::edges(options).await,
             Self::Stat(options) => observe::stat(options).await,
-            Self::Demo(_) | Self::Control(_) | Self::Proxy(_) | Self::Arena(_) | Self::Lint(_) => {
-                Ok(())
-            }
+            Self::Demo(_)
+            | Self::Control(_)
+            | Self::Proxy(_)
+            | Self::Arena(_)
+            | Self::Lint(_)
+            | Self::Restore(_) => Ok(()),
         }
     }
 }

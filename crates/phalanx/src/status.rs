@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use phalanx_client::admin::Admin;
-use phalanx_client::api::Status;
+use phalanx_client::api::{Refusal, ServicesFound, Status};
 
 use crate::AdminOptions;
+use crate::canary::{self, Act};
 use crate::exit::{Failure, Outcome};
-use crate::output::{self, Format, Table};
+use crate::output::{self, Format, Style, Table};
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// One long poll; shorter than the server's bound.
@@ -25,6 +26,12 @@ pub struct Options {
     /// With --wait: give up after this many seconds, such as 30s
     #[arg(long, default_value = "30s", value_parser = crate::demo::parse_duration)]
     timeout: Duration,
+    /// Give the canary's change to every proxy now
+    #[arg(long, conflicts_with_all = ["abort", "wait"])]
+    promote: bool,
+    /// Take the canary's change back now
+    #[arg(long, conflicts_with = "wait")]
+    abort: bool,
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
     #[command(flatten)]
@@ -33,13 +40,20 @@ pub struct Options {
 
 pub async fn run(options: Options) -> Outcome {
     let client = options.admin.client();
-    let status = if options.wait {
+    if options.promote {
+        canary::decide(&client, Act::Promote, None).await?;
+    } else if options.abort {
+        canary::decide(&client, Act::Abort, None).await?;
+    }
+    let (status, ended) = if options.wait {
         wait(&client, options.revision, options.timeout).await?
     } else {
-        client.status(options.revision).await?
+        (client.status(options.revision).await?, Ok(()))
     };
     output::show(options.output, &status, || render(&status))?;
-    let wrong = !status.refused.is_empty() || !status.quarantined.is_empty();
+    ended?;
+    let wrong =
+        !status.refused.is_empty() || !status.quarantined.is_empty() || !status.findings.is_empty();
     if wrong {
         Err(Failure::refused(""))
     } else {
@@ -47,33 +61,117 @@ pub async fn run(options: Options) -> Outcome {
     }
 }
 
-/// Waits for a change that was just stored; that a proxy refuses is printed, and no success.
+/// Waits for a change that was just stored; that a proxy refuses is told, and no success.
 pub async fn wait_for(client: &Admin, revision: u64) -> Outcome {
-    let status = wait(client, Some(revision), DEFAULT_TIMEOUT).await?;
-    if status.refused.is_empty() {
-        return Ok(());
+    let (status, ended) = wait(client, Some(revision), DEFAULT_TIMEOUT).await?;
+    let of_change: Vec<&Refusal> = status
+        .refused
+        .iter()
+        .filter(|refusal| !status.waiting.contains(&refusal.node))
+        .collect();
+    for refusal in &of_change {
+        eprintln!("{}", told(refusal));
     }
-    output::print(&render(&status))?;
-    Err(Failure::refused(""))
+    ended?;
+    match of_change.as_slice() {
+        [] => Ok(()),
+        [first, ..] => {
+            let count = of_change.len();
+            let what = if count == 1 {
+                format!("refused: {}", told(first))
+            } else {
+                format!("refused {count} times, first: {}", told(first))
+            };
+            Err(Failure::refused(what).hint(
+                "who refuses keeps what it had; `phalanx history` and `phalanx rollback` undo the change",
+            ))
+        }
+    }
 }
 
-/// Polls until every proxy has the revision or one has refused it.
-async fn wait(client: &Admin, revision: Option<u64>, timeout: Duration) -> Result<Status, Failure> {
+/// Who, why, which rule.
+fn told(refusal: &Refusal) -> String {
+    let rule = if refusal.rule.is_empty() {
+        String::new()
+    } else {
+        format!(" because of {}", refusal.rule)
+    };
+    format!(
+        "{} refuses {}{rule}: {}",
+        refusal.node, refusal.resource, refusal.message
+    )
+}
+
+/// Polls until every proxy has the revision or one has refused it; the last status in any case, and whether that was in time.
+async fn wait(
+    client: &Admin,
+    revision: Option<u64>,
+    timeout: Duration,
+) -> Result<(Status, Outcome), Failure> {
     let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let status = client.status_within(revision, left.min(POLL)).await?;
         if status.settled() {
-            return Ok(status);
+            return Ok((status, Ok(())));
         }
         if left.is_zero() {
-            output::print(&render(&status))?;
-            return Err(Failure::unreachable(format!(
-                "revision {} was not applied everywhere within {timeout:?}",
-                status.target_revision
-            )));
+            let late = Failure::unreachable(format!(
+                "revision {} was applied by {} of {} proxies within {timeout:?}",
+                status.target_revision, status.applied, status.proxies
+            ))
+            .hint(awaited(&status));
+            return Ok((status, Err(late)));
         }
     }
+}
+
+fn awaited(status: &Status) -> String {
+    let planes = status.planes.iter().filter_map(|plane| {
+        let error = plane.error.as_ref()?;
+        Some(format!(
+            "control plane {} can't be asked: {error}",
+            plane.name
+        ))
+    });
+    let nodes = status
+        .waiting
+        .iter()
+        .take(3)
+        .map(|n| format!("waiting for {n}"));
+    let all: Vec<_> = planes.chain(nodes).collect();
+    all.join("; ")
+}
+
+/// Services that register themselves in an etcd.
+fn services(found: &ServicesFound, style: Style) -> String {
+    let ServicesFound {
+        instances,
+        services,
+        ignored,
+        prefix,
+        etcd,
+        ..
+    } = found;
+    let mut text =
+        format!("{instances} instances of {services} services found in {etcd} under {prefix}\n");
+    if let Some(trouble) = &found.trouble {
+        text += &format!("{} {trouble}\n", style.warn("  nothing new is heard:"));
+    }
+    if *ignored > 0 {
+        text += &format!(
+            "{}\n",
+            style.warn(&format!("  {ignored} keys are no instances"))
+        );
+    }
+    for problem in &found.problems {
+        text += &format!(
+            "    {}: {}\n",
+            problem.key.escape_debug(),
+            problem.message.escape_debug()
+        );
+    }
+    text
 }
 
 fn render(status: &Status) -> String {
@@ -82,7 +180,7 @@ fn render(status: &Status) -> String {
         .elapsed_ms
         .map(|ms| format!(" in {ms:.1} ms"))
         .unwrap_or_default();
-    let alone = if status.proxies == 0 {
+    let alone = if status.proxies == status.not_connected.len() {
         "; none is connected"
     } else {
         ""
@@ -99,8 +197,29 @@ fn render(status: &Status) -> String {
     if let Some(reason) = &status.read_only {
         text += &format!("{} {reason}\n", style.error("read-only:"));
     }
+    if let Some(found) = &status.services {
+        text += &services(found, style);
+    }
+    for plane in &status.planes {
+        let share = match &plane.error {
+            Some(error) => style.error(&format!("can't be asked: {error}")),
+            None => format!("applied by {} of {}", plane.applied, plane.proxies),
+        };
+        text += &format!(
+            "  control plane {} at {}: {share}\n",
+            plane.name, plane.admin
+        );
+    }
     for node in &status.waiting {
         text += &format!("  waiting for {node}\n");
+    }
+    for node in &status.not_connected {
+        text += &format!("  not connected: {node} (registered, but without a stream)\n");
+    }
+    if let Some(staged) = &status.canary {
+        text += &canary::render(staged, style);
+    } else if let Some(last) = &status.last_canary {
+        text += &canary::render_end(last, style);
     }
     if !status.refused.is_empty() {
         let mut table = Table::new(&["REFUSED BY", "RESOURCE", "RULE", "MESSAGE"]);
@@ -123,13 +242,31 @@ fn render(status: &Status) -> String {
             q.since_revision
         );
     }
+    for f in &status.findings {
+        let message = f.message.strip_prefix(&format!("{}: ", f.state));
+        text += &format!(
+            "{} {}: {} (since revision {})\n",
+            style.warn(&f.state),
+            f.id,
+            message.unwrap_or(&f.message),
+            f.since_revision
+        );
+    }
+    if status.unhealthy > 0 {
+        text += &format!(
+            "{} {} endpoints do not work (phalanx health says which, and why)\n",
+            style.warn("unhealthy"),
+            status.unhealthy
+        );
+    }
     for h in &status.held {
         text += &format!(
-            "{} {}/{}/{}: {}\n",
+            "{} {}/{}/{} since {}: {}\n",
             style.warn("held"),
             h.namespace,
             h.service,
             h.id,
+            output::age(h.since_ms, output::now_ms()),
             h.reason
         );
     }

@@ -31,9 +31,7 @@ pub fn normalized(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
 /// Whether errors are wanted as JSON too.
 pub fn wants_json(arguments: &[OsString]) -> bool {
     let text: Vec<_> = arguments.iter().map(|a| a.to_string_lossy()).collect();
-    let pair = |pair: &[std::borrow::Cow<'_, str>]| {
-        matches!(pair, [flag, value] if (flag == "-o" || flag == "--output") && value == "json")
-    };
+    let pair = |pair: &[std::borrow::Cow<'_, str>]| matches!(pair, [flag, value] if (flag == "-o" || flag == "--output") && value == "json");
     text.windows(2).any(pair)
         || text
             .iter()
@@ -80,15 +78,26 @@ mod tests {
 
     #[test]
     fn admin_may_stand_before_the_verb() {
-        assert_eq!(moved("phalanx --admin a:1 get svc"), "phalanx get --admin a:1 svc");
+        assert_eq!(
+            moved("phalanx --admin a:1 get svc"),
+            "phalanx get --admin a:1 svc"
+        );
         assert_eq!(moved("phalanx --admin=a:1 ps"), "phalanx ps --admin=a:1");
-        assert_eq!(moved("phalanx get --admin a:1 svc"), "phalanx get --admin a:1 svc");
+        assert_eq!(
+            moved("phalanx get --admin a:1 svc"),
+            "phalanx get --admin a:1 svc"
+        );
         assert_eq!(moved("phalanx --admin"), "phalanx --admin");
     }
 
     #[test]
     fn json_is_wanted_in_any_spelling() {
-        for text in ["x -o json", "x -ojson", "x --output=json", "x --output json y"] {
+        for text in [
+            "x -o json",
+            "x -ojson",
+            "x --output=json",
+            "x --output json y",
+        ] {
             assert!(wants_json(&arguments(text)), "{text}");
         }
         assert!(!wants_json(&arguments("x -o yaml json")));
@@ -96,7 +105,10 @@ mod tests {
 
     #[test]
     fn an_address_is_checked_before_anybody_is_asked() {
-        assert_eq!(parse_admin("http://127.0.0.1:1/").as_deref(), Ok("127.0.0.1:1"));
+        assert_eq!(
+            parse_admin("http://127.0.0.1:1/").as_deref(),
+            Ok("127.0.0.1:1")
+        );
         assert_eq!(parse_admin("[::1]:80").as_deref(), Ok("[::1]:80"));
         for wrong in ["garbage", "a:", ":1", "a:0", "a:99999", "a b:1", "http://"] {
             assert!(parse_admin(wrong).is_err(), "{wrong}");

@@ -120,16 +120,17 @@ impl Sender {
     async fn send(&mut self) -> Result<(), ReportError> {
         let now = Instant::now();
         // A caller counts: what comes in is told by the sidecars it comes from.
-        let outbound = |totals: &EdgeTotals| {
-            totals.key.direction == Direction::Outbound && totals.key.cluster.is_some()
-        };
+        let outbound = |totals: &EdgeTotals| totals.key.direction == Direction::Outbound;
         let totals: Vec<EdgeTotals> = self
             .account
             .collect()
             .into_iter()
             .filter(outbound)
             .collect();
+        let (refused, reached) = self.account.witness().take();
         let report = Report {
+            refused,
+            reached,
             interval: now - self.since,
             edges: totals
                 .iter()
@@ -150,10 +151,12 @@ impl Sender {
 
 /// What was counted after `before`; none when nothing was.
 fn delta(now: &EdgeTotals, before: Option<&EdgeTotals>) -> Option<Edge> {
-    let cluster = now.key.cluster.as_ref()?;
     if before == Some(now) {
         return None;
     }
+    let Some(cluster) = &now.key.cluster else {
+        return unrouted(now, before);
+    };
     let since = |count: fn(&EdgeTotals) -> u64| count(now).saturating_sub(before.map_or(0, count));
     let reasons = now.reasons.iter().map(|(reason, count)| {
         let earlier =
@@ -193,6 +196,22 @@ fn delta(now: &EdgeTotals, before: Option<&EdgeTotals>) -> Option<Edge> {
             bounds_us: BOUNDS_US.to_vec(),
             counts: counts.collect(),
         },
+    })
+}
+
+/// Requests that led nowhere: without a destination, and a failure when the proxy itself had to say why (no route, a
+/// backend that does not exist), which a redirect is not.
+fn unrouted(now: &EdgeTotals, before: Option<&EdgeTotals>) -> Option<Edge> {
+    let refused = |totals: &EdgeTotals| totals.reasons.iter().map(|(_, count)| count).sum::<u64>();
+    let since = |count: &dyn Fn(&EdgeTotals) -> u64| {
+        count(now).saturating_sub(before.map_or(0, count))
+    };
+    let requests = since(&EdgeTotals::requests);
+    (requests > 0).then(|| Edge {
+        protocol: now.key.traffic.as_str().to_owned(),
+        requests,
+        failures: since(&refused).min(requests),
+        ..Edge::default()
     })
 }
 

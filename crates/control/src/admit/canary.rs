@@ -48,7 +48,9 @@ pub fn check(terms: &CanaryTerms) -> Result<Checked, AdmitError> {
     }
     let watch = Duration::from_millis(terms.watch_ms);
     if !(WATCH_MIN..=WATCH_MAX).contains(&watch) {
-        let text = format!("canary: watching for {watch:?} is not between {WATCH_MIN:?} and {WATCH_MAX:?}");
+        let text = format!(
+            "canary: watching for {watch:?} is not between {WATCH_MIN:?} and {WATCH_MAX:?}"
+        );
         problems.push(problem(text, None));
     }
     match first {
@@ -123,9 +125,11 @@ pub fn first(
 ) -> Vec<String> {
     type Groups<'a> = BTreeMap<(bool, &'a ServiceName, &'a str), Vec<(u64, &'a str)>>;
     let calls = |node: &Node| {
-        services
-            .iter()
-            .any(|service| around.callers.contains(&(node.service.clone(), service.clone())))
+        services.iter().any(|service| {
+            around
+                .callers
+                .contains(&(node.service.clone(), service.clone()))
+        })
     };
     let mut groups = Groups::new();
     for node in nodes {
@@ -204,7 +208,10 @@ impl Admission {
             record.changes.push(CanaryChange {
                 id: step.id.to_string(),
                 replaces: step.before.as_ref().map(|before| before.revision),
-                after: step.after.as_ref().map(|after| step.record(&after.json, now)),
+                after: step
+                    .after
+                    .as_ref()
+                    .map(|after| step.record(&after.json, now)),
             });
             tried.push(step.history());
         }

@@ -70,7 +70,9 @@ pub fn of(
         });
     }
     for resource in &mut resources {
-        let kind = Kind::ALL.into_iter().find(|k| k.to_string() == resource.kind);
+        let kind = Kind::ALL
+            .into_iter()
+            .find(|k| k.to_string() == resource.kind);
         resource.proxies = kind.map_or(0, |kind| count(kind, &resource.name));
     }
     let nodes = received.iter().take(NODES_MAX).map(|(node, names)| {
@@ -180,7 +182,10 @@ fn clusters(
             effects.push(resource(Kind::Cluster, name, action, details));
         }
     }
-    for change in after.assignments.differences(&before.assignments, Arc::ptr_eq) {
+    for change in after
+        .assignments
+        .differences(&before.assignments, Arc::ptr_eq)
+    {
         let (old, new) = (change.before.map(|a| &**a), change.after.map(|a| &**a));
         if let Some((action, _)) = action(old, new) {
             services.insert(change.key.service.clone());
@@ -239,11 +244,7 @@ fn pairs<'a, K: Ord, V>(
 }
 
 /// All hosts with their rules as every namespace sees them.
-fn rules(
-    before: &Mesh,
-    after: &Mesh,
-    proxies: usize,
-) -> (Vec<RuleEffect>, BTreeSet<ServiceName>) {
+fn rules(before: &Mesh, after: &Mesh, proxies: usize) -> (Vec<RuleEffect>, BTreeSet<ServiceName>) {
     let mut effects = Vec::new();
     let mut services = BTreeSet::new();
     if before.rules == after.rules {
@@ -321,7 +322,11 @@ fn of_rule(before: &Rule, after: &Rule) -> Vec<String> {
     if let (Action::Forward(was), Action::Forward(is)) = (&mut old.action, &new.action) {
         if backends(was) == backends(is) && weights(was) != weights(is) {
             let names = backends(is).join(", ");
-            details.push(format!("weights {} → {} ({names})", weights(was), weights(is)));
+            details.push(format!(
+                "weights {} → {} ({names})",
+                weights(was),
+                weights(is)
+            ));
             for (was, is) in was.backends.iter_mut().zip(&is.backends) {
                 was.weight = is.weight;
             }

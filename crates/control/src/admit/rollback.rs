@@ -7,6 +7,7 @@ use phalanx_store::{Entry, Store};
 use serde_json::Value;
 
 use super::{AdmitError, Admitted, Wanted, problem};
+use crate::carry;
 use crate::world::World;
 use crate::world::record::{HISTORY, HistoryRecord, Key};
 
@@ -22,10 +23,15 @@ pub fn records(stored: &[Entry]) -> impl Iterator<Item = (u64, u64, HistoryRecor
     let record = |entry: &Entry| match Key::parse(&entry.key) {
         Key::History(sequence) => serde_json::from_slice(&entry.value)
             .ok()
-            .map(|record| (entry.modified, sequence, record)),
+            .map(|record| (revision(entry), sequence, record)),
         _ => None,
     };
     stored.iter().rev().map_while(record)
+}
+
+/// Of another store, if it was migrated from there.
+fn revision(entry: &Entry) -> u64 {
+    carry::pinned(&entry.value).unwrap_or(entry.modified)
 }
 
 /// What has to become of each document so that all are as they were just after revision `to`.

@@ -5,8 +5,29 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::world::follow::Follower;
 
+/// Nobody is around.
+struct Tested(Admission);
+
+impl Tested {
+    async fn apply(&self, request: ApplyRequest) -> Result<ApplyResponse, AdmitError> {
+        self.0.apply(request, Around::default()).await
+    }
+
+    async fn delete(&self, request: DeleteRequest) -> Result<ApplyResponse, AdmitError> {
+        self.0.delete(request, Around::default()).await
+    }
+
+    async fn rollback(&self, request: RollbackRequest) -> Result<ApplyResponse, AdmitError> {
+        self.0.rollback(request, Around::default()).await
+    }
+
+    async fn history(&self, limit: usize) -> Result<Vec<(u64, u64, HistoryRecord)>, AdmitError> {
+        self.0.history(limit).await
+    }
+}
+
 struct Door {
-    admission: Admission,
+    admission: Tested,
     store: Store,
     _world: JoinHandle<()>,
 }
@@ -19,7 +40,7 @@ async fn on(store: Store) -> Door {
     let follower = Follower::load(store.clone()).await.unwrap();
     let admission = Admission::new(store.clone(), follower.worlds());
     Door {
-        admission,
+        admission: Tested(admission),
         store,
         _world: tokio::spawn(follower.run(CancellationToken::new())),
     }
@@ -66,7 +87,7 @@ impl Door {
     }
 
     fn world(&self) -> Arc<World> {
-        self.admission.worlds.borrow().clone()
+        self.admission.0.worlds.borrow().clone()
     }
 }
 
@@ -268,7 +289,11 @@ async fn what_is_probably_not_meant_is_a_warning() {
             .contains("backend Service default/web has no port 80"),
         "{warning}"
     );
-    assert_eq!((warning.file.as_str(), warning.line), ("a.yaml", 8));
+    assert_eq!(
+        (warning.file.as_str(), warning.line, warning.column),
+        ("a.yaml", 14, 19),
+        "{warning}"
+    );
 }
 
 #[tokio::test]
@@ -483,3 +508,26 @@ async fn the_history_is_bounded_in_bytes() {
     assert_eq!(left.len(), 8, "no more go than have to");
     assert_eq!(door.world().sequence, 11);
 }
+
+#[tokio::test]
+async fn a_warning_stands_where_its_field_does_and_says_what_is_missing() {
+    let door = door().await;
+    let answer = door.apply(&route(1)).await;
+    let told: Vec<_> = answer.warnings.iter().map(ToString::to_string).collect();
+    let [parent, backend] = told.as_slice() else {
+        panic!("{told:#?}")
+    };
+    assert!(
+        parent.starts_with("a.yaml:5:16: spec.parentRefs[0]: HTTPRoute/default/r: unattached: its parent Service default/web does not exist"),
+        "{parent}"
+    );
+    assert!(
+        backend.starts_with("a.yaml:7:19: spec.rules[0].backendRefs[0]: HTTPRoute/default/r: backend Service default/web does not exist (yet)"),
+        "{backend}"
+    );
+}
+
+mod canaries;
+mod effects;
+
+pub use effects::node as effects_node;

@@ -51,9 +51,13 @@ fn place(
 
 /// The field that a finding speaks of, by the Service it names.
 fn path_of(document: &Document, message: &str) -> String {
-    let names = |service: &phalanx_model::ServiceName| message.contains(&format!("Service {service} "));
+    let names =
+        |service: &phalanx_model::ServiceName| message.contains(&format!("Service {service} "));
     let indexed = |list: &str, index: Option<usize>| {
-        index.map_or_else(|| "metadata.name".to_owned(), |i| format!("spec.{list}[{i}]"))
+        index.map_or_else(
+            || "metadata.name".to_owned(),
+            |i| format!("spec.{list}[{i}]"),
+        )
     };
     match document {
         Document::Route(route) => {

@@ -54,6 +54,20 @@ impl From<AdmitError> for Failure {
                 failure.body.revision = Some(revision);
                 failure
             }
+            AdmitError::UnderWay { revision, .. } => {
+                let mut failure = Self::new(StatusCode::CONFLICT, text).hint(
+                    "`phalanx canary` shows how it goes; `phalanx canary promote` or `abort` decides it now",
+                );
+                failure.body.revision = Some(revision);
+                failure
+            }
+            AdmitError::Overtaken { .. } => {
+                Self::new(StatusCode::CONFLICT, text).hint("abort the canary and apply it again")
+            }
+            AdmitError::NoCanary => Self::new(StatusCode::NOT_FOUND, text)
+                .hint("`phalanx history` tells how the last one ended"),
+            AdmitError::Nobody => Self::new(StatusCode::UNPROCESSABLE_ENTITY, text)
+                .hint("`phalanx ps` lists who is connected; apply it without --canary"),
             AdmitError::TooOld { .. } | AdmitError::Future { .. } => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, text)
                     .hint("`phalanx history` lists the revisions that can be restored")

@@ -54,7 +54,10 @@ impl Api {
         for peer in peers.await {
             match peer.answer {
                 Ok(proxies) => {
-                    let new = proxies.items.into_iter().filter(|p| known.insert(p.node.clone()));
+                    let new = proxies
+                        .items
+                        .into_iter()
+                        .filter(|p| known.insert(p.node.clone()));
                     nodes.extend(new.map(node));
                 }
                 Err(error) => {
@@ -71,7 +74,13 @@ impl Api {
 
 fn node(proxy: api::Proxy) -> Node {
     let service = ServiceName::new(&proxy.namespace, &proxy.service);
-    Node::known(proxy.node, service, proxy.version, proxy.instance, proxy.agent)
+    Node::known(
+        proxy.node,
+        service,
+        proxy.version,
+        proxy.instance,
+        proxy.agent,
+    )
 }
 
 /// Of one question to another control plane.

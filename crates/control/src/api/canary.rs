@@ -11,10 +11,7 @@ use super::answer::{Failure, Params};
 use super::write::read;
 use crate::world::record::CanaryStage;
 
-pub async fn show(
-    State(api): State<Api>,
-    query: RawQuery,
-) -> Result<Json<CanaryStatus>, Failure> {
+pub async fn show(State(api): State<Api>, query: RawQuery) -> Result<Json<CanaryStatus>, Failure> {
     Params::parse(query, &[])?;
     Ok(Json(api.inner.canaries.status()))
 }
@@ -27,10 +24,7 @@ pub async fn evidence(
     Ok(Json(api.inner.canaries.evidence()))
 }
 
-pub async fn decide(
-    State(api): State<Api>,
-    body: Body,
-) -> Result<Json<CanaryStatus>, Failure> {
+pub async fn decide(State(api): State<Api>, body: Body) -> Result<Json<CanaryStatus>, Failure> {
     let decision: CanaryDecision = read(body).await?;
     let (stage, done) = match decision.decision.as_str() {
         "promote" => (CanaryStage::Promoted, "promoted by hand"),

@@ -10,14 +10,15 @@ use axum::response::IntoResponse;
 use phalanx_client::api;
 use phalanx_model::document::{DocumentId, Kind};
 use phalanx_model::{InstanceId, InstancePort, ServiceName};
-use tokio::time::{Instant, timeout_at};
 
 use super::Api;
 use super::answer::{Failure, Params};
-use crate::admit::{unix_ms, unknown_kind};
-use crate::discovery::{ProxyState, Refused};
+use super::status::refusals;
+use crate::admit::unknown_kind;
+use crate::discovery::{Load, Place, ProxyState};
 use crate::metrics;
 use crate::registry::leases::LeaseState;
+use crate::world::record::{CanaryStage, HistoryChange};
 use crate::world::{DocumentEntry, Registered};
 
 pub async fn healthz() -> &'static str {
@@ -44,6 +45,8 @@ pub async fn metrics(State(api): State<Api>) -> impl IntoResponse {
         &inner.registry,
         &inner.observe,
         &inner.fleet,
+        &inner.loads,
+        &inner.health,
         inner.dns.as_deref(),
     );
     (
@@ -121,102 +124,26 @@ fn stored(entry: &DocumentEntry) -> api::StoredDocument {
     }
 }
 
-pub async fn status(State(api): State<Api>, query: RawQuery) -> Result<Json<api::Status>, Failure> {
-    let params = Params::parse(query, &["revision", "wait_ms"])?;
-    let stored = api.inner.store.revision();
-    let target = params
-        .number("revision")?
-        .unwrap_or_else(|| api.world().revision);
-    if target > stored {
-        return Err(Failure::new(
-            StatusCode::NOT_FOUND,
-            format!("revision {target} does not exist yet, the store is at {stored}"),
-        ));
-    }
-    let wait = Duration::from_millis(params.number("wait_ms")?.unwrap_or(0)).min(WAIT_MAX);
-    let deadline = Instant::now() + wait;
-    let mut changes = api.inner.fleet.changes();
-    loop {
-        changes.mark_unchanged();
-        let is_settled =
-            api.published().revision >= target && api.inner.fleet.reach(target).waiting.is_empty();
-        if is_settled || Instant::now() >= deadline || api.inner.stop.is_cancelled() {
-            return Ok(Json(status_of(&api, target)));
-        }
-        tokio::select! {
-            () = api.inner.stop.cancelled() => {}
-            _ = timeout_at(deadline, changes.changed()) => {}
-        }
-        // Acknowledgements come in crowds; looking at each would be the square of them.
-        tokio::time::sleep(PAUSE).await;
-    }
-}
-
-fn status_of(api: &Api, target: u64) -> api::Status {
-    let (world, published) = (api.world(), api.published());
-    let reach = api.inner.fleet.reach(target);
-    let refused = api
-        .inner
-        .fleet
-        .proxies()
-        .iter()
-        .flat_map(refusals)
-        .collect();
-    let of_world = world.quarantined.iter().map(|(id, q)| api::Quarantine {
-        id: id.clone(),
-        message: q.message.clone(),
-        since_revision: q.since_revision,
-    });
-    let of_compile = published.findings.iter().map(|f| api::Quarantine {
-        id: f.document.to_string(),
-        message: f.message.clone(),
-        since_revision: f.since_revision,
-    });
-    let now = unix_ms();
-    let held = api.inner.registry.held().into_iter().map(|held| api::Held {
-        namespace: held.id.service.namespace,
-        service: held.id.service.name,
-        id: held.id.id,
-        since_ms: now.saturating_sub(held.age.as_millis() as u64),
-        reason: HELD.to_owned(),
-    });
-    let store = api.inner.store.status();
-    api::Status {
-        revision: published.revision,
-        config_revision: world.config_revision,
-        target_revision: target,
-        proxies: reach.proxies,
-        applied: reach.applied,
-        elapsed_ms: reach.elapsed.map(|elapsed| elapsed.as_secs_f64() * 1000.0),
-        waiting: reach.waiting,
-        refused,
-        quarantined: of_world.chain(of_compile).collect(),
-        held: held.collect(),
-        read_only: store.fatal.or(store.read_only),
-    }
-}
-
-fn refusals(proxy: &ProxyState) -> Vec<api::Refusal> {
-    let refusal = |refused: &Refused| api::Refusal {
-        node: proxy.node.id.clone(),
-        resource: refused.resource.clone(),
-        rule: refused.rule.clone(),
-        message: refused.message.clone(),
-        since_revision: refused.since_revision,
-    };
-    proxy.refused.iter().map(refusal).collect()
-}
-
 pub async fn history(
     State(api): State<Api>,
     query: RawQuery,
 ) -> Result<Json<api::History>, Failure> {
-    let params = Params::parse(query, &["limit"])?;
+    let params = Params::parse(query, &["limit", "revision"])?;
     let limit = params
         .number("limit")?
         .unwrap_or(HISTORY_LIMIT)
         .clamp(1, crate::admit::HISTORY_MAX) as usize;
-    let records = api.inner.admission.history(limit).await?;
+    let records = match params.number("revision")? {
+        Some(revision) => {
+            let found = api.inner.admission.history_at(revision).await?;
+            let found = found.ok_or_else(|| {
+                let error = format!("the history has no change of revision {revision}");
+                Failure::new(StatusCode::NOT_FOUND, error).hint("`phalanx history` lists them")
+            });
+            vec![found?]
+        }
+        None => api.inner.admission.history(limit).await?,
+    };
     let entry = |(revision, sequence, record): (u64, u64, crate::world::record::HistoryRecord)| {
         api::HistoryEntry {
             revision,
@@ -224,21 +151,34 @@ pub async fn history(
             time_ms: record.time,
             author: record.author,
             message: record.message,
-            changes: record
-                .changes
-                .into_iter()
-                .map(|c| api::HistoryChange {
-                    id: c.id,
-                    before: c.before,
-                    after: c.after,
-                })
-                .collect(),
+            changes: record.changes.into_iter().map(change).collect(),
+            canary: record.canary.as_ref().map(|step| stage(step.stage).to_owned()),
+            tried: record
+                .canary
+                .map(|step| step.tried.into_iter().map(change).collect())
+                .unwrap_or_default(),
         }
     };
     Ok(Json(api::History {
         revision: api.world().config_revision,
         entries: records.into_iter().map(entry).collect(),
     }))
+}
+
+fn change(change: HistoryChange) -> api::HistoryChange {
+    api::HistoryChange {
+        id: change.id,
+        before: change.before,
+        after: change.after,
+    }
+}
+
+fn stage(stage: CanaryStage) -> &'static str {
+    match stage {
+        CanaryStage::Started => "started",
+        CanaryStage::Promoted => "promoted",
+        CanaryStage::Back => "back",
+    }
 }
 
 pub async fn proxies(
@@ -285,6 +225,9 @@ pub async fn instances(
             id: p.node.instance,
         })
         .collect();
+    let own = api.inner.registry.planes().name();
+    let held = api.imports().map(|found| found.held).unwrap_or_default();
+    let held: BTreeSet<InstanceId> = held.into_iter().map(|(id, _)| id).collect();
     let wanted = |registered: &&std::sync::Arc<Registered>| {
         let service = &registered.instance.id.service;
         params.text("service").is_none_or(|s| s == service.name)
@@ -294,11 +237,18 @@ pub async fn instances(
     };
     let item = |registered: &std::sync::Arc<Registered>| {
         let instance = &registered.instance;
+        let is_held_import = || held.contains(&instance.id);
         let (state, lease_ms) = match api.inner.registry.state(&instance.id) {
+            None if registered.is_imported() && is_held_import() => ("held", 0),
+            None if registered.is_imported() => ("live", 0),
             Some(LeaseState::Live { left_ms }) => ("live", left_ms),
             Some(LeaseState::Held { .. }) => ("held", 0),
+            None if world.planes.contains_key(&registered.plane) && registered.plane != own => {
+                ("live", 0)
+            }
             None => ("leaving", 0),
         };
+        let (health, health_reason) = super::health::of_instance(&world, instance);
         api::InstanceView {
             namespace: instance.id.service.namespace.clone(),
             service: instance.id.service.name.clone(),
@@ -311,7 +261,17 @@ pub async fn instances(
             proxy_admin: instance.proxy_admin.clone(),
             state: state.to_owned(),
             lease_ms,
+            traffic: registered.state.as_str().to_owned(),
+            drained_by: world
+                .drains
+                .get(&instance.id)
+                .map(|drain| drain.author.clone())
+                .unwrap_or_default(),
+            plane: registered.plane.clone(),
             connected: connected.contains(&instance.id),
+            source: if registered.is_imported() { "etcd" } else { "registry" }.to_owned(),
+            health: health.to_owned(),
+            health_reason,
         }
     };
     let items = world.instances.iter().filter(wanted).map(item).collect();
@@ -342,11 +302,32 @@ pub async fn edges(State(api): State<Api>, query: RawQuery) -> Result<Json<api::
     Ok(Json(edges))
 }
 
+pub async fn loads(State(api): State<Api>, query: RawQuery) -> Result<Json<api::Loads>, Failure> {
+    Params::parse(query, &[])?;
+    let summary = api.inner.loads.summary();
+    let item = |(place, load, age): (Place, Load, Duration)| api::Load {
+        cluster: place.cluster,
+        region: place.region,
+        zone: place.zone,
+        sub_zone: place.sub_zone,
+        issued: load.issued,
+        succeeded: load.succeeded,
+        failed: load.failed,
+        in_progress: load.in_progress,
+        reporters: load.reporters,
+        age_ms: age.as_millis() as u64,
+    };
+    let refused = |(cluster, requests)| api::LoadRefused { cluster, requests };
+    Ok(Json(api::Loads {
+        interval_ms: summary.interval.as_millis() as u64,
+        streams: summary.streams as u64,
+        reports: summary.reports,
+        dropped: summary.dropped,
+        items: summary.places.into_iter().map(item).collect(),
+        refused: summary.refused.into_iter().map(refused).collect(),
+    }))
+}
+
 const OPENAPI: &str = include_str!("openapi.json");
-/// Of one long poll.
-const WAIT_MAX: Duration = Duration::from_secs(60);
-/// Between two looks of a long poll.
-const PAUSE: Duration = Duration::from_millis(5);
 const HISTORY_LIMIT: u64 = 50;
 const WINDOW_S: u64 = 10;
-const HELD: &str = "its lease is over, but with it most of the service would go at once by expiry alone; it is served until it beats again, is deregistered, or others have taken over";

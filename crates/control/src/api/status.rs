@@ -79,13 +79,16 @@ async fn of(api: &Api, target: u64) -> api::Status {
         reason: HELD.to_owned(),
     });
     let found = api.imports();
-    let held_keys = found.iter().flat_map(|found| &found.held).map(|(id, age)| api::Held {
-        namespace: id.service.namespace.clone(),
-        service: id.service.name.clone(),
-        id: id.id.clone(),
-        since_ms: now.saturating_sub(age.as_millis() as u64),
-        reason: HELD_KEY.to_owned(),
-    });
+    let held_keys = found
+        .iter()
+        .flat_map(|found| &found.held)
+        .map(|(id, age)| api::Held {
+            namespace: id.service.namespace.clone(),
+            service: id.service.name.clone(),
+            id: id.id.clone(),
+            since_ms: now.saturating_sub(age.as_millis() as u64),
+            reason: HELD_KEY.to_owned(),
+        });
     let quarantined = world.quarantined.iter().map(|(id, q)| api::Quarantine {
         id: id.clone(),
         message: q.message.clone(),
@@ -166,7 +169,10 @@ fn add(
     match peer.answer {
         Err(error) => plane.error = Some(error),
         Ok(proxies) => {
-            let new = proxies.items.into_iter().filter(|p| connected.insert(p.node.clone()));
+            let new = proxies
+                .items
+                .into_iter()
+                .filter(|p| connected.insert(p.node.clone()));
             for proxy in new {
                 plane.proxies += 1;
                 // What was refused of an older revision says nothing about this one.
@@ -182,7 +188,9 @@ fn add(
     }
     status.proxies += plane.proxies;
     status.applied += plane.applied;
-    status.elapsed_ms = status.elapsed_ms.filter(|_| status.applied == status.proxies);
+    status.elapsed_ms = status
+        .elapsed_ms
+        .filter(|_| status.applied == status.proxies);
     status.planes.push(plane);
 }
 
@@ -238,4 +246,4 @@ const PAUSE: Duration = Duration::from_millis(5);
 const ELSEWHERE: Duration = Duration::from_millis(200);
 /// How long a sidecar's stream may be missing before it counts as not connected.
 const RECONNECT: Duration = Duration::from_secs(5);
-const HELD: &str = "its lease is over, but with it most of the service would go at once by expiry alone; it is served until it beats again, is deregistered, or others have taken over";
+const HELD: &str = "its lease is over, but with it most of the service would go at once by expiry alone; it is served until it beats again, is deregistered, is found dead, others have taken over, or `phalanx release SERVICE` lets it go";

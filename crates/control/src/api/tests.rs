@@ -98,10 +98,32 @@ fn the_openapi_document_describes_every_field() {
     );
     check(&document, "Proxy", &dto::Proxy::default());
     check(&document, "Instance", &dto::InstanceView::default());
+    check(
+        &document,
+        "DrainRequest",
+        &dto::DrainRequest {
+            service: Some(String::new()),
+            grace_ms: Some(1),
+            ..dto::DrainRequest::default()
+        },
+    );
+    check(&document, "DrainResponse", &dto::DrainResponse::default());
+    check(&document, "ReleaseRequest", &dto::ReleaseRequest::default());
+    check(
+        &document,
+        "ReleaseResponse",
+        &dto::ReleaseResponse::default(),
+    );
     check(&document, "Edge", &dto::Edge::default());
     check(&document, "Edges", &dto::Edges::default());
+    check(&document, "Loads", &dto::Loads::default());
+    check(&document, "Load", &dto::Load::default());
+    check(&document, "LoadRefused", &dto::LoadRefused::default());
     check(&document, "History", &dto::History::default());
     check(&document, "Refusal", &dto::Refusal::default());
     check(&document, "Quarantine", &dto::Quarantine::default());
+    check(&document, "HealthViews", &dto::HealthViews::default());
+    check(&document, "EndpointHealth", &dto::EndpointHealth::default());
+    check(&document, "Opinion", &dto::Opinion::default());
     check(&document, "Held", &dto::Held::default());
 }

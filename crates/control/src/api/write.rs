@@ -11,23 +11,41 @@ use serde::de::DeserializeOwned;
 
 use super::Api;
 use super::answer::Failure;
+use crate::admit::Around;
 
 pub async fn apply(State(api): State<Api>, body: Body) -> Result<Json<ApplyResponse>, Failure> {
     let request: ApplyRequest = read(body).await?;
-    Ok(Json(api.inner.admission.apply(request).await?))
+    let is_canary = request.canary.is_some();
+    let around = around(&api, request.dry_run || is_canary).await;
+    let mut answer = api.inner.admission.apply(request, around).await?;
+    if is_canary && !answer.dry_run {
+        answer.canary = api.inner.canaries.status().current;
+    }
+    Ok(Json(answer))
 }
 
 pub async fn delete(State(api): State<Api>, body: Body) -> Result<Json<ApplyResponse>, Failure> {
     let request: DeleteRequest = read(body).await?;
-    Ok(Json(api.inner.admission.delete(request).await?))
+    let around = around(&api, request.dry_run).await;
+    Ok(Json(api.inner.admission.delete(request, around).await?))
 }
 
 pub async fn rollback(State(api): State<Api>, body: Body) -> Result<Json<ApplyResponse>, Failure> {
     let request: RollbackRequest = read(body).await?;
-    Ok(Json(api.inner.admission.rollback(request).await?))
+    let around = around(&api, request.dry_run).await;
+    Ok(Json(api.inner.admission.rollback(request, around).await?))
 }
 
-async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Failure> {
+/// Only whoever looks at the effect has to know who is there.
+async fn around(api: &Api, looks: bool) -> Around {
+    if looks {
+        api.around().await
+    } else {
+        Around::default()
+    }
+}
+
+pub(super) async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Failure> {
     let bytes =
         match tokio::time::timeout(BODY_TIME_MAX, axum::body::to_bytes(body, BODY_BYTES_MAX)).await
         {

@@ -127,7 +127,10 @@ impl Canaries {
     /// What was seen here, for other control planes.
     pub fn evidence(&self) -> api::CanaryEvidence {
         let world = self.inner.worlds.borrow().clone();
-        let record = world.canary.as_ref().and_then(|c| c.record.as_ref().zip(Some(c)));
+        let record = world
+            .canary
+            .as_ref()
+            .and_then(|c| c.record.as_ref().zip(Some(c)));
         let Some((record, canary)) = record else {
             return api::CanaryEvidence::default();
         };
@@ -160,7 +163,10 @@ impl Canaries {
     /// True when this process sees it for the first time.
     fn begin(&self, record: &CanaryRecord) -> bool {
         let mut trial = self.trial();
-        if trial.as_ref().is_some_and(|t| t.sequence == record.sequence) {
+        if trial
+            .as_ref()
+            .is_some_and(|t| t.sequence == record.sequence)
+        {
             return false;
         }
         let observe = &self.inner.observe;
@@ -190,7 +196,11 @@ impl Canaries {
     }
 
     /// What the other control planes saw; none: there are none.
-    async fn ask(&self, world: &World, sequence: u64) -> Vec<(String, Result<api::CanaryEvidence, String>)> {
+    async fn ask(
+        &self,
+        world: &World,
+        sequence: u64,
+    ) -> Vec<(String, Result<api::CanaryEvidence, String>)> {
         let own = self.inner.own.to_string();
         let asked = world.planes.iter().filter(|(_, plane)| plane.admin != own);
         let asked = asked.map(|(name, plane)| async move {
@@ -224,7 +234,9 @@ impl Canaries {
         for (name, answer) in peers {
             match answer {
                 Ok(evidence) => drop(told.insert(name, evidence)),
-                Err(error) => problems.push(format!("control plane {name} can't be asked: {error}")),
+                Err(error) => {
+                    problems.push(format!("control plane {name} can't be asked: {error}"))
+                }
             }
         }
         trial.peers = told;
@@ -369,7 +381,12 @@ impl Canaries {
             max_errors: record.max_errors,
             changes: record.changes.iter().map(change).collect(),
             concerned: record.concerned,
-            stage: if left.is_some() { "watching" } else { "sending" }.to_owned(),
+            stage: if left.is_some() {
+                "watching"
+            } else {
+                "sending"
+            }
+            .to_owned(),
             applied: nodes.iter().filter(|node| node.state == "applied").count(),
             until_ms: left,
             nodes,
@@ -379,7 +396,10 @@ impl Canaries {
     }
 
     fn trial(&self) -> MutexGuard<'_, Option<Trial>> {
-        self.inner.trial.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner
+            .trial
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -400,9 +420,16 @@ fn end(last: &CanaryLast) -> api::CanaryEnd {
 
 /// Of the change or of something that came with it; what it refused before says nothing about it.
 fn refusals(proxy: &ProxyState, revision: u64) -> Vec<String> {
-    let new = proxy.refused.iter().filter(|r| r.since_revision >= revision);
+    let new = proxy
+        .refused
+        .iter()
+        .filter(|r| r.since_revision >= revision);
     new.map(|r| {
-        let rule = if r.rule.is_empty() { &r.resource } else { &r.rule };
+        let rule = if r.rule.is_empty() {
+            &r.resource
+        } else {
+            &r.rule
+        };
         format!("{rule}: {}", r.message)
     })
     .collect()

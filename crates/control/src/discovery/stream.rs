@@ -3,83 +3,36 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx_proto::envoy::config::core::v3::Node as WireNode;
 use phalanx_proto::envoy::service::discovery::v3 as wire;
-use phalanx_xds::Kind;
-use phalanx_xds::server::{Request, Response, Session};
-use tokio::sync::mpsc::Sender;
+use phalanx_xds::server::{Response, Session};
+use phalanx_xds::{Kind, Snapshot};
+use tokio::sync::mpsc::{self, Sender};
 use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, sleep_until};
 use tonic::{Status, Streaming};
 
-use super::fleet::{Fleet, Seat};
+use super::clients::{Clients, Question};
+use super::fleet::{Fleet, Lane, Refused, Seat};
 use super::isolate::Isolation;
-use crate::snapshot::{Node, Published, Resources};
+use super::memory::{Memory, Remembered};
+use super::message::Message;
+use super::separate::{Rewrite, Rewrites};
+use super::wishes::Wishes;
+use crate::snapshot::{Demand, Node, Proxyless, Published, Resources};
 
-/// A request of one of the two protocols.
-pub trait Message: Into<Request> + Send + 'static {
-    type Response: Send + 'static;
-    const PROTOCOL: &'static str;
-
-    fn node(&self) -> Option<&WireNode>;
-    fn answer(&self) -> Answer<'_>;
-    fn response(response: Response) -> Option<Self::Response>;
-}
-
-/// What a request answers, if it answers something.
-pub struct Answer<'a> {
-    type_url: &'a str,
-    nonce: &'a str,
-    /// The peer's words when it refuses.
-    error: Option<&'a str>,
-}
-
-impl Message for wire::DeltaDiscoveryRequest {
-    type Response = wire::DeltaDiscoveryResponse;
-    const PROTOCOL: &'static str = "delta";
-
-    fn node(&self) -> Option<&WireNode> {
-        self.node.as_ref()
-    }
-
-    fn answer(&self) -> Answer<'_> {
-        Answer {
-            type_url: &self.type_url,
-            nonce: &self.response_nonce,
-            error: self.error_detail.as_ref().map(|e| e.message.as_str()),
-        }
-    }
-
-    fn response(response: Response) -> Option<Self::Response> {
-        response.into_delta()
-    }
-}
-
-impl Message for wire::DiscoveryRequest {
-    type Response = wire::DiscoveryResponse;
-    const PROTOCOL: &'static str = "sotw";
-
-    fn node(&self) -> Option<&WireNode> {
-        self.node.as_ref()
-    }
-
-    fn answer(&self) -> Answer<'_> {
-        Answer {
-            type_url: &self.type_url,
-            nonce: &self.response_nonce,
-            error: self.error_detail.as_ref().map(|e| e.message.as_str()),
-        }
-    }
-
-    fn response(response: Response) -> Option<Self::Response> {
-        response.into_sotw()
-    }
+/// What all streams have in common; cheap to clone.
+#[derive(Clone)]
+pub struct Rooms {
+    pub published: Receiver<Arc<Published>>,
+    pub fleet: Fleet,
+    pub memory: Memory,
+    pub clients: Clients,
+    pub rewrites: Rewrites,
 }
 
 pub struct Driver {
     session: Session,
-    published: Receiver<Arc<Published>>,
-    fleet: Fleet,
+    rooms: Rooms,
     peer: String,
     started: Instant,
 }
@@ -88,21 +41,23 @@ pub struct Driver {
 struct Peer {
     node: Node,
     listeners: Resources,
+    /// Where it gets what it asks for and no more.
+    demand: Option<Demand>,
+    /// Where it is gRPC itself.
+    proxyless: Option<Proxyless>,
     isolation: Isolation,
+    /// Where resources must say that the others come on streams of their own.
+    rewrite: Option<Rewrite>,
+    /// What of its refusals is remembered.
+    remembered: Remembered,
     seat: Seat,
 }
 
 impl Driver {
-    pub fn new(
-        session: Session,
-        published: Receiver<Arc<Published>>,
-        fleet: Fleet,
-        peer: String,
-    ) -> Self {
+    pub fn new(session: Session, rooms: Rooms, peer: String) -> Self {
         Self {
             session,
-            published,
-            fleet,
+            rooms,
             peer,
             started: Instant::now(),
         }
@@ -121,27 +76,60 @@ impl Driver {
         let Some(first) = first.map_err(|_| Status::deadline_exceeded("no request came"))?? else {
             return Ok(());
         };
-        let node =
-            Node::parse(first.node()).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let refuse = |error: &dyn std::fmt::Display| Status::invalid_argument(error.to_string());
+        let node = Node::parse(first.node()).map_err(|e| refuse(&e))?;
+        let wishes = Wishes::parse(first.node()).map_err(|e| refuse(&e))?;
         tracing::info!(node = %node.id, agent = %node.agent, peer = %self.peer, protocol = M::PROTOCOL, "proxy connected");
-        let seat = self.fleet.connect(&node, &self.peer, M::PROTOCOL);
-        let mut peer = Peer {
-            listeners: Published::listeners(&node),
-            isolation: Isolation::default(),
-            node,
-            seat,
-        };
+        let lane = Lane::new(self.session.only(), first.names());
+        let seat = self
+            .rooms
+            .fleet
+            .connect(&node, &self.peer, M::PROTOCOL, lane);
+        let (entry, questions) = self.rooms.clients.enter(&node);
+        let mut peer = self.introduce::<M>(&first, node, &wishes, seat);
         self.take(&mut peer, first)?;
         self.target(&mut peer);
-        let ended = self.pump(&mut peer, inbound, answers).await;
+        let ended = self.pump(&mut peer, inbound, questions, answers).await;
+        drop(entry);
         tracing::info!(node = %peer.node.id, peer = %self.peer, "proxy disconnected");
         ended
+    }
+
+    /// What its first request and earlier streams tell about a peer.
+    fn introduce<M: Message>(
+        &mut self,
+        first: &M,
+        node: Node,
+        wishes: &Wishes,
+        seat: Seat,
+    ) -> Peer {
+        let is_delta = M::PROTOCOL == "delta";
+        let demand = Demand::asked(first.node(), &node).filter(|_| is_delta);
+        if demand.is_some() {
+            self.session.trust_order();
+        }
+        self.session
+            .set_ttl(Kind::Endpoints, wishes.endpoint_ttl.as_millis() as u64);
+        let source = wishes.source(self.session.only(), is_delta);
+        let recalled = self.rooms.memory.recall(&node);
+        self.session.remember(recalled.nacks);
+        Peer {
+            listeners: Published::listeners(&node),
+            demand,
+            proxyless: Proxyless::of(&node),
+            isolation: recalled.isolation,
+            rewrite: source.map(|source| self.rooms.rewrites.to(source)),
+            remembered: Remembered::default(),
+            node,
+            seat,
+        }
     }
 
     async fn pump<M: Message>(
         &mut self,
         peer: &mut Peer,
         mut inbound: Streaming<M>,
+        mut questions: mpsc::Receiver<Question>,
         answers: &Sender<Result<M::Response, Status>>,
     ) -> Result<(), Status> {
         let mut waiting: Option<(M::Response, Instant)> = None;
@@ -152,6 +140,9 @@ impl Driver {
                     .and_then(M::response)
                     .map(|response| (response, Instant::now() + STALL_MAX));
                 self.report(peer);
+                if let Some(error) = self.session.failed() {
+                    return Err(Status::resource_exhausted(error.to_string()));
+                }
             }
             let stalled = waiting.as_ref().map(|(_, until)| *until);
             let patience = self
@@ -163,7 +154,7 @@ impl Driver {
                 place = answers.reserve(), if waiting.is_some() => {
                     let Ok(place) = place else { return Ok(()) };
                     if let Some((response, _)) = waiting.take() {
-                        self.fleet.sent();
+                        self.rooms.fleet.sent();
                         place.send(Ok(response));
                     }
                 }
@@ -171,7 +162,8 @@ impl Driver {
                     Some(message) => self.take(peer, message)?,
                     None => return Ok(()),
                 },
-                changed = self.published.changed() => {
+                Some(question) = questions.recv() => question.answer(&self.session),
+                changed = self.rooms.published.changed() => {
                     changed.map_err(|_| Status::unavailable("the control plane is stopping"))?;
                     self.target(peer);
                 }
@@ -194,35 +186,79 @@ impl Driver {
     fn take<M: Message>(&mut self, peer: &mut Peer, message: M) -> Result<(), Status> {
         let answer = message.answer();
         if answer.error.is_some() {
-            self.fleet.nacked();
+            self.rooms.fleet.nacked();
         }
-        let published = self.published.borrow().clone();
+        let published = self.published(peer);
         // A route table that was refused is replaced by one without the documents that it can be blamed on.
-        let is_routes = answer.type_url == Kind::Routes.type_url();
+        let is_routes = match self.session.only() {
+            Some(only) => only == Kind::Routes,
+            None => answer.type_url == Kind::Routes.type_url(),
+        };
         let is_other = is_routes
             && peer
                 .isolation
                 .answered(answer.nonce, answer.error, &published);
+        let changes_names = message.changes_names();
+        let unserved = self.session.unserved().count();
         self.session
             .on_request(message)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        if self.session.unserved().count() > unserved {
+            let types: Vec<&str> = self.session.unserved().collect();
+            tracing::warn!(node = %peer.node.id, ?types, "asks for types that are not served");
+        }
         if is_other {
             self.target(peer);
+        } else if peer.proxyless.is_some() || (changes_names && peer.demand.is_some()) {
+            self.resnapshot(peer, &published);
         }
         Ok(())
     }
 
+    /// The compiled world that this node gets.
+    fn published(&self, peer: &Peer) -> Arc<Published> {
+        self.rooms.published.borrow().of(&peer.node.id)
+    }
+
     fn target(&mut self, peer: &mut Peer) {
-        let published = self.published.borrow_and_update().clone();
-        let snapshot = peer
-            .isolation
-            .snapshot(&published, &peer.node, &peer.listeners);
+        self.rooms.published.mark_unchanged();
+        let published = self.published(peer);
+        if let Some(demand) = &mut peer.demand {
+            demand.isolate(peer.isolation.mesh(&published));
+        }
+        self.resnapshot(peer, &published);
+    }
+
+    fn resnapshot(&mut self, peer: &mut Peer, published: &Published) {
+        let snapshot = self.snapshot(peer, published);
+        let snapshot = match &mut peer.rewrite {
+            Some(rewrite) => rewrite.apply(&snapshot),
+            None => snapshot,
+        };
         self.session.set_snapshot(Arc::new(snapshot));
     }
 
-    fn report(&self, peer: &Peer) {
+    /// This node's part of it.
+    fn snapshot(&self, peer: &mut Peer, published: &Published) -> Snapshot {
+        if let Some(proxyless) = &mut peer.proxyless {
+            return proxyless.snapshot(published, &peer.node, &self.session);
+        }
+        match &mut peer.demand {
+            Some(demand) => demand.snapshot(published, &peer.node, &self.session),
+            None => peer
+                .isolation
+                .snapshot(published, &peer.node, &peer.listeners),
+        }
+    }
+
+    fn report(&self, peer: &mut Peer) {
         let progress = self.session.progress();
-        let refused = peer.isolation.refused(&progress, &self.published.borrow());
+        let mut refused = peer.isolation.refused(&progress, &self.published(peer));
+        let unmet = peer.proxyless.iter().flat_map(Proxyless::unmet);
+        refused.extend(unmet.map(Refused::from));
+        if let Some(known) = peer.remembered.renew(&progress.nacks, &peer.isolation) {
+            self.rooms.memory.keep(&peer.node, known);
+        }
         peer.seat.report(progress.target, progress.acked, refused);
     }
 

@@ -1,9 +1,10 @@
 //! Counts per edge and second, and what is read from them. Pure.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use phalanx_client::api;
+use phalanx_model::ServiceName;
 use phalanx_proto::phalanx::observe::v1 as wire;
 
 /// Who talks to whom.
@@ -150,6 +151,18 @@ impl Edges {
         let mut edges: Vec<_> = busy.map(|(key, sums)| view(key, &sums, seen_s)).collect();
         edges.sort_by_key(|edge| Reverse(edge.requests));
         edges
+    }
+
+    /// Who has called whom since start.
+    pub fn callers(&self) -> BTreeSet<(ServiceName, ServiceName)> {
+        let caller = |key: &EdgeKey| {
+            let source = ServiceName::new(&key.source_namespace, &key.source);
+            (
+                source,
+                ServiceName::new(&key.destination_namespace, &key.destination),
+            )
+        };
+        self.edges.keys().map(caller).collect()
     }
 
     /// Since start, by name.

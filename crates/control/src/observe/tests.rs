@@ -110,6 +110,7 @@ async fn edges_are_bounded() {
     let observe = Observe::default();
     for n in 0..3u32 {
         let edges = (0..EDGES_PER_REPORT_MAX).map(|i| wire::Edge {
+            destination_service: "battle".into(),
             destination_version: format!("{n}-{i}"),
             requests: 1,
             ..wire::Edge::default()

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use phalanx_model::document::{
     BackendPolicy, Document, EndpointSlice, Service, ServicePort, SlicePort, TargetPort,
 };
-use phalanx_model::instance::{InstancePort, Protocol};
+use phalanx_model::instance::{InstancePort, Protocol, State};
 use phalanx_model::resource::{Assignment, Cluster, Endpoint, Health};
 use phalanx_model::{ClusterName, Instance, ServiceName, SharedMap};
 
@@ -73,7 +73,7 @@ pub(super) fn compile(
             }
             let assignment = Assignment {
                 cluster: name.clone(),
-                endpoints: tidy(endpoints),
+                endpoints: judged(world, &service, tidy(endpoints)),
             };
             replace(&mut mesh.clusters, name.clone(), cluster);
             replace(&mut mesh.assignments, name, assignment);
@@ -91,6 +91,20 @@ pub(super) fn compile(
     changed
 }
 
+/// An endpoint that does not work stays where it is, so that a data plane can still send to all when none works.
+fn judged(world: &World, service: &ServiceName, mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
+    let Some(verdicts) = world.health.get(service) else {
+        return endpoints;
+    };
+    for endpoint in &mut endpoints {
+        let verdict = verdicts.get(&endpoint.address);
+        if verdict.is_some_and(|verdict| verdict.is_unhealthy()) {
+            endpoint.health = Health::Unhealthy;
+        }
+    }
+    endpoints
+}
+
 /// What is equal stays shared.
 pub(super) fn replace<K: Ord + Clone, V: PartialEq>(
     map: &mut SharedMap<K, Arc<V>>,
@@ -105,7 +119,12 @@ pub(super) fn replace<K: Ord + Clone, V: PartialEq>(
 type Found = BTreeMap<u16, (CatalogPort, Vec<Endpoint>)>;
 
 /// The ports of a service and who serves them, as its manifest says, else its instances.
-fn find(world: &World, index: &Index, name: &ServiceName, findings: &mut Vec<Finding>) -> Found {
+fn find(
+    world: &World,
+    index: &Index,
+    name: &ServiceName,
+    findings: &mut Vec<Finding>,
+) -> Found {
     let mut found = Found::new();
     let slices = index.slices.of(name).filter_map(|id| {
         let entry = world.documents.get(id)?;
@@ -115,7 +134,7 @@ fn find(world: &World, index: &Index, name: &ServiceName, findings: &mut Vec<Fin
         }
     });
     let Some(service) = world.service(name) else {
-        findings.extend(slices.map(|(entry, _)| finding(entry, "no Service has the name in its label kubernetes.io/service-name, so nothing is sent to its endpoints")));
+        findings.extend(slices.map(|(entry, _)| finding(entry, "unattached: no Service has the name in its label kubernetes.io/service-name, so nothing is sent to its endpoints")));
         if let Some(instances) = world.instances.service(name) {
             undeclared(instances.values(), &mut found);
         }
@@ -146,7 +165,10 @@ fn find(world: &World, index: &Index, name: &ServiceName, findings: &mut Vec<Fin
 }
 
 /// A service that is registered but has no manifest: reachable on its application's ports.
-fn undeclared<'a>(instances: impl Iterator<Item = &'a Arc<Registered>> + Clone, found: &mut Found) {
+fn undeclared<'a>(
+    instances: impl Iterator<Item = &'a Arc<Registered>> + Clone,
+    found: &mut Found,
+) {
     let numbers: BTreeSet<u16> = instances
         .clone()
         .flat_map(|i| &i.instance.ports)
@@ -203,11 +225,16 @@ fn protocol<'a>(
 /// None for an instance that wants no traffic.
 fn endpoint(registered: &Registered, port: &InstancePort) -> Option<Endpoint> {
     let instance = &registered.instance;
+    let health = match registered.state {
+        State::Accepting => Health::Healthy,
+        State::Draining => Health::Draining,
+        State::NotReady | State::Drained => return None,
+    };
     Some(Endpoint {
         address: port.address,
         weight: instance.weight.clamp(1, WEIGHT_MAX),
         zone: instance.zone.clone(),
-        health: Health::Healthy,
+        health,
         version: instance.version().to_owned(),
         instance: instance.id.id.clone(),
         target: port.number,
@@ -299,13 +326,7 @@ fn policy<'a>(
     policies.sort_by_key(|(entry, _)| (entry.created_ms, &entry.id));
     let ((winner, policy), others) = policies.split_first()?;
     findings.extend(others.iter().map(|(entry, _)| {
-        finding(
-            entry,
-            format!(
-                "conflicted: {} is older and already sets the policy of Service {service}",
-                winner.id
-            ),
-        )
+        finding(entry, format!("conflicted: {} is older and already sets the policy of Service {service}", winner.id))
     }));
     Some(policy)
 }

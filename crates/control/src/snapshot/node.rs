@@ -28,7 +28,7 @@ pub enum NodeError {
     )]
     Missing,
     #[error(
-        "node.id is empty or longer than {ID_MAX} bytes (expected <namespace>/<service>/<instance>)"
+        "node.id is empty, longer than {ID_MAX} bytes or has control characters (expected <namespace>/<service>/<instance>)"
     )]
     Id,
     #[error(
@@ -74,7 +74,7 @@ impl Node {
     pub fn parse(node: Option<&core::Node>) -> Result<Self, NodeError> {
         let node = node.ok_or(NodeError::Missing)?;
         let id = node.id.clone();
-        if id.is_empty() || id.len() > ID_MAX {
+        if id.is_empty() || id.len() > ID_MAX || id.chars().any(char::is_control) {
             return Err(NodeError::Id);
         }
         let agent = agent(node);

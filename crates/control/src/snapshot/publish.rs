@@ -8,9 +8,11 @@ use phalanx_model::resource::RouteTable;
 use phalanx_model::{ClusterName, ServiceName, SharedMap};
 use phalanx_xds::{Encoded, Kind, Snapshot, encode};
 
+use super::demand::Hosts;
+use super::proxyless::Dialect;
 use super::table::Tables;
 use super::{Finding, Mesh, Node, listener};
-use crate::world::World;
+use crate::world::{Canary, World};
 
 pub use phalanx_xds::Resources;
 
@@ -24,6 +26,12 @@ pub struct Published {
     clusters: Resources,
     endpoints: Resources,
     tables: Arc<Tables>,
+    /// For sidecars that ask on demand.
+    pub(super) hosts: Hosts,
+    /// For proxyless gRPC.
+    pub(super) dialect: Dialect,
+    /// The world with a canary's change, for the nodes that come first.
+    staged: Option<Arc<Published>>,
 }
 
 impl Published {
@@ -37,6 +45,18 @@ impl Published {
             clusters: Resources::default(),
             endpoints: Resources::default(),
             tables: Arc::default(),
+            hosts: Hosts::default(),
+            dialect: Dialect::default(),
+            staged: None,
+        }
+    }
+
+    /// What is published for this node: the staged world if it is one of a canary's.
+    pub fn of(self: &Arc<Self>, node: &str) -> Arc<Self> {
+        let chosen = |canary: &Arc<Canary>| canary.nodes.contains(node);
+        match (&self.staged, &self.world.canary) {
+            (Some(staged), Some(canary)) if chosen(canary) => staged.clone(),
+            _ => self.clone(),
         }
     }
 
@@ -69,6 +89,15 @@ impl Published {
         Snapshot::from_kinds(self.revision, Kind::ALL.map(|kind| of(kind).clone()))
     }
 
+    /// A cluster or an endpoint set: those are the same for all nodes.
+    pub(super) fn shared(&self, kind: Kind, name: &str) -> Option<Arc<Encoded>> {
+        match kind {
+            Kind::Cluster => self.clusters.get(name).cloned(),
+            Kind::Endpoints => self.endpoints.get(name).cloned(),
+            _ => None,
+        }
+    }
+
     /// The documents that a cluster or an endpoint set of this name is made of.
     pub fn sources(&self, name: &str) -> Vec<DocumentId> {
         let Ok(cluster) = name.parse::<ClusterName>() else {
@@ -98,6 +127,8 @@ pub struct Changes {
 pub struct Compiler {
     last: Option<Published>,
     changes: Changes,
+    /// Of a canary's world.
+    staged: Option<Box<Compiler>>,
 }
 
 impl Compiler {
@@ -123,12 +154,9 @@ impl Compiler {
         let tables = if rules.0.same(rules.1) {
             last.tables
         } else {
-            Arc::new(
-                last.tables
-                    .advance(&before.rules, &mesh.rules, &mut changes),
-            )
+            Arc::new(last.tables.advance(&before.rules, &mesh.rules, &mut changes))
         };
-        let published = Published {
+        let mut published = Published {
             revision: world.revision,
             findings: mesh.findings.clone(),
             world,
@@ -136,10 +164,40 @@ impl Compiler {
             clusters,
             endpoints,
             tables,
+            hosts: last.hosts,
+            dialect: last.dialect,
+            staged: None,
         };
         self.changes = changes;
         self.last = Some(published.clone());
+        published.staged = self.stage(&published);
         published
+    }
+
+    /// Compiles from there on.
+    pub fn resume(published: &Published) -> Self {
+        Self {
+            last: Some(Published {
+                staged: None,
+                ..published.clone()
+            }),
+            ..Self::default()
+        }
+    }
+
+    /// The same with the canary's change, if there is one.
+    fn stage(&mut self, published: &Published) -> Option<Arc<Published>> {
+        let world = published.world.staged().map(|staged| World {
+            canary: None,
+            ..staged
+        });
+        let Some(world) = world else {
+            self.staged = None;
+            return None;
+        };
+        let resume = || Box::new(Self::resume(published));
+        let compiler = self.staged.get_or_insert_with(resume);
+        Some(Arc::new(compiler.compile(Arc::new(world))))
     }
 
     /// Of the last compilation.

@@ -209,11 +209,11 @@ fn parents(
             (None, _) => findings.push(finding(
                 entry,
                 format!(
-                    "its parent Service {service} does not exist, so it has no effect there yet"
+                    "unattached: its parent Service {service} does not exist, so it has no effect there yet"
                 ),
             )),
             (Some(all), Some(port)) if !all.contains_key(&port) => {
-                findings.push(finding(entry, format!("its parent Service {service} has no port {port}, so it has no effect there yet")));
+                findings.push(finding(entry, format!("unattached: its parent Service {service} has no port {port}, so it has no effect there yet")));
             }
             (Some(_), Some(port)) => {
                 ports.insert(port);

@@ -367,7 +367,7 @@ fn endpoint_slices_add_endpoints_that_do_not_register() {
         ["127.0.0.3:7777 b1"],
         "one address once, as it registered"
     );
-    assert!(messages(&mesh)[0].starts_with("EndpointSlice/default/x: no Service"));
+    assert!(messages(&mesh)[0].starts_with("EndpointSlice/default/x: unattached: no Service"));
 }
 
 #[test]

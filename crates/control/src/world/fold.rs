@@ -1,13 +1,17 @@
 //! Stored entries and changes in, worlds out. Pure, apart from the clock that stamps a change.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use phalanx_model::document::{Document, DocumentId};
-use phalanx_model::{InstanceId, manifest};
+use phalanx_model::instance::State;
+use phalanx_model::{InstanceId, ServiceName, manifest};
 use tokio::time::Instant;
 
-use super::record::{self, DocumentRecord, HistoryRecord, InstanceRecord, Key};
-use super::{DocumentEntry, Quarantine, Registered, World};
+use super::record::{
+    self, DocumentRecord, DrainRecord, HistoryRecord, InstanceRecord, Key, PlaneRecord,
+};
+use super::{Canary, DocumentEntry, Plane, Quarantine, Registered, Verdict, World, health};
 
 /// One key of the store as it is now, or one change of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +73,51 @@ impl Fold {
                     world.sequence = world.sequence.max(sequence);
                 }
             }
+            Key::Release(service) => {
+                let releases = Arc::make_mut(&mut self.world.releases);
+                match change.value {
+                    Some(_) => drop(releases.insert(service, change.revision)),
+                    None => drop(releases.remove(&service)),
+                }
+            }
+            Key::Plane(id) => self.plane(&change.key, id, change.value.as_deref(), change.revision),
+            Key::Drain(id) => self.drain(&change.key, id, change.value.as_deref(), change.revision),
+            Key::Canary => self.canary(&change),
+            Key::CanaryLast => {
+                let last = change.value.as_deref().map(serde_json::from_slice);
+                self.world.last_canary = last.and_then(Result::ok).map(Arc::new);
+            }
+            Key::Health(service, address) => {
+                self.health(&change.key, service, address, change.value.as_deref(), change.revision);
+            }
             Key::Other => {}
+        }
+    }
+
+    fn canary(&mut self, change: &Stored) {
+        let read = |value| Arc::new(Canary::read(value, change.revision));
+        self.world.canary = change.value.as_deref().map(read);
+        match self.world.canary.as_ref().and_then(|c| c.problem.clone()) {
+            Some(problem) => self.quarantine(change.key.clone(), problem, change.revision),
+            None => self.release(&change.key),
+        }
+    }
+
+    fn health(
+        &mut self,
+        key: &str,
+        service: ServiceName,
+        address: SocketAddr,
+        value: Option<&[u8]>,
+        revision: u64,
+    ) {
+        let verdict = value.map(serde_json::from_slice::<Verdict>).transpose();
+        match verdict {
+            Ok(verdict) => {
+                health::set(&mut self.world.health, service, address, verdict);
+                self.release(key);
+            }
+            Err(e) => self.quarantine(key.to_owned(), format!("it is damaged: {e}"), revision),
         }
     }
 
@@ -124,11 +172,16 @@ impl Fold {
             .map_err(|e| format!("its record is damaged: {e}"));
         let registered = parsed.and_then(|record| {
             let (epoch, ttl_ms) = (record.epoch, record.ttl_ms);
+            let (plane, asserted) = (record.plane.clone(), record.state());
+            let state = self.state(&id, asserted);
             record.instance(id).map(|instance| Registered {
                 instance,
                 epoch,
                 ttl_ms,
                 revision,
+                plane,
+                asserted,
+                state,
             })
         });
         match registered {
@@ -138,6 +191,58 @@ impl Fold {
             }
             Err(message) => self.quarantine(key.to_owned(), message, revision),
         }
+    }
+
+    /// What an instance says or an operator wants of it, whichever is less.
+    fn state(&self, id: &InstanceId, asserted: State) -> State {
+        let wanted = self.world.drains.get(id).map(|drain| drain.state());
+        wanted.map_or(asserted, |wanted| wanted.max(asserted))
+    }
+
+    fn drain(&mut self, key: &str, id: InstanceId, value: Option<&[u8]>, revision: u64) {
+        let drains = Arc::make_mut(&mut self.world.drains);
+        match value.map(serde_json::from_slice::<DrainRecord>) {
+            None => drop(drains.remove(&id)),
+            Some(Ok(record)) => drop(drains.insert(id.clone(), Arc::new(record))),
+            Some(Err(e)) => {
+                let message = format!("its record is damaged: {e}");
+                return self.quarantine(key.to_owned(), message, revision);
+            }
+        }
+        self.release(key);
+        let Some(registered) = self.world.instances.get(&id) else {
+            return;
+        };
+        let state = self.state(&id, registered.asserted);
+        if state != registered.state {
+            let changed = Registered {
+                state,
+                ..Registered::clone(registered)
+            };
+            self.world.instances.insert(changed);
+        }
+    }
+
+    fn plane(&mut self, key: &str, id: String, value: Option<&[u8]>, revision: u64) {
+        let planes = Arc::make_mut(&mut self.world.planes);
+        match value.map(serde_json::from_slice::<PlaneRecord>) {
+            None => drop(planes.remove(&id)),
+            Some(Ok(record)) => {
+                let plane = Plane {
+                    admin: record.admin,
+                    xds: record.xds,
+                    started_ms: record.started,
+                    token: record.token,
+                    revision,
+                };
+                planes.insert(id, plane);
+            }
+            Some(Err(e)) => {
+                let message = format!("its record is damaged: {e}");
+                return self.quarantine(key.to_owned(), message, revision);
+            }
+        }
+        self.release(key);
     }
 
     /// Documents that don't parse get the newest version in the history that does.
@@ -200,7 +305,7 @@ impl Fold {
 }
 
 /// What the store has was checked by another build, or by nobody.
-fn parse_stored(id: &DocumentId, json: &serde_json::Value) -> Result<Document, String> {
+pub(super) fn parse_stored(id: &DocumentId, json: &serde_json::Value) -> Result<Document, String> {
     let parsed = manifest::parse(&id.to_string(), &json.to_string(), &id.namespace);
     let documents = parsed.into_result().map_err(|problems| {
         let texts: Vec<_> = problems

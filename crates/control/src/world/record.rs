@@ -3,14 +3,25 @@
 use std::net::SocketAddr;
 
 use phalanx_model::document::{DocumentId, Kind};
-use phalanx_model::instance::{Labels, Protocol};
+use phalanx_model::instance::{Labels, Protocol, State};
 use phalanx_model::{Instance, InstanceId, InstancePort, ServiceName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub const CONFIG: &str = "config/";
 pub const INSTANCES: &str = "instances/";
+pub const HEALTH: &str = "health/";
 pub const HISTORY: &str = "history/";
+/// In the place of a control plane's name: no plane keeps a lease, it is found in an etcd where it keeps its own key alive.
+/// No control plane can have this name.
+pub const IMPORTED: &str = "!etcd";
+/// A change that only some proxies have yet.
+pub const CANARY: &str = "canary/current";
+/// How the last one ended.
+pub const CANARY_LAST: &str = "canary/last";
+pub const PLANES: &str = "planes/";
+pub const DRAINS: &str = "drains/";
+pub const RELEASES: &str = "releases/";
 
 /// What a key stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,12 +30,27 @@ pub enum Key {
     Instance(InstanceId),
     /// Its sequence number.
     History(u64),
+    Canary,
+    CanaryLast,
+    /// A control plane that is alive, by its name.
+    Plane(String),
+    /// What an operator wants of an instance.
+    Drain(InstanceId),
+    /// That an operator let held instances go.
+    Release(ServiceName),
+    /// Of an endpoint of a service.
+    Health(ServiceName, SocketAddr),
     /// Of a later version, or foreign.
     Other,
 }
 
 impl Key {
     pub fn parse(key: &str) -> Self {
+        match key {
+            CANARY => return Self::Canary,
+            CANARY_LAST => return Self::CanaryLast,
+            _ => {}
+        }
         let mut parts = key.split('/');
         let parts = [
             parts.next(),
@@ -58,9 +84,34 @@ impl Key {
                 service: ServiceName::new(namespace, service),
                 id: id.to_owned(),
             }),
+            [
+                Some("drains"),
+                Some(namespace),
+                Some(service),
+                Some(id),
+                None,
+            ] if !id.is_empty() => Self::Drain(InstanceId {
+                service: ServiceName::new(namespace, service),
+                id: id.to_owned(),
+            }),
+            [Some("releases"), Some(namespace), Some(service), None, None] => {
+                Self::Release(ServiceName::new(namespace, service))
+            }
+            [Some("planes"), Some(id), None, None, None] if !id.is_empty() => {
+                Self::Plane(id.to_owned())
+            }
             [Some("history"), Some(sequence), None, None, None] => {
                 sequence.parse().map_or(Self::Other, Self::History)
             }
+            [
+                Some("health"),
+                Some(namespace),
+                Some(service),
+                Some(address),
+                None,
+            ] => address.parse().map_or(Self::Other, |address| {
+                Self::Health(ServiceName::new(namespace, service), address)
+            }),
             _ => Self::Other,
         }
     }
@@ -74,6 +125,26 @@ pub fn document_key(id: &DocumentId) -> String {
 /// `instances/<namespace>/<service>/<id>`
 pub fn instance_key(id: &InstanceId) -> String {
     format!("{INSTANCES}{id}")
+}
+
+/// `planes/<name>`
+pub fn plane_key(id: &str) -> String {
+    format!("{PLANES}{id}")
+}
+
+/// `releases/<namespace>/<service>`
+pub fn release_key(service: &ServiceName) -> String {
+    format!("{RELEASES}{service}")
+}
+
+/// `drains/<namespace>/<service>/<id>`
+pub fn drain_key(id: &InstanceId) -> String {
+    format!("{DRAINS}{id}")
+}
+
+/// `health/<namespace>/<service>/<ip:port>`
+pub fn health_key(service: &ServiceName, address: &SocketAddr) -> String {
+    format!("{HEALTH}{service}/{address}")
 }
 
 /// `history/<20 digits>`, so that the order of keys is that of time.
@@ -91,7 +162,7 @@ pub struct DocumentRecord {
 }
 
 /// One transaction on the configuration; its revision is the key's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HistoryRecord {
     /// Unix milliseconds.
     pub time: u64,
@@ -99,6 +170,74 @@ pub struct HistoryRecord {
     #[serde(default)]
     pub message: String,
     pub changes: Vec<HistoryChange>,
+    /// A step of a canary; what it tries is in force at few proxies only, so it is none of `changes`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryStep>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CanaryStep {
+    /// The sequence number of the transaction that staged it.
+    pub of: u64,
+    pub stage: CanaryStage,
+    #[serde(default)]
+    pub tried: Vec<HistoryChange>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CanaryStage {
+    Started,
+    Promoted,
+    /// Withdrawn from the proxies that had it.
+    Back,
+}
+
+/// A staged change. The documents under `config/` stay as they are until it is promoted, so that going back is nothing but
+/// forgetting this.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CanaryRecord {
+    /// Of the history record that started it.
+    pub sequence: u64,
+    /// Unix milliseconds.
+    pub started: u64,
+    pub author: String,
+    #[serde(default)]
+    pub message: String,
+    /// How long all of `nodes` have to bear it.
+    pub watch_ms: u64,
+    /// Share of failed requests, 0 to 1, above that of the others and of before.
+    pub max_error_rate: f64,
+    #[serde(default)]
+    pub max_errors: Option<u64>,
+    /// Who gets it first; chosen once, so that every control plane over the store agrees.
+    pub nodes: Vec<String>,
+    /// How many proxies the change concerned then.
+    pub concerned: usize,
+    pub changes: Vec<CanaryChange>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CanaryChange {
+    /// `<Kind>/<namespace>/<name>`
+    pub id: String,
+    /// The revision of what it replaces; none: it is new.
+    #[serde(default)]
+    pub replaces: Option<u64>,
+    /// None: deleted.
+    pub after: Option<DocumentRecord>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CanaryLast {
+    /// As in [`CanaryRecord`].
+    pub sequence: u64,
+    pub stage: CanaryStage,
+    pub reason: String,
+    /// Who decided; `phalanx` when nobody did.
+    pub author: String,
+    /// Unix milliseconds.
+    pub time: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -120,6 +259,56 @@ pub struct InstanceRecord {
     pub weight: u32,
     #[serde(default)]
     pub proxy_admin: String,
+    /// The control plane that keeps its lease; empty: nobody yet.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub plane: String,
+    /// As the instance says; none when it takes traffic. One of `State`'s names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+}
+
+/// A control plane, stored under its lease: when that ends, the key is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaneRecord {
+    /// `HOST:PORT` of its admin API.
+    pub admin: String,
+    /// `HOST:PORT` for data planes.
+    pub xds: String,
+    /// Unix milliseconds.
+    pub started: u64,
+    /// Drawn at each start: tells two processes of one name apart.
+    pub token: u64,
+}
+
+/// What an operator wants of an instance, whatever it says itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainRecord {
+    /// Unix milliseconds.
+    pub since: u64,
+    pub author: String,
+    /// `draining` or `drained`.
+    pub state: String,
+    /// After this long of draining, drained; none: it drains until that is undone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_ms: Option<u64>,
+}
+
+/// That an operator let the held instances of a service go; each time it is written counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseRecord {
+    /// Unix milliseconds.
+    pub time: u64,
+    pub author: String,
+}
+
+impl DrainRecord {
+    /// Draining unless it says more.
+    pub fn state(&self) -> State {
+        match State::parse(&self.state) {
+            Some(State::Drained) => State::Drained,
+            _ => State::Draining,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,6 +336,25 @@ impl InstanceRecord {
             zone: instance.zone.clone(),
             weight: instance.weight,
             proxy_admin: instance.proxy_admin.clone(),
+            plane: String::new(),
+            state: None,
+        }
+    }
+
+    #[must_use]
+    pub fn of(self, plane: &str, state: State) -> Self {
+        Self {
+            plane: plane.to_owned(),
+            state: (state != State::default()).then(|| state.as_str().to_owned()),
+            ..self
+        }
+    }
+
+    /// A name of a later version counts as not ready.
+    pub fn state(&self) -> State {
+        match &self.state {
+            None => State::default(),
+            Some(text) => State::parse(text).unwrap_or(State::NotReady),
         }
     }
 
@@ -199,11 +407,13 @@ mod tests {
             name: "battle".into(),
         };
         assert_eq!(Key::parse(&document_key(&id)), Key::Document(id));
-        let id = InstanceId {
+        let id = || InstanceId {
             service: ServiceName::new("default", "battle"),
             id: "battle-1".into(),
         };
-        assert_eq!(Key::parse(&instance_key(&id)), Key::Instance(id));
+        assert_eq!(Key::parse(&instance_key(&id())), Key::Instance(id()));
+        assert_eq!(Key::parse(&drain_key(&id())), Key::Drain(id()));
+        assert_eq!(Key::parse(&plane_key("a-1")), Key::Plane("a-1".into()));
         assert_eq!(history_key(7), "history/00000000000000000007");
         assert_eq!(Key::parse(&history_key(7)), Key::History(7));
     }

@@ -19,11 +19,26 @@ fn the_first_are_callers_then_spread_over_services_and_versions() {
     };
     let services = BTreeSet::from([battle]);
     let chosen = first(&nodes, 4, &services, &around, 1);
-    let of = |prefix: &str| names(&chosen).iter().filter(|n| n.starts_with(prefix)).count();
-    assert_eq!((of("default/match/a"), of("default/match/b")), (2, 2), "{chosen:?}");
+    let of = |prefix: &str| {
+        names(&chosen)
+            .iter()
+            .filter(|n| n.starts_with(prefix))
+            .count()
+    };
+    assert_eq!(
+        (of("default/match/a"), of("default/match/b")),
+        (2, 2),
+        "{chosen:?}"
+    );
     nodes.reverse();
-    assert_eq!(first(&nodes, 4, &services, &around, 1), chosen, "whatever the order");
-    let others: BTreeSet<_> = (2..12).map(|seed| first(&nodes, 4, &services, &around, seed)).collect();
+    assert_eq!(
+        first(&nodes, 4, &services, &around, 1),
+        chosen,
+        "whatever the order"
+    );
+    let others: BTreeSet<_> = (2..12)
+        .map(|seed| first(&nodes, 4, &services, &around, seed))
+        .collect();
     assert!(others.len() > 1, "not always the same for every change");
     assert_eq!(first(&nodes, 99, &services, &around, 1).len(), 20);
 }

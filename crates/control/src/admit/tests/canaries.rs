@@ -15,7 +15,9 @@ fn terms(first: &str) -> CanaryTerms {
 
 fn around() -> Around {
     Around {
-        nodes: ["m1", "m2", "m3"].map(|id| node("match", "v1", id)).to_vec(),
+        nodes: ["m1", "m2", "m3"]
+            .map(|id| node("match", "v1", id))
+            .to_vec(),
         ..Around::default()
     }
 }
@@ -34,7 +36,9 @@ impl Door {
         let canary = world.canary.as_ref().and_then(|c| c.record.as_ref());
         let sequence = canary.map_or(0, |record| record.sequence);
         let admission = &self.admission.0;
-        admission.conclude(sequence, stage, "phalanx", "because").await
+        admission
+            .conclude(sequence, stage, "phalanx", "because")
+            .await
     }
 
     fn port(&self, world: &World) -> Option<Value> {
@@ -53,15 +57,31 @@ async fn a_staged_change_is_in_no_document_until_it_is_promoted() {
     let staged = world.staged().unwrap();
     assert_eq!(door.port(&staged), Some(81.into()));
     let canary = world.canary.clone().unwrap();
-    assert_eq!((canary.nodes.len(), canary.record.as_ref().unwrap().concerned), (1, 3));
+    assert_eq!(
+        (
+            canary.nodes.len(),
+            canary.record.as_ref().unwrap().concerned
+        ),
+        (1, 3)
+    );
 
     door.conclude(CanaryStage::Promoted).await.unwrap();
     let world = door.world();
     assert_eq!(door.port(&world), Some(81.into()));
     assert!(world.canary.is_none() && world.staged().is_none());
     let history = door.admission.history(10).await.unwrap();
-    let stages: Vec<_> = history.iter().map(|(_, _, r)| r.canary.as_ref().map(|c| c.stage)).collect();
-    assert_eq!(stages, [Some(CanaryStage::Promoted), Some(CanaryStage::Started), None]);
+    let stages: Vec<_> = history
+        .iter()
+        .map(|(_, _, r)| r.canary.as_ref().map(|c| c.stage))
+        .collect();
+    assert_eq!(
+        stages,
+        [
+            Some(CanaryStage::Promoted),
+            Some(CanaryStage::Started),
+            None
+        ]
+    );
     assert_eq!(history[0].2.changes.len(), 1);
 }
 
@@ -73,7 +93,11 @@ async fn going_back_leaves_everything_as_it_was_and_a_record_of_why() {
     door.conclude(CanaryStage::Back).await.unwrap();
     let world = door.world();
     let entry = world.documents.values().next().unwrap();
-    assert_eq!((entry.revision, entry.generation), (first, 1), "never written");
+    assert_eq!(
+        (entry.revision, entry.generation),
+        (first, 1),
+        "never written"
+    );
     let history = door.admission.history(1).await.unwrap();
     assert_eq!(
         (history[0].2.author.as_str(), history[0].2.message.as_str()),
@@ -86,13 +110,17 @@ async fn going_back_leaves_everything_as_it_was_and_a_record_of_why() {
         to: first,
         ..RollbackRequest::default()
     };
-    assert_eq!(actions(&door.admission.rollback(back).await.unwrap()), Vec::<String>::new());
+    assert_eq!(
+        actions(&door.admission.rollback(back).await.unwrap()),
+        Vec::<String>::new()
+    );
 }
 
 #[tokio::test]
 async fn there_is_one_canary_and_its_documents_stay_untouched_meanwhile() {
     let door = door().await;
-    door.apply(&format!("{}{}", service("web", 80), service("api", 80))).await;
+    door.apply(&format!("{}{}", service("web", 80), service("api", 80)))
+        .await;
     stage(&door, &service("web", 81)).await.unwrap();
     let another = stage(&door, &service("api", 81)).await;
     assert!(
@@ -100,8 +128,16 @@ async fn there_is_one_canary_and_its_documents_stay_untouched_meanwhile() {
         "{another:?}"
     );
     let crossing = door.admission.apply(request(&service("web", 82))).await;
-    assert!(matches!(crossing, Err(AdmitError::UnderWay { .. })), "{crossing:?}");
-    assert!(door.admission.apply(request(&service("api", 82))).await.is_ok());
+    assert!(
+        matches!(crossing, Err(AdmitError::UnderWay { .. })),
+        "{crossing:?}"
+    );
+    assert!(
+        door.admission
+            .apply(request(&service("api", 82)))
+            .await
+            .is_ok()
+    );
     door.conclude(CanaryStage::Promoted).await.unwrap();
 }
 
@@ -116,7 +152,10 @@ async fn a_restart_in_the_middle_knows_what_is_staged_and_for_whom() {
     assert_eq!(world.canary.clone().unwrap().nodes, chosen);
     assert_eq!(second.port(&world), Some(80.into()));
     second.conclude(CanaryStage::Back).await.unwrap();
-    assert!(matches!(second.conclude(CanaryStage::Back).await, Err(AdmitError::NoCanary)));
+    assert!(matches!(
+        second.conclude(CanaryStage::Back).await,
+        Err(AdmitError::NoCanary)
+    ));
 }
 
 #[tokio::test]
@@ -137,13 +176,25 @@ async fn what_changed_behind_its_back_can_not_be_promoted() {
     let door = door().await;
     door.apply(&service("web", 80)).await;
     stage(&door, &service("web", 81)).await.unwrap();
-    let key = door.world().documents.values().next().map(|e| document_key(&e.id)).unwrap();
+    let key = door
+        .world()
+        .documents
+        .values()
+        .next()
+        .map(|e| document_key(&e.id))
+        .unwrap();
     let value = door.store.get(&key).await.unwrap().unwrap().value;
     let revision = door.store.commit(Txn::new().put(key, value)).await.unwrap();
     let mut worlds = door.admission.0.worlds.clone();
-    worlds.wait_for(|world| world.revision >= revision).await.unwrap();
+    worlds
+        .wait_for(|world| world.revision >= revision)
+        .await
+        .unwrap();
     let promoted = door.conclude(CanaryStage::Promoted).await;
-    assert!(matches!(promoted, Err(AdmitError::Overtaken { .. })), "{promoted:?}");
+    assert!(
+        matches!(promoted, Err(AdmitError::Overtaken { .. })),
+        "{promoted:?}"
+    );
     door.conclude(CanaryStage::Back).await.unwrap();
 }
 
@@ -155,12 +206,25 @@ async fn nobody_concerned_and_senseless_terms_are_refused() {
         canary: Some(terms(first)),
         ..request(text)
     };
-    let alone = door.admission.apply(request("1", &service("web", 81))).await;
+    let alone = door
+        .admission
+        .apply(request("1", &service("web", 81)))
+        .await;
     assert!(matches!(alone, Err(AdmitError::Nobody)), "{alone:?}");
     for wrong in ["0", "101%", "many"] {
-        let refused = door.admission.apply(request(wrong, &service("web", 81))).await;
-        assert!(matches!(refused, Err(AdmitError::Invalid { .. })), "{wrong}: {refused:?}");
+        let refused = door
+            .admission
+            .apply(request(wrong, &service("web", 81)))
+            .await;
+        assert!(
+            matches!(refused, Err(AdmitError::Invalid { .. })),
+            "{wrong}: {refused:?}"
+        );
     }
-    let unchanged = door.admission.0.apply(request("1", &service("web", 80)), around()).await;
+    let unchanged = door
+        .admission
+        .0
+        .apply(request("1", &service("web", 80)), around())
+        .await;
     assert!(unchanged.is_ok() && door.world().canary.is_none());
 }

@@ -68,7 +68,11 @@ async fn a_policy_shows_the_field_of_the_cluster_it_changes() {
         panic!("{effect:#?}")
     };
     assert_eq!(
-        (cluster.kind.as_str(), cluster.action.as_str(), cluster.proxies),
+        (
+            cluster.kind.as_str(),
+            cluster.action.as_str(),
+            cluster.proxies
+        ),
         ("CDS", "changed", 1)
     );
     assert!(
@@ -83,13 +87,20 @@ async fn a_policy_shows_the_field_of_the_cluster_it_changes() {
 #[tokio::test]
 async fn findings_that_would_arise_are_told_before_they_do() {
     let door = door().await;
-    door.apply(&format!("{}{}", service("web", 80), route(1))).await;
+    door.apply(&format!("{}{}", service("web", 80), route(1)))
+        .await;
     let request = DeleteRequest {
         files: vec![file("a.yaml", &service("web", 80))],
         dry_run: true,
         ..DeleteRequest::default()
     };
-    let effect = door.admission.delete(request).await.unwrap().effect.unwrap();
+    let effect = door
+        .admission
+        .delete(request)
+        .await
+        .unwrap()
+        .effect
+        .unwrap();
     let [arising] = effect.arising.as_slice() else {
         panic!("{effect:#?}")
     };
@@ -106,5 +117,8 @@ async fn what_changes_nothing_has_no_effect() {
     door.apply(&service("web", 80)).await;
     let answer = looked(&door, &service("web", 80), vec![node("match", "v1", "m1")]).await;
     let effect = answer.effect.unwrap();
-    assert_eq!((effect.concerned, effect.rules.len(), effect.resources.len()), (0, 0, 0));
+    assert_eq!(
+        (effect.concerned, effect.rules.len(), effect.resources.len()),
+        (0, 0, 0)
+    );
 }

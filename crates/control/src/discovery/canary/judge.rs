@@ -99,7 +99,9 @@ fn failing(record: &CanaryRecord, seen: &Seen, is_over: bool) -> Option<String> 
     let all = sum(now.values());
     if let Some(most) = record.max_errors.filter(|most| all.failures > *most) {
         let failures = all.failures;
-        return Some(format!("{failures} requests failed at its proxies, at most {most} may"));
+        return Some(format!(
+            "{failures} requests failed at its proxies, at most {most} may"
+        ));
     }
     let none = api::Traffic::default();
     let of = |told: &Told, name: &str| told.get(name).copied().unwrap_or(none);
@@ -115,21 +117,23 @@ fn failing(record: &CanaryRecord, seen: &Seen, is_over: bool) -> Option<String> 
         sum(before.values()),
         sum(seen.others.values()),
     );
-    named.chain([whole]).find_map(|(what, now, before, others)| {
-        let usual = share(&before).max(share(&others));
-        let is_enough = now.requests >= REQUESTS_MIN || is_over;
-        let is_worse = share(&now) > usual + record.max_error_rate;
-        (is_enough && is_worse).then(|| {
-            format!(
-                "{} of {what} failed at its proxies ({} of {}), {} before and {} at the others",
-                percent(&now),
-                now.failures,
-                now.requests,
-                percent(&before),
-                percent(&others),
-            )
+    named
+        .chain([whole])
+        .find_map(|(what, now, before, others)| {
+            let usual = share(&before).max(share(&others));
+            let is_enough = now.requests >= REQUESTS_MIN || is_over;
+            let is_worse = share(&now) > usual + record.max_error_rate;
+            (is_enough && is_worse).then(|| {
+                format!(
+                    "{} of {what} failed at its proxies ({} of {}), {} before and {} at the others",
+                    percent(&now),
+                    now.failures,
+                    now.requests,
+                    percent(&before),
+                    percent(&others),
+                )
+            })
         })
-    })
 }
 
 fn borne(record: &CanaryRecord, seen: &Seen) -> String {
@@ -229,7 +233,10 @@ mod tests {
     }
 
     fn traffic(requests: u64, failures: u64) -> Told {
-        Told::from([("default/battle".to_owned(), api::Traffic { requests, failures })])
+        Told::from([(
+            "default/battle".to_owned(),
+            api::Traffic { requests, failures },
+        )])
     }
 
     fn node(name: &str, requests: u64, failures: u64) -> (String, NodeEvidence) {
@@ -259,7 +266,10 @@ mod tests {
 
     #[test]
     fn what_is_borne_for_long_enough_goes_on() {
-        assert_eq!(judge(&record(), &seen((500, 5), (500, 5), 29)), Verdict::Wait);
+        assert_eq!(
+            judge(&record(), &seen((500, 5), (500, 5), 29)),
+            Verdict::Wait
+        );
         let verdict = judge(&record(), &seen((500, 5), (500, 5), 30));
         assert!(
             matches!(&verdict, Verdict::Promote(r) if r.contains("2 proxies of 7") && r.contains("1.0% of 1000")),
@@ -273,7 +283,10 @@ mod tests {
     fn a_refusal_or_a_proxy_that_vanishes_goes_back_at_once() {
         let mut refused = seen((0, 0), (0, 0), 1);
         refused.nodes.get_mut("a").unwrap().refused = vec!["HTTPRoute/x: no".into()];
-        assert!(is_back(&judge(&record(), &refused), "a refuses HTTPRoute/x: no"));
+        assert!(is_back(
+            &judge(&record(), &refused),
+            "a refuses HTTPRoute/x: no"
+        ));
         let mut gone = seen((0, 0), (0, 0), 1);
         gone.gone = vec!["b".into()];
         assert!(is_back(&judge(&record(), &gone), "b went away"));
@@ -282,19 +295,33 @@ mod tests {
     #[test]
     fn failures_above_the_others_and_above_before_go_back() {
         let failing = seen((100, 20), (100, 0), 3);
-        assert!(is_back(&judge(&record(), &failing), "10.0% of requests to default/battle"));
+        assert!(is_back(
+            &judge(&record(), &failing),
+            "10.0% of requests to default/battle"
+        ));
         let mut usual = failing.clone();
         usual.nodes.get_mut("a").unwrap().before = traffic(100, 10);
-        assert_eq!(judge(&record(), &usual), Verdict::Wait, "it was like that before");
+        assert_eq!(
+            judge(&record(), &usual),
+            Verdict::Wait,
+            "it was like that before"
+        );
         let mut everywhere = failing.clone();
         everywhere.others = traffic(1000, 100);
-        assert_eq!(judge(&record(), &everywhere), Verdict::Wait, "it is like that everywhere");
+        assert_eq!(
+            judge(&record(), &everywhere),
+            Verdict::Wait,
+            "it is like that everywhere"
+        );
     }
 
     #[test]
     fn few_requests_say_something_at_the_end_only() {
         assert_eq!(judge(&record(), &seen((5, 5), (5, 5), 3)), Verdict::Wait);
-        assert!(is_back(&judge(&record(), &seen((5, 5), (5, 5), 30)), "100.0%"));
+        assert!(is_back(
+            &judge(&record(), &seen((5, 5), (5, 5), 30)),
+            "100.0%"
+        ));
     }
 
     #[test]
@@ -304,7 +331,11 @@ mod tests {
             requests: 50,
             failures: 50,
         };
-        lost.nodes.get_mut("a").unwrap().traffic.insert(String::new(), nowhere);
+        lost.nodes
+            .get_mut("a")
+            .unwrap()
+            .traffic
+            .insert(String::new(), nowhere);
         assert!(is_back(&judge(&record(), &lost), "20.0% of all requests"));
     }
 
@@ -313,7 +344,10 @@ mod tests {
         let mut record = record();
         record.max_errors = Some(3);
         assert_eq!(judge(&record, &seen((1000, 3), (0, 0), 3)), Verdict::Wait);
-        assert!(is_back(&judge(&record, &seen((1000, 4), (0, 0), 3)), "4 requests failed"));
+        assert!(is_back(
+            &judge(&record, &seen((1000, 4), (0, 0), 3)),
+            "4 requests failed"
+        ));
     }
 
     #[test]

@@ -125,6 +125,7 @@ fn at_boot_the_history_gives_the_last_good_version() {
             before: None,
             after: Some(good),
         }],
+        canary: None,
     };
     let stored = vec![
         put(history_key(1), &serde_json::to_value(&record).unwrap(), 1),
