@@ -224,3 +224,143 @@ async fn a_taken_port_is_said_with_its_flag() -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+#[tokio::test]
+async fn errors_are_json_for_those_who_ask_for_json() -> anyhow::Result<()> {
+    let mesh = Mesh::start().await?;
+    let error = |output: &Output| -> anyhow::Result<serde_json::Value> {
+        Ok(serde_json::from_slice(&output.stderr)?)
+    };
+    let mistakes = phalanx(&mesh, &["apply", "-f", "-", "-o", "json"], FIVE_MISTAKES)?;
+    let told = error(&mistakes)?;
+    assert_eq!(told["problems"].as_array().map(Vec::len), Some(5), "{told}");
+    assert_eq!(told["problems"][0]["line"], 5);
+    let arguments = ["delete", "svc", "nothing", "-o", "json"];
+    assert!(error(&phalanx(&mesh, &arguments, "")?)?["error"].is_string());
+    phalanx(&mesh, &["apply", "-f", "-"], SERVICE)?;
+    let arguments = ["delete", "svc", "shop", "--expect", "999999", "-o", "json"];
+    let conflict = error(&phalanx(&mesh, &arguments, "")?)?;
+    assert!(
+        conflict["hint"].is_string() && conflict["revision"].is_u64(),
+        "{conflict}"
+    );
+    let usage = phalanx(&mesh, &["get", "-o", "json"], "")?;
+    assert_eq!(
+        (usage.status.code(), error(&usage)?["code"].clone()),
+        (Some(2), 2.into())
+    );
+    let syntax = phalanx(&mesh, &["apply", "-f", "-", "-o", "json"], "a: [")?;
+    assert_eq!(syntax.status.code(), Some(3));
+    assert!(error(&syntax)?["problems"][0]["line"].is_u64());
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_control_plane_may_be_named_before_the_verb_and_never_as_garbage() -> anyhow::Result<()>
+{
+    let mesh = Mesh::start().await?;
+    let run = |arguments: &[&str], admin: &str| -> anyhow::Result<Output> {
+        let mut command = Command::new(executable("phalanx")?);
+        Ok(command
+            .env("PHALANX_ADMIN", admin)
+            .args(arguments)
+            .output()?)
+    };
+    let admin = mesh.admin.to_string();
+    let output = run(&["--admin", &admin, "status"], "127.0.0.1:1")?;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let output = run(&["status"], "garbage")?;
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("HOST:PORT"), "{}", stderr(&output));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_sound_but_has_no_effect_is_told_as_that() -> anyhow::Result<()> {
+    let mesh = Mesh::start().await?;
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: shop}\nspec:\n  parentRefs: [{kind: Service, name: shop}]\n  rules:\n  - backendRefs: [{name: shop, port: 80}]\n";
+    let applied = phalanx(&mesh, &["apply", "-f", "-"], route)?;
+    assert!(
+        stderr(&applied).contains("stdin:7:19: spec.rules[0].backendRefs[0]: HTTPRoute/default/shop: backend Service default/shop does not exist (yet)"),
+        "{}",
+        stderr(&applied)
+    );
+    let status = phalanx(&mesh, &["status"], "")?;
+    let said = stdout(&status);
+    assert_eq!(status.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("unattached HTTPRoute/default/shop: its parent")
+            && !said.contains("quarantined"),
+        "{said}"
+    );
+    phalanx(&mesh, &["apply", "-f", "-"], SERVICE)?;
+    assert_eq!(phalanx(&mesh, &["status"], "")?.status.code(), Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_history_shows_documents_line_by_line_and_why() -> anyhow::Result<()> {
+    let mesh = Mesh::start().await?;
+    phalanx(&mesh, &["apply", "-f", "-"], SERVICE)?;
+    let first = mesh.client().status(None).await?.config_revision;
+    phalanx(
+        &mesh,
+        &["apply", "-f", "-"],
+        &SERVICE.replace("port: 80", "port: 81"),
+    )?;
+    let second = mesh.client().status(None).await?.config_revision;
+    let shown = phalanx(&mesh, &["history", "--diff", &second.to_string()], "")?;
+    let said = stdout(&shown);
+    assert!(
+        said.contains("-     port: 80") && said.contains("+     port: 81"),
+        "{said}"
+    );
+    assert!(
+        said.contains(&format!("revision {second} by"))
+            && !said.contains(&format!("revision {first} by")),
+        "{said}"
+    );
+    let arguments = [
+        "rollback",
+        "--to",
+        &first.to_string(),
+        "-m",
+        "port 81 is taken",
+        "--wait",
+    ];
+    assert_eq!(phalanx(&mesh, &arguments, "")?.status.code(), Some(0));
+    let history = stdout(&phalanx(&mesh, &["history"], "")?);
+    assert!(
+        history.contains(&format!("rollback to revision {first}: port 81 is taken")),
+        "{history}"
+    );
+    let unknown = phalanx(&mesh, &["history", "--diff", "999999"], "")?;
+    assert_eq!(unknown.status.code(), Some(1), "{}", stderr(&unknown));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sidecar_that_is_registered_but_has_no_stream_is_not_forgotten() -> anyhow::Result<()> {
+    let mut mesh = Mesh::start().await?;
+    let shop = mesh.instance("shop", "v1", "shop").await?;
+    phalanx(&mesh, &["apply", "-f", "-"], SERVICE)?;
+    // Its heartbeats are fresh for a while yet.
+    shop.sidecar.pause()?;
+    mesh.restart_control().await?;
+    let status = mesh.client().status(None).await?;
+    assert_eq!((status.proxies, status.applied), (1, 0), "{status:?}");
+    assert_eq!(status.waiting.len(), 1, "{status:?}");
+    let told = async || {
+        let status = mesh.client().status(None).await.ok()?;
+        (status.not_connected.len() == 1).then_some(status)
+    };
+    let limit = phalanx_testkit::mesh::READY_MAX;
+    let status = phalanx_testkit::eventually("it to be told", limit, told).await?;
+    assert_eq!((status.proxies, status.waiting.len()), (1, 0), "{status:?}");
+    shop.sidecar.resume()?;
+    let back = async || {
+        let status = mesh.client().status(None).await.ok()?;
+        (status.applied == 1 && status.not_connected.is_empty()).then_some(())
+    };
+    phalanx_testkit::eventually("it to be back", limit, back).await
+}
