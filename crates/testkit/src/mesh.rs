@@ -20,6 +20,8 @@ pub struct Mesh {
     pub admin: SocketAddr,
     pub dns: SocketAddr,
     folder: tempfile::TempDir,
+    /// Of the control plane, beside those that every one has.
+    options: Vec<String>,
     started: usize,
 }
 
@@ -35,16 +37,23 @@ pub struct Instance {
 
 impl Mesh {
     pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// With further options for the control plane.
+    pub async fn start_with(options: &[&str]) -> anyhow::Result<Self> {
+        let options: Vec<String> = options.iter().map(|&option| option.into()).collect();
         let folder = tempfile::tempdir()?;
         let ip = address::fresh();
         let (xds, admin) = (SocketAddr::new(ip, 15010), SocketAddr::new(ip, 15080));
-        let control = spawn_control(folder.path(), xds, admin, 0)?;
+        let control = spawn_control(folder.path(), xds, admin, &options, 0)?;
         let mesh = Self {
             control,
             xds,
             admin,
             dns: dns_at(ip),
             folder,
+            options,
             started: 0,
         };
         mesh.wait_for_control().await?;
@@ -59,8 +68,25 @@ impl Mesh {
     pub async fn restart_control(&mut self) -> anyhow::Result<()> {
         self.control.kill();
         self.started += 1;
-        self.control = spawn_control(self.folder.path(), self.xds, self.admin, self.started)?;
+        self.control = spawn_control(
+            self.folder.path(),
+            self.xds,
+            self.admin,
+            &self.options,
+            self.started,
+        )?;
         self.wait_for_control().await
+    }
+
+    /// The same with other options.
+    pub async fn restart_control_with(&mut self, options: &[&str]) -> anyhow::Result<()> {
+        self.options = options.iter().map(|&option| option.into()).collect();
+        self.restart_control().await
+    }
+
+    /// Where an embedded store is, unless an option says otherwise.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
     }
 
     async fn wait_for_control(&self) -> anyhow::Result<()> {
@@ -251,6 +277,7 @@ fn spawn_control(
     folder: &std::path::Path,
     xds: SocketAddr,
     admin: SocketAddr,
+    options: &[String],
     count: usize,
 ) -> anyhow::Result<Process> {
     let mut command = Command::new(executable("phalanx")?);
@@ -264,8 +291,10 @@ fn spawn_control(
             &admin.to_string(),
             "--dns",
             &dns_at(xds.ip()).to_string(),
-            "--data",
         ])
-        .arg(folder.join("data"));
+        .args(options);
+    if !options.iter().any(|option| option == "--data") {
+        command.arg("--data").arg(folder.join("data"));
+    }
     Process::spawn(command, &folder.join(format!("control-{count}.log")))
 }
