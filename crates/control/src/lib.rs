@@ -4,17 +4,21 @@
 //! [`snapshot`] compiles it, [`discovery`] sends it. Instances enter by [`registry`], reports by [`observe`]. Everything that
 //! is stored comes back through the world: no room tells another what it has just written.
 //!
-//! Module order (a module imports only later ones): serve, listen, api, console, metrics, discovery, observe, registry, dns,
-//! admit, snapshot, world.
+//! Module order (a module imports only later ones): serve, listen, api, console, metrics, discovery, observe, import, registry,
+//! planes, health, dns, admit, carry, snapshot, world.
 
 pub mod admit;
 pub mod api;
+pub mod carry;
 mod console;
 pub mod discovery;
 pub mod dns;
+pub mod health;
+pub mod import;
 mod listen;
 mod metrics;
 pub mod observe;
+pub mod planes;
 pub mod registry;
 pub mod serve;
 pub mod snapshot;

@@ -6,8 +6,9 @@ use phalanx_store::Store;
 use phalanx_telemetry::metrics::{Exposition, Family};
 use phalanx_telemetry::process;
 
-use crate::discovery::{Fleet, PUSH_BOUNDS_MS};
+use crate::discovery::{Fleet, Load, Loads, PUSH_BOUNDS_MS, Summary};
 use crate::dns;
+use crate::health::Health;
 use crate::observe::Observe;
 use crate::registry::Registry;
 use crate::snapshot::Published;
@@ -19,6 +20,8 @@ pub fn write(
     registry: &Registry,
     observe: &Observe,
     fleet: &Fleet,
+    loads: &Loads,
+    health: &Health,
     dns: Option<&dns::Counts>,
 ) -> String {
     let mut out = Exposition::new();
@@ -27,6 +30,8 @@ pub fn write(
     of_world(&mut out, published);
     of_registry(&mut out, registry);
     of_discovery(&mut out, fleet);
+    of_loads(&mut out, &loads.summary());
+    of_health(&mut out, health);
     if let Some(dns) = dns {
         of_dns(&mut out, dns);
     }
@@ -108,6 +113,12 @@ fn of_world(out: &mut Exposition, published: &Published) {
     let quarantined = published.world.quarantined.len() + published.findings.len();
     gauge(
         out,
+        "phalanx_control_planes",
+        "Control planes over this store that are alive.",
+        published.world.planes.len() as u64,
+    );
+    gauge(
+        out,
         "phalanx_control_quarantined",
         "Documents that are not, or not wholly, in force.",
         quarantined as u64,
@@ -127,6 +138,18 @@ fn of_registry(out: &mut Exposition, registry: &Registry) {
         "phalanx_control_held_instances",
         "Instances that expired but are still served.",
         registry.held().len() as u64,
+    );
+    gauge(
+        out,
+        "phalanx_registry_held",
+        "Alarm: instances whose lease is over, served because most of their service would go with them.",
+        registry.held().len() as u64,
+    );
+    gauge(
+        out,
+        "phalanx_control_plane_lease",
+        "Whether this control plane holds its lease on the store, and may act for instances.",
+        registry.planes().held().is_some().into(),
     );
     gauge(
         out,
@@ -155,6 +178,36 @@ fn of_registry(out: &mut Exposition, registry: &Registry) {
             "Instances that went by expiry.",
             &counts.expirations,
         ),
+        (
+            "phalanx_registry_evidence_total",
+            "Reports that a caller was refused by an instance.",
+            &counts.evidence,
+        ),
+        (
+            "phalanx_registry_buried_total",
+            "Expired instances of whom there was other evidence of death than silence.",
+            &counts.buried,
+        ),
+        (
+            "phalanx_registry_released_total",
+            "Held instances that an operator let go.",
+            &counts.released,
+        ),
+        (
+            "phalanx_registry_takeovers_total",
+            "Instances that came here from another control plane.",
+            &counts.takeovers,
+        ),
+        (
+            "phalanx_registry_adopted_total",
+            "Instances that this control plane watches because theirs is gone.",
+            &counts.adopted,
+        ),
+        (
+            "phalanx_registry_handed_over_total",
+            "Instances that another control plane took.",
+            &counts.handed_over,
+        ),
     ] {
         counter(out, name, help, load(count));
     }
@@ -166,6 +219,12 @@ fn of_discovery(out: &mut Exposition, fleet: &Fleet) {
         out,
         "phalanx_control_proxies",
         "Connected proxies.",
+        fleet.nodes() as u64,
+    );
+    gauge(
+        out,
+        "phalanx_control_streams",
+        "Open discovery streams, of which a proxy may have several.",
         fleet.len() as u64,
     );
     counter(
@@ -192,6 +251,138 @@ fn of_discovery(out: &mut Exposition, fleet: &Fleet) {
         &buckets,
         load(&counts.push_us_sum) as f64 / 1e6,
     );
+}
+
+/// By cluster and locality, of which the number is bounded.
+fn of_loads(out: &mut Exposition, loads: &Summary) {
+    gauge(
+        out,
+        "phalanx_lrs_streams",
+        "Stock data planes that report their load.",
+        loads.streams as u64,
+    );
+    counter(
+        out,
+        "phalanx_lrs_reports_total",
+        "Load reports taken.",
+        loads.reports,
+    );
+    counter(
+        out,
+        "phalanx_lrs_rows_dropped_total",
+        "Rows of load reports beyond the bounds.",
+        loads.dropped,
+    );
+    type Value = fn(&Load) -> u64;
+    let counters: [(&'static str, &'static str, Value); 3] = [
+        (
+            "phalanx_lrs_requests_issued_total",
+            "Requests that data planes reported to have sent.",
+            |load| load.issued,
+        ),
+        (
+            "phalanx_lrs_requests_succeeded_total",
+            "Of those, answered without an error.",
+            |load| load.succeeded,
+        ),
+        (
+            "phalanx_lrs_requests_failed_total",
+            "Of those, failed.",
+            |load| load.failed,
+        ),
+    ];
+    for (name, help, value) in counters {
+        of_places(out, &Family::counter(name, help), loads, value);
+    }
+    let family = Family::gauge(
+        "phalanx_lrs_requests_in_progress",
+        "Requests in progress at the last reports.",
+    );
+    of_places(out, &family, loads, |load| load.in_progress);
+    let family = Family::counter(
+        "phalanx_lrs_requests_refused_total",
+        "Requests that data planes turned away by themselves.",
+    );
+    let mut samples = out.family(&family);
+    for (cluster, requests) in &loads.refused {
+        samples.sample(&[("cluster", cluster)], *requests);
+    }
+}
+
+fn of_places(out: &mut Exposition, family: &Family, loads: &Summary, value: fn(&Load) -> u64) {
+    let mut samples = out.family(family);
+    for (place, load, _) in &loads.places {
+        let labels = [
+            ("cluster", place.cluster.as_str()),
+            ("region", place.region.as_str()),
+            ("zone", place.zone.as_str()),
+            ("sub_zone", place.sub_zone.as_str()),
+        ];
+        samples.sample(&labels, value(load));
+    }
+}
+
+fn of_health(out: &mut Exposition, health: &Health) {
+    let (gauges, counts) = (health.gauges(), health.counts());
+    for (name, help, value) in [
+        (
+            "phalanx_health_targets",
+            "Endpoints under active health checks that this control plane sees to.",
+            gauges.targets,
+        ),
+        (
+            "phalanx_health_probed",
+            "Of them, those that this control plane asks itself.",
+            gauges.probed,
+        ),
+        (
+            "phalanx_health_unhealthy",
+            "Of them, those that are unhealthy.",
+            gauges.unhealthy,
+        ),
+        (
+            "phalanx_health_checkers",
+            "Data planes that offer health checks.",
+            gauges.checkers,
+        ),
+    ] {
+        gauge(out, name, help, value as u64);
+    }
+    for (name, help, count) in [
+        (
+            "phalanx_health_reports_total",
+            "Lines of health reports from data planes.",
+            &counts.reports,
+        ),
+        (
+            "phalanx_health_reports_ignored_total",
+            "Of them, about endpoints that the reporter was not asked about.",
+            &counts.ignored,
+        ),
+        (
+            "phalanx_health_probes_total",
+            "Health questions that this control plane asked itself.",
+            &counts.probes,
+        ),
+        (
+            "phalanx_health_write_failures_total",
+            "Transactions of verdicts that failed; they are tried again.",
+            &counts.write_failures,
+        ),
+    ] {
+        counter(out, name, help, load(count));
+    }
+    let family = Family::counter(
+        "phalanx_health_transitions_total",
+        "Verdicts that changed, by what they became.",
+    );
+    let mut samples = out.family(&family);
+    for (to, count) in [
+        ("healthy", &counts.to_healthy),
+        ("unhealthy", &counts.to_unhealthy),
+    ] {
+        samples.sample(&[("to", to)], load(count));
+    }
 }
 
 fn of_dns(out: &mut Exposition, counts: &dns::Counts) {

@@ -80,6 +80,7 @@ pub async fn instances(options: Options) -> Outcome {
             "ZONE",
             "STATE",
             "LEASE",
+            "HEALTH",
             "ADDRESS",
         ]);
         for i in &instances.items {
@@ -92,6 +93,10 @@ pub async fn instances(options: Options) -> Outcome {
                 dash(&i.zone),
                 i.state.clone(),
                 format!("{:.1}s", i.lease_ms as f64 / 1e3),
+                match i.health_reason.as_str() {
+                    "" => dash(&i.health),
+                    reason => format!("{}: {reason}", i.health),
+                },
                 addresses.join(","),
             ]);
         }

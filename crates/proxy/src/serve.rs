@@ -26,6 +26,7 @@ use crate::admin::{self, View};
 use crate::config::{Config, ConfigError};
 use crate::discovery::{self, Discovery};
 use crate::drive::{DriveConfig, Workers};
+use crate::health::HealthChecks;
 use crate::plan::{AppPort, Bootstrap, Plan, Resources};
 use crate::register::Register;
 use crate::report::{Reporting, Reports};
@@ -77,12 +78,14 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let node = discovery::node(&instance, outbound);
     let discovery = Discovery::spawn(
         control.clone(),
-        node,
+        node.clone(),
         bootstrap,
         plan,
         account.clone(),
         config.unused,
     );
+
+    let checks = HealthChecks::spawn(control.clone(), node, discovery.complete());
 
     let mut tasks = JoinSet::new();
     let register = (!config.apps.is_empty()).then(|| {
@@ -123,6 +126,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
             .as_ref()
             .map(|register| register.registration().clone()),
         reports,
+        checks: checks.checks().clone(),
         draining: AtomicBool::new(false),
     });
     tasks.spawn(admin::serve(listener, view.clone()));
@@ -133,6 +137,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         view,
         workers,
         discovery,
+        checks,
         register,
         reporting,
         tasks,
@@ -146,6 +151,7 @@ pub struct Running {
     view: Arc<View>,
     workers: Workers,
     discovery: Discovery,
+    checks: HealthChecks,
     register: Option<Register>,
     reporting: Reporting,
     tasks: JoinSet<()>,
@@ -177,6 +183,7 @@ impl Running {
             view,
             workers,
             discovery,
+            checks,
             register,
             reporting,
             mut tasks,
@@ -194,7 +201,7 @@ impl Running {
         }
         workers.drain(drain).await;
         reporting.finish().await;
-        drop(discovery);
+        drop((discovery, checks));
         tasks.shutdown().await;
         info!("drained");
     }

@@ -37,6 +37,18 @@ pub(super) struct Touched {
     pub(super) rules: BTreeSet<ServiceName>,
 }
 
+/// Services of whose endpoints the health checks say something else than before.
+fn verdicts<'a>(before: &'a World, world: &'a World) -> impl Iterator<Item = ServiceName> + 'a {
+    let is_same = Arc::ptr_eq(&before.health, &world.health);
+    let of_both = before.health.keys().chain(world.health.keys());
+    let is_other =
+        |service: &&ServiceName| match (before.health.get(*service), world.health.get(*service)) {
+            (Some(before), Some(now)) => !Arc::ptr_eq(before, now),
+            _ => true,
+        };
+    of_both.filter(move |_| !is_same).filter(is_other).cloned()
+}
+
 impl Index {
     /// From the world before to this one.
     pub(super) fn follow(&mut self, before: &World, world: &World) -> Touched {
@@ -56,6 +68,7 @@ impl Index {
             .each_difference(&before.instances, |old, new| {
                 self.instance(old, new, world, &mut touched);
             });
+        touched.services.extend(verdicts(before, world));
         touched
     }
 

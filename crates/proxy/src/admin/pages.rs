@@ -15,6 +15,7 @@ use super::dump;
 use super::istio::{self, Own};
 use crate::account::{Account, EdgeTotals};
 use crate::discovery::{Held, Known, Refused};
+use crate::health::Checks;
 use crate::report::Reports;
 
 /// Everything a page may need.
@@ -28,6 +29,7 @@ pub struct View {
     /// None without an application.
     pub registration: Option<Arc<Registration>>,
     pub reports: Arc<Reports>,
+    pub checks: Arc<Checks>,
     /// Set once, when the process is told to end.
     pub draining: AtomicBool,
 }
@@ -110,6 +112,7 @@ impl View {
         self.known.write(&mut out);
         self.write_registration(&mut out);
         self.reports.write(&mut out);
+        self.checks.write(&mut out);
         let role = [("role", "proxy"), ("version", env!("CARGO_PKG_VERSION"))];
         out.family(&BUILD).sample(&role, 1u64);
         process::write(&mut out);
