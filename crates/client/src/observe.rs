@@ -1,6 +1,7 @@
 //! Telling the control plane what a proxy saw: one report per second, the counts of the interval. What could not be
 //! delivered is the caller's to add to the next.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use phalanx_proto::phalanx::observe::v1 as wire;
@@ -33,6 +34,10 @@ pub struct Report {
     pub memory_bytes: u64,
     /// Of the configuration in use; 0 when not known.
     pub config_revision: u64,
+    /// Endpoints that refused a connection, and took none since.
+    pub refused: Vec<SocketAddr>,
+    /// Those that refused before and take connections again.
+    pub reached: Vec<SocketAddr>,
 }
 
 /// The traffic to one destination; counts of the interval.
@@ -105,6 +110,8 @@ impl Reporter {
         if self.bounds_us.is_none() {
             let hello = Report {
                 edges: Vec::new(),
+                refused: Vec::new(),
+                reached: Vec::new(),
                 interval: Duration::ZERO,
                 ..report.clone()
             };
@@ -147,8 +154,14 @@ impl Reporter {
                 .collect(),
             memory_bytes: report.memory_bytes,
             config_revision: report.config_revision,
+            refused: texts(&report.refused),
+            reached: texts(&report.reached),
         }
     }
+}
+
+fn texts(addresses: &[SocketAddr]) -> Vec<String> {
+    addresses.iter().map(SocketAddr::to_string).collect()
 }
 
 fn edge_to_wire(edge: &Edge, bounds_us: &[u64]) -> wire::Edge {

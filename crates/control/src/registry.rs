@@ -3,31 +3,41 @@
 //! Heartbeats touch only [`leases`] in memory; a transaction is written when content changes. Readers are served from the
 //! world, so what a watcher sees is what is stored. How an instance travels is `client::registry`'s business.
 
+mod agree;
 mod beats;
+mod evidence;
 pub mod leases;
+mod operate;
 mod watch;
 mod writer;
 
 use std::hash::{DefaultHasher, Hasher};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use phalanx_client::registry::{from_wire, id_from_wire};
-use phalanx_model::InstanceId;
+use phalanx_client::registry::{from_wire, id_from_wire, state_from_wire};
+use phalanx_model::instance::State;
+use phalanx_model::{InstanceId, ServiceName};
 use phalanx_proto::phalanx::registry::v1 as wire;
-use phalanx_store::Store;
-use tokio::sync::watch::Receiver;
+use phalanx_store::{Error, Revision, Store};
+use tokio::sync::watch::{Receiver, Sender};
 use tokio::time::Instant;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use self::leases::{LeaseError, LeaseState, Leases, Registered, TICK_MS, TtlBounds};
-use self::writer::Writer;
-use crate::world::World;
+use self::agree::Agreed;
+use self::evidence::Evidence;
+use self::leases::{LeaseError, LeaseState, Leases, TICK_MS, TtlBounds};
+use self::writer::{Wish, Writer, refusal};
+use crate::planes::{Held, Identity, Keeper, Planes};
 use crate::world::record::{InstanceRecord, instance_key};
+use crate::world::{Registered, World};
+
+pub use operate::{Drain, OperateError};
 
 /// Shared by the gRPC service, the admin API and the expiry task; cheap to clone.
 #[derive(Clone)]
@@ -38,10 +48,16 @@ pub struct Registry {
 struct Inner {
     /// A short critical section per call, never across an await.
     leases: Mutex<Leases>,
+    /// Likewise; touched when a caller was refused, and by the expiry task.
+    evidence: Mutex<Evidence>,
     started: Instant,
     /// Of the time since then, how long the process stood still.
     stood_ms: AtomicU64,
     writer: Writer,
+    store: Store,
+    planes: Planes,
+    /// The term in which the leases are in step with the world.
+    agreed: Sender<u64>,
     worlds: Receiver<Arc<World>>,
     watchers: AtomicUsize,
     beaters: AtomicUsize,
@@ -57,6 +73,18 @@ pub struct Counts {
     pub heartbeats: AtomicU64,
     pub deregistrations: AtomicU64,
     pub expirations: AtomicU64,
+    /// Of the expired, those of whom there was other evidence than silence.
+    pub buried: AtomicU64,
+    /// Held instances that an operator let go.
+    pub released: AtomicU64,
+    /// Reports that a caller was refused.
+    pub evidence: AtomicU64,
+    /// Instances that came here from another control plane.
+    pub takeovers: AtomicU64,
+    /// Instances whose control plane is gone, and who are this one's to watch.
+    pub adopted: AtomicU64,
+    /// Instances that another control plane took.
+    pub handed_over: AtomicU64,
 }
 
 /// A held instance, for status pages.
@@ -67,72 +95,97 @@ pub struct HeldInstance {
 }
 
 impl Registry {
-    /// Everyone whom the world knows gets one TTL of grace. The caller runs [`Registry::run`].
+    /// Of the only control plane over this store.
     pub fn new(
         store: Store,
         worlds: Receiver<Arc<World>>,
         bounds: TtlBounds,
         stop: CancellationToken,
     ) -> (Self, Writes) {
-        let (writer, writes) = Writer::new(store);
-        let mut leases = Leases::new(bounds);
-        for registered in worlds.borrow().instances.iter() {
-            let record =
-                InstanceRecord::new(&registered.instance, registered.epoch, registered.ttl_ms);
-            leases.recall(
-                registered.instance.id.clone(),
-                registered.epoch,
-                registered.ttl_ms,
-                content(&serde_json::to_vec(&record).unwrap_or_default()),
-                0,
-            );
-        }
+        Self::among(store, worlds, bounds, Identity::alone(), stop)
+    }
+
+    /// Of one control plane among others. Everyone whom the world knows gets one TTL of grace. The caller runs
+    /// [`Registry::run`].
+    pub fn among(
+        store: Store,
+        worlds: Receiver<Arc<World>>,
+        bounds: TtlBounds,
+        identity: Identity,
+        stop: CancellationToken,
+    ) -> (Self, Writes) {
+        let (planes, keeper) = Planes::new(store.clone(), worlds.clone(), identity, stop.clone());
+        let (writer, queue) = Writer::new(store.clone(), planes.clone());
         let inner = Inner {
-            leases: Mutex::new(leases),
+            leases: Mutex::new(Leases::new(bounds)),
+            evidence: Mutex::default(),
             started: Instant::now(),
             stood_ms: AtomicU64::new(0),
             writer,
+            store,
+            planes,
+            agreed: Sender::new(0),
             worlds,
             watchers: AtomicUsize::new(0),
             beaters: AtomicUsize::new(0),
             counts: Counts::default(),
             stop,
         };
-        (
-            Self {
-                inner: Arc::new(inner),
-            },
-            Writes(writes),
-        )
+        let inner = Arc::new(inner);
+        (Self { inner }, Writes { queue, keeper })
     }
 
-    /// Expires and writes until the token is cancelled; what was accepted by then is still written.
+    /// Holds this plane's lease, expires and writes until the token is cancelled; what was accepted by then is still
+    /// written.
     pub async fn run(self, writes: Writes) {
         let stop = self.inner.stop.clone();
-        let expiry = async {
-            let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MS));
-            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            let mut last = Instant::now();
-            loop {
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    _ = ticks.tick() => {}
-                }
-                self.pardon(last.elapsed());
-                last = Instant::now();
-                self.expire();
-            }
+        let written = async {
+            let failed = |id: &InstanceId| self.leases().unstored(id);
+            writes.queue.run(stop.clone(), failed).await;
         };
-        tokio::join!(
-            expiry,
-            writes
-                .0
-                .run(self.inner.stop.clone(), |id| self.leases().unstored(id))
-        );
+        let (written_out, last) = tokio::sync::oneshot::channel::<()>();
+        let written = async move {
+            written.await;
+            drop(written_out);
+        };
+        tokio::join!(self.watch_over(), written, writes.keeper.run(last));
+    }
+
+    async fn watch_over(&self) {
+        let stop = &self.inner.stop;
+        let mut ticks = tokio::time::interval(Duration::from_millis(TICK_MS));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut terms = self.inner.planes.terms();
+        let mut graces = operate::Graces::default();
+        let mut agreed: Option<Agreed> = None;
+        let mut last = Instant::now();
+        loop {
+            let is_tick = tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => true,
+                _ = terms.changed() => false,
+            };
+            self.pardon(last.elapsed());
+            last = Instant::now();
+            let Some(held) = self.inner.planes.held() else {
+                continue;
+            };
+            let world = self.inner.worlds.borrow().clone();
+            let now_agreed = self.agree(agreed.take(), held, world);
+            if is_tick {
+                self.expire(&now_agreed.world);
+                self.end_graces(&mut graces, &now_agreed.world).await;
+            }
+            agreed = Some(now_agreed);
+        }
     }
 
     pub fn counts(&self) -> &Counts {
         &self.inner.counts
+    }
+
+    pub fn planes(&self) -> &Planes {
+        &self.inner.planes
     }
 
     pub fn len(&self) -> usize {
@@ -163,6 +216,27 @@ impl Registry {
         self.leases().state(id, now)
     }
 
+    /// A caller was refused there. Whoever is silent, too, is dead.
+    pub fn refused(&self, addresses: &[SocketAddr]) {
+        if addresses.is_empty() {
+            return;
+        }
+        bump(&self.inner.counts.evidence, addresses.len() as u64);
+        let now = self.now_ms();
+        let mut evidence = self.evidence();
+        for address in addresses {
+            evidence.refused(*address, now);
+        }
+    }
+
+    /// A caller that was refused there got through again.
+    pub fn reached(&self, addresses: &[SocketAddr]) {
+        if !addresses.is_empty() {
+            let mut evidence = self.evidence();
+            addresses.iter().for_each(|at| evidence.reached(at));
+        }
+    }
+
     /// Registers, and answers when it is stored: the granted TTL and the store's revision.
     async fn assert(
         &self,
@@ -171,33 +245,48 @@ impl Registry {
         let instance = request
             .instance
             .ok_or_else(|| Status::invalid_argument("`instance` is missing"))?;
+        let state = state_from_wire(instance.state);
         let instance = from_wire(instance).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let (id, epoch) = (instance.id.clone(), request.epoch);
         let ttl_ms = self.leases().bounds().grant(request.ttl_ms);
-        let value = serde_json::to_vec(&InstanceRecord::new(&instance, epoch, ttl_ms))
-            .map_err(|e| Status::internal(e.to_string()))?;
+        let record =
+            InstanceRecord::new(&instance, epoch, ttl_ms).of(self.inner.planes.name(), state);
+        let value = serde_json::to_vec(&record).map_err(|e| Status::internal(e.to_string()))?;
+        self.admitted().await?;
         let place = self.inner.writer.reserve().await?;
-        self.inner
-            .counts
-            .registrations
-            .fetch_add(1, Ordering::Relaxed);
+        bump(&self.inner.counts.registrations, 1);
         let now = self.now_ms();
         // Decided and queued under one lock: writes come in the order of decisions.
         let stored = {
             let mut leases = self.leases();
-            match leases.register(id.clone(), epoch, request.ttl_ms, content(&value), now) {
-                Ok(Registered::Unchanged) => None,
-                Ok(Registered::Write) => Some(self.inner.writer.put(place, id, value)),
-                Err(error @ LeaseError::Older { .. }) => {
-                    return Err(Status::failed_precondition(error.to_string()));
-                }
-                Err(error @ LeaseError::Full { .. }) => {
-                    return Err(Status::resource_exhausted(error.to_string()));
+            let world = self.inner.worlds.borrow().clone();
+            let elsewhere = self.elsewhere(&world, &id);
+            if let Some(other) = elsewhere
+                && other.epoch > epoch
+                && !leases.contains(&id)
+            {
+                let current = other.epoch;
+                return Err(older(LeaseError::Older { id, epoch, current }));
+            }
+            let registered = leases
+                .register(id.clone(), epoch, request.ttl_ms, content(&value), now)
+                .map_err(older)?;
+            let wanted = world.drains.get(&id).map_or(state, |drain| drain.state());
+            leases.guard(&id, state.max(wanted) == State::Accepting);
+            match registered {
+                leases::Registered::Unchanged => None,
+                leases::Registered::Write => {
+                    let over = elsewhere.map(|other| other.revision);
+                    if over.is_some() {
+                        bump(&self.inner.counts.takeovers, 1);
+                    }
+                    let wish = Wish::Put { value, over };
+                    Some(self.inner.writer.want(place, id, wish))
                 }
             }
         };
         let revision = match stored {
-            Some(stored) => stored.wait().await?,
+            Some(stored) => stored.wait().await.map_err(|e| refusal(&e))?,
             None => self.inner.worlds.borrow().revision,
         };
         Ok(wire::RegisterResponse { ttl_ms, revision })
@@ -208,60 +297,158 @@ impl Registry {
         request: wire::DeregisterRequest,
     ) -> Result<wire::DeregisterResponse, Status> {
         let id = key(&request.namespace, &request.service, &request.id)?;
-        let place = self.inner.writer.reserve().await?;
-        let now = self.now_ms();
-        let stored = {
-            let mut leases = self.leases();
-            let removed = leases.deregister(&id, request.epoch, now);
-            removed.then(|| self.inner.writer.delete(place, id.clone()))
+        let reason = request.reason.chars().take(64).collect::<String>();
+        self.admitted().await?;
+        for _ in 0..WITHDRAW_TRIES {
+            let place = self.inner.writer.reserve().await?;
+            let now = self.now_ms();
+            let stored = {
+                let mut leases = self.leases();
+                let was_here = leases.deregister(&id, request.epoch, now);
+                let world = self.inner.worlds.borrow().clone();
+                let older = |known: &&Arc<Registered>| known.epoch <= request.epoch;
+                let at = world.instances.get(&id).filter(older).map(|r| r.revision);
+                let elsewhere = self.elsewhere(&world, &id);
+                // Our own writes come in order; the world may not have seen the last of them.
+                let at = at.filter(|_| elsewhere.is_some() || !was_here);
+                let is_there = was_here || at.is_some();
+                let wish = Wish::Delete { at };
+                is_there.then(|| self.inner.writer.want(place, id.clone(), wish))
+            };
+            let Some(stored) = stored else {
+                return Ok(wire::DeregisterResponse {
+                    removed: false,
+                    revision: self.inner.worlds.borrow().revision,
+                });
+            };
+            match stored.wait().await {
+                Ok(revision) => {
+                    tracing::info!(instance = %id, epoch = request.epoch, reason, "deregistered");
+                    bump(&self.inner.counts.deregistrations, 1);
+                    return Ok(wire::DeregisterResponse {
+                        removed: true,
+                        revision,
+                    });
+                }
+                Err(Error::Conflict { found, .. }) => self.catch_up(found).await,
+                Err(error) => return Err(refusal(&error)),
+            }
+        }
+        Err(Status::aborted(
+            "the instance changes all the time, try again",
+        ))
+    }
+
+    /// What another control plane, or nobody that is alive, keeps of an instance.
+    fn elsewhere<'a>(&self, world: &'a World, id: &InstanceId) -> Option<&'a Arc<Registered>> {
+        let registered = world.instances.get(id);
+        registered.filter(|known| known.plane != self.inner.planes.name())
+    }
+
+    async fn catch_up(&self, revision: Option<Revision>) {
+        let mut worlds = self.inner.worlds.clone();
+        let there = worlds.wait_for(|world| revision.is_none_or(|r| world.revision >= r));
+        let _ = tokio::time::timeout(PATIENCE, there).await;
+    }
+
+    /// Waits until this plane may act for instances and knows those that are its own.
+    async fn admitted(&self) -> Result<Held, Status> {
+        let agreed = |held: Held| *self.inner.agreed.borrow() == held.term;
+        if let Some(held) = self.inner.planes.held().filter(|held| agreed(*held)) {
+            return Ok(held);
+        }
+        let mut terms = self.inner.agreed.subscribe();
+        let wait = async {
+            loop {
+                if let Some(held) = self.inner.planes.held().filter(|held| agreed(*held)) {
+                    return held;
+                }
+                tokio::select! {
+                    _ = terms.changed() => {}
+                    () = tokio::time::sleep(Duration::from_millis(TICK_MS)) => {}
+                }
+            }
         };
-        let Some(stored) = stored else {
-            return Ok(wire::DeregisterResponse {
-                removed: false,
-                revision: self.inner.worlds.borrow().revision,
-            });
-        };
-        tracing::info!(instance = %id, epoch = request.epoch, reason = request.reason.get(..64).unwrap_or(&request.reason), "deregistered");
-        self.inner
-            .counts
-            .deregistrations
-            .fetch_add(1, Ordering::Relaxed);
-        Ok(wire::DeregisterResponse {
-            removed: true,
-            revision: stored.wait().await?,
+        tokio::time::timeout(PATIENCE, wait).await.map_err(|_| {
+            Status::unavailable(
+                "this control plane has no lease on the store at the moment, so it can't answer for instances: ask another, or again",
+            )
         })
     }
 
-    fn expire(&self) {
+    fn expire(&self, world: &World) {
         let now = self.now_ms();
+        let evidence = self.evidence();
+        let buried = std::cell::Cell::new(0);
+        let is_dead = |id: &InstanceId, since_ms: u64| {
+            let Some(known) = world.instances.get(id) else {
+                return false;
+            };
+            let addresses = || known.instance.ports.iter().map(|port| port.address);
+            let dead = addresses().any(|address| evidence.is_refused(&address, since_ms))
+                || addresses().any(|address| {
+                    let verdict = world.verdict(&id.service, &address);
+                    verdict.is_some_and(|verdict| verdict.is_unhealthy())
+                });
+            buried.set(buried.get() + u64::from(dead));
+            dead
+        };
         let (held, expired) = {
             let mut leases = self.leases();
             let before = leases.held_len();
-            let expired = leases.expire(now);
-            for id in &expired {
-                // Not waited for: whoever comes back from now on is written after it.
-                self.inner.writer.forget(id.clone());
-            }
+            let expired = leases.expire(now, is_dead);
+            self.delete(&expired, world);
             (leases.held_len().saturating_sub(before), expired)
         };
+        drop(evidence);
         if held > 0 {
             tracing::error!(
                 held,
-                "too much of a service expired at once: still serving it, see status"
+                "too much of a service expired at once: still serving it, see status (`phalanx release` lets it go)"
             );
         }
         for id in &expired {
             tracing::warn!(instance = %id, "expired");
         }
-        self.inner
-            .counts
-            .expirations
-            .fetch_add(expired.len() as u64, Ordering::Relaxed);
+        bump(&self.inner.counts.expirations, expired.len() as u64);
+        bump(&self.inner.counts.buried, buried.get());
+    }
+
+    /// Of those that went, what is stored as this plane saw it. Not waited for: whoever comes back from now on is written
+    /// after it. What the world does not show yet, or shows as another's, is looked at again when it changes there.
+    fn delete(&self, gone: &[InstanceId], world: &World) {
+        let duty = self.inner.planes.duty(world);
+        for id in gone {
+            if let Some(known) = world.instances.get(id).filter(|known| duty.has(known)) {
+                self.inner.writer.forget(id.clone(), known.revision);
+            }
+        }
+    }
+
+    fn let_held_go(&self, service: &ServiceName, world: &World) {
+        let now = self.now_ms();
+        let gone = {
+            let mut leases = self.leases();
+            let gone = leases.release(service, now);
+            self.delete(&gone, world);
+            gone
+        };
+        for id in &gone {
+            tracing::warn!(instance = %id, "released by an operator");
+        }
+        bump(&self.inner.counts.released, gone.len() as u64);
     }
 
     fn leases(&self) -> MutexGuard<'_, Leases> {
         self.inner
             .leases
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn evidence(&self) -> MutexGuard<'_, Evidence> {
+        self.inner
+            .evidence
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
@@ -289,7 +476,21 @@ impl Registry {
 }
 
 /// The receiving end of the registry's writes, to be given to [`Registry::run`].
-pub struct Writes(writer::Queue);
+pub struct Writes {
+    queue: writer::Queue,
+    keeper: Keeper,
+}
+
+fn older(error: LeaseError) -> Status {
+    match error {
+        LeaseError::Older { .. } => Status::failed_precondition(error.to_string()),
+        LeaseError::Full { .. } => Status::resource_exhausted(error.to_string()),
+    }
+}
+
+fn bump(count: &AtomicU64, more: u64) {
+    count.fetch_add(more, Ordering::Relaxed);
+}
 
 fn key(namespace: &str, service: &str, id: &str) -> Result<InstanceId, Status> {
     id_from_wire(namespace, service, id).map_err(|e| Status::invalid_argument(e.to_string()))
@@ -304,6 +505,10 @@ fn content(value: &[u8]) -> u64 {
 
 /// A tick that comes later than this was held up by more than load.
 const STALL_MIN: Duration = Duration::from_secs(1);
+
+/// How long a call waits for this plane's lease, or for the world to catch up.
+const PATIENCE: Duration = Duration::from_millis(800);
+const WITHDRAW_TRIES: usize = 3;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -338,7 +543,8 @@ impl wire::registry_server::Registry for Registry {
             epoch,
         } = request.into_inner();
         let id = key(&namespace, &service, &id)?;
-        self.inner.counts.heartbeats.fetch_add(1, Ordering::Relaxed);
+        self.admitted().await?;
+        bump(&self.inner.counts.heartbeats, 1);
         let now = self.now_ms();
         let ttl_ms = self.leases().heartbeat(&id, epoch, now);
         Ok(Response::new(wire::HeartbeatResponse {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use phalanx_control::{ServeError, serve};
-use phalanx_store::Error;
+use phalanx_store::{Error, EtcdConfig};
 
 use crate::etcd::{self, Access};
 use crate::exit::{Failure, Outcome};
@@ -18,6 +18,13 @@ pub struct Options {
     store: serve::Place,
     #[command(flatten)]
     access: Access,
+    /// An etcd in which services register by themselves, by leased keys /services/<name>/<ip:port>; with --store etcd://… it
+    /// is the same one unless said otherwise, and the access is the same
+    #[arg(long, value_name = "none|etcd[s]://HOST:PORT[,HOST:PORT]", value_parser = services)]
+    services: Option<Services>,
+    /// Under which prefix they do
+    #[arg(long, value_name = "PREFIX", default_value = phalanx_control::import::PREFIX)]
+    services_prefix: String,
     /// Folder of the embedded store
     #[arg(long, value_name = "DIR", default_value = "phalanx-data")]
     data: PathBuf,
@@ -30,6 +37,9 @@ pub struct Options {
     /// Names of the mesh (<service>.<namespace>.svc.mesh), over UDP and TCP
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15053")]
     dns: SocketAddr,
+    /// Its name among several control planes over one etcd; made of the host's name and the port by default
+    #[arg(long, value_name = "NAME")]
+    plane: Option<String>,
     /// Take plain-text clients that do not prove who they are
     #[arg(long)]
     open: bool,
@@ -39,11 +49,13 @@ pub fn run(options: Options) -> Outcome {
     signal::start_log();
     let config = serve::Config {
         store: options.place()?,
+        services: options.services()?,
         data: options.data,
         xds: options.xds,
         admin: options.admin,
         dns: Some(options.dns),
         open: options.open,
+        plane: options.plane,
         ..serve::Config::default()
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -63,15 +75,45 @@ pub fn run(options: Options) -> Outcome {
         })
 }
 
+/// Where services that register themselves are looked for.
+#[derive(Clone)]
+enum Services {
+    None,
+    Etcd(EtcdConfig),
+}
+
 impl Options {
+    fn services(&self) -> Result<Option<EtcdConfig>, Failure> {
+        let etcd = match (&self.services, &self.store) {
+            (Some(Services::None), _) | (None, serve::Place::Embedded) => return Ok(None),
+            (Some(Services::Etcd(etcd)), _) | (None, serve::Place::Etcd(etcd)) => etcd.clone(),
+        };
+        if !self.services_prefix.ends_with('/') {
+            return Err(Failure::usage("--services-prefix has to end with /"));
+        }
+        let mut etcd = self.access.apply(etcd)?;
+        etcd.prefix = self.services_prefix.clone();
+        Ok(Some(etcd))
+    }
+
     fn place(&self) -> Result<serve::Place, Failure> {
+        let is_for_services = matches!(self.services, Some(Services::Etcd(_)));
         match &self.store {
-            serve::Place::Embedded if self.access.is_given() => Err(Failure::usage(
-                "--store-user, --store-ca and the like are for --store etcd://…, the embedded store has neither users nor TLS",
-            )),
+            serve::Place::Embedded if self.access.is_given() && !is_for_services => {
+                Err(Failure::usage(
+                    "--store-user, --store-ca and the like are for an etcd, the embedded store has neither users nor TLS",
+                ))
+            }
             serve::Place::Embedded => Ok(serve::Place::Embedded),
             serve::Place::Etcd(etcd) => self.access.apply(etcd.clone()).map(serve::Place::Etcd),
         }
+    }
+}
+
+fn services(text: &str) -> Result<Services, String> {
+    match text {
+        "none" => Ok(Services::None),
+        url => etcd::parse(url).map(Services::Etcd),
     }
 }
 

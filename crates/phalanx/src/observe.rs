@@ -79,8 +79,10 @@ pub async fn instances(options: Options) -> Outcome {
             "VERSION",
             "ZONE",
             "STATE",
+            "TRAFFIC",
             "LEASE",
             "HEALTH",
+            "SOURCE",
             "ADDRESS",
         ]);
         for i in &instances.items {
@@ -92,11 +94,16 @@ pub async fn instances(options: Options) -> Outcome {
                 dash(&i.version),
                 dash(&i.zone),
                 i.state.clone(),
+                match i.drained_by.as_str() {
+                    "" => dash(&i.traffic),
+                    author => format!("{} (by {author})", i.traffic),
+                },
                 format!("{:.1}s", i.lease_ms as f64 / 1e3),
                 match i.health_reason.as_str() {
                     "" => dash(&i.health),
                     reason => format!("{}: {reason}", i.health),
                 },
+                dash(&i.source),
                 addresses.join(","),
             ]);
         }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Args;
+use phalanx_model::resource::Probe;
 use phalanx_model::{Labels, ServiceName};
 use phalanx_proxy::{Config, serve};
 
@@ -35,8 +36,16 @@ pub struct Options {
     /// Raw TCP to a service; may be repeated
     #[arg(long, value_name = "LISTEN=SERVICE[.NAMESPACE]:PORT")]
     tcp: Vec<String>,
-    /// The control plane's xDS address
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15010")]
+    /// Ask the application whether it is ready: GET of a path, or gRPC's health check; until it says so, and whenever it
+    /// does not, it stays registered and gets no traffic
+    #[arg(long, value_name = "/PATH|grpc[:SERVICE]", value_parser = parse_ready)]
+    ready: Option<Probe>,
+    /// The control plane's xDS address; of several over one etcd one is used, and another when that is gone
+    #[arg(
+        long,
+        value_name = "HOST:PORT[,HOST:PORT]",
+        default_value = "127.0.0.1:15010"
+    )]
     control: String,
     /// What the instance registers as its address; the inbound address, or the one that leads to the control plane
     #[arg(long, value_name = "IP:PORT")]
@@ -81,6 +90,7 @@ fn configure(options: Options) -> Result<Config, Failure> {
         outbound: options.outbound,
         admin: options.admin,
         tcp,
+        ready: options.ready,
         control: options.control,
         advertise: options.advertise,
         workers: options.workers.unwrap_or(defaults.workers),
@@ -97,6 +107,18 @@ fn parse_app(text: &str) -> Result<(String, SocketAddr), String> {
         .parse()
         .map_err(|_| format!("`{address}` is no HOST:PORT with a numeric host"))?;
     Ok((name.to_owned(), address))
+}
+
+fn parse_ready(text: &str) -> Result<Probe, String> {
+    match text.split_once(':').unwrap_or((text, "")) {
+        ("grpc", service) => Ok(Probe::Grpc {
+            service: service.to_owned(),
+        }),
+        _ if text.starts_with('/') && !text.contains(char::is_whitespace) => Ok(Probe::Http {
+            path: text.to_owned(),
+        }),
+        _ => Err(format!("`{text}` is neither /PATH nor grpc[:SERVICE]")),
+    }
 }
 
 fn parse_label(text: &str) -> Result<(String, String), String> {

@@ -5,6 +5,7 @@
 pub mod edge;
 pub mod endings;
 mod histogram;
+mod witness;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +14,7 @@ use std::time::Instant;
 
 pub use self::edge::{Edge, EdgeCell, EdgeKey, EdgeTotals, Ending, Traffic};
 pub use self::histogram::{BOUNDS_US, Durations};
+pub use self::witness::Witness;
 
 /// All counts of one sidecar.
 pub struct Account {
@@ -21,6 +23,7 @@ pub struct Account {
     /// Taken when a plan is made and when counts are read, never by a request.
     edges: Mutex<BTreeMap<EdgeKey, Arc<Edge>>>,
     events: Box<[EventCells]>,
+    witness: Witness,
 }
 
 impl Account {
@@ -32,7 +35,13 @@ impl Account {
             started: Instant::now(),
             edges: Mutex::default(),
             events: (0..cores).map(|_| EventCells::default()).collect(),
+            witness: Witness::default(),
         }
+    }
+
+    /// Of endpoints that refuse connections.
+    pub fn witness(&self) -> &Witness {
+        &self.witness
     }
 
     pub fn cores(&self) -> usize {

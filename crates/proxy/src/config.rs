@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use phalanx_model::name::{NameError, check_label};
+use phalanx_model::resource::Probe;
 use phalanx_model::{Labels, ServiceName};
 use tokio::net::{UdpSocket, lookup_host};
 
@@ -34,7 +35,9 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Listeners for raw TCP: where, to which service, to which of its ports.
     pub tcp: Vec<(SocketAddr, ServiceName, u16)>,
-    /// `HOST:PORT` of the control plane.
+    /// How the application is asked whether it is ready; none: it is when it accepts connections.
+    pub ready: Option<Probe>,
+    /// `HOST:PORT` of the control plane, or of several over one store, separated by commas.
     pub control: String,
     /// What is registered as the inbound listener's address; none: see [`Config::advertised`].
     pub advertise: Option<SocketAddr>,
@@ -58,6 +61,7 @@ impl Config {
             outbound: OUTBOUND,
             admin: ADMIN,
             tcp: Vec::new(),
+            ready: None,
             control: CONTROL.to_owned(),
             advertise: None,
             workers: std::thread::available_parallelism().map_or(1, usize::from),
@@ -122,10 +126,19 @@ impl Config {
 /// The address this machine uses towards `control`; nothing is sent.
 async fn local_address(control: &str) -> io::Result<IpAddr> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for peer in lookup_host(control).await? {
-        match local_address_towards(peer).await {
-            Ok(address) => return Ok(address),
-            Err(error) => last = error,
+    for one in control.split(',') {
+        let peers = match lookup_host(one.trim()).await {
+            Ok(peers) => peers,
+            Err(error) => {
+                last = error;
+                continue;
+            }
+        };
+        for peer in peers {
+            match local_address_towards(peer).await {
+                Ok(address) => return Ok(address),
+                Err(error) => last = error,
+            }
         }
     }
     Err(last)

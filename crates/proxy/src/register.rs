@@ -1,13 +1,17 @@
 //! Registering the application beside us, for as long as it accepts connections. A connection is held open to each of
 //! its ports: the kernel ends it in the instant the application dies, whatever way, and then one attempt to connect
-//! tells a dead application from one that only closed an idle connection.
+//! tells a dead application from one that only closed an idle connection. An application that lives may be asked, besides,
+//! whether it is ready; one that is not stays registered, out of everybody's endpoints.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use phalanx_client::health::{Checker, State as Health, Target};
 use phalanx_client::registry::Registration;
+use phalanx_model::instance::State;
+use phalanx_model::resource::{HealthCheck, Probe};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch::{Receiver, Sender, channel};
@@ -25,19 +29,28 @@ const SPACING_MAX: Duration = Duration::from_millis(250);
 /// Attempts that fail in another way than by refusal, a full backlog for one, until the application counts as down.
 const DOUBTS_MAX: u32 = 3;
 
+/// From one question whether the application is ready to the next, and how many bad answers make a no.
+const READY_INTERVAL: Duration = Duration::from_millis(500);
+const READY_DOUBTS: u32 = 2;
+
 /// Keeps a [`Registration`] true to the application.
 #[derive(Debug)]
 pub struct Register {
     registration: Arc<Registration>,
     tasks: JoinSet<()>,
+    /// Asks whether the application is ready.
+    _asking: Option<Checker<()>>,
 }
 
 impl Register {
     /// Watches `apps` and, once `complete` or after `patience`, registers while all of them accept; asserts anew whenever
     /// `connected`, the state of the discovery stream, changes: its end may mean a control plane that forgot us.
+    ///
+    /// With `ready`, the first of `apps` is asked that, too; until it says yes it gets no traffic.
     pub fn spawn(
         registration: Registration,
         apps: &[SocketAddr],
+        ready: Option<Probe>,
         mut complete: Receiver<bool>,
         patience: Duration,
         connected: Receiver<bool>,
@@ -49,7 +62,11 @@ impl Register {
         for (port, app) in apps.iter().enumerate() {
             tasks.spawn(watch_port(*app, port, report.clone()));
         }
-        let following = follow(registration.clone(), up, connected);
+        let (said, is_ready) = channel(ready.is_none());
+        let asking = ready
+            .zip(apps.first())
+            .map(|(probe, app)| ask(*app, probe, said));
+        let following = follow(registration.clone(), up, is_ready, connected);
         tasks.spawn(async move {
             if timeout(patience, complete.wait_for(|complete| *complete))
                 .await
@@ -62,11 +79,20 @@ impl Register {
         Self {
             registration,
             tasks,
+            _asking: asking,
         }
     }
 
     pub fn registration(&self) -> &Arc<Registration> {
         &self.registration
+    }
+
+    /// Says that new sessions shall go elsewhere, whatever the application does; false when the control plane did not
+    /// acknowledge `within`.
+    pub async fn drain(&mut self, within: Duration) -> bool {
+        self.tasks.shutdown().await;
+        self.registration.set_traffic(State::Draining);
+        self.registration.settled(within).await
     }
 
     /// Withdraws for good, whatever the application does; false when the control plane did not acknowledge `within`.
@@ -79,18 +105,57 @@ impl Register {
 async fn follow(
     registration: Arc<Registration>,
     mut up: Receiver<Ports>,
+    mut is_ready: Receiver<bool>,
     mut connected: Receiver<bool>,
 ) {
     loop {
+        registration.set_traffic(match *is_ready.borrow_and_update() {
+            true => State::Accepting,
+            false => State::NotReady,
+        });
         registration.set_ready(up.borrow_and_update().all());
         tokio::select! {
             change = up.changed() => if change.is_err() { return },
+            Ok(()) = is_ready.changed() => {}
             change = connected.changed() => match change {
                 Ok(()) => registration.assert_now(),
                 Err(_) => return,
             },
         }
     }
+}
+
+/// Asks again and again; `said` is true while the answers are good.
+fn ask(app: SocketAddr, probe: Probe, said: Sender<bool>) -> Checker<()> {
+    let target = Target {
+        address: app,
+        check: HealthCheck {
+            interval: READY_INTERVAL,
+            unhealthy_threshold: READY_DOUBTS,
+            ..HealthCheck::new(probe)
+        },
+        authority: app.to_string(),
+        port: 0,
+        http2: false,
+        before: Health::Unhealthy,
+    };
+    let checker = Checker::spawn(1, move |(), finding| {
+        let ready = finding.state == Health::Healthy;
+        said.send_if_modified(|known| {
+            let changed = *known != ready;
+            *known = ready;
+            match (changed, ready) {
+                (false, _) => {}
+                (true, true) => info!(%app, "application is ready"),
+                (true, false) => {
+                    warn!(%app, reason = finding.reason, "application is not ready, it gets no traffic");
+                }
+            }
+            changed
+        });
+    });
+    checker.set([((), target)].into());
+    checker
 }
 
 /// Which ports of the application accept, in the order they were given.

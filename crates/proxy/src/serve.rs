@@ -9,19 +9,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use phalanx_client::channel::{ChannelError, channel};
+use phalanx_client::channel::{ChannelError, Control};
 use phalanx_client::observe::{Reporter, Source};
 use phalanx_client::registry::{Registration, State};
 use phalanx_model::instance::Protocol;
+use phalanx_model::name::Direction;
 use phalanx_model::{ClusterName, Instance, InstanceId, InstancePort};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
-use crate::account::Account;
+use crate::account::{Account, EdgeTotals};
 use crate::admin::{self, View};
 use crate::config::{Config, ConfigError};
 use crate::discovery::{self, Discovery};
@@ -37,6 +38,9 @@ const CONFIGURATION_WAIT: Duration = Duration::from_secs(5);
 const DEREGISTER_MAX: Duration = Duration::from_secs(1);
 /// From there until peers have heard of it and send no more.
 const PEERS_LEARN: Duration = Duration::from_millis(500);
+
+/// Between two looks at what is in flight.
+const QUIET_PAUSE: Duration = Duration::from_millis(20);
 
 /// Runs a sidecar until `shutdown`, then drains it.
 ///
@@ -55,7 +59,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 /// [`ServeError`]; nothing is left running then.
 pub async fn start(config: Config) -> Result<Running, ServeError> {
     config.check()?;
-    let control = channel(&config.control)?;
+    let planes = Control::parse(&config.control)?;
+    let control = planes.channel();
     probe(&config)?;
     let listener = TcpListener::bind(config.admin)
         .await
@@ -89,12 +94,13 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
 
     let mut tasks = JoinSet::new();
     let register = (!config.apps.is_empty()).then(|| {
-        let registration = Registration::spawn(control.clone(), instance.clone(), config.ttl);
+        let registration = Registration::spawn(planes, instance.clone(), config.ttl);
         tasks.spawn(pass_on(registration.states(), discovery.retry()));
         let apps: Vec<SocketAddr> = config.apps.iter().map(|(_, app)| *app).collect();
         Register::spawn(
             registration,
             &apps,
+            config.ready.clone(),
             discovery.complete(),
             CONFIGURATION_WAIT,
             discovery.connected(),
@@ -175,8 +181,8 @@ impl Running {
         &self.workers.addresses().tcp
     }
 
-    /// Leaves the mesh without losing a request: deregisters, lets peers hear of it, ends what is in flight, tells the
-    /// last counts.
+    /// Leaves the mesh without losing a request: says that it drains, while what is in flight and sessions that stay go on
+    /// for at most half of the time; then deregisters, lets peers hear of it, ends the rest, tells the last counts.
     pub async fn shutdown(self) {
         let Self {
             drain,
@@ -191,19 +197,36 @@ impl Running {
         } = self;
         view.draining.store(true, Ordering::Relaxed);
         info!("draining");
+        let until = Instant::now() + drain;
         if let Some(mut register) = register {
-            match register.deregister(DEREGISTER_MAX).await {
+            let is_heard = register.drain(DEREGISTER_MAX).await;
+            if is_heard {
+                sleep(PEERS_LEARN).await;
+                quiet(&view.account, drain / 2).await;
+            }
+            match is_heard && register.deregister(DEREGISTER_MAX).await {
                 true => sleep(PEERS_LEARN).await,
                 false => warn!(
                     "the control plane did not take the deregistration, peers will notice by themselves"
                 ),
             }
         }
-        workers.drain(drain).await;
+        let rest = until.saturating_duration_since(Instant::now());
+        workers.drain(rest.max(drain / 4)).await;
         reporting.finish().await;
         drop((discovery, checks));
         tasks.shutdown().await;
         info!("drained");
+    }
+}
+
+/// Waits until no request for the application is in flight, at most `limit`.
+async fn quiet(account: &Account, limit: Duration) {
+    let until = Instant::now() + limit;
+    let is_busy =
+        |totals: &EdgeTotals| totals.key.direction == Direction::Inbound && totals.active > 0;
+    while account.collect().iter().any(is_busy) && Instant::now() < until {
+        sleep(QUIET_PAUSE).await;
     }
 }
 

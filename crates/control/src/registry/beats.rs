@@ -24,7 +24,11 @@ pub fn stream(
                 () = stop.cancelled() => return None,
                 batch = batches.next() => batch?,
             };
-            match batch.and_then(|batch| seat.0.beat(batch)) {
+            let answer = match batch {
+                Ok(batch) => seat.0.beat(batch).await,
+                Err(status) => Err(status),
+            };
+            match answer {
                 Ok(answer) => Some((Ok(answer), Some((seat, batches)))),
                 Err(status) => Some((Err(status), None)),
             }
@@ -33,17 +37,21 @@ pub fn stream(
 }
 
 impl Registry {
-    fn beat(&self, batch: wire::HeartbeatBatch) -> Result<wire::HeartbeatBatchAnswer, Status> {
+    pub(super) async fn beat(
+        &self,
+        batch: wire::HeartbeatBatch,
+    ) -> Result<wire::HeartbeatBatchAnswer, Status> {
         let count = batch.beats.len();
         if count > BEATS_MAX {
             let message = format!("{count} beats in a batch, at most {BEATS_MAX} are taken");
             return Err(Status::invalid_argument(message));
         }
-        let now = self.now_ms();
+        self.admitted().await?;
         let mut answer = wire::HeartbeatBatchAnswer {
             sequence: batch.sequence,
             ..wire::HeartbeatBatchAnswer::default()
         };
+        let now = self.now_ms();
         let mut leases = self.leases();
         for (at, beat) in batch.beats.into_iter().enumerate() {
             // A name that is none is simply not found.

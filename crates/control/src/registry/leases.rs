@@ -1,6 +1,7 @@
 //! Who is alive: leases of instances in a timer wheel, and the guard over mass expiry. A socketless machine: time comes in
 //! as milliseconds since its start, what has to be stored comes out as an answer.
 //!
+//! Only instances that take traffic are guarded: one that said it is draining or not ready may go by itself.
 //! One lease is one slot and one entry of the wheel; a heartbeat only moves its deadline, the wheel finds out when it gets
 //! there. No task, timer or allocation per heartbeat.
 
@@ -75,15 +76,27 @@ struct Lease {
     ttl_ms: u32,
     deadline_ms: u64,
     held_since_ms: Option<u64>,
+    /// It takes traffic, so its loss would be felt.
+    guarded: bool,
     /// Hash of what is stored; none: not known, so it has to be written again.
     stored: Option<u64>,
     /// The wheel's entry with this number is the valid one.
     ticket: u32,
 }
 
+impl Lease {
+    /// When it was last heard of.
+    fn beaten_ms(&self) -> u64 {
+        self.deadline_ms.saturating_sub(self.ttl_ms.into())
+    }
+}
+
 #[derive(Debug, Default)]
 struct OfService {
+    /// Live and guarded.
     live: usize,
+    /// Live and not guarded.
+    idle: usize,
     held: BTreeSet<usize>,
     /// When leases of it were let go by expiry alone, the last [`GUARD_MS`].
     gone: VecDeque<u64>,
@@ -181,6 +194,46 @@ impl Leases {
         Ok(Registered::Write)
     }
 
+    /// Whether an instance is to be guarded, which it is from its registration on.
+    pub fn guard(&mut self, id: &InstanceId, guarded: bool) {
+        let Some(&slot) = self.index.get(id) else {
+            return;
+        };
+        let lease = &mut self.slots[slot];
+        if std::mem::replace(&mut lease.guarded, guarded) == guarded {
+            return;
+        }
+        let of = self.services.entry(id.service.clone()).or_default();
+        match (lease.held_since_ms, guarded) {
+            (None, true) => (of.live, of.idle) = (of.live + 1, of.idle - 1),
+            (None, false) => (of.live, of.idle) = (of.live - 1, of.idle + 1),
+            // It is found out when it is released, or beats again.
+            (Some(_), _) => {}
+        }
+    }
+
+    pub fn contains(&self, id: &InstanceId) -> bool {
+        self.index.contains_key(id)
+    }
+
+    /// Drops a lease that is no longer kept here; nothing has to be deleted.
+    pub fn forget(&mut self, id: &InstanceId) -> bool {
+        let slot = self.index.get(id).copied();
+        slot.map(|slot| self.remove(slot)).is_some()
+    }
+
+    /// Drops all leases; what was deregistered stays so.
+    pub fn reset(&mut self) {
+        let graves = std::mem::take(&mut self.graves);
+        let buried = std::mem::take(&mut self.buried);
+        *self = Self {
+            graves,
+            buried,
+            ticket: self.ticket,
+            ..Self::new(self.bounds)
+        };
+    }
+
     /// The TTL if this very life of the instance is registered and stored; none: it has to register.
     pub fn heartbeat(&mut self, id: &InstanceId, epoch: u64, now_ms: u64) -> Option<u32> {
         let slot = *self.index.get(id)?;
@@ -216,9 +269,15 @@ impl Leases {
         }
     }
 
-    /// Lets everything go that expired until now and that the guard does not hold.
-    pub fn expire(&mut self, now_ms: u64) -> Vec<InstanceId> {
+    /// Lets everything go that expired until now and that the guard does not hold. Of whom is `dead` by other evidence than
+    /// silence, which is told since when that lasts, the guard has nothing to say.
+    pub fn expire(
+        &mut self,
+        now_ms: u64,
+        dead: impl Fn(&InstanceId, u64) -> bool,
+    ) -> Vec<InstanceId> {
         self.forget_graves(now_ms);
+        let mut gone = self.bury_held(&dead);
         let mut expired: HashMap<ServiceName, Vec<usize>> = HashMap::new();
         for (slot, ticket) in self.wheel.take_until(now_ms) {
             let Some(lease) = self.slots.get(slot).filter(|lease| lease.ticket == ticket) else {
@@ -229,6 +288,8 @@ impl Leases {
             }
             if lease.deadline_ms > now_ms {
                 self.wheel.put(lease.deadline_ms, slot, ticket);
+            } else if !lease.guarded || dead(&lease.id, lease.beaten_ms()) {
+                gone.push(self.remove(slot));
             } else {
                 expired
                     .entry(lease.id.service.clone())
@@ -236,7 +297,6 @@ impl Leases {
                     .push(slot);
             }
         }
-        let mut gone = Vec::new();
         for (service, slots) in expired {
             if self.guards(&service, slots.len(), now_ms) {
                 self.hold(&service, slots, now_ms);
@@ -247,6 +307,16 @@ impl Leases {
         self.release_held(now_ms, &mut gone);
         gone.sort_unstable();
         gone
+    }
+
+    /// Lets the held instances of a service go, by an operator's word.
+    pub fn release(&mut self, service: &ServiceName, now_ms: u64) -> Vec<InstanceId> {
+        let held = self.services.get(service).map(|of| of.held.clone());
+        let slots = held.unwrap_or_default();
+        slots
+            .into_iter()
+            .map(|slot| self.let_go(slot, now_ms))
+            .collect()
     }
 
     pub fn state(&self, id: &InstanceId, now_ms: u64) -> Option<LeaseState> {
@@ -278,6 +348,20 @@ impl Leases {
         let alarmed = self.alarmed.iter();
         let held = alarmed.filter_map(|service| Some(self.services.get(service)?.held.len()));
         held.sum()
+    }
+
+    /// Lets the held go who are dead by other evidence.
+    fn bury_held(&mut self, dead: impl Fn(&InstanceId, u64) -> bool) -> Vec<InstanceId> {
+        let services = self.alarmed.iter().filter_map(|s| self.services.get(s));
+        let slots: Vec<usize> = services
+            .flat_map(|of| of.held.iter().copied())
+            .filter(|slot| {
+                self.slots
+                    .get(*slot)
+                    .is_some_and(|l| dead(&l.id, l.beaten_ms()))
+            })
+            .collect();
+        slots.into_iter().map(|slot| self.remove(slot)).collect()
     }
 
     /// Whether expiry alone would take the last of a service, or with what it took just now more than half.
@@ -350,6 +434,7 @@ impl Leases {
             ttl_ms,
             deadline_ms,
             held_since_ms: None,
+            guarded: true,
             stored,
             ticket,
         });
@@ -373,7 +458,10 @@ impl Leases {
             let service = lease.id.service.clone();
             let of = self.services.entry(service).or_default();
             of.held.remove(&slot);
-            of.live += 1;
+            match lease.guarded {
+                true => of.live += 1,
+                false => of.idle += 1,
+            }
             self.calm(slot);
         }
     }
@@ -384,12 +472,13 @@ impl Leases {
         if let Some(of) = self.services.get_mut(&lease.id.service) {
             match lease.held_since_ms {
                 Some(_) => drop(of.held.remove(&slot)),
-                None => of.live -= 1,
+                None if lease.guarded => of.live -= 1,
+                None => of.idle -= 1,
             }
             if of.held.is_empty() {
                 self.alarmed.remove(&lease.id.service);
             }
-            if of.held.is_empty() && of.live == 0 {
+            if of.held.is_empty() && of.live == 0 && of.idle == 0 {
                 self.services.remove(&lease.id.service);
             }
         }

@@ -8,10 +8,13 @@ use super::*;
 use crate::world::fixture::instance;
 use crate::world::follow::Follower;
 
+mod planes;
+
 struct Mesh {
     registry: Registry,
     store: Store,
     stop: CancellationToken,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 async fn mesh() -> Mesh {
@@ -19,21 +22,28 @@ async fn mesh() -> Mesh {
 }
 
 async fn on(store: Store) -> Mesh {
+    plane(store, Identity::alone()).await
+}
+
+/// One control plane's registry over a store that it may share.
+async fn plane(store: Store, identity: Identity) -> Mesh {
     let stop = CancellationToken::new();
     let follower = Follower::load(store.clone()).await.unwrap();
-    let (registry, writes) = Registry::new(
-        store.clone(),
-        follower.worlds(),
-        TtlBounds::default(),
-        stop.clone(),
-    );
-    tokio::spawn(follower.run(stop.clone()));
-    tokio::spawn(registry.clone().run(writes));
-    Mesh {
+    let worlds = follower.worlds();
+    let bounds = TtlBounds::default();
+    let (registry, writes) = Registry::among(store.clone(), worlds, bounds, identity, stop.clone());
+    let tasks = vec![
+        tokio::spawn(follower.run(stop.clone())),
+        tokio::spawn(registry.clone().run(writes)),
+    ];
+    let mesh = Mesh {
         registry,
         store,
         stop,
-    }
+        tasks,
+    };
+    mesh.registry.admitted().await.unwrap();
+    mesh
 }
 
 fn wired(id: &str) -> wire::Instance {
@@ -352,12 +362,17 @@ async fn whoever_comes_back_while_many_expire_stays() {
 #[tokio::test(start_paused = true)]
 async fn what_is_wanted_last_is_what_is_stored() {
     let store = Store::memory().await.unwrap();
-    let (writer, queue) = writer::Writer::new(store.clone());
-    let value = || b"{}".to_vec();
-    writer.forget(battle("back"));
-    let first = writer.put(writer.reserve().await.unwrap(), battle("back"), value());
-    let second = writer.put(writer.reserve().await.unwrap(), battle("gone"), value());
-    let third = writer.delete(writer.reserve().await.unwrap(), battle("gone"));
+    let mesh = on(store.clone()).await;
+    let (writer, queue) = writer::Writer::new(store.clone(), mesh.registry.planes().clone());
+    let put = || Wish::Put {
+        value: b"{}".to_vec(),
+        over: None,
+    };
+    let place = async || writer.reserve().await.unwrap();
+    writer.forget(battle("back"), 1);
+    let first = writer.want(place().await, battle("back"), put());
+    let second = writer.want(place().await, battle("gone"), put());
+    let third = writer.want(place().await, battle("gone"), Wish::Delete { at: None });
     let stop = CancellationToken::new();
     stop.cancel();
     queue.run(stop, |_| ()).await;
@@ -366,7 +381,7 @@ async fn what_is_wanted_last_is_what_is_stored() {
         second.wait().await.unwrap(),
         third.wait().await.unwrap(),
     );
-    assert_eq!(revisions, (1, 1, 1));
+    assert_eq!(revisions, (2, 2, 2), "after the plane's own key");
     let keys: Vec<_> = store
         .list("instances/")
         .await

@@ -1,9 +1,10 @@
 //! The registry's writes: what shall be stored of each instance, only the newest, several in one transaction.
 //!
-//! A want is left under the lock of the leases, so that both agree about who came last. What could not be deleted is owed
-//! and tried again; what could not be put is for its owner to assert again.
+//! A want is left under the lock of the leases, so that both agree about who came last. Every transaction expects this
+//! control plane's own key unchanged (the fence), and what is another's as it was seen. What could not be deleted for want
+//! of room is owed and tried again; what could not be put is for its owner to assert again.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,10 +15,23 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::instance_key;
+use crate::planes::Planes;
 
 /// Where wants are left.
 pub struct Writer {
     wants: Arc<Wants>,
+}
+
+/// What shall be stored of an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// In the place of what another control plane stored at this revision, or of our own.
+    Put {
+        value: Vec<u8>,
+        over: Option<Revision>,
+    },
+    /// What was stored at this revision; none: whatever it is.
+    Delete { at: Option<Revision> },
 }
 
 /// Room for one want; dropping it gives it back.
@@ -26,14 +40,15 @@ pub struct Place {
 }
 
 /// Resolves when the want is stored.
-pub struct Stored(oneshot::Receiver<Result<Revision, phalanx_store::Error>>);
+pub struct Stored(oneshot::Receiver<Result<Revision, Error>>);
 
 /// The other end.
 pub struct Queue {
     store: Store,
+    planes: Planes,
     wants: Arc<Wants>,
     /// Deletions that the store did not take.
-    owed: BTreeSet<InstanceId>,
+    owed: BTreeMap<InstanceId, Option<Revision>>,
 }
 
 struct Wants {
@@ -50,20 +65,18 @@ struct State {
     wanted: HashMap<InstanceId, Want>,
 }
 
-#[derive(Default)]
 struct Want {
-    /// None: delete.
-    value: Option<Vec<u8>>,
+    wish: Wish,
     waiting: Vec<Waiting>,
 }
 
 struct Waiting {
-    done: oneshot::Sender<Result<Revision, phalanx_store::Error>>,
+    done: oneshot::Sender<Result<Revision, Error>>,
     _place: Place,
 }
 
 impl Writer {
-    pub fn new(store: Store) -> (Self, Queue) {
+    pub fn new(store: Store, planes: Planes) -> (Self, Queue) {
         let wants = Arc::new(Wants {
             state: Mutex::default(),
             room: Arc::new(Semaphore::new(QUEUE_MAX)),
@@ -71,8 +84,9 @@ impl Writer {
         });
         let queue = Queue {
             store,
+            planes,
             wants: wants.clone(),
-            owed: BTreeSet::new(),
+            owed: BTreeMap::new(),
         };
         (Self { wants }, queue)
     }
@@ -84,53 +98,50 @@ impl Writer {
             .map_err(|_| stopping())
     }
 
-    pub fn put(&self, place: Place, id: InstanceId, value: Vec<u8>) -> Stored {
-        self.want(place, id, Some(value))
-    }
-
-    pub fn delete(&self, place: Place, id: InstanceId) -> Stored {
-        self.want(place, id, None)
-    }
-
-    /// Deletes without an answer, and without a place: there are no more of them than instances.
-    pub fn forget(&self, id: InstanceId) {
-        self.wants.add(id, None, None);
-    }
-
-    fn want(&self, place: Place, id: InstanceId, value: Option<Vec<u8>>) -> Stored {
+    pub fn want(&self, place: Place, id: InstanceId, wish: Wish) -> Stored {
         let (done, outcome) = oneshot::channel();
         let waiting = Waiting {
             done,
             _place: place,
         };
-        self.wants.add(id, value, Some(waiting));
+        self.wants.add(id, wish, Some(waiting));
         Stored(outcome)
+    }
+
+    /// Deletes what was stored at this revision, without an answer, and without a place: there are no more of them than
+    /// instances.
+    pub fn forget(&self, id: InstanceId, at: Revision) {
+        self.wants.add(id, Wish::Delete { at: Some(at) }, None);
     }
 }
 
 impl Stored {
-    pub async fn wait(self) -> Result<Revision, Status> {
-        match self.0.await {
-            Ok(Ok(revision)) => Ok(revision),
-            Ok(Err(error)) => Err(Status::unavailable(error.to_string())),
-            Err(_) => Err(stopping()),
-        }
+    /// # Errors
+    /// The store's; [`Error::Closed`] when the control plane is stopping.
+    pub async fn wait(self) -> Result<Revision, Error> {
+        self.0.await.unwrap_or(Err(Error::Closed))
     }
 }
 
 impl Wants {
-    fn add(&self, id: InstanceId, value: Option<Vec<u8>>, waiting: Option<Waiting>) {
+    fn add(&self, id: InstanceId, wish: Wish, waiting: Option<Waiting>) {
         let mut state = self.state();
         // After the last transaction: dropping `waiting` says that the control plane is stopping.
         if self.room.is_closed() {
             return;
         }
-        if !state.wanted.contains_key(&id) {
-            state.order.push_back(id.clone());
+        let State { order, wanted } = &mut *state;
+        match wanted.get_mut(&id) {
+            Some(want) => {
+                want.wish = wish;
+                want.waiting.extend(waiting);
+            }
+            None => {
+                order.push_back(id.clone());
+                let waiting = waiting.into_iter().collect();
+                wanted.insert(id, Want { wish, waiting });
+            }
         }
-        let want = state.wanted.entry(id).or_default();
-        want.value = value;
-        want.waiting.extend(waiting);
         drop(state);
         self.news.notify_one();
     }
@@ -150,7 +161,8 @@ impl Wants {
 impl Queue {
     /// Writes until `stop`, then what is wanted by then. `failed` hears of each put that is not stored.
     pub async fn run(mut self, stop: CancellationToken, failed: impl Fn(&InstanceId)) {
-        let most = BATCH_MAX.min(self.store.limits().txn_ops_max);
+        // One for the fence, two for each instance.
+        let most = BATCH_MAX.min((self.store.limits().txn_ops_max - 1) / 2);
         loop {
             let batch = self.wants.take(most);
             if !batch.is_empty() {
@@ -168,44 +180,84 @@ impl Queue {
         }
     }
 
-    async fn commit(&mut self, batch: Vec<(InstanceId, Want)>, failed: &impl Fn(&InstanceId)) {
-        let mut txn = Txn::new();
-        for (id, want) in &batch {
+    /// One transaction; what stands in its way because somebody else wrote it is left out, and told so.
+    async fn commit(&mut self, mut batch: Vec<(InstanceId, Want)>, failed: &impl Fn(&InstanceId)) {
+        while !batch.is_empty() {
+            let outcome = match self.planes.held() {
+                Some(held) => self.store.commit(self.txn(held.fence, &batch)).await,
+                None => Err(fenced()),
+            };
+            let outcome = match outcome {
+                Err(Error::Conflict { key, .. }) if key == self.planes.key() => Err(fenced()),
+                Err(conflict @ Error::Conflict { .. }) => {
+                    let in_the_way = |(id, _): &(InstanceId, Want)| matches!(&conflict, Error::Conflict { key, .. } if *key == instance_key(id));
+                    if let Some(at) = batch.iter().position(in_the_way) {
+                        let (id, want) = batch.swap_remove(at);
+                        self.settle(id, want, &Err(conflict), failed);
+                        continue;
+                    }
+                    Err(conflict)
+                }
+                outcome => outcome,
+            };
+            if let Err(error) = &outcome {
+                tracing::error!(%error, writes = batch.len(), "instances could not be stored");
+            }
+            for (id, want) in batch.drain(..) {
+                self.settle(id, want, &outcome, failed);
+            }
+        }
+    }
+
+    fn txn(&self, fence: Revision, batch: &[(InstanceId, Want)]) -> Txn {
+        let mut txn = Txn::new().expect_modified(self.planes.key(), fence);
+        for (id, want) in batch {
             let key = instance_key(id);
-            txn = match &want.value {
-                Some(value) => txn.put(key, value.clone()),
-                None => txn.delete(key),
+            if let Wish::Put { over: Some(at), .. } | Wish::Delete { at: Some(at) } = want.wish {
+                txn = txn.expect_modified(key.clone(), at);
+            }
+            txn = match &want.wish {
+                Wish::Put { value, .. } => txn.put(key, value.clone()),
+                Wish::Delete { .. } => txn.delete(key),
             };
         }
-        let outcome = self.store.commit(txn).await;
-        if let Err(error) = &outcome {
-            tracing::error!(%error, writes = batch.len(), "instances could not be stored");
+        txn
+    }
+
+    fn settle(
+        &mut self,
+        id: InstanceId,
+        want: Want,
+        outcome: &Result<Revision, Error>,
+        failed: &impl Fn(&InstanceId),
+    ) {
+        match (outcome, &want.wish) {
+            (Ok(_), _) => drop(self.owed.remove(&id)),
+            (Err(_), Wish::Put { .. }) => failed(&id),
+            // It is another's now, or will be looked at anew when this plane holds its lease again.
+            (Err(Error::Conflict { .. }), Wish::Delete { .. }) => drop(self.owed.remove(&id)),
+            (Err(_), Wish::Delete { at }) => drop(self.owed.insert(id, *at)),
         }
-        for (id, want) in batch {
-            match (&outcome, &want.value) {
-                // It may be stored without an owner: then it is to go, unless its owner asserts it again.
-                (Err(Error::Unknown { .. }), Some(_)) => {
-                    failed(&id);
-                    self.owed.insert(id);
-                }
-                (Err(_), Some(_)) => failed(&id),
-                (Err(_), None) => drop(self.owed.insert(id)),
-                (Ok(_), _) => drop(self.owed.remove(&id)),
-            }
-            for waiting in want.waiting {
-                // The caller may be gone.
-                let _ = waiting.done.send(outcome.clone());
-            }
+        for waiting in want.waiting {
+            // The caller may be gone.
+            let _ = waiting.done.send(outcome.clone());
         }
     }
 
     /// Wants what is owed again, but for instances of which something newer is wanted.
     fn remind(&mut self) {
+        if self.planes.held().is_none() {
+            return;
+        }
         let mut state = self.wants.state();
-        for id in std::mem::take(&mut self.owed) {
+        for (id, at) in std::mem::take(&mut self.owed) {
             if !state.wanted.contains_key(&id) {
                 state.order.push_back(id.clone());
-                state.wanted.insert(id, Want::default());
+                let want = Want {
+                    wish: Wish::Delete { at },
+                    waiting: Vec::new(),
+                };
+                state.wanted.insert(id, want);
             }
         }
     }
@@ -217,8 +269,25 @@ impl Queue {
     }
 }
 
+/// What a caller is told whose want was not stored.
+pub fn refusal(error: &Error) -> Status {
+    match error {
+        Error::Closed => stopping(),
+        Error::Conflict { .. } => {
+            Status::aborted("another control plane wrote this instance at the same time, try again")
+        }
+        error => Status::unavailable(error.to_string()),
+    }
+}
+
 fn stopping() -> Status {
     Status::unavailable("the control plane is stopping")
+}
+
+fn fenced() -> Error {
+    Error::Unreachable {
+        reason: "this control plane lost its lease on the store, and may not write until it has it again".to_owned(),
+    }
 }
 
 /// Registrations that may wait for the store; more wait in their callers.

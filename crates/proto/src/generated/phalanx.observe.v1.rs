@@ -18,6 +18,13 @@ pub struct ReportRequest {
     pub memory_bytes: u64,
     #[prost(uint64, tag = "8")]
     pub config_revision: u64,
+    /// ip:port of endpoints that refused a connection in the interval and took none since: together with an expired lease, a
+    /// sign of death.
+    #[prost(string, repeated, tag = "9")]
+    pub refused: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Those of them that take connections again.
+    #[prost(string, repeated, tag = "10")]
+    pub reached: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 impl ::prost::Name for ReportRequest {
     const NAME: &'static str = "ReportRequest";

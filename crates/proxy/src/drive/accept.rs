@@ -23,7 +23,7 @@ use super::socket::Watch;
 use super::tunnel::{Ended, Tunnel};
 use crate::account::{EdgeCell, Event, Traffic};
 use crate::balance::{Evidence, Tried};
-use crate::upstream::{Permit, Share};
+use crate::upstream::{Fault, Permit, Share};
 
 /// What a listener is for.
 #[derive(Clone, Copy, Debug)]
@@ -355,6 +355,7 @@ async fn relay(core: &Rc<Core>, cluster: &Rc<Cluster>, downstream: TcpStream) {
         };
         match hyper_out::connect(endpoint.address, cluster.plan.pool.connect_timeout).await {
             Ok(upstream) => {
+                core.account.witness().reached(endpoint.address);
                 report(Evidence::Success);
                 endpoint.load.begin();
                 cell.tunnel_opened();
@@ -373,6 +374,9 @@ async fn relay(core: &Rc<Core>, cluster: &Rc<Cluster>, downstream: TcpStream) {
             }
             Err(fault) => {
                 cell.connect_failed();
+                if fault == Fault::Refused {
+                    core.account.witness().refused(endpoint.address);
+                }
                 if let Some(evidence) = fault.evidence() {
                     report(evidence);
                 }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -374,6 +375,11 @@ impl Run<'_> {
             match ended {
                 Err(Missed::Fault(fault @ (Fault::Refused | Fault::ConnectFailed))) => {
                     tally.connect_failed();
+                    if fault == Fault::Refused
+                        && let Some(address) = self.address(member)
+                    {
+                        core.account.witness().refused(address);
+                    }
                     return Err(Missed::Fault(fault));
                 }
                 Err(Missed::Fault(fault @ (Fault::Unprocessed | Fault::Stale)))
@@ -390,9 +396,21 @@ impl Run<'_> {
                     core.count(Event::AttemptDeadline);
                     return Err(Missed::Fault(Fault::Timeout));
                 }
-                other => return other,
+                other => {
+                    if other.is_ok()
+                        && let Some(address) = self.address(member)
+                    {
+                        core.account.witness().reached(address);
+                    }
+                    return other;
+                }
             }
         }
+    }
+
+    fn address(&self, member: usize) -> Option<SocketAddr> {
+        let (endpoint, _) = self.cluster.endpoint(member)?;
+        Some(endpoint.address)
     }
 
     async fn send(&mut self, member: usize, fresh: bool) -> Result<Answer, Missed> {

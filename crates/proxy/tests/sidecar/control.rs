@@ -18,8 +18,7 @@ use phalanx_proto::phalanx::observe::v1::{ReportRequest, ReportResponse};
 use phalanx_proto::phalanx::registry::v1::registry_server::{Registry, RegistryServer};
 use phalanx_proto::phalanx::registry::v1::{
     DeregisterRequest, DeregisterResponse, HeartbeatBatch, HeartbeatBatchAnswer, HeartbeatRequest,
-    HeartbeatResponse, RegisterRequest,
-    RegisterResponse, WatchRequest, WatchResponse,
+    HeartbeatResponse, RegisterRequest, RegisterResponse, WatchRequest, WatchResponse,
 };
 use phalanx_xds::{Encoded, Kind};
 use tokio::net::TcpListener;

@@ -432,7 +432,7 @@ async fn a_restarted_control_plane_is_told_of_the_instance_again() {
 }
 
 #[tokio::test]
-async fn a_drain_deregisters_first_and_loses_no_request() {
+async fn a_drain_says_so_deregisters_and_loses_no_request() {
     let (script, app) = (Script::default(), App::start(any_port()));
     let control = Control::start(&script, any_port());
     let running = sidecar(&control, &[app.address]).await;
@@ -456,7 +456,11 @@ async fn a_drain_deregisters_first_and_loses_no_request() {
         .await
         .unwrap()
         .unwrap();
-    assert_eq!(script.registry_calls("register"), 1);
+    assert_eq!(
+        script.registry_calls("register"),
+        2,
+        "once accepting, once draining"
+    );
 }
 
 #[tokio::test]
