@@ -235,12 +235,10 @@ async fn a_full_etcd_refuses_changes_with_its_reason_and_heals_when_there_is_roo
     )
     .await?;
     gateway(&etcd, "/v3/maintenance/defragment", "{}").await?;
-    gateway(
-        &etcd,
-        "/v3/maintenance/alarm",
-        r#"{"action":"DEACTIVATE","alarm":"NOSPACE"}"#,
-    )
-    .await?;
+    let alarms = gateway(&etcd, "/v3/maintenance/alarm", "{}").await?;
+    let member = alarms["alarms"][0]["memberID"].as_str().unwrap_or_default();
+    let disarm = format!(r#"{{"action":"DEACTIVATE","alarm":"NOSPACE","memberID":"{member}"}}"#);
+    gateway(&etcd, "/v3/maintenance/alarm", &disarm).await?;
     read_only(&mesh, false).await?;
     applied_in_the_end(&mesh, 8002).await?;
     reaches(&running.caller, 8002).await?;
