@@ -4,6 +4,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use phalanx_client::api::CanaryStatus;
+use phalanx_testkit::etcd::Etcd;
 use phalanx_testkit::eventually;
 use phalanx_testkit::http::{Call, call};
 use phalanx_testkit::mesh::{Instance, Mesh, READY_MAX};
@@ -306,5 +307,64 @@ async fn it_can_be_aborted_by_hand() -> anyhow::Result<()> {
     eventually("all to have the old one", Duration::from_secs(10), back).await?;
     let again = phalanx(&town.mesh, &["canary", "abort"], "")?;
     assert_eq!(again.status.code(), Some(1), "{}", said(&again));
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_control_planes_over_one_store_speak_for_all_proxies_and_decide_once()
+-> anyhow::Result<()> {
+    let etcd = Etcd::start(&[]).await?;
+    let store = format!("etcd://{}", etcd.endpoint());
+    let mut first = Mesh::start_with(&["--store", &store, "--plane", "one"]).await?;
+    let mut second = Mesh::start_with(&["--store", &store, "--plane", "two"]).await?;
+    let mut instances = Vec::new();
+    for service in ["shop", "next"] {
+        instances.push(first.instance(service, "v1", service).await?);
+    }
+    instances.push(second.instance("gate", "v1", "gate").await?);
+    let far = instances[2].outbound;
+    first
+        .apply(&format!("{SERVICES}---\n{}", route("shop")))
+        .await?;
+    for mesh in [&first, &second] {
+        let status = mesh.client().status(None).await?;
+        assert_eq!((status.proxies, status.applied), (3, 3), "{status:?}");
+        let shares: Vec<_> = status.planes.iter().map(|p| p.proxies).collect();
+        assert_eq!(shares.iter().sum::<usize>(), 3, "{:?}", status.planes);
+    }
+    let dry = phalanx(&first, &["apply", "-f", "-", "--dry-run"], &route("next"))?;
+    assert!(
+        said(&dry).contains("effect on 3 of 3 proxies"),
+        "{}",
+        said(&dry)
+    );
+
+    let arguments = [
+        "apply", "-f", "-", "--canary", "100%", "--watch", "2s", "--wait",
+    ];
+    let applied = phalanx(&first, &arguments, &route("next"))?;
+    assert_eq!(applied.status.code(), Some(0), "{}", said(&applied));
+    assert!(
+        said(&applied).contains("3 proxies of 3 had it"),
+        "{}",
+        said(&applied)
+    );
+    let answer = call(far, &Call::get("shop", "/")).await?;
+    assert_eq!((answer.status, answer.header("x-echo")), (200, "next"));
+    let history = second.client().history(None).await?;
+    let ends = history
+        .entries
+        .iter()
+        .filter(|e| e.canary.as_deref() == Some("promoted"));
+    assert_eq!(ends.count(), 1, "{history:?}");
+
+    second.control.pause()?;
+    let status = first.client().status(None).await?;
+    let unasked: Vec<_> = status.planes.iter().filter(|p| p.error.is_some()).collect();
+    assert!(
+        unasked.len() == 1 && unasked[0].name == "two" && !status.complete(),
+        "{status:?}"
+    );
+    second.control.resume()?;
     Ok(())
 }
