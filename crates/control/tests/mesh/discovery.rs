@@ -35,11 +35,11 @@ impl Control {
         registry.register(request).await.unwrap();
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://{}", self.running.xds_address())
     }
 
-    async fn reach(&self, revision: u64) -> Reach {
+    pub async fn reach(&self, revision: u64) -> Reach {
         self.admin
             .status_within(Some(revision), Duration::from_secs(10))
             .await
@@ -464,4 +464,75 @@ async fn shutdown_ends_streams_so_that_clients_go_elsewhere() {
         while let Ok(Some(_)) = proxy.responses.message().await {}
     });
     ended.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refusal_takes_a_canary_back_before_anybody_else_gets_the_change() {
+    use phalanx_client::api::{ApplyRequest, CanaryTerms, File};
+    let control = control().await;
+    control.apply(&battle(90, 10)).await;
+    let mut serving = Vec::new();
+    for id in ["default/match/m1", "default/match/m2", "default/match/m3"] {
+        let mut proxy = Proxy::connect(&control, id).await;
+        proxy.refuses = Some("POISON");
+        proxy
+            .until("the first routes", |held| weights(held) == [90, 10])
+            .await;
+        serving.push(proxy.spawn());
+    }
+    let poison = route(
+        "bad",
+        "matches: [{method: {service: POISON}}]\n    backendRefs: [{name: battle-v1, port: 80}]",
+    );
+    let request = ApplyRequest {
+        files: vec![File {
+            name: "a.yaml".into(),
+            text: poison,
+        }],
+        author: "ann".into(),
+        canary: Some(CanaryTerms::default()),
+        ..ApplyRequest::default()
+    };
+    let staged = control.admin.apply(&request).await.unwrap();
+    let canary = staged.canary.expect("it is staged");
+    assert_eq!((canary.nodes.len(), canary.concerned), (1, 3));
+
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    let end = loop {
+        let status = control.admin.canary().await.unwrap();
+        let refusing = control.admin.proxies().await.unwrap().items;
+        let refusing = refusing.iter().filter(|p| !p.refusals.is_empty()).count();
+        assert!(refusing <= 1, "{refusing} got it");
+        if let (None, Some(end)) = (status.current, status.last) {
+            break end;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "undecided");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(
+        (end.stage.as_str(), end.author.as_str()),
+        ("back", "phalanx")
+    );
+    let told = [
+        &canary.nodes[0].node,
+        "GRPCRoute/default/bad",
+        "no such thing here",
+    ];
+    assert!(
+        told.iter().all(|part| end.reason.contains(*part)),
+        "{end:?}"
+    );
+    let status = control.admin.status(None).await.unwrap();
+    let reach = control.reach(status.revision).await;
+    assert_eq!((reach.applied, reach.refused.len()), (3, 0), "{reach:?}");
+    assert_eq!(
+        control
+            .admin
+            .documents(None, None)
+            .await
+            .unwrap()
+            .items
+            .len(),
+        4
+    );
 }
