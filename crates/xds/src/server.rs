@@ -30,7 +30,7 @@ pub use self::inventory::{Delivery, Item};
 pub use self::message::{
     NAME_BYTES_MAX, NAMES_MAX, Request, Response, SOTW_BYTES_MAX, SessionError, UNSERVED_MAX,
 };
-pub use self::plan::{PATIENCE_MS, RESPONSE_BYTES_MAX, SETTLE_MS};
+pub use self::plan::{PATIENCE_MS, RESPONSE_BYTES_MAX, SETTLE_MS, WARMING_MS};
 pub use self::progress::{Nack, Pending, Progress};
 
 use self::gate::View;
@@ -196,6 +196,7 @@ impl Session {
                 kinds: &self.kinds,
                 alone: self.only.is_some(),
                 ordered: self.ordered,
+                whole: self.protocol == Protocol::Sotw,
             };
             let plan = plan(view, kind, now_ms, self.protocol == Protocol::Delta);
             if let Some(response) = self.carry_out(kind, plan, &target, now_ms) {
@@ -243,6 +244,9 @@ impl Session {
         }
         let revision = self.target.as_ref().map_or(0, |target| target.revision);
         let ordered = self.ordered;
+        let clusters_unheard = kind == Kind::Endpoints
+            && self.only.is_none()
+            && self.kinds[Kind::Cluster.index()].subscription.is_none();
         let state = self.state(kind);
         let mentions = !request.resource_names_subscribe.is_empty()
             || !request.resource_names_unsubscribe.is_empty();
@@ -258,7 +262,12 @@ impl Session {
         state.answer_due |= first && subscription.is_wildcard();
         state.resend.extend(anew);
         if first {
-            state.claim(request.initial_resource_versions);
+            let claimed = request.initial_resource_versions;
+            if clusters_unheard {
+                // One of its clusters may be warming, for endpoints that were on their way when the stream broke.
+                state.resend.extend(claimed.keys().cloned());
+            }
+            state.claim(claimed);
         }
         if first || mentions {
             let reached = state.reached;
@@ -292,6 +301,7 @@ impl Session {
         let subscription = state.subscription.get_or_insert_default();
         let changed = subscription.replace(kind, request.resource_names);
         state.answer_due |= first && subscription.is_wildcard();
+        state.reconnected |= first && !request.version_info.is_empty();
         if first || changed {
             state.subscription_changed(revision);
             self.wake();

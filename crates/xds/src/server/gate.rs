@@ -31,6 +31,8 @@ pub(super) struct View<'a> {
     pub(super) alone: bool,
     /// See [`super::Session::trust_order`].
     pub(super) ordered: bool,
+    /// State of the world: what a client holds from an earlier stream is told by name at most.
+    pub(super) whole: bool,
 }
 
 impl<'a> View<'a> {
@@ -40,6 +42,9 @@ impl<'a> View<'a> {
 
     /// Whether the client may get `resource` now, in place of `held`.
     pub(super) fn put(&self, resource: &Encoded, held: Option<&Held>) -> Gate {
+        if resource.kind == Kind::Cluster && self.would_drop_routed_clusters() {
+            return Gate::Wait;
+        }
         let names_clusters = matches!(resource.kind, Kind::Listener | Kind::Routes);
         let ready = |name: &String| {
             let cluster = self.target.get(Kind::Cluster, name);
@@ -74,6 +79,10 @@ impl<'a> View<'a> {
             // Whatever replaces nothing can break nothing.
             return held.is_none_or(|held| held.surely_names(name));
         }
+        if self.clusters_are_unheard() {
+            let endpoints = self.of(Kind::Endpoints).subscription.as_ref();
+            return endpoints.is_some_and(|endpoints| endpoints.wants(name));
+        }
         if !clusters.wants(name) || clusters.is_refused(name, version) {
             return true;
         }
@@ -88,6 +97,49 @@ impl<'a> View<'a> {
             && !clusters.is_being_removed(name)
             && (named_before
                 || named_by(cluster).all(|set| self.endpoints_ready(set, held.is_some())))
+    }
+
+    /// The client came back with routes and has not told of its clusters, or was not told of any yet. Envoy asks for clusters
+    /// only when none of them is warming; what it holds shows in the endpoints it asks for.
+    pub(super) fn clusters_are_unheard(&self) -> bool {
+        let clusters = self.of(Kind::Cluster);
+        let came_back = |kind| self.of(kind).reconnected;
+        match &clusters.subscription {
+            _ if self.alone || self.ordered => false,
+            None => came_back(Kind::Routes) || came_back(Kind::Listener),
+            Some(_) => self.whole && clusters.reconnected && clusters.answer_due,
+        }
+    }
+
+    /// The first full state of clusters after a client came back takes away those that went meanwhile. Its old routes may
+    /// still name them, so new routes go first, if they can do with clusters that it has.
+    fn would_drop_routed_clusters(&self) -> bool {
+        let clusters = self.of(Kind::Cluster);
+        if !self.whole || self.alone || !clusters.reconnected || !clusters.answer_due {
+            return false;
+        }
+        let Some(endpoints) = &self.of(Kind::Endpoints).subscription else {
+            return true;
+        };
+        let went = |name: &String| self.target.get(Kind::Cluster, name).is_none();
+        if !endpoints.names().iter().any(went) {
+            return false;
+        }
+        [Kind::Listener, Kind::Routes].into_iter().any(|kind| {
+            let state = self.of(kind);
+            let wanted = || self.target.iter(kind).filter(|r| state.wants(&r.name));
+            let can = wanted().all(|r| {
+                r.refs
+                    .iter()
+                    .all(|name| kind == Kind::Listener || endpoints.wants(name))
+            });
+            let is_there = |r: &std::sync::Arc<Encoded>| {
+                let held = state.held.get(&r.name);
+                held.is_some_and(|held| held.is_surely(&r.version))
+                    || state.is_refused(&r.name, &r.version)
+            };
+            state.subscription.is_none() || (can && !wanted().all(is_there))
+        })
     }
 
     /// Whether a cluster that is new to a route has endpoints. `replacing`: the client has an older version of the route

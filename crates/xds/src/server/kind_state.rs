@@ -35,6 +35,7 @@ pub(super) struct Refused {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wait {
     pub(super) since_ms: u64,
+    pub(super) patience_ms: u64,
     pub(super) until_ms: u64,
 }
 

@@ -16,6 +16,8 @@ pub const PATIENCE_MS: u64 = 5_000;
 /// How long a resource waits for what it names on a stream of one kind, where no ACK of the others is seen, in ms: enough
 /// for them to arrive, and less than [`PATIENCE_MS`], after which what nothing names any more is removed.
 pub const SETTLE_MS: u64 = 1_000;
+/// How long a client that came back may keep its clusters to itself: Envoy's cluster warms for 15 s at most.
+pub const WARMING_MS: u64 = 20_000;
 /// Body bytes in one delta response, at most, unless a single resource is larger: gRPC refuses messages over 4 MiB.
 pub const RESPONSE_BYTES_MAX: usize = 3 * 1024 * 1024;
 
@@ -122,6 +124,7 @@ impl Plan {
             };
             let patience_ms = match target {
                 Some(_) if view.alone => SETTLE_MS,
+                Some(_) if view.clusters_are_unheard() => WARMING_MS,
                 _ => PATIENCE_MS,
             };
             if self.admits(state, name, gate, now_ms, patience_ms) {
@@ -154,12 +157,13 @@ impl Plan {
                     Gate::Answer => u64::MAX,
                     _ => patience_ms,
                 };
-                // Patience counts from when the answer came that there was to wait for.
+                // Patience counts anew when it waits for something else.
                 let before = state.blocked.get(name);
-                let before = before.filter(|wait| wait.is_endless() == (patience_ms == u64::MAX));
+                let before = before.filter(|wait| wait.patience_ms == patience_ms);
                 let since_ms = before.map_or(now_ms, |wait| wait.since_ms);
                 let wait = Wait {
                     since_ms,
+                    patience_ms,
                     until_ms: since_ms.saturating_add(patience_ms),
                 };
                 let is_over = wait.is_over(now_ms);

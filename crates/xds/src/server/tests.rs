@@ -5,6 +5,7 @@ mod break_after_make;
 mod inventory;
 mod one_kind;
 mod order;
+mod reconnects;
 mod refusals;
 mod remembered;
 mod secrets;
