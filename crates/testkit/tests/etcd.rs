@@ -411,3 +411,39 @@ async fn on_a_full_disk_the_embedded_store_is_read_only_while_data_planes_go_on_
     reaches(&running.caller, 9000).await?;
     running.without_a_failure().await
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_is_larger_than_etcd_takes_is_one_change() -> anyhow::Result<()> {
+    const COUNT: usize = 300;
+    let etcd = Etcd::start(&[]).await?;
+    let mut mesh = mesh_over(&etcd).await?;
+    let text = |port: u16| {
+        let note = "x".repeat(9 << 10);
+        let one = |i| {
+            format!(
+                "apiVersion: v1\nkind: Service\nmetadata:\n  name: s{i}\n  annotations: {{note: \"{note}\"}}\nspec:\n  selector: {{app: s{i}}}\n  ports: [{{port: {port}}}]\n"
+            )
+        };
+        (0..COUNT).map(one).collect::<Vec<_>>().join("---\n")
+    };
+    let client = mesh.client().with_timeout(Duration::from_secs(60));
+    let mut revisions = Vec::new();
+    for port in [8001, 8002] {
+        let mut request = request(port);
+        request.files[0].text = text(port);
+        let answer = client.apply(&request).await?;
+        anyhow::ensure!(
+            answer.changes.len() == COUNT,
+            "{} changes",
+            answer.changes.len()
+        );
+        revisions.push(answer.revision);
+    }
+    // The second record of the history holds all of both.
+    mesh.restart_control().await?;
+    let history = client.history(None).await?.entries;
+    anyhow::ensure!(history.len() == 2 && history.iter().all(|e| e.changes.len() == COUNT));
+    let items = client.documents(Some("Service"), None).await?.items;
+    anyhow::ensure!(items.len() == COUNT && items.iter().all(|i| i.revision == revisions[1]));
+    Ok(())
+}
