@@ -1,15 +1,17 @@
 //! Who is connected and what each has acknowledged: the facts behind `status` and `ps`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use phalanx_xds::Kind;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::admit::unix_ms;
-use crate::snapshot::Node;
+use crate::snapshot::{Node, Unmet};
 
 /// All connected proxies; cheap to clone.
 #[derive(Clone)]
@@ -25,22 +27,126 @@ struct Inner {
     changes: watch::Sender<u64>,
 }
 
+/// What is asked after each acknowledgement, by thousands of proxies, is looked up, not searched for.
 #[derive(Default)]
 struct State {
     next: u64,
     streams: BTreeMap<u64, ProxyState>,
+    /// By id.
+    nodes: BTreeMap<String, Streams>,
+    /// The nodes that refuse nothing, by what they have acknowledged; a node stands under its newest stream.
+    acked: BTreeSet<(u64, u64)>,
+    /// The other nodes, likewise.
+    refusing: BTreeSet<u64>,
     /// Of the last [`PUSHES_MAX`] revisions, oldest first.
     pushes: VecDeque<Push>,
 }
 
+/// What one node has open.
+#[derive(Default)]
+struct Streams {
+    /// Oldest first. In each lane the newest counts: a predecessor of it is not closed yet.
+    all: Vec<u64>,
+    summary: Option<Summary>,
+}
+
+/// Of all lanes of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Summary {
+    /// The newest stream.
+    stream: u64,
+    /// The revision that all are being brought to.
+    target: u64,
+    /// What all have acknowledged.
+    acked: u64,
+    is_refusing: bool,
+}
+
 impl State {
-    fn nodes(&self) -> impl Iterator<Item = &ProxyState> {
-        let by_id: BTreeMap<&str, &ProxyState> = self
-            .streams
-            .values()
-            .map(|proxy| (proxy.node.id.as_str(), proxy))
-            .collect();
-        by_id.into_values()
+    /// Each with the streams that count.
+    fn nodes(&self) -> impl Iterator<Item = Vec<&ProxyState>> {
+        self.nodes.values().map(|node| self.counting(node))
+    }
+
+    /// The newest stream of each lane, the newest of all first.
+    fn counting(&self, node: &Streams) -> Vec<&ProxyState> {
+        let mut lanes = BTreeSet::new();
+        let newest_first = node.all.iter().rev().filter_map(|s| self.streams.get(s));
+        newest_first
+            .filter(|proxy| lanes.insert(proxy.lane))
+            .collect()
+    }
+
+    fn connect(&mut self, proxy: ProxyState) -> u64 {
+        let (stream, id) = (self.next, proxy.node.id.clone());
+        self.next += 1;
+        self.streams.insert(stream, proxy);
+        self.nodes.entry(id.clone()).or_default().all.push(stream);
+        self.file(&id);
+        stream
+    }
+
+    fn disconnect(&mut self, stream: u64) {
+        let Some(proxy) = self.streams.remove(&stream) else {
+            return;
+        };
+        let id = &proxy.node.id;
+        if let Some(node) = self.nodes.get_mut(id) {
+            node.all.retain(|other| *other != stream);
+        }
+        self.file(id);
+    }
+
+    /// Takes a node into the set it belongs to now.
+    fn file(&mut self, id: &str) {
+        let Some(node) = self.nodes.get(id) else {
+            return;
+        };
+        let summary = self.summary(node);
+        let before = node.summary;
+        if summary == before {
+            return;
+        }
+        if let Some(before) = before {
+            self.acked.remove(&(before.acked, before.stream));
+            self.refusing.remove(&before.stream);
+        }
+        match summary {
+            Some(now) if now.is_refusing => drop(self.refusing.insert(now.stream)),
+            Some(now) => drop(self.acked.insert((now.acked, now.stream))),
+            None => drop(self.nodes.remove(id)),
+        }
+        if let Some(node) = self.nodes.get_mut(id) {
+            node.summary = summary;
+        }
+    }
+
+    fn summary(&self, node: &Streams) -> Option<Summary> {
+        let counting = self.counting(node);
+        Some(Summary {
+            stream: *node.all.last()?,
+            target: counting.iter().map(|proxy| proxy.target).min()?,
+            acked: counting.iter().map(|proxy| proxy.acked).min()?,
+            is_refusing: counting.iter().any(|proxy| !proxy.refused.is_empty()),
+        })
+    }
+}
+
+/// Which of a node's streams: all kinds on one, or one kind and what was asked for first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lane(u64);
+
+impl Lane {
+    /// `only`: the kind of a stream that carries no other; `names`: of its first request.
+    pub fn new(only: Option<Kind>, names: &[String]) -> Self {
+        let Some(kind) = only else {
+            return Self::default();
+        };
+        let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+        names.sort_unstable();
+        let mut hasher = DefaultHasher::new();
+        (kind, names).hash(&mut hasher);
+        Self(hasher.finish().max(1))
     }
 }
 
@@ -51,6 +157,7 @@ pub struct ProxyState {
     pub peer: String,
     /// `delta` or `sotw`
     pub protocol: &'static str,
+    pub lane: Lane,
     pub connected_ms: u64,
     pub connected: Instant,
     /// The revision it is being brought to.
@@ -68,6 +175,17 @@ pub struct Refused {
     pub rule: String,
     pub message: String,
     pub since_revision: u64,
+}
+
+impl From<&Unmet> for Refused {
+    fn from(unmet: &Unmet) -> Self {
+        Self {
+            resource: format!("{} {}", Kind::Routes, unmet.table),
+            rule: unmet.rule.clone(),
+            message: unmet.message.clone(),
+            since_revision: unmet.since_revision,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -113,22 +231,25 @@ impl Default for Fleet {
 
 impl Fleet {
     /// Notes who came; dropping the seat notes that it went.
-    pub fn connect(&self, node: &Node, peer: &str, protocol: &'static str) -> Seat {
-        let mut state = self.state();
-        let stream = state.next;
-        state.next += 1;
+    pub fn connect(
+        &self,
+        node: &Node,
+        peer: &str,
+        protocol: &'static str,
+        lane: Lane,
+    ) -> Seat {
         let proxy = ProxyState {
             node: node.clone(),
             peer: peer.to_owned(),
             protocol,
+            lane,
             connected_ms: unix_ms(),
             connected: Instant::now(),
             target: 0,
             acked: 0,
             refused: Vec::new(),
         };
-        state.streams.insert(stream, proxy);
-        drop(state);
+        let stream = self.state().connect(proxy);
         self.touch();
         Seat {
             fleet: self.clone(),
@@ -175,6 +296,7 @@ impl Fleet {
         &self.inner.counts
     }
 
+    /// Streams, of which a node may have several.
     pub fn len(&self) -> usize {
         self.state().streams.len()
     }
@@ -183,25 +305,40 @@ impl Fleet {
         self.len() == 0
     }
 
-    /// One per node, by id: of several streams (a reconnect whose predecessor is not closed yet) the newest.
+    /// One per node, by id; what it has acknowledged is what every one of its streams has.
     pub fn proxies(&self) -> Vec<ProxyState> {
-        self.state().nodes().cloned().collect()
+        self.state().nodes().filter_map(merged).collect()
+    }
+
+    pub fn nodes(&self) -> usize {
+        self.state().nodes.len()
     }
 
     /// How far a revision is, over all nodes.
     pub fn reach(&self, revision: u64) -> Reach {
         let state = self.state();
-        let mut reach = Reach::default();
-        for proxy in state.nodes() {
-            reach.proxies += 1;
+        let id = |stream: &u64| Some(state.streams.get(stream)?.node.id.clone());
+        let late = state.acked.range(..(revision, 0));
+        let mut reach = Reach {
+            proxies: state.nodes.len(),
+            applied: 0,
+            waiting: late.filter_map(|(_, stream)| id(stream)).collect(),
+            elapsed: None,
+        };
+        reach.applied = state.acked.len() - reach.waiting.len();
+        let summary = |stream: &u64| state.nodes.get(&id(stream)?)?.summary;
+        let refusing = state.refusing.iter();
+        for (stream, node) in refusing.filter_map(|s| Some((s, summary(s)?))) {
             // What was refused of an older revision says nothing about this one.
-            let is_offered = proxy.target >= revision;
-            match (proxy.acked >= revision, proxy.refused.is_empty()) {
-                (_, false) if is_offered => {}
-                (true, _) => reach.applied += 1,
-                (false, _) => reach.waiting.push(proxy.node.id.clone()),
+            if node.target >= revision {
+                continue;
+            }
+            match node.acked >= revision {
+                true => reach.applied += 1,
+                false => reach.waiting.extend(id(stream)),
             }
         }
+        reach.waiting.sort_unstable();
         if reach.applied == reach.proxies {
             let push = state.pushes.iter().find(|push| push.revision >= revision);
             reach.elapsed =
@@ -216,6 +353,16 @@ impl Fleet {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The streams of one node as one.
+fn merged(streams: Vec<&ProxyState>) -> Option<ProxyState> {
+    Some(ProxyState {
+        target: streams.iter().map(|proxy| proxy.target).min()?,
+        acked: streams.iter().map(|proxy| proxy.acked).min()?,
+        refused: streams.iter().flat_map(|p| p.refused.clone()).collect(),
+        ..(*streams.first()?).clone()
+    })
 }
 
 /// The place of one stream in the fleet.
@@ -238,10 +385,9 @@ impl Seat {
             return;
         }
         let now = Instant::now();
-        for push in pushes
-            .iter_mut()
-            .filter(|push| push.revision > proxy.acked && push.revision <= acked)
-        {
+        let from = pushes.partition_point(|push| push.revision <= proxy.acked);
+        let to = pushes.partition_point(|push| push.revision <= acked);
+        for push in pushes.range_mut(from..to.max(from)) {
             if proxy.connected <= push.committed {
                 push.last_ack = Some(now);
                 self.fleet
@@ -251,6 +397,8 @@ impl Seat {
             }
         }
         (proxy.target, proxy.acked, proxy.refused) = (target, acked, refused);
+        let id = proxy.node.id.clone();
+        state.file(&id);
         drop(state);
         self.fleet.touch();
     }
@@ -258,7 +406,7 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.fleet.state().streams.remove(&self.stream);
+        self.fleet.state().disconnect(self.stream);
         self.fleet.touch();
     }
 }
@@ -285,19 +433,40 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_refusal_of_an_older_revision_is_no_answer_to_a_newer_one() {
-        let fleet = Fleet::default();
-        let node = Node {
-            id: "default/match/m1".into(),
+    fn node(id: &str) -> Node {
+        Node {
+            id: id.into(),
             service: ServiceName::new("default", "match"),
             version: String::new(),
             zone: String::new(),
             instance: "m1".into(),
             outbound: None,
             agent: "envoy".into(),
-        };
-        let seat = fleet.connect(&node, "", "delta");
+        }
+    }
+
+    #[test]
+    fn the_newest_stream_of_a_node_counts_until_it_ends() {
+        let fleet = Fleet::default();
+        let old = fleet.connect(&node("a"), "", "delta", Lane::default());
+        old.report(3, 3, Vec::new());
+        let other = fleet.connect(&node("b"), "", "delta", Lane::default());
+        other.report(3, 3, Vec::new());
+        assert_eq!((fleet.reach(3).applied, fleet.reach(3).proxies), (2, 2));
+        let new = fleet.connect(&node("a"), "", "delta", Lane::default());
+        assert_eq!(fleet.reach(3).waiting, ["a"]);
+        old.report(4, 4, Vec::new());
+        assert_eq!(fleet.reach(4).waiting, ["a", "b"]);
+        drop(new);
+        assert_eq!((fleet.reach(4).applied, fleet.reach(4).proxies), (1, 2));
+        drop((old, other));
+        assert_eq!(fleet.reach(4), Reach::default());
+    }
+
+    #[test]
+    fn a_refusal_of_an_older_revision_is_no_answer_to_a_newer_one() {
+        let fleet = Fleet::default();
+        let seat = fleet.connect(&node("default/match/m1"), "", "delta", Lane::default());
         let refused = || {
             vec![Refused {
                 resource: "RDS outbound".into(),
@@ -316,5 +485,34 @@ mod tests {
         );
         seat.report(6, 6, Vec::new());
         assert_eq!(fleet.reach(6).applied, 1);
+    }
+
+    #[test]
+    fn a_node_with_a_stream_per_kind_has_applied_what_all_of_them_have() {
+        let fleet = Fleet::default();
+        let node = node("default/match/m1");
+        let connect = |kind, names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+            fleet.connect(&node, "", "delta", Lane::new(Some(kind), &names))
+        };
+        let clusters = connect(Kind::Cluster, &[]);
+        let (a, b) = (
+            connect(Kind::Endpoints, &["a"]),
+            connect(Kind::Endpoints, &["b"]),
+        );
+        clusters.report(5, 5, Vec::new());
+        a.report(5, 5, Vec::new());
+        b.report(5, 4, Vec::new());
+        let reach = fleet.reach(5);
+        assert_eq!((reach.proxies, reach.applied), (1, 0));
+        assert_eq!((fleet.proxies()[0].acked, fleet.nodes()), (4, 1));
+        b.report(5, 5, Vec::new());
+        assert_eq!(fleet.reach(5).applied, 1);
+        // A stream that came again in place of one that is not known to be gone yet counts alone.
+        let again = connect(Kind::Endpoints, &["b"]);
+        b.report(5, 0, Vec::new());
+        assert_eq!(fleet.reach(5).applied, 0);
+        again.report(5, 5, Vec::new());
+        assert_eq!(fleet.reach(5).applied, 1);
     }
 }

@@ -62,6 +62,15 @@ impl Isolation {
         node: &Node,
         listeners: &Resources,
     ) -> Snapshot {
+        let Some(mesh) = self.mesh(published) else {
+            return published.snapshot(node, listeners, None);
+        };
+        let table = encode_table(&mesh.rules.table(&node.service.namespace, &mesh.catalog));
+        published.snapshot(node, listeners, Some(&table))
+    }
+
+    /// What is published, with what the node refuses as it was before; none while that is the same.
+    pub fn mesh(&mut self, published: &Published) -> Option<Mesh> {
         let current = |id: &DocumentId| {
             published
                 .world
@@ -75,16 +84,28 @@ impl Isolation {
         let is_whole = self.blamed.keys().all(|id| self.trial.as_ref() == Some(id));
         if is_whole {
             self.offered = published.world.documents.clone();
-            return published.snapshot(node, listeners, None);
+            return None;
         }
         self.offered = Arc::new(self.replaced(&published.world));
         let world = World {
             documents: self.offered.clone(),
             ..(*published.world).clone()
         };
-        let mesh = Mesh::compile(&world);
-        let table = encode_table(&mesh.rules.table(&node.service.namespace, &mesh.catalog));
-        published.snapshot(node, listeners, Some(&table))
+        Some(Mesh::compile(&world))
+    }
+
+    /// Whether the node is kept from something.
+    pub fn is_blaming(&self) -> bool {
+        !self.blamed.is_empty()
+    }
+
+    /// What a later stream of the node should know.
+    pub fn remembered(&self) -> Self {
+        Self {
+            accepted: self.accepted.clone(),
+            blamed: self.blamed.clone(),
+            ..Self::default()
+        }
     }
 
     /// What the node refuses now, for status pages.
@@ -137,6 +158,7 @@ impl Isolation {
                 .accepted
                 .as_ref()
                 .and_then(|documents| documents.get(&entry.id))
+                .filter(|accepted| accepted.revision != entry.revision)
                 .cloned();
             let blame = Blame {
                 revision: entry.revision,
@@ -192,13 +214,17 @@ impl Isolation {
                 .and_then(|documents| documents.get(&entry.id));
             accepted.is_none_or(|accepted| accepted.revision != entry.revision)
         };
-        let fresh = routes(documents)
-            .filter(|entry| !self.blamed.contains_key(&entry.id) && changed(entry));
-        let (named, mut others): (Vec<_>, Vec<_>) =
-            fresh.partition(|entry| names(message, &entry.id));
+        let free = routes(documents).filter(|entry| !self.blamed.contains_key(&entry.id));
+        let (mut named, mut others): (Vec<_>, Vec<_>) =
+            free.partition(|entry| names(message, &entry.id));
+        // On demand a table may be new to the node, though its documents are not new.
+        if named.iter().any(|entry| changed(entry)) {
+            named.retain(|entry| changed(entry));
+        }
         if !named.is_empty() {
             return named;
         }
+        others.retain(|entry| changed(entry));
         if self.accepted.is_none() {
             let newest = others.iter().map(|entry| entry.revision).max();
             others.retain(|entry| Some(entry.revision) == newest);

@@ -2,6 +2,7 @@
 
 mod api;
 mod discovery;
+mod discovery_services;
 mod dns;
 mod etcd;
 mod serve;

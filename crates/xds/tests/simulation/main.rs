@@ -424,7 +424,7 @@ impl<P: Peer> Simulation<P> {
         for name in held.keys() {
             let kept = kind == Kind::Secret
                 || kind == Kind::Endpoints && target.get(Kind::Cluster, name).is_some()
-                || P::ON_DEMAND && kind != Kind::Routes;
+                || P::ON_DEMAND;
             let kept = kept && !all;
             assert!(
                 kept || target.get(kind, name).is_some(),
