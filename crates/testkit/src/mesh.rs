@@ -19,6 +19,8 @@ pub struct Mesh {
     pub xds: SocketAddr,
     pub admin: SocketAddr,
     pub dns: SocketAddr,
+    /// Further control planes that sidecars are told of from now on.
+    pub others: Vec<SocketAddr>,
     folder: tempfile::TempDir,
     /// Of the control plane, beside those that every one has.
     options: Vec<String>,
@@ -52,6 +54,7 @@ impl Mesh {
             xds,
             admin,
             dns: dns_at(ip),
+            others: Vec::new(),
             folder,
             options,
             started: 0,
@@ -185,6 +188,8 @@ impl Mesh {
         extra: &[&str],
     ) -> anyhow::Result<Process> {
         let at = |port| SocketAddr::new(ip, port).to_string();
+        let controls = std::iter::once(&self.xds).chain(&self.others);
+        let controls: Vec<String> = controls.map(SocketAddr::to_string).collect();
         let mut command = Command::new(executable("phalanx")?);
         command.args([
             "proxy",
@@ -193,7 +198,7 @@ impl Mesh {
             "--labels",
             &format!("version={version}"),
             "--control",
-            &self.xds.to_string(),
+            &controls.join(","),
         ]);
         command
             .args([
