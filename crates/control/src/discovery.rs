@@ -7,6 +7,7 @@
 mod canary;
 mod clients;
 mod fleet;
+mod frames;
 mod hds;
 mod isolate;
 mod loads;
@@ -21,9 +22,7 @@ use std::sync::Arc;
 
 use phalanx_proto::envoy::service::cluster::v3::cluster_discovery_service_server::ClusterDiscoveryServiceServer;
 use phalanx_proto::envoy::service::discovery::v3 as wire;
-use phalanx_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-};
+use phalanx_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use phalanx_proto::envoy::service::endpoint::v3::endpoint_discovery_service_server::EndpointDiscoveryServiceServer;
 use phalanx_proto::envoy::service::listener::v3::listener_discovery_service_server::ListenerDiscoveryServiceServer;
 use phalanx_proto::envoy::service::load_stats::v3::load_reporting_service_server::LoadReportingServiceServer;
@@ -84,7 +83,7 @@ impl Discovery {
     /// For a gRPC server. Messages are bounded by tonic's 4 MiB.
     pub fn services(&self) -> Routes {
         let clients = self.rooms.clients.clone();
-        Routes::new(AggregatedDiscoveryServiceServer::new(self.clone()))
+        Routes::new(frames::Aggregated(self.clone()))
             .add_service(ClusterDiscoveryServiceServer::new(self.clone()))
             .add_service(EndpointDiscoveryServiceServer::new(self.clone()))
             .add_service(ListenerDiscoveryServiceServer::new(self.clone()))
