@@ -1,0 +1,220 @@
+//! What a sidecar on demand receives: a route table for each authority that its application called, and of clusters and
+//! endpoints only what those tables name. Subscriptions go in, a snapshot comes out; a table is encoded once for all
+//! streams that ask for it, and forgotten with the last of them.
+//!
+//! A host that does not exist has a table too, without hosts: the answer is "no", and changes when the host comes to be.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use phalanx_model::ServiceName;
+use phalanx_model::name::Direction;
+use phalanx_model::resource::{Listener, ListenerProtocol, RouteTable, Rule, VirtualHost};
+use phalanx_proto::envoy::config::core::v3 as core;
+use phalanx_xds::server::Session;
+use phalanx_xds::{Encoded, Kind, Snapshot, encode};
+use prost_types::value::Kind as ValueKind;
+
+use super::{Catalog, Mesh, Node, OUTBOUND, Published, Resources, hosts};
+
+/// Before the authority in the name of a route table; alone, where a listener names its table: there is one for each.
+pub const DEMAND: &str = "outbound/";
+/// In node metadata: the sidecar asks on demand.
+const METADATA: &str = "demand";
+
+/// One stream's part of the mesh.
+#[derive(Debug)]
+pub struct Demand {
+    listeners: Resources,
+    /// What the rules are taken from, where this node refuses what is published.
+    mesh: Option<Mesh>,
+    /// What the last tables were taken from, if that was what is published.
+    from: Option<Arc<Mesh>>,
+    /// The last snapshot's, to be shared by the next if nothing changed.
+    clusters: Resources,
+    endpoints: Resources,
+    tables: Resources,
+}
+
+impl Demand {
+    /// None when the peer wants everything, as other proxies do.
+    pub fn asked(wire: Option<&core::Node>, node: &Node) -> Option<Self> {
+        let fields = &wire?.metadata.as_ref()?.fields;
+        let asked = matches!(fields.get(METADATA)?.kind, Some(ValueKind::BoolValue(true)));
+        asked.then(|| Self {
+            listeners: listeners(node),
+            mesh: None,
+            from: None,
+            clusters: Resources::default(),
+            endpoints: Resources::default(),
+            tables: Resources::default(),
+        })
+    }
+
+    /// From now on rules come from here; none: from what is published.
+    pub fn isolate(&mut self, mesh: Option<Mesh>) {
+        self.mesh = mesh;
+        self.from = None;
+    }
+
+    /// What follows from the names that the stream asks for now.
+    pub fn snapshot(&mut self, published: &Published, node: &Node, session: &Session) -> Snapshot {
+        let mesh = self.mesh.as_ref().unwrap_or(&published.mesh);
+        let namespace = &node.service.namespace;
+        let from = self.from.as_ref();
+        let is_same = from.is_some_and(|from| Arc::ptr_eq(from, &published.mesh));
+        let table = |name: &str| {
+            let known = self.tables.get(name).filter(|_| is_same).cloned();
+            let table = known.or_else(|| published.hosts.table(name, namespace, mesh))?;
+            Some((name.to_owned(), table))
+        };
+        let tables: Resources = session.names(Kind::Routes).filter_map(table).collect();
+        let named = tables.values().flat_map(|table| &table.refs);
+        let wanted: BTreeSet<&str> = named
+            .map(String::as_str)
+            .chain(session.names(Kind::Cluster))
+            .collect();
+        let shared = |kind| {
+            let found = |name: &&str| Some(((*name).to_owned(), published.shared(kind, name)?));
+            wanted.iter().filter_map(found).collect()
+        };
+        self.from = Some(published.mesh.clone()).filter(|_| self.mesh.is_none());
+        renew(&mut self.clusters, shared(Kind::Cluster));
+        renew(&mut self.endpoints, shared(Kind::Endpoints));
+        renew(&mut self.tables, tables);
+        let of = |kind| match kind {
+            Kind::Cluster => &self.clusters,
+            Kind::Endpoints => &self.endpoints,
+            Kind::Listener => &self.listeners,
+            Kind::Routes => &self.tables,
+            Kind::Secret => &NOTHING,
+        };
+        Snapshot::from_kinds(published.revision, Kind::ALL.map(|kind| of(kind).clone()))
+    }
+}
+
+static NOTHING: std::sync::LazyLock<Resources> = std::sync::LazyLock::new(Resources::default);
+
+/// Keeps the old map when the new one says the same: then nobody need compare them.
+pub(super) fn renew(old: &mut Resources, new: Resources) {
+    let same = old.len() == new.len()
+        && old
+            .iter()
+            .zip(&new)
+            .all(|((a, x), (b, y))| a == b && (Arc::ptr_eq(x, y) || x.version == y.version));
+    if !same {
+        *old = new;
+    }
+}
+
+/// The outbound listener, which names no table but where tables are.
+fn listeners(node: &Node) -> Resources {
+    let listener = node.outbound.map(|address| Listener {
+        name: OUTBOUND.to_owned(),
+        address,
+        direction: Direction::Outbound,
+        protocol: ListenerProtocol::Http {
+            route_table: DEMAND.to_owned(),
+        },
+    });
+    let encoded = listener.iter().map(encode::listener);
+    encoded
+        .map(|encoded| (encoded.name.clone(), Arc::new(encoded)))
+        .collect()
+}
+
+/// Encoded tables of single hosts, for as long as a stream holds them; cheap to clone, and shared by all that is published.
+#[derive(Clone, Debug, Default)]
+pub struct Hosts(Arc<Mutex<Made>>);
+
+#[derive(Debug, Default)]
+struct Made {
+    tables: HashMap<Key, One>,
+    /// How many there may be before those that nobody holds are swept out.
+    sweep_at: usize,
+}
+
+/// A table's name, and the port it leads to.
+type Key = (String, Option<(ServiceName, u16)>);
+
+#[derive(Debug)]
+struct One {
+    rules: Option<Arc<Vec<Rule>>>,
+    table: Weak<Encoded>,
+}
+
+impl Hosts {
+    /// The table of this name for a caller in `namespace`; none for a name that is no host's.
+    fn table(&self, name: &str, namespace: &str, mesh: &Mesh) -> Option<Arc<Encoded>> {
+        let authority = name.strip_prefix(DEMAND)?;
+        let target = resolve(authority, namespace, &mesh.catalog);
+        let rules = target
+            .as_ref()
+            .and_then(|(service, port)| mesh.rules.of(service, *port));
+        let target = target.filter(|_| rules.is_some());
+        // Held for a look-up, or for encoding one host.
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (name.to_owned(), target);
+        if let Some(one) = made.tables.get_mut(&key)
+            && let Some(table) = one.table.upgrade()
+            && same(one.rules.as_ref(), rules.as_ref())
+        {
+            one.rules = rules;
+            return Some(table);
+        }
+        let target = key.1.as_ref().zip(rules.as_ref());
+        let table = Arc::new(encode::routes(&table(authority, target)));
+        let one = One {
+            rules,
+            table: Arc::downgrade(&table),
+        };
+        made.tables.insert(key, one);
+        if made.tables.len() > made.sweep_at {
+            made.tables.retain(|_, one| one.table.strong_count() > 0);
+            made.sweep_at = (made.tables.len() * 2).max(SWEEP_MIN);
+        }
+        Some(table)
+    }
+}
+
+fn same(one: Option<&Arc<Vec<Rule>>>, other: Option<&Arc<Vec<Rule>>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other) || one == other,
+        (one, other) => one.is_none() && other.is_none(),
+    }
+}
+
+fn table(authority: &str, target: Option<(&(ServiceName, u16), &Arc<Vec<Rule>>)>) -> RouteTable {
+    let host = target.map(|((service, port), rules)| VirtualHost {
+        name: format!("{}:{port}", service.host()),
+        domains: vec![authority.to_owned()],
+        rules: rules.to_vec(),
+    });
+    RouteTable {
+        name: format!("{DEMAND}{authority}"),
+        hosts: host.into_iter().collect(),
+    }
+}
+
+/// The service and port that a caller in `namespace` means, by the same names as in the table of all hosts.
+pub(super) fn resolve(
+    authority: &str,
+    namespace: &str,
+    catalog: &Catalog,
+) -> Option<(ServiceName, u16)> {
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) => (host, Some(port.parse().ok()?)),
+        None => (authority, None),
+    };
+    let mut labels = host.split('.');
+    let name = labels.next()?;
+    let service = ServiceName::new(labels.next().unwrap_or(namespace), name);
+    let is_called_so = hosts(&service, Some(namespace)).iter().any(|h| h == host);
+    let port = port.or_else(|| catalog.default_port(&service));
+    Some((service, port?)).filter(|_| is_called_so)
+}
+
+const SWEEP_MIN: usize = 1024;
+
+#[cfg(test)]
+mod tests;
