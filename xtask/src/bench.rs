@@ -4,6 +4,7 @@
 //! noisy, so rounds alternate and the table gives the median with the extremes, and the ratio to Envoy of the same round.
 
 mod case;
+mod control;
 mod peer;
 mod table;
 
@@ -18,7 +19,10 @@ use case::{Case, Sample};
 use peer::Peer;
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Options {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Rounds; each measures every proxy once per case
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -36,6 +40,12 @@ pub struct Options {
     dry_run: bool,
 }
 
+#[derive(clap::Subcommand)]
+enum What {
+    /// Measure the control plane instead: a large fleet, a large registry, etcd's leases beside it
+    Control(control::Options),
+}
+
 /// One measurement, or why there is none.
 pub struct Row {
     pub round: usize,
@@ -45,6 +55,9 @@ pub struct Row {
 }
 
 pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
+    if let Some(What::Control(options)) = &options.what {
+        return control::run(root, options);
+    }
     setup::run(root, true)?;
     shell::run(&mut shell::cargo(
         root,
@@ -110,8 +123,11 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     let text = table::render(&rows, options, &versions(root));
     println!("\n{text}");
     if !options.dry_run {
-        std::fs::write(root.join("bench/README.md"), text)
-            .context("cannot write bench/README.md")?;
+        let path = root.join("bench/README.md");
+        let before = std::fs::read_to_string(&path).unwrap_or_default();
+        let control = before.find(control::HEADING).and_then(|at| before.get(at..));
+        let text = format!("{text}\n{}", control.unwrap_or_default());
+        std::fs::write(path, text).context("cannot write bench/README.md")?;
     }
     Ok(())
 }

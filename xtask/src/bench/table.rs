@@ -70,7 +70,7 @@ fn envoy_of(rows: &[Row], case: Case, round: usize) -> Option<f64> {
 }
 
 /// `median (min–max)`, or a dash.
-fn spread(mut values: Vec<f64>, digits: usize) -> String {
+pub fn spread(mut values: Vec<f64>, digits: usize) -> String {
     values.sort_by(f64::total_cmp);
     let (Some(low), Some(high)) = (values.first(), values.last()) else {
         return "\u{2013}".to_owned();
