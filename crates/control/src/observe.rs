@@ -88,6 +88,15 @@ impl Observe {
         self.state().memory.get(node).map_or(0, |(bytes, _)| *bytes)
     }
 
+    /// What a node that makes load reports sent to a service since the last one.
+    pub fn load(&self, node: &str, service: &ServiceName, traffic: Traffic) {
+        if traffic.requests > 0 {
+            let name = nodes::destination(&service.namespace, &service.name);
+            let second = self.second();
+            self.state().nodes.count(node, [(name, traffic)], second);
+        }
+    }
+
     /// What a node saw since its first report.
     pub fn totals(&self, node: &str) -> ByDestination {
         self.state().nodes.totals(node)

@@ -13,7 +13,7 @@ use phalanx_proto::phalanx::observe::v1::observe_server::ObserveServer;
 use phalanx_proto::phalanx::registry::v1::registry_server::RegistryServer;
 use phalanx_model::name::{NameError, check_label};
 use phalanx_store::{EtcdConfig, Store};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -219,6 +219,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         stop.clone(),
     );
     let observe = Observe::telling(registry.clone());
+    loads.tell(observe.clone());
     let admission = Admission::new(store.clone(), worlds.clone());
     let admission = Arc::new(admission.compiling_from(published.clone()));
     let canaries = Canaries::new(
@@ -387,9 +388,17 @@ impl Tasks {
 
 async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
     check_loopback(flag, address)?;
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| not_bound(flag, address, source))
+    let listen = || {
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|source| not_bound(flag, address, source))
 }
 
 async fn bind_dns(address: SocketAddr) -> Result<Sockets, ServeError> {
@@ -433,5 +442,7 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// One proxy needs a handful; a registry client that shares its connection some more.
 const STREAMS_PER_CONNECTION: u32 = 256;
+/// Connections that wait to be taken: a whole fleet comes back at once. The kernel has a bound of its own (somaxconn).
+const BACKLOG: u32 = 16_384;
 const SHUTDOWN_MAX: Duration = Duration::from_secs(5);
 const CHECK: Duration = Duration::from_millis(500);

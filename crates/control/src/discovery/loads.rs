@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use phalanx_model::ClusterName;
 use phalanx_proto::envoy::config::core::v3::{Locality as WireLocality, Node};
 use phalanx_proto::envoy::config::endpoint::v3::{ClusterStats, UpstreamLocalityStats};
 use phalanx_proto::envoy::service::load_stats::v3 as wire;
@@ -20,6 +21,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::observe::{Observe, Traffic};
 use crate::snapshot::Published;
 
 /// All reports; cheap to clone.
@@ -35,6 +37,8 @@ struct Inner {
     reports: AtomicU64,
     /// Beyond the bounds.
     dropped: AtomicU64,
+    /// Told of each node's requests, for canaries.
+    observe: OnceLock<Observe>,
     /// Short critical sections, never across an await.
     table: Mutex<Table>,
 }
@@ -96,18 +100,24 @@ impl Loads {
                 streams: AtomicUsize::new(0),
                 reports: AtomicU64::new(0),
                 dropped: AtomicU64::new(0),
+                observe: OnceLock::new(),
                 table: Mutex::default(),
             }),
         }
+    }
+
+    /// From now on requests are told there too, by node and destination.
+    pub fn tell(&self, observe: Observe) {
+        // Only the first counts; there is one composition root.
+        let _ = self.inner.observe.set(observe);
     }
 
     pub fn summary(&self) -> Summary {
         let now = Instant::now();
         let mut table = self.table();
         table.forget(now);
-        let place = |(place, row): (&Place, &Row)| {
-            (place.clone(), row.load, now.duration_since(row.at))
-        };
+        let place =
+            |(place, row): (&Place, &Row)| (place.clone(), row.load, now.duration_since(row.at));
         Summary {
             interval: self.inner.interval,
             streams: self.inner.streams.load(Ordering::Relaxed),
@@ -157,9 +167,7 @@ impl Loads {
 
 impl Table {
     fn forget(&mut self, now: Instant) {
-        let is_fresh = |row: &Row| {
-            now.duration_since(row.at) < AGE_MAX || row.load.in_progress > 0
-        };
+        let is_fresh = |row: &Row| now.duration_since(row.at) < AGE_MAX || row.load.in_progress > 0;
         self.rows.retain(|_, row| is_fresh(row));
         self.refused.retain(|_, row| is_fresh(row));
     }
@@ -180,6 +188,7 @@ impl Table {
 /// One stream of reports; dropping it takes back what it said to be in progress.
 struct Reporter {
     loads: Loads,
+    node: String,
     /// Requests in progress, by place that it ever reported.
     places: BTreeMap<Place, u64>,
 }
@@ -189,8 +198,25 @@ impl Reporter {
         loads.inner.streams.fetch_add(1, Ordering::Relaxed);
         Self {
             loads,
+            node: String::new(),
             places: BTreeMap::new(),
         }
+    }
+
+    fn tell(&self, cluster: &ClusterStats) {
+        let (Some(observe), Ok(name)) = (
+            self.loads.inner.observe.get(),
+            cluster.cluster_name.parse::<ClusterName>(),
+        ) else {
+            return;
+        };
+        let stats = &cluster.upstream_locality_stats;
+        let sum = |count: fn(&UpstreamLocalityStats) -> u64| {
+            stats.iter().map(count).fold(0, u64::saturating_add)
+        };
+        let failures = sum(|s| s.total_error_requests);
+        let requests = failures.saturating_add(sum(|s| s.total_successful_requests));
+        observe.load(&self.node, &name.service, Traffic { requests, failures });
     }
 
     fn take(&mut self, request: wire::LoadStatsRequest) -> Result<(), Status> {
@@ -204,6 +230,7 @@ impl Reporter {
         let mut dropped = 0;
         for cluster in request.cluster_stats {
             check(&cluster)?;
+            self.tell(&cluster);
             if cluster.total_dropped_requests > 0 {
                 let name = cluster.cluster_name.clone();
                 match Table::row(&mut table.refused, name, now) {
@@ -244,7 +271,9 @@ impl Reporter {
         load.in_progress = (load.in_progress.saturating_sub(before.unwrap_or(0)))
             .saturating_add(stats.total_requests_in_progress);
         load.issued = load.issued.saturating_add(stats.total_issued_requests);
-        load.succeeded = load.succeeded.saturating_add(stats.total_successful_requests);
+        load.succeeded = load
+            .succeeded
+            .saturating_add(stats.total_successful_requests);
         load.failed = load.failed.saturating_add(stats.total_error_requests);
         true
     }
@@ -334,6 +363,7 @@ impl Reporter {
                 "the first load report of a stream must carry `node`",
             ));
         };
+        self.node = node.id.chars().take(NAME_MAX).collect();
         // The channel is empty.
         let _ = answers.try_send(Ok(self.loads.request(node)));
         self.take(first)?;

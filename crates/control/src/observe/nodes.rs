@@ -60,32 +60,40 @@ impl Traffic {
 impl Nodes {
     /// Takes what a node reports.
     pub fn add(&mut self, report: &wire::ReportRequest, second: u64) {
-        if self.nodes.len() >= super::NODES_MAX && !self.nodes.contains_key(&report.node) {
+        let of_edge = |edge: &wire::Edge| {
+            let name = destination(&edge.destination_namespace, &edge.destination_service);
+            let traffic = Traffic {
+                requests: edge.requests,
+                failures: edge.failures,
+            };
+            (name, traffic)
+        };
+        self.count(&report.node, report.edges.iter().map(of_edge), second);
+    }
+
+    /// Takes requests of a node, by destination.
+    pub fn count(
+        &mut self,
+        node: &str,
+        traffic: impl IntoIterator<Item = (String, Traffic)>,
+        second: u64,
+    ) {
+        if self.nodes.len() >= super::NODES_MAX && !self.nodes.contains_key(node) {
             self.forget(second);
         }
-        if self.nodes.len() >= super::NODES_MAX && !self.nodes.contains_key(&report.node) {
+        if self.nodes.len() >= super::NODES_MAX && !self.nodes.contains_key(node) {
             return;
         }
-        let node = self.nodes.entry(report.node.clone()).or_default();
+        let node = self.nodes.entry(node.to_owned()).or_default();
         node.seen = second;
-        for edge in &report.edges {
-            let name = match edge.destination_service.as_str() {
-                "" => String::new(),
-                service => format!("{}/{service}", edge.destination_namespace),
-            };
+        for (name, traffic) in traffic {
             let is_new = !node.destinations.contains_key(&name);
             if is_new && self.destinations >= DESTINATIONS_MAX {
                 continue;
             }
             self.destinations += usize::from(is_new);
-            let traffic = Traffic {
-                requests: edge.requests,
-                failures: edge.failures,
-            };
-            node.destinations
-                .entry(name)
-                .or_default()
-                .add(traffic, second);
+            let tally = node.destinations.entry(name).or_default();
+            tally.add(traffic, second);
         }
     }
 
@@ -131,6 +139,14 @@ impl Tally {
             self.marks = [newer, (second, self.now)];
         }
         self.now.add(traffic);
+    }
+}
+
+/// What a destination is called here; empty when there is none.
+pub fn destination(namespace: &str, service: &str) -> String {
+    match service {
+        "" => String::new(),
+        service => format!("{namespace}/{service}"),
     }
 }
 
