@@ -32,6 +32,10 @@ impl Plane {
     }
 
     async fn over(store: Store) -> Self {
+        Self::over_as(store, "a").await
+    }
+
+    async fn over_as(store: Store, name: &str) -> Self {
         let stop = CancellationToken::new();
         let follower = Follower::load(store.clone()).await.unwrap();
         let publisher = Publisher::new(follower.worlds(), Fleet::default());
@@ -39,9 +43,10 @@ impl Plane {
         tokio::spawn(follower.run(stop.clone()));
         tokio::spawn(publisher.run(stop.clone()));
         let health = Health::default();
-        let checks = health
-            .clone()
-            .run(store.clone(), "a".into(), published.clone(), stop.clone());
+        let checks =
+            health
+                .clone()
+                .run(store.clone(), name.into(), published.clone(), stop.clone());
         Self {
             checks: tokio::spawn(checks),
             store,
@@ -329,4 +334,43 @@ async fn a_restarted_control_plane_goes_on_from_what_was_found() {
         "since then, and for that reason"
     );
     assert_eq!(plane.endpoint(address), Some(EndpointState::Unhealthy));
+}
+
+#[tokio::test]
+async fn of_two_control_planes_over_a_store_each_endpoint_is_one_s() {
+    let mut gone = Vec::new();
+    for _ in 0..12 {
+        gone.push(listen().await.1);
+    }
+    let one = Plane::new(&manifests(&gone, "tcp: true")).await;
+    let two = Plane::over_as(one.store.clone(), "b").await;
+    for name in ["a", "b"] {
+        let record = serde_json::json!({ "admin": "", "xds": "", "started": 1, "token": 1 });
+        let put = Txn::new().put(format!("planes/{name}"), record.to_string());
+        one.store.commit(put).await.unwrap();
+    }
+    let shares = || [&one, &two].map(|plane| plane.health.gauges().targets);
+    until(async || shares().iter().sum::<usize>() == gone.len()).await;
+    for address in &gone {
+        for plane in [&one, &two] {
+            plane
+                .until_endpoint(*address, EndpointState::Unhealthy)
+                .await;
+        }
+    }
+    let revision = one.store.revision();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(
+        one.store.revision(),
+        revision,
+        "they don't write against each other"
+    );
+
+    // What one saw to, the other sees to when it is gone.
+    drop(one);
+    let store = two.store.clone();
+    store.commit(Txn::new().delete("planes/a")).await.unwrap();
+    until(async || two.health.gauges().targets == gone.len()).await;
+    let _back = TcpListener::bind(gone[0]).await.unwrap();
+    two.until_endpoint(gone[0], EndpointState::Healthy).await;
 }

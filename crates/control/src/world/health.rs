@@ -70,3 +70,72 @@ pub(super) fn set(
         services.remove(&service);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::{Key, health_key};
+    use super::super::{Fold, Stored};
+    use super::*;
+
+    fn shop() -> ServiceName {
+        ServiceName::new("default", "shop")
+    }
+
+    fn change(key: &str, value: Option<&str>, revision: u64) -> Stored {
+        Stored {
+            key: key.to_owned(),
+            value: value.map(|text| text.as_bytes().to_vec()),
+            revision,
+        }
+    }
+
+    #[test]
+    fn keys_survive_text() {
+        for address in ["10.0.0.1:80", "[::1]:8080"] {
+            let address = address.parse().unwrap();
+            let key = Key::parse(&health_key(&shop(), &address));
+            assert_eq!(key, Key::Health(shop(), address));
+        }
+        for key in [
+            "health/default/shop",
+            "health/default/shop/nowhere",
+            "health/a/b/10.0.0.1",
+        ] {
+            assert_eq!(Key::parse(key), Key::Other, "{key}");
+        }
+    }
+
+    #[test]
+    fn verdicts_come_and_go_and_services_without_are_shared() {
+        let (first, second) = (
+            "health/default/shop/10.0.0.1:80",
+            "health/default/cart/10.0.0.1:80",
+        );
+        let bad = r#"{"state":"unhealthy","reason":"answered 503","by":"c1","since_ms":7}"#;
+        let mut fold = Fold::boot(vec![change(first, Some(bad), 1)], 1);
+        let before = fold.world();
+        let address = "10.0.0.1:80".parse().unwrap();
+        let verdict = before.verdict(&shop(), &address).unwrap();
+        assert_eq!(
+            (verdict.reason.as_str(), verdict.since_ms),
+            ("answered 503", 7)
+        );
+        fold.apply(change(second, Some(bad), 2));
+        let world = fold.world();
+        assert!(Arc::ptr_eq(&before.health[&shop()], &world.health[&shop()]));
+        assert_eq!(world.unhealthy(), 2);
+        fold.apply(change(first, None, 3));
+        assert_eq!(fold.world().verdict(&shop(), &address), None);
+        assert!(!fold.world().health.contains_key(&shop()));
+    }
+
+    #[test]
+    fn a_damaged_verdict_is_quarantined_and_says_nothing() {
+        let key = "health/default/shop/10.0.0.1:80";
+        let mut fold = Fold::boot(vec![change(key, Some("{}"), 1)], 1);
+        assert!(fold.world().health.is_empty());
+        assert!(fold.world().quarantined[key].message.contains("damaged"));
+        fold.apply(change(key, None, 2));
+        assert!(fold.world().quarantined.is_empty());
+    }
+}

@@ -484,6 +484,52 @@ fn every_locality_has_the_weight_of_its_endpoints() {
     assert_eq!(sent.policy, None);
 }
 
+/// The weights of the localities of these endpoints, by zone.
+fn zone_weights(endpoints: &[(&str, u32, Health)]) -> Vec<(String, u32)> {
+    let endpoint = |(port, (zone, weight, health)): (u16, &(&str, u32, Health))| Endpoint {
+        address: ([127, 0, 0, 1], port).into(),
+        weight: *weight,
+        zone: (*zone).into(),
+        health: *health,
+        version: String::new(),
+        instance: String::new(),
+        target: 0,
+    };
+    let assignment = Assignment {
+        cluster: battle(),
+        endpoints: (1..).zip(endpoints).map(endpoint).collect(),
+    };
+    let sent = ClusterLoadAssignment::decode(super::endpoints(&assignment).body).unwrap();
+    let zone = |l: &phalanx_proto::envoy::config::endpoint::v3::LocalityLbEndpoints| {
+        let zone = l.locality.as_ref().unwrap().zone.clone();
+        (zone, l.load_balancing_weight.unwrap())
+    };
+    sent.endpoints.iter().map(zone).collect()
+}
+
+#[test]
+fn a_zone_weighs_what_takes_traffic_in_it() {
+    use Health::{Draining, Healthy, Unhealthy};
+    let weights = |endpoints: &[(&str, u32, Health)]| {
+        let weights = zone_weights(endpoints);
+        weights
+            .into_iter()
+            .map(|(_, weight)| weight)
+            .collect::<Vec<_>>()
+    };
+    let all = [("a", 2, Healthy), ("a", 3, Healthy), ("b", 5, Healthy)];
+    assert_eq!(weights(&all), [5, 5]);
+    let [mut a, b, c] = all;
+    for health in [Unhealthy, Draining] {
+        a.2 = health;
+        assert_eq!(weights(&[a, b, c]), [3, 5], "{health:?}");
+    }
+    // A zone with nothing healthy stays visible; where nothing is healthy at all, everything counts.
+    let gone = |(zone, weight, _)| (zone, weight, Unhealthy);
+    assert_eq!(weights(&[gone(a), gone(b), c]), [1, 5]);
+    assert_eq!(weights(&[gone(a), gone(b), gone(c)]), [5, 5]);
+}
+
 #[test]
 fn only_the_configured_detectors_enforce() {
     let mut cluster = Cluster::new(battle(), Protocol::Auto);
