@@ -79,14 +79,15 @@ pub fn run(options: Options) -> Outcome {
 #[derive(Clone)]
 enum Services {
     None,
-    Etcd(EtcdConfig),
+    Etcd(Box<EtcdConfig>),
 }
 
 impl Options {
     fn services(&self) -> Result<Option<EtcdConfig>, Failure> {
         let etcd = match (&self.services, &self.store) {
             (Some(Services::None), _) | (None, serve::Place::Embedded) => return Ok(None),
-            (Some(Services::Etcd(etcd)), _) | (None, serve::Place::Etcd(etcd)) => etcd.clone(),
+            (Some(Services::Etcd(etcd)), _) => (**etcd).clone(),
+            (None, serve::Place::Etcd(etcd)) => etcd.clone(),
         };
         if !self.services_prefix.ends_with('/') {
             return Err(Failure::usage("--services-prefix has to end with /"));
@@ -113,7 +114,7 @@ impl Options {
 fn services(text: &str) -> Result<Services, String> {
     match text {
         "none" => Ok(Services::None),
-        url => etcd::parse(url).map(Services::Etcd),
+        url => etcd::parse(url).map(|etcd| Services::Etcd(Box::new(etcd))),
     }
 }
 
