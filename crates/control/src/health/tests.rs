@@ -7,7 +7,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::discovery::{Fleet, Publisher};
+use crate::snapshot::Compiler;
 use crate::world::fixture::Fixture;
 use crate::world::follow::Follower;
 use crate::world::record::health_key;
@@ -38,10 +38,16 @@ impl Plane {
     async fn over_as(store: Store, name: &str) -> Self {
         let stop = CancellationToken::new();
         let follower = Follower::load(store.clone()).await.unwrap();
-        let publisher = Publisher::new(follower.worlds(), Fleet::default());
-        let published = publisher.published();
+        let (mut worlds, mut compiler) = (follower.worlds(), Compiler::default());
+        let first = compiler.compile(worlds.borrow_and_update().clone());
+        let (publish, published) = watch::channel(Arc::new(first));
         tokio::spawn(follower.run(stop.clone()));
-        tokio::spawn(publisher.run(stop.clone()));
+        tokio::spawn(async move {
+            while worlds.changed().await.is_ok() {
+                let world = worlds.borrow_and_update().clone();
+                publish.send_replace(Arc::new(compiler.compile(world)));
+            }
+        });
         let health = Health::default();
         let checks =
             health
