@@ -203,7 +203,7 @@ pub(super) fn resolve(
     catalog: &Catalog,
 ) -> Option<(ServiceName, u16)> {
     let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) => (host, Some(port.parse().ok()?)),
+        Some((host, port)) => (host, Some(canonical_port(port)?)),
         None => (authority, None),
     };
     let mut labels = host.split('.');
@@ -212,6 +212,13 @@ pub(super) fn resolve(
     let is_called_so = hosts(&service, Some(namespace)).iter().any(|h| h == host);
     let port = port.or_else(|| catalog.default_port(&service));
     Some((service, port?)).filter(|_| is_called_so)
+}
+
+/// `080` is none: a host has one name for each port.
+fn canonical_port(text: &str) -> Option<u16> {
+    text.parse()
+        .ok()
+        .filter(|port: &u16| port.to_string() == text)
 }
 
 const SWEEP_MIN: usize = 1024;
