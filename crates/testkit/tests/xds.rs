@@ -1,4 +1,4 @@
-//! A real Envoy beyond the aggregated stream: a gRPC stream per kind.
+//! A real Envoy beyond the aggregated stream: a gRPC stream per kind, load reports.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -112,4 +112,27 @@ async fn an_envoy_with_a_delta_stream_per_kind_loses_no_request() -> anyhow::Res
 async fn an_envoy_with_a_state_of_the_world_stream_per_kind_loses_no_request() -> anyhow::Result<()>
 {
     separate_streams_lose_nothing(Protocol::StateOfTheWorld).await
+}
+
+#[tokio::test]
+async fn an_envoy_reports_its_load_per_cluster() -> anyhow::Result<()> {
+    let mut mesh = Mesh::start().await?;
+    let _shop = mesh.instance("shop", "v1", "shop").await?;
+    mesh.apply(&service("shop")).await?;
+    let extra = "cluster_manager:\n  load_stats_config: {api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: xds}}]}\n";
+    let envoy = Envoy::start_with(&mut mesh, "gateway", Protocol::Delta, extra).await?;
+    answered_by(envoy.outbound, "shop").await?;
+    let client = mesh.client();
+    let cluster = "outbound|80|shop.default.svc.mesh";
+    eventually("the load report", READY_MAX, async || {
+        // Envoy counts from when it is asked to report.
+        call(envoy.outbound, &Call::get("shop", "/")).await.ok()?;
+        let loads = client.loads().await.ok()?;
+        let load = loads
+            .items
+            .into_iter()
+            .find(|load| load.cluster == cluster)?;
+        (load.succeeded > 0 && load.failed == 0 && load.reporters == 1).then_some(())
+    })
+    .await
 }
