@@ -113,9 +113,7 @@ impl Proxyless {
         let names = || session.names(Kind::Listener);
         let is_server = names().any(|name| name.starts_with(SERVER_LISTENER));
         let access = match is_server {
-            true => published
-                .dialect
-                .access(&published.world, &node.service),
+            true => published.dialect.access(&published.world, &node.service),
             false => Arc::default(),
         };
         let is_same = access == self.access;
@@ -163,7 +161,9 @@ fn table_name(service: &ServiceName, port: u16) -> String {
 
 /// Of the names of a service port only the one that says everything is a table's.
 fn is_canonical(name: &str) -> bool {
-    let parts = name.rsplit_once(':').map(|(host, _)| host.split('.').count());
+    let parts = name
+        .rsplit_once(':')
+        .map(|(host, _)| host.split('.').count());
     parts == Some(4)
 }
 
@@ -252,7 +252,12 @@ impl Dialect {
                 route_table: route_table.clone(),
             })
         };
-        Some(self.made(Kind::Listener, name, Source::Listener(route_table.clone()), encode))
+        Some(self.made(
+            Kind::Listener,
+            name,
+            Source::Listener(route_table.clone()),
+            encode,
+        ))
     }
 
     fn table(&self, name: &str, rules: &Arc<Vec<Rule>>) -> Arc<Encoded> {

@@ -53,7 +53,6 @@ function start(clients, order) {
 }
 
 async function client() {
-  xds.register();
   const clients = new Map();
   let running;
   for await (const line of readline.createInterface({ input: process.stdin })) {
@@ -93,4 +92,6 @@ function server(address, name) {
   });
 }
 
+// A server needs it too: HTTP filters are registered by it.
+xds.register();
 if (process.argv[2] === 'client') client(); else server(process.argv[3], process.argv[4]);

@@ -1,23 +1,27 @@
 //! An application that knows nothing of the mesh: `echo ADDRESS NAME` tells who it is and what reached it.
 //!
 //! HTTP/1.1 and HTTP/2 in plain text. `x-echo` names the application. The path decides the behaviour: `/status/503` answers
-//! that, `/slow/200` waits 200 ms, `/healthz` is healthy, everything else is answered with the request as JSON; gRPC
-//! requests get one message and trailers.
+//! that, `/slow/200` waits 200 ms, `/flaky/2` answers 503 twice and then 200 once, again and again, `/healthz` is healthy,
+//! everything else is answered with the request as JSON; gRPC requests get one message and trailers.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Either, Empty, Full};
 use hyper::body::{Body, Incoming};
 use hyper::header::HeaderValue;
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpListener, TcpStream};
+
+/// Requests of `/flaky/…` so far.
+static FLAKY: AtomicU32 = AtomicU32::new(0);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
@@ -54,10 +58,12 @@ async fn serve(stream: TcpStream, name: Arc<str>) {
     }
 }
 
+type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
 async fn answer(
     request: Request<Incoming>,
     name: Arc<str>,
-) -> Result<Response<impl Body<Data = Bytes, Error = Infallible>>, Infallible> {
+) -> Result<Response<impl Body<Data = Bytes, Error = BodyError>>, Infallible> {
     let (head, body) = request.into_parts();
     let path = head.uri.path().to_owned();
     let received = body
@@ -73,6 +79,12 @@ async fn answer(
     let mut status = 200;
     match (verb, value) {
         ("status", Some(code)) => status = code,
+        ("flaky", Some(times)) => {
+            let count = FLAKY.fetch_add(1, Ordering::Relaxed);
+            if count % (u32::from(times) + 1) < u32::from(times) {
+                status = 503;
+            }
+        }
         ("slow", Some(ms)) => tokio::time::sleep(Duration::from_millis(ms.into())).await,
         _ => {}
     }
@@ -80,6 +92,8 @@ async fn answer(
         .headers
         .get("content-type")
         .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
+    // For gRPC a head that ends the stream, the only failure that all of its clients try again.
+    let is_bare = grpc && verb == "flaky" && status != 200;
     let headers: serde_json::Map<String, serde_json::Value> = head
         .headers
         .iter()
@@ -103,8 +117,17 @@ async fn answer(
     } else {
         ("application/json", told.to_string().into_bytes())
     };
-    let mut response =
-        Response::new(Full::new(Bytes::from(bytes)).with_trailers(async move { trailers }));
+    let body = match is_bare {
+        true => Either::Left(Empty::new()),
+        false => {
+            Either::Right(Full::new(Bytes::from(bytes)).with_trailers(async move { trailers }))
+        }
+    };
+    let mut response = Response::new(body);
+    if is_bare {
+        let unavailable = HeaderValue::from_static("14");
+        response.headers_mut().insert("grpc-status", unavailable);
+    }
     *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
     response
         .headers_mut()

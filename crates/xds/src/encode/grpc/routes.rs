@@ -81,11 +81,15 @@ pub(super) fn message(table: &RouteTable) -> route_v3::RouteConfiguration {
 
 /// The clusters it leads to.
 pub(super) fn refs(table: &RouteTable) -> Vec<String> {
-    let rules = table.hosts.iter().flat_map(|host| &host.rules);
-    rules
-        .filter(|rule| is_met(&rule.matches))
-        .flat_map(|rule| clusters(rule).into_keys())
-        .collect()
+    let of_host = |host: &VirtualHost| {
+        let met = host.rules.iter().filter(|rule| is_met(&rule.matches));
+        let mut names: Vec<_> = met.flat_map(|rule| clusters(rule).into_keys()).collect();
+        if names.is_empty() {
+            names.push(INVALID_BACKEND.to_owned());
+        }
+        names
+    };
+    table.hosts.iter().flat_map(of_host).collect()
 }
 
 /// What a server's own listener has in place of a table: it takes every call by itself.
@@ -95,7 +99,10 @@ pub(super) fn own(name: &str) -> route_v3::RouteConfiguration {
         virtual_hosts: vec![route_v3::VirtualHost {
             name: name.to_owned(),
             domains: vec!["*".to_owned()],
-            routes: vec![last()],
+            // At a server it means that the call is its own; a client of grpc-js ends its process over one.
+            routes: vec![any_path(route_v3::route::Action::NonForwardingAction(
+                route_v3::NonForwardingAction {},
+            ))],
             ..Default::default()
         }],
         ..Default::default()
@@ -103,7 +110,10 @@ pub(super) fn own(name: &str) -> route_v3::RouteConfiguration {
 }
 
 fn host(host: &VirtualHost) -> route_v3::VirtualHost {
-    let routes = host.rules.iter().flat_map(rule).chain([last()]).collect();
+    let mut routes: Vec<_> = host.rules.iter().flat_map(rule).collect();
+    if routes.is_empty() {
+        routes.push(last());
+    }
     route_v3::VirtualHost {
         name: host.name.clone(),
         domains: host.domains.clone(),
@@ -112,17 +122,24 @@ fn host(host: &VirtualHost) -> route_v3::VirtualHost {
     }
 }
 
-/// Not to be forwarded: at a client it means UNAVAILABLE, at a server that the call is its own. It keeps a host without
-/// rules from being no host at all.
+/// For a host without rules, since clients may take one without routes for none.
 fn last() -> route_v3::Route {
+    let nowhere = route_v3::RouteAction {
+        cluster_specifier: Some(route_v3::route_action::ClusterSpecifier::Cluster(
+            INVALID_BACKEND.to_owned(),
+        )),
+        ..Default::default()
+    };
+    any_path(route_v3::route::Action::Route(nowhere))
+}
+
+fn any_path(action: route_v3::route::Action) -> route_v3::Route {
     route_v3::Route {
         r#match: Some(route_v3::RouteMatch {
             path_specifier: Some(route_v3::route_match::PathSpecifier::Prefix(String::new())),
             ..Default::default()
         }),
-        action: Some(route_v3::route::Action::NonForwardingAction(
-            route_v3::NonForwardingAction {},
-        )),
+        action: Some(action),
         ..Default::default()
     }
 }
