@@ -141,3 +141,26 @@ fn what_is_no_longer_subscribed_to_goes_with_what_named_it() {
     assert_eq!(names(&configuration), ["LDS outbound"]);
     assert!(configuration.resources().tables.is_empty() && !configuration.is_complete());
 }
+
+#[test]
+fn on_demand_a_refused_host_is_an_answer_until_a_better_one_comes() {
+    let mut configuration = Configuration::default();
+    take(&mut configuration, listener("outbound/"));
+    configuration.apply(Kind::Cluster, Vec::new(), &[]);
+    assert!(configuration.is_complete() && configuration.tables_named().is_empty());
+    let name = "outbound/battle".to_owned();
+    let bad = (name.clone(), "1".to_owned(), b"\xff".to_vec());
+    assert_eq!(configuration.apply(Kind::Routes, vec![bad], &[]).len(), 1);
+    let stand_in = &configuration.resources().tables[&name];
+    assert!(stand_in.rules().host("battle").is_some() && !configuration.is_nothing(&name));
+    take(&mut configuration, routes("outbound/battle"));
+    assert!(configuration.is_nothing(&name), "it has no hosts");
+    // Another word of the listener leaves hosts alone.
+    take(&mut configuration, listener("outbound/"));
+    assert_eq!(
+        names(&configuration),
+        ["LDS outbound", "RDS outbound/battle"]
+    );
+    configuration.forget(&[name]);
+    assert_eq!(names(&configuration), ["LDS outbound"]);
+}
