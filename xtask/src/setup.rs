@@ -1,5 +1,7 @@
 //! Installs the real counterparts that the suites drive. Debian 12, as root; a second run finds everything there.
 
+mod grpc;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,6 +16,8 @@ const TEST_PROGRAMS: &[(&str, &str)] = &[
     ("dig", "bind9-dnsutils"),
     ("etcd", "etcd-server"),
     ("python3", "python3"),
+    ("node", "nodejs"),
+    ("npm", "npm"),
 ];
 const BENCH_PROGRAMS: &[(&str, &str)] = &[
     ("haproxy", "haproxy"),
@@ -32,7 +36,8 @@ pub fn run(root: &Path, bench: bool) -> anyhow::Result<()> {
         .map(|(_, package)| *package)
         .collect();
     install(&missing)?;
-    install_envoy(root)
+    install_envoy(root)?;
+    grpc::install(root)
 }
 
 /// Where [`run`] puts Envoy.
