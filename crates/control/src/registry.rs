@@ -216,6 +216,13 @@ impl Registry {
         self.leases().state(id, now)
     }
 
+    /// Whether this plane keeps the instance's lease, and knows by now how it is.
+    pub fn watches(&self, world: &World, registered: &Registered) -> bool {
+        let held = self.inner.planes.held();
+        held.is_some_and(|held| *self.inner.agreed.borrow() == held.term)
+            && self.inner.planes.duty(world).has(registered)
+    }
+
     /// A caller was refused there. Whoever is silent, too, is dead.
     pub fn refused(&self, addresses: &[SocketAddr]) {
         if addresses.is_empty() {

@@ -225,7 +225,6 @@ pub async fn instances(
             id: p.node.instance,
         })
         .collect();
-    let own = api.inner.registry.planes().name();
     let held = api.imports().map(|found| found.held).unwrap_or_default();
     let held: BTreeSet<InstanceId> = held.into_iter().map(|(id, _)| id).collect();
     let wanted = |registered: &&std::sync::Arc<Registered>| {
@@ -243,9 +242,7 @@ pub async fn instances(
             None if registered.is_imported() => ("live", 0),
             Some(LeaseState::Live { left_ms }) => ("live", left_ms),
             Some(LeaseState::Held { .. }) => ("held", 0),
-            None if world.planes.contains_key(&registered.plane) && registered.plane != own => {
-                ("live", 0)
-            }
+            None if !api.inner.registry.watches(&world, registered) => ("live", 0),
             None => ("leaving", 0),
         };
         let (health, health_reason) = super::health::of_instance(&world, instance);
