@@ -347,3 +347,50 @@ fn a_change_costs_what_changed_not_the_mesh() {
     assert!(one.shares(Kind::Cluster, &two) && one.shares(Kind::Endpoints, &two));
     assert!(!one.shares(Kind::Routes, &two));
 }
+
+#[test]
+fn three_hundred_nodes_share_one_encoding_of_twenty_thousand_instances() {
+    let mut fixture = Fixture::default();
+    for n in 0..20_000_u32 {
+        let address = format!("10.{}.{}.{}:15006", n / 62_500, n / 250 % 250, n % 250);
+        let name = format!("s{}", n / 200);
+        fixture = fixture.with(instance(&name, &format!("i{n}"), &address, &[("", 8080)]));
+    }
+    let mut compiler = Compiler::default();
+    let mut fold = Fold::boot(fixture.stored(), 20_000);
+    compiler.compile(fold.world());
+    assert_eq!(
+        compiler.changes().encoded,
+        300,
+        "cluster, endpoints and host of each"
+    );
+
+    let left = Stored {
+        value: None,
+        revision: 20_001,
+        ..fixture.stored()[777].clone()
+    };
+    fold.apply(left);
+    let published = compiler.compile(fold.world());
+    assert_eq!(compiler.changes().encoded, 1, "one set of endpoints");
+    let mut bodies = BTreeSet::new();
+    for n in 0..300 {
+        let node = Node {
+            id: format!("default/match/m{n}"),
+            ..node()
+        };
+        let snapshot = published.snapshot(&node, &Resources::default(), None);
+        for kind in Kind::ALL {
+            bodies.extend(
+                snapshot
+                    .iter(kind)
+                    .map(|encoded| encoded.body.as_ptr() as usize),
+            );
+        }
+    }
+    assert_eq!(
+        bodies.len(),
+        100 + 100 + 1,
+        "clusters, endpoints and one table"
+    );
+}
