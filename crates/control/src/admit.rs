@@ -27,7 +27,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 pub use self::effect::{Around, told_finding};
 use self::files::Admitted;
-use crate::snapshot::{Compiler, Mesh, Published};
+use crate::snapshot::{Compiler, Mesh, Published, UNENFORCED};
 use crate::world::record::{
     DocumentRecord, HistoryChange, HistoryRecord, document_key, history_key,
 };
@@ -285,6 +285,7 @@ impl Admission {
             outcome,
         } = planned;
         canary::refuse_staged(&world, &steps)?;
+        refuse_unenforced(&warnings)?;
         let whole = looks;
         let changes = steps.iter().map(|step| step.change(whole)).collect();
         let idle = !steps.iter().any(Step::changes);
@@ -437,6 +438,19 @@ fn plan(
         steps,
         warnings,
         outcome,
+    }
+}
+
+/// A policy that keeps nobody out is worse than none.
+fn refuse_unenforced(warnings: &[Problem]) -> Result<(), AdmitError> {
+    let is_unenforced = |warning: &&Problem| warning.message.contains(UNENFORCED);
+    let problems: Vec<_> = warnings.iter().filter(is_unenforced).cloned().collect();
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(AdmitError::Invalid {
+            what: "the files",
+            problems,
+        }),
     }
 }
 

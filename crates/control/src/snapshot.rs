@@ -22,7 +22,7 @@ use phalanx_model::{ClusterName, ServiceName, SharedMap};
 
 use index::{Index, Touched};
 
-pub use catalog::{Catalog, CatalogPort, Ports};
+pub use catalog::{Catalog, CatalogPort, Ports, UNENFORCED};
 pub use demand::{DEMAND, Demand};
 pub use node::{Node, NodeError};
 pub use proxyless::{Proxyless, SERVER_LISTENER, Unmet};

@@ -17,6 +17,9 @@ use super::{Finding, Mesh};
 use crate::world::record::WEIGHT_MAX;
 use crate::world::{DocumentEntry, Registered, World};
 
+/// Begins the finding of an AuthorizationPolicy that somebody can't check.
+pub const UNENFORCED: &str = "not enforced:";
+
 /// Services and their ports, whoever told of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Catalog {
@@ -54,7 +57,8 @@ pub(super) fn compile(
     let mut changed = Vec::new();
     for service in services {
         let mut findings = Vec::new();
-        let found = find(world, &mesh.index, &service, &mut findings);
+        let mut found = find(world, &mesh.index, &service, &mut findings);
+        withhold(world, &mesh.index, &service, &mut found, &mut findings);
         let policy = policy(world, &mesh.index, &service, &mut findings);
         mesh.notes.of_service.set(&service, findings);
         let before = mesh.catalog.services.get(&service).cloned();
@@ -114,6 +118,33 @@ pub(super) fn replace<K: Ord + Clone, V: PartialEq>(
     if map.get(&key).is_none_or(|before| **before != value) {
         map.insert(key, Arc::new(value));
     }
+}
+
+/// Where an AuthorizationPolicy holds, an instance that can't check it gets no call at all: sidecars can't yet.
+fn withhold(
+    world: &World,
+    index: &Index,
+    service: &ServiceName,
+    found: &mut Found,
+    findings: &mut Vec<Finding>,
+) {
+    let guards: Vec<_> = index.guards.of(service).collect();
+    if guards.is_empty() {
+        return;
+    }
+    let mut withheld = BTreeSet::new();
+    for (_, endpoints) in found.values_mut() {
+        let sidecars = endpoints.extract_if(.., |endpoint| !endpoint.instance.is_empty());
+        withheld.extend(sidecars.map(|endpoint| endpoint.instance));
+    }
+    if withheld.is_empty() {
+        return;
+    }
+    let count = withheld.len();
+    let entries = guards.iter().filter_map(|id| world.documents.get(*id));
+    findings.extend(entries.map(|entry| {
+        finding(entry, format!("{UNENFORCED} {count} instances of Service {service} are behind sidecars, which can't check it in this version, so they get no calls; proxyless gRPC servers can"))
+    }));
 }
 
 type Found = BTreeMap<u16, (CatalogPort, Vec<Endpoint>)>;

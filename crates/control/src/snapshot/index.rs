@@ -18,6 +18,8 @@ pub(super) struct Index {
     pub(super) slices: Sets<ServiceName, DocumentId>,
     /// BackendPolicies by target.
     pub(super) policies: Sets<ServiceName, DocumentId>,
+    /// AuthorizationPolicies by target.
+    pub(super) guards: Sets<ServiceName, DocumentId>,
     /// Routes by parent.
     pub(super) routes: Sets<ServiceName, DocumentId>,
     /// Routes by backend.
@@ -134,8 +136,12 @@ impl Index {
                     self.users.set(backend.service.clone(), id, is_there);
                 }
             }
-            // No part of what services are.
-            _ => {}
+            Document::AuthorizationPolicy(policy) => {
+                for target in &policy.targets {
+                    self.guards.set(target.clone(), id, is_there);
+                    touched.services.insert(target.clone());
+                }
+            }
         }
     }
 

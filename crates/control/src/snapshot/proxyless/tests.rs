@@ -207,3 +207,22 @@ fn a_server_gets_its_own_listener_anew_only_when_its_policies_change() {
     assert_eq!(versions[0], versions[1]);
     assert_ne!(versions[0], versions[2]);
 }
+
+#[test]
+fn an_instance_that_can_not_check_a_policy_gets_no_calls_until_it_is_gone() {
+    let policy = "apiVersion: phalanx.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec: {targetRefs: [{kind: Service, name: battle}], action: Deny, rules: [{}]}\n";
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s, labels: {kubernetes.io/service-name: battle}}\naddressType: IPv4\nports: [{port: 50051}]\nendpoints: [{addresses: [127.0.0.9]}]\n";
+    let cluster: ClusterName = CLUSTER.parse().unwrap();
+    let seen = |fixture: &Fixture| {
+        let published = published(fixture);
+        let set = published.mesh.assignments.get(&cluster).cloned().unwrap();
+        let told = published
+            .findings
+            .iter()
+            .filter(|f| f.message.starts_with("not enforced:"));
+        (set.endpoints.len(), told.count())
+    };
+    let plain = fixture().and_yaml(slice);
+    assert_eq!(seen(&plain), (2, 0));
+    assert_eq!(seen(&plain.clone().and_yaml(policy)), (1, 1));
+}
