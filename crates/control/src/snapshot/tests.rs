@@ -1,6 +1,7 @@
 //! One claim per rule; what a caller meets is written as `domains -> rule matches => action`.
 
-mod incremental;
+mod envoy;
+pub mod incremental;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
