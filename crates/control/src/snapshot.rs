@@ -176,4 +176,4 @@ fn hosts(service: &ServiceName, namespace: Option<&str>) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

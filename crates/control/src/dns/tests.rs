@@ -8,6 +8,9 @@ use proptest::prelude::*;
 use super::answer::{AMPLIFICATION_MAX, ANSWERS_MAX, PAYLOAD_MAX, TTL};
 use super::*;
 use crate::snapshot::Mesh;
+use crate::snapshot::tests::incremental;
+use crate::snapshot::{Compiler, Published};
+use crate::world::Fold;
 use crate::world::fixture::{Fixture, instance};
 
 const ARENA: &str = r"
@@ -653,5 +656,32 @@ proptest! {
                 assert!(slipped.bytes.len() <= AMPLIFICATION_MAX * bytes.len());
             }
         });
+    }
+}
+
+fn names(published: &Published, before: Option<&Index>) -> Index {
+    let instances = &published.world.instances;
+    let mesh = published.mesh.clone();
+    Index::build(mesh, instances, published.revision, None, before)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(incremental::cases()))]
+    #[test]
+    fn names_that_followed_all_changes_are_those_made_from_nothing(
+        batches in prop::collection::vec(prop::collection::vec(incremental::step(), 1..6), 1..12),
+    ) {
+        let mut fold = Fold::boot(Vec::new(), 0);
+        let mut compiler = Compiler::default();
+        let mut index = None;
+        for (at, batch) in batches.iter().enumerate() {
+            for step in batch {
+                fold.apply(step.stored(at as u64 + 1));
+            }
+            let published = compiler.compile(fold.world());
+            let next = names(&published, index.as_ref());
+            prop_assert!(next.holds_the_same(&names(&published, None)));
+            index = Some(next);
+        }
     }
 }
