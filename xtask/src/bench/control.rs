@@ -185,6 +185,10 @@ impl Bench<'_> {
             of("look-ups a second by DNS (50,000 sent)"),
             number(&lookups, "per_second")?,
         );
+        figures.add(
+            of("look-ups lost of 250,000 (the socket's buffer ran over)"),
+            number(&lookups, "lost")?,
+        );
         figures.add(of("look-ups: p99, ms"), number(&lookups, "p99_ms")?);
         let both = load.ask(&format!("both {XDS} {DNS} {BEATS} {LOOKUPS} {SECONDS}"))?;
         figures.add(
