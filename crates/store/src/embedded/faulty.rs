@@ -35,6 +35,8 @@ pub struct State {
     pub write_fails: bool,
     /// Notes at this call what a crash would leave.
     pub crash_at: Option<u64>,
+    /// From `crash_at` on nothing works any more, so that nothing later is acknowledged.
+    pub dies: bool,
     /// The image of `crash_at`, and what had been acknowledged by then.
     pub crashed: Option<(Vec<u8>, u64)>,
     /// Seed of what a crash leaves of the unsynced.
@@ -87,6 +89,13 @@ impl FaultyDisk {
             state.crashed = Some((image, self.acknowledged.load(Ordering::SeqCst)));
         }
         state
+    }
+
+    fn check_alive(state: &State) -> io::Result<()> {
+        if state.dies && state.crashed.is_some() {
+            return Err(io::Error::other("the power is gone"));
+        }
+        Ok(())
     }
 }
 
@@ -146,15 +155,20 @@ impl Disk for FaultyDisk {
     }
 
     fn write(&self, offset: u64, from: &[u8]) -> io::Result<()> {
-        self.call().change(Change::Write(offset, from.to_vec()))
+        let mut state = self.call();
+        Self::check_alive(&state)?;
+        state.change(Change::Write(offset, from.to_vec()))
     }
 
     fn set_size(&self, size: u64) -> io::Result<()> {
-        self.call().change(Change::Size(size))
+        let mut state = self.call();
+        Self::check_alive(&state)?;
+        state.change(Change::Size(size))
     }
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.call();
+        Self::check_alive(&state)?;
         assert!(!state.sync_panics, "told to panic");
         if state.sync_fails {
             return Err(io::Error::other("the disk is gone"));
