@@ -8,16 +8,16 @@ use std::{
     collections::BTreeSet,
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use phalanx_proto::etcdserverpb::{
-    CompactionRequest, RangeRequest, RangeResponse, ResponseHeader, ResponseOp, StatusRequest,
-    TxnRequest, TxnResponse, kv_client::KvClient, maintenance_client::MaintenanceClient,
-    response_op::Response,
+    CompactionRequest, Compare, RangeRequest, RangeResponse, ResponseHeader, ResponseOp,
+    StatusRequest, TxnRequest, TxnResponse, kv_client::KvClient,
+    maintenance_client::MaintenanceClient, response_op::Response,
 };
 use tokio::{sync::Semaphore, task::AbortHandle};
 
@@ -42,6 +42,7 @@ mod tests;
 pub use config::{Credentials, EtcdConfig, Tls};
 pub use migrate::{Migrated, migrate};
 pub use origin::{Shifted, Watch, open_shifted};
+pub use parts::is_note as is_torn;
 
 use feed::Watch as Feed;
 use keys::{Keys, revision, signed};
@@ -82,6 +83,10 @@ pub struct Shared {
     keys: Keys,
     /// The newest revision that an answer told of what lies under the prefix.
     known: AtomicU64,
+    /// The newest that any answer told of the whole etcd.
+    newest: AtomicU64,
+    /// Once etcd's revision went back, and for as long as this handle lives: how.
+    went_back: OnceLock<String>,
     /// Everything before is known to be compacted.
     oldest: AtomicU64,
     room: Semaphore,
@@ -106,6 +111,8 @@ pub async fn open(config: EtcdConfig) -> Result<Etcd> {
         wire: Wire::new(&config)?,
         keys: Keys::new(&config.prefix),
         known: AtomicU64::new(0),
+        newest: AtomicU64::new(0),
+        went_back: OnceLock::new(),
         oldest: AtomicU64::new(0),
         room: Semaphore::new(COMMITS_MAX),
         waiting: AtomicUsize::new(0),
@@ -182,15 +189,26 @@ impl Etcd {
     }
 
     pub async fn commit(&self, txn: Txn) -> Result<Revision> {
+        self.commit_where(&txn, None).await
+    }
+
+    /// Only while the note of where the state comes from is as of etcd's revision `at`; else it is a conflict.
+    async fn commit_at_origin(&self, txn: &Txn, at: i64) -> Result<Revision> {
+        let own = self.shared.origin_is(at);
+        self.commit_where(txn, Some(own)).await
+    }
+
+    async fn commit_where(&self, txn: &Txn, own: Option<Compare>) -> Result<Revision> {
         self.shared.wire.open()?;
         txn.check(&LIMITS)?;
-        self.shared.keys.check(&txn)?;
+        self.shared.keys.check(txn)?;
         let _waiting = Waiting::new(&self.shared.waiting);
         let share = (txn.bytes() / COMMIT_BYTES + 1).min(COMMITS_MAX);
         let room = self.shared.room.acquire_many(share as u32);
         let _room = room.await.map_err(|_| Error::Closed)?;
-        let (request, staged) = self.shared.stage(&txn).await?;
-        let outcome = self.shared.commit(&txn, request).await;
+        let (mut request, staged) = self.shared.stage(txn).await?;
+        request.compare.extend(own);
+        let outcome = self.shared.commit(txn, request).await;
         match staged {
             // What was not taken goes now and not only with time; of an unknown outcome it may still be taken.
             Some(lease) if !matches!(outcome, Err(Error::Unknown { .. })) => {
@@ -270,7 +288,13 @@ impl Etcd {
             entries: census.entries,
             leases: census.leases,
             log_bytes: census.bytes,
-            read_only: unreachable.or(census.alarm),
+            read_only: self
+                .shared
+                .went_back
+                .get()
+                .cloned()
+                .or(unreachable)
+                .or(census.alarm),
             fatal: None,
             queued: self.shared.waiting.load(Ordering::Relaxed),
             written,
@@ -292,23 +316,53 @@ impl Drop for Etcd {
 
 impl Shared {
     async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Fault> {
+        let before = self.not_back()?;
         let call = self.wire.call(Repeat::Always, |link| {
             let request = link.request(request.clone());
             let client = KvClient::new(link.channel);
             let mut client = client.max_decoding_message_size(MESSAGE_BYTES_MAX);
             async move { client.range(request).await }
         });
-        call.await
+        let answer = call.await?;
+        self.goes_on(before, &answer.header)?;
+        Ok(answer)
     }
 
     async fn txn(&self, repeat: Repeat, request: &TxnRequest) -> Result<TxnResponse, Fault> {
+        let before = self.not_back()?;
         let call = self.wire.call(repeat, |link| {
             let request = link.request(request.clone());
             let client = KvClient::new(link.channel);
             let mut client = client.max_decoding_message_size(MESSAGE_BYTES_MAX);
             async move { client.txn(request).await }
         });
-        call.await
+        let answer = call.await?;
+        self.goes_on(before, &answer.header)?;
+        Ok(answer)
+    }
+
+    /// The revision that answers to come are at, or beyond.
+    fn not_back(&self) -> Result<Revision, Fault> {
+        match self.went_back.get() {
+            Some(how) => Err(Fault::back(how)),
+            None => Ok(self.newest.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// An etcd whose revision goes back has lost what was acknowledged, or is another one. What it has is not the state that
+    /// went on from the last answer, and watches would skip what comes until it is as far again: nothing of it is taken.
+    fn goes_on(&self, before: Revision, header: &Option<ResponseHeader>) -> Result<(), Fault> {
+        let now = at(header);
+        if now >= before || now == 0 {
+            self.newest.fetch_max(now, Ordering::Relaxed);
+            return Ok(());
+        }
+        let how = self.went_back.get_or_init(|| {
+            let how = format!("etcd lost its data or is another one: it was at revision {before} and is at {now}");
+            tracing::error!(%how, "nothing is read from it or written to it until the store is opened again");
+            how
+        });
+        Err(Fault::back(how))
     }
 
     /// Page after page at the revision of the first.
@@ -547,8 +601,13 @@ fn conflict(txn: &Txn, found: &[Option<Revision>]) -> Error {
             expected: expect.clone(),
             found: *found,
         },
-        None => Error::Refused {
-            reason: "etcd found a conflict and nothing that conflicts".into(),
+        // The one comparison that is the store's own.
+        None => Error::Conflict {
+            key: keys::ORIGIN.into(),
+            expected: Expect::Exists {
+                key: keys::ORIGIN.into(),
+            },
+            found: None,
         },
     }
 }

@@ -102,10 +102,27 @@ impl Store {
     }
 
     /// All that lies here without a lease, at one revision.
+    ///
+    /// # Errors
+    /// [`Refused`](crate::Error::Refused) where a value in etcd is no longer whole: a backup with a hole would be believed.
     pub async fn backup(&self) -> Result<Backup> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let taken_ms = now.map_or(0, |now| now.as_millis() as u64);
-        Ok(Backup::of(self.list("").await?, taken_ms))
+        let page = self.list("").await?;
+        if let Backend::Etcd(_) = &self.backend
+            && let Some(torn) = page
+                .entries
+                .iter()
+                .find(|entry| etcd::is_torn(&entry.value))
+        {
+            return Err(crate::Error::Refused {
+                reason: format!(
+                    "parts of the value of {} are missing in etcd: write it again or delete it",
+                    torn.key
+                ),
+            });
+        }
+        Ok(Backup::of(page, taken_ms))
     }
 
     /// Everything that happens under `prefix` after the revision `from`, without a gap. However far the watcher lags, it

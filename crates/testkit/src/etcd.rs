@@ -107,6 +107,16 @@ impl Etcd {
         self.listening().await
     }
 
+    /// Starts it anew with nothing, as somebody does who lost the disk.
+    ///
+    /// # Errors
+    /// As [`Etcd::start`].
+    pub async fn lose_data(&mut self) -> anyhow::Result<()> {
+        self.kill();
+        std::fs::remove_dir_all(self.folder.path().join("data"))?;
+        self.restart().await
+    }
+
     fn launch(&mut self) -> anyhow::Result<()> {
         self.kill();
         let command = self.command();

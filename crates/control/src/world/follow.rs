@@ -37,6 +37,7 @@ impl Follower {
 
     /// Follows until `stop`. After a gap in the stream everything is read again.
     pub async fn run(mut self, stop: CancellationToken) {
+        let mut told = String::new();
         loop {
             let followed = tokio::select! {
                 () = stop.cancelled() => return,
@@ -44,14 +45,18 @@ impl Follower {
             };
             match followed {
                 Err(phalanx_store::Error::Closed) => return,
+                // Once: a store that can't be used says the same again and again.
+                Err(error) if told == error.to_string() => {}
                 Err(error) => {
-                    tracing::warn!(%error, "the store's change stream broke, reading everything again")
+                    tracing::warn!(%error, "the store's change stream broke, reading everything again");
+                    told = error.to_string();
                 }
                 Ok(()) => {
                     tracing::warn!("the store's change stream ended, reading everything again")
                 }
             }
             if let Ok(page) = self.store.list("").await {
+                told.clear();
                 self.revision = page.revision;
                 self.fold = boot(page);
                 self.worlds.send_replace(self.fold.world());

@@ -19,7 +19,7 @@ use crate::{Entry, Error, Expect, LeaseId, Op, Result, Revision, Txn};
 const RESERVED: &str = "!";
 const LEASES: &str = "!leases/";
 const PARTS: &str = "!parts/";
-const ORIGIN: &str = "!origin";
+pub const ORIGIN: &str = "!origin";
 /// etcd takes so many operations in a transaction, unless it is told otherwise; but in each of the transactions in it, too,
 /// as long as all on the way to an operation together are not more.
 pub const OPS_MAX: usize = 128;

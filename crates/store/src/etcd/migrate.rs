@@ -65,13 +65,31 @@ pub async fn migrate(
     let Some((_, claimed)) = etcd.shared.origin().await? else {
         return Err(taken());
     };
-    let resumed = copy(&etcd, backup, &mut progress).await?;
+    let target = Target {
+        etcd: &etcd,
+        claimed,
+    };
+    let resumed = target
+        .copy(backup, &mut progress)
+        .await
+        .map_err(|error| match error {
+            Error::Conflict { .. } => taken(),
+            error => error,
+        })?;
     verify(&etcd, backup).await?;
     let whole = Origin {
         is_whole: true,
         ..copying
     };
-    if !etcd.shared.set_origin(whole, claimed).await? {
+    let is_set = match etcd.shared.set_origin(whole, claimed).await {
+        // Run again, it would find itself in the way.
+        Err(Error::Unknown { .. }) => {
+            let found = etcd.shared.origin().await?.map(|(origin, _)| origin);
+            found == Some(whole) || etcd.shared.set_origin(whole, claimed).await?
+        }
+        is_set => is_set?,
+    };
+    if !is_set {
         return Err(taken());
     }
     let head = etcd.shared.head().await?;
@@ -83,55 +101,69 @@ pub async fn migrate(
     })
 }
 
-/// Makes what is there what the backup holds. Returns how much of it was right already.
-async fn copy(
-    etcd: &Etcd,
-    backup: &Backup,
-    progress: &mut impl FnMut(usize, usize),
-) -> Result<usize> {
-    let there = etcd.list("").await?.entries.into_iter();
-    let mut there: BTreeMap<String, Entry> =
-        there.map(|entry| (entry.key.clone(), entry)).collect();
-    let all = backup.entries.len();
-    let (mut resumed, mut done) = (0, 0);
-    let mut txn = Txn::new();
-    for entry in &backup.entries {
-        done += 1;
-        let found = there.remove(&entry.key);
-        if found.is_some_and(|found| found.value == entry.value && found.lease.is_none()) {
-            resumed += 1;
-            continue;
-        }
-        let is_full = txn.ops.len() >= CHUNK_OPS || txn.bytes() + entry.value.len() > PART_BYTES;
-        if is_full && !txn.ops.is_empty() {
-            commit(etcd, std::mem::take(&mut txn)).await?;
-            progress(done - 1, all);
-        }
-        txn = txn.put(&entry.key, entry.value.clone());
-    }
-    for key in there.into_keys() {
-        if txn.ops.len() >= CHUNK_OPS {
-            commit(etcd, std::mem::take(&mut txn)).await?;
-        }
-        txn = txn.delete(key);
-    }
-    if !txn.ops.is_empty() {
-        commit(etcd, txn).await?;
-    }
-    progress(all, all);
-    Ok(resumed)
+/// Where everything goes, while the note there is ours.
+struct Target<'a> {
+    etcd: &'a Etcd,
+    /// etcd's revision of the note.
+    claimed: i64,
 }
 
-async fn commit(etcd: &Etcd, txn: Txn) -> Result<()> {
-    let mut attempts = 0;
-    loop {
-        attempts += 1;
-        match etcd.commit(txn.clone()).await {
-            Ok(_) => return Ok(()),
-            Err(Error::Unknown { .. } | Error::Unreachable { .. }) if attempts < ATTEMPTS_MAX => {
-                tokio::time::sleep(ATTEMPT_PAUSE).await;
+impl Target<'_> {
+    /// Makes what is there what the backup holds. Returns how much of it was right already.
+    async fn copy(
+        &self,
+        backup: &Backup,
+        progress: &mut impl FnMut(usize, usize),
+    ) -> Result<usize> {
+        let there = self.etcd.list("").await?.entries.into_iter();
+        let mut there: BTreeMap<String, Entry> =
+            there.map(|entry| (entry.key.clone(), entry)).collect();
+        let all = backup.entries.len();
+        let (mut resumed, mut done) = (0, 0);
+        let mut txn = Txn::new();
+        for entry in &backup.entries {
+            done += 1;
+            let found = there.remove(&entry.key);
+            if found.is_some_and(|found| found.value == entry.value && found.lease.is_none()) {
+                resumed += 1;
+                continue;
             }
-            Err(error) => return Err(error),
+            let is_full =
+                txn.ops.len() >= CHUNK_OPS || txn.bytes() + entry.value.len() > PART_BYTES;
+            if is_full && !txn.ops.is_empty() {
+                self.commit(std::mem::take(&mut txn)).await?;
+                progress(done - 1, all);
+            }
+            txn = txn.put(&entry.key, entry.value.clone());
+        }
+        for key in there.into_keys() {
+            if txn.ops.len() >= CHUNK_OPS {
+                self.commit(std::mem::take(&mut txn)).await?;
+            }
+            txn = txn.delete(key);
+        }
+        if !txn.ops.is_empty() {
+            self.commit(txn).await?;
+        }
+        progress(all, all);
+        Ok(resumed)
+    }
+
+    /// # Errors
+    /// [`Error::Conflict`] when the note is another's by now: a second migration may have ended, and what is there be in use.
+    async fn commit(&self, txn: Txn) -> Result<()> {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            match self.etcd.commit_at_origin(&txn, self.claimed).await {
+                Ok(_) => return Ok(()),
+                Err(Error::Unknown { .. } | Error::Unreachable { .. })
+                    if attempts < ATTEMPTS_MAX =>
+                {
+                    tokio::time::sleep(ATTEMPT_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 }

@@ -112,19 +112,23 @@ impl Shared {
             value: origin.encode(),
             ..Default::default()
         };
-        let unchanged = Compare {
-            result: CompareResult::Equal.into(),
-            target: CompareTarget::Mod.into(),
-            key: self.keys.origin(),
-            target_union: Some(TargetUnion::ModRevision(before)),
-        };
         let request = TxnRequest {
-            compare: vec![unchanged],
+            compare: vec![self.origin_is(before)],
             success: vec![op(Request::RequestPut(put))],
             failure: Vec::new(),
         };
         let done = self.txn(Repeat::IfNotDone, &request).await;
         Ok(done.map_err(Fault::of_write)?.succeeded)
+    }
+
+    /// That the note is as of `at`.
+    pub(super) fn origin_is(&self, at: i64) -> Compare {
+        Compare {
+            result: CompareResult::Equal.into(),
+            target: CompareTarget::Mod.into(),
+            key: self.keys.origin(),
+            target_union: Some(TargetUnion::ModRevision(at)),
+        }
     }
 }
 

@@ -294,6 +294,34 @@ async fn a_watch_that_was_away_during_a_compaction_is_told_the_oldest() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_that_lost_its_data_is_not_taken_for_the_one_before() {
+    let Fixture { store, mut server } = Fixture::start().await;
+    for value in ["1", "2", "3"] {
+        store.commit(Txn::new().put("a", value)).await.unwrap();
+    }
+    let mut watch = store.watch("", store.revision()).await.unwrap();
+    server.lose_data().await.unwrap();
+    let said = |error: Error| match error {
+        Error::Refused { reason } => reason.contains("lost its data"),
+        _ => false,
+    };
+    assert!(said(next(&mut watch).await.unwrap_err()));
+    assert!(said(store.list("").await.unwrap_err()));
+    assert!(said(
+        store.commit(Txn::new().put("b", "1")).await.unwrap_err()
+    ));
+    // However far it comes: between the two nobody knows what is missing.
+    let other = Store::etcd(config(&server)).await.unwrap();
+    for _ in 0..5 {
+        other.commit(Txn::new().put("c", "1")).await.unwrap();
+    }
+    assert!(said(store.watch("", 1).await.unwrap_err()));
+    let read_only = store.status().read_only.unwrap();
+    assert!(read_only.contains("lost its data"), "{read_only}");
+    assert_eq!(other.list("").await.unwrap().entries.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_that_lags_behind_a_compaction_is_told_and_never_skips() {
     const WRITERS: usize = 16;
     const WRITES: usize = 150;

@@ -397,6 +397,14 @@ impl Fault {
         }
     }
 
+    /// Of an etcd that is not what it was.
+    pub fn back(how: &str) -> Fault {
+        Fault::Told {
+            status: Status::data_loss(how),
+            repeated: false,
+        }
+    }
+
     fn at(self, member: &str) -> Fault {
         match self {
             Fault::NotDone(reason) => Fault::NotDone(format!("{member}: {reason}")),

@@ -1,5 +1,7 @@
 //! Values in parts: nothing stays of those that are replaced, or whose writer died.
 
+use phalanx_proto::etcdserverpb::{DeleteRangeRequest, RangeRequest};
+
 use super::*;
 
 /// Beyond one request.
@@ -96,4 +98,39 @@ async fn a_value_that_looks_like_a_note_is_a_value() {
     foreign(&_etcd, b"/phalanx/b", &forged).await;
     // Of somebody who wrote past the store: nothing can be found, and nothing stops.
     assert_eq!(store.list("").await.unwrap().entries.len(), 2);
+}
+
+#[tokio::test]
+async fn a_value_whose_parts_are_partly_gone_stops_no_start_but_a_backup() {
+    let Fixture { store, server } = Fixture::start().await;
+    store.commit(Txn::new().put("a", large(1))).await.unwrap();
+    store.commit(Txn::new().put("b", "small")).await.unwrap();
+    assert_eq!(store.backup().await.unwrap().entries.len(), 2);
+    let (key, range_end) = etcd(&store).keys.parts();
+    let some = RangeRequest {
+        key,
+        range_end,
+        limit: 1,
+        keys_only: true,
+        ..Default::default()
+    };
+    let mut client = KvClient::connect(server.url()).await.unwrap();
+    let part = client.range(some).await.unwrap().into_inner().kvs.remove(0);
+    let gone = Request::RequestDeleteRange(DeleteRangeRequest {
+        key: part.key,
+        ..Default::default()
+    });
+    let gone = TxnRequest {
+        success: vec![RequestOp {
+            request: Some(gone),
+        }],
+        ..Default::default()
+    };
+    client.txn(gone).await.unwrap();
+    let page = store.list("").await.unwrap();
+    assert_eq!(page.entries[1].value, "small");
+    let refused = store.backup().await.unwrap_err().to_string();
+    assert!(refused.contains("value of a are missing"), "{refused}");
+    store.commit(Txn::new().put("a", large(2))).await.unwrap();
+    assert_eq!(store.backup().await.unwrap().entries.len(), 2);
 }

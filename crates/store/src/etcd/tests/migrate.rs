@@ -129,3 +129,37 @@ async fn an_interrupted_migration_is_used_by_nobody_and_can_be_gone_on_with() {
     let page = store.list("").await.unwrap();
     assert_eq!(content(page.entries), content(backup.entries));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_migrations_at_once_the_first_writes_nothing_any_more() {
+    let server = Server::start(&[]).await.unwrap();
+    let backup = backup().await;
+    let other = Backup {
+        entries: backup.entries[..3].to_vec(),
+        ..backup.clone()
+    };
+    let (progressed, mut progress) = tokio::sync::mpsc::unbounded_channel();
+    let (go_on, held) = std::sync::mpsc::channel::<()>();
+    let first = {
+        let (backup, config) = (backup.clone(), config(&server));
+        tokio::spawn(async move {
+            let mut is_first = true;
+            migrate(&backup, config, move |_, _| {
+                if std::mem::take(&mut is_first) {
+                    let _ = progressed.send(());
+                    let _ = tokio::task::block_in_place(|| held.recv());
+                }
+            })
+            .await
+        })
+    };
+    progress.recv().await.unwrap();
+    let done = run(&other, &server).await.unwrap();
+    assert_eq!(done.entries, 3);
+    go_on.send(()).unwrap();
+    let refused = first.await.unwrap().unwrap_err();
+    assert!(refused.to_string().contains("somebody else"), "{refused}");
+    let store = Store::etcd(config(&server)).await.unwrap();
+    let page = store.list("").await.unwrap();
+    assert_eq!(content(page.entries), content(other.entries));
+}
