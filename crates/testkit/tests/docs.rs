@@ -31,7 +31,12 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
 fn every_yaml_block_of_the_documents_is_a_checked_manifest() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let mut count = 0;
-    for document in ["README.md", "README.zh-CN.md", "docs/manifests.md"] {
+    for document in [
+        "README.md",
+        "README.zh-CN.md",
+        "docs/manifests.md",
+        "docs/proxyless.md",
+    ] {
         let text = std::fs::read_to_string(root().join(document))?;
         for block in blocks(&text, "yaml") {
             count += 1;
