@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch::{self, Receiver};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -48,7 +49,11 @@ impl Sockets {
             let address = tcp.local_addr()?;
             tries -= 1;
             match UdpSocket::bind(address).await {
-                Ok(udp) => return Ok(Self { udp, tcp, address }),
+                Ok(udp) => {
+                    // As much as the kernel allows: what comes while a core is busy waits instead of being lost.
+                    let _ = SockRef::from(&udp).set_recv_buffer_size(RECEIVE_BYTES);
+                    return Ok(Self { udp, tcp, address });
+                }
                 Err(error) if tries == 0 => return Err(error),
                 Err(_) => {}
             }
@@ -389,6 +394,8 @@ const IDLE_MAX: Duration = Duration::from_secs(10);
 /// Between two indexes, so that a mesh in motion is not indexed all the time.
 const INDEX_PAUSE: Duration = Duration::from_millis(100);
 const RECEIVE_PAUSE: Duration = Duration::from_millis(100);
+/// Of questions that wait, asked of the kernel.
+const RECEIVE_BYTES: usize = 4 << 20;
 const BIND_TRIES: usize = 16;
 
 #[cfg(test)]
