@@ -202,22 +202,23 @@ impl Health {
                 () = self.inner.news.notified() => {}
                 _ = ticks.tick() => {}
             }
+            let began = Instant::now();
             let now = published.borrow_and_update().clone();
             let is_other = watchlist.follow(&now.world, &now.mesh, &plane);
             self.direct(&watchlist, &now.world, is_other, &prober);
             let names = self.names();
             let transitions = self.state().board.judge(Instant::now(), &names);
             self.tell(&transitions);
-            let wanted = self.state().board.wanted();
-            let failed = keeper
-                .keep(&wanted, &now.world, |key| watchlist.is_gone(key))
-                .await;
+            let is_gone = |key: &Key| watchlist.is_gone(key);
+            let plan = keeper.plan(&self.state().board, &now.world, is_gone);
+            let busy = began.elapsed();
+            let failed = keeper.keep(plan).await;
             self.inner
                 .counts
                 .write_failures
                 .fetch_add(failed, Ordering::Relaxed);
-            // News come in crowds.
-            tokio::time::sleep(PACE).await;
+            // News come in crowds, and a look at very many takes its time.
+            tokio::time::sleep(PACE.max(busy * REST)).await;
         }
     }
 
@@ -444,6 +445,8 @@ const REPORT_MAX: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_secs(1);
 /// Between two looks at news.
 const PACE: Duration = Duration::from_millis(50);
+/// For each look so many times as long without one, at least.
+const REST: u32 = 4;
 
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,8 @@ use phalanx_model::instance::State;
 use phalanx_model::{Instance, InstanceId, ServiceName};
 use phalanx_store::{Batch, Entry, Error, EtcdConfig, EventKind, Reason, Store, Txn};
 use tokio::sync::watch::Receiver;
-use tokio::time::Instant;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use self::guard::Guard;
@@ -71,6 +72,8 @@ pub struct Import {
     later: BTreeSet<String>,
     /// Why the last write failed.
     unwritten: Option<String>,
+    /// Asks those that are held, one round at a time; of silent ones a round takes long.
+    asking: JoinSet<Vec<(String, String)>>,
 }
 
 /// What etcd has, as last heard.
@@ -102,11 +105,12 @@ impl Imports {
 impl Import {
     /// `etcd` names the prefix. The caller runs [`Import::run`].
     pub fn new(
-        etcd: EtcdConfig,
+        mut etcd: EtcdConfig,
         store: Store,
         worlds: Receiver<Arc<World>>,
         stop: CancellationToken,
     ) -> (Import, Imports) {
+        etcd.list_bytes_max = LIST_BYTES_MAX;
         let imports = Imports::default();
         *imports.lock() = View {
             url: etcd.url(),
@@ -128,6 +132,7 @@ impl Import {
             dirty: BTreeSet::new(),
             later: BTreeSet::new(),
             unwritten: None,
+            asking: JoinSet::new(),
         };
         (import, imports)
     }
@@ -159,23 +164,36 @@ impl Import {
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut worlds = self.worlds.clone();
+        let mut next = Instant::now();
         loop {
+            let mut is_look = false;
             tokio::select! {
                 batch = watch.next() => match batch {
                     Some(batch) => self.take(batch?),
                     None => return Ok(()),
                 },
                 _ = looks.tick() => {
-                    self.ask_held().await;
+                    self.ask_held();
                     self.dirty.append(&mut self.later);
                     self.dirty.extend(self.guards.keys().cloned());
+                    is_look = true;
                 }
+                Some(asked) = self.asking.join_next() => self.believe(asked.unwrap_or_default()),
                 changed = worlds.changed() => if changed.is_err() { return Ok(()) },
+                () = sleep_until(next), if !self.dirty.is_empty() => {}
             }
             let world = worlds.borrow_and_update().clone();
             self.see(&world);
+            // However fast keys change, they are compared so often and no oftener.
+            if Instant::now() < next && !is_look {
+                continue;
+            }
             self.reconcile(&world).await;
             self.tell(etcd.status().read_only);
+            next = Instant::now() + PACE;
+            if self.keys.has_room_again() {
+                return Ok(());
+            }
         }
     }
 
@@ -353,7 +371,7 @@ impl Import {
                     }
                 };
                 let is_there = instance.is_some();
-                tracing::info!(%service, id, is_there, "found in etcd");
+                tracing::debug!(%service, id, is_there, "found in etcd");
             }
             let revision = self.store.commit(txn).await?;
             self.unwritten = None;
@@ -369,7 +387,10 @@ impl Import {
     }
 
     /// Evidence about the held: who refuses connections is dead. Who takes them lives, whatever etcd thinks.
-    async fn ask_held(&mut self) {
+    fn ask_held(&mut self) {
+        if !self.asking.is_empty() {
+            return;
+        }
         let mut asked = Vec::new();
         for (service, guard) in &self.guards {
             let served = self.served.of(service);
@@ -382,15 +403,26 @@ impl Import {
                 Some(((service.clone(), id.clone()), address))
             }));
         }
-        for (service, id) in probe::refusing(asked).await {
+        if !asked.is_empty() {
+            self.asking.spawn(probe::refusing(asked));
+        }
+    }
+
+    fn believe(&mut self, refusing: Vec<(String, String)>) {
+        for (service, id) in refusing {
+            // Its key may have come back meanwhile.
+            let Some(guard) = self.guards.get_mut(&service) else {
+                continue;
+            };
+            if !guard.held().contains_key(&id) {
+                continue;
+            }
             tracing::info!(
                 service,
                 id,
                 "its key in etcd expired, and it refuses connections"
             );
-            if let Some(guard) = self.guards.get_mut(&service) {
-                guard.release(&id);
-            }
+            guard.release(&id);
             let gone = self.keys.gone.entry(service.clone()).or_default();
             gone.insert(id, Reason::Deleted);
             self.dirty.insert(service);
@@ -415,10 +447,13 @@ impl Import {
             }
         }
         let view = &mut *self.imports.lock();
-        for (id, _) in &held {
-            if !view.held.iter().any(|(known, _)| known == id) {
-                tracing::warn!(instance = %id, "its key in etcd expired with most of its service: held until there is evidence");
-            }
+        let known: BTreeSet<&InstanceId> = view.held.iter().map(|(id, _)| id).collect();
+        let mut news: BTreeMap<&ServiceName, usize> = BTreeMap::new();
+        for (id, _) in held.iter().filter(|(id, _)| !known.contains(id)) {
+            *news.entry(&id.service).or_default() += 1;
+        }
+        for (service, instances) in news {
+            tracing::warn!(%service, instances, "their keys in etcd expired with most of the service: held until there is evidence");
         }
         view.trouble = trouble.or_else(|| self.unwritten.clone());
         view.services = self.served.services().count();
@@ -433,6 +468,11 @@ impl Import {
 }
 
 impl Keys {
+    /// Keys were left out, and by now there is room for some: only a new list tells which.
+    fn has_room_again(&self) -> bool {
+        self.too_many > 0 && self.found.len() + self.ignored.len() < KEYS_MAX / 8 * 7
+    }
+
     /// The services that are concerned.
     fn put(&mut self, key: &str, value: &[u8]) -> Vec<String> {
         let mut services = self.forget(key, Reason::Deleted);
@@ -495,6 +535,8 @@ fn shown(key: &str) -> String {
 const RETRY: Duration = Duration::from_secs(3);
 /// Between two looks at what is held, and at what could not be written.
 const LOOK: Duration = Duration::from_secs(1);
+/// Between two comparisons of what changes all the time.
+const PACE: Duration = Duration::from_millis(50);
 /// How long a stored instance may be without a key before that means something.
 const UNSEEN_MS: u64 = 10_000;
 /// How long somebody else's deletion is not answered with a new write.
@@ -505,6 +547,8 @@ const CATCH_UP: Duration = Duration::from_secs(5);
 const WRITES_MAX: usize = 32;
 /// Keys that are taken under the prefix.
 const KEYS_MAX: usize = 65_536;
+/// Of all keys and values under the prefix; with more, nothing is read.
+const LIST_BYTES_MAX: usize = 256 << 20;
 /// Keys that are no instances, in the status.
 const PROBLEMS_MAX: usize = 16;
 const KEY_CHARS_MAX: usize = 200;

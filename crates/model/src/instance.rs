@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::name::ServiceName;
 
@@ -134,6 +134,36 @@ impl Protocol {
             "http" => Self::Http1,
             "tcp" => Self::Tcp,
             _ => Self::Auto,
+        }
+    }
+}
+
+/// Whether an endpoint may be there. Link-local is none: what answers there is the machine's own business (the metadata of a
+/// cloud at 169.254.169.254), and nobody else can reach it.
+pub fn is_callable(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            !ip.is_unspecified() && !ip.is_multicast() && !ip.is_link_local() && !ip.is_broadcast()
+        }
+        IpAddr::V6(ip) => {
+            !ip.is_unspecified() && !ip.is_multicast() && !ip.is_unicast_link_local()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_called_at_an_address_of_no_host_or_of_the_machines_own_link() {
+        let text = "10.0.0.1 127.0.0.1 8.8.8.8 fd00::1 ::1 2001:db8::1 ::ffff:10.0.0.1";
+        for good in text.split(' ') {
+            assert!(is_callable(good.parse().unwrap()), "{good}");
+        }
+        let text = "0.0.0.0 224.0.0.1 255.255.255.255 169.254.169.254 :: ff02::1 fe80::1 ::ffff:169.254.169.254 ::ffff:0.0.0.0";
+        for bad in text.split(' ') {
+            assert!(!is_callable(bad.parse().unwrap()), "{bad}");
         }
     }
 }

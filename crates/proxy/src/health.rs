@@ -17,7 +17,7 @@ use phalanx_xds::hds::{self, Group};
 use tokio::sync::watch::Receiver;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -224,6 +224,7 @@ async fn stream(
         .await?;
     let mut inbound = answer.into_inner();
     let mut ticks = every(REPORT_INTERVAL);
+    let mut next = Instant::now();
     loop {
         let is_due = tokio::select! {
             message = inbound.message() => {
@@ -242,11 +243,13 @@ async fn stream(
                 }
                 false
             }
-            () = checks.news.notified() => true,
+            // Where everything fails at once, news come faster than anybody wants to hear of them.
+            () = async { sleep_until(next).await; checks.news.notified().await } => true,
             // An idle sidecar does not wake for it.
             _ = ticks.tick(), if checks.is_busy() => true,
         };
         if let Some(report) = is_due.then(|| checks.report()).flatten() {
+            next = Instant::now() + REPORT_INTERVAL_MIN;
             // Where the last is not gone yet, the next says the same or newer.
             let _ = reports.try_send(report);
         }

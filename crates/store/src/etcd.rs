@@ -81,6 +81,7 @@ pub struct Etcd {
 pub struct Shared {
     wire: Wire,
     keys: Keys,
+    list_bytes_max: usize,
     /// The newest revision that an answer told of what lies under the prefix.
     known: AtomicU64,
     /// The newest that any answer told of the whole etcd.
@@ -110,6 +111,7 @@ pub async fn open(config: EtcdConfig) -> Result<Etcd> {
     let shared = Arc::new(Shared {
         wire: Wire::new(&config)?,
         keys: Keys::new(&config.prefix),
+        list_bytes_max: config.list_bytes_max,
         known: AtomicU64::new(0),
         newest: AtomicU64::new(0),
         went_back: OnceLock::new(),
@@ -344,7 +346,7 @@ impl Shared {
     /// The revision that answers to come are at, or beyond.
     fn not_back(&self) -> Result<Revision, Fault> {
         match self.went_back.get() {
-            Some(how) => Err(Fault::back(how)),
+            Some(how) => Err(Fault::refused(how)),
             None => Ok(self.newest.load(Ordering::Relaxed)),
         }
     }
@@ -362,7 +364,7 @@ impl Shared {
             tracing::error!(%how, "nothing is read from it or written to it until the store is opened again");
             how
         });
-        Err(Fault::back(how))
+        Err(Fault::refused(how))
     }
 
     /// Page after page at the revision of the first.
@@ -372,6 +374,7 @@ impl Shared {
             entries: Vec::new(),
             revision: 0,
         };
+        let mut bytes = 0;
         let mut request = RangeRequest {
             key: first,
             range_end: end,
@@ -397,7 +400,17 @@ impl Shared {
             request.key = [&last.key[..], &[0]].concat();
             let entries = answer.kvs.into_iter();
             for entry in entries.filter_map(|found| self.keys.entry(found)) {
-                page.entries.push(self.whole(entry, page.revision).await?);
+                let entry = self.whole(entry, page.revision).await?;
+                bytes += entry.key.len() + entry.value.len();
+                page.entries.push(entry);
+            }
+            if bytes > self.list_bytes_max {
+                let most = self.list_bytes_max >> 20;
+                let what = self.keys.full(prefix);
+                let what = String::from_utf8_lossy(&what);
+                return Err(Fault::refused(&format!(
+                    "there are more than {most} MiB under {what}"
+                )));
             }
             if !answer.more {
                 return Ok(page);

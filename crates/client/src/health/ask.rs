@@ -41,10 +41,16 @@ pub async fn ask(target: &Target) -> Answer {
     };
     match timeout(target.check.timeout, question).await {
         Ok(Ok(())) => Answer::Good,
-        Ok(Err(reason)) => Answer::Bad(reason.chars().take(REASON_MAX).collect()),
+        Ok(Err(reason)) => Answer::Bad(shown(&reason)),
         Err(_) if start.elapsed() > target.check.timeout + STALL => Answer::Void,
         Err(_) => Answer::Bad(format!("no answer within {:?}", target.check.timeout)),
     }
+}
+
+/// A reason is partly in the words of the one asked, and people read it in a terminal.
+pub(super) fn shown(reason: &str) -> String {
+    let printable = reason.chars().filter(|c| !c.is_control());
+    printable.take(REASON_MAX).collect()
 }
 
 async fn connect(target: &Target) -> Result<TcpStream, String> {
@@ -176,7 +182,7 @@ const AGENT: &str = concat!("phalanx-health/", env!("CARGO_PKG_VERSION"));
 /// Tells a sidecar which of its application's ports is meant.
 const PORT: &str = "x-phalanx-port";
 /// Characters of a reason.
-const REASON_MAX: usize = 200;
+pub(super) const REASON_MAX: usize = 200;
 /// Of an answer's head.
 const HEAD_MAX: usize = 64 * 1024;
 /// Of a gRPC answer.

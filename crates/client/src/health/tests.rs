@@ -4,6 +4,7 @@ use phalanx_model::resource::Probe;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+use super::ask::{REASON_MAX, shown};
 use super::*;
 
 fn target(address: SocketAddr, probe: Probe) -> Target {
@@ -221,4 +222,76 @@ async fn no_more_are_asked_at_once_than_allowed() {
     tokio::time::sleep(Duration::from_millis(650)).await;
     assert!(findings.lock().unwrap().len() <= 12);
     drop(checker);
+}
+
+#[tokio::test]
+async fn what_the_asked_one_says_is_shown_without_its_control_characters() {
+    let (address, _) = server("HTTP/1.1 503 Busy\r\n\r\n").await;
+    assert_eq!(bad(&ask(&target(address, http())).await), "answered 503");
+    assert_eq!(shown("a\u{1b}[2Jb\r\nc"), "a[2Jbc");
+    assert_eq!(shown(&"x".repeat(5000)).len(), REASON_MAX);
+}
+
+/// Connections that are open at the moment, of a server that reads, says `greeting` and nothing else, and never closes.
+async fn tar_pit(greeting: &'static [u8]) -> (SocketAddr, Arc<std::sync::atomic::AtomicUsize>) {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let open = Arc::new(AtomicUsize::new(0));
+    let count = open.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let count = count.clone();
+            count.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                let _ = stream.write_all(greeting).await;
+                let mut bytes = [0; 4096];
+                while stream.read(&mut bytes).await.is_ok_and(|read| read > 0) {}
+                count.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+    });
+    (address, open)
+}
+
+#[tokio::test]
+async fn questions_that_are_given_up_leave_no_connection_behind() {
+    // Nothing, and the SETTINGS of HTTP/2 without an answer.
+    for greeting in [&b""[..], &[0, 0, 0, 4, 0, 0, 0, 0, 0]] {
+        for (probe, http2) in [
+            (http(), false),
+            (http(), true),
+            (
+                Probe::Grpc {
+                    service: String::new(),
+                },
+                true,
+            ),
+        ] {
+            let (address, open) = tar_pit(greeting).await;
+            let asked = Target {
+                http2,
+                ..target(address, probe)
+            };
+            let mut asking = tokio::task::JoinSet::new();
+            for _ in 0..10 {
+                let asked = asked.clone();
+                asking.spawn(async move { ask(&asked).await });
+            }
+            for answer in asking.join_all().await {
+                assert!(!bad(&answer).is_empty());
+            }
+            for _ in 0..500 {
+                if open.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            assert_eq!(
+                open.load(std::sync::atomic::Ordering::SeqCst),
+                0,
+                "{asked:?}"
+            );
+        }
+    }
 }

@@ -159,22 +159,19 @@ impl Board {
         transitions
     }
 
-    /// What should be stored of each endpoint: none where nothing follows from it, and no entry where nobody knows yet.
-    pub fn wanted(&self) -> BTreeMap<Key, Option<Verdict>> {
-        let wanted = self.entries.iter().filter_map(|(key, entry)| {
-            let verdict = match entry.state {
-                State::Unknown => return None,
-                State::Healthy => None,
-                State::Unhealthy => Some(Verdict {
-                    state: VerdictState::Unhealthy,
-                    reason: entry.reason.clone(),
-                    by: entry.by.clone(),
-                    since_ms: entry.since_ms,
-                }),
+    /// What should be stored: of the others nothing.
+    pub fn unhealthy(&self) -> impl Iterator<Item = (&Key, Verdict)> {
+        let entries = self.entries.iter();
+        let unhealthy = entries.filter(|(_, entry)| entry.state == State::Unhealthy);
+        unhealthy.map(|(key, entry)| {
+            let verdict = Verdict {
+                state: VerdictState::Unhealthy,
+                reason: entry.reason.clone(),
+                by: entry.by.clone(),
+                since_ms: entry.since_ms,
             };
-            Some((key.clone(), verdict))
-        });
-        wanted.collect()
+            (key, verdict)
+        })
     }
 
     pub fn contains(&self, key: &Key) -> bool {
@@ -403,6 +400,10 @@ mod tests {
             self.board.judge(self.now, &self.names);
             self.board.state(&self.key)
         }
+
+        fn stored(&self) -> Option<Verdict> {
+            self.board.unhealthy().next().map(|(_, verdict)| verdict)
+        }
     }
 
     #[test]
@@ -478,18 +479,18 @@ mod tests {
     #[test]
     fn a_verdict_says_why_who_and_is_stored_only_when_it_is_bad() {
         let mut f = Fixture::new(&[1, 2]);
-        assert!(f.board.wanted().is_empty(), "nobody knows yet");
+        assert_eq!(f.stored(), None, "nobody knows yet");
         f.says(1, true).says(2, true).state();
-        assert_eq!(f.board.wanted()[&f.key], None);
+        assert_eq!(f.stored(), None);
         f.says(1, false).says(2, false).state();
-        let verdict = f.board.wanted()[&f.key].clone().unwrap();
+        let verdict = f.stored().unwrap();
         assert_eq!(
             (verdict.reason.as_str(), verdict.by.as_str()),
             ("answered 503", "c1, c2")
         );
         let since = verdict.since_ms;
         f.later(5).says(1, false).state();
-        assert_eq!(f.board.wanted()[&f.key].clone().unwrap().since_ms, since);
+        assert_eq!(f.stored().unwrap().since_ms, since);
     }
 
     #[test]
@@ -505,8 +506,8 @@ mod tests {
         world.health = Arc::new([(key.0, Arc::new([(key.1, verdict.clone())].into()))].into());
         let mut f = Fixture::in_world(&[1], &world);
         assert_eq!(f.state(), State::Unhealthy);
-        assert_eq!(f.board.wanted()[&f.key], Some(verdict));
+        assert_eq!(f.stored(), Some(verdict));
         assert_eq!(f.says(1, true).state(), State::Healthy);
-        assert_eq!(f.board.wanted()[&f.key], None);
+        assert_eq!(f.stored(), None);
     }
 }

@@ -3,18 +3,27 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use phalanx_client::health::State;
 use phalanx_store::{Error, LeaseId, Store, Txn};
 use tokio::time::Instant;
 
 use super::Key;
+use super::board::Board;
 use crate::world::record::health_key;
 use crate::world::{Verdict, World};
 
 pub struct Keeper {
     store: Store,
     lease: Option<(LeaseId, Instant)>,
-    /// What was stored under the lease.
-    written: BTreeMap<Key, Verdict>,
+    /// What was stored under the lease, and at which revision.
+    written: BTreeMap<Key, (Verdict, u64)>,
+}
+
+/// What the store should say and does not.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    puts: Vec<(Key, Verdict)>,
+    deletes: Vec<Key>,
 }
 
 impl Keeper {
@@ -26,35 +35,42 @@ impl Keeper {
         }
     }
 
-    /// Makes the store say what is wanted. `is_gone` tells whether an endpoint that nothing is wanted of is nobody's any
-    /// more. Returns how many transactions failed; the next call tries again.
-    pub async fn keep(
-        &mut self,
-        wanted: &BTreeMap<Key, Option<Verdict>>,
-        world: &World,
-        is_gone: impl Fn(&Key) -> bool,
-    ) -> u64 {
+    /// Compares the board with what is stored. `is_gone` tells whether an endpoint that the board says nothing of is nobody's
+    /// any more.
+    pub fn plan(&mut self, board: &Board, world: &World, is_gone: impl Fn(&Key) -> bool) -> Plan {
         self.written
-            .retain(|key, _| wanted.get(key).is_some_and(Option::is_some));
-        if let Err(error) = self.keep_alive().await {
-            tracing::warn!(%error, "the lease of health verdicts could not be kept");
-            return 1;
-        }
-        let unwritten = wanted.iter().filter_map(|(key, verdict)| {
-            let verdict = verdict.as_ref()?;
-            (self.written.get(key) != Some(verdict)).then(|| (key.clone(), verdict.clone()))
+            .retain(|key, _| board.state(key) == State::Unhealthy);
+        let puts = board.unhealthy().filter(|(key, verdict)| {
+            let Some((written, at)) = self.written.get(*key) else {
+                return true;
+            };
+            // Another control plane may have taken it back meanwhile, thinking that it was its own to judge.
+            let is_there = world.revision < *at || world.verdict(&key.0, &key.1).is_some();
+            written != verdict || !is_there
         });
-        let puts: Vec<(Key, Verdict)> = unwritten.collect();
+        let puts = puts.map(|(key, verdict)| (key.clone(), verdict)).collect();
         let stored = world
             .health
             .iter()
             .flat_map(|(service, of)| of.keys().map(move |address| (service.clone(), *address)));
-        let deletes: Vec<Key> = stored
-            .filter(|key| match wanted.get(key) {
-                Some(verdict) => verdict.is_none(),
-                None => is_gone(key),
-            })
-            .collect();
+        let deletes = stored.filter(|key| match board.state(key) {
+            State::Unhealthy => false,
+            State::Healthy => true,
+            State::Unknown => is_gone(key),
+        });
+        Plan {
+            deletes: deletes.collect(),
+            puts,
+        }
+    }
+
+    /// Makes the store say it. Returns how many transactions failed; the next plan has what they held.
+    pub async fn keep(&mut self, plan: Plan) -> u64 {
+        if let Err(error) = self.keep_alive().await {
+            tracing::warn!(%error, "the lease of health verdicts could not be kept");
+            return 1;
+        }
+        let Plan { puts, deletes } = plan;
         let (puts, deletes) = (self.put(puts).await, self.delete(deletes).await);
         let failures = [puts, deletes].into_iter().filter_map(Result::err);
         let failures = failures.map(|error| {
@@ -84,8 +100,10 @@ impl Keeper {
                 let value = serde_json::to_vec(verdict).unwrap_or_default();
                 txn = txn.put_leased(health_key(service, address), value, lease);
             }
-            self.store.commit(txn).await?;
-            self.written.extend(batch.iter().cloned());
+            let at = self.store.commit(txn).await?;
+            let written = batch.iter().cloned();
+            self.written
+                .extend(written.map(|(key, verdict)| (key, (verdict, at))));
         }
         Ok(())
     }

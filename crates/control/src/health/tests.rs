@@ -380,3 +380,21 @@ async fn of_two_control_planes_over_a_store_each_endpoint_is_one_s() {
     let _back = TcpListener::bind(gone[0]).await.unwrap();
     two.until_endpoint(gone[0], EndpointState::Healthy).await;
 }
+
+#[tokio::test]
+async fn a_verdict_that_somebody_else_took_back_is_given_again() {
+    let (listener, address) = listen().await;
+    drop(listener);
+    let plane = Plane::new(&manifests(&[address], "tcp: true")).await;
+    plane
+        .until_endpoint(address, EndpointState::Unhealthy)
+        .await;
+    let first = plane.store.get(&health_key(&shop(), &address)).await;
+    let first = first.unwrap().unwrap();
+    let deletion = Txn::new().delete(health_key(&shop(), &address));
+    plane.store.commit(deletion).await.unwrap();
+    until(async || plane.stored(address).await.is_some()).await;
+    let again = plane.store.get(&health_key(&shop(), &address)).await;
+    let again = again.unwrap().unwrap();
+    assert!(again.created > first.created && again.value == first.value);
+}

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use phalanx_model::instance::{InstancePort, Labels, Protocol};
+use phalanx_model::instance::{InstancePort, Labels, Protocol, is_callable};
 use phalanx_model::name::check_label;
 use phalanx_model::{Instance, InstanceId, ServiceName};
 use serde_json::Value;
@@ -61,8 +61,9 @@ fn address(text: &str) -> Result<SocketAddr, String> {
             false => format!("`{shown}` is no ip:port"),
         });
     };
-    let ip = address.ip();
-    if ip.is_unspecified() || ip.is_multicast() || address.port() == 0 {
+    // An address that is only one on some interface is nobody else's.
+    let is_scoped = matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
+    if !is_callable(address.ip()) || address.port() == 0 || is_scoped {
         return Err(format!("`{shown}` is no address that anybody could call"));
     }
     Ok(address)
@@ -242,6 +243,14 @@ mod tests {
             ("battle/battle-7.local:8080", "", "only IP addresses"),
             ("battle/0.0.0.0:80", "", "anybody could call"),
             ("battle/10.0.0.1:0", "", "anybody could call"),
+            ("battle/169.254.169.254:80", "", "anybody could call"),
+            (
+                "battle/[::ffff:169.254.169.254]:80",
+                "",
+                "anybody could call",
+            ),
+            ("battle/[fe80::1%2]:80", "", "anybody could call"),
+            ("battle/[fd00::1%2]:80", "", "anybody could call"),
             ("battle/x", r#"{"Addr":"somewhere"}"#, "no ip:port"),
             ("battle/\u{fffd}\u{1f980}", "", "no ip:port"),
         ] {

@@ -328,3 +328,55 @@ async fn who_registers_under_the_same_id_speaks_for_itself() {
     let world = fixture.worlds.borrow().clone();
     assert_eq!(world.instances.get(&id).unwrap().revision, at);
 }
+
+/// Whoever connects to any 127.x address at this port hears nothing, not even a refusal.
+async fn silence() -> (u16, Vec<tokio::net::TcpStream>, TcpListener) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("0.0.0.0:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut waiting = Vec::new();
+    let connect = || {
+        let connecting = tokio::net::TcpStream::connect(("127.0.0.1", port));
+        tokio::time::timeout(Duration::from_millis(300), connecting)
+    };
+    while let Ok(Ok(stream)) = connect().await {
+        waiting.push(stream);
+    }
+    (port, waiting, listener)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_that_lost_its_data_takes_nobody_away_and_is_read_again() {
+    let mut fixture = Fixture::start().await;
+    let (port, _waiting, _listener) = silence().await;
+    let address = |i: usize| format!("127.9.{}.{}:{port}", i / 200, i % 200 + 1);
+    let all: Vec<String> = (0..COUNT).map(address).collect();
+    for some in all.chunks(1000) {
+        let put = |txn: Txn, at| txn.put(format!("battle/{at}"), "");
+        let txn = some.iter().fold(Txn::new(), put);
+        fixture.program.commit(txn).await.unwrap();
+    }
+    fixture
+        .until("all", |f| f.addresses("battle").len() == COUNT)
+        .await;
+    fixture.server.lose_data().await.unwrap();
+    // Asking so many that are silent takes longer than this test has.
+    fixture
+        .until("held", |f| f.imports.view().held.len() == COUNT)
+        .await;
+    assert_eq!(fixture.addresses("battle").len(), COUNT);
+    fixture.program = Store::etcd(at(&fixture.server)).await.unwrap();
+    fixture.put("shop/10.0.0.1:80", "").await;
+    fixture
+        .until("another service", |f| f.addresses("shop").len() == 1)
+        .await;
+    fixture.put(&format!("battle/{}", address(0)), "").await;
+    fixture
+        .until("one is back", |f| f.imports.view().held.len() == COUNT - 1)
+        .await;
+    assert_eq!(fixture.addresses("battle").len(), COUNT);
+}
+
+/// Together they need longer to be asked than [`PATIENCE`].
+const COUNT: usize = 3000;

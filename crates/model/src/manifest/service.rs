@@ -10,7 +10,7 @@ use super::value::{is_label_value, labels};
 use crate::document::{
     EndpointSlice, Meta, Service, ServicePort, SliceEndpoint, SlicePort, TargetPort,
 };
-use crate::instance::{Labels, Protocol};
+use crate::instance::{Labels, Protocol, is_callable};
 use crate::name::{ServiceName, check_label};
 
 /// The label of an EndpointSlice that names its Service.
@@ -266,9 +266,6 @@ fn address(at: &At<'_>, ipv6: Option<bool>) -> Option<IpAddr> {
         let family = ipv6.map_or("IP", |ipv6| if ipv6 { "IPv6" } else { "IPv4" });
         return at.refuse(format!("{} is no {family} address", quoted(text)));
     };
-    at.check(
-        !address.is_unspecified() && !address.is_multicast(),
-        "the address is no endpoint's",
-    )?;
+    at.check(is_callable(address), "the address is no endpoint's")?;
     Some(address)
 }

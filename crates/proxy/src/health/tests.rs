@@ -165,3 +165,34 @@ async fn who_is_told_nothing_says_nothing() {
             .is_err()
     );
 }
+
+#[tokio::test]
+async fn however_much_fails_at_once_it_is_told_a_few_times_a_second() {
+    let mut fixture = Fixture::new().await;
+    fixture.hear().await;
+    // Nobody listens there.
+    let addresses: Vec<SocketAddr> = (1..=200).map(|i| ([127, 7, 7, i], 9).into()).collect();
+    let group = Group {
+        endpoints: addresses.iter().map(|at| (*at, String::new())).collect(),
+        ..group(addresses[0])
+    };
+    let start = Instant::now();
+    let specifier = hds::specifier(&[group], Duration::from_secs(60));
+    fixture.tell.send_replace(specifier);
+    let mut reports = 0;
+    loop {
+        let RequestType::EndpointHealthResponse(response) = fixture.hear().await else {
+            continue;
+        };
+        reports += 1;
+        if hds::reported(response)
+            .filter(|line| !line.is_healthy)
+            .count()
+            == 200
+        {
+            break;
+        }
+    }
+    let most = 3 + start.elapsed().as_millis() / REPORT_INTERVAL_MIN.as_millis();
+    assert!(reports <= most, "{reports} reports, at most {most}");
+}

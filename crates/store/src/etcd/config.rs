@@ -19,6 +19,8 @@ pub struct EtcdConfig {
     pub tls: Option<Tls>,
     /// Written before every key, so that one etcd can hold several meshes and other things, too.
     pub prefix: String,
+    /// Of the keys and values of one list, which is held in memory.
+    pub list_bytes_max: usize,
     /// How long [`Store::etcd`](crate::Store::etcd) waits for an answer before it gives up.
     pub patience: Duration,
 }
@@ -47,6 +49,7 @@ impl EtcdConfig {
             credentials: None,
             tls: None,
             prefix: "/phalanx/".into(),
+            list_bytes_max: usize::MAX,
             patience: Duration::from_secs(10),
         }
     }

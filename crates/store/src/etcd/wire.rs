@@ -397,10 +397,10 @@ impl Fault {
         }
     }
 
-    /// Of an etcd that is not what it was.
-    pub fn back(how: &str) -> Fault {
+    /// By us, of what etcd can't be asked or is not believed.
+    pub fn refused(why: &str) -> Fault {
         Fault::Told {
-            status: Status::data_loss(how),
+            status: Status::failed_precondition(why),
             repeated: false,
         }
     }
