@@ -26,12 +26,14 @@ use phalanx_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Discov
 use phalanx_proto::google::rpc::Status;
 
 pub use self::blame::MESSAGE_BYTES_MAX;
+pub use self::gate::{PATIENCE_MS, SETTLE_MS, WARMING_MS};
 pub use self::inventory::{Delivery, Item};
 pub use self::message::{
     NAME_BYTES_MAX, NAMES_MAX, Request, Response, SOTW_BYTES_MAX, SessionError, UNSERVED_MAX,
 };
-pub use self::plan::{PATIENCE_MS, RESPONSE_BYTES_MAX, SETTLE_MS, WARMING_MS};
+pub use self::plan::RESPONSE_BYTES_MAX;
 pub use self::progress::{Nack, Pending, Progress};
+pub use self::wire::sotw_version;
 
 use self::gate::View;
 use self::held::{Change, named_by};
@@ -52,6 +54,8 @@ pub struct Session {
     target: Option<Arc<Snapshot>>,
     kinds: [KindState; Kind::ALL.len()],
     nonce: u64,
+    /// When it was polled first.
+    opened_ms: Option<u64>,
     /// Types that the client asked for and that are not served.
     unserved: BTreeSet<String>,
     failed: Option<SessionError>,
@@ -92,15 +96,19 @@ impl Session {
             target: None,
             kinds: Kind::ALL.map(KindState::new),
             nonce: 0,
+            opened_ms: None,
             unserved: BTreeSet::new(),
             failed: None,
         }
     }
 
-    /// Resources of `kind` go out with this time to live, and are confirmed in time for as long as the session is polled:
-    /// a client that hears nothing any more drops them. 0, as at first: they never expire.
-    pub fn set_ttl(&mut self, kind: Kind, ttl_ms: u64) {
-        self.state(kind).ttl_ms = ttl_ms;
+    /// Clusters and listeners go out with this time to live, and are confirmed in time for as long as the session is polled:
+    /// a client that hears nothing any more drops them. 0, as at first: they never expire. Of the other kinds Envoy ignores
+    /// the end.
+    pub fn set_ttl(&mut self, ttl_ms: u64) {
+        for kind in [Kind::Cluster, Kind::Listener] {
+            self.state(kind).ttl_ms = ttl_ms;
+        }
     }
 
     /// What the client refused on an earlier stream is not sent again in that version. Before the first snapshot.
@@ -187,6 +195,7 @@ impl Session {
         if self.failed.is_some() {
             return None;
         }
+        let opened_ms = *self.opened_ms.get_or_insert(now_ms);
         while let Some(kind) = self.next_ready(now_ms) {
             for state in &mut self.kinds {
                 state.adopt_claims(&target);
@@ -197,6 +206,7 @@ impl Session {
                 alone: self.only.is_some(),
                 ordered: self.ordered,
                 whole: self.protocol == Protocol::Sotw,
+                age_ms: now_ms.saturating_sub(opened_ms),
             };
             let plan = plan(view, kind, now_ms, self.protocol == Protocol::Delta);
             if let Some(response) = self.carry_out(kind, plan, &target, now_ms) {
@@ -418,9 +428,7 @@ impl Session {
             }
             Protocol::Sotw => {
                 let content = state.content(&plan.changes);
-                let response = wire::sotw(kind, content.into_iter(), state.ttl_ms, nonce);
-                state.version_info.clone_from(&response.version_info);
-                Response::Sotw(response)
+                Response::Sotw(wire::sotw(kind, content.into_iter(), state.ttl_ms, nonce))
             }
         };
         state.sent(Outstanding {
@@ -461,13 +469,11 @@ impl Session {
                 target.revision,
                 nonce,
             )),
-            Protocol::Sotw => Response::Sotw(wire::sotw_heartbeat(
-                kind,
-                state.sure(),
-                ttl_ms,
-                &state.version_info,
-                nonce,
-            )),
+            // Envoy takes a full state of names without resources for an empty one.
+            Protocol::Sotw => {
+                let content = state.content(&[]);
+                Response::Sotw(wire::sotw(kind, content.into_iter(), ttl_ms, nonce))
+            }
         };
         state.sent(Outstanding {
             nonce,

@@ -9,8 +9,8 @@ use prost_types::value::Kind as Value;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wishes {
-    /// Endpoints are forgotten by the data plane when nobody has confirmed them for so long; zero: never.
-    pub endpoint_ttl: Duration,
+    /// Clusters and listeners are dropped by the data plane when nobody has confirmed them for so long; zero: never.
+    pub resource_ttl: Duration,
     /// The data plane's own name for the control plane, where it subscribes to each kind on a stream of its own: the
     /// clusters and listeners that it gets must say from where it takes their endpoints and routes.
     xds_cluster: Option<String>,
@@ -20,7 +20,11 @@ pub struct Wishes {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WishError {
     #[error(
-        "node.metadata.{ENDPOINT_TTL} is no number of seconds from {ENDPOINT_TTL_MIN_S} to {ENDPOINT_TTL_MAX_S}"
+        "node.metadata.{RESOURCE_TTL} is no number of seconds from {RESOURCE_TTL_MIN_S} to {RESOURCE_TTL_MAX_S}"
+    )]
+    ResourceTtl,
+    #[error(
+        "node.metadata.{ENDPOINT_TTL}: Envoy keeps endpoints whose time to live has ended (use {RESOURCE_TTL}, after which it drops clusters and listeners)"
     )]
     EndpointTtl,
     #[error(
@@ -37,15 +41,18 @@ impl Wishes {
     pub fn parse(node: Option<&core::Node>) -> Result<Self, WishError> {
         let metadata = node.and_then(|node| node.metadata.as_ref());
         let value = |key| metadata.and_then(|m| m.fields.get(key)?.kind.as_ref());
-        let endpoint_ttl = match value(ENDPOINT_TTL) {
+        if value(ENDPOINT_TTL).is_some() {
+            return Err(WishError::EndpointTtl);
+        }
+        let resource_ttl = match value(RESOURCE_TTL) {
             None => Duration::ZERO,
-            Some(Value::NumberValue(seconds)) => ttl(*seconds).ok_or(WishError::EndpointTtl)?,
+            Some(Value::NumberValue(seconds)) => ttl(*seconds).ok_or(WishError::ResourceTtl)?,
             Some(Value::StringValue(text)) => {
                 let seconds = text.strip_suffix('s').unwrap_or(text).parse();
-                let seconds = seconds.map_err(|_| WishError::EndpointTtl)?;
-                ttl(seconds).ok_or(WishError::EndpointTtl)?
+                let seconds = seconds.map_err(|_| WishError::ResourceTtl)?;
+                ttl(seconds).ok_or(WishError::ResourceTtl)?
             }
-            Some(_) => return Err(WishError::EndpointTtl),
+            Some(_) => return Err(WishError::ResourceTtl),
         };
         let is_name = |text: &str| {
             !text.is_empty() && text.len() <= CLUSTER_MAX && !text.chars().any(char::is_control)
@@ -56,7 +63,7 @@ impl Wishes {
             Some(_) => return Err(WishError::XdsCluster),
         };
         Ok(Self {
-            endpoint_ttl,
+            resource_ttl,
             xds_cluster,
         })
     }
@@ -72,17 +79,19 @@ impl Wishes {
 }
 
 fn ttl(seconds: f64) -> Option<Duration> {
-    let bounds = ENDPOINT_TTL_MIN_S as f64..=ENDPOINT_TTL_MAX_S as f64;
+    let bounds = RESOURCE_TTL_MIN_S as f64..=RESOURCE_TTL_MAX_S as f64;
     bounds
         .contains(&seconds)
         .then(|| Duration::from_secs_f64(seconds))
 }
 
+const RESOURCE_TTL: &str = "resource_ttl";
+/// Refused.
 const ENDPOINT_TTL: &str = "endpoint_ttl";
 const XDS_CLUSTER: &str = "xds_cluster";
 /// Heartbeats come three times in each; more often is noise.
-const ENDPOINT_TTL_MIN_S: u32 = 3;
-const ENDPOINT_TTL_MAX_S: u32 = 86_400;
+const RESOURCE_TTL_MIN_S: u32 = 6;
+const RESOURCE_TTL_MAX_S: u32 = 86_400;
 /// Of the name of a cluster.
 const CLUSTER_MAX: usize = 128;
 
@@ -108,8 +117,8 @@ mod tests {
     #[test]
     fn a_time_to_live_is_seconds_within_bounds_or_refused() {
         for value in [text("30s"), text("30"), Value::NumberValue(30.0)] {
-            let wishes = check(ENDPOINT_TTL, value).unwrap();
-            assert_eq!(wishes.endpoint_ttl, Duration::from_secs(30));
+            let wishes = check(RESOURCE_TTL, value).unwrap();
+            assert_eq!(wishes.resource_ttl, Duration::from_secs(30));
         }
         for value in [
             text("soon"),
@@ -119,8 +128,10 @@ mod tests {
             Value::NumberValue(1e9),
             Value::BoolValue(true),
         ] {
-            assert_eq!(check(ENDPOINT_TTL, value), Err(WishError::EndpointTtl));
+            assert_eq!(check(RESOURCE_TTL, value), Err(WishError::ResourceTtl));
         }
+        let refused = check(ENDPOINT_TTL, text("30s"));
+        assert_eq!(refused, Err(WishError::EndpointTtl));
         assert_eq!(Wishes::parse(None), Ok(Wishes::default()));
     }
 

@@ -5,17 +5,27 @@
 //! none.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::held::{Held, Version, named_by};
 use super::kind_state::KindState;
 use crate::kind::Kind;
 use crate::snapshot::{Encoded, Snapshot};
 
+/// How long make before break waits for a client, in ms: one that does not answer, for whatever reason, must not keep
+/// the other kinds from going on. Envoy answers within 5 ms unless it is stuck.
+pub const PATIENCE_MS: u64 = 5_000;
+/// How long a resource waits for what it names on a stream of one kind, where no ACK of the others is seen, in ms: enough
+/// for them to arrive, and less than [`PATIENCE_MS`], after which what nothing names any more is removed.
+pub const SETTLE_MS: u64 = 1_000;
+/// How long a client that came back may keep its clusters to itself: Envoy's cluster warms for 15 s at most.
+pub const WARMING_MS: u64 = 20_000;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Gate {
     Open,
-    /// Until the client answers, with limited patience.
-    Wait,
+    /// Until the client answers or asks, with patience for so many ms.
+    Wait(u64),
     /// Until the client answers what is under way, however long that takes.
     Answer,
     /// For as long as it takes: going on would break what works.
@@ -33,6 +43,8 @@ pub(super) struct View<'a> {
     pub(super) ordered: bool,
     /// State of the world: what a client holds from an earlier stream is told by name at most.
     pub(super) whole: bool,
+    /// Since the session was polled first.
+    pub(super) age_ms: u64,
 }
 
 impl<'a> View<'a> {
@@ -42,8 +54,10 @@ impl<'a> View<'a> {
 
     /// Whether the client may get `resource` now, in place of `held`.
     pub(super) fn put(&self, resource: &Encoded, held: Option<&Held>) -> Gate {
-        if resource.kind == Kind::Cluster && self.would_drop_routed_clusters() {
-            return Gate::Wait;
+        if resource.kind == Kind::Cluster
+            && let Some(ms) = self.would_drop_routed_clusters()
+        {
+            return Gate::Wait(ms);
         }
         let names_clusters = matches!(resource.kind, Kind::Listener | Kind::Routes);
         let ready = |name: &String| {
@@ -52,10 +66,13 @@ impl<'a> View<'a> {
         };
         let has_clusters = !names_clusters || resource.refs.iter().all(ready);
         if has_clusters && resource.secrets.iter().all(|name| self.secret_ready(name)) {
-            Gate::Open
-        } else {
-            Gate::Wait
+            return Gate::Open;
         }
+        Gate::Wait(match self.clusters_are_unheard() {
+            _ if self.alone => SETTLE_MS,
+            Some(ms) => ms,
+            None => PATIENCE_MS,
+        })
     }
 
     /// A secret that the client asks for and could have comes first. Most ask only once they know who names it, and keep
@@ -79,7 +96,7 @@ impl<'a> View<'a> {
             // Whatever replaces nothing can break nothing.
             return held.is_none_or(|held| held.surely_names(name));
         }
-        if self.clusters_are_unheard() {
+        if self.clusters_are_unheard().is_some() {
             let endpoints = self.of(Kind::Endpoints).subscription.as_ref();
             return endpoints.is_some_and(|endpoints| endpoints.wants(name));
         }
@@ -99,47 +116,61 @@ impl<'a> View<'a> {
                 || named_by(cluster).all(|set| self.endpoints_ready(set, held.is_some())))
     }
 
-    /// The client came back with routes and has not told of its clusters, or was not told of any yet. Envoy asks for clusters
-    /// only when none of them is warming; what it holds shows in the endpoints it asks for.
-    pub(super) fn clusters_are_unheard(&self) -> bool {
+    /// For how long, in ms: the client came back with routes and has not told of its clusters, or was not told of any yet.
+    /// Envoy asks for clusters only when none of them is warming; what it holds shows in the endpoints it asks for. One that
+    /// asks for neither has clusters of its own.
+    fn clusters_are_unheard(&self) -> Option<u64> {
         let clusters = self.of(Kind::Cluster);
         let came_back = |kind| self.of(kind).reconnected;
-        match &clusters.subscription {
+        let unheard = match &clusters.subscription {
             _ if self.alone || self.ordered => false,
             None => came_back(Kind::Routes) || came_back(Kind::Listener),
             Some(_) => self.whole && clusters.reconnected && clusters.answer_due,
-        }
+        };
+        let is_asked = self.of(Kind::Endpoints).subscription.is_some();
+        unheard.then(|| self.left(is_asked)).flatten()
     }
 
-    /// The first full state of clusters after a client came back takes away those that went meanwhile. Its old routes may
-    /// still name them, so new routes go first, if they can do with clusters that it has.
-    fn would_drop_routed_clusters(&self) -> bool {
+    /// For how long, in ms: the first full state of clusters after a client came back takes away those that went meanwhile.
+    /// Its old routes may still name them, so new routes go first, if they can do with clusters that it has.
+    fn would_drop_routed_clusters(&self) -> Option<u64> {
         let clusters = self.of(Kind::Cluster);
         if !self.whole || self.alone || !clusters.reconnected || !clusters.answer_due {
-            return false;
+            return None;
         }
         let Some(endpoints) = &self.of(Kind::Endpoints).subscription else {
-            return true;
+            return self.left(false);
         };
         let went = |name: &String| self.target.get(Kind::Cluster, name).is_none();
         if !endpoints.names().iter().any(went) {
-            return false;
+            return None;
         }
-        [Kind::Listener, Kind::Routes].into_iter().any(|kind| {
+        let is_held = |name: &String| went(name) || endpoints.wants(name);
+        let goes_first = |kind: Kind| {
             let state = self.of(kind);
             let wanted = || self.target.iter(kind).filter(|r| state.wants(&r.name));
-            let can = wanted().all(|r| {
-                r.refs
-                    .iter()
-                    .all(|name| kind == Kind::Listener || endpoints.wants(name))
-            });
-            let is_there = |r: &std::sync::Arc<Encoded>| {
+            let is_there = |r: &Arc<Encoded>| {
                 let held = state.held.get(&r.name);
                 held.is_some_and(|held| held.is_surely(&r.version))
                     || state.is_refused(&r.name, &r.version)
             };
-            state.subscription.is_none() || (can && !wanted().all(is_there))
-        })
+            wanted().all(|r| r.refs.iter().all(is_held)) && !wanted().all(is_there)
+        };
+        let [listeners, routes] = [Kind::Listener, Kind::Routes];
+        if goes_first(listeners) || goes_first(routes) {
+            return self.left(true);
+        }
+        let unasked = |kind| self.of(kind).subscription.is_none();
+        (unasked(listeners) || unasked(routes))
+            .then(|| self.left(false))
+            .flatten()
+    }
+
+    /// What is left of the time that a client which came back has for asking: all its first requests come at once, unless
+    /// some of what it has `may_warm`.
+    fn left(&self, may_warm: bool) -> Option<u64> {
+        let all = if may_warm { WARMING_MS } else { SETTLE_MS };
+        all.checked_sub(self.age_ms).filter(|left| *left > 0)
     }
 
     /// Whether a cluster that is new to a route has endpoints. `replacing`: the client has an older version of the route
@@ -162,7 +193,7 @@ impl<'a> View<'a> {
     pub(super) fn removals(&self, kind: Kind) -> Removals<'a> {
         let mut removals = Removals::default();
         if self.alone && !referrers(kind).is_empty() {
-            removals.any = Gate::Wait;
+            removals.any = Gate::Wait(PATIENCE_MS);
         }
         // Envoy takes the removal of a secret as "ready without": the listener opens, and handshakes fail.
         if kind == Kind::Secret {
@@ -173,7 +204,7 @@ impl<'a> View<'a> {
             // A client that reconnects asks for one kind after the other, and may hold referrers it has yet to tell of.
             let unheard = !self.alone && self.of(referrer).subscription.is_none();
             if self.of(kind).reconnected && unheard {
-                removals.any = Gate::Wait;
+                removals.any = Gate::Wait(PATIENCE_MS);
             }
             for resource in self.target.iter(referrer) {
                 removals.raise(resource, Gate::Hold);
@@ -195,12 +226,12 @@ impl<'a> View<'a> {
                 Some(target) if state.is_refused(name, &target.version) => Gate::Hold,
                 // What replaces it is under way or comes after that: an answer that is late costs a cluster too many.
                 Some(_) if state.outstanding.is_some() => Gate::Answer,
-                Some(_) => Gate::Wait,
+                Some(_) => Gate::Wait(PATIENCE_MS),
                 None if state.is_refused(name, "") => Gate::Hold,
                 None => upper
                     .get_or_insert_with(|| self.removals(referrer))
                     .gate(name)
-                    .max(Gate::Wait),
+                    .max(Gate::Wait(PATIENCE_MS)),
             };
             for version in held.versions() {
                 match version {

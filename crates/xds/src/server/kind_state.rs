@@ -79,8 +79,6 @@ pub(super) struct KindState {
     pub(super) ttl_ms: u64,
     /// When all of what is held was confirmed last, in ms.
     pub(super) confirmed_ms: Option<u64>,
-    /// `version_info` of the last response, over state of the world.
-    pub(super) version_info: String,
     latest_nonce: u64,
     /// Claims that no snapshot was searched for yet.
     claims: bool,
@@ -105,7 +103,6 @@ impl KindState {
             reconnected: false,
             ttl_ms: 0,
             confirmed_ms: None,
-            version_info: String::new(),
             latest_nonce: 0,
             claims: false,
         }
@@ -175,6 +172,10 @@ impl KindState {
     pub(super) fn claim(&mut self, versions: impl IntoIterator<Item = (String, String)>) {
         for (name, version) in versions {
             if self.wants(&name) {
+                // Refused once, and taken meanwhile.
+                if self.is_refused(&name, &version) {
+                    self.refused.remove(&name);
+                }
                 self.held.insert(name, Held::claimed(version));
                 self.claims = true;
                 self.reconnected = true;

@@ -10,14 +10,6 @@ use super::kind_state::{KindState, Wait};
 use crate::kind::Kind;
 use crate::snapshot::{Encoded, Snapshot};
 
-/// How long make before break waits for a client, in ms: one that does not answer, for whatever reason, must not keep
-/// the other kinds from going on. Envoy answers within 5 ms unless it is stuck.
-pub const PATIENCE_MS: u64 = 5_000;
-/// How long a resource waits for what it names on a stream of one kind, where no ACK of the others is seen, in ms: enough
-/// for them to arrive, and less than [`PATIENCE_MS`], after which what nothing names any more is removed.
-pub const SETTLE_MS: u64 = 1_000;
-/// How long a client that came back may keep its clusters to itself: Envoy's cluster warms for 15 s at most.
-pub const WARMING_MS: u64 = 20_000;
 /// Body bytes in one delta response, at most, unless a single resource is larger: gRPC refuses messages over 4 MiB.
 pub const RESPONSE_BYTES_MAX: usize = 3 * 1024 * 1024;
 
@@ -122,12 +114,7 @@ impl Plan {
                     .get_or_insert_with(|| view.removals(kind))
                     .gate(name),
             };
-            let patience_ms = match target {
-                Some(_) if view.alone => SETTLE_MS,
-                Some(_) if view.clusters_are_unheard() => WARMING_MS,
-                _ => PATIENCE_MS,
-            };
-            if self.admits(state, name, gate, now_ms, patience_ms) {
+            if self.admits(state, name, gate, now_ms) {
                 self.bytes += size;
                 self.changes.push(Change {
                     name: name.to_owned(),
@@ -138,24 +125,17 @@ impl Plan {
     }
 
     /// Whether a change may go out now; takes note of it if not.
-    fn admits(
-        &mut self,
-        state: &KindState,
-        name: &str,
-        gate: Gate,
-        now_ms: u64,
-        patience_ms: u64,
-    ) -> bool {
+    fn admits(&mut self, state: &KindState, name: &str, gate: Gate, now_ms: u64) -> bool {
         match gate {
             Gate::Open => true,
             Gate::Hold => {
                 self.holding = true;
                 false
             }
-            Gate::Wait | Gate::Answer => {
+            Gate::Wait(_) | Gate::Answer => {
                 let patience_ms = match gate {
-                    Gate::Answer => u64::MAX,
-                    _ => patience_ms,
+                    Gate::Wait(ms) => ms,
+                    _ => u64::MAX,
                 };
                 // Patience counts anew when it waits for something else.
                 let before = state.blocked.get(name);

@@ -22,6 +22,12 @@ impl KindState {
             return;
         };
         self.dirty = true;
+        // Who asked for more kept what was reached, up to here.
+        self.reached = self.reached.min(target.revision.saturating_sub(1));
+        if out.changes.is_empty() {
+            // It knows nothing of what was only confirmed: that has expired.
+            self.resend.extend(self.held.keys().cloned());
+        }
         let refused = |version: &str| Refused {
             version: version.to_owned(),
             message: blame::excerpt(message),

@@ -1,5 +1,5 @@
 //! Writes responses: changes alone for delta, the whole content for the state of the world. A resource with a time to live
-//! carries it; a heartbeat repeats name, version and time to live without the resource.
+//! carries it; over delta a heartbeat repeats name, version and time to live without the resource.
 
 use std::sync::Arc;
 
@@ -76,18 +76,10 @@ pub(super) fn sotw<'a>(
     let mut identity = Vec::new();
     let resources = content
         .map(|resource| {
-            identity.extend_from_slice(resource.name.as_bytes());
-            identity.push(0);
-            identity.extend_from_slice(resource.version.as_bytes());
-            identity.push(0);
+            identify(&mut identity, resource);
             match ttl_ms {
                 0 => any(resource),
-                _ => wrapped(
-                    &resource.name,
-                    &resource.version,
-                    Some(any(resource)),
-                    ttl_ms,
-                ),
+                _ => wrapped(resource, ttl_ms),
             }
         })
         .collect();
@@ -100,31 +92,26 @@ pub(super) fn sotw<'a>(
     }
 }
 
-/// A heartbeat counts for the client only under the version that it has accepted.
-pub(super) fn sotw_heartbeat<'a>(
-    kind: Kind,
-    sure: impl Iterator<Item = (&'a str, &'a str)>,
-    ttl_ms: u64,
-    version_info: &str,
-    nonce: u64,
-) -> DiscoveryResponse {
-    DiscoveryResponse {
-        version_info: version_info.to_owned(),
-        resources: sure
-            .map(|(name, version)| wrapped(name, version, None, ttl_ms))
-            .collect(),
-        type_url: kind.type_url().to_owned(),
-        nonce: nonce.to_string(),
-        ..Default::default()
+/// The `version_info` of a response with exactly this content, sorted by name.
+pub fn sotw_version<'a>(content: impl Iterator<Item = &'a Arc<Encoded>>) -> String {
+    let mut identity = Vec::new();
+    content.for_each(|resource| identify(&mut identity, resource));
+    snapshot::version(&identity)
+}
+
+fn identify(identity: &mut Vec<u8>, resource: &Encoded) {
+    for part in [&resource.name, &resource.version] {
+        identity.extend_from_slice(part.as_bytes());
+        identity.push(0);
     }
 }
 
 /// The state of the world says a time to live in an envelope around the resource.
-fn wrapped(name: &str, version: &str, resource: Option<Any>, ttl_ms: u64) -> Any {
+fn wrapped(resource: &Encoded, ttl_ms: u64) -> Any {
     let wrapper = Resource {
-        name: name.to_owned(),
-        version: version.to_owned(),
-        resource,
+        name: resource.name.clone(),
+        version: resource.version.clone(),
+        resource: Some(any(resource)),
         ttl: ttl(ttl_ms),
         ..Default::default()
     };

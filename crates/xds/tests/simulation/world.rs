@@ -68,13 +68,6 @@ impl World {
         self.ever.get(version).is_some_and(|(_, bad)| *bad)
     }
 
-    pub fn has_bad(&self) -> bool {
-        let mut all = Kind::ALL
-            .into_iter()
-            .flat_map(|kind| self.snapshot.iter(kind));
-        all.any(|resource| self.is_bad(&resource.version))
-    }
-
     /// Clusters that this version of a listener or a route table names.
     pub fn clusters_of(&self, version: &str) -> Vec<String> {
         self.names_of(version, 'c')
@@ -207,9 +200,9 @@ impl World {
         for service in self.services.values_mut() {
             cure(&mut service.cluster);
             cure(service.endpoints.get_or_insert_with(|| "good".into()));
-            for secret in &service.secret {
-                let secrets = self.secrets.entry(secret.clone());
-                secrets.or_insert_with(|| "good".into());
+            if let Some(secret) = &service.secret {
+                let secret = self.secrets.entry(secret.clone());
+                secret.or_insert_with(|| "good".into());
             }
         }
         self.secrets.values_mut().for_each(&mut cure);

@@ -79,10 +79,64 @@ fn a_full_state_comes_first_when_no_cluster_went() {
 }
 
 #[test]
-fn a_client_that_never_asks_for_endpoints_gets_its_clusters_after_patience() {
+fn a_client_without_endpoints_gets_its_first_clusters_as_soon_as_it_could_have_asked() {
     let mut sotw = Sotw::new(mesh(2, &["a"], &["a"]));
     came_back(&mut sotw, Kind::Cluster, &[]);
     assert!(sotw.batch().is_empty());
-    sotw.now_ms = WARMING_MS;
+    sotw.now_ms = SETTLE_MS;
     assert_eq!(sotw.settle(&["a"]), ["CDS a"]);
+}
+
+#[test]
+fn a_client_without_listeners_and_routes_loses_a_cluster_as_soon_as_it_could_have_asked() {
+    let mut sotw = Sotw::new(mesh(2, &["a"], &["a"]));
+    came_back(&mut sotw, Kind::Cluster, &[]);
+    came_back(&mut sotw, Kind::Endpoints, &["a", "gone"]);
+    assert_eq!(sotw.settle(&["a", "gone"]), ["EDS a"]);
+    sotw.now_ms = SETTLE_MS;
+    assert_eq!(sotw.settle(&["a", "gone"]), ["CDS a | EDS a"]);
+}
+
+#[test]
+fn a_listener_over_a_new_cluster_and_clusters_of_which_one_went_do_not_wait_for_each_other() {
+    let mut all = services(&["a", "new"]);
+    all.extend([
+        resource(Kind::Listener, "tcp", "2", &["new"]),
+        routes(&["a"]),
+    ]);
+    let mut sotw = Sotw::new(snapshot(2, all));
+    came_back(&mut sotw, Kind::Endpoints, &["a", "gone"]);
+    came_back(&mut sotw, Kind::Listener, &[]);
+    came_back(&mut sotw, Kind::Routes, &["outbound"]);
+    came_back(&mut sotw, Kind::Cluster, &[]);
+    let rounds = sotw.settle(&["a", "new"]);
+    assert_eq!(
+        rounds,
+        ["EDS a | RDS outbound", "CDS a new | EDS a new", "LDS tcp"]
+    );
+}
+
+/// One that has clusters of its own, in its bootstrap.
+#[test]
+fn routes_of_a_client_that_never_asks_for_clusters_wait_once_and_briefly() {
+    let mut delta = Delta::new(mesh(2, &["a", "b"], &["a", "b"]));
+    delta.send(claim(Kind::Routes, &["outbound"], &[&routes(&["a"])]));
+    assert!(delta.batch().is_empty());
+    delta.now_ms = SETTLE_MS;
+    assert_eq!(delta.settle(), ["RDS +outbound"]);
+    let next = delta.rounds(mesh(3, &["a", "b"], &["b"]));
+    assert_eq!(next, ["RDS +outbound"]);
+}
+
+#[test]
+fn a_client_that_asks_for_endpoints_and_never_for_clusters_waits_for_no_later_change() {
+    let mut delta = Delta::new(mesh(2, &["a", "b"], &["a", "b"]));
+    let held = endpoints("a", "1");
+    delta.send(claim(Kind::Endpoints, &["a"], &[&held]));
+    delta.send(claim(Kind::Routes, &["outbound"], &[&routes(&["a"])]));
+    assert_eq!(delta.settle(), ["EDS +a"]);
+    delta.now_ms = WARMING_MS;
+    assert_eq!(delta.settle(), ["RDS +outbound"]);
+    let next = delta.rounds(mesh(3, &["a", "b"], &["b"]));
+    assert_eq!(next, ["RDS +outbound"]);
 }
