@@ -1,7 +1,7 @@
 //! `backup`: everything stored, into one file, while the control plane goes on or from the folder of one that is stopped.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -27,8 +27,9 @@ pub struct Options {
 }
 
 pub async fn run(options: Options) -> Outcome {
-    let partial = partial(&options.file)?;
-    let outcome = take(&options, &partial).await;
+    let file = replaceable(&options.file)?;
+    let partial = partial(&file)?;
+    let outcome = take(&options, &partial, &file).await;
     if outcome.is_err() {
         // Only a half one is lost by that.
         let _ = fs::remove_file(&partial);
@@ -42,10 +43,12 @@ pub async fn run(options: Options) -> Outcome {
     ))
 }
 
-async fn take(options: &Options, partial: &Path) -> Result<Backup, Failure> {
+async fn take(options: &Options, partial: &Path, to: &Path) -> Result<Backup, Failure> {
     let written = |e: io::Error| Failure::file(format!("cannot write {}: {e}", partial.display()));
+    // Of a process that died and had our number. What comes now is made by us, whatever a link there points at.
+    let _ = fs::remove_file(partial);
     let mut new = OpenOptions::new();
-    let file = new.write(true).create(true).truncate(true).mode(0o600);
+    let file = new.write(true).create_new(true).mode(0o600);
     let mut into = Counted::new(BufWriter::new(file.open(partial).map_err(written)?));
     match &options.data {
         Some(data) => {
@@ -65,8 +68,8 @@ async fn take(options: &Options, partial: &Path) -> Result<Backup, Failure> {
     file.sync_all().map_err(written)?;
     // Read back before it takes the place of an older one that is whole.
     let backup = read(partial)?;
-    fs::rename(partial, &options.file).map_err(written)?;
-    let folder = options.file.parent().filter(|p| !p.as_os_str().is_empty());
+    fs::rename(partial, to).map_err(written)?;
+    let folder = to.parent().filter(|p| !p.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     let synced = File::open(folder).and_then(|folder| folder.sync_all());
     synced.map_err(|e| Failure::file(format!("cannot sync {}: {e}", folder.display())))?;
@@ -76,8 +79,12 @@ async fn take(options: &Options, partial: &Path) -> Result<Backup, Failure> {
 /// A store that nobody uses meanwhile, and what is in it.
 pub async fn closed(data: &Path) -> Result<(Store, Backup), Failure> {
     // Opening would make one.
-    if !data.join("store.redb").is_file() {
-        return Err(Failure::file(format!("{} holds no store", data.display())));
+    let file = data.join("store.redb");
+    if let Err(error) = fs::metadata(&file) {
+        return Err(Failure::file(match error.kind() {
+            io::ErrorKind::NotFound => format!("{} holds no store", data.display()),
+            _ => format!("cannot look at {}: {error}", file.display()),
+        }));
     }
     let store = Store::embedded(Config::at(data)).await;
     let store = store.map_err(|error| in_use(error, data))?;
@@ -116,6 +123,30 @@ pub fn described(backup: &Backup) -> String {
         backup.entries.len(),
         backup.bytes().div_ceil(1024)
     )
+}
+
+/// Where the backup goes, behind links. What is there and is no backup stays: a device, a store, somebody's notes.
+fn replaceable(file: &Path) -> Result<PathBuf, Failure> {
+    let read =
+        |error: io::Error| Failure::file(format!("cannot look at {}: {error}", file.display()));
+    let found = match fs::metadata(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(file.to_owned()),
+        found => found.map_err(read)?,
+    };
+    let is_replaceable = found.is_file() && {
+        let mut begin = Vec::new();
+        let there = File::open(file).map_err(read)?;
+        let most = phalanx_store::backup::MAGIC.len() as u64;
+        there.take(most).read_to_end(&mut begin).map_err(read)?;
+        begin.is_empty() || begin == phalanx_store::backup::MAGIC
+    };
+    match is_replaceable {
+        true => fs::canonicalize(file).map_err(read),
+        false => Err(
+            Failure::usage(format!("{} is there and is no backup", file.display()))
+                .hint("choose another name"),
+        ),
+    }
 }
 
 /// In the same folder, because only there a rename is one step.

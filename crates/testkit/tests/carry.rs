@@ -172,6 +172,23 @@ async fn a_mesh_is_backed_up_restored_and_moved_to_etcd_without_a_failed_request
     mesh.control.kill();
     done(&mesh, &["restore", &file, "--data", &elsewhere])?;
     done(&mesh, &["backup", "--data", &elsewhere, &file])?;
+    // What is there and is no backup stays, and a link goes on being one.
+    let store = format!("{elsewhere}/store.redb");
+    refused(
+        &mesh,
+        &["backup", "--data", &elsewhere, &store],
+        "is no backup",
+    )?;
+    refused(
+        &mesh,
+        &["backup", "--data", &elsewhere, "/dev/full"],
+        "is no backup",
+    )?;
+    let link = mesh.folder().join("newest.backup");
+    std::os::unix::fs::symlink(&file, &link)?;
+    let named = link.display().to_string();
+    done(&mesh, &["backup", "--data", &elsewhere, &named])?;
+    anyhow::ensure!(link.is_symlink() && !std::path::Path::new(&file).is_symlink());
     mesh.restart_control_with(&["--data", &elsewhere]).await?;
     reaches(caller.outbound, 8001, true).await?;
     let revision = mesh.apply(&service(8006)).await?.revision;

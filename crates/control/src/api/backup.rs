@@ -3,7 +3,7 @@
 //! It is asked for by POST with a JSON body like a change, because no web page elsewhere may even start it. One at a time,
 //! sent entry by entry and never built as a whole.
 
-use std::convert::Infallible;
+use std::io;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -18,7 +18,7 @@ use super::answer::Failure;
 
 /// Holds the store's page, so there is one.
 static TURN: Semaphore = Semaphore::const_new(1);
-/// Of sending one; whoever reads slower gets no end, and so no backup.
+/// Of sending one; whoever reads slower gets a connection that breaks, and so no backup.
 const SENDING_MAX: Duration = Duration::from_secs(600);
 const BODY_BYTES_MAX: usize = 1024;
 
@@ -51,8 +51,12 @@ pub async fn take(State(api): State<Api>, body: Body) -> Result<Response, Failur
     let pieces = futures_util::stream::unfold(
         (backup.encode(), turn),
         move |(mut pieces, turn)| async move {
-            let piece = pieces.next().filter(|_| Instant::now() < deadline)?;
-            Some((Ok::<_, Infallible>(piece), (pieces, turn)))
+            // An end without an error would look like the end of the backup.
+            let piece = match pieces.next()? {
+                piece if Instant::now() < deadline => Ok(piece),
+                _ => Err(io::ErrorKind::TimedOut),
+            };
+            Some((piece.map_err(io::Error::from), (pieces, turn)))
         },
     );
     let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
