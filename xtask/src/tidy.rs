@@ -21,9 +21,10 @@ const ORDERED: &[&str] = &[
     "control",
     "proxy",
     "testkit",
+    "pki",
 ];
 /// Crates in which foreign bytes must not be able to panic.
-const NEVER_PANIC: &[&str] = &["relay", "proxy"];
+const NEVER_PANIC: &[&str] = &["relay", "proxy", "pki"];
 /// Where types of `http` and `hyper` may stand in the data plane.
 const ADAPTERS: &[&str] = &["drive/", "drive.rs", "admin.rs", "admin/"];
 
