@@ -15,10 +15,13 @@ mod memory;
 mod message;
 mod separate;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod wishes;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use phalanx_proto::envoy::service::cluster::v3::cluster_discovery_service_server::ClusterDiscoveryServiceServer;
 use phalanx_proto::envoy::service::discovery::v3 as wire;
@@ -32,6 +35,7 @@ use phalanx_proto::envoy::service::status::v3::client_status_discovery_service_s
 use phalanx_xds::server::Session;
 use tokio::sync::mpsc;
 use tokio::sync::watch::{self, Receiver};
+use tokio::time::timeout;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -122,12 +126,16 @@ impl Discovery {
                 ended = driver.run(inbound, &answers) => ended,
             };
             if let Err(status) = ended {
-                // The peer may be gone, or not reading.
-                let _ = answers.try_send(Err(status));
+                farewell(&answers, status).await;
             }
         });
         Ok(Box::pin(ReceiverStream::new(stream)))
     }
+}
+
+/// Tells a peer why its stream ends. A response may still wait for the socket, and the peer may be gone, or not reading.
+async fn farewell<T>(answers: &mpsc::Sender<Result<T, Status>>, status: Status) {
+    let _ = timeout(FAREWELL_MAX, answers.send(Err(status))).await;
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -209,3 +217,5 @@ impl Publisher {
 pub const STREAMS_MAX: usize = 20_000;
 /// Responses of a stream that wait for its socket.
 const ANSWERS_MAX: usize = 1;
+/// How long the word that a stream ends may wait for its socket.
+const FAREWELL_MAX: Duration = Duration::from_secs(2);

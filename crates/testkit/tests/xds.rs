@@ -1,4 +1,4 @@
-//! A real Envoy beyond the aggregated stream: a gRPC stream per kind, load reports.
+//! A real Envoy beyond the common case: a gRPC stream per kind, resources with a time to live, load reports.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -112,6 +112,54 @@ async fn an_envoy_with_a_delta_stream_per_kind_loses_no_request() -> anyhow::Res
 async fn an_envoy_with_a_state_of_the_world_stream_per_kind_loses_no_request() -> anyhow::Result<()>
 {
     separate_streams_lose_nothing(Protocol::StateOfTheWorld).await
+}
+
+/// With a control plane it goes on beyond the time to live; without one it stops listening after it; and it comes back.
+async fn time_to_live(protocol: Protocol) -> anyhow::Result<()> {
+    let mut mesh = Mesh::start().await?;
+    let _shop = mesh.instance("shop", "v1", "shop").await?;
+    mesh.apply(&service("shop")).await?;
+    let xds = mesh.xds;
+    let envoy = Envoy::start_from(&mut mesh, |ip| {
+        let text = bootstrap("gateway", ip, xds, protocol);
+        text.replacen("namespace: default,", "namespace: default, resource_ttl: 6s,", 1)
+    })
+    .await?;
+    answered_by(envoy.outbound, "shop").await?;
+    let load = Load::start(
+        envoy.outbound,
+        &Call::get("shop", "/"),
+        1,
+        Duration::from_millis(20),
+    );
+    tokio::time::sleep(2 * TTL).await;
+    let report = load.stop().await;
+    assert_eq!(report.failed(), 0, "{:?}", report.failures);
+
+    mesh.control.kill();
+    let killed = std::time::Instant::now();
+    eventually("an Envoy that has dropped its listener", 4 * TTL, async || {
+        call(envoy.outbound, &Call::get("shop", "/")).await.err()
+    })
+    .await?;
+    assert!(killed.elapsed() >= TTL / 3, "it is confirmed three times in each");
+    assert_eq!(envoy.stat("cluster_manager.active_clusters").await?, 1);
+    mesh.restart_control().await?;
+    answered_by(envoy.outbound, "shop").await
+}
+
+const TTL: Duration = Duration::from_secs(6);
+
+#[tokio::test]
+async fn an_envoy_over_delta_drops_what_nobody_confirms_and_keeps_what_is_confirmed()
+-> anyhow::Result<()> {
+    time_to_live(Protocol::Delta).await
+}
+
+#[tokio::test]
+async fn an_envoy_over_state_of_the_world_drops_what_nobody_confirms_and_keeps_what_is_confirmed()
+-> anyhow::Result<()> {
+    time_to_live(Protocol::StateOfTheWorld).await
 }
 
 #[tokio::test]

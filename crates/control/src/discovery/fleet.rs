@@ -163,6 +163,8 @@ pub struct ProxyState {
     /// The revision it is being brought to.
     pub target: u64,
     pub acked: u64,
+    /// The newest that it ever acknowledged: who asks for more takes back for a moment what was counted.
+    counted: u64,
     pub refused: Vec<Refused>,
 }
 
@@ -247,6 +249,7 @@ impl Fleet {
             connected: Instant::now(),
             target: 0,
             acked: 0,
+            counted: 0,
             refused: Vec::new(),
         };
         let stream = self.state().connect(proxy);
@@ -385,7 +388,7 @@ impl Seat {
             return;
         }
         let now = Instant::now();
-        let from = pushes.partition_point(|push| push.revision <= proxy.acked);
+        let from = pushes.partition_point(|push| push.revision <= proxy.counted);
         let to = pushes.partition_point(|push| push.revision <= acked);
         for push in pushes.range_mut(from..to.max(from)) {
             if proxy.connected <= push.committed {
@@ -396,6 +399,7 @@ impl Seat {
                     .observe(now.duration_since(push.committed));
             }
         }
+        proxy.counted = proxy.counted.max(acked);
         (proxy.target, proxy.acked, proxy.refused) = (target, acked, refused);
         let id = proxy.node.id.clone();
         state.file(&id);
@@ -461,6 +465,21 @@ mod tests {
         assert_eq!((fleet.reach(4).applied, fleet.reach(4).proxies), (1, 2));
         drop((old, other));
         assert_eq!(fleet.reach(4), Reach::default());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_acknowledgement_is_timed_once_however_often_its_node_asks_for_more() {
+        let fleet = Fleet::default();
+        let seat = fleet.connect(&node("a"), "", "sotw", Lane::default());
+        fleet.stored(&VecDeque::from([(3, Instant::now())]));
+        seat.report(3, 3, Vec::new());
+        tokio::time::advance(Duration::from_secs(60)).await;
+        seat.report(3, 2, Vec::new());
+        assert_eq!(fleet.reach(3).applied, 0);
+        seat.report(3, 3, Vec::new());
+        assert_eq!(fleet.reach(3).elapsed, Some(Duration::ZERO));
+        let timed = fleet.counts().push_ms.iter();
+        assert_eq!(timed.map(|count| count.load(Ordering::Relaxed)).sum::<u64>(), 1);
     }
 
     #[test]

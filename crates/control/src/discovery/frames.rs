@@ -112,7 +112,7 @@ impl<T: prost::Message> HttpBody for Frames<T> {
 }
 
 /// Not compressed, its length, the message.
-fn frame(message: &impl prost::Message) -> Bytes {
+pub(super) fn frame(message: &impl prost::Message) -> Bytes {
     let length = message.encoded_len();
     let mut bytes = BytesMut::with_capacity(PREFIX + length);
     bytes.put_u8(0);

@@ -342,7 +342,7 @@ impl LoadReportingService for Loads {
                 ended = reporter.run(&mut inbound, &answers) => ended,
             };
             if let Err(status) = ended {
-                let _ = answers.try_send(Err(status));
+                super::farewell(&answers, status).await;
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))

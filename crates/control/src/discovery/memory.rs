@@ -1,9 +1,10 @@
 //! What nodes refused outlives their streams, so that one that reconnects is not first sent the same offending bytes.
 //!
-//! In memory only, for a bounded number of nodes and time: after that, or once a node comes with another build, it may try
-//! again.
+//! In memory only, for a bounded number of nodes and time: after that, or once a node comes with another build or holding
+//! nothing, it may try again. Nobody proves its id yet, so what one says counts for its own address only.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,13 +18,30 @@ use crate::snapshot::Node;
 /// Of all nodes; cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
-    /// By node id. Short critical sections, never across an await.
-    nodes: Arc<Mutex<BTreeMap<String, Record>>>,
+    /// Short critical sections, never across an await.
+    nodes: Arc<Mutex<BTreeMap<Who, Record>>>,
+}
+
+/// Of two who say the same id, one can't spoil the other's from another address, or with another build.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Who {
+    id: String,
+    agent: String,
+    address: Option<IpAddr>,
+}
+
+impl Who {
+    pub fn new(node: &Node, address: Option<IpAddr>) -> Self {
+        Self {
+            id: node.id.clone(),
+            agent: node.agent.clone(),
+            address,
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Record {
-    agent: String,
     at: Instant,
     nacks: BTreeMap<(Kind, String), Nack>,
     isolation: Isolation,
@@ -76,25 +94,23 @@ impl Remembered {
 
 impl Memory {
     /// Notes what a node refuses now.
-    pub fn keep(&self, node: &Node, known: Known) {
+    pub fn keep(&self, who: &Who, known: Known) {
         let mut nodes = self.nodes();
         let now = Instant::now();
-        if !nodes.contains_key(&node.id) && nodes.len() >= NODES_MAX {
+        if !nodes.contains_key(who) && nodes.len() >= NODES_MAX {
             nodes.retain(|_, record| record.is_fresh(now));
             let oldest = nodes.iter().min_by_key(|(_, record)| record.at);
-            let oldest = oldest.map(|(id, _)| id.clone());
-            if let Some(id) = oldest.filter(|_| nodes.len() >= NODES_MAX) {
-                nodes.remove(&id);
+            let oldest = oldest.map(|(who, _)| who.clone());
+            if let Some(oldest) = oldest.filter(|_| nodes.len() >= NODES_MAX) {
+                nodes.remove(&oldest);
             }
         }
-        let record = nodes.entry(node.id.clone()).or_insert_with(|| Record {
-            agent: node.agent.clone(),
+        let record = nodes.entry(who.clone()).or_insert_with(|| Record {
             at: now,
             nacks: BTreeMap::new(),
             isolation: Isolation::default(),
         });
         record.at = now;
-        record.agent.clone_from(&node.agent);
         for gone in &known.gone {
             record.nacks.remove(gone);
         }
@@ -110,30 +126,27 @@ impl Memory {
             record.isolation = isolation;
         }
         if record.nacks.is_empty() && !record.isolation.is_blaming() {
-            nodes.remove(&node.id);
+            nodes.remove(who);
         }
     }
 
-    /// What a node that comes (again) refused before.
-    pub fn recall(&self, node: &Node) -> Recalled {
-        let mut nodes = self.nodes();
-        let is_same = |record: &Record| {
-            record.agent == node.agent && record.is_fresh(Instant::now())
-        };
-        match nodes.get(&node.id) {
-            Some(record) if is_same(record) => Recalled {
-                nacks: record.nacks.values().cloned().collect(),
-                isolation: record.isolation.remembered(),
-            },
-            Some(_) => {
-                nodes.remove(&node.id);
-                Recalled::default()
-            }
-            None => Recalled::default(),
-        }
+    /// What a node that comes again refused before.
+    pub fn recall(&self, who: &Who) -> Recalled {
+        let nodes = self.nodes();
+        let record = nodes.get(who).filter(|r| r.is_fresh(Instant::now()));
+        record.map_or_else(Recalled::default, |record| Recalled {
+            nacks: record.nacks.values().cloned().collect(),
+            isolation: record.isolation.remembered(),
+        })
     }
 
-    fn nodes(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Record>> {
+    /// A node starts anew.
+    pub fn forget(&self, who: &Who) -> Recalled {
+        self.nodes().remove(who);
+        Recalled::default()
+    }
+
+    fn nodes(&self) -> std::sync::MutexGuard<'_, BTreeMap<Who, Record>> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -153,19 +166,13 @@ const AGE_MAX: Duration = Duration::from_secs(600);
 
 #[cfg(test)]
 mod tests {
-    use phalanx_model::ServiceName;
-
     use super::*;
 
-    fn node(id: &str, agent: &str) -> Node {
-        Node {
+    fn node(id: &str, agent: &str) -> Who {
+        Who {
             id: id.into(),
-            service: ServiceName::new("default", "match"),
-            version: String::new(),
-            zone: String::new(),
-            instance: String::new(),
-            outbound: None,
             agent: agent.into(),
+            address: Some([127, 0, 0, 1].into()),
         }
     }
 
@@ -179,9 +186,9 @@ mod tests {
         }
     }
 
-    fn keep(memory: &Memory, stream: &mut Remembered, node: &Node, nacks: &[Nack]) {
+    fn keep(memory: &Memory, stream: &mut Remembered, who: &Who, nacks: &[Nack]) {
         if let Some(known) = stream.renew(nacks, &Isolation::default()) {
-            memory.keep(node, known);
+            memory.keep(who, known);
         }
     }
 
@@ -199,11 +206,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_build_may_try_again() {
+    async fn another_build_another_address_and_who_starts_anew_may_try_again() {
         let (memory, a) = (Memory::default(), node("a", "envoy 1.40"));
         keep(&memory, &mut Remembered::default(), &a, &[nack("x")]);
         assert!(memory.recall(&node("a", "envoy 1.41")).nacks.is_empty());
-        assert!(memory.recall(&a).nacks.is_empty(), "that took it back");
+        let address = Some([127, 0, 0, 2].into());
+        let liar = Who { address, ..a.clone() };
+        assert!(memory.recall(&liar).nacks.is_empty());
+        assert!(memory.forget(&liar).nacks.is_empty());
+        assert_eq!(memory.recall(&a).nacks, [nack("x")]);
+        assert!(memory.forget(&a).nacks.is_empty());
+        assert!(memory.recall(&a).nacks.is_empty());
     }
 
     #[tokio::test]

@@ -14,6 +14,8 @@ pub trait Message: Into<Request> + Send + 'static {
     fn changes_names(&self) -> bool;
     /// Names that it asks for.
     fn names(&self) -> &[String];
+    /// Whether it says that something is held from an earlier stream.
+    fn comes_back(&self) -> bool;
     fn response(response: Response) -> Option<Self::Response>;
 }
 
@@ -54,6 +56,10 @@ impl Message for wire::DeltaDiscoveryRequest {
         &self.resource_names_subscribe
     }
 
+    fn comes_back(&self) -> bool {
+        !self.initial_resource_versions.is_empty()
+    }
+
     fn response(response: Response) -> Option<Self::Response> {
         response.into_delta()
     }
@@ -81,6 +87,10 @@ impl Message for wire::DiscoveryRequest {
 
     fn names(&self) -> &[String] {
         &self.resource_names
+    }
+
+    fn comes_back(&self) -> bool {
+        !self.version_info.is_empty()
     }
 
     fn response(response: Response) -> Option<Self::Response> {

@@ -1,5 +1,6 @@
 //! One stream: requests and snapshots into the session, responses out, its progress into the fleet.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tonic::{Status, Streaming};
 use super::clients::{Clients, Question};
 use super::fleet::{Fleet, Lane, Refused, Seat};
 use super::isolate::Isolation;
-use super::memory::{Memory, Remembered};
+use super::memory::{Memory, Recalled, Remembered, Who};
 use super::message::Message;
 use super::separate::{Rewrite, Rewrites};
 use super::wishes::Wishes;
@@ -50,6 +51,8 @@ struct Peer {
     rewrite: Option<Rewrite>,
     /// What of its refusals is remembered.
     remembered: Remembered,
+    /// Under this.
+    who: Who,
     seat: Seat,
 }
 
@@ -108,10 +111,16 @@ impl Driver {
         if demand.is_some() {
             self.session.trust_order();
         }
-        self.session
-            .set_ttl(Kind::Endpoints, wishes.endpoint_ttl.as_millis() as u64);
+        self.session.set_ttl(wishes.resource_ttl.as_millis() as u64);
         let source = wishes.source(self.session.only(), is_delta);
-        let recalled = self.rooms.memory.recall(&node);
+        let address = self.peer.parse().ok().map(|peer: SocketAddr| peer.ip());
+        let who = Who::new(&node, address);
+        // Who holds nothing has started anew, and may take by now what it refused: a port that was taken is free.
+        let recalled = match first.comes_back() {
+            true => self.rooms.memory.recall(&who),
+            false if self.session.only().is_none() => self.rooms.memory.forget(&who),
+            false => Recalled::default(),
+        };
         self.session.remember(recalled.nacks);
         Peer {
             listeners: Published::listeners(&node),
@@ -120,6 +129,7 @@ impl Driver {
             isolation: recalled.isolation,
             rewrite: source.map(|source| self.rooms.rewrites.to(source)),
             remembered: Remembered::default(),
+            who,
             node,
             seat,
         }
@@ -257,7 +267,7 @@ impl Driver {
         let unmet = peer.proxyless.iter().flat_map(Proxyless::unmet);
         refused.extend(unmet.map(Refused::from));
         if let Some(known) = peer.remembered.renew(&progress.nacks, &peer.isolation) {
-            self.rooms.memory.keep(&peer.node, known);
+            self.rooms.memory.keep(&peer.who, known);
         }
         peer.seat.report(progress.target, progress.acked, refused);
     }

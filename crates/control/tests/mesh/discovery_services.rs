@@ -247,16 +247,21 @@ async fn a_type_that_is_not_served_does_not_break_the_others() {
 }
 
 #[tokio::test]
-async fn who_refused_and_reconnects_is_not_sent_the_same_bytes_first() {
+async fn who_refused_and_reconnects_is_not_sent_the_same_bytes_first_but_who_starts_anew_is() {
     let control = control().await;
-    control.apply(SHOP).await;
+    let revision = control.apply(SHOP).await;
+    control.reach(revision).await;
     let mut stream = Stream::ads(&control, ask(Kind::Cluster, &[])).await;
     let first = stream.next().await.unwrap();
     stream.answer(&first, Some("no such policy")).await;
     until(&control, |status| !status.refused.is_empty()).await;
     drop(stream);
     let revision = control.apply(MORE).await;
-    let mut stream = Stream::ads(&control, ask(Kind::Cluster, &[])).await;
+    let back = DeltaDiscoveryRequest {
+        initial_resource_versions: [("older".to_owned(), "1".to_owned())].into(),
+        ..ask(Kind::Cluster, &[])
+    };
+    let mut stream = Stream::ads(&control, back.clone()).await;
     let again = stream.next().await.unwrap();
     assert_eq!(names(&again), ["outbound|80|more.default.svc.mesh"]);
     stream.answer(&again, None).await;
@@ -267,10 +272,16 @@ async fn who_refused_and_reconnects_is_not_sent_the_same_bytes_first() {
     // Another node is not concerned.
     let other = DeltaDiscoveryRequest {
         node: Some(node("default/match/e2", &[])),
-        ..ask(Kind::Cluster, &[])
+        ..back.clone()
     };
     let mut other = Stream::ads(&control, other).await;
     assert_eq!(other.next().await.unwrap().resources.len(), 2);
+    // A process that holds nothing may have been cured of what made it refuse.
+    drop(stream);
+    for request in [ask(Kind::Cluster, &[]), back] {
+        let mut anew = Stream::ads(&control, request).await;
+        assert_eq!(anew.next().await.unwrap().resources.len(), 2);
+    }
 }
 
 #[tokio::test]
@@ -412,22 +423,22 @@ async fn load_reports_add_up_in_the_api_and_in_metrics() {
 }
 
 #[tokio::test]
-async fn endpoints_with_a_time_to_live_are_confirmed_while_the_stream_lives() {
+async fn clusters_with_a_time_to_live_are_confirmed_while_the_stream_lives() {
     let control = control().await;
     let revision = control.apply(SHOP).await;
     control.reach(revision).await;
     let request = DeltaDiscoveryRequest {
-        node: Some(node("default/match/e1", &[("endpoint_ttl", "3s")])),
-        ..ask(Kind::Endpoints, &[CLUSTER])
+        node: Some(node("default/match/e1", &[("resource_ttl", "6s")])),
+        ..ask(Kind::Cluster, &[])
     };
     let mut stream = Stream::ads(&control, request).await;
     let first = stream.next().await.unwrap();
     let ttl = |r: &DeltaDiscoveryResponse| r.resources[0].ttl.as_ref().unwrap().seconds;
-    assert_eq!(ttl(&first), 3);
+    assert_eq!(ttl(&first), 6);
     stream.answer(&first, None).await;
     for _ in 0..2 {
         let beat = stream.next().await.unwrap();
-        assert_eq!((ttl(&beat), &beat.resources[0].resource), (3, &None));
+        assert_eq!((ttl(&beat), &beat.resources[0].resource), (6, &None));
         assert_eq!(beat.resources[0].version, first.resources[0].version);
         stream.answer(&beat, None).await;
     }
@@ -461,10 +472,10 @@ async fn hostile_requests_end_their_own_stream_with_a_reason() {
         (
             "a wish",
             DeltaDiscoveryRequest {
-                node: Some(node("a/b/c", &[("endpoint_ttl", "never")])),
+                node: Some(node("a/b/c", &[("endpoint_ttl", "30s")])),
                 ..ask(Kind::Cluster, &[])
             },
-            "endpoint_ttl",
+            "Envoy keeps endpoints",
         ),
     ] {
         let (requests, stream) = mpsc::channel(4);

@@ -314,9 +314,11 @@ impl<P: Peer> Simulation<P> {
         }
         // Who leaves names and asks for them again may get the same again.
         let before = self.names.insert(kind, names);
-        if before != self.names.get(&kind).cloned() {
-            // On demand so may who leaves tables and asks for them again, of what these name.
-            self.last.retain(|other, _| !P::ON_DEMAND && *other != kind);
+        let now = self.names.get(&kind).cloned();
+        if P::ON_DEMAND && now.as_ref().is_some_and(|names| !names.is_empty()) {
+            self.last.clear(); // what these tables name comes again too
+        } else if before != now {
+            self.last.remove(&kind);
         }
     }
 
