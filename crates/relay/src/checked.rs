@@ -12,6 +12,7 @@ use phalanx_model::matching;
 use phalanx_model::matching::canonical::{canonical_authority, canonical_path};
 
 use crate::framing::Framing;
+pub use crate::framing::Version;
 use crate::header::{HeaderList, Name, names};
 use crate::limits::Limits;
 use crate::verdict::Reply;
@@ -66,14 +67,6 @@ impl Method {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Version {
-    Http10,
-    #[default]
-    Http11,
-    Http2,
-}
-
 /// The protocols a connection may be handed over to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Upgrade {
@@ -103,6 +96,10 @@ pub struct Http2Pseudo<'a> {
 /// Why a request is refused at the door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
+    #[error("a request line that is none, or a line that ends in a bare line feed")]
+    Line,
+    #[error("a version other than 1.0 and 1.1")]
+    Version,
     #[error("the method is no token, or CONNECT")]
     Method,
     #[error("content-length and transfer-encoding, several lengths, or one that is no number")]
@@ -143,6 +140,7 @@ impl Refusal {
             Self::Path => reply,
             Self::Method => reply.with_status(405).and_close(),
             Self::Expectation => reply.with_status(417).and_close(),
+            Self::Version => reply.with_status(505).and_close(),
             _ => reply.and_close(),
         }
     }
@@ -253,6 +251,18 @@ impl Checked {
     /// Whether the caller waits for a word before it sends the body.
     pub fn expects_continue(&self) -> bool {
         self.0.expects_continue
+    }
+
+    /// Memory held on the heap, the fields' included.
+    pub fn held_bytes(&self) -> usize {
+        let inner = &self.0;
+        size_of::<Inner>()
+            + inner.method_text.capacity()
+            + inner.authority.capacity()
+            + inner.path.capacity()
+            + inner.query.as_ref().map_or(0, String::capacity)
+            + inner.spare_query.capacity()
+            + inner.headers.held_bytes()
     }
 
     /// Replaces the path; the query stays.

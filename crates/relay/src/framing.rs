@@ -12,6 +12,14 @@ pub enum Framing {
     Chunked,
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    Http10,
+    #[default]
+    Http11,
+    Http2,
+}
+
 impl Framing {
     /// Whether not a byte of body follows.
     pub fn is_empty(self) -> bool {

@@ -91,6 +91,28 @@ impl fmt::Debug for Name<'_> {
     }
 }
 
+/// A few well-known names, found by one look at a bit.
+#[derive(Clone, Copy)]
+pub struct NameSet(u128);
+
+impl NameSet {
+    /// Names that are not well known are left out, which `const` evaluation refuses.
+    pub const fn of(mut names: &[Name<'static>]) -> Self {
+        let mut bits = 0;
+        while let [name, rest @ ..] = names {
+            assert!(name.index < 128, "only well-known names have a bit");
+            bits |= 1 << name.index;
+            names = rest;
+        }
+        Self(bits)
+    }
+
+    #[inline]
+    pub fn contains(self, name: Name<'_>) -> bool {
+        name.index < 128 && self.0 >> name.index & 1 == 1
+    }
+}
+
 /// A field value: any bytes but control characters; a tab is none (RFC 9110 §5.5). No white space at the ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Value<'a>(&'a [u8]);
@@ -191,6 +213,11 @@ impl HeaderList {
         self.records.clear();
         self.records.shrink_to(KEPT_RECORDS_MAX);
         self.removed = 0;
+    }
+
+    /// Memory held on the heap.
+    pub fn held_bytes(&self) -> usize {
+        self.bytes.capacity() + self.records.capacity() * size_of::<Record>()
     }
 
     /// Adds a field at the end.

@@ -3,7 +3,9 @@
 //! Heads enter as borrowed bytes from whichever codec read them; what leaves can be written by whichever codec sends it.
 //! No socket, no clock, no async, no foreign HTTP type and no unsafe may live here.
 //!
-//! Module order (a module imports only later ones): checked, response, verdict, framing, limits, header.
+//! [`http1`] is the first such codec.
+//!
+//! Module order (a module imports only later ones): http1, pool, checked, response, verdict, framing, limits, header.
 #![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),
@@ -18,7 +20,9 @@
 pub mod checked;
 pub mod framing;
 pub mod header;
+pub mod http1;
 pub mod limits;
+pub mod pool;
 pub mod response;
 pub mod verdict;
 
@@ -26,5 +30,6 @@ pub use checked::{Checked, Http1Line, Http2Pseudo, Method, Refusal, Upgrade, Ver
 pub use framing::Framing;
 pub use header::{Field, HeaderList, Name, Value, names};
 pub use limits::{Deadlines, Limits};
-pub use response::{BadResponse, ResponseHead};
+pub use pool::Pool;
+pub use response::{Asked, BadResponse, Delimiter, ResponseHead};
 pub use verdict::{Reply, Verdict};

@@ -28,6 +28,16 @@ pub struct Limits {
 /// Counted beside name and value of each field (RFC 9113 §6.5.2).
 pub const FIELD_OVERHEAD: usize = 32;
 
+/// What the request line of HTTP/1 holds beside method, authority, path and query: blanks, scheme, version, line ends. A
+/// head's bytes on the wire may be so many more than [`Limits::head_bytes`].
+pub const REQUEST_LINE_OVERHEAD: usize = 32;
+
+/// Bytes of chunk extensions in one HTTP/1 body, all chunks together. They are read over.
+pub const CHUNK_EXTENSION_BYTES: usize = 4 << 10;
+
+/// Interim answers (1xx) before the one that counts.
+pub const INTERIM_ANSWERS: u8 = 16;
+
 impl Default for Limits {
     fn default() -> Self {
         Self {

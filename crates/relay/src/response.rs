@@ -1,7 +1,8 @@
 //! The head of an answer, from an upstream that may be hostile, after the checks that a request's head gets too.
 
+use crate::framing::Version;
 use crate::framing::{Framing, parse_length};
-use crate::header::{HeaderList, Name, Value, names};
+use crate::header::{HeaderList, Name, NameSet, Value, names};
 use crate::limits::{FIELD_OVERHEAD, Limits};
 
 /// What is passed on of an answer. Fields that belong to one connection are gone, and so is `content-length`: the framing
@@ -13,22 +14,58 @@ pub struct ResponseHead {
     framing: Option<Framing>,
 }
 
+/// Where the body of an HTTP/1 answer ends on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Delimiter {
+    #[default]
+    None,
+    Length(u64),
+    Chunked,
+    /// With the connection.
+    Close,
+}
+
+/// What was asked for, as far as the answer's framing depends on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    pub head: bool,
+    pub upgrade: bool,
+}
+
 /// Why an answer can't be passed on; the connection it came by is not used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadResponse {
-    #[error("the answer has a status outside 101 and 200 to 999")]
+    #[error("the answer has a status line that is none")]
+    Line,
+    #[error("the answer has a status that may not stand here")]
     Status,
     #[error("the answer has a header name or value that can't be sent on")]
     Field,
     #[error("the answer has two lengths or a length that is none")]
     Length,
+    #[error("the answer has a transfer-encoding that is not `chunked`, or in a version without it")]
+    TransferEncoding,
+    #[error("the answer switches to a protocol that was not asked for")]
+    Upgrade,
     #[error("the head of the answer is too large")]
     TooLarge,
 }
 
+/// What the fields said that is not kept as a field.
+#[derive(Default)]
+struct Told {
+    length: Option<u64>,
+    /// Whether every length said the same, and whether there was more than one.
+    contradicts: bool,
+    repeats: bool,
+    encodings: usize,
+    other_encoding: bool,
+    websocket: bool,
+}
+
 impl ResponseHead {
     /// Fills `self` anew. `fields` in order, names in lower case. `bodyless`: no body can follow (HEAD, 204, 304), though
-    /// a length may be told.
+    /// a length may be told. For codecs that have settled the framing themselves.
     ///
     /// # Errors
     /// [`BadResponse`]: answered with 502 downstream.
@@ -39,12 +76,77 @@ impl ResponseHead {
         bodyless: bool,
         limits: &Limits,
     ) -> Result<(), BadResponse> {
-        self.status = status;
-        self.headers.clear();
         if !(status == 101 || (200..1000).contains(&status)) {
             return Err(BadResponse::Status);
         }
-        let (mut length, mut chunked, mut nominated) = (None, false, false);
+        let told = self.read_fields(status, fields, limits)?;
+        if told.contradicts || (told.encodings > 0 && told.length.is_some()) {
+            return Err(BadResponse::Length);
+        }
+        self.framing = Some(match told.length {
+            Some(length) => Framing::Length(length),
+            None if bodyless => Framing::None,
+            None => Framing::Chunked,
+        });
+        Ok(())
+    }
+
+    /// Fills `self` anew from an HTTP/1 head, interim ones (1xx) included, as strictly as a request is read. Tells where
+    /// the body ends.
+    ///
+    /// # Errors
+    /// [`BadResponse`]: answered with 502 downstream.
+    pub fn fill_http1<'f>(
+        &mut self,
+        version: Version,
+        status: u16,
+        fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
+        asked: Asked,
+        limits: &Limits,
+    ) -> Result<Delimiter, BadResponse> {
+        if !(100..1000).contains(&status) {
+            return Err(BadResponse::Status);
+        }
+        let told = self.read_fields(status, fields, limits)?;
+        let chunked = told.encodings > 0;
+        if told.contradicts || told.repeats || (chunked && told.length.is_some()) {
+            return Err(BadResponse::Length);
+        }
+        if told.encodings > 1 || told.other_encoding || (chunked && version < Version::Http11) {
+            return Err(BadResponse::TransferEncoding);
+        }
+        let interim = status < 200;
+        if interim && (chunked || told.length.is_some()) {
+            return Err(BadResponse::Length);
+        }
+        if status == 101 && !(asked.upgrade && told.websocket) {
+            return Err(BadResponse::Upgrade);
+        }
+        let bodyless = interim || asked.head || status == 204 || status == 304;
+        self.framing = Some(match told.length {
+            Some(length) if status != 204 => Framing::Length(length),
+            _ if bodyless => Framing::None,
+            _ => Framing::Chunked,
+        });
+        Ok(match told.length {
+            _ if bodyless => Delimiter::None,
+            Some(length) => Delimiter::Length(length),
+            None if chunked => Delimiter::Chunked,
+            None => Delimiter::Close,
+        })
+    }
+
+    fn read_fields<'f>(
+        &mut self,
+        status: u16,
+        fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
+        limits: &Limits,
+    ) -> Result<Told, BadResponse> {
+        self.status = status;
+        self.headers.clear();
+        self.framing = None;
+        let mut told = Told::default();
+        let (mut nominated, mut connection) = (false, false);
         let (mut bytes, mut count) = (0, 0);
         for (name, value) in fields {
             bytes += name.len() + value.len() + FIELD_OVERHEAD;
@@ -55,30 +157,42 @@ impl ResponseHead {
             let (name, value) = Name::new(name)
                 .zip(Value::new(value))
                 .ok_or(BadResponse::Field)?;
-            if name == names::CONTENT_LENGTH {
-                let told = parse_length(value.as_bytes()).ok_or(BadResponse::Length)?;
-                if length.replace(told).is_some_and(|before| before != told) {
-                    return Err(BadResponse::Length);
+            let text = value.as_bytes();
+            if name.well_known().is_none() {
+                self.headers.push(name, value);
+            } else if name == names::CONTENT_LENGTH {
+                let length = parse_length(text).ok_or(BadResponse::Length)?;
+                if let Some(before) = told.length.replace(length) {
+                    told.repeats = true;
+                    told.contradicts |= before != length;
                 }
             } else if name == names::TRANSFER_ENCODING {
-                chunked = true;
+                told.encodings += 1;
+                told.other_encoding |= !text.eq_ignore_ascii_case(b"chunked");
             } else if name == names::CONNECTION {
-                nominated |= names_fields(value.as_bytes());
+                connection = true;
+                nominated |= names_fields(text);
                 self.headers.push(name, value);
-            } else if !is_hop_by_hop(name) || (status == 101 && name == names::UPGRADE) {
+            } else if name == names::UPGRADE {
+                told.websocket |= text.eq_ignore_ascii_case(b"websocket");
+                if status == 101 {
+                    self.headers.push(name, value);
+                }
+            } else if !is_hop_by_hop(name) {
                 self.headers.push(name, value);
             }
         }
-        if chunked && length.is_some() {
-            return Err(BadResponse::Length);
+        if connection {
+            drop_connection(&mut self.headers, nominated);
         }
-        drop_connection(&mut self.headers, nominated);
-        self.framing = Some(match length {
-            Some(length) => Framing::Length(length),
-            None if bodyless => Framing::None,
-            None => Framing::Chunked,
-        });
-        Ok(())
+        Ok(told)
+    }
+
+    /// An answer of our own; its headers are to be added.
+    pub fn own(&mut self, status: u16, framing: Framing) {
+        self.status = status;
+        self.headers.clear();
+        self.framing = Some(framing);
     }
 
     /// An empty head to be filled.
@@ -99,20 +213,21 @@ impl ResponseHead {
 /// them: they are taken from the list before.
 #[inline]
 pub(crate) fn is_hop_by_hop(name: Name<'_>) -> bool {
-    [
-        names::CONNECTION,
-        names::KEEP_ALIVE,
-        names::PROXY_CONNECTION,
-        names::PROXY_AUTHENTICATE,
-        names::PROXY_AUTHORIZATION,
-        names::TE,
-        names::TRAILER,
-        names::TRANSFER_ENCODING,
-        names::UPGRADE,
-        names::HTTP2_SETTINGS,
-    ]
-    .contains(&name)
+    HOP_BY_HOP.contains(name)
 }
+
+const HOP_BY_HOP: NameSet = NameSet::of(&[
+    names::CONNECTION,
+    names::KEEP_ALIVE,
+    names::PROXY_CONNECTION,
+    names::PROXY_AUTHENTICATE,
+    names::PROXY_AUTHORIZATION,
+    names::TE,
+    names::TRAILER,
+    names::TRANSFER_ENCODING,
+    names::UPGRADE,
+    names::HTTP2_SETTINGS,
+]);
 
 /// Whether a `connection` value names fields, beyond the usual words.
 #[inline]
