@@ -366,6 +366,21 @@ pub struct Assignment {
     pub endpoints: Vec<Endpoint>,
 }
 
+impl Assignment {
+    /// For clients that are told only whom to use: the healthy, else those that drain, else what there is. Where nothing is
+    /// healthy, that may be the fault of who asked them, and no answer at all helps nobody.
+    pub fn serving(&self) -> impl Iterator<Item = &Endpoint> {
+        let rank = |endpoint: &Endpoint| match endpoint.health {
+            Health::Healthy => 0,
+            Health::Draining => 1,
+            Health::Unhealthy => 2,
+        };
+        let best = self.endpoints.iter().map(rank).min();
+        let endpoints = self.endpoints.iter();
+        endpoints.filter(move |endpoint| Some(rank(endpoint)) == best)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     pub address: SocketAddr,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use hickory_proto::rr::Name;
 use phalanx_model::name::check_label;
-use phalanx_model::resource::{Endpoint, Health};
+use phalanx_model::resource::Endpoint;
 use phalanx_model::{ClusterName, ServiceName, SharedMap};
 
 use crate::snapshot::{CatalogPort, Mesh};
@@ -32,7 +32,7 @@ pub struct Index {
 /// A zone as instances tell it, never empty.
 pub type Zone = Arc<str>;
 
-/// What a service's names hold: healthy instances only.
+/// What a service's names hold: its healthy instances, or where none is, what a data plane would use then.
 #[derive(Debug, Default, PartialEq)]
 pub struct ServiceNames {
     pub addresses: Addresses,
@@ -212,8 +212,7 @@ impl ServiceNames {
             let assignment = mesh.assignments.get(&cluster);
             assignment
                 .into_iter()
-                .flat_map(|assignment| &assignment.endpoints)
-                .filter(|endpoint| endpoint.health == Health::Healthy)
+                .flat_map(|assignment| assignment.serving())
         };
         let all: Vec<&Endpoint> = ports.keys().flat_map(|port| endpoints(*port)).collect();
         let labels = Labels::of(&all);
@@ -225,7 +224,7 @@ impl ServiceNames {
         }
         let mut targets: BTreeMap<String, Vec<(&str, Target)>> = BTreeMap::new();
         for (number, port) in ports.iter().filter(|(_, port)| has_name(port)) {
-            // A port without healthy instances keeps its name.
+            // A port without instances keeps its name.
             let targets = targets.entry(port.name.to_lowercase()).or_default();
             targets.extend(endpoints(*number).map(|endpoint| {
                 let target = Target {

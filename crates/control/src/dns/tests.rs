@@ -2,7 +2,7 @@
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
-use phalanx_model::Instance;
+use phalanx_model::{Instance, ServiceName};
 use proptest::prelude::*;
 
 use super::answer::{AMPLIFICATION_MAX, ANSWERS_MAX, PAYLOAD_MAX, TTL};
@@ -10,8 +10,8 @@ use super::*;
 use crate::snapshot::Mesh;
 use crate::snapshot::tests::incremental;
 use crate::snapshot::{Compiler, Published};
-use crate::world::Fold;
 use crate::world::fixture::{Fixture, instance};
+use crate::world::{Fold, Verdict, VerdictState};
 
 const ARENA: &str = r"
 apiVersion: v1
@@ -43,6 +43,21 @@ endpoints:
 - {addresses: [10.9.0.1], conditions: {ready: true}}
 - {addresses: [10.9.0.2], conditions: {ready: false}}
 - {addresses: [10.9.0.3], conditions: {ready: false, serving: true, terminating: true}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: sick}
+spec:
+  ports: [{name: http, port: 80, targetPort: 8080}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: sick-1, labels: {kubernetes.io/service-name: sick}}
+addressType: IPv4
+ports: [{name: http, port: 8080}]
+endpoints:
+- {addresses: [10.9.1.1]}
+- {addresses: [10.9.1.2]}
 ";
 
 fn zoned(id: &str, address: &str, zone: &str) -> Instance {
@@ -160,6 +175,34 @@ fn a_service_is_its_healthy_instances() {
         ["10.9.0.1"],
         "not ready, or going, is not healthy"
     );
+}
+
+#[test]
+fn where_none_is_healthy_dns_answers_what_data_planes_would_use() {
+    let sick = ServiceName::new("default", "sick");
+    let asked = |unhealthy: &[&str]| {
+        let verdict = |address: &&str| {
+            let verdict = Verdict {
+                state: VerdictState::Unhealthy,
+                reason: String::new(),
+                by: String::new(),
+                since_ms: 0,
+            };
+            (address.parse().unwrap(), verdict)
+        };
+        let of = unhealthy.iter().map(verdict).collect();
+        let mut world = arena().world();
+        world.health = Arc::new([(sick.clone(), Arc::new(of))].into());
+        let mesh = Arc::new(Mesh::compile(&world));
+        let index = Index::build(mesh, &world.instances, world.revision, None, None);
+        let targets = ask(&index, "_http._tcp.sick.default.svc.mesh.", SRV);
+        let addresses = sorted(&ask(&index, "sick.default.svc.mesh.", A));
+        assert_eq!(data(&targets).len(), addresses.len());
+        addresses
+    };
+    assert_eq!(asked(&["10.9.1.1:8080"]), ["10.9.1.2"]);
+    let all = asked(&["10.9.1.1:8080", "10.9.1.2:8080"]);
+    assert_eq!(all, ["10.9.1.1", "10.9.1.2"]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use phalanx_model::name::INVALID_BACKEND;
 use phalanx_model::resource::{
-    ApiListener, Assignment, Cluster, Endpoint, Health, LoadBalancer, RouteTable, ServerListener,
+    ApiListener, Assignment, Cluster, Endpoint, LoadBalancer, RouteTable, ServerListener,
 };
 use phalanx_proto::envoy::config::cluster::v3 as cluster_v3;
 use phalanx_proto::envoy::config::core::v3 as core_v3;
@@ -99,14 +99,13 @@ pub fn cluster(cluster: &Cluster) -> Encoded {
     )
 }
 
-/// Only endpoints that may get new calls, by zone and weight: gRPC's round robin knows no weights, but those of localities.
+/// Only endpoints that may get new calls (a client of gRPC's knows no panic: where none is healthy it is told so of all that
+/// there are), by zone and weight: gRPC's round robin knows no weights, but those of localities.
 pub fn endpoints(assignment: &Assignment) -> Encoded {
     let mut groups = BTreeMap::<&str, BTreeMap<u32, Vec<&Endpoint>>>::new();
-    for endpoint in &assignment.endpoints {
-        if endpoint.health == Health::Healthy {
-            let zone = groups.entry(&endpoint.zone).or_default();
-            zone.entry(endpoint.weight).or_default().push(endpoint);
-        }
+    for endpoint in assignment.serving() {
+        let zone = groups.entry(&endpoint.zone).or_default();
+        zone.entry(endpoint.weight).or_default().push(endpoint);
     }
     let localities = groups.iter().flat_map(|(zone, weights)| {
         let is_uniform = weights.len() == 1;

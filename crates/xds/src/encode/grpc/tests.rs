@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use phalanx_model::resource::{
     Access, AccessPolicy, AccessRule, Action, Backend, Effect, Forward, HeaderEdit, HeaderMatch,
-    PathMatch, QueryMatch, Retry, Rewrite, Rule, RuleMatch, ValueMatch, VirtualHost,
+    Health, PathMatch, QueryMatch, Retry, Rewrite, Rule, RuleMatch, ValueMatch, VirtualHost,
 };
 use phalanx_model::{ClusterName, Reason, ServiceName};
 use phalanx_proto::envoy::config::route::v3 as route_v3;
@@ -255,6 +255,19 @@ fn endpoints_are_grouped_so_that_round_robin_keeps_their_weights() {
             ("b/".into(), Some(2), 1)
         ]
     );
+    // gRPC knows no panic; it is told what others would use then.
+    for health in [Health::Draining, Health::Unhealthy] {
+        let encoded = endpoints(&Assignment {
+            cluster: battle(9000),
+            endpoints: vec![
+                endpoint(1, "a", 1, health),
+                endpoint(2, "a", 1, Health::Unhealthy),
+            ],
+        });
+        let set = endpoint_v3::ClusterLoadAssignment::decode(&*encoded.body).unwrap();
+        let usable = if health == Health::Draining { 1 } else { 2 };
+        assert_eq!(set.endpoints[0].lb_endpoints.len(), usable);
+    }
 }
 
 #[test]
