@@ -48,6 +48,8 @@ struct Table {
     rows: BTreeMap<Place, Row>,
     /// Of clusters.
     refused: BTreeMap<String, Row>,
+    /// When it was searched for what is too old.
+    swept: Option<Instant>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -167,6 +169,11 @@ impl Loads {
 
 impl Table {
     fn forget(&mut self, now: Instant) {
+        let is_due = |swept: Instant| now.duration_since(swept) >= SWEEP_EVERY;
+        if !self.swept.is_none_or(is_due) {
+            return;
+        }
+        self.swept = Some(now);
         let is_fresh = |row: &Row| now.duration_since(row.at) < AGE_MAX || row.load.in_progress > 0;
         self.rows.retain(|_, row| is_fresh(row));
         self.refused.retain(|_, row| is_fresh(row));
@@ -234,7 +241,10 @@ impl Reporter {
             if cluster.total_dropped_requests > 0 {
                 let name = cluster.cluster_name.clone();
                 match Table::row(&mut table.refused, name, now) {
-                    Some(row) => row.load.failed += cluster.total_dropped_requests,
+                    Some(row) => {
+                        let more = cluster.total_dropped_requests;
+                        row.load.failed = row.load.failed.saturating_add(more);
+                    }
                     None => dropped += 1,
                 }
             }
@@ -390,6 +400,8 @@ const CLUSTERS_MAX: usize = 10_000;
 const NAME_MAX: usize = 512;
 /// Without a report.
 const AGE_MAX: Duration = Duration::from_secs(600);
+/// Thousands report, and each search looks at every row.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests;

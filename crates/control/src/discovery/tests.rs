@@ -10,7 +10,7 @@ use phalanx_xds::Kind;
 use prost_types::value::Kind as Value;
 use tokio_stream::StreamExt;
 use tonic::body::Body;
-use tonic::codec::{BufferSettings, Codec as _};
+use tonic::codec::BufferSettings;
 use tonic_prost::ProstCodec;
 
 use super::*;

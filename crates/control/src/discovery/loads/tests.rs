@@ -63,7 +63,9 @@ async fn places_are_bounded_and_what_is_beyond_is_counted() {
     let loads = loads();
     let mut reporter = Reporter::new(loads.clone());
     for cluster in 0..ROWS_MAX + 5 {
-        reporter.take(report(&cluster.to_string(), "", 1, 0)).unwrap();
+        reporter
+            .take(report(&cluster.to_string(), "", 1, 0))
+            .unwrap();
     }
     let summary = loads.summary();
     assert_eq!((summary.places.len(), summary.dropped), (ROWS_MAX, 5));
@@ -79,4 +81,18 @@ fn who_can_not_be_asked_for_all_is_asked_by_name() {
     assert!(!loads.request(&node).send_all_clusters);
     node.client_features.push(SEND_ALL.into());
     assert!(loads.request(&node).send_all_clusters);
+}
+
+#[tokio::test]
+async fn counts_beyond_all_measure_overflow_nothing() {
+    let loads = loads();
+    let mut reporter = Reporter::new(loads.clone());
+    for _ in 0..2 {
+        let mut huge = report("a", "", u64::MAX, u64::MAX);
+        huge.cluster_stats[0].total_dropped_requests = u64::MAX;
+        reporter.take(huge).unwrap();
+    }
+    let summary = loads.summary();
+    assert_eq!(summary.refused, [("a".to_owned(), u64::MAX)]);
+    assert_eq!(summary.places[0].1.issued, u64::MAX);
 }
