@@ -160,6 +160,14 @@ impl Admin {
         self.post("/api/v1/release", request).await
     }
 
+    /// For control planes among themselves.
+    pub async fn refused(
+        &self,
+        request: &api::RefusedRequest,
+    ) -> Result<api::RefusedResponse, AdminError> {
+        self.post("/api/v1/refused", request).await
+    }
+
     pub async fn drain(
         &self,
         request: &api::DrainRequest,

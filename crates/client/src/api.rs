@@ -11,6 +11,7 @@ use serde_json::Value;
 mod canary;
 mod effect;
 mod health;
+mod refused;
 
 pub use canary::{
     Canary, CanaryDecision, CanaryEnd, CanaryEvidence, CanaryNode, CanaryStatus, CanaryTerms,
@@ -18,6 +19,7 @@ pub use canary::{
 };
 pub use effect::{Effect, ProxyEffect, ResourceEffect, RuleEffect};
 pub use health::{EndpointHealth, HealthViews, Opinion};
+pub use refused::{ENDPOINTS_MAX, RefusedRequest, RefusedResponse, SilentEndpoint};
 
 /// Where the admin API listens unless told otherwise.
 pub const DEFAULT_ADMIN: &str = "127.0.0.1:15080";

@@ -93,10 +93,20 @@ impl Registration {
     /// Starts asserting that `instance` is *not* there, which also ends what an earlier life of it may have left, until
     /// [`Registration::set_ready`]. `ttl` is what is asked for; the control plane may grant another.
     pub fn spawn(control: impl Into<Control>, instance: Instance, ttl: Duration) -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let epoch = since.map_or(1, |since| since.as_millis() as u64);
+        Self::spawn_at(control, instance, ttl, epoch)
+    }
+
+    /// The same by another clock. `epoch` should be later than all of the instance's earlier lives; where it is not, because
+    /// the clock went back, the control plane says so, and the next after those is taken.
+    pub fn spawn_at(
+        control: impl Into<Control>,
+        instance: Instance,
+        ttl: Duration,
+        epoch: u64,
+    ) -> Self {
         let control = control.into();
-        let epoch = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(1, |since| since.as_millis() as u64);
         let (desired, changes) = channel(Desired {
             instance: Arc::new(instance),
             ready: false,
@@ -114,6 +124,8 @@ impl Registration {
             counts: counts.clone(),
             known: State::Unknown,
             warned: false,
+            lead: 0,
+            acknowledged: false,
         };
         let task = tokio::spawn(asserter.run(changes));
         Self {
@@ -220,6 +232,10 @@ struct Asserter {
     known: State,
     /// A failure was logged and no success since.
     warned: bool,
+    /// Added to epochs, because the clock they come from went back since an earlier life.
+    lead: u64,
+    /// This life was registered once: whoever is newer now is another one.
+    acknowledged: bool,
 }
 
 impl Asserter {
@@ -293,7 +309,27 @@ impl Asserter {
         if self.known == (State::Registered { epoch }) && self.heartbeat(desired).await? {
             return Ok(self.known);
         }
-        self.register(desired).await
+        match self.register(desired).await {
+            Err(status) if self.overtakes(&status, epoch) => self.register(desired).await,
+            outcome => outcome,
+        }
+    }
+
+    /// Whether an earlier life of ours was said to have a later epoch, and the next ones are later than that.
+    fn overtakes(&mut self, status: &Status, epoch: u64) -> bool {
+        let Some(current) = newer_epoch(status).filter(|_| !self.acknowledged) else {
+            return false;
+        };
+        self.lead = current.saturating_add(1).saturating_sub(epoch);
+        warn!(
+            epoch,
+            current, "the clock went back since this instance was registered last"
+        );
+        true
+    }
+
+    fn sent(&self, epoch: u64) -> u64 {
+        epoch.saturating_add(self.lead)
     }
 
     async fn register(&mut self, desired: &Desired) -> Result<State, Status> {
@@ -302,12 +338,13 @@ impl Asserter {
         instance.set_state(state_to_wire(desired.traffic));
         let request = RegisterRequest {
             instance: Some(instance),
-            epoch: desired.epoch,
+            epoch: self.sent(desired.epoch),
             ttl_ms,
         };
         let granted = self.client.register(request).await?.into_inner();
         self.grant(granted.ttl_ms);
         self.counts.registrations.fetch_add(1, Ordering::Relaxed);
+        self.acknowledged = true;
         Ok(State::Registered {
             epoch: desired.epoch,
         })
@@ -320,7 +357,7 @@ impl Asserter {
             namespace: service.namespace,
             service: service.name,
             id,
-            epoch: desired.epoch,
+            epoch: self.sent(desired.epoch),
         };
         let answer = self.client.heartbeat(request).await?.into_inner();
         self.grant(answer.ttl_ms);
@@ -336,7 +373,7 @@ impl Asserter {
             namespace: service.namespace,
             service: service.name,
             id,
-            epoch,
+            epoch: self.sent(epoch),
             reason,
         };
         self.client.deregister(request).await?;
@@ -376,6 +413,23 @@ impl Asserter {
         self.known = State::Unknown;
         self.published.send_replace(State::Unknown);
     }
+}
+
+/// Tells a client whose epoch is too old which one is registered.
+const EPOCH_KEY: &str = "phalanx-epoch";
+
+/// The refusal of a registration that is older than what is registered.
+pub fn older(message: String, current: u64) -> Status {
+    let mut status = Status::failed_precondition(message);
+    status.metadata_mut().insert(EPOCH_KEY, current.into());
+    status
+}
+
+fn newer_epoch(status: &Status) -> Option<u64> {
+    let told = status.metadata().get(EPOCH_KEY)?.to_str().ok()?;
+    told.parse()
+        .ok()
+        .filter(|_| status.code() == Code::FailedPrecondition)
 }
 
 /// Whether another control plane may do better. What one refuses for a reason, all refuse.

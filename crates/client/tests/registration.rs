@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use phalanx_client::channel::channel;
-use phalanx_client::registry::{Registration, State, Watch, from_wire};
+use phalanx_client::registry::{Registration, State, Watch, from_wire, older};
 use phalanx_model::instance::Protocol;
 use phalanx_model::{Instance, InstanceId, InstancePort, ServiceName};
 use phalanx_proto::phalanx::registry::v1::registry_server::{Registry, RegistryServer};
@@ -64,10 +64,11 @@ impl Registry for Book {
         let instance = from_wire(request.instance.unwrap_or_default())
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
         self.log("register", request.epoch);
-        self.held
-            .lock()
-            .unwrap()
-            .insert(instance.id.id, request.epoch);
+        let mut held = self.held.lock().unwrap();
+        if let Some(current) = held.get("one").filter(|held| **held > request.epoch) {
+            return Err(older("older".into(), *current));
+        }
+        held.insert(instance.id.id, request.epoch);
         Ok(Response::new(RegisterResponse {
             ttl_ms: request.ttl_ms,
             revision: 1,
@@ -80,7 +81,7 @@ impl Registry for Book {
     ) -> Result<Response<HeartbeatResponse>, Status> {
         let request = request.into_inner();
         self.log("heartbeat", request.epoch);
-        let unknown = !self.held.lock().unwrap().contains_key(&request.id);
+        let unknown = self.held.lock().unwrap().get(&request.id) != Some(&request.epoch);
         Ok(Response::new(HeartbeatResponse {
             unknown,
             ttl_ms: TTL.as_millis() as u32,
@@ -93,7 +94,11 @@ impl Registry for Book {
     ) -> Result<Response<DeregisterResponse>, Status> {
         let request = request.into_inner();
         self.log("deregister", request.epoch);
-        let removed = self.held.lock().unwrap().remove(&request.id).is_some();
+        let mut held = self.held.lock().unwrap();
+        let is_older = held
+            .get(&request.id)
+            .is_some_and(|held| *held <= request.epoch);
+        let removed = is_older && held.remove(&request.id).is_some();
         Ok(Response::new(DeregisterResponse {
             removed,
             revision: 2,
@@ -278,6 +283,46 @@ async fn a_registration_beats_within_its_ttl() {
     until("three beats", || book.calls("heartbeat") >= 3).await;
     assert_eq!(book.calls("register"), 1);
     assert!(registration.counts().heartbeats() >= 2 && registration.counts().failures() == 0);
+}
+
+#[tokio::test]
+async fn an_instance_whose_clock_went_back_an_hour_is_registered_at_once_and_leaves_properly() {
+    let book = Book::default();
+    let server = Server::start(&book, any_port());
+    let now = 1_800_000_000_000;
+    let at = |epoch| {
+        let control = channel(&server.address.to_string()).unwrap();
+        Registration::spawn_at(control, instance(), TTL, epoch)
+    };
+    let first = at(now);
+    first.set_ready(true);
+    until("registered", || first.state().is_registered()).await;
+    let left = book.epoch().unwrap();
+    // Killed, and the clock was set.
+    drop(first);
+    let second = at(now - 3_600_000);
+    second.set_ready(true);
+    until("registered", || second.state().is_registered()).await;
+    assert_eq!(book.epoch(), Some(left + 1));
+    until("a beat", || second.counts().heartbeats() > 0).await;
+    assert_eq!(second.counts().failures(), 0);
+    second.set_traffic(phalanx_model::instance::State::Draining);
+    assert!(second.settled(DEADLINE).await && book.epoch() > Some(left + 1));
+    assert!(second.deregister(DEADLINE).await);
+    assert_eq!(book.epoch(), None);
+}
+
+#[tokio::test]
+async fn who_was_registered_yields_to_a_newer_life() {
+    let book = Book::default();
+    let server = Server::start(&book, any_port());
+    let registration = register_with(&server);
+    registration.set_ready(true);
+    until("registered", || registration.state().is_registered()).await;
+    let newer = book.epoch().unwrap() + 1_000;
+    book.held.lock().unwrap().insert("one".into(), newer);
+    until("refused", || registration.counts().failures() > 1).await;
+    assert_eq!(book.epoch(), Some(newer));
 }
 
 #[tokio::test]

@@ -144,6 +144,7 @@ fn routes() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
         (Method::POST, "/api/v1/rollback", post(write::rollback)),
         (Method::POST, "/api/v1/release", post(operate::release)),
         (Method::POST, "/api/v1/drain", post(operate::drain)),
+        (Method::POST, "/api/v1/refused", post(operate::refused)),
         (Method::POST, "/api/v1/backup", post(backup::take)),
         (Method::GET, "/api/v1/canary", get(canary::show)),
         (Method::POST, "/api/v1/canary", post(canary::decide)),

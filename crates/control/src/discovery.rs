@@ -11,6 +11,7 @@ mod frames;
 mod hds;
 mod isolate;
 mod loads;
+mod lost;
 mod memory;
 mod message;
 mod separate;

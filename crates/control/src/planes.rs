@@ -135,6 +135,43 @@ impl Planes {
     }
 }
 
+/// Waits until no other process keeps a lease under this name, as long as one lasts. An earlier life at the same addresses,
+/// which are ours now, is none.
+///
+/// # Errors
+/// [`Claimed`] by a process that lives; the store's error.
+pub async fn unclaimed(store: &Store, identity: &Identity) -> Result<Result<(), Claimed>, Error> {
+    let started = Instant::now();
+    loop {
+        let Some(entry) = store.get(&plane_key(&identity.name)).await? else {
+            return Ok(Ok(()));
+        };
+        // What can't be read is replaced.
+        let Ok(record) = serde_json::from_slice::<PlaneRecord>(&entry.value) else {
+            return Ok(Ok(()));
+        };
+        if record.admin == identity.admin && record.xds == identity.xds {
+            return Ok(Ok(()));
+        }
+        if started.elapsed() >= UNCLAIMED_MAX {
+            return Ok(Err(Claimed {
+                name: identity.name.clone(),
+                admin: record.admin,
+            }));
+        }
+        sleep(CLAIM_PAUSE).await;
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the control plane at {admin} is called `{name}`, too, and it is alive (choose another --plane)"
+)]
+pub struct Claimed {
+    pub name: String,
+    pub admin: String,
+}
+
 impl Held {
     fn is_valid(&self) -> bool {
         Instant::now() < self.until
@@ -295,6 +332,8 @@ impl Keeper {
 
 /// A control plane that died is found out within this.
 pub const TTL: Duration = Duration::from_secs(5);
+/// After which a lease that is there is kept by somebody.
+const UNCLAIMED_MAX: Duration = Duration::from_secs(7);
 const KEEP: Duration = Duration::from_millis(1_000);
 /// Of one attempt to prolong.
 const CALL_MAX: Duration = Duration::from_millis(1_500);

@@ -6,6 +6,7 @@
 mod agree;
 mod beats;
 mod evidence;
+mod inquire;
 pub mod leases;
 mod operate;
 mod watch;
@@ -148,7 +149,12 @@ impl Registry {
             written.await;
             drop(written_out);
         };
-        tokio::join!(self.watch_over(), written, writes.keeper.run(last));
+        tokio::join!(
+            self.watch_over(),
+            self.inquire(),
+            written,
+            writes.keeper.run(last)
+        );
     }
 
     async fn watch_over(&self) {
@@ -490,7 +496,9 @@ pub struct Writes {
 
 fn older(error: LeaseError) -> Status {
     match error {
-        LeaseError::Older { .. } => Status::failed_precondition(error.to_string()),
+        LeaseError::Older { current, .. } => {
+            phalanx_client::registry::older(error.to_string(), current)
+        }
         LeaseError::Full { .. } => Status::resource_exhausted(error.to_string()),
     }
 }

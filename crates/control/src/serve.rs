@@ -26,7 +26,7 @@ use crate::health::Health;
 use crate::import::Import;
 use crate::listen::{ADMIN_MAX, Connections, XDS_MAX, within_descriptors};
 use crate::observe::Observe;
-use crate::planes::Identity;
+use crate::planes::{self, Identity};
 use crate::registry::Registry;
 use crate::registry::leases::TtlBounds;
 use crate::world::follow::Follower;
@@ -99,6 +99,8 @@ pub enum ServeError {
     },
     #[error("--plane takes a name")]
     Plane(#[source] NameError),
+    #[error("two control planes can't have one name")]
+    Claimed(#[source] planes::Claimed),
     #[error("cannot listen on {flag} {address}")]
     Bind {
         flag: &'static str,
@@ -179,6 +181,12 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         Place::Etcd(etcd) => Store::etcd(etcd.clone()).await,
     };
     let store = store.map_err(store_failed)?;
+    let identity = config.identity(xds_address, admin_address);
+    // An embedded store is nobody else's.
+    if matches!(config.store, Place::Etcd(_)) {
+        let claimed = planes::unclaimed(&store, &identity).await;
+        claimed.map_err(store_failed)?.map_err(ServeError::Claimed)?;
+    }
     let follower = Follower::load(store.clone()).await.map_err(store_failed)?;
     let worlds = follower.worlds();
     tracing::info!(
@@ -192,7 +200,6 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let fleet = Fleet::default();
     let publisher = Publisher::new(worlds.clone(), fleet.clone());
     let published = publisher.published();
-    let identity = config.identity(xds_address, admin_address);
     let plane = identity.name.clone();
     let (registry, writes) = Registry::among(
         store.clone(),

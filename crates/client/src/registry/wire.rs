@@ -14,6 +14,8 @@ pub const LABELS_MAX: usize = 64;
 /// Of an id, a label's name or value, a zone.
 pub const TEXT_MAX: usize = 253;
 pub const WEIGHT_MAX: u32 = 128;
+/// Of all labels of an instance together, names and values.
+pub const LABEL_BYTES_MAX: usize = 4096;
 
 pub fn to_wire(instance: &Instance) -> wire::Instance {
     let ports = instance.ports.iter().map(|port| wire::Port {
@@ -87,6 +89,13 @@ pub fn from_wire(instance: wire::Instance) -> Result<Instance, InvalidInstance> 
             what: "labels",
             count: labels.len(),
         });
+    }
+    let label_bytes: usize = labels
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
+    if label_bytes > LABEL_BYTES_MAX {
+        return Err(InvalidInstance::LabelBytes(label_bytes));
     }
     if let Some((key, value)) = labels
         .iter()
@@ -229,6 +238,8 @@ pub enum InvalidInstance {
     Label { key: String, value: String },
     #[error("{count} {what} are not allowed (1 to {PORTS_MAX} ports, at most {LABELS_MAX} labels)")]
     Count { what: &'static str, count: usize },
+    #[error("labels of {0} bytes in all are not allowed (at most {LABEL_BYTES_MAX})")]
+    LabelBytes(usize),
     #[error("port name `{0}` is given twice")]
     Twice(String),
     #[error("{0} is no port number")]
@@ -318,6 +329,13 @@ mod tests {
             ("67 labels", |i| {
                 i.labels
                     .extend((0..62).map(|n| (format!("l{n}"), String::new())))
+            }),
+            ("labels of 5104 bytes", |i| {
+                i.labels
+                    .extend((0..20).map(|n| (format!("l{n}"), "x".repeat(250))))
+            }),
+            ("1000 ports", |i| {
+                i.ports = vec![wire::Port::default(); 1000]
             }),
             ("0 ports", |i| i.ports.clear()),
             ("port name `grpc` is given twice", |i| {

@@ -6,7 +6,10 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
-use phalanx_client::api::{DrainRequest, DrainResponse, ReleaseRequest, ReleaseResponse};
+use phalanx_client::api::{
+    DrainRequest, DrainResponse, ENDPOINTS_MAX, RefusedRequest, RefusedResponse, ReleaseRequest,
+    ReleaseResponse,
+};
 use phalanx_model::{InstanceId, ServiceName};
 
 use super::Api;
@@ -50,6 +53,17 @@ pub async fn drain(State(api): State<Api>, body: Body) -> Result<Json<DrainRespo
         id: id.id,
         traffic: traffic.unwrap_or_default().as_str().to_owned(),
     }))
+}
+
+/// Another control plane asks what callers found out here about what it holds.
+pub async fn refused(State(api): State<Api>, body: Body) -> Result<Json<RefusedResponse>, Failure> {
+    let request: RefusedRequest = read(body).await?;
+    if request.endpoints.len() > ENDPOINTS_MAX {
+        let error = format!("more than {ENDPOINTS_MAX} endpoints at once");
+        return Err(Failure::new(StatusCode::BAD_REQUEST, error));
+    }
+    let refused = api.inner.registry.witnessed(&request.endpoints);
+    Ok(Json(RefusedResponse { refused }))
 }
 
 /// By the whole name, or by the id alone where only one instance has it. One that is drained need not be registered.

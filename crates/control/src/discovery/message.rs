@@ -4,6 +4,8 @@ use phalanx_proto::envoy::config::core::v3::Node;
 use phalanx_proto::envoy::service::discovery::v3 as wire;
 use phalanx_xds::server::{Request, Response};
 
+use super::lost::Claim;
+
 pub trait Message: Into<Request> + Send + 'static {
     type Response: Send + 'static;
     const PROTOCOL: &'static str;
@@ -16,6 +18,8 @@ pub trait Message: Into<Request> + Send + 'static {
     fn names(&self) -> &[String];
     /// Whether it says that something is held from an earlier stream.
     fn comes_back(&self) -> bool;
+    /// What it says is held already, by the first request of its kind after a reconnect.
+    fn claim(&self) -> Option<Claim>;
     fn response(response: Response) -> Option<Self::Response>;
 }
 
@@ -60,6 +64,15 @@ impl Message for wire::DeltaDiscoveryRequest {
         !self.initial_resource_versions.is_empty()
     }
 
+    fn claim(&self) -> Option<Claim> {
+        let held = &self.initial_resource_versions;
+        let held = held
+            .iter()
+            .map(|(name, version)| (name.clone(), version.clone()));
+        let held: Vec<_> = held.collect();
+        (!held.is_empty()).then_some(Claim::Delta(held))
+    }
+
     fn response(response: Response) -> Option<Self::Response> {
         response.into_delta()
     }
@@ -91,6 +104,15 @@ impl Message for wire::DiscoveryRequest {
 
     fn comes_back(&self) -> bool {
         !self.version_info.is_empty()
+    }
+
+    fn claim(&self) -> Option<Claim> {
+        let is_first = self.response_nonce.is_empty() && !self.version_info.is_empty();
+        let named = self.resource_names.iter().filter(|name| *name != "*");
+        is_first.then(|| Claim::Sotw {
+            version: self.version_info.clone(),
+            names: named.cloned().collect(),
+        })
     }
 
     fn response(response: Response) -> Option<Self::Response> {

@@ -15,6 +15,7 @@ use tonic::{Status, Streaming};
 use super::clients::{Clients, Question};
 use super::fleet::{Fleet, Lane, Refused, Seat};
 use super::isolate::Isolation;
+use super::lost::Lost;
 use super::memory::{Memory, Recalled, Remembered, Who};
 use super::message::Message;
 use super::separate::{Rewrite, Rewrites};
@@ -47,6 +48,8 @@ struct Peer {
     /// Where it is gRPC itself.
     proxyless: Option<Proxyless>,
     isolation: Isolation,
+    /// What it has of a store that was lost.
+    lost: Lost,
     /// Where resources must say that the others come on streams of their own.
     rewrite: Option<Rewrite>,
     /// What of its refusals is remembered.
@@ -127,6 +130,7 @@ impl Driver {
             demand,
             proxyless: Proxyless::of(&node),
             isolation: recalled.isolation,
+            lost: Lost::default(),
             rewrite: source.map(|source| self.rooms.rewrites.to(source)),
             remembered: Remembered::default(),
             who,
@@ -179,6 +183,7 @@ impl Driver {
                 }
                 () = wait_until(stalled) => return Err(Status::resource_exhausted("the peer does not read its responses")),
                 () = wait_until(patience), if waiting.is_none() => {}
+                () = wait_until(peer.lost.look_at()) => self.target(peer),
             }
         }
     }
@@ -208,6 +213,7 @@ impl Driver {
             && peer
                 .isolation
                 .answered(answer.nonce, answer.error, &published);
+        peer.lost.hear(&published, self.session.only(), &message);
         let changes_names = message.changes_names();
         let unserved = self.session.unserved().count();
         self.session
@@ -245,7 +251,9 @@ impl Driver {
             Some(rewrite) => rewrite.apply(&snapshot),
             None => snapshot,
         };
-        self.session.set_snapshot(Arc::new(snapshot));
+        if !peer.lost.holds(published, &snapshot) {
+            self.session.set_snapshot(Arc::new(snapshot));
+        }
     }
 
     /// This node's part of it.
@@ -266,6 +274,7 @@ impl Driver {
         let mut refused = peer.isolation.refused(&progress, &self.published(peer));
         let unmet = peer.proxyless.iter().flat_map(Proxyless::unmet);
         refused.extend(unmet.map(Refused::from));
+        refused.extend(peer.lost.is_stuck().then(Lost::told));
         if let Some(known) = peer.remembered.renew(&progress.nacks, &peer.isolation) {
             self.rooms.memory.keep(&peer.who, known);
         }

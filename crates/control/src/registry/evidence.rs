@@ -7,18 +7,25 @@ use std::net::SocketAddr;
 #[derive(Debug, Default)]
 pub struct Evidence {
     refused: HashMap<SocketAddr, u64>,
+    /// Full, it is not swept again before.
+    sweep_ms: u64,
 }
 
 impl Evidence {
     /// False: there is no room for it.
     pub fn refused(&mut self, address: SocketAddr, now_ms: u64) -> bool {
         if self.refused.len() >= ADDRESSES_MAX && !self.refused.contains_key(&address) {
+            if now_ms < self.sweep_ms {
+                return false;
+            }
+            self.sweep_ms = now_ms + SWEEP_MS;
             self.refused.retain(|_, at| *at + AGE_MAX_MS > now_ms);
             if self.refused.len() >= ADDRESSES_MAX {
                 return false;
             }
         }
-        self.refused.insert(address, now_ms);
+        let at = self.refused.entry(address).or_default();
+        *at = now_ms.max(*at);
         true
     }
 
@@ -36,6 +43,8 @@ impl Evidence {
 const ADDRESSES_MAX: usize = 65_536;
 /// The longest lease: older signs can't be about one that is just over.
 const AGE_MAX_MS: u64 = 600_000;
+/// Each costs a look at every address.
+const SWEEP_MS: u64 = 1_000;
 
 #[cfg(test)]
 mod tests {
@@ -60,6 +69,7 @@ mod tests {
         }
         let one_more: SocketAddr = "[::1]:1".parse().unwrap();
         assert!(!evidence.refused(one_more, 1));
+        assert!(!evidence.refused(one_more, 2), "not even looked");
         assert!(evidence.refused(one_more, AGE_MAX_MS));
     }
 }

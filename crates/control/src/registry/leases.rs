@@ -6,6 +6,7 @@
 //! there. No task, timer or allocation per heartbeat.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use phalanx_model::{InstanceId, ServiceName};
@@ -98,6 +99,8 @@ struct OfService {
     /// Live and not guarded.
     idle: usize,
     held: BTreeSet<usize>,
+    /// When the last of them came to be held.
+    held_last_ms: u64,
     /// When leases of it were let go by expiry alone, the last [`GUARD_MS`].
     gone: VecDeque<u64>,
 }
@@ -110,6 +113,8 @@ pub struct Leases {
     services: HashMap<ServiceName, OfService>,
     /// Services with held leases.
     alarmed: BTreeSet<ServiceName>,
+    /// The held lease that was looked at last: of very many, each tick looks at some.
+    looked_at: Option<(ServiceName, usize)>,
     wheel: Wheel,
     /// Epochs of the deregistered, so that a late message of theirs does not bring them back.
     /// With the time until when.
@@ -126,6 +131,7 @@ impl Leases {
             slots: Slab::new(),
             services: HashMap::new(),
             alarmed: BTreeSet::new(),
+            looked_at: None,
             wheel: Wheel::new(),
             graves: HashMap::new(),
             buried: VecDeque::new(),
@@ -344,6 +350,16 @@ impl Leases {
         held
     }
 
+    /// Held instances, by service, with the time when each was heard of last.
+    pub fn held_since_beat(&self) -> Vec<(InstanceId, u64)> {
+        let services = self.alarmed.iter().filter_map(|s| self.services.get(s));
+        let slots = services.flat_map(|of| &of.held);
+        slots
+            .filter_map(|slot| self.slots.get(*slot))
+            .map(|lease| ((*lease.id).clone(), lease.beaten_ms()))
+            .collect()
+    }
+
     pub fn held_len(&self) -> usize {
         let alarmed = self.alarmed.iter();
         let held = alarmed.filter_map(|service| Some(self.services.get(service)?.held.len()));
@@ -352,15 +368,32 @@ impl Leases {
 
     /// Lets the held go who are dead by other evidence.
     fn bury_held(&mut self, dead: impl Fn(&InstanceId, u64) -> bool) -> Vec<InstanceId> {
-        let services = self.alarmed.iter().filter_map(|s| self.services.get(s));
-        let slots: Vec<usize> = services
-            .flat_map(|of| of.held.iter().copied())
-            .filter(|slot| {
-                self.slots
-                    .get(*slot)
-                    .is_some_and(|l| dead(&l.id, l.beaten_ms()))
-            })
+        let looked_at = self.looked_at.take();
+        let is_at = |service: &ServiceName| looked_at.as_ref().filter(|(at, _)| at == service);
+        let from = match &looked_at {
+            Some((service, _)) => Bound::Included(service),
+            None => Bound::Unbounded,
+        };
+        let services = self.alarmed.range((from, Bound::Unbounded));
+        let of = services.filter_map(|service| Some((service, self.services.get(service)?)));
+        let slots = of.flat_map(|(service, of)| {
+            let after = is_at(service).map_or(0, |(_, slot)| slot + 1);
+            of.held.range(after..).map(move |slot| (service, *slot))
+        });
+        let slots: Vec<(&ServiceName, usize)> = slots.take(LOOKS_MAX).collect();
+        // Fewer: that was the end of them, the next time begins anew.
+        let last = slots.last().filter(|_| slots.len() == LOOKS_MAX);
+        let last = last.map(|(service, slot)| ((*service).clone(), *slot));
+        let is_dead = |slot: &usize| {
+            let lease = self.slots.get(*slot);
+            lease.is_some_and(|lease| dead(&lease.id, lease.beaten_ms()))
+        };
+        let slots: Vec<usize> = slots
+            .into_iter()
+            .map(|(_, slot)| slot)
+            .filter(is_dead)
             .collect();
+        self.looked_at = last;
         slots.into_iter().map(|slot| self.remove(slot)).collect()
     }
 
@@ -378,6 +411,7 @@ impl Leases {
     fn hold(&mut self, service: &ServiceName, slots: Vec<usize>, now_ms: u64) {
         let of = self.services.entry(service.clone()).or_default();
         of.live -= slots.len();
+        of.held_last_ms = now_ms;
         for slot in slots {
             self.slots[slot].held_since_ms = Some(now_ms);
             of.held.insert(slot);
@@ -390,21 +424,13 @@ impl Leases {
         if self.alarmed.is_empty() {
             return;
         }
-        for service in self.alarmed.clone() {
-            let Some(of) = self.services.get(&service) else {
-                continue;
-            };
-            let since = of
-                .held
-                .iter()
-                .filter_map(|slot| self.slots.get(*slot)?.held_since_ms)
-                .max()
-                .unwrap_or(now_ms);
-            if of.live >= of.held.len().max(1) && since + GUARD_MS <= now_ms {
-                let slots: Vec<_> = of.held.iter().copied().collect();
-                gone.extend(slots.into_iter().map(|slot| self.let_go(slot, now_ms)));
-            }
-        }
+        let is_back = |of: &&OfService| {
+            of.live >= of.held.len().max(1) && of.held_last_ms + GUARD_MS <= now_ms
+        };
+        let alarmed = self.alarmed.iter();
+        let back = alarmed.filter_map(|service| self.services.get(service).filter(is_back));
+        let slots: Vec<usize> = back.flat_map(|of| of.held.iter().copied()).collect();
+        gone.extend(slots.into_iter().map(|slot| self.let_go(slot, now_ms)));
     }
 
     fn let_go(&mut self, slot: usize, now_ms: u64) -> InstanceId {
@@ -581,6 +607,8 @@ impl Wheel {
 /// Resolution of expiry.
 pub const TICK_MS: u64 = 100;
 const WHEEL_BUCKETS: u64 = 1024;
+/// Held leases that one tick looks at for evidence.
+const LOOKS_MAX: usize = 4096;
 /// What goes by expiry within this time counts together.
 const GUARD_MS: u64 = 10_000;
 pub const INSTANCES_MAX: usize = 1 << 20;

@@ -52,9 +52,6 @@ impl Registry {
         let is_known = world.instances.get(id).is_some();
         let (txn, message) = match drain {
             Drain::Begin { .. } if !is_known => return Err(OperateError::Unknown(id.clone())),
-            Drain::Begin { .. } if world.drains.len() >= DRAINS_MAX => {
-                return Err(OperateError::TooMany);
-            }
             Drain::Undo if !world.drains.contains_key(id) => {
                 return Err(OperateError::NotDrained(id.clone()));
             }
@@ -73,7 +70,19 @@ impl Registry {
                     grace_ms: grace.map(|grace| grace.as_millis() as u64),
                 };
                 let value = serde_json::to_vec(&record).unwrap_or_default();
-                (Txn::new().put(drain_key(id), value), format!("drain {id}"))
+                let mut txn = Txn::new().put(drain_key(id), value);
+                if world.drains.len() >= DRAINS_MAX && !world.drains.contains_key(id) {
+                    let absent = longest_absent(&world);
+                    if absent.is_empty() {
+                        return Err(OperateError::TooMany);
+                    }
+                    for gone in &absent {
+                        txn = txn.delete(drain_key(gone));
+                    }
+                    let drains = absent.len();
+                    tracing::warn!(drains, "forgotten, of instances that did not come back");
+                }
+                (txn, format!("drain {id}"))
             }
         };
         tracing::info!(author, "{message}");
@@ -105,7 +114,14 @@ impl Registry {
             .instances
             .service(service)
             .is_some_and(|of| of.values().any(|registered| registered.is_imported()));
-        if here.is_empty() && is_alone && !is_imported {
+        let is_known = self
+            .inner
+            .worlds
+            .borrow()
+            .instances
+            .service(service)
+            .is_some();
+        if !is_known || (here.is_empty() && is_alone && !is_imported) {
             return Err(OperateError::NothingHeld(service.clone()));
         }
         let record = ReleaseRecord {
@@ -187,6 +203,16 @@ impl Registry {
     }
 }
 
+/// Of the drained that are not registered, those that were drained first.
+pub(super) fn longest_absent(world: &World) -> Vec<InstanceId> {
+    let drains = world.drains.iter();
+    let absent = drains.filter(|(id, _)| world.instances.get(id).is_none());
+    let mut absent: Vec<_> = absent.map(|(id, drain)| (drain.since, id)).collect();
+    absent.sort_unstable();
+    let first = absent.into_iter().take(FORGOTTEN_AT_ONCE);
+    first.map(|(_, id)| id.clone()).collect()
+}
+
 /// Since when instances drain, as this process saw it: a clock that jumps shortens no grace.
 #[derive(Default)]
 pub struct Graces(HashMap<InstanceId, Instant>);
@@ -220,5 +246,7 @@ impl Graces {
     }
 }
 
+/// Those of instances that did not come back make room when there are more.
 const DRAINS_MAX: usize = 10_000;
+const FORGOTTEN_AT_ONCE: usize = 32;
 const HISTORY_TRIES: usize = 5;

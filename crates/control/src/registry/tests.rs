@@ -494,3 +494,39 @@ impl phalanx_store::Disk for FullDisk {
         self.check()
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_registration_that_is_too_old_is_told_which_one_it_has_to_follow() {
+    let mesh = mesh().await;
+    mesh.register(wired("b1"), 3_600_000).await.unwrap();
+    let told = |refused: Status| {
+        let epoch = refused.metadata().get("phalanx-epoch");
+        epoch.and_then(|epoch| epoch.to_str().ok()?.parse::<u64>().ok())
+    };
+    let refused = mesh.register(wired("b1"), 1).await.unwrap_err();
+    assert_eq!(told(refused), Some(3_600_000));
+    mesh.deregister("b1", 3_600_001).await;
+    let refused = mesh.register(wired("b1"), 1).await.unwrap_err();
+    assert_eq!(told(refused), Some(3_600_001), "of one that left, too");
+    mesh.register(wired("b1"), 3_600_002).await.unwrap();
+}
+
+#[test]
+fn of_drains_those_of_instances_that_stayed_away_longest_make_room() {
+    let drain = |n: u64| crate::world::record::DrainRecord {
+        since: 100 - n,
+        author: "ann".into(),
+        state: "draining".into(),
+        grace_ms: None,
+    };
+    let drains = (0..100).map(|n| (battle(&format!("b{n:02}")), Arc::new(drain(n))));
+    let here = instance("battle", "b99", "127.0.0.1:1", &[("", 1)]);
+    let world = World {
+        drains: Arc::new(drains.collect()),
+        ..crate::world::fixture::Fixture::default().with(here).world()
+    };
+    let gone = operate::longest_absent(&world);
+    assert_eq!(gone.len(), 32);
+    assert_eq!(gone.first(), Some(&battle("b98")), "b99 is here");
+    assert!(gone.contains(&battle("b67")) && !gone.contains(&battle("b66")));
+}

@@ -63,12 +63,16 @@ impl Demand {
         let namespace = &node.service.namespace;
         let from = self.from.as_ref();
         let is_same = from.is_some_and(|from| Arc::ptr_eq(from, &published.mesh));
-        let table = |name: &str| {
-            let known = self.tables.get(name).filter(|_| is_same).cloned();
-            let table = known.or_else(|| published.hosts.table(name, namespace, mesh))?;
-            Some((name.to_owned(), table))
+        let table = |name: &str| published.hosts.table(name, namespace, mesh);
+        let tables = match is_same {
+            true => moved(&self.tables, session.names(Kind::Routes), table),
+            false => {
+                let names = session.names(Kind::Routes);
+                names
+                    .filter_map(|name| Some((name.to_owned(), table(name)?)))
+                    .collect()
+            }
         };
-        let tables: Resources = session.names(Kind::Routes).filter_map(table).collect();
         let named = tables.values().flat_map(|table| &table.refs);
         let wanted: BTreeSet<&str> = named
             .map(String::as_str)
@@ -94,6 +98,28 @@ impl Demand {
 }
 
 static NOTHING: std::sync::LazyLock<Resources> = std::sync::LazyLock::new(Resources::default);
+
+/// From the tables of earlier names to those of `names`, sorted as both are: the others are not looked at again.
+fn moved<'a>(
+    tables: &Resources,
+    names: impl Iterator<Item = &'a str>,
+    table: impl Fn(&str) -> Option<Arc<Encoded>>,
+) -> Resources {
+    let mut moved = tables.clone();
+    let mut held = tables.keys().map(String::as_str).peekable();
+    for name in names {
+        while let Some(gone) = held.next_if(|held| *held < name) {
+            moved.remove(gone);
+        }
+        if held.next_if(|held| *held == name).is_none()
+            && let Some(table) = table(name)
+        {
+            moved.insert(name.to_owned(), table);
+        }
+    }
+    held.for_each(|gone| drop(moved.remove(gone)));
+    moved
+}
 
 /// Keeps the old map when the new one says the same: then nobody need compare them.
 pub(super) fn renew(old: &mut Resources, new: Resources) {

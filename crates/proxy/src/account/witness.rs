@@ -49,6 +49,22 @@ impl Witness {
         (of(true), of(false))
     }
 
+    /// What was taken could not be told: it is news again, but for addresses of which there is something newer.
+    pub fn put_back(&self, refused: &[SocketAddr], reached: &[SocketAddr]) {
+        let told = |wanted: bool| move |address: &SocketAddr| (*address, wanted);
+        let all = refused
+            .iter()
+            .map(told(true))
+            .chain(reached.iter().map(told(false)));
+        let mut state = self.state();
+        for (address, refused) in all {
+            state.news.entry(address).or_insert(refused);
+        }
+        while state.news.len() > NEWS_MAX {
+            state.news.pop_last();
+        }
+    }
+
     #[cold]
     fn clear(&self, address: SocketAddr) {
         let mut state = self.state();
@@ -64,6 +80,8 @@ impl Witness {
 }
 
 const ADDRESSES_MAX: usize = 256;
+/// Not told yet, while nobody can be told.
+const NEWS_MAX: usize = 2 * ADDRESSES_MAX;
 
 #[cfg(test)]
 mod tests {
@@ -81,6 +99,18 @@ mod tests {
         assert_eq!(witness.take(), (vec![], vec![]));
         witness.reached(at(1));
         assert_eq!(witness.take(), (vec![], vec![at(1)]));
+    }
+
+    #[test]
+    fn what_could_not_be_told_is_told_again_unless_it_is_out_of_date() {
+        let witness = Witness::default();
+        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        witness.refused(at(1));
+        witness.refused(at(2));
+        let (refused, reached) = witness.take();
+        witness.reached(at(2));
+        witness.put_back(&refused, &reached);
+        assert_eq!(witness.take(), (vec![at(1)], vec![at(2)]));
     }
 
     #[test]

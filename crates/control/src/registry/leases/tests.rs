@@ -378,3 +378,32 @@ fn after_a_reset_nobody_is_known_but_who_left_is() {
     leases.recall(battle(1), 1, 1_000, 7, 20);
     assert_eq!(leases.heartbeat(&battle(1), 1, 30), Some(1_000));
 }
+
+#[test]
+fn of_very_many_held_each_tick_looks_at_some_and_all_have_their_turn() {
+    let count = 3 * LOOKS_MAX;
+    let mut leases = Leases::new(TtlBounds::default());
+    let id = |n: usize| InstanceId {
+        service: ServiceName::new("default", format!("s{}", n % 7)),
+        id: format!("i{n}"),
+    };
+    for n in 0..count {
+        leases.register(id(n), 1, 1_000, 7, 0).unwrap();
+    }
+    assert_eq!(leases.expire(1_000, alive), []);
+    assert_eq!(leases.held_len(), count);
+    let seen = std::cell::RefCell::new(BTreeSet::new());
+    for tick in 1..=4 {
+        let looks = std::cell::Cell::new(0);
+        let is_dead = |of: &InstanceId, _: u64| {
+            looks.set(looks.get() + 1);
+            seen.borrow_mut().insert(of.clone());
+            *of == id(count - 1)
+        };
+        let gone = leases.expire(1_000 + tick * TICK_MS, is_dead);
+        assert!(looks.get() <= LOOKS_MAX, "{}", looks.get());
+        assert!(gone.is_empty() || gone == [id(count - 1)]);
+    }
+    assert_eq!(seen.borrow().len(), count);
+    assert_eq!(leases.held_len(), count - 1);
+}

@@ -344,3 +344,67 @@ async fn whoever_says_it_is_not_ready_is_stored_so_and_goes_without_the_guard() 
     pass(2_300).await;
     assert!(mesh.stored().await.is_empty() && mesh.registry.held().is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_refused_a_caller_of_another_plane_is_dead_when_silent_and_not_when_it_beat_since() {
+    let store = Store::memory().await.unwrap();
+    let (a, b) = (named(&store, "a").await, named(&store, "b").await);
+    a.register(wired("b1"), 1).await.unwrap();
+    let address = "127.0.0.5:15006".parse().unwrap();
+    b.registry.refused(&[address]);
+    pass(500).await;
+    assert!(a.beat("b1", 1).await);
+    pass(5_000).await;
+    let ask = || {
+        let silent = a.registry.silent(0);
+        let now = a.registry.now_ms();
+        let endpoint =
+            |(address, beaten): (&SocketAddr, &u64)| phalanx_client::api::SilentEndpoint {
+                address: address.to_string(),
+                silent_ms: now - beaten,
+            };
+        let asked: Vec<_> = silent.iter().map(endpoint).collect();
+        let refused = b.registry.witnessed(&asked);
+        a.registry.learn(&silent, &refused);
+        (asked.len(), refused.len())
+    };
+    assert_eq!(ask(), (1, 0), "held, and refused only before its last beat");
+    b.registry.refused(&[address]);
+    assert_eq!(ask(), (1, 1));
+    pass(300).await;
+    assert!(a.stored().await.is_empty() && a.registry.held().is_empty());
+    assert_eq!(ask(), (0, 0), "nothing is asked while nothing is held");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_is_one_processes_alone_and_an_earlier_life_is_no_other() {
+    let store = Store::memory().await.unwrap();
+    let at = |port: u16| Identity {
+        name: "a".into(),
+        admin: format!("127.0.0.1:{port}"),
+        xds: format!("127.0.0.2:{port}"),
+    };
+    let first = plane(store.clone(), at(1)).await;
+    let started = Instant::now();
+    let refused = crate::planes::unclaimed(&store, &at(2)).await.unwrap();
+    let refused = refused.unwrap_err().to_string();
+    assert!(
+        refused.contains("127.0.0.1:1") && refused.contains("`a`"),
+        "{refused}"
+    );
+    assert!(started.elapsed() > crate::planes::TTL);
+    let again = crate::planes::unclaimed(&store, &at(1)).await.unwrap();
+    assert_eq!(again, Ok(()), "a restart waits for nobody");
+    first.kill();
+    let after = crate::planes::unclaimed(&store, &at(2)).await.unwrap();
+    assert_eq!(after, Ok(()), "its lease ended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_recorded_of_a_service_that_nobody_knows() {
+    let store = Store::memory().await.unwrap();
+    let (a, _b) = (named(&store, "a").await, named(&store, "b").await);
+    let service = ServiceName::new("default", "nobody");
+    let refused = a.registry.release(&service, "ann").await.unwrap_err();
+    assert!(matches!(refused, OperateError::NothingHeld(_)), "{refused}");
+}
