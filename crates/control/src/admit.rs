@@ -307,24 +307,6 @@ impl Admission {
         })
     }
 
-    /// The oldest records of the history that have to go when one of `bytes` comes.
-    async fn outdated(&self, bytes: usize) -> Result<Vec<String>, AdmitError> {
-        let records = rollback::stored(&self.store).await?;
-        let mut count = records.len() as u64 + 1;
-        let mut bytes = bytes
-            + records
-                .iter()
-                .map(|record| record.value.len())
-                .sum::<usize>();
-        let is_over = |record: &&phalanx_store::Entry| {
-            let is_over = count > HISTORY_MAX || bytes > HISTORY_BYTES_MAX;
-            (count, bytes) = (count - 1, bytes - record.value.len());
-            is_over
-        };
-        let oldest = records.iter().take_while(is_over).take(PRUNED_MAX);
-        Ok(oldest.map(|record| record.key.clone()).collect())
-    }
-
     async fn commit(
         &self,
         world: &World,
@@ -362,8 +344,8 @@ impl Admission {
         record: &HistoryRecord,
     ) -> Result<u64, AdmitError> {
         let record = json(record)?;
-        for key in self.outdated(record.len()).await? {
-            txn = txn.delete(key);
+        for sequence in outdated(world, record.len()) {
+            txn = txn.delete(history_key(sequence));
         }
         txn = txn.put(history_key(sequence), record);
         let revision = self.store.commit(txn).await.map_err(|error| match error {
@@ -587,6 +569,19 @@ pub fn unknown_kind(kind: &str) -> Problem {
         format!("`{kind}` is no kind"),
         Some(&format!("kinds are {kinds}")),
     )
+}
+
+/// The oldest records of the history that have to go when one of `bytes` comes.
+fn outdated(world: &World, bytes: usize) -> impl Iterator<Item = u64> {
+    let mut count = world.history.len() as u64 + 1;
+    let mut bytes = bytes + world.history.values().sum::<usize>();
+    let is_over = move |(_, record): &(&u64, &usize)| {
+        let is_over = count > HISTORY_MAX || bytes > HISTORY_BYTES_MAX;
+        (count, bytes) = (count - 1, bytes - **record);
+        is_over
+    };
+    let oldest = world.history.iter().take_while(is_over).take(PRUNED_MAX);
+    oldest.map(|(sequence, _)| *sequence)
 }
 
 fn check_namespace(namespace: &str) -> Result<(), AdmitError> {

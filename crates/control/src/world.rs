@@ -44,6 +44,8 @@ pub struct World {
     pub quarantined: Arc<BTreeMap<String, Quarantine>>,
     /// The sequence number of the newest history record, 0 before the first.
     pub sequence: u64,
+    /// By sequence number: how many bytes each record of the history has.
+    pub history: Arc<BTreeMap<u64, usize>>,
     /// A change that only some nodes have yet; none of it is in `documents`.
     pub canary: Option<Arc<Canary>>,
     pub last_canary: Option<Arc<record::CanaryLast>>,
@@ -239,17 +241,13 @@ impl World {
             health: Health::default(),
             quarantined: Arc::default(),
             sequence: 0,
+            history: Arc::default(),
             canary: None,
             last_canary: None,
             planes: Arc::default(),
             drains: Arc::default(),
             releases: Arc::default(),
         }
-    }
-
-    /// Nobody ever changed anything in this store: it is new, or what it was is lost.
-    pub fn knows_nothing(&self) -> bool {
-        self.sequence == 0 && self.documents.is_empty()
     }
 
     /// The Service of this name that is in force.

@@ -67,10 +67,15 @@ impl Fold {
                 self.instance(&change.key, id, change.value.as_deref(), change.revision)
             }
             Key::History(sequence) => {
-                // A pruned record is no change of the configuration.
-                if change.value.is_some() {
-                    world.config_revision = world.config_revision.max(change.revision);
-                    world.sequence = world.sequence.max(sequence);
+                let history = Arc::make_mut(&mut world.history);
+                match change.value {
+                    Some(record) => {
+                        history.insert(sequence, record.len());
+                        world.config_revision = world.config_revision.max(change.revision);
+                        world.sequence = world.sequence.max(sequence);
+                    }
+                    // A pruned record is no change of the configuration.
+                    None => drop(history.remove(&sequence)),
                 }
             }
             Key::Release(service) => {
