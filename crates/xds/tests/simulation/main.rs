@@ -420,7 +420,8 @@ impl<P: Peer> Simulation<P> {
         for resource in target.iter(kind) {
             let version = held.get(&resource.name);
             let asked = self.peer.wants(kind, &resource.name);
-            if asked && (version.is_some() || all || !by_name) {
+            let in_use = || !P::ON_DEMAND || !self.is_left_over(kind, &resource.name);
+            if asked && (all || !by_name || version.is_some() && in_use()) {
                 assert_eq!(version, Some(&resource.version), "{kind} {}", resource.name);
             }
         }
