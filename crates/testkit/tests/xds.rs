@@ -122,7 +122,11 @@ async fn time_to_live(protocol: Protocol) -> anyhow::Result<()> {
     let xds = mesh.xds;
     let envoy = Envoy::start_from(&mut mesh, |ip| {
         let text = bootstrap("gateway", ip, xds, protocol);
-        text.replacen("namespace: default,", "namespace: default, resource_ttl: 6s,", 1)
+        text.replacen(
+            "namespace: default,",
+            "namespace: default, resource_ttl: 6s,",
+            1,
+        )
     })
     .await?;
     answered_by(envoy.outbound, "shop").await?;
@@ -138,11 +142,16 @@ async fn time_to_live(protocol: Protocol) -> anyhow::Result<()> {
 
     mesh.control.kill();
     let killed = std::time::Instant::now();
-    eventually("an Envoy that has dropped its listener", 4 * TTL, async || {
-        call(envoy.outbound, &Call::get("shop", "/")).await.err()
-    })
+    eventually(
+        "an Envoy that has dropped its listener",
+        4 * TTL,
+        async || call(envoy.outbound, &Call::get("shop", "/")).await.err(),
+    )
     .await?;
-    assert!(killed.elapsed() >= TTL / 3, "it is confirmed three times in each");
+    assert!(
+        killed.elapsed() >= TTL / 3,
+        "it is confirmed three times in each"
+    );
     assert_eq!(envoy.stat("cluster_manager.active_clusters").await?, 1);
     mesh.restart_control().await?;
     answered_by(envoy.outbound, "shop").await

@@ -211,7 +211,10 @@ mod tests {
         keep(&memory, &mut Remembered::default(), &a, &[nack("x")]);
         assert!(memory.recall(&node("a", "envoy 1.41")).nacks.is_empty());
         let address = Some([127, 0, 0, 2].into());
-        let liar = Who { address, ..a.clone() };
+        let liar = Who {
+            address,
+            ..a.clone()
+        };
         assert!(memory.recall(&liar).nacks.is_empty());
         assert!(memory.forget(&liar).nacks.is_empty());
         assert_eq!(memory.recall(&a).nacks, [nack("x")]);
@@ -222,7 +225,9 @@ mod tests {
     #[tokio::test]
     async fn nodes_and_refusals_are_bounded() {
         let memory = Memory::default();
-        let many: Vec<Nack> = (0..2 * REFUSALS_MAX).map(|i| nack(&i.to_string())).collect();
+        let many: Vec<Nack> = (0..2 * REFUSALS_MAX)
+            .map(|i| nack(&i.to_string()))
+            .collect();
         let (first, last) = (node("0", ""), node(&NODES_MAX.to_string(), ""));
         keep(&memory, &mut Remembered::default(), &last, &many);
         assert_eq!(memory.recall(&last).nacks.len(), REFUSALS_MAX);

@@ -67,7 +67,9 @@ impl Peer {
         let node = Node {
             id: "default/match/e1".into(),
             metadata: Some(prost_types::Struct {
-                fields: fields.map(|(key, value)| (key.to_owned(), text(value))).into(),
+                fields: fields
+                    .map(|(key, value)| (key.to_owned(), text(value)))
+                    .into(),
             }),
             ..Node::default()
         };

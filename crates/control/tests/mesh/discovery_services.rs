@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use phalanx_proto::envoy::config::core::v3::{Locality, Node};
 use phalanx_proto::envoy::config::endpoint::v3::{ClusterStats, UpstreamLocalityStats};
-use phalanx_proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
-use phalanx_proto::envoy::r#type::matcher::v3::{NodeMatcher, StringMatcher};
 use phalanx_proto::envoy::service::cluster::v3::cluster_discovery_service_client::ClusterDiscoveryServiceClient;
 use phalanx_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient as AdsClient;
 use phalanx_proto::envoy::service::discovery::v3::{
@@ -21,6 +19,8 @@ use phalanx_proto::envoy::service::status::v3::client_status_discovery_service_c
 use phalanx_proto::envoy::service::status::v3::{
     ClientStatusRequest, ClientStatusResponse, ConfigStatus,
 };
+use phalanx_proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use phalanx_proto::envoy::r#type::matcher::v3::{NodeMatcher, StringMatcher};
 use phalanx_proto::google::rpc::Status as WireStatus;
 use phalanx_xds::Kind;
 use prost_types::value::Kind as Value;
@@ -206,7 +206,10 @@ async fn resources_for_separate_streams_say_where_the_others_come_from() {
         node: Some(node("default/match/e1", &[("xds_cluster", "")])),
         ..ask(Kind::Cluster, &[])
     };
-    let refused = Stream::of(&control, Kind::Cluster, wrong).await.next().await;
+    let refused = Stream::of(&control, Kind::Cluster, wrong)
+        .await
+        .next()
+        .await;
     let refused = refused.unwrap_err();
     assert!(refused.message().contains("xds_cluster"), "{refused}");
 }
@@ -319,7 +322,13 @@ async fn client_status_tells_each_resource_as_it_is() {
         (error.details.as_str(), error.version_info),
         ("no", endpoints.resources[0].version.clone())
     );
-    assert!(status_of(&control, "nobody").await.unwrap().config.is_empty());
+    assert!(
+        status_of(&control, "nobody")
+            .await
+            .unwrap()
+            .config
+            .is_empty()
+    );
 }
 
 #[tokio::test]
@@ -405,7 +414,9 @@ async fn load_reports_add_up_in_the_api_and_in_metrics() {
     let metrics = control.admin.text("/metrics").await.unwrap().body;
     let line = format!("phalanx_lrs_requests_issued_total{{cluster=\"{CLUSTER}\"");
     assert!(
-        metrics.lines().any(|l| l.starts_with(&line) && l.ends_with(" 8")),
+        metrics
+            .lines()
+            .any(|l| l.starts_with(&line) && l.ends_with(" 8")),
         "{metrics}"
     );
     drop(requests);
@@ -511,7 +522,11 @@ async fn a_peer_that_does_not_read_gets_the_newest_and_nothing_in_between() {
     until(&control, |status| status.revision >= revision).await;
     stream.answer(&first, None).await;
     let second = stream.next().await.unwrap();
-    assert_eq!(second.resources.len(), 20, "one response for twenty changes");
+    assert_eq!(
+        second.resources.len(),
+        20,
+        "one response for twenty changes"
+    );
     stream.answer(&second, None).await;
     assert!(stream.is_silent().await);
     assert_eq!(control.reach(revision).await.applied, 1);
@@ -538,7 +553,10 @@ async fn status_of(control: &Control, id: &str) -> Result<ClientStatusResponse, 
 /// Name, status and version of everything that the node has.
 async fn told(control: &Control) -> Vec<(String, ConfigStatus, String)> {
     let status = status_of(control, "default/match/e1").await.unwrap();
-    let configs = status.config.into_iter().flat_map(|c| c.generic_xds_configs);
+    let configs = status
+        .config
+        .into_iter()
+        .flat_map(|c| c.generic_xds_configs);
     configs
         .map(|c| {
             let status = ConfigStatus::try_from(c.config_status).unwrap();
@@ -547,10 +565,7 @@ async fn told(control: &Control) -> Vec<(String, ConfigStatus, String)> {
         .collect()
 }
 
-async fn until(
-    control: &Control,
-    done: impl Fn(&phalanx_client::api::Status) -> bool,
-) {
+async fn until(control: &Control, done: impl Fn(&phalanx_client::api::Status) -> bool) {
     eventually(async || {
         let status = control.admin.status(None).await.unwrap();
         done(&status).then_some(())

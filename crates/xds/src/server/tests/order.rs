@@ -140,3 +140,23 @@ fn a_stream_of_others_has_neither_the_order_nor_the_wildcard() {
     delta.send(ask(Kind::Routes, &["t/a"]));
     assert_eq!(told(&delta.batch()), "CDS +x");
 }
+
+#[test]
+fn a_table_that_was_asked_for_later_and_is_refused_takes_back_that_the_revision_was_reached() {
+    let mut delta = Delta::new(mesh(2, &["a"], &["a"]));
+    delta.session.trust_order();
+    delta.send(ask(Kind::Cluster, &["*"]));
+    delta.send(ask(Kind::Endpoints, &["*"]));
+    delta.send(ask(Kind::Routes, &["other"]));
+    delta.settle();
+    assert_eq!(delta.acked(), 2);
+    delta.send(ask(Kind::Routes, &["outbound"]));
+    assert_eq!(delta.acked(), 2);
+    let table = delta.one();
+    delta.nack(&table, "no such filter");
+    assert!(delta.batch().is_empty());
+    assert_eq!(delta.acked(), 1);
+    delta.send(leave(Kind::Routes, &["outbound"]));
+    assert!(delta.batch().is_empty());
+    assert_eq!(delta.acked(), 2);
+}

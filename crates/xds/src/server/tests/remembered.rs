@@ -56,3 +56,20 @@ fn over_state_of_the_world_the_refused_is_left_out() {
     sotw.ask(Kind::Cluster, &[], "");
     assert_eq!(sotw.settle(&[]), ["CDS a"]);
 }
+
+#[test]
+fn who_comes_back_holding_what_it_refused_once_refuses_it_no_more() {
+    let mut delta = Delta::new(mesh(2, &["a"], &["a"]));
+    let held = cluster("a", "1");
+    delta.session.remember([Nack {
+        kind: Kind::Cluster,
+        name: Some("a".into()),
+        version: held.version.clone(),
+        message: "no".into(),
+        since_revision: 1,
+    }]);
+    delta.send(claim(Kind::Cluster, &[], &[&held]));
+    delta.settle();
+    assert!(delta.session.progress().nacks.is_empty());
+    assert_eq!(delta.acked(), 2);
+}
