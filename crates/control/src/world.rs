@@ -250,6 +250,11 @@ impl World {
         }
     }
 
+    /// Nobody ever changed anything in this store: it is new, or what it was is lost.
+    pub fn knows_nothing(&self) -> bool {
+        self.sequence == 0 && self.documents.is_empty()
+    }
+
     /// The Service of this name that is in force.
     pub fn service(&self, name: &ServiceName) -> Option<&Service> {
         let key = (Kind::Service, &*name.namespace, &*name.name);
