@@ -131,7 +131,8 @@ impl Registry {
             }
             return;
         }
-        if !leases.contains(id) {
+        // One that was let go is not taken back because its deletion is late: whoever is alive registers again.
+        if !leases.contains(id) && !self.inner.writer.is_going(id) {
             let Registered { epoch, ttl_ms, .. } = *registered;
             let record = InstanceRecord::new(&registered.instance, epoch, ttl_ms)
                 .of(&registered.plane, registered.asserted);

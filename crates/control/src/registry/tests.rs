@@ -429,6 +429,35 @@ async fn a_deletion_that_a_full_disk_refuses_is_made_up_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_comes_back_while_a_deletion_is_owed_stays() {
+    let disk = Arc::new(FullDisk::default());
+    let store = Store::embedded(phalanx_store::Config::disk(disk.clone()));
+    let mesh = on(store.await.unwrap()).await;
+    for id in ["b1", "b2", "b3"] {
+        mesh.register(wired(id), 1).await.unwrap();
+    }
+    disk.set_full(true);
+    for _ in 0..4 {
+        pass(1_000).await;
+        assert!(mesh.beat("b2", 1).await && mesh.beat("b3", 1).await);
+    }
+    assert!(!mesh.beat("b1", 1).await, "it was silent, and is let go");
+    assert_eq!(mesh.stored().await, ["b1", "b2", "b3"]);
+    // The plane's own lease ends meanwhile, so that it looks at everything anew.
+    tokio::time::advance(Duration::from_secs(3_600)).await;
+    disk.set_full(false);
+    pass(100).await;
+    while mesh.register(wired("b1"), 1).await.is_err() {
+        pass(100).await;
+    }
+    for _ in 0..10 {
+        pass(500).await;
+        assert!(mesh.beat("b1", 1).await);
+        assert_eq!(mesh.stored().await, ["b1", "b2", "b3"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn nobody_expires_for_the_time_that_the_control_plane_stood_still() {
     let mesh = mesh().await;
     for id in ["b1", "b2", "b3"] {

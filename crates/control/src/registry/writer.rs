@@ -4,7 +4,7 @@
 //! control plane's own key unchanged (the fence), and what is another's as it was seen. What could not be deleted for want
 //! of room is owed and tried again; what could not be put is for its owner to assert again.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -47,8 +47,6 @@ pub struct Queue {
     store: Store,
     planes: Planes,
     wants: Arc<Wants>,
-    /// Deletions that the store did not take.
-    owed: BTreeMap<InstanceId, Option<Revision>>,
 }
 
 struct Wants {
@@ -63,6 +61,10 @@ struct Wants {
 struct State {
     order: VecDeque<InstanceId>,
     wanted: HashMap<InstanceId, Want>,
+    /// What is to be deleted and still stored: wanted, on its way or owed.
+    going: HashSet<InstanceId>,
+    /// Deletions that the store did not take.
+    owed: BTreeMap<InstanceId, Option<Revision>>,
 }
 
 struct Want {
@@ -86,7 +88,6 @@ impl Writer {
             store,
             planes,
             wants: wants.clone(),
-            owed: BTreeMap::new(),
         };
         (Self { wants }, queue)
     }
@@ -113,6 +114,11 @@ impl Writer {
     pub fn forget(&self, id: InstanceId, at: Revision) {
         self.wants.add(id, Wish::Delete { at: Some(at) }, None);
     }
+
+    /// Whether it is about to be deleted: still stored, and let go already.
+    pub fn is_going(&self, id: &InstanceId) -> bool {
+        self.wants.state().going.contains(id)
+    }
 }
 
 impl Stored {
@@ -130,7 +136,21 @@ impl Wants {
         if self.room.is_closed() {
             return;
         }
-        let State { order, wanted } = &mut *state;
+        let State {
+            order,
+            wanted,
+            going,
+            owed,
+        } = &mut *state;
+        match wish {
+            Wish::Put { .. } => {
+                going.remove(&id);
+                owed.remove(&id);
+            }
+            Wish::Delete { .. } => {
+                going.insert(id.clone());
+            }
+        }
         match wanted.get_mut(&id) {
             Some(want) => {
                 want.wish = wish;
@@ -147,10 +167,14 @@ impl Wants {
     }
 
     fn take(&self, most: usize) -> Vec<(InstanceId, Want)> {
-        let State { order, wanted } = &mut *self.state();
+        let State { order, wanted, .. } = &mut *self.state();
         let count = order.len().min(most);
         let ids = order.drain(..count);
         ids.filter_map(|id| wanted.remove_entry(&id)).collect()
+    }
+
+    fn is_owing(&self) -> bool {
+        !self.state().owed.is_empty()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -160,7 +184,7 @@ impl Wants {
 
 impl Queue {
     /// Writes until `stop`, then what is wanted by then. `failed` hears of each put that is not stored.
-    pub async fn run(mut self, stop: CancellationToken, failed: impl Fn(&InstanceId)) {
+    pub async fn run(self, stop: CancellationToken, failed: impl Fn(&InstanceId)) {
         // One for the fence, two for each instance.
         let most = BATCH_MAX.min((self.store.limits().txn_ops_max - 1) / 2);
         loop {
@@ -175,13 +199,13 @@ impl Queue {
             tokio::select! {
                 () = self.wants.news.notified() => {}
                 () = stop.cancelled() => {}
-                () = tokio::time::sleep(OWED_PAUSE), if !self.owed.is_empty() => self.remind(),
+                () = tokio::time::sleep(OWED_PAUSE), if self.wants.is_owing() => self.remind(),
             }
         }
     }
 
     /// One transaction; what stands in its way because somebody else wrote it is left out, and told so.
-    async fn commit(&mut self, mut batch: Vec<(InstanceId, Want)>, failed: &impl Fn(&InstanceId)) {
+    async fn commit(&self, mut batch: Vec<(InstanceId, Want)>, failed: &impl Fn(&InstanceId)) {
         while !batch.is_empty() {
             let outcome = match self.planes.held() {
                 Some(held) => self.store.commit(self.txn(held.fence, &batch)).await,
@@ -225,18 +249,16 @@ impl Queue {
     }
 
     fn settle(
-        &mut self,
+        &self,
         id: InstanceId,
         want: Want,
         outcome: &Result<Revision, Error>,
         failed: &impl Fn(&InstanceId),
     ) {
         match (outcome, &want.wish) {
-            (Ok(_), _) => drop(self.owed.remove(&id)),
+            (Ok(_), Wish::Put { .. }) => {}
             (Err(_), Wish::Put { .. }) => failed(&id),
-            // It is another's now, or will be looked at anew when this plane holds its lease again.
-            (Err(Error::Conflict { .. }), Wish::Delete { .. }) => drop(self.owed.remove(&id)),
-            (Err(_), Wish::Delete { at }) => drop(self.owed.insert(id, *at)),
+            (_, Wish::Delete { at }) => self.deleted(&id, *at, outcome),
         }
         for waiting in want.waiting {
             // The caller may be gone.
@@ -244,13 +266,30 @@ impl Queue {
         }
     }
 
+    fn deleted(&self, id: &InstanceId, at: Option<Revision>, outcome: &Result<Revision, Error>) {
+        let mut state = self.wants.state();
+        if state.wanted.contains_key(id) {
+            // Something newer is wanted, which decides.
+            return;
+        }
+        match outcome {
+            // In conflict it is another's now, or will be looked at anew when this plane holds its lease again.
+            Ok(_) | Err(Error::Conflict { .. }) => {
+                state.going.remove(id);
+            }
+            Err(_) => {
+                state.owed.insert(id.clone(), at);
+            }
+        }
+    }
+
     /// Wants what is owed again, but for instances of which something newer is wanted.
-    fn remind(&mut self) {
+    fn remind(&self) {
         if self.planes.held().is_none() {
             return;
         }
         let mut state = self.wants.state();
-        for (id, at) in std::mem::take(&mut self.owed) {
+        for (id, at) in std::mem::take(&mut state.owed) {
             if !state.wanted.contains_key(&id) {
                 state.order.push_back(id.clone());
                 let want = Want {

@@ -99,21 +99,22 @@ impl Sidecar {
     }
 }
 
-/// Notes when the control plane last answered.
+/// Notes when the control plane last said that it has it.
 fn beats(
     registration: &Registration,
     oracle: Oracle,
     id: String,
 ) -> impl Future<Output = ()> + use<> {
-    let counts = registration.counts().clone();
+    let (counts, states) = (registration.counts().clone(), registration.states());
     let mut last = 0;
     async move {
         loop {
             let now = counts.registrations() + counts.heartbeats();
-            if now > last {
+            // A control plane that does not know it answers, too; then it is not registered any more.
+            if now > last && states.borrow().is_registered() {
                 oracle.beat(&id);
-                last = now;
             }
+            last = now;
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
