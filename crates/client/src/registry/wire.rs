@@ -200,8 +200,7 @@ fn port_from_wire(port: wire::Port) -> Result<InstancePort, InvalidInstance> {
         .filter(|n| *n > 0)
         .ok_or(InvalidInstance::Port(number))?;
     let parsed = address.parse::<SocketAddr>().ok();
-    let usable =
-        |a: &SocketAddr| a.port() > 0 && !a.ip().is_unspecified() && !a.ip().is_multicast();
+    let usable = |a: &SocketAddr| a.port() > 0 && phalanx_model::instance::is_callable(a.ip());
     let Some(address) = parsed.filter(usable) else {
         return Err(InvalidInstance::Address {
             field: "ports.address",
@@ -344,6 +343,9 @@ mod tests {
             ("`` is no valid ports.name", |i| i.ports[1].name.clear()),
             ("65536 is no port number", |i| i.ports[0].number = 65536),
             ("0 is no port number", |i| i.ports[0].number = 0),
+            ("ports.address `169.254.169.254:80`", |i| {
+                i.ports[0].address = "169.254.169.254:80".into()
+            }),
             ("ports.address `0.0.0.0:15006`", |i| {
                 i.ports[0].address = "0.0.0.0:15006".into()
             }),
