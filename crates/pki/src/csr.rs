@@ -17,6 +17,9 @@ use crate::key::{Key, KeyError, RSA_BITS};
 use crate::name::{Name, Workload};
 use crate::x509::{self, COMMON_NAME, X509Error};
 
+#[cfg(test)]
+mod tests;
+
 /// Largest request, DER.
 pub const CSR_MAX: usize = 16 * 1024;
 /// Most names in a request.
@@ -85,13 +88,8 @@ impl Csr {
             .map_err(|_| CsrError::Malformed)?;
         check_key(&spki)?;
         let message = request.info.to_der().map_err(|_| CsrError::Malformed)?;
-        x509::verify_signature(
-            &spki,
-            &request.algorithm,
-            &message,
-            request.signature.raw_bytes(),
-        )
-        .map_err(|_| CsrError::Signature)?;
+        x509::verify_signature(&spki, &request.algorithm, &message, &request.signature)
+            .map_err(|_| CsrError::Signature)?;
         let mut names = Vec::new();
         for attribute in request.info.attributes.iter() {
             read_attribute(attribute, &mut names)?;

@@ -3,7 +3,7 @@
 //! to refuse come out. Who may ask for what, and where records are kept, is decided above.
 //!
 //! Module order (a module imports only later ones): tls, identity, credentials, renewal, authority, issuer, csr, verifier,
-//! ocsp, revocation, roots, ca, join, jwt, x509, key, files, name, clock.
+//! ocsp, revocation, roots, ca, join, jwt, key, x509, files, name, clock.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -27,6 +27,8 @@ pub mod ocsp;
 pub mod renewal;
 pub mod revocation;
 pub mod roots;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 pub mod verifier;
 pub mod x509;

@@ -328,7 +328,7 @@ fn signer<'a>(
             &c.spki,
             &list.signature_algorithm,
             &message,
-            list.signature.raw_bytes(),
+            &list.signature,
         )
         .is_ok()
     };

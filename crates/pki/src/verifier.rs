@@ -17,6 +17,8 @@ use crate::roots::Roots;
 use crate::x509::{self, CLIENT_AUTH, Cert, SERVER_AUTH, SIGNATURES, Serial};
 
 mod refusal;
+#[cfg(test)]
+mod tests;
 
 pub use refusal::Refusal;
 

@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm};
 use serde::{Deserialize, Serialize};
 use x509_cert::Certificate;
 use x509_cert::attr::AttributeTypeAndValue;
-use x509_cert::der::asn1::{Any, GeneralizedTime, OctetString, SetOfVec, UtcTime};
+use x509_cert::der::asn1::{Any, BitString, GeneralizedTime, OctetString, SetOfVec, UtcTime};
 use x509_cert::der::oid::{AssociatedOid, ObjectIdentifier};
 use x509_cert::der::pem::LineEnding;
 use x509_cert::der::{DateTime, Decode, Encode, Tag};
@@ -305,8 +305,10 @@ pub(crate) fn verify_signature(
     spki: &[u8],
     algorithm: &AlgorithmIdentifierOwned,
     message: &[u8],
-    signature: &[u8],
+    signature: &BitString,
 ) -> Result<(), X509Error> {
+    // Whole bytes: a bit less would be another encoding of the same signature.
+    let signature = signature.as_bytes().ok_or(X509Error::Signature)?;
     let spki = SubjectPublicKeyInfoRef::try_from(spki).map_err(|_| X509Error::Signature)?;
     let key = spki
         .subject_public_key

@@ -187,8 +187,7 @@ impl Responder {
         let tbs = &parsed.tbs_certificate;
         let message = tbs.to_der().map_err(|_| X509Error::Encode)?;
         let signed = |s: &&Signer| {
-            let (algorithm, signature) =
-                (&parsed.signature_algorithm, parsed.signature.raw_bytes());
+            let (algorithm, signature) = (&parsed.signature_algorithm, &parsed.signature);
             s.ca.cert().subject == tbs.issuer
                 && x509::verify_signature(&s.ca.cert().spki, algorithm, &message, signature).is_ok()
         };

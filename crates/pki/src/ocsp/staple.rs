@@ -124,13 +124,8 @@ fn check_signer(
         .map_err(|_| StapleError::Malformed)?;
     let signed_by = |name: &RdnSequence, spki: &[u8]| {
         is_responder(&basic.tbs_response_data.responder_id, name, spki)
-            && x509::verify_signature(
-                spki,
-                &basic.signature_algorithm,
-                &message,
-                basic.signature.raw_bytes(),
-            )
-            .is_ok()
+            && x509::verify_signature(spki, &basic.signature_algorithm, &message, &basic.signature)
+                .is_ok()
     };
     if signed_by(subject.issuer, subject.issuer_spki) {
         return Ok(());
@@ -164,7 +159,7 @@ fn delegated(
         .as_ref()
         .is_some_and(|u| u.contains(&OCSP_SIGNING));
     let in_time = parsed.not_before <= now.plus(skew) && now.minus(skew) <= parsed.not_after;
-    let signature = cert.signature.raw_bytes();
+    let signature = &cert.signature;
     let signed = || {
         x509::verify_signature(
             subject.issuer_spki,
