@@ -157,6 +157,18 @@ impl Checked {
         fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
         limits: &Limits,
     ) -> Result<Self, (Refusal, Workspace)> {
+        let fields = fields.map(|(name, value)| (Name::new(name), value));
+        Self::http1_named(workspace, line, fields, limits)
+    }
+
+    /// As [`Checked::http1`], by a codec that has read the names already; a field without name is one of a line that is
+    /// none.
+    pub(crate) fn http1_named<'f>(
+        workspace: Workspace,
+        line: Http1Line<'_>,
+        fields: impl Iterator<Item = (Option<Name<'f>>, &'f [u8])>,
+        limits: &Limits,
+    ) -> Result<Self, (Refusal, Workspace)> {
         let mut inner = workspace.0;
         match inner.read_http1(line, fields, limits) {
             Ok(()) => Ok(Self(inner)),
@@ -175,6 +187,7 @@ impl Checked {
         limits: &Limits,
     ) -> Result<Self, (Refusal, Workspace)> {
         let mut inner = workspace.0;
+        let fields = fields.map(|(name, value)| (Name::new(name), value));
         match inner.read_http2(pseudo, fields, limits) {
             Ok(()) => Ok(Self(inner)),
             Err(refusal) => Err((refusal, Workspace(inner))),

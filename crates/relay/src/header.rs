@@ -43,7 +43,7 @@ impl<'a> Name<'a> {
     #[inline]
     pub fn new(bytes: &'a [u8]) -> Option<Self> {
         let fits = !bytes.is_empty()
-            && bytes.len() < usize::from(u16::MAX)
+            && bytes.len() < NAME_LEN_END
             && bytes.iter().all(|b| is_in(&NAME_BYTE, *b));
         fits.then(|| Self::interned(bytes))
     }
@@ -122,10 +122,7 @@ impl<'a> Value<'a> {
     #[inline]
     pub fn new(bytes: &'a [u8]) -> Option<Self> {
         let bytes = trim(bytes);
-        bytes
-            .iter()
-            .all(|b| is_in(&VALUE_BYTE, *b))
-            .then_some(Self(bytes))
+        is_value(bytes).then_some(Self(bytes))
     }
 
     pub fn as_bytes(&self) -> &'a [u8] {
@@ -389,6 +386,26 @@ impl fmt::Debug for HeaderList {
     }
 }
 
+/// Name and value of a field line, the name put in lower case where it stands; none when the line begins with no name and
+/// a colon.
+#[inline]
+pub(crate) fn split_field(line: &mut [u8]) -> Option<(Name<'_>, &[u8])> {
+    let mut len = 0;
+    for byte in line.iter_mut() {
+        let lower = byte.to_ascii_lowercase();
+        if !is_in(&NAME_BYTE, lower) {
+            break;
+        }
+        *byte = lower;
+        len += 1;
+    }
+    let (name, rest) = line.split_at_mut_checked(len)?;
+    let ([b':', value @ ..], 1..NAME_LEN_END) = (&*rest, len) else {
+        return None;
+    };
+    Some((Name::interned(name), trim(value)))
+}
+
 /// Without blanks and tabs at the ends.
 #[inline]
 pub fn trim(mut bytes: &[u8]) -> &[u8] {
@@ -409,6 +426,8 @@ pub fn elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|element| !element.is_empty())
 }
 
+const NAME_LEN_END: usize = u16::MAX as usize;
+
 /// What a cleared list may keep.
 const KEPT_BYTES_MAX: usize = 8 << 10;
 const KEPT_RECORDS_MAX: usize = 64;
@@ -416,6 +435,21 @@ const KEPT_RECORDS_MAX: usize = 64;
 #[inline]
 fn is_in(table: &[bool; 256], byte: u8) -> bool {
     table.get(usize::from(byte)).copied().unwrap_or_default()
+}
+
+/// Eight bytes at a time; a word that holds a control character is looked at again, because a tab is allowed.
+#[inline]
+fn is_value(bytes: &[u8]) -> bool {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    let is_fine = |bytes: &[u8]| bytes.iter().all(|b| is_in(&VALUE_BYTE, *b));
+    let (words, tail) = bytes.as_chunks::<8>();
+    words.iter().all(|eight| {
+        let word = u64::from_le_bytes(*eight);
+        let low = word.wrapping_sub(ONES * 0x20) & !word;
+        let delete = word ^ (ONES * 0x7f);
+        let deletes = delete.wrapping_sub(ONES) & !delete;
+        (low | deletes) & (ONES << 7) == 0 || is_fine(eight)
+    }) && is_fine(tail)
 }
 
 /// `tchar` of RFC 9110 §5.6.2 without upper case.

@@ -79,6 +79,7 @@ impl ResponseHead {
         if !(status == 101 || (200..1000).contains(&status)) {
             return Err(BadResponse::Status);
         }
+        let fields = fields.map(|(name, value)| (Name::new(name), value));
         let told = self.read_fields(status, fields, limits)?;
         if told.contradicts || (told.encodings > 0 && told.length.is_some()) {
             return Err(BadResponse::Length);
@@ -91,8 +92,8 @@ impl ResponseHead {
         Ok(())
     }
 
-    /// Fills `self` anew from an HTTP/1 head, interim ones (1xx) included, as strictly as a request is read. Tells where
-    /// the body ends.
+    /// Fills `self` anew from an HTTP/1 head, interim ones (1xx) included, as strictly as a request is read; a field
+    /// without name is one of a line that is none. Tells where the body ends.
     ///
     /// # Errors
     /// [`BadResponse`]: answered with 502 downstream.
@@ -100,7 +101,7 @@ impl ResponseHead {
         &mut self,
         version: Version,
         status: u16,
-        fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
+        fields: impl Iterator<Item = (Option<Name<'f>>, &'f [u8])>,
         asked: Asked,
         limits: &Limits,
     ) -> Result<Delimiter, BadResponse> {
@@ -139,7 +140,7 @@ impl ResponseHead {
     fn read_fields<'f>(
         &mut self,
         status: u16,
-        fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
+        fields: impl Iterator<Item = (Option<Name<'f>>, &'f [u8])>,
         limits: &Limits,
     ) -> Result<Told, BadResponse> {
         self.status = status;
@@ -149,14 +150,13 @@ impl ResponseHead {
         let (mut nominated, mut connection) = (false, false);
         let (mut bytes, mut count) = (0, 0);
         for (name, value) in fields {
-            bytes += name.len() + value.len() + FIELD_OVERHEAD;
+            let name = name.ok_or(BadResponse::Field)?;
+            bytes += name.as_bytes().len() + value.len() + FIELD_OVERHEAD;
             count += 1;
             if bytes > limits.head_bytes || count > limits.head_fields {
                 return Err(BadResponse::TooLarge);
             }
-            let (name, value) = Name::new(name)
-                .zip(Value::new(value))
-                .ok_or(BadResponse::Field)?;
+            let value = Value::new(value).ok_or(BadResponse::Field)?;
             let text = value.as_bytes();
             if name.well_known().is_none() {
                 self.headers.push(name, value);

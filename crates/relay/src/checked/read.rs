@@ -25,7 +25,7 @@ impl Inner {
     pub(super) fn read_http1<'f>(
         &mut self,
         line: Http1Line<'_>,
-        fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
+        fields: impl Iterator<Item = (Option<Name<'f>>, &'f [u8])>,
         limits: &Limits,
     ) -> Result<(), Refusal> {
         self.begin(
@@ -56,7 +56,7 @@ impl Inner {
     pub(super) fn read_http2<'f>(
         &mut self,
         pseudo: Http2Pseudo<'_>,
-        fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
+        fields: impl Iterator<Item = (Option<Name<'f>>, &'f [u8])>,
         limits: &Limits,
     ) -> Result<(), Refusal> {
         self.begin(
@@ -146,19 +146,19 @@ impl Inner {
 
     fn read_fields<'f>(
         &mut self,
-        fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
+        fields: impl Iterator<Item = (Option<Name<'f>>, &'f [u8])>,
         line_len: usize,
         limits: &Limits,
     ) -> Result<Told, Refusal> {
         let mut told = Told::default();
         let (mut bytes, mut count) = (line_len, 0);
         for (name, value) in fields {
-            bytes += name.len() + value.len() + FIELD_OVERHEAD;
+            let name = name.ok_or(Refusal::FieldName)?;
+            bytes += name.as_bytes().len() + value.len() + FIELD_OVERHEAD;
             count += 1;
             if bytes > limits.head_bytes || count > limits.head_fields {
                 return Err(Refusal::TooLarge);
             }
-            let name = Name::new(name).ok_or(Refusal::FieldName)?;
             let value = Value::new(value).ok_or(Refusal::FieldValue)?;
             self.read_field(name, value, &mut told)?;
         }

@@ -151,3 +151,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn control_characters_are_found_wherever_they_stand() {
+    for byte in 0..=u8::MAX {
+        for len in 1..20 {
+            for at in 0..len {
+                let mut text = vec![b'a'; len];
+                text[at] = byte;
+                let refused = (byte < 0x20 && byte != b'\t') || byte == 0x7f;
+                assert_eq!(
+                    Value::new(&text).is_none(),
+                    refused,
+                    "{byte} at {at} of {len}"
+                );
+            }
+        }
+    }
+    assert!(
+        Value::new(b"\x80\x01aaaaaa").is_none()
+            && Value::new("\u{ff}aaaaaa\t b".as_bytes()).is_some()
+    );
+}

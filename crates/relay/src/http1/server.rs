@@ -360,7 +360,7 @@ fn request(
     let mut rest = head;
     let line = next_line(&mut rest).map(|line| request_line(line));
     match line.unwrap_or(Err(Refusal::Line)) {
-        Ok(line) => Checked::http1(workspace, line, Fields::new(rest, words), limits),
+        Ok(line) => Checked::http1_named(workspace, line, Fields::new(rest, words), limits),
         Err(refusal) => Err((refusal, workspace)),
     }
 }
@@ -376,6 +376,10 @@ fn request_line(line: &[u8]) -> Result<Http1Line<'_>, Refusal> {
         _ if version.starts_with("HTTP/") => return Err(Refusal::Version),
         _ => return Err(Refusal::Line),
     };
+    // RFC 3986 has no place for them; what is left of such is for the canonical form to judge.
+    if target.contains(['"', '<', '>', '`']) {
+        return Err(Refusal::Path);
+    }
     let (authority, target) = split_absolute(target)?;
     let (path, query) = match target.split_once('?') {
         Some((path, query)) => (path, Some(query)),

@@ -150,6 +150,8 @@ fn every_form_of_target_is_read_or_refused() {
         ("GET /a?b\0", Refusal::Path),
         ("GET /a\rb", Refusal::Path),
         ("GET /a%2fb", Refusal::Path),
+        ("GET /a<b", Refusal::Path),
+        ("GET /?a=\"", Refusal::Path),
         ("GET /../a", Refusal::Path),
         ("CONNECT a:1", Refusal::Method),
         ("PRI *", Refusal::Method),

@@ -18,14 +18,13 @@ pub(super) fn read(
     let words = Cell::new(Words::default());
     let (mut bytes, mut count) = (0, 0);
     for (name, value) in Fields::new(section, &words) {
-        bytes += name.len() + value.len() + FIELD_OVERHEAD;
+        let name = name.ok_or(BadBody::Trailer)?;
+        bytes += name.as_bytes().len() + value.len() + FIELD_OVERHEAD;
         count += 1;
         if bytes > limits.trailer_bytes || count > limits.head_fields {
             return Err(BadBody::TrailersTooLarge);
         }
-        let (name, value) = Name::new(name)
-            .zip(Value::new(value))
-            .ok_or(BadBody::Trailer)?;
+        let value = Value::new(value).ok_or(BadBody::Trailer)?;
         if !is_forbidden_trailer(name) {
             list.push(name, value);
         }

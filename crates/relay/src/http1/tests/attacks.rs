@@ -163,6 +163,21 @@ fn feed(bytes: &[u8], piece: usize) -> (u64, usize) {
     (steps::take(), held)
 }
 
+#[test]
+fn line_ends_are_found_wherever_they_stand() {
+    for len in 0..40 {
+        for cut in 0..=len {
+            let value = "v".repeat(cut);
+            let bytes = format!(
+                "GET / HTTP/1.1\r\nhost: a\r\nx: {value}\r\ny: {}\r\n\r\n",
+                "w".repeat(len)
+            );
+            let checked = request(&bytes).unwrap();
+            assert_eq!(checked.headers().len(), 2);
+        }
+    }
+}
+
 const HOSTILE: usize = 10 << 10;
 
 fn hostile() -> Vec<Vec<u8>> {
