@@ -259,6 +259,11 @@ impl Admin {
         self.get("/api/v1/proxies").await
     }
 
+    /// With what each asks for.
+    pub async fn proxies_asking(&self) -> Result<api::Proxies, AdminError> {
+        self.get("/api/v1/proxies?asks=1").await
+    }
+
     pub async fn instances(
         &self,
         service: Option<&str>,

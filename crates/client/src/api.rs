@@ -310,10 +310,16 @@ impl Status {
             && self.planes.iter().all(|plane| plane.error.is_none())
     }
 
-    /// Whether waiting longer is of no use: every proxy has the target, or one refuses it.
+    /// Whether waiting longer is of no use: every proxy has answered, or one refuses what the target brought. What one
+    /// refused before says nothing about the others.
     pub fn settled(&self) -> bool {
-        let refuses = |refusal: &Refusal| !self.waiting.contains(&refusal.node);
-        self.complete() || self.refused.iter().any(refuses)
+        let refuses = |refusal: &Refusal| {
+            refusal.since_revision >= self.target_revision && !self.waiting.contains(&refusal.node)
+        };
+        let is_answered = self.waiting.is_empty()
+            && self.revision >= self.target_revision
+            && self.planes.iter().all(|plane| plane.error.is_none());
+        is_answered || self.refused.iter().any(refuses)
     }
 }
 
@@ -529,6 +535,9 @@ pub struct Proxy {
     pub refusals: Vec<Refusal>,
     /// From its last report, 0 when it makes none.
     pub memory_bytes: u64,
+    /// With `asks=1`: the resources that it asks for by name, where it gets no others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asks: Option<Vec<String>>,
 }
 
 /// `GET /api/v1/instances?service=&namespace=`
@@ -693,5 +702,12 @@ mod tests {
         };
         assert!(status(&["b"]).settled());
         assert!(!status(&["a", "b"]).settled());
+        let newer = |waiting: &[&str]| Status {
+            revision: 5,
+            target_revision: 5,
+            ..status(waiting)
+        };
+        assert!(!newer(&["b"]).settled(), "what was refused before is no answer");
+        assert!(newer(&[]).settled(), "all have answered");
     }
 }

@@ -130,6 +130,7 @@ impl Admission {
         around: Around,
     ) -> Result<ApplyResponse, AdmitError> {
         check_namespace(&request.namespace)?;
+        check_texts(&request.author, request.message.as_deref())?;
         let canary = request.canary.as_ref().map(canary::check).transpose()?;
         let turn = self.turn().await;
         let (files, namespace) = (request.files, request.namespace);
@@ -163,6 +164,7 @@ impl Admission {
         around: Around,
     ) -> Result<ApplyResponse, AdmitError> {
         check_namespace(&request.namespace)?;
+        check_texts(&request.author, request.message.as_deref())?;
         let turn = self.turn().await;
         let (files, namespace) = (
             std::mem::take(&mut request.files),
@@ -209,6 +211,7 @@ impl Admission {
         request: RollbackRequest,
         around: Around,
     ) -> Result<ApplyResponse, AdmitError> {
+        check_texts(&request.author, request.message.as_deref())?;
         let turn = self.turn().await;
         let world = self.worlds.borrow().clone();
         let (to, records) = (request.to, rollback::stored(&self.store).await?);
@@ -281,14 +284,20 @@ impl Admission {
         .await?;
         let Plan {
             steps,
-            warnings,
+            mut warnings,
             outcome,
         } = planned;
         canary::refuse_staged(&world, &steps)?;
         refuse_unenforced(&warnings)?;
-        let whole = looks;
-        let changes = steps.iter().map(|step| step.change(whole)).collect();
+        if looks {
+            let unknown = terms.around.unknown.iter();
+            warnings.extend(unknown.map(|plane| problem(plane.clone(), None)));
+        }
+        let changes = steps.iter().map(|step| step.change(looks)).collect();
         let idle = !steps.iter().any(Step::changes);
+        if let (Some(_), Some(outcome), false) = (&terms.canary, &outcome, idle) {
+            canary::refuse_start(&world, outcome)?;
+        }
         let revision = match (&terms.canary, &outcome) {
             _ if idle || terms.dry_run => world.config_revision,
             (Some(checked), Some(outcome)) => {
@@ -591,6 +600,33 @@ fn check_namespace(namespace: &str) -> Result<(), AdmitError> {
     })
 }
 
+/// Who and why stand in the history, in every answer that lists it, and on terminals.
+fn check_texts(author: &str, message: Option<&str>) -> Result<(), AdmitError> {
+    let mut problems = Vec::new();
+    for (what, text, most) in [
+        ("author", author, AUTHOR_BYTES_MAX),
+        ("message", message.unwrap_or_default(), MESSAGE_BYTES_MAX),
+    ] {
+        if text.len() > most {
+            let long = format!("{what}: {} bytes, at most {most} are kept", text.len());
+            problems.push(problem(long, None));
+        }
+        if text
+            .chars()
+            .any(|c| c.is_control() && c != '\n' && c != '\t')
+        {
+            problems.push(problem(format!("{what}: it has control characters"), None));
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(AdmitError::Invalid {
+            what: "the request",
+            problems,
+        }),
+    }
+}
+
 fn problem(message: impl Into<String>, hint: Option<&str>) -> Problem {
     Problem {
         message: message.into(),
@@ -611,6 +647,8 @@ pub fn unix_ms() -> u64 {
         .map_or(0, |since| since.as_millis() as u64)
 }
 
+const AUTHOR_BYTES_MAX: usize = 253;
+const MESSAGE_BYTES_MAX: usize = 4096;
 /// Transactions kept for `history` and `rollback`.
 pub const HISTORY_MAX: u64 = 1000;
 /// All of them together: they are kept in memory too.

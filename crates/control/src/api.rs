@@ -194,7 +194,13 @@ pub fn router(api: Api) -> Router {
 }
 
 async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
-    if let Err(failure) = check(request.method(), request.headers(), api.inner.address) {
+    let checked = check(request.method(), request.headers(), api.inner.address);
+    let absolute = request.uri().authority().map(|host| host.as_str());
+    let checked = checked.and_then(|()| match absolute {
+        Some(host) if !is_ours(host, api.inner.address) => Err(not_ours(host)),
+        _ => Ok(()),
+    });
+    if let Err(failure) = checked {
         return failure.into_response();
     }
     let mut response = next.run(request).await;
@@ -214,12 +220,12 @@ fn check(method: &Method, headers: &HeaderMap, bound: SocketAddr) -> Result<(), 
             .map(|value| value.to_str().unwrap_or_default())
     };
     let host = text(header::HOST).unwrap_or_default();
+    if headers.get_all(header::HOST).iter().count() > 1 {
+        let error = "more than one host header";
+        return Err(Failure::new(StatusCode::BAD_REQUEST, error).hint("send one"));
+    }
     if !is_ours(host, bound) {
-        return Err(Failure::new(
-            StatusCode::FORBIDDEN,
-            format!("host `{host}` is not this control plane"),
-        )
-        .hint("ask by a loopback address or localhost"));
+        return Err(not_ours(host));
     }
     if let Some(origin) = text(header::ORIGIN).filter(|origin| *origin != format!("http://{host}"))
     {
@@ -243,15 +249,22 @@ fn check(method: &Method, headers: &HeaderMap, bound: SocketAddr) -> Result<(), 
     Ok(())
 }
 
+fn not_ours(host: &str) -> Failure {
+    let error = format!("host `{host}` is not this control plane");
+    Failure::new(StatusCode::FORBIDDEN, error).hint("ask by a loopback address or localhost")
+}
+
 /// A loopback name or address, or the bound address; whatever the port.
 fn is_ours(host: &str, bound: SocketAddr) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.split(':').next().unwrap_or_default(),
+    let (name, rest) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((name, rest)) => (name, rest),
+        None => host.split_at(host.find(':').unwrap_or(host.len())),
     };
+    let is_port = |rest: &str| rest.strip_prefix(':').is_some_and(|p| p.parse::<u16>().is_ok());
     let address = name.parse::<std::net::IpAddr>();
-    name.eq_ignore_ascii_case("localhost")
-        || address.is_ok_and(|ip| ip.is_loopback() || ip == bound.ip())
+    let is_known = name.eq_ignore_ascii_case("localhost")
+        || address.is_ok_and(|ip| ip.is_loopback() || ip == bound.ip());
+    is_known && (rest.is_empty() || is_port(rest))
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
 pub use loads::{INTERVAL as LOAD_INTERVAL, Load, Loads, Place, Summary};
-pub use canary::{AUTHOR, Canaries};
+pub use canary::{AUTHOR, Canaries, others};
 pub use hds::Hds;
 pub use fleet::{Counts, Fleet, PUSH_BOUNDS_MS, ProxyState, Refused};
 

@@ -190,8 +190,8 @@ impl wire::observe_server::Observe for Observe {
 
 fn check(report: &wire::ReportRequest) -> Result<(), Status> {
     let refuse = |what: &str| Err(Status::invalid_argument(what.to_owned()));
-    if report.node.is_empty() || report.node.len() > TEXT_MAX {
-        return refuse("`node` is empty or too long");
+    if report.node.is_empty() || !is_plain(&report.node) {
+        return refuse("`node` is empty, too long or has control characters");
     }
     for name in [&report.namespace, &report.service] {
         check_label(name).map_err(|e| Status::invalid_argument(e.to_string()))?;
@@ -210,9 +210,9 @@ fn check(report: &wire::ReportRequest) -> Result<(), Status> {
             &edge.protocol,
         ]
         .iter()
-        .any(|t| t.len() > TEXT_MAX)
+        .any(|text| !is_plain(text))
         {
-            return refuse("an edge has a text that is too long");
+            return refuse("an edge has a text that is too long or has control characters");
         }
         // None: the reporter has not been told the bounds yet.
         if !matches!(edge.latency_buckets.len(), 0 | edges::BUCKETS) {
@@ -220,6 +220,10 @@ fn check(report: &wire::ReportRequest) -> Result<(), Status> {
         }
     }
     Ok(())
+}
+
+fn is_plain(text: &str) -> bool {
+    text.len() <= TEXT_MAX && !text.chars().any(char::is_control)
 }
 
 fn remember(memory: &mut HashMap<String, (u64, u64)>, node: &str, bytes: u64, second: u64) {

@@ -259,7 +259,7 @@ impl Registry {
             .instance
             .ok_or_else(|| Status::invalid_argument("`instance` is missing"))?;
         let state = state_from_wire(instance.state);
-        let instance = from_wire(instance).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let instance = from_wire(instance).map_err(|e| unfit(&e))?;
         let (id, epoch) = (instance.id.clone(), request.epoch);
         let ttl_ms = self.leases().bounds().grant(request.ttl_ms);
         let record =
@@ -508,7 +508,19 @@ fn bump(count: &AtomicU64, more: u64) {
 }
 
 fn key(namespace: &str, service: &str, id: &str) -> Result<InstanceId, Status> {
-    id_from_wire(namespace, service, id).map_err(|e| Status::invalid_argument(e.to_string()))
+    id_from_wire(namespace, service, id).map_err(|e| unfit(&e))
+}
+
+/// Names what the peer sent, which may be anything: it is shown, on its terminal and in logs, not obeyed.
+fn unfit(error: &dyn std::fmt::Display) -> Status {
+    let mut shown = String::new();
+    for c in error.to_string().chars() {
+        match c.is_control() {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    Status::invalid_argument(shown)
 }
 
 /// Of a record as it is stored.

@@ -234,7 +234,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         admission.clone(),
         fleet.clone(),
         observe.clone(),
-        admin_address,
+        (registry.planes().name().to_owned(), admin_address),
     );
     let api = Api::new(
         admission,

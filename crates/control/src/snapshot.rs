@@ -4,6 +4,7 @@
 //! document that is (partly) not in force. [`Compiler`] encodes what changed and hands out a [`Published`], from which each
 //! stream takes its node's [`Snapshot`] by sharing. No I/O, no clock.
 
+mod asks;
 mod catalog;
 mod demand;
 mod index;
@@ -22,6 +23,7 @@ use phalanx_model::{ClusterName, ServiceName, SharedMap};
 
 use index::{Index, Touched};
 
+pub use asks::{Asks, host};
 pub use catalog::{Catalog, CatalogPort, Ports, UNENFORCED};
 pub use demand::{DEMAND, Demand};
 pub use node::{Node, NodeError};

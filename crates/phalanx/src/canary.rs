@@ -66,8 +66,12 @@ pub async fn decide(
 pub async fn wait(client: &Admin, canary: &Canary) -> Outcome {
     let patience = Duration::from_millis(canary.watch_ms) + DECIDED_MAX;
     let deadline = Instant::now() + patience;
+    let mut away = status::Away::default();
     loop {
-        let now = client.canary().await?;
+        let Some(now) = away.bridge(client.canary().await)? else {
+            tokio::time::sleep(POLL).await;
+            continue;
+        };
         let is_mine = |sequence: u64| sequence == canary.sequence;
         if now.current.as_ref().is_none_or(|c| !is_mine(c.sequence)) {
             return decided(client, now.last.filter(|last| is_mine(last.sequence))).await;
@@ -95,7 +99,7 @@ async fn decided(client: &Admin, last: Option<CanaryEnd>) -> Outcome {
                 .hint("no proxy keeps it; `phalanx history --diff` shows what was tried"),
         );
     }
-    eprintln!("promoted: {}", last.reason);
+    output::tell(&format!("promoted: {}", last.reason));
     let revision = client.status(None).await?.config_revision;
     status::wait_for(client, revision).await
 }
@@ -110,7 +114,8 @@ pub fn render_all(status: &CanaryStatus, style: Style) -> String {
 
 pub fn render_end(last: &CanaryEnd, style: Style) -> String {
     let age = output::age(last.time_ms, output::now_ms());
-    let line = format!("last canary ({age} ago): {}: {}", last.stage, last.reason);
+    let reason = output::plain(&last.reason);
+    let line = format!("last canary ({age} ago): {}: {reason}", last.stage);
     let line = if last.stage == "promoted" {
         style.good(&line)
     } else {
@@ -129,7 +134,7 @@ pub fn render(canary: &Canary, style: Style) -> String {
         style.warn(&format!(
             "canary of {} by {}: on {} of {} proxies first ({} concerned), {}",
             canary.changes.join(", "),
-            canary.author,
+            output::plain(&canary.author),
             canary.applied,
             canary.nodes.len(),
             canary.concerned,
@@ -157,6 +162,7 @@ pub fn render(canary: &Canary, style: Style) -> String {
     ]);
     text += &table.render(style);
     for problem in &canary.problems {
+        let problem = output::plain(problem);
         text += &format!("{} {problem}\n", style.error("problem:"));
     }
     text

@@ -88,24 +88,31 @@ impl Failure {
             if !self.problems.is_empty() {
                 body["problems"] = json!(self.problems);
             }
-            eprintln!("{body:#}");
+            output::tell(&format!("{body:#}"));
             return ExitCode::from(self.code);
         }
         for problem in &self.problems {
-            eprintln!("{problem}");
+            output::tell(&output::plain(&problem.to_string()));
         }
         if !self.message.is_empty() {
-            eprintln!(
+            output::tell(&format!(
                 "{} {}",
                 output::stderr_style().error("error:"),
-                self.message
-            );
+                lines(&self.message)
+            ));
         }
         if let Some(hint) = &self.hint {
-            eprintln!("{} {hint}", output::stderr_style().dim(" hint:"));
+            let word = output::stderr_style().dim(" hint:");
+            output::tell(&format!("{word} {}", lines(hint)));
         }
         ExitCode::from(self.code)
     }
+}
+
+/// Of our own text, with what others wrote in it.
+fn lines(text: &str) -> String {
+    let plain: Vec<_> = text.lines().map(output::plain).collect();
+    plain.join("\n")
 }
 
 impl From<AdminError> for Failure {

@@ -91,9 +91,10 @@ pub async fn rollback(options: RollbackOptions) -> Outcome {
 fn diffs(entry: &HistoryEntry) -> String {
     let style = output::stdout_style();
     let age = output::age(entry.time_ms, output::now_ms());
-    let mut head = format!("revision {} by {}, {age} ago", entry.revision, entry.author);
+    let author = output::plain(&entry.author);
+    let mut head = format!("revision {} by {author}, {age} ago", entry.revision);
     if !entry.message.is_empty() {
-        head += &format!(": {}", entry.message);
+        head += &format!(": {}", output::plain(&entry.message));
     }
     let mut text = format!("{}\n", style.bold(&head));
     text.extend(entry.changes.iter().map(diff::past));

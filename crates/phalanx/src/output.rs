@@ -26,6 +26,39 @@ pub fn print(text: &str) -> Outcome {
     }
 }
 
+/// Prints a line to standard error; whoever closed it does not want to know.
+pub fn tell(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// What others wrote, as it may stand on a terminal: control and direction characters are shown, not obeyed.
+pub fn plain(text: &str) -> String {
+    let acts = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match acts(c) {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    shown
+}
+
+/// Columns of a terminal: ideographs and their like take two, combining marks none.
+fn width(text: &str) -> usize {
+    let columns = |c: char| match c as u32 {
+        0x300..=0x36f | 0x200b..=0x200d | 0xfe00..=0xfe0f => 0,
+        0x1100..=0x115f | 0x2e80..=0x303e | 0x3041..=0xa4cf | 0xac00..=0xd7a3 => 2,
+        0xf900..=0xfaff | 0xfe30..=0xfe4f | 0xff00..=0xff60 | 0xffe0..=0xffe6 => 2,
+        0x1f300..=0x1f64f | 0x1f680..=0x1f6ff | 0x1f900..=0x1f9ff | 0x2_0000..=0x3_fffd => 2,
+        _ => 1,
+    };
+    text.chars().map(columns).sum()
+}
+
 /// The value as JSON or YAML, or else the table.
 pub fn show<T: Serialize>(format: Format, value: &T, table: impl FnOnce() -> String) -> Outcome {
     let json =
@@ -52,27 +85,22 @@ impl Table {
     }
 
     pub fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
+        self.rows
+            .push(cells.iter().map(|cell| plain(cell)).collect());
     }
 
     pub fn render(&self, style: Style) -> String {
-        let width = |column: usize| {
-            let cells = self
-                .rows
-                .iter()
-                .filter_map(|r| r.get(column))
-                .map(|c| c.chars().count());
-            cells
-                .chain([self.header[column].chars().count()])
-                .max()
-                .unwrap_or(0)
+        let widest = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            let cells = cells.map(|cell| width(cell));
+            cells.chain([width(self.header[column])]).max().unwrap_or(0)
         };
-        let widths: Vec<usize> = (0..self.header.len()).map(width).collect();
+        let widths: Vec<usize> = (0..self.header.len()).map(widest).collect();
         let right: Vec<bool> = (0..self.header.len()).map(|c| self.is_numeric(c)).collect();
         let line = |cells: &mut dyn Iterator<Item = &str>| {
             let mut text = String::new();
             for (column, cell) in cells.enumerate() {
-                let gap = " ".repeat(widths[column].saturating_sub(cell.chars().count()));
+                let gap = " ".repeat(widths[column].saturating_sub(width(cell)));
                 let (before, after) = if right[column] {
                     (gap.as_str(), "")
                 } else {
@@ -255,6 +283,17 @@ mod tests {
         table.row(vec!["longer".into(), "1234567".into()]);
         let text = table.render(Style { coloured: false });
         assert_eq!(text, "NAME      COUNT\na             5\nlonger  1234567\n");
+    }
+
+    #[test]
+    fn ideographs_take_two_columns_and_nothing_that_others_wrote_acts() {
+        let mut table = Table::new(&["AUTHOR", "MESSAGE"]);
+        table.row(vec!["王小明".into(), "换端口".into()]);
+        table.row(vec!["ann".into(), "\x1b[2J\u{202e}x\ny".into()]);
+        assert_eq!(
+            table.render(Style { coloured: false }),
+            "AUTHOR  MESSAGE\n王小明  换端口\nann     \\u{1b}[2J\\u{202e}x\\ny\n"
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use phalanx_client::admin::Admin;
+use phalanx_client::admin::{Admin, AdminError};
 use phalanx_client::api::{Refusal, ServicesFound, Status};
 
 use crate::AdminOptions;
@@ -14,6 +14,9 @@ use crate::output::{self, Format, Style, Table};
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// One long poll; shorter than the server's bound.
 const POLL: Duration = Duration::from_secs(5);
+/// How long a control plane may be away while something is waited for.
+const AWAY_MAX: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(200);
 
 #[derive(Args)]
 pub struct Options {
@@ -52,27 +55,49 @@ pub async fn run(options: Options) -> Outcome {
     };
     output::show(options.output, &status, || render(&status))?;
     ended?;
-    let wrong =
-        !status.refused.is_empty() || !status.quarantined.is_empty() || !status.findings.is_empty();
-    if wrong {
+    if is_wrong(&status) {
         Err(Failure::refused(""))
     } else {
         Ok(())
     }
 }
 
+/// Whether something is refused, kept out of force, held, or not known.
+fn is_wrong(status: &Status) -> bool {
+    !status.refused.is_empty()
+        || !status.quarantined.is_empty()
+        || !status.findings.is_empty()
+        || !status.held.is_empty()
+        || !status.not_connected.is_empty()
+        || status.read_only.is_some()
+        || status.planes.iter().any(|plane| plane.error.is_some())
+}
+
 /// Waits for a change that was just stored; that a proxy refuses is told, and no success.
 pub async fn wait_for(client: &Admin, revision: u64) -> Outcome {
     let (status, ended) = wait(client, Some(revision), DEFAULT_TIMEOUT).await?;
-    let of_change: Vec<&Refusal> = status
+    let (of_change, before): (Vec<&Refusal>, Vec<&Refusal>) = status
         .refused
         .iter()
         .filter(|refusal| !status.waiting.contains(&refusal.node))
-        .collect();
+        .partition(|refusal| refusal.since_revision >= revision);
+    for refusal in &before {
+        let word = output::stderr_style().warn("warning:");
+        let since = refusal.since_revision;
+        output::tell(&format!("{word} since revision {since}: {}", told(refusal)));
+    }
     for refusal in &of_change {
-        eprintln!("{}", told(refusal));
+        output::tell(&told(refusal));
     }
     ended?;
+    if let (true, [first, ..]) = (of_change.is_empty(), status.not_connected.as_slice()) {
+        let (applied, proxies) = (status.applied, status.proxies);
+        let count = status.not_connected.len();
+        return Err(Failure::refused(format!(
+            "revision {revision} was applied by {applied} of {proxies} proxies: {count} registered without a stream, first: {first}"
+        ))
+        .hint("it is stored, and they get it when they are back; `phalanx status` lists them"));
+    }
     match of_change.as_slice() {
         [] => Ok(()),
         [first, ..] => {
@@ -96,10 +121,33 @@ fn told(refusal: &Refusal) -> String {
     } else {
         format!(" because of {}", refusal.rule)
     };
-    format!(
+    output::plain(&format!(
         "{} refuses {}{rule}: {}",
         refusal.node, refusal.resource, refusal.message
-    )
+    ))
+}
+
+/// A control plane that starts again is waited for.
+#[derive(Default)]
+pub struct Away(Option<Instant>);
+
+impl Away {
+    /// None while nobody answers, which need not last.
+    pub fn bridge<T>(&mut self, answer: Result<T, AdminError>) -> Result<Option<T>, Failure> {
+        match answer {
+            Ok(answer) => {
+                self.0 = None;
+                Ok(Some(answer))
+            }
+            Err(error) => {
+                let since = *self.0.get_or_insert_with(Instant::now);
+                match error.is_unreachable() && since.elapsed() < AWAY_MAX {
+                    true => Ok(None),
+                    false => Err(error.into()),
+                }
+            }
+        }
+    }
 }
 
 /// Polls until every proxy has the revision or one has refused it; the last status in any case, and whether that was in time.
@@ -109,9 +157,18 @@ async fn wait(
     timeout: Duration,
 ) -> Result<(Status, Outcome), Failure> {
     let deadline = Instant::now() + timeout;
+    let mut away = Away::default();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let status = client.status_within(revision, left.min(POLL)).await?;
+        let answer = client.status_within(revision, left.min(POLL)).await;
+        let answer = match left.is_zero() {
+            true => Some(answer?),
+            false => away.bridge(answer)?,
+        };
+        let Some(status) = answer else {
+            tokio::time::sleep(AGAIN).await;
+            continue;
+        };
         if status.settled() {
             return Ok((status, Ok(())));
         }
@@ -237,8 +294,8 @@ fn render(status: &Status) -> String {
         text += &format!(
             "{} {}: {} (since revision {}; a good version before it stays in force)\n",
             style.error("quarantined"),
-            q.id,
-            q.message,
+            output::plain(&q.id),
+            output::plain(&q.message),
             q.since_revision
         );
     }
@@ -248,7 +305,7 @@ fn render(status: &Status) -> String {
             "{} {}: {} (since revision {})\n",
             style.warn(&f.state),
             f.id,
-            message.unwrap_or(&f.message),
+            output::plain(message.unwrap_or(&f.message)),
             f.since_revision
         );
     }

@@ -406,7 +406,7 @@ fn message(rng: &mut fastrand::Rng, lines: &[&str], host: bool) -> Vec<u8> {
 
 fn rounds() -> usize {
     if std::env::var_os("PHALANX_SOAK").is_some() {
-        300_000
+        100_000
     } else {
         3_000
     }

@@ -11,7 +11,7 @@ use phalanx_model::ServiceName;
 use phalanx_store::Txn;
 
 use super::effect::{Around, Outcome};
-use super::{Admission, AdmitError, Step, Terms, json, problem, unix_ms};
+use super::{Admission, AdmitError, Step, Terms, check_texts, json, problem, unix_ms};
 use crate::snapshot::Node;
 use crate::world::World;
 use crate::world::record::{
@@ -72,10 +72,21 @@ pub fn refuse_staged(world: &World, steps: &[Step]) -> Result<(), AdmitError> {
     let Some(canary) = &world.canary else {
         return Ok(());
     };
-    let touches = |step: &&Step| canary.stages(&step.id);
+    let touches = |step: &&Step| step.changes() && canary.stages(&step.id);
     match steps.iter().find(touches) {
         Some(step) => Err(under_way(world, Some(&step.id.to_string()))),
         None => Ok(()),
+    }
+}
+
+/// There is one canary at a time, and it has to show something.
+pub fn refuse_start(world: &World, outcome: &Outcome) -> Result<(), AdmitError> {
+    if world.canary.is_some() {
+        return Err(under_way(world, None));
+    }
+    match outcome.concerned.is_empty() {
+        true => Err(AdmitError::Nobody),
+        false => Ok(()),
     }
 }
 
@@ -172,12 +183,6 @@ impl Admission {
         outcome: &Outcome,
         around: &Around,
     ) -> Result<u64, AdmitError> {
-        if world.canary.is_some() {
-            return Err(under_way(world, None));
-        }
-        if outcome.concerned.is_empty() {
-            return Err(AdmitError::Nobody);
-        }
         let now = unix_ms();
         let sequence = world.sequence + 1;
         let concerned = outcome.concerned.len();
@@ -241,7 +246,29 @@ impl Admission {
         author: &str,
         reason: &str,
     ) -> Result<ApplyResponse, AdmitError> {
+        check_texts(author, None)?;
         let _turn = self.turn().await;
+        let mut tries = 1;
+        loop {
+            match self.conclude_once(sequence, stage, author, reason).await {
+                // Something else was written at the same moment, which need not concern it.
+                Err(AdmitError::Conflict { .. }) if tries < TRIES_MAX => tries += 1,
+                ended => return ended,
+            }
+            let (mut worlds, sequence) = (self.worlds.clone(), self.worlds.borrow().sequence);
+            let newer = worlds.wait_for(|world| world.sequence > sequence);
+            // Whoever was faster may have been read already.
+            let _ = tokio::time::timeout(AGAIN, newer).await;
+        }
+    }
+
+    async fn conclude_once(
+        &self,
+        sequence: u64,
+        stage: CanaryStage,
+        author: &str,
+        reason: &str,
+    ) -> Result<ApplyResponse, AdmitError> {
         let world = self.worlds.borrow().clone();
         let Some(canary) = world.canary.as_ref().filter(|canary| {
             canary.record.as_ref().map_or(0, |record| record.sequence) == sequence
@@ -302,6 +329,9 @@ impl Admission {
     }
 }
 
+/// To decide a canary while others write.
+const TRIES_MAX: u32 = 5;
+const AGAIN: Duration = Duration::from_millis(200);
 const WATCH_MIN: Duration = Duration::from_secs(1);
 const WATCH_MAX: Duration = Duration::from_secs(24 * 3600);
 

@@ -10,7 +10,7 @@ use phalanx_model::resource::{Action, Assignment, Forward, Rule, VirtualHost};
 use phalanx_xds::{Kind, Snapshot};
 
 use super::leaves::{bounded, differences};
-use crate::snapshot::{Compiler, Finding, Mesh, Node, Published};
+use crate::snapshot::{Asks, Compiler, Finding, Mesh, Node, Published, host};
 use crate::world::World;
 
 /// Who is there to receive something.
@@ -18,8 +18,12 @@ use crate::world::World;
 pub struct Around {
     /// Each once.
     pub nodes: Vec<Node>,
+    /// What those of them ask for that get no more than that, by node.
+    pub asks: BTreeMap<String, Arc<Asks>>,
     /// Who has been seen to call whom.
     pub callers: BTreeSet<(ServiceName, ServiceName)>,
+    /// Control planes that could not be asked who is there, and why.
+    pub unknown: Vec<String>,
 }
 
 /// A change's effect, and the nodes of `around` that it concerns.
@@ -37,18 +41,15 @@ pub fn of(
     after: Arc<World>,
     around: &Around,
 ) -> Outcome {
-    let before = compiler.compile(before);
-    let after = compiler.compile(after);
-    let received = received(&before, &after, &around.nodes);
+    let before = Arc::new(compiler.compile(before));
+    let after = Arc::new(compiler.compile(after));
+    let received = received(&before, &after, around);
     let count = |kind: Kind, name: &str| {
         let has = |(_, names): &&(&Node, Arc<Names>)| names.contains(&(kind, name.to_owned()));
         received.iter().filter(has).count()
     };
-    let of_routes = received
-        .iter()
-        .filter(|(_, names)| names.iter().any(|(kind, _)| *kind == Kind::Routes))
-        .count();
-    let (rules, mut services) = rules(&before.mesh, &after.mesh, of_routes);
+    let listeners = Listeners::of(&received, [&before, &after], around);
+    let (rules, mut services) = rules(&before.mesh, &after.mesh, &listeners);
     let mut resources = clusters(&before.mesh, &after.mesh, &mut services);
     let others: BTreeSet<_> = received
         .iter()
@@ -104,15 +105,71 @@ pub fn of(
 
 type Names = BTreeSet<(Kind, String)>;
 
-/// The nodes that would receive something, and what. Nodes with the same resources are compared once.
+/// Who would receive the rules of a host.
+struct Listeners {
+    /// Nodes that have the rules of all hosts.
+    of_all: usize,
+    /// Nodes that asked for single ones, by host.
+    of_host: BTreeMap<String, usize>,
+}
+
+impl Listeners {
+    fn of(received: &[(&Node, Arc<Names>)], worlds: [&Published; 2], around: &Around) -> Self {
+        let mut listeners = Self {
+            of_all: 0,
+            of_host: BTreeMap::new(),
+        };
+        for (node, names) in received {
+            let mut tables = names.iter().filter(|(kind, _)| *kind == Kind::Routes);
+            if !around.asks.contains_key(&node.id) {
+                listeners.of_all += usize::from(tables.next().is_some());
+                continue;
+            }
+            let namespace = &node.service.namespace;
+            let hosts: BTreeSet<String> = tables
+                .flat_map(|(_, table)| worlds.map(|world| host(table, namespace, world)))
+                .flatten()
+                .collect();
+            for host in hosts {
+                *listeners.of_host.entry(host).or_default() += 1;
+            }
+        }
+        listeners
+    }
+
+    fn count(&self, host: &str) -> usize {
+        self.of_all + self.of_host.get(host).copied().unwrap_or(0)
+    }
+}
+
+/// The nodes that would receive something, and what. Nodes with the same resources are compared once; those of a canary
+/// that is under way have its world.
 fn received<'n>(
-    before: &Published,
-    after: &Published,
-    nodes: &'n [Node],
+    before: &Arc<Published>,
+    after: &Arc<Published>,
+    around: &'n Around,
 ) -> Vec<(&'n Node, Arc<Names>)> {
+    type Asking<'a> = (bool, &'a ServiceName, bool, &'a Asks);
     let mut known: Vec<(Snapshot, Snapshot, Arc<Names>)> = Vec::new();
+    let mut asking: BTreeMap<Asking<'_>, Arc<Names>> = BTreeMap::new();
     let mut received = Vec::new();
-    for node in nodes {
+    for node in &around.nodes {
+        let (is_first, before, after) = (
+            before.is_first(&node.id),
+            before.of(&node.id),
+            after.of(&node.id),
+        );
+        if let Some(asks) = around.asks.get(&node.id) {
+            let key = (is_first, &node.service, node.is_proxyless(), &**asks);
+            let names = asking.entry(key).or_insert_with(|| {
+                let (old, new) = (asks.snapshot(&before, node), asks.snapshot(&after, node));
+                Arc::new(changed(&old, &new))
+            });
+            if !names.is_empty() {
+                received.push((node, names.clone()));
+            }
+            continue;
+        }
         let listeners = Published::listeners(node);
         let (old, new) = (
             before.snapshot(node, &listeners, None),
@@ -244,7 +301,11 @@ fn pairs<'a, K: Ord, V>(
 }
 
 /// All hosts with their rules as every namespace sees them.
-fn rules(before: &Mesh, after: &Mesh, proxies: usize) -> (Vec<RuleEffect>, BTreeSet<ServiceName>) {
+fn rules(
+    before: &Mesh,
+    after: &Mesh,
+    listeners: &Listeners,
+) -> (Vec<RuleEffect>, BTreeSet<ServiceName>) {
     let mut effects = Vec::new();
     let mut services = BTreeSet::new();
     if before.rules == after.rules {
@@ -260,7 +321,7 @@ fn rules(before: &Mesh, after: &Mesh, proxies: usize) -> (Vec<RuleEffect>, BTree
     };
     let (before, after) = (hosts(before), hosts(after));
     for (name, old, new) in pairs(&before, &after) {
-        let changed = of_host(name, old, new, proxies);
+        let changed = of_host(name, old, new, listeners.count(name));
         if !changed.is_empty() {
             services.extend(service(name));
         }

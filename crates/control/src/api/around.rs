@@ -1,15 +1,17 @@
 //! The other control planes over the store, asked with a bounded patience, and the proxies of all of them.
 
-use std::collections::BTreeSet;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use phalanx_client::admin::Admin;
 use phalanx_client::api;
 use phalanx_model::ServiceName;
+use phalanx_xds::Kind;
 
 use super::Api;
 use crate::admit::Around;
-use crate::snapshot::Node;
+use crate::discovery::others;
+use crate::snapshot::{Asks, Node};
 
 /// Another control plane and its answer.
 pub struct Peer<T> {
@@ -24,16 +26,20 @@ impl Api {
     where
         F: Future<Output = Result<T, phalanx_client::admin::AdminError>>,
     {
-        let (world, own) = (self.world(), self.inner.address.to_string());
-        let asked = world.planes.iter().filter(|(_, plane)| plane.admin != own);
-        let asked = asked.map(|(name, plane)| {
-            let answer = ask(Admin::new(&plane.admin).with_timeout(PEER_MAX));
-            let (name, admin) = (name.clone(), plane.admin.clone());
+        let world = self.world();
+        let own = self.inner.registry.planes().name();
+        let asked = others(&world, own, self.inner.address).map(|(name, admin, client)| {
+            let answer = client.map(|client| ask(client));
+            let (name, admin) = (name.to_owned(), admin.to_owned());
             async move {
+                let answer = match answer {
+                    Ok(answer) => answer.await.map_err(|error| error.to_string()),
+                    Err(problem) => Err(problem),
+                };
                 Peer {
                     name,
                     admin,
-                    answer: answer.await.map_err(|error| error.to_string()),
+                    answer,
                 }
             }
         });
@@ -42,15 +48,13 @@ impl Api {
 
     /// Who would receive a change, and who calls whom.
     pub(super) async fn around(&self) -> Around {
-        let mut nodes: Vec<Node> = self
-            .inner
-            .fleet
-            .proxies()
-            .into_iter()
-            .map(|proxy| proxy.node)
-            .collect();
+        let (mut nodes, mut asks, mut unknown) = (Vec::new(), BTreeMap::new(), Vec::new());
+        for proxy in self.inner.fleet.proxies() {
+            asks.extend(proxy.asks.map(|asked| (proxy.node.id.clone(), asked)));
+            nodes.push(proxy.node);
+        }
         let mut known: BTreeSet<String> = nodes.iter().map(|node| node.id.clone()).collect();
-        let peers = self.ask_peers(|admin| async move { admin.proxies().await });
+        let peers = self.ask_peers(|admin| async move { admin.proxies_asking().await });
         for peer in peers.await {
             match peer.answer {
                 Ok(proxies) => {
@@ -58,16 +62,23 @@ impl Api {
                         .items
                         .into_iter()
                         .filter(|p| known.insert(p.node.clone()));
-                    nodes.extend(new.map(node));
+                    for mut proxy in new {
+                        let asked = proxy.asks.take().map(|asked| Arc::new(read(&asked)));
+                        asks.extend(asked.map(|asked| (proxy.node.clone(), asked)));
+                        nodes.push(node(proxy));
+                    }
                 }
-                Err(error) => {
-                    tracing::warn!(plane = %peer.name, %error, "its proxies are not known");
-                }
+                Err(error) => unknown.push(format!(
+                    "control plane {} can't be asked, its proxies are left out: {error}",
+                    peer.name
+                )),
             }
         }
         Around {
             nodes,
+            asks,
             callers: self.inner.observe.callers(),
+            unknown,
         }
     }
 }
@@ -83,5 +94,12 @@ fn node(proxy: api::Proxy) -> Node {
     )
 }
 
-/// Of one question to another control plane.
-const PEER_MAX: Duration = Duration::from_secs(1);
+/// Of `RDS outbound/shop` and the like.
+fn read(asked: &[String]) -> Asks {
+    let name = |text: &String| {
+        let (kind, name) = text.split_once(' ')?;
+        let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind)?;
+        Some((kind, name.to_owned()))
+    };
+    asked.iter().filter_map(name).collect()
+}

@@ -9,6 +9,7 @@ use phalanx_client::api::{CanaryDecision, CanaryEvidence, CanaryStatus};
 use super::Api;
 use super::answer::{Failure, Params};
 use super::write::read;
+use crate::admit::AdmitError;
 use crate::world::record::CanaryStage;
 
 pub async fn show(State(api): State<Api>, query: RawQuery) -> Result<Json<CanaryStatus>, Failure> {
@@ -38,7 +39,7 @@ pub async fn decide(State(api): State<Api>, body: Body) -> Result<Json<CanarySta
     let current = api.world().canary.clone();
     let sequence = current.map(|canary| canary.record.as_ref().map_or(0, |r| r.sequence));
     let Some(sequence) = sequence else {
-        return Err(crate::admit::AdmitError::NoCanary.into());
+        return Err(AdmitError::NoCanary.into());
     };
     let reason = match decision.message {
         Some(why) if !why.is_empty() => format!("{done}: {why}"),
@@ -47,6 +48,20 @@ pub async fn decide(State(api): State<Api>, body: Body) -> Result<Json<CanarySta
     let admission = &api.inner.admission;
     admission
         .conclude(sequence, stage, &decision.author, &reason)
-        .await?;
+        .await
+        .map_err(undecided)?;
     Ok(Json(api.inner.canaries.status()))
+}
+
+/// Going back is written too: while nothing can be, who has the change keeps it.
+fn undecided(error: AdmitError) -> Failure {
+    let AdmitError::Store(source) = error else {
+        return error.into();
+    };
+    let error = format!(
+        "the canary can't be decided while nothing can be stored, its proxies keep the change: {source}"
+    );
+    Failure::new(StatusCode::SERVICE_UNAVAILABLE, error).hint(
+        "`phalanx status` says what is wrong with the store; decide again when it takes writes",
+    )
 }

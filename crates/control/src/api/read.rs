@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
@@ -18,6 +19,7 @@ use crate::admit::unknown_kind;
 use crate::discovery::{Load, Place, ProxyState};
 use crate::metrics;
 use crate::registry::leases::LeaseState;
+use crate::snapshot::Asks;
 use crate::world::record::{CanaryStage, HistoryChange};
 use crate::world::{DocumentEntry, Registered};
 
@@ -87,9 +89,11 @@ pub async fn documents(
 
 pub async fn document(
     State(api): State<Api>,
-    Path((kind_text, namespace, name)): Path<(String, String, String)>,
+    path: Result<Path<(String, String, String)>, PathRejection>,
     query: RawQuery,
 ) -> Result<Json<api::StoredDocument>, Failure> {
+    let Path((kind_text, namespace, name)) =
+        path.map_err(|wrong| Failure::new(StatusCode::BAD_REQUEST, wrong.body_text()))?;
     Params::parse(query, &[])?;
     let id = DocumentId {
         kind: kind(&kind_text)?,
@@ -152,7 +156,10 @@ pub async fn history(
             author: record.author,
             message: record.message,
             changes: record.changes.into_iter().map(change).collect(),
-            canary: record.canary.as_ref().map(|step| stage(step.stage).to_owned()),
+            canary: record
+                .canary
+                .as_ref()
+                .map(|step| stage(step.stage).to_owned()),
             tried: record
                 .canary
                 .map(|step| step.tried.into_iter().map(change).collect())
@@ -185,8 +192,15 @@ pub async fn proxies(
     State(api): State<Api>,
     query: RawQuery,
 ) -> Result<Json<api::Proxies>, Failure> {
-    Params::parse(query, &[])?;
+    let params = Params::parse(query, &["asks"])?;
+    let is_asked = params.number("asks")? == Some(1);
+    let told = |asks: &Asks| {
+        asks.iter()
+            .map(|(kind, name)| format!("{kind} {name}"))
+            .collect()
+    };
     let item = |proxy: ProxyState| api::Proxy {
+        asks: proxy.asks.as_deref().filter(|_| is_asked).map(told),
         refusals: refusals(&proxy),
         memory_bytes: api.inner.observe.memory(&proxy.node.id),
         node: proxy.node.id,
@@ -266,7 +280,12 @@ pub async fn instances(
                 .unwrap_or_default(),
             plane: registered.plane.clone(),
             connected: connected.contains(&instance.id),
-            source: if registered.is_imported() { "etcd" } else { "registry" }.to_owned(),
+            source: if registered.is_imported() {
+                "etcd"
+            } else {
+                "registry"
+            }
+            .to_owned(),
             health: health.to_owned(),
             health_reason,
         }

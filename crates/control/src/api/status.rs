@@ -116,7 +116,7 @@ async fn of(api: &Api, target: u64) -> api::Status {
     };
     if !peers.is_empty() {
         status.planes.push(PlaneView {
-            name: own_name(api),
+            name: api.inner.registry.planes().name().to_owned(),
             admin: api.inner.address.to_string(),
             proxies: status.proxies,
             applied: status.applied,
@@ -147,12 +147,6 @@ fn services(found: &View) -> api::ServicesFound {
 }
 
 const HELD_KEY: &str = "its key in etcd expired, and with it most of the service would go at once; it is served until its key is back, it refuses connections, or others have taken over";
-
-fn own_name(api: &Api) -> String {
-    let (world, own) = (api.world(), api.inner.address.to_string());
-    let found = world.planes.iter().find(|(_, plane)| plane.admin == own);
-    found.map_or_else(|| "this one".to_owned(), |(name, _)| name.clone())
-}
 
 /// Another control plane's proxies; one that moved and is on both counts once.
 fn add(

@@ -5,7 +5,8 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use phalanx_client::api::{
-    ApplyRequest, ApplyResponse, BODY_BYTES_MAX, DeleteRequest, RollbackRequest,
+    ApplyRequest, ApplyResponse, BODY_BYTES_MAX, Change, ChangeAction, DeleteRequest,
+    RollbackRequest,
 };
 use serde::de::DeserializeOwned;
 
@@ -18,7 +19,9 @@ pub async fn apply(State(api): State<Api>, body: Body) -> Result<Json<ApplyRespo
     let is_canary = request.canary.is_some();
     let around = around(&api, request.dry_run || is_canary).await;
     let mut answer = api.inner.admission.apply(request, around).await?;
-    if is_canary && !answer.dry_run {
+    // Where nothing changes there may be another one.
+    let changes = |change: &Change| change.action != ChangeAction::Unchanged;
+    if is_canary && !answer.dry_run && answer.changes.iter().any(changes) {
         answer.canary = api.inner.canaries.status().current;
     }
     Ok(Json(answer))

@@ -35,8 +35,8 @@ struct Inner {
     admission: Arc<Admission>,
     fleet: Fleet,
     observe: Observe,
-    /// This control plane's admin address, which is no peer's.
-    own: SocketAddr,
+    /// This control plane's name and admin address.
+    own: (String, SocketAddr),
     /// Short critical sections, never across an await.
     trial: Mutex<Option<Trial>>,
 }
@@ -51,8 +51,10 @@ struct Trial {
     nodes: BTreeMap<String, Borne>,
     /// When all of its proxies had it.
     complete: Option<Instant>,
-    /// Those that had it, and have been without a stream since.
+    /// Those that had it, and have been without a stream, or without it, since.
     gone: BTreeMap<String, Instant>,
+    /// What was decided and could not be stored.
+    undecided: Option<String>,
     /// Of the other control planes, as they last told.
     peers: BTreeMap<String, api::CanaryEvidence>,
     problems: Vec<String>,
@@ -73,7 +75,7 @@ impl Canaries {
         admission: Arc<Admission>,
         fleet: Fleet,
         observe: Observe,
-        own: SocketAddr,
+        own: (String, SocketAddr),
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -90,11 +92,14 @@ impl Canaries {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut worlds = self.inner.worlds.clone();
+        // Of another process's clock, or of this one's before a restart; what is staged from now on is new, whoever's clock.
+        let found = worlds.borrow().canary.as_ref().map(|c| c.revision);
         loop {
             let world = worlds.borrow_and_update().clone();
             let pause = if world.canary.is_some() { TICK } else { IDLE };
             if let Some(canary) = &world.canary {
-                self.look(&world, canary).await;
+                self.look(&world, canary, found == Some(canary.revision))
+                    .await;
             } else {
                 *self.trial() = None;
             }
@@ -141,19 +146,21 @@ impl Canaries {
         }
     }
 
-    async fn look(&self, world: &World, canary: &Arc<Canary>) {
+    async fn look(&self, world: &World, canary: &Arc<Canary>, is_found: bool) {
         let Some(record) = &canary.record else {
             let problem = canary.problem.clone().unwrap_or_default();
             return self.end(0, CanaryStage::Back, &problem).await;
         };
-        if self.begin(record) && unix_ms().saturating_sub(record.started) > overdue_ms(record) {
+        let is_new = self.begin(record);
+        let age_ms = unix_ms().saturating_sub(record.started);
+        if is_new && is_found && age_ms > overdue_ms(record) {
             let reason = "it was not decided for too long, the control plane was away";
             return self.end(record.sequence, CanaryStage::Back, reason).await;
         }
         let peers = self.ask(world, record.sequence).await;
         let verdict = self.assess(record, canary, peers);
         let (stage, reason) = match verdict {
-            Verdict::Wait => return,
+            Verdict::Wait => return self.settle(record.sequence),
             Verdict::Back(reason) => (CanaryStage::Back, reason),
             Verdict::Promote(reason) => (CanaryStage::Promoted, reason),
         };
@@ -188,6 +195,7 @@ impl Canaries {
             nodes: record.nodes.iter().map(borne).collect(),
             complete: None,
             gone: BTreeMap::new(),
+            undecided: None,
             peers: BTreeMap::new(),
             problems: Vec::new(),
             seen: Seen::default(),
@@ -201,11 +209,12 @@ impl Canaries {
         world: &World,
         sequence: u64,
     ) -> Vec<(String, Result<api::CanaryEvidence, String>)> {
-        let own = self.inner.own.to_string();
-        let asked = world.planes.iter().filter(|(_, plane)| plane.admin != own);
-        let asked = asked.map(|(name, plane)| async move {
-            let admin = Admin::new(&plane.admin).with_timeout(PEER_MAX);
-            let answer = admin.canary_evidence().await.map_err(|e| e.to_string());
+        let (own, address) = &self.inner.own;
+        let asked = others(world, own, *address).map(|(name, _, client)| async move {
+            let answer = match client {
+                Ok(client) => client.canary_evidence().await.map_err(|e| e.to_string()),
+                Err(problem) => Err(problem),
+            };
             let answer = answer.and_then(|evidence| {
                 if evidence.sequence == sequence {
                     Ok(evidence)
@@ -213,7 +222,7 @@ impl Canaries {
                     Err("it does not know of the canary yet".to_owned())
                 }
             });
-            (name.clone(), answer)
+            (name.to_owned(), answer)
         });
         futures_util::future::join_all(asked).await
     }
@@ -246,7 +255,7 @@ impl Canaries {
         for node in &record.nodes {
             let had = trial.seen.nodes.get(node).is_some_and(|n| n.applied)
                 || trial.gone.contains_key(node);
-            if seen.nodes.contains_key(node) {
+            if seen.nodes.get(node).is_some_and(|n| n.applied) {
                 trial.gone.remove(node);
             } else if had {
                 trial.gone.entry(node.clone()).or_insert(now);
@@ -264,9 +273,13 @@ impl Canaries {
         seen.gone = trial
             .gone
             .iter()
-            .filter(|(_, since)| now - **since > GONE_MAX)
+            .filter(|(node, since)| {
+                let is_here = seen.nodes.contains_key(*node);
+                now - **since > if is_here { judge::APPLY_MAX } else { GONE_MAX }
+            })
             .map(|(node, _)| node.clone())
             .collect();
+        seen.unasked.clone_from(&trial.problems);
         seen.all_here = is_complete;
         trial.seen = seen;
         judge(record, &trial.seen)
@@ -321,8 +334,19 @@ impl Canaries {
             // Another control plane was faster, or somebody by hand.
             Err(AdmitError::NoCanary | AdmitError::Conflict { .. }) => {}
             Err(error) => {
-                tracing::warn!(sequence, ?stage, reason, %error, "the canary could not be decided yet");
+                let told = undecided(stage, reason, &error);
+                tracing::warn!(sequence, "{told}");
+                if let Some(trial) = self.trial().as_mut().filter(|t| t.sequence == sequence) {
+                    trial.undecided = Some(told);
+                }
             }
+        }
+    }
+
+    /// What could not be stored is due no more.
+    fn settle(&self, sequence: u64) {
+        if let Some(trial) = self.trial().as_mut().filter(|t| t.sequence == sequence) {
+            trial.undecided = None;
         }
     }
 
@@ -391,7 +415,9 @@ impl Canaries {
             until_ms: left,
             nodes,
             others: seen.map(|s| sum(s.others.values())).unwrap_or_default(),
-            problems: trial.map(|t| t.problems.clone()).unwrap_or_default(),
+            problems: trial
+                .map(|t| t.undecided.iter().chain(&t.problems).cloned().collect())
+                .unwrap_or_default(),
         }
     }
 
@@ -401,6 +427,35 @@ impl Canaries {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A decision that the store did not take; it is tried again until it does, or another one is due.
+fn undecided(stage: CanaryStage, reason: &str, error: &AdmitError) -> String {
+    let cause = match error {
+        AdmitError::Store(source) => source.to_string(),
+        other => other.to_string(),
+    };
+    let what = match stage {
+        CanaryStage::Promoted => "it should go on to all, but only its proxies have it",
+        _ => "it should go back, but its proxies keep it",
+    };
+    format!("{what} for as long as that can't be stored: {cause} (reason to decide: {reason})")
+}
+
+/// The other control planes over the store: name, admin address, and how to ask it or why that is of no use.
+pub fn others<'a>(
+    world: &'a World,
+    own: &'a str,
+    address: SocketAddr,
+) -> impl Iterator<Item = (&'a str, &'a str, Result<Admin, String>)> {
+    let others = world.planes.iter().filter(move |(name, _)| *name != own);
+    others.map(move |(name, plane)| {
+        let client = match plane.admin == address.to_string() {
+            true => Err(format!("its admin address, {address}, is this one's too")),
+            false => Ok(Admin::new(&plane.admin).with_timeout(PEER_MAX)),
+        };
+        (name.as_str(), plane.admin.as_str(), client)
+    })
 }
 
 fn end(last: &CanaryLast) -> api::CanaryEnd {

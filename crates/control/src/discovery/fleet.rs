@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::admit::unix_ms;
-use crate::snapshot::{Node, Unmet};
+use crate::snapshot::{Asks, Node, Unmet};
 
 /// All connected proxies; cheap to clone.
 #[derive(Clone)]
@@ -166,6 +166,8 @@ pub struct ProxyState {
     /// The newest that it ever acknowledged: who asks for more takes back for a moment what was counted.
     counted: u64,
     pub refused: Vec<Refused>,
+    /// Where it gets what it asks for and no more.
+    pub asks: Option<Arc<Asks>>,
 }
 
 /// Something a proxy does not take.
@@ -251,6 +253,7 @@ impl Fleet {
             acked: 0,
             counted: 0,
             refused: Vec::new(),
+            asks: None,
         };
         let stream = self.state().connect(proxy);
         self.touch();
@@ -375,6 +378,13 @@ pub struct Seat {
 }
 
 impl Seat {
+    /// Notes what the stream asks for by name.
+    pub fn asks(&self, asks: Asks) {
+        if let Some(proxy) = self.fleet.state().streams.get_mut(&self.stream) {
+            proxy.asks = Some(Arc::new(asks));
+        }
+    }
+
     /// Notes the progress of the stream.
     pub fn report(&self, target: u64, acked: u64, refused: Vec<Refused>) {
         let mut state = self.fleet.state();

@@ -20,7 +20,7 @@ use super::memory::{Memory, Recalled, Remembered, Who};
 use super::message::Message;
 use super::separate::{Rewrite, Rewrites};
 use super::wishes::Wishes;
-use crate::snapshot::{Demand, Node, Proxyless, Published, Resources};
+use crate::snapshot::{Asks, Demand, Node, Proxyless, Published, Resources, Unmet};
 
 /// What all streams have in common; cheap to clone.
 #[derive(Clone)]
@@ -93,6 +93,9 @@ impl Driver {
             .connect(&node, &self.peer, M::PROTOCOL, lane);
         let (entry, questions) = self.rooms.clients.enter(&node);
         let mut peer = self.introduce::<M>(&first, node, &wishes, seat);
+        if peer.demand.is_some() {
+            peer.seat.asks(Asks::default());
+        }
         self.take(&mut peer, first)?;
         self.target(&mut peer);
         let ended = self.pump(&mut peer, inbound, questions, answers).await;
@@ -223,6 +226,9 @@ impl Driver {
             let types: Vec<&str> = self.session.unserved().collect();
             tracing::warn!(node = %peer.node.id, ?types, "asks for types that are not served");
         }
+        if peer.proxyless.is_some() || (changes_names && peer.demand.is_some()) {
+            peer.seat.asks(Asks::of(&self.session));
+        }
         if is_other {
             self.target(peer);
         } else if peer.proxyless.is_some() || (changes_names && peer.demand.is_some()) {
@@ -259,7 +265,14 @@ impl Driver {
     /// This node's part of it.
     fn snapshot(&self, peer: &mut Peer, published: &Published) -> Snapshot {
         if let Some(proxyless) = &mut peer.proxyless {
-            return proxyless.snapshot(published, &peer.node, &self.session);
+            let known = proxyless.unmet().to_vec();
+            let snapshot = proxyless.snapshot(published, &peer.node, &self.session);
+            if *proxyless.unmet() != *known {
+                for Unmet { rule, message, .. } in proxyless.unmet() {
+                    tracing::warn!(node = %peer.node.id, rule, message, "calls that match it fail");
+                }
+            }
+            return snapshot;
         }
         match &mut peer.demand {
             Some(demand) => demand.snapshot(published, &peer.node, &self.session),

@@ -22,6 +22,17 @@ pub const DEMAND: &str = "outbound/";
 /// In node metadata: the sidecar asks on demand.
 const METADATA: &str = "demand";
 
+/// Where the names of a subscription come from.
+pub trait Names {
+    fn names(&self, kind: Kind) -> impl Iterator<Item = &str>;
+}
+
+impl Names for Session {
+    fn names(&self, kind: Kind) -> impl Iterator<Item = &str> {
+        Session::names(self, kind)
+    }
+}
+
 /// One stream's part of the mesh.
 #[derive(Debug)]
 pub struct Demand {
@@ -41,14 +52,19 @@ impl Demand {
     pub fn asked(wire: Option<&core::Node>, node: &Node) -> Option<Self> {
         let fields = &wire?.metadata.as_ref()?.fields;
         let asked = matches!(fields.get(METADATA)?.kind, Some(ValueKind::BoolValue(true)));
-        asked.then(|| Self {
+        asked.then(|| Self::of(node))
+    }
+
+    /// Of a peer that is known to ask.
+    pub fn of(node: &Node) -> Self {
+        Self {
             listeners: listeners(node),
             mesh: None,
             from: None,
             clusters: Resources::default(),
             endpoints: Resources::default(),
             tables: Resources::default(),
-        })
+        }
     }
 
     /// From now on rules come from here; none: from what is published.
@@ -58,7 +74,12 @@ impl Demand {
     }
 
     /// What follows from the names that the stream asks for now.
-    pub fn snapshot(&mut self, published: &Published, node: &Node, session: &Session) -> Snapshot {
+    pub fn snapshot(
+        &mut self,
+        published: &Published,
+        node: &Node,
+        session: &impl Names,
+    ) -> Snapshot {
         let mesh = self.mesh.as_ref().unwrap_or(&published.mesh);
         let namespace = &node.service.namespace;
         let from = self.from.as_ref();
@@ -68,9 +89,7 @@ impl Demand {
             true => moved(&self.tables, session.names(Kind::Routes), table),
             false => {
                 let names = session.names(Kind::Routes);
-                names
-                    .filter_map(|name| Some((name.to_owned(), table(name)?)))
-                    .collect()
+                names.filter_map(|name| Some((name.to_owned(), table(name)?))).collect()
             }
         };
         let named = tables.values().flat_map(|table| &table.refs);

@@ -16,10 +16,9 @@ use phalanx_model::resource::{
 };
 use phalanx_model::{ClusterName, ServiceName};
 use phalanx_xds::encode::grpc;
-use phalanx_xds::server::Session;
 use phalanx_xds::{Encoded, Kind, Snapshot};
 
-use super::demand::{renew, resolve};
+use super::demand::{Names, renew, resolve};
 use super::{Node, Published, Resources};
 use crate::world::{Documents, World};
 
@@ -62,7 +61,12 @@ impl Proxyless {
     }
 
     /// What follows from the names that the stream asks for now.
-    pub fn snapshot(&mut self, published: &Published, node: &Node, session: &Session) -> Snapshot {
+    pub fn snapshot(
+        &mut self,
+        published: &Published,
+        node: &Node,
+        session: &impl Names,
+    ) -> Snapshot {
         let made = &published.dialect;
         let mesh = &published.mesh;
         let listeners = self.listeners(published, node, session);
@@ -89,12 +93,7 @@ impl Proxyless {
         };
         let clusters = kept(&self.clusters, session.names(Kind::Cluster), cluster);
         let endpoints = kept(&self.endpoints, session.names(Kind::Endpoints), endpoints);
-        if unmet != self.unmet {
-            for Unmet { rule, message, .. } in &unmet {
-                tracing::warn!(node = %node.id, rule, message, "calls that match it fail");
-            }
-            self.unmet = unmet;
-        }
+        self.unmet = unmet;
         renew(&mut self.listeners, listeners);
         renew(&mut self.tables, tables);
         renew(&mut self.clusters, clusters);
@@ -109,7 +108,12 @@ impl Proxyless {
         Snapshot::from_kinds(published.revision, Kind::ALL.map(of))
     }
 
-    fn listeners(&mut self, published: &Published, node: &Node, session: &Session) -> Resources {
+    fn listeners(
+        &mut self,
+        published: &Published,
+        node: &Node,
+        session: &impl Names,
+    ) -> Resources {
         let names = || session.names(Kind::Listener);
         let is_server = names().any(|name| name.starts_with(SERVER_LISTENER));
         let access = match is_server {

@@ -12,7 +12,7 @@ use super::demand::Hosts;
 use super::proxyless::Dialect;
 use super::table::Tables;
 use super::{Finding, Mesh, Node, listener};
-use crate::world::{Canary, World};
+use crate::world::World;
 
 pub use phalanx_xds::Resources;
 
@@ -53,11 +53,16 @@ impl Published {
 
     /// What is published for this node: the staged world if it is one of a canary's.
     pub fn of(self: &Arc<Self>, node: &str) -> Arc<Self> {
-        let chosen = |canary: &Arc<Canary>| canary.nodes.contains(node);
-        match (&self.staged, &self.world.canary) {
-            (Some(staged), Some(canary)) if chosen(canary) => staged.clone(),
+        match &self.staged {
+            Some(staged) if self.is_first(node) => staged.clone(),
             _ => self.clone(),
         }
+    }
+
+    /// Whether this node is one of a canary's.
+    pub fn is_first(&self, node: &str) -> bool {
+        let canary = self.world.canary.as_ref();
+        self.staged.is_some() && canary.is_some_and(|canary| canary.nodes.contains(node))
     }
 
     /// A stream's own listeners, encoded; they stay the same as long as its node does.

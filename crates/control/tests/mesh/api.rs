@@ -145,6 +145,11 @@ async fn another_host_or_site_is_refused() {
         (vec![("host", "evil.example")], 403),
         (vec![("host", "127.0.0.1.evil.example:15080")], 403),
         (vec![("host", "[::2]:1")], 403),
+        (vec![("host", "[::1].evil.example")], 403),
+        (vec![("host", "localhost:evil.example")], 403),
+        (vec![("host", "localhost.evil.example")], 403),
+        (vec![], 403),
+        (vec![LOCAL, ("host", "evil.example")], 400),
         (vec![LOCAL, ("origin", "http://evil.example")], 403),
         (vec![LOCAL, ("origin", "null")], 403),
         (vec![LOCAL, ("origin", "http://localhost")], 200),
@@ -216,6 +221,11 @@ async fn every_error_is_json_with_a_text() {
         ("GET", "/api/v1/documents?knd=Service", 400),
         ("GET", "/api/v1/status?revision=x", 400),
         ("GET", "/api/v1/status?revision=999", 404),
+        ("GET", "/api/v1/documents/Service/default/%ff", 400),
+        ("GET", "/api/v1/documents/Service/default/a%2Fb", 404),
+        ("GET", "/api/v1/history?limit=%ff", 400),
+        ("GET", "/%2e%2e/%2e%2e/etc/passwd", 404),
+        ("GET", "http://evil.example/healthz", 403),
         ("POST", "/healthz", 405),
     ] {
         let (seen, body) = control.raw(method, path, &[LOCAL, JSON], "").await;

@@ -5,6 +5,7 @@ mod discovery;
 mod discovery_services;
 mod dns;
 mod etcd;
+mod hostile;
 mod serve;
 
 use std::net::SocketAddr;

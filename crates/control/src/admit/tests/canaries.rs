@@ -142,6 +142,102 @@ async fn there_is_one_canary_and_its_documents_stay_untouched_meanwhile() {
 }
 
 #[tokio::test]
+async fn a_dry_run_of_a_canary_is_refused_as_the_canary_would_be() {
+    let door = door().await;
+    door.apply(&format!("{}{}", service("web", 80), service("api", 80)))
+        .await;
+    let dry = |text: &str| ApplyRequest {
+        canary: Some(terms("1")),
+        dry_run: true,
+        ..request(text)
+    };
+    let alone = door.admission.apply(dry(&service("web", 81))).await;
+    assert!(matches!(alone, Err(AdmitError::Nobody)), "{alone:?}");
+    let admission = &door.admission.0;
+    let looked = admission.apply(dry(&service("web", 81)), around()).await;
+    assert!(looked.is_ok() && door.world().canary.is_none());
+    stage(&door, &service("web", 81)).await.unwrap();
+    let another = admission.apply(dry(&service("api", 81)), around()).await;
+    assert!(
+        matches!(another, Err(AdmitError::UnderWay { .. })),
+        "{another:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_leaves_a_document_on_trial_as_it_is_is_no_crossing() {
+    let door = door().await;
+    door.apply(&service("web", 80)).await;
+    stage(&door, &service("web", 81)).await.unwrap();
+    let folder = format!("{}{}", service("web", 80), service("api", 80));
+    let applied = door.apply(&folder).await;
+    assert_eq!(
+        actions(&applied),
+        ["Service/api created", "Service/web unchanged"]
+    );
+    assert!(door.world().canary.is_some());
+}
+
+#[tokio::test]
+async fn a_decision_is_made_although_others_write_at_the_same_moment() {
+    let door = door().await;
+    door.apply(&service("web", 80)).await;
+    stage(&door, &service("web", 81)).await.unwrap();
+    // As another control plane would: this one has not read it yet.
+    let next = door.world().sequence + 1;
+    let record = serde_json::to_vec(&HistoryRecord::default()).unwrap();
+    let txn = Txn::new().put(history_key(next), record);
+    door.store.commit(txn).await.unwrap();
+    door.conclude(CanaryStage::Promoted).await.unwrap();
+    assert_eq!(door.port(&door.world()), Some(81.into()));
+}
+
+#[tokio::test]
+async fn of_two_decisions_at_once_one_counts() {
+    let door = door().await;
+    door.apply(&service("web", 80)).await;
+    stage(&door, &service("web", 81)).await.unwrap();
+    let (promoted, back) = tokio::join!(
+        door.conclude(CanaryStage::Promoted),
+        door.conclude(CanaryStage::Back)
+    );
+    let late = [&promoted, &back]
+        .into_iter()
+        .filter(|ended| matches!(ended, Err(AdmitError::NoCanary)));
+    assert_eq!(late.count(), 1, "{promoted:?} {back:?}");
+    let expected = if promoted.is_ok() { 81 } else { 80 };
+    assert_eq!(door.port(&door.world()), Some(expected.into()));
+}
+
+#[tokio::test]
+async fn who_and_why_are_short_words() {
+    let door = door().await;
+    for (author, message) in [
+        ("x".repeat(254), String::new()),
+        ("\x1b[2J".to_owned(), String::new()),
+        (String::new(), "x".repeat(5000)),
+        (String::new(), "\0".to_owned()),
+    ] {
+        let request = ApplyRequest {
+            author,
+            message: Some(message),
+            ..request(&service("web", 80))
+        };
+        let refused = door.admission.apply(request).await;
+        assert!(
+            matches!(refused, Err(AdmitError::Invalid { .. })),
+            "{refused:?}"
+        );
+    }
+    let request = ApplyRequest {
+        author: "王小明".into(),
+        message: Some("换端口\n\t两行".into()),
+        ..request(&service("web", 80))
+    };
+    door.admission.apply(request).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_restart_in_the_middle_knows_what_is_staged_and_for_whom() {
     let first = door().await;
     first.apply(&service("web", 80)).await;

@@ -23,6 +23,8 @@ pub struct Seen {
     pub nodes: BTreeMap<String, NodeEvidence>,
     /// Those that had it and went away.
     pub gone: Vec<String>,
+    /// Control planes that could not be asked, whose proxies are none of `nodes`.
+    pub unasked: Vec<String>,
     pub others: Told,
 }
 
@@ -67,7 +69,11 @@ pub fn judge(record: &CanaryRecord, seen: &Seen) -> Verdict {
         return Verdict::Back(format!("{} refuses {}", node.node, node.refused.join("; ")));
     }
     if let Some(node) = seen.gone.first() {
-        return Verdict::Back(format!("{node} went away while it had the change"));
+        let lost = match seen.nodes.contains_key(node) {
+            true => "came again and does not take the change any more",
+            false => "went away while it had the change",
+        };
+        return Verdict::Back(told_of(format!("{node} {lost}"), seen));
     }
     let watch = Duration::from_millis(record.watch_ms);
     let is_over = seen.complete.is_some_and(|complete| complete >= watch);
@@ -82,10 +88,19 @@ pub fn judge(record: &CanaryRecord, seen: &Seen) -> Verdict {
             });
             let late: Vec<_> = late.map(String::as_str).collect();
             let late = late.join(", ");
-            Verdict::Back(format!("{late} did not take it within {APPLY_MAX:?}"))
+            let late = format!("{late} did not take it within {APPLY_MAX:?}");
+            Verdict::Back(told_of(late, seen))
         }
         Some(_) if is_over && seen.all_here => Verdict::Promote(borne(record, seen)),
         _ => Verdict::Wait,
+    }
+}
+
+/// A proxy that is not seen may be one of a control plane that is not heard.
+fn told_of(reason: String, seen: &Seen) -> String {
+    match seen.unasked.first() {
+        Some(problem) => format!("{reason} ({problem})"),
+        None => reason,
     }
 }
 
@@ -120,7 +135,10 @@ fn failing(record: &CanaryRecord, seen: &Seen, is_over: bool) -> Option<String> 
     named
         .chain([whole])
         .find_map(|(what, now, before, others)| {
-            let usual = share(&before).max(share(&others));
+            // A few failures of long ago excuse no many of now.
+            let says = |usual: &api::Traffic| usual.requests >= now.requests.min(REQUESTS_MIN);
+            let usual = [&before, &others].into_iter().filter(|usual| says(usual));
+            let usual = usual.map(share).fold(0.0, f64::max);
             let is_enough = now.requests >= REQUESTS_MIN || is_over;
             let is_worse = share(&now) > usual + record.max_error_rate;
             (is_enough && is_worse).then(|| {
@@ -211,7 +229,7 @@ pub fn since(now: &ByDestination, then: &ByDestination) -> ByDestination {
 /// Fewer say nothing before the end.
 const REQUESTS_MIN: u64 = 20;
 /// How long its proxies may take to acknowledge.
-const APPLY_MAX: Duration = Duration::from_secs(30);
+pub const APPLY_MAX: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
@@ -289,6 +307,7 @@ mod tests {
         ));
         let mut gone = seen((0, 0), (0, 0), 1);
         gone.gone = vec!["b".into()];
+        gone.nodes.remove("b");
         assert!(is_back(&judge(&record(), &gone), "b went away"));
     }
 
@@ -313,6 +332,32 @@ mod tests {
             Verdict::Wait,
             "it is like that everywhere"
         );
+    }
+
+    #[test]
+    fn who_comes_again_without_it_or_is_behind_a_silent_plane_is_told_as_that() {
+        let mut again = seen((0, 0), (0, 0), 100);
+        again.gone = vec!["b".into()];
+        again.all_here = false;
+        assert!(is_back(&judge(&record(), &again), "b came again"));
+        again.nodes.remove("b");
+        again.unasked = vec!["control plane two can't be asked".into()];
+        assert!(is_back(
+            &judge(&record(), &again),
+            "b went away while it had the change (control plane two can't be asked)"
+        ));
+    }
+
+    #[test]
+    fn one_failure_of_before_excuses_no_many_of_now() {
+        let mut failing = seen((100, 50), (0, 0), 3);
+        failing.others = Told::new();
+        failing.nodes.get_mut("a").unwrap().before = traffic(1, 1);
+        assert!(is_back(&judge(&record(), &failing), "50.0% of requests"));
+        let mut as_rare = seen((2, 1), (0, 0), 30);
+        as_rare.others = Told::new();
+        as_rare.nodes.get_mut("a").unwrap().before = traffic(2, 1);
+        assert!(matches!(judge(&record(), &as_rare), Verdict::Promote(_)));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 use phalanx_proto::envoy::service::discovery::v3::DiscoveryRequest;
 
+use phalanx_xds::server::Session;
+
 use super::*;
 use crate::snapshot::Compiler;
 use crate::world::fixture::{Fixture, instance};
