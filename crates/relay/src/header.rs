@@ -392,10 +392,8 @@ impl fmt::Debug for HeaderList {
 pub(crate) fn split_field(line: &mut [u8]) -> Option<(Name<'_>, &[u8])> {
     let mut len = 0;
     for byte in line.iter_mut() {
-        let lower = byte.to_ascii_lowercase();
-        if !is_in(&NAME_BYTE, lower) {
-            break;
-        }
+        let lower = LOWER_NAME_BYTE.get(usize::from(*byte)).copied();
+        let Some(lower @ 1..) = lower else { break };
         *byte = lower;
         len += 1;
     }
@@ -461,6 +459,21 @@ static NAME_BYTE: [bool; 256] = {
     while i < allowed.len() {
         table[allowed[i] as usize] = true;
         i += 1;
+    }
+    table
+};
+
+/// What a byte of a name is in lower case; 0 for what stands in none.
+#[allow(clippy::indexing_slicing)] // at compile time
+static LOWER_NAME_BYTE: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let lower = (byte as u8).to_ascii_lowercase();
+        if NAME_BYTE[lower as usize] {
+            table[byte] = lower;
+        }
+        byte += 1;
     }
     table
 };

@@ -221,8 +221,7 @@ async fn hyper_requests(bytes: &[u8]) -> Vec<Message> {
     let _ = tokio::time::timeout(Duration::from_secs(10), both)
         .await
         .expect("hyper hangs");
-    let heard = heard.lock().unwrap().clone();
-    heard
+    heard.lock().unwrap().clone()
 }
 
 /// The answer that we read.

@@ -173,3 +173,18 @@ fn control_characters_are_found_wherever_they_stand() {
             && Value::new("\u{ff}aaaaaa\t b".as_bytes()).is_some()
     );
 }
+
+#[test]
+fn field_line_is_split_as_a_name_and_a_value_would_be_made() {
+    for byte in 0..=u8::MAX {
+        let mut line = [b'A', byte, b'-', b':', b' ', b'v'];
+        let name = [b'a', byte.to_ascii_lowercase(), b'-'];
+        let split = super::split_field(&mut line)
+            .map(|(name, value)| (name.as_bytes().to_vec(), value.to_vec()));
+        let expected = match byte {
+            b':' => Some((b"a".to_vec(), b"-: v".to_vec())),
+            _ => Name::new(&name).map(|name| (name.as_bytes().to_vec(), b"v".to_vec())),
+        };
+        assert_eq!(split, expected, "{byte}");
+    }
+}

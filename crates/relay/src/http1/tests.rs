@@ -13,8 +13,10 @@ use phalanx_model::Reason;
 
 mod attacks;
 
+type Requests = Vec<(Checked, Vec<u8>)>;
+
 /// Everything a server reads of `bytes`, until more is needed; the requests' bodies beside them.
-fn serve(bytes: &[u8]) -> Result<(Server, Vec<(Checked, Vec<u8>)>), Broken> {
+fn serve(bytes: &[u8]) -> Result<(Server, Requests), Broken> {
     let (mut server, mut pool) = (Server::default(), Pool::default());
     let mut input = bytes;
     let mut requests = Vec::new();

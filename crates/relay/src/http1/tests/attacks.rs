@@ -126,7 +126,7 @@ proptest! {
 
 fn cases() -> u32 {
     if std::env::var_os("PHALANX_SOAK").is_some() {
-        200_000
+        50_000
     } else {
         400
     }
