@@ -125,7 +125,9 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     if !options.dry_run {
         let path = root.join("bench/README.md");
         let before = std::fs::read_to_string(&path).unwrap_or_default();
-        let control = before.find(control::HEADING).and_then(|at| before.get(at..));
+        let control = before
+            .find(control::HEADING)
+            .and_then(|at| before.get(at..));
         let text = format!("{text}\n{}", control.unwrap_or_default());
         std::fs::write(path, text).context("cannot write bench/README.md")?;
     }

@@ -707,7 +707,10 @@ mod tests {
             target_revision: 5,
             ..status(waiting)
         };
-        assert!(!newer(&["b"]).settled(), "what was refused before is no answer");
+        assert!(
+            !newer(&["b"]).settled(),
+            "what was refused before is no answer"
+        );
         assert!(newer(&[]).settled(), "all have answered");
     }
 }

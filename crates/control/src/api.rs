@@ -4,8 +4,8 @@
 //! the same, so that no web page elsewhere can reach in (DNS rebinding). Every error is JSON with a hint.
 
 mod answer;
-mod backup;
 mod around;
+mod backup;
 mod canary;
 mod health;
 mod operate;
@@ -260,7 +260,10 @@ fn is_ours(host: &str, bound: SocketAddr) -> bool {
         Some((name, rest)) => (name, rest),
         None => host.split_at(host.find(':').unwrap_or(host.len())),
     };
-    let is_port = |rest: &str| rest.strip_prefix(':').is_some_and(|p| p.parse::<u16>().is_ok());
+    let is_port = |rest: &str| {
+        rest.strip_prefix(':')
+            .is_some_and(|p| p.parse::<u16>().is_ok())
+    };
     let address = name.parse::<std::net::IpAddr>();
     let is_known = name.eq_ignore_ascii_case("localhost")
         || address.is_ok_and(|ip| ip.is_loopback() || ip == bound.ip());

@@ -44,10 +44,10 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 
-pub use loads::{INTERVAL as LOAD_INTERVAL, Load, Loads, Place, Summary};
 pub use canary::{AUTHOR, Canaries, others};
-pub use hds::Hds;
 pub use fleet::{Counts, Fleet, PUSH_BOUNDS_MS, ProxyState, Refused};
+pub use hds::Hds;
+pub use loads::{INTERVAL as LOAD_INTERVAL, Load, Loads, Place, Summary};
 
 use crate::snapshot::{Compiler, Published};
 use crate::world::World;

@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use phalanx_model::name::{NameError, check_label};
 use phalanx_proto::phalanx::observe::v1::observe_server::ObserveServer;
 use phalanx_proto::phalanx::registry::v1::registry_server::RegistryServer;
-use phalanx_model::name::{NameError, check_label};
 use phalanx_store::{EtcdConfig, Store};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
@@ -185,7 +185,9 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     // An embedded store is nobody else's.
     if matches!(config.store, Place::Etcd(_)) {
         let claimed = planes::unclaimed(&store, &identity).await;
-        claimed.map_err(store_failed)?.map_err(ServeError::Claimed)?;
+        claimed
+            .map_err(store_failed)?
+            .map_err(ServeError::Claimed)?;
     }
     let follower = Follower::load(store.clone()).await.map_err(store_failed)?;
     let worlds = follower.worlds();
@@ -264,7 +266,8 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
             Connections::new(xds, within_descriptors(XDS_MAX), stop.clone()).greeted(),
             stop.clone().cancelled_owned(),
         );
-    let http = Connections::new(admin, ADMIN_MAX, stop.clone()).serve_http(api::router(api.clone()));
+    let http =
+        Connections::new(admin, ADMIN_MAX, stop.clone()).serve_http(api::router(api.clone()));
 
     let import = config.services.map(|etcd| {
         let (import, imports) = Import::new(etcd, store.clone(), follower.worlds(), stop.clone());

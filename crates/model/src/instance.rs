@@ -145,9 +145,7 @@ pub fn is_callable(ip: IpAddr) -> bool {
         IpAddr::V4(ip) => {
             !ip.is_unspecified() && !ip.is_multicast() && !ip.is_link_local() && !ip.is_broadcast()
         }
-        IpAddr::V6(ip) => {
-            !ip.is_unspecified() && !ip.is_multicast() && !ip.is_unicast_link_local()
-        }
+        IpAddr::V6(ip) => !ip.is_unspecified() && !ip.is_multicast() && !ip.is_unicast_link_local(),
     }
 }
 

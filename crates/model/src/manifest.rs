@@ -165,9 +165,7 @@ fn document(at: &At<'_>, default_namespace: &str) -> Option<Document> {
         Kind::Service => service::service(&spec, meta).map(Document::Service),
         Kind::HttpRoute | Kind::GrpcRoute => route::route(&spec, meta, kind).map(Document::Route),
         Kind::BackendPolicy => backend::policy(&spec, meta).map(Document::BackendPolicy),
-        Kind::AuthorizationPolicy => {
-            access::policy(&spec, meta).map(Document::AuthorizationPolicy)
-        }
+        Kind::AuthorizationPolicy => access::policy(&spec, meta).map(Document::AuthorizationPolicy),
         Kind::EndpointSlice => None,
     }
 }

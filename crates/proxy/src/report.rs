@@ -207,9 +207,8 @@ fn delta(now: &EdgeTotals, before: Option<&EdgeTotals>) -> Option<Edge> {
 /// backend that does not exist), which a redirect is not.
 fn unrouted(now: &EdgeTotals, before: Option<&EdgeTotals>) -> Option<Edge> {
     let refused = |totals: &EdgeTotals| totals.reasons.iter().map(|(_, count)| count).sum::<u64>();
-    let since = |count: &dyn Fn(&EdgeTotals) -> u64| {
-        count(now).saturating_sub(before.map_or(0, count))
-    };
+    let since =
+        |count: &dyn Fn(&EdgeTotals) -> u64| count(now).saturating_sub(before.map_or(0, count));
     let requests = since(&EdgeTotals::requests);
     (requests > 0).then(|| Edge {
         protocol: now.key.traffic.as_str().to_owned(),

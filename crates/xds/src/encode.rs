@@ -5,8 +5,8 @@
 
 pub(crate) mod cluster;
 pub(crate) mod endpoints;
-pub(crate) mod hds;
 pub mod grpc;
+pub(crate) mod hds;
 pub(crate) mod listener;
 pub(crate) mod routes;
 

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use phalanx_proto::envoy::admin::v3::{ClientResourceStatus, UpdateFailureState};
 use phalanx_proto::envoy::config::core::v3 as core;
-use phalanx_proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
-use phalanx_proto::envoy::r#type::matcher::v3::{NodeMatcher, StringMatcher};
 use phalanx_proto::envoy::service::status::v3 as wire;
 use phalanx_proto::envoy::service::status::v3::client_config::GenericXdsConfig;
 use phalanx_proto::envoy::service::status::v3::client_status_discovery_service_server::ClientStatusDiscoveryService;
+use phalanx_proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use phalanx_proto::envoy::r#type::matcher::v3::{NodeMatcher, StringMatcher};
 use phalanx_xds::server::{Delivery, Item, Session};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::{Stream, StreamExt};
@@ -107,7 +107,11 @@ impl Clients {
             .inner()
             .streams
             .values()
-            .filter(|line| wanted.as_ref().is_none_or(|ids| ids.contains(&line.node.id)))
+            .filter(|line| {
+                wanted
+                    .as_ref()
+                    .is_none_or(|ids| ids.contains(&line.node.id))
+            })
             .cloned()
             .collect();
         let mut answer = Answer::default();
@@ -132,9 +136,9 @@ impl Line {
             self.questions.send(Question { reply }).await.ok()?;
             answer.await.ok()
         };
-        tokio::time::timeout(ANSWER_MAX, asked).await.map_err(|_| {
-            Status::unavailable(format!("node `{}` is busy, ask again", self.node.id))
-        })
+        tokio::time::timeout(ANSWER_MAX, asked)
+            .await
+            .map_err(|_| Status::unavailable(format!("node `{}` is busy, ask again", self.node.id)))
     }
 }
 

@@ -235,13 +235,7 @@ impl Default for Fleet {
 
 impl Fleet {
     /// Notes who came; dropping the seat notes that it went.
-    pub fn connect(
-        &self,
-        node: &Node,
-        peer: &str,
-        protocol: &'static str,
-        lane: Lane,
-    ) -> Seat {
+    pub fn connect(&self, node: &Node, peer: &str, protocol: &'static str, lane: Lane) -> Seat {
         let proxy = ProxyState {
             node: node.clone(),
             peer: peer.to_owned(),
@@ -489,7 +483,12 @@ mod tests {
         seat.report(3, 3, Vec::new());
         assert_eq!(fleet.reach(3).elapsed, Some(Duration::ZERO));
         let timed = fleet.counts().push_ms.iter();
-        assert_eq!(timed.map(|count| count.load(Ordering::Relaxed)).sum::<u64>(), 1);
+        assert_eq!(
+            timed
+                .map(|count| count.load(Ordering::Relaxed))
+                .sum::<u64>(),
+            1
+        );
     }
 
     #[test]

@@ -10,12 +10,12 @@ use std::task::{Context, Poll, ready};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, header};
 use http_body::{Body as HttpBody, Frame};
-use phalanx_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use phalanx_proto::envoy::service::discovery::v3 as wire;
+use phalanx_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use phalanx_xds::server::Session;
 use tonic::body::Body;
-use tonic::codegen::Service;
 use tonic::codec::BufferSettings;
+use tonic::codegen::Service;
 use tonic::metadata::MetadataMap;
 use tonic::server::NamedService;
 use tonic::{Code, Request, Status, Streaming};
@@ -46,10 +46,10 @@ impl Service<http::Request<Body>> for Aggregated {
         let response = match method {
             Some("DeltaAggregatedResources") => {
                 serve::<wire::DeltaDiscoveryRequest>(&self.0, request, Session::delta())
-            },
+            }
             Some("StreamAggregatedResources") => {
                 serve::<wire::DiscoveryRequest>(&self.0, request, Session::sotw())
-            },
+            }
             _ => Status::unimplemented("").into_http(),
         };
         std::future::ready(Ok(response))

@@ -150,12 +150,7 @@ fn withhold(
 type Found = BTreeMap<u16, (CatalogPort, Vec<Endpoint>)>;
 
 /// The ports of a service and who serves them, as its manifest says, else its instances.
-fn find(
-    world: &World,
-    index: &Index,
-    name: &ServiceName,
-    findings: &mut Vec<Finding>,
-) -> Found {
+fn find(world: &World, index: &Index, name: &ServiceName, findings: &mut Vec<Finding>) -> Found {
     let mut found = Found::new();
     let slices = index.slices.of(name).filter_map(|id| {
         let entry = world.documents.get(id)?;
@@ -196,10 +191,7 @@ fn find(
 }
 
 /// A service that is registered but has no manifest: reachable on its application's ports.
-fn undeclared<'a>(
-    instances: impl Iterator<Item = &'a Arc<Registered>> + Clone,
-    found: &mut Found,
-) {
+fn undeclared<'a>(instances: impl Iterator<Item = &'a Arc<Registered>> + Clone, found: &mut Found) {
     let numbers: BTreeSet<u16> = instances
         .clone()
         .flat_map(|i| &i.instance.ports)
@@ -357,7 +349,13 @@ fn policy<'a>(
     policies.sort_by_key(|(entry, _)| (entry.created_ms, &entry.id));
     let ((winner, policy), others) = policies.split_first()?;
     findings.extend(others.iter().map(|(entry, _)| {
-        finding(entry, format!("conflicted: {} is older and already sets the policy of Service {service}", winner.id))
+        finding(
+            entry,
+            format!(
+                "conflicted: {} is older and already sets the policy of Service {service}",
+                winner.id
+            ),
+        )
     }));
     Some(policy)
 }

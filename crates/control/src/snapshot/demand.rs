@@ -89,7 +89,9 @@ impl Demand {
             true => moved(&self.tables, session.names(Kind::Routes), table),
             false => {
                 let names = session.names(Kind::Routes);
-                names.filter_map(|name| Some((name.to_owned(), table(name)?))).collect()
+                names
+                    .filter_map(|name| Some((name.to_owned(), table(name)?)))
+                    .collect()
             }
         };
         let named = tables.values().flat_map(|table| &table.refs);

@@ -108,12 +108,7 @@ impl Proxyless {
         Snapshot::from_kinds(published.revision, Kind::ALL.map(of))
     }
 
-    fn listeners(
-        &mut self,
-        published: &Published,
-        node: &Node,
-        session: &impl Names,
-    ) -> Resources {
+    fn listeners(&mut self, published: &Published, node: &Node, session: &impl Names) -> Resources {
         let names = || session.names(Kind::Listener);
         let is_server = names().any(|name| name.starts_with(SERVER_LISTENER));
         let access = match is_server {

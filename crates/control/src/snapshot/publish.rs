@@ -159,7 +159,10 @@ impl Compiler {
         let tables = if rules.0.same(rules.1) {
             last.tables
         } else {
-            Arc::new(last.tables.advance(&before.rules, &mesh.rules, &mut changes))
+            Arc::new(
+                last.tables
+                    .advance(&before.rules, &mesh.rules, &mut changes),
+            )
         };
         let mut published = Published {
             revision: world.revision,

@@ -93,7 +93,13 @@ impl Fold {
                 self.world.last_canary = last.and_then(Result::ok).map(Arc::new);
             }
             Key::Health(service, address) => {
-                self.health(&change.key, service, address, change.value.as_deref(), change.revision);
+                self.health(
+                    &change.key,
+                    service,
+                    address,
+                    change.value.as_deref(),
+                    change.revision,
+                );
             }
             Key::Other => {}
         }
