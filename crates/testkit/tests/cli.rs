@@ -364,3 +364,63 @@ async fn a_sidecar_that_is_registered_but_has_no_stream_is_not_forgotten() -> an
     };
     phalanx_testkit::eventually("it to be back", limit, back).await
 }
+
+#[tokio::test]
+async fn who_stops_reading_changes_no_exit_code() -> anyhow::Result<()> {
+    use std::io::Write;
+    let mesh = Mesh::start().await?;
+    let run = |arguments: &[&str], input: &str| -> anyhow::Result<Option<i32>> {
+        let mut child = Command::new(executable("phalanx")?)
+            .env("PHALANX_ADMIN", mesh.admin.to_string())
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        // As `| head` and `2>&1 | head` do when they have seen enough.
+        drop((child.stdout.take(), child.stderr.take()));
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(input.as_bytes())?;
+        }
+        Ok(child.wait()?.code())
+    };
+    assert_eq!(run(&["lint", "-f", "-"], FIVE_MISTAKES)?, Some(1));
+    assert_eq!(run(&["apply", "-f", "-"], FIVE_MISTAKES)?, Some(1));
+    let arguments = ["apply", "-f", "-", "-o", "json"];
+    assert_eq!(run(&arguments, FIVE_MISTAKES)?, Some(1));
+    assert_eq!(run(&["apply", "-f", "-"], SERVICE)?, Some(0));
+    assert_eq!(run(&["history"], "")?, Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_apply_that_changes_nothing_waits_for_nobody_elses_canary() -> anyhow::Result<()> {
+    let mut mesh = Mesh::start().await?;
+    let shop = mesh.instance("shop", "v1", "shop").await?;
+    let other = SERVICE.replace("shop", "other");
+    phalanx(
+        &mesh,
+        &["apply", "-f", "-"],
+        &format!("{SERVICE}---\n{other}"),
+    )?;
+    let call = phalanx_testkit::http::Call::get("shop", "/");
+    let called = async || {
+        let answer = phalanx_testkit::http::call(shop.outbound, &call)
+            .await
+            .ok()?;
+        (answer.status == 200).then_some(())
+    };
+    let limit = phalanx_testkit::mesh::READY_MAX;
+    phalanx_testkit::eventually("a call", limit, called).await?;
+    let changed = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: shop}\nspec:\n  parentRefs: [{kind: Service, name: shop}]\n  rules:\n  - backendRefs: [{name: shop, port: 80}]\n    timeouts: {request: 9s}\n";
+    let arguments = [
+        "apply", "-f", "-", "--canary", "1", "--watch", "5m", "--wait",
+    ];
+    let staged = phalanx(&mesh, &arguments[..7], changed)?;
+    assert_eq!(staged.status.code(), Some(0), "{}", stderr(&staged));
+    let idle = phalanx(&mesh, &arguments, &other)?;
+    assert_eq!(idle.status.code(), Some(0), "{}", stderr(&idle));
+    assert!(!stdout(&idle).contains("canary"), "{}", stdout(&idle));
+    assert!(mesh.client().canary().await?.current.is_some());
+    Ok(())
+}
