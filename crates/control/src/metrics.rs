@@ -13,17 +13,30 @@ use crate::observe::Observe;
 use crate::registry::Registry;
 use crate::snapshot::Published;
 
+/// Whose facts are told.
+pub struct Sources<'a> {
+    pub store: &'a Store,
+    pub published: &'a Published,
+    pub registry: &'a Registry,
+    pub observe: &'a Observe,
+    pub fleet: &'a Fleet,
+    pub loads: &'a Loads,
+    pub health: &'a Health,
+    pub dns: Option<&'a dns::Counts>,
+}
+
 /// The whole text.
-pub fn write(
-    store: &Store,
-    published: &Published,
-    registry: &Registry,
-    observe: &Observe,
-    fleet: &Fleet,
-    loads: &Loads,
-    health: &Health,
-    dns: Option<&dns::Counts>,
-) -> String {
+pub fn write(sources: &Sources<'_>) -> String {
+    let Sources {
+        store,
+        published,
+        registry,
+        observe,
+        fleet,
+        loads,
+        health,
+        dns,
+    } = *sources;
     let mut out = Exposition::new();
     process::write(&mut out);
     of_store(&mut out, store);

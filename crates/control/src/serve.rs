@@ -59,7 +59,7 @@ pub struct Config {
 pub enum Place {
     #[default]
     Embedded,
-    Etcd(EtcdConfig),
+    Etcd(Box<EtcdConfig>),
 }
 
 impl Default for Config {
@@ -178,7 +178,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     };
     let store = match &config.store {
         Place::Embedded => Store::embedded(phalanx_store::Config::at(&config.data)).await,
-        Place::Etcd(etcd) => Store::etcd(etcd.clone()).await,
+        Place::Etcd(etcd) => Store::etcd((**etcd).clone()).await,
     };
     let store = store.map_err(store_failed)?;
     let identity = config.identity(xds_address, admin_address);

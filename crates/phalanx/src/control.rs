@@ -87,7 +87,7 @@ impl Options {
         let etcd = match (&self.services, &self.store) {
             (Some(Services::None), _) | (None, serve::Place::Embedded) => return Ok(None),
             (Some(Services::Etcd(etcd)), _) => (**etcd).clone(),
-            (None, serve::Place::Etcd(etcd)) => etcd.clone(),
+            (None, serve::Place::Etcd(etcd)) => (**etcd).clone(),
         };
         if !self.services_prefix.ends_with('/') {
             return Err(Failure::usage("--services-prefix has to end with /"));
@@ -106,7 +106,10 @@ impl Options {
                 ))
             }
             serve::Place::Embedded => Ok(serve::Place::Embedded),
-            serve::Place::Etcd(etcd) => self.access.apply(etcd.clone()).map(serve::Place::Etcd),
+            serve::Place::Etcd(etcd) => self
+                .access
+                .apply((**etcd).clone())
+                .map(|etcd| serve::Place::Etcd(Box::new(etcd))),
         }
     }
 }
@@ -121,6 +124,6 @@ fn services(text: &str) -> Result<Services, String> {
 fn place(text: &str) -> Result<serve::Place, String> {
     match text {
         "embedded" => Ok(serve::Place::Embedded),
-        url => etcd::parse(url).map(serve::Place::Etcd),
+        url => etcd::parse(url).map(|etcd| serve::Place::Etcd(Box::new(etcd))),
     }
 }

@@ -29,7 +29,7 @@ impl Api {
         let world = self.world();
         let own = self.inner.registry.planes().name();
         let asked = others(&world, own, self.inner.address).map(|(name, admin, client)| {
-            let answer = client.map(|client| ask(client));
+            let answer = client.map(&ask);
             let (name, admin) = (name.to_owned(), admin.to_owned());
             async move {
                 let answer = match answer {

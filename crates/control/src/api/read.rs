@@ -41,16 +41,16 @@ pub async fn readyz(State(api): State<Api>) -> Result<&'static str, Failure> {
 
 pub async fn metrics(State(api): State<Api>) -> impl IntoResponse {
     let inner = &api.inner;
-    let text = metrics::write(
-        &inner.store,
-        &api.published(),
-        &inner.registry,
-        &inner.observe,
-        &inner.fleet,
-        &inner.loads,
-        &inner.health,
-        inner.dns.as_deref(),
-    );
+    let text = metrics::write(&metrics::Sources {
+        store: &inner.store,
+        published: &api.published(),
+        registry: &inner.registry,
+        observe: &inner.observe,
+        fleet: &inner.fleet,
+        loads: &inner.loads,
+        health: &inner.health,
+        dns: inner.dns.as_deref(),
+    });
     (
         [(
             header::CONTENT_TYPE,

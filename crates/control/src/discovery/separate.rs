@@ -69,11 +69,14 @@ serve!(ListenerDiscoveryService, Kind::Listener, stream_listeners: StreamListene
 serve!(RouteDiscoveryService, Kind::Routes, stream_routes: StreamRoutesStream, delta_routes: DeltaRoutesStream, fetch_routes: "Routes");
 serve!(SecretDiscoveryService, Kind::Secret, stream_secrets: StreamSecretsStream, delta_secrets: DeltaSecretsStream, fetch_secrets: "Secrets");
 
+/// By where from, and version.
+type Made = HashMap<(Arc<Source>, String), Weak<Encoded>>;
+
 /// Resources as data planes with separate streams need them, each made once for all who need the same; cheap to clone.
 #[derive(Clone, Default)]
 pub struct Rewrites {
-    /// By where from, and version. Short critical sections, never across an await.
-    made: Arc<Mutex<HashMap<(Arc<Source>, String), Weak<Encoded>>>>,
+    /// Short critical sections, never across an await.
+    made: Arc<Mutex<Made>>,
 }
 
 impl Rewrites {

@@ -231,7 +231,10 @@ fn same(one: Option<&Arc<Vec<Rule>>>, other: Option<&Arc<Vec<Rule>>>) -> bool {
     }
 }
 
-fn table(authority: &str, target: Option<(&(ServiceName, u16), &Arc<Vec<Rule>>)>) -> RouteTable {
+/// A service's port, and the rules of it.
+type Target<'a> = (&'a (ServiceName, u16), &'a Arc<Vec<Rule>>);
+
+fn table(authority: &str, target: Option<Target<'_>>) -> RouteTable {
     let host = target.map(|((service, port), rules)| VirtualHost {
         name: format!("{}:{port}", service.host()),
         domains: vec![authority.to_owned()],

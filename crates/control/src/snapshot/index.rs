@@ -55,9 +55,7 @@ impl Index {
     /// From the world before to this one.
     pub(super) fn follow(&mut self, before: &World, world: &World) -> Touched {
         let mut touched = Touched::default();
-        let documents = world
-            .documents
-            .differences(&before.documents, |a, b| Arc::ptr_eq(a, b));
+        let documents = world.documents.differences(&before.documents, Arc::ptr_eq);
         for change in documents {
             for (entry, is_there) in [(change.before, false), (change.after, true)] {
                 if let Some(document) = entry.and_then(|entry| entry.document.as_deref()) {

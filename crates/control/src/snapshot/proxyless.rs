@@ -206,8 +206,10 @@ struct Made {
     /// How many there may be before those that nobody holds are swept out.
     sweep_at: usize,
     /// By service, and the documents it was made of.
-    access: Option<(Arc<Documents>, Arc<BTreeMap<ServiceName, Arc<Access>>>)>,
+    access: Option<(Arc<Documents>, Arc<AccessByService>)>,
 }
+
+type AccessByService = BTreeMap<ServiceName, Arc<Access>>;
 
 #[derive(Debug)]
 struct One {
@@ -346,7 +348,7 @@ impl Dialect {
 }
 
 /// Of each service that an AuthorizationPolicy names.
-fn access(world: &World) -> BTreeMap<ServiceName, Arc<Access>> {
+fn access(world: &World) -> AccessByService {
     let mut all = BTreeMap::<ServiceName, Access>::new();
     for (entry, document) in world.in_force() {
         let Document::AuthorizationPolicy(policy) = document else {

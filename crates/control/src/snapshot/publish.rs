@@ -214,10 +214,12 @@ impl Compiler {
     }
 }
 
+type Compiled<N, R> = SharedMap<N, Arc<R>>;
+
 /// Encodes what differs between two versions of a map.
 fn renew<N: Ord + ToString, R>(
     resources: &Resources,
-    (before, after): (&SharedMap<N, Arc<R>>, &SharedMap<N, Arc<R>>),
+    (before, after): (&Compiled<N, R>, &Compiled<N, R>),
     encode: fn(&R) -> Encoded,
     changes: &mut Changes,
 ) -> Resources {

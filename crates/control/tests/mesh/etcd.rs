@@ -19,7 +19,7 @@ async fn over(etcd: &Etcd) -> Control {
     let mut place = EtcdConfig::new([etcd.endpoint()]);
     place.patience = START_MAX;
     let running = start(Config {
-        store: Place::Etcd(place),
+        store: Place::Etcd(Box::new(place)),
         ..config(data.path())
     });
     let running = running.await.unwrap();

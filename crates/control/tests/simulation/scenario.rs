@@ -259,7 +259,7 @@ impl Scenario {
             &self.oracle,
             service,
             &id,
-            self.rng.u64(..1 << 32) << 8 | self.born % 250,
+            (self.rng.u64(..1 << 32) << 8) | (self.born % 250),
         ));
     }
 

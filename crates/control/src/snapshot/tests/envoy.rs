@@ -81,7 +81,7 @@ fn generated(seed: u64, bootstrap: &mut Bootstrap) {
         .iter(Kind::Endpoints)
         .for_each(|e| bootstrap.endpoints(e));
     snapshot.iter(Kind::Routes).for_each(|t| bootstrap.table(t));
-    if seed % BATCH == 0 {
+    if seed.is_multiple_of(BATCH) {
         snapshot
             .iter(Kind::Listener)
             .for_each(|l| bootstrap.listener(&l.body));

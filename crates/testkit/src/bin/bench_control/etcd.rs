@@ -28,7 +28,7 @@ pub async fn register(address: SocketAddr, instances: usize) -> anyhow::Result<J
                         .await?;
                     let put = etcd::PutRequest {
                         key: format!("/services/load/i{number}").into(),
-                        value: vec![b'x'; VALUE_BYTES].into(),
+                        value: vec![b'x'; VALUE_BYTES],
                         lease: id,
                         ..Default::default()
                     };
