@@ -90,6 +90,11 @@ impl Sidecar {
             .collect()
     }
 
+    /// A claim in one of its tasks failed: they never end by themselves.
+    pub fn is_broken(&self) -> bool {
+        self.tasks.iter().any(JoinHandle::is_finished)
+    }
+
     /// Without a word.
     pub fn kill(self, oracle: &Oracle) {
         oracle.leaves(&self.id);

@@ -267,6 +267,7 @@ impl Scenario {
     async fn death(&mut self) {
         self.told.deaths += 1;
         let gone = self.rng.usize(..self.sidecars.len());
+        self.check();
         let sidecar = self.sidecars.swap_remove(gone);
         if self.rng.bool() {
             self.oracle.leaves(&sidecar.id);
@@ -344,6 +345,9 @@ impl Scenario {
     fn check(&mut self) {
         for watcher in &self.watchers {
             assert!(!watcher.is_finished(), "an oracle ended");
+        }
+        for sidecar in &self.sidecars {
+            assert!(!sidecar.is_broken(), "{} ended", sidecar.id);
         }
         for plane in &self.planes {
             self.oracle.rules_hold(&plane.worlds.borrow());
