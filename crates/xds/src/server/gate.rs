@@ -201,10 +201,11 @@ impl<'a> View<'a> {
             return removals;
         }
         for &referrer in referrers(kind) {
-            // A client that reconnects asks for one kind after the other, and may hold referrers it has yet to tell of.
+            // A client that reconnects asks for one kind after the other, and may hold referrers it has yet to tell of. What
+            // it says may be late by as much as keepalive lets a connection be silent.
             let unheard = !self.alone && self.of(referrer).subscription.is_none();
             if self.of(kind).reconnected && unheard {
-                removals.any = Gate::Wait(PATIENCE_MS);
+                removals.any = Gate::Wait(WARMING_MS);
             }
             for resource in self.target.iter(referrer) {
                 removals.raise(resource, Gate::Hold);

@@ -226,11 +226,13 @@ fn what_a_reconnecting_client_holds_is_not_removed_before_it_spoke_of_its_routes
     assert_eq!(delta.settle(), ["LDS"]);
     delta.send(claim(Kind::Routes, &["outbound"], &[&routes(&["old"])]));
     assert_eq!(delta.settle(), ["RDS +outbound", "CDS -old"]);
-    // One that never does has the patience of all.
+    // One that never does has as long as its connection may stand without a sign of life.
     let mut delta = Delta::new(mesh(5, &["a"], &["a"]));
     delta.send(claim(Kind::Cluster, &[], &clusters.each_ref()));
     assert!(delta.batch().is_empty());
-    delta.now_ms = PATIENCE_MS;
+    delta.now_ms = WARMING_MS - 1;
+    assert!(delta.batch().is_empty());
+    delta.now_ms = WARMING_MS;
     assert_eq!(delta.settle(), ["CDS -old"]);
 }
 
