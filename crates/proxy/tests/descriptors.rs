@@ -1,7 +1,10 @@
 //! Out of file descriptors: a process of its own, because the limit is one of the process.
 
 #[path = "path/support.rs"]
-#[allow(dead_code)]
+#[allow(
+    dead_code,
+    reason = "shared with the tests of the path, which use all of it"
+)]
 mod support;
 
 use std::fs::File;

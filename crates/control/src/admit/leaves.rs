@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn lists_and_options_and_texts_with_brackets_are_read() {
         #[derive(Debug)]
-        #[allow(dead_code)]
+        #[expect(dead_code, reason = "read as text only")]
         struct Thing {
             list: Vec<&'static str>,
             maybe: Option<u32>,

@@ -46,7 +46,8 @@ pub fn wanted(stored: &[Entry], world: &World, to: u64) -> Result<Wanted, AdmitE
     let oldest = records
         .last()
         .map_or((0, 1), |(revision, sequence, _)| (*revision, *sequence));
-    if to < oldest.0 && oldest.1 > 1 {
+    // Before the first record there was nothing, which is a great deal to delete for a number that was mistaken: 0 says it.
+    if to < oldest.0 && (oldest.1 > 1 || to > 0) {
         return Err(AdmitError::TooOld {
             to,
             oldest: oldest.0,

@@ -434,6 +434,31 @@ async fn a_rollback_beyond_the_history_is_refused() {
 }
 
 #[tokio::test]
+async fn only_zero_rolls_back_to_nothing() {
+    let door = door().await;
+    // As a control plane's own key does, which is older than any document.
+    door.store
+        .commit(Txn::new().put("other", ""))
+        .await
+        .unwrap();
+    door.apply(&service("web", 80)).await;
+    let back = |to| {
+        let request = RollbackRequest {
+            to,
+            ..RollbackRequest::default()
+        };
+        door.admission.rollback(request)
+    };
+    let outcome = back(1).await;
+    assert!(
+        matches!(outcome, Err(AdmitError::TooOld { to: 1, oldest: 2 })),
+        "{outcome:?}"
+    );
+    assert_eq!(door.world().documents.len(), 1);
+    assert_eq!(actions(&back(0).await.unwrap()), ["Service/web deleted"]);
+}
+
+#[tokio::test]
 async fn a_restart_continues_the_history() {
     let first = door().await;
     first.apply(&service("web", 80)).await;

@@ -70,7 +70,7 @@ impl From<AdmitError> for Failure {
                 .hint("`phalanx ps` lists who is connected; apply it without --canary"),
             AdmitError::TooOld { .. } | AdmitError::Future { .. } => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, text)
-                    .hint("`phalanx history` lists the revisions that can be restored")
+                    .hint("`phalanx history` lists the revisions that can be restored; 0 is before all of them, without any document")
             }
             AdmitError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, text)
                 .hint("change fewer documents at once"),

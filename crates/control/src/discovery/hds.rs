@@ -167,8 +167,7 @@ impl HealthDiscoveryService for Hds {
                 ended = hds.serve(request.into_inner(), &answers) => ended,
             };
             if let Err(status) = ended {
-                // A specifier may still wait for the socket; the peer may be gone, or not reading.
-                let _ = timeout(GOODBYE_MAX, answers.send(Err(status))).await;
+                super::farewell(&answers, status).await;
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
@@ -190,8 +189,6 @@ const OURS: &str = "phalanx";
 const FIRST_MAX: Duration = Duration::from_secs(10);
 /// How long a specifier may wait for a peer that does not read.
 const STALL_MAX: Duration = Duration::from_secs(60);
-/// How long the word that a stream ends may wait for its socket.
-const GOODBYE_MAX: Duration = Duration::from_secs(2);
 /// Specifiers of a stream that wait for its socket.
 const ANSWERS_MAX: usize = 1;
 /// Of one message; a report about all that a data plane may be told is a tenth of it.

@@ -91,7 +91,7 @@ impl Isolation {
             documents: self.offered.clone(),
             ..(*published.world).clone()
         };
-        Some(Mesh::compile(&world))
+        Some(published.mesh.advance(&published.world, &world))
     }
 
     /// Whether the node is kept from something.
