@@ -33,7 +33,6 @@ pub struct Sidecar {
 
 #[derive(Default)]
 pub struct Held {
-    pub name: String,
     pub versions: BTreeMap<(&'static str, String), String>,
     pub responses: u64,
 }
@@ -46,8 +45,7 @@ impl Sidecar {
         let instance = instance(service, id, seed);
         let registration = Registration::spawn(channel.clone(), instance, TTL);
         registration.set_ready(true);
-        let held: Arc<Mutex<Held>> = Arc::default();
-        held.lock().unwrap().name = id.to_owned();
+        let held = Arc::default();
         let tasks = vec![
             tokio::spawn(beats(&registration, oracle.clone(), id.to_owned())),
             tokio::spawn(discover(
@@ -144,9 +142,6 @@ async fn stream(
     oracle: &Oracle,
 ) -> Result<(), tonic::Status> {
     let (requests, outgoing) = mpsc::channel(64);
-    if std::env::var("TRACE").is_ok() {
-        eprintln!("{} connect", held.lock().unwrap().name);
-    }
     for request in client.connect() {
         let _ = requests.try_send(request);
     }
@@ -160,31 +155,12 @@ async fn stream(
         if let Ok(revision) = response.system_version_info.parse() {
             oracle.shown(revision);
         }
-        if std::env::var("TRACE").is_ok() {
-            eprintln!(
-                "{:?} {} resp {} rev {} up {:?} rm {:?}",
-                tokio::time::Instant::now(),
-                held.lock().unwrap().name,
-                &response.type_url[response.type_url.len() - 12..],
-                response.system_version_info,
-                response
-                    .resources
-                    .iter()
-                    .map(|r| (r.name.clone(), r.version.clone()))
-                    .collect::<Vec<_>>(),
-                response.removed_resources
-            );
-        }
         let update = client.on_response(response).unwrap();
         let mut listens = BTreeSet::new();
         if update.kind == Kind::Routes {
             for (name, _, body) in &update.upserts {
                 let table = decode::routes(name, body).unwrap();
-                let c = clusters(&table);
-                if std::env::var("TRACE").is_ok() {
-                    eprintln!("   table names {c:?}");
-                }
-                tables.insert(name.clone(), c);
+                tables.insert(name.clone(), clusters(&table));
             }
             update.removed.iter().for_each(|name| {
                 tables.remove(name);
