@@ -68,6 +68,10 @@ impl<'a> View<'a> {
         if has_clusters && resource.secrets.iter().all(|name| self.secret_ready(name)) {
             return Gate::Open;
         }
+        // Patience is for a client that may have what it was sent, not for what it can't have.
+        if names_clusters && held.is_some() && resource.refs.iter().any(|n| self.is_unsent(n)) {
+            return Gate::Answer;
+        }
         Gate::Wait(match self.clusters_are_unheard() {
             _ if self.alone => SETTLE_MS,
             Some(ms) => ms,
@@ -85,6 +89,17 @@ impl<'a> View<'a> {
         !secrets.wants(name)
             || secrets.held.get(name).is_some_and(Held::is_present)
             || secrets.is_refused(name, &secret.version)
+    }
+
+    /// Whether the client has no version of a cluster and gets none before it answers what is under way.
+    fn is_unsent(&self, name: &str) -> bool {
+        let clusters = self.of(Kind::Cluster);
+        let target = self.target.get(Kind::Cluster, name);
+        target.is_some_and(|target| !clusters.is_refused(name, &target.version))
+            && clusters.wants(name)
+            && clusters.outstanding.is_some()
+            && !clusters.is_on_its_way(name, None)
+            && !clusters.held.get(name).is_some_and(Held::is_present)
     }
 
     /// Whether a resource that names `cluster` may replace `held`. A cluster that the client does not ask for, or has

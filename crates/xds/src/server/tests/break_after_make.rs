@@ -180,6 +180,19 @@ fn a_client_that_does_not_answer_holds_nothing_back_for_longer_than_patience() {
 }
 
 #[test]
+fn a_route_waits_for_as_long_as_its_cluster_can_not_even_be_sent() {
+    let mut delta = Delta::settled(mesh(1, &["a"], &["a"]), &["a", "b", "c"]);
+    let clusters = delta.push(mesh(2, &["a", "b"], &["a"]));
+    assert_eq!(told(&clusters), "CDS +b | EDS +b");
+    // Behind the answer that is owed.
+    assert_eq!(told(&delta.push(mesh(3, &["a", "b", "c"], &["c"]))), "");
+    delta.now_ms = 100 * PATIENCE_MS;
+    assert_eq!(told(&delta.batch()), "");
+    delta.ack_all(&clusters);
+    assert_eq!(delta.settle(), ["CDS +c | EDS +c", "RDS +outbound"]);
+}
+
+#[test]
 fn removals_wait_for_as_long_as_a_route_that_is_under_way_is_unanswered() {
     let mut delta = Delta::settled(mesh(1, &["a", "b"], &["a", "b"]), &["a", "b"]);
     let routes = delta.push(mesh(2, &["a"], &["a"]));
