@@ -112,9 +112,12 @@ impl Everybody {
         for caller in &mut self.callers {
             let (sent, mut failures) = caller.end().await?;
             // gRPC Go takes a new route into use a moment before the balancer of the cluster that the route brings along
-            // (docs/proxyless.md); nothing else is forgiven.
+            // (docs/proxyless.md); nothing else is forgiven, and not many of these.
             if caller.name() == Stack::Go.name() {
-                failures.retain(|why, _| !why.contains("unknown cluster selected for RPC"));
+                let forgiven = (sent / FORGIVEN_SHARE).max(FORGIVEN_MIN);
+                failures.retain(|why, count| {
+                    !why.contains("unknown cluster selected for RPC") || *count > forgiven
+                });
             }
             if sent == 0 || !failures.is_empty() {
                 lost.push(format!("{}: {failures:?} of {sent}", caller.name()));
@@ -125,6 +128,9 @@ impl Everybody {
     }
 }
 
+/// Of gRPC Go's calls during one change, one in so many; two were seen of 124.
+const FORGIVEN_SHARE: u64 = 20;
+const FORGIVEN_MIN: u64 = 2;
 /// Calls for a split: 90/10 gives 20 ± 4, 50/50 gives 100 ± 7.
 const SAMPLE: usize = 200;
 
@@ -261,8 +267,12 @@ async fn everybody_routes_alike() -> anyhow::Result<()> {
         )
         .await?;
 
-    let status = mesh.client().status(None).await?;
-    assert!(status.refused.is_empty() && status.complete(), "{status:?}");
+    let client = mesh.client();
+    let complete = eventually("everybody to have everything", READY_MAX, async || {
+        client.status(None).await.ok().filter(|s| s.complete())
+    });
+    let status = complete.await?;
+    assert!(status.refused.is_empty(), "{status:?}");
     Ok(())
 }
 
