@@ -91,7 +91,8 @@ impl<'a> View<'a> {
             || secrets.is_refused(name, &secret.version)
     }
 
-    /// Whether the client has no version of a cluster and gets none before it answers what is under way.
+    /// Whether the client has no version of a cluster, or is just losing it, and gets none before it answers what is under
+    /// way.
     fn is_unsent(&self, name: &str) -> bool {
         let clusters = self.of(Kind::Cluster);
         let target = self.target.get(Kind::Cluster, name);
@@ -99,7 +100,8 @@ impl<'a> View<'a> {
             && clusters.wants(name)
             && clusters.outstanding.is_some()
             && !clusters.is_on_its_way(name, None)
-            && !clusters.held.get(name).is_some_and(Held::is_present)
+            && (clusters.is_being_removed(name)
+                || !clusters.held.get(name).is_some_and(Held::is_present))
     }
 
     /// Whether a resource that names `cluster` may replace `held`. A cluster that the client does not ask for, or has

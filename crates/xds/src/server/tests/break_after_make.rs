@@ -193,6 +193,23 @@ fn a_route_waits_for_as_long_as_its_cluster_can_not_even_be_sent() {
 }
 
 #[test]
+fn a_route_waits_for_as_long_as_the_removal_of_its_cluster_is_unanswered() {
+    let mut delta = Delta::settled(mesh(1, &["a", "b"], &["a"]), &["a", "b"]);
+    let removal = delta.push(mesh(2, &["a"], &["a"]));
+    assert!(told(&removal).contains("CDS -b"));
+    // It comes back before the client said that it is gone.
+    let back = delta.push(mesh(3, &["a", "b"], &["a", "b"]));
+    delta.now_ms = 100 * PATIENCE_MS;
+    assert!(!told(&delta.batch()).contains("RDS") && !told(&back).contains("RDS"));
+    delta.ack_all(&removal);
+    delta.ack_all(&back);
+    let rounds = delta.settle();
+    let position = |what: &str| rounds.iter().position(|round| round.contains(what));
+    assert!(position("CDS +b") < position("RDS +outbound"), "{rounds:?}");
+    assert!(position("CDS +b").is_some(), "{rounds:?}");
+}
+
+#[test]
 fn removals_wait_for_as_long_as_a_route_that_is_under_way_is_unanswered() {
     let mut delta = Delta::settled(mesh(1, &["a", "b"], &["a", "b"]), &["a", "b"]);
     let routes = delta.push(mesh(2, &["a"], &["a"]));
