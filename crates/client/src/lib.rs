@@ -4,12 +4,13 @@
 //! Model types go in and come out; what travels between stays in here. Configuration does not come this way: it comes
 //! over xDS.
 //!
-//! Module order (a module imports only later ones): admin, api, observe, registry, health, channel, backoff.
+//! Module order (a module imports only later ones): admin, api, observe, registry, identity, health, channel, backoff.
 
 pub mod admin;
 pub mod api;
 pub mod backoff;
 pub mod channel;
 pub mod health;
+pub mod identity;
 pub mod observe;
 pub mod registry;

@@ -218,6 +218,7 @@ fn instance() -> Instance {
         zone: String::new(),
         weight: 1,
         proxy_admin: String::new(),
+        mutual_tls: false,
     }
 }
 

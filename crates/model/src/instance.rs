@@ -34,6 +34,8 @@ pub struct Instance {
     pub weight: u32,
     /// Where the sidecar's admin listens; empty when it has none.
     pub proxy_admin: String,
+    /// Its addresses take mutual TLS: a sidecar with an identity is in front of it.
+    pub mutual_tls: bool,
 }
 
 impl Instance {

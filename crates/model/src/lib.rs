@@ -3,9 +3,11 @@
 //! Text enters through [`manifest`] and leaves as checked documents; [`matching`] decides which rule a request meets.
 //! No I/O, no async, no clock and no wire format may live here.
 //!
-//! Module order (a module imports only later ones): manifest, matching, document, resource, instance, reason, name, shared.
+//! Module order (a module imports only later ones): manifest, matching, document, resource, instance, identity,
+//! reason, name, shared.
 
 pub mod document;
+pub mod identity;
 pub mod instance;
 pub mod manifest;
 pub mod matching;

@@ -3,9 +3,11 @@
 //! Each type has one Envoy v3 counterpart; room `xds` converts both ways, so a stock Envoy, a proxyless client and our
 //! sidecar get the same. Only what all of them can honour, plus what our sidecar adds, stands here.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::identity::SpiffeId;
 use crate::instance::Protocol;
 use crate::name::{ClusterName, Direction};
 use crate::reason::Reason;
@@ -214,6 +216,8 @@ pub struct Cluster {
     pub circuit_breaker: CircuitBreaker,
     pub outlier_detection: OutlierDetection,
     pub retry_budget: RetryBudget,
+    /// How endpoints that take mutual TLS are called; none: in plain text, all of them.
+    pub tls: Option<PeerTls>,
 }
 
 impl Cluster {
@@ -227,8 +231,16 @@ impl Cluster {
             circuit_breaker: CircuitBreaker::default(),
             outlier_detection: OutlierDetection::default(),
             retry_budget: RetryBudget::default(),
+            tls: None,
         }
     }
+}
+
+/// Mutual TLS towards a cluster: the caller shows its own identity, and expects one of these at the other end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerTls {
+    /// Sorted, each once; none of them lets nobody be called.
+    pub ids: Vec<SpiffeId>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -394,6 +406,8 @@ pub struct Endpoint {
     pub instance: String,
     /// The application's own port, for which the sidecar at `address` is asked; 0 where nobody needs to be asked.
     pub target: u16,
+    /// Calls to it are to be made as the cluster's `tls` says.
+    pub mutual_tls: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -418,6 +432,32 @@ pub struct ServerListener {
     pub name: String,
     pub address: SocketAddr,
     pub access: Access,
+}
+
+/// What a sidecar asks of those who call its applications, by the number of the application's port; `ports` holds those
+/// for which something else than `default` is said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inbound {
+    pub default: InboundRule,
+    pub ports: BTreeMap<u16, InboundRule>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InboundRule {
+    pub mode: MtlsMode,
+    pub access: Access,
+}
+
+/// Whether callers have to show who they are (PeerAuthentication).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum MtlsMode {
+    /// Mutual TLS is taken, and plain text from nobody in particular.
+    #[default]
+    Permissive,
+    /// Mutual TLS only.
+    Strict,
+    /// Plain text only.
+    Off,
 }
 
 /// Who may call a service; without policies everybody may. Nobody whom a policy denies; and where policies allow, only
@@ -445,10 +485,22 @@ pub enum Effect {
 /// All that is said must hold; an empty list says nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AccessRule {
+    /// The caller is one of these; a caller in plain text is nobody.
+    pub callers: Vec<Caller>,
     /// One of these, upper case.
     pub methods: Vec<String>,
     /// One of these.
     pub paths: Vec<PathMatch>,
     /// All of these.
     pub headers: Vec<HeaderMatch>,
+}
+
+/// Whom a rule means. Compared whole.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Caller {
+    /// Whoever has shown an identity of the mesh's trust domain.
+    Anyone,
+    Id(SpiffeId),
+    /// Every service of a namespace of the mesh's trust domain.
+    Namespace(String),
 }

@@ -244,6 +244,11 @@ pub mod mvccpb {
     include!("generated/mvccpb.rs");
 }
 pub mod phalanx {
+    pub mod identity {
+        pub mod v1 {
+            include!("generated/phalanx.identity.v1.rs");
+        }
+    }
     pub mod observe {
         pub mod v1 {
             include!("generated/phalanx.observe.v1.rs");

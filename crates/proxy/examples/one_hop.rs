@@ -93,6 +93,7 @@ fn resources(upstream: SocketAddr, protocol: Protocol) -> Result<Resources, Stri
         version: String::new(),
         instance: "backend-1".into(),
         target: 0,
+        mutual_tls: false,
     };
     let mut resources = Resources::default();
     resources.tables.insert("outbound".into(), Arc::new(table));

@@ -335,6 +335,7 @@ fn instance(config: &Config, advertised: SocketAddr, admin: SocketAddr) -> Insta
         ports: config.apps.iter().map(port).collect(),
         weight: 1,
         proxy_admin: admin.to_string(),
+        mutual_tls: false,
     }
 }
 

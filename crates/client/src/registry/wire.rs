@@ -33,6 +33,7 @@ pub fn to_wire(instance: &Instance) -> wire::Instance {
         zone: instance.zone.clone(),
         weight: instance.weight,
         proxy_admin: instance.proxy_admin.clone(),
+        mutual_tls: instance.mutual_tls,
         state: wire::State::Accepting.into(),
     }
 }
@@ -71,6 +72,7 @@ pub fn from_wire(instance: wire::Instance) -> Result<Instance, InvalidInstance> 
         zone,
         weight,
         proxy_admin,
+        mutual_tls,
         state: _,
     } = instance;
     let id = id_from_wire(&namespace, &service, &id)?;
@@ -134,6 +136,7 @@ pub fn from_wire(instance: wire::Instance) -> Result<Instance, InvalidInstance> 
         zone,
         weight,
         proxy_admin,
+        mutual_tls,
     })
 }
 
@@ -285,6 +288,7 @@ mod tests {
             zone: "az1".into(),
             weight: 100,
             proxy_admin: "10.0.0.7:15000".into(),
+            mutual_tls: true,
         }
     }
 

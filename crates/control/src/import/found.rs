@@ -47,6 +47,7 @@ pub fn read(key: &str, value: &[u8], namespace: &str) -> Result<Instance, String
         zone: extra.text("zone").unwrap_or_default(),
         weight: extra.weight().clamp(1, WEIGHT_MAX),
         proxy_admin: String::new(),
+        mutual_tls: false,
     })
 }
 

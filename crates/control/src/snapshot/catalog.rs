@@ -261,6 +261,7 @@ fn endpoint(registered: &Registered, port: &InstancePort) -> Option<Endpoint> {
         version: instance.version().to_owned(),
         instance: instance.id.id.clone(),
         target: port.number,
+        mutual_tls: instance.mutual_tls,
     })
 }
 
@@ -292,6 +293,7 @@ fn slice_endpoints(slice: &EndpointSlice, service: &Service, port: &ServicePort)
                     .unwrap_or_default(),
                 instance: String::new(),
                 target: 0,
+                mutual_tls: false,
             }
         }));
     }

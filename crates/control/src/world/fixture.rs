@@ -93,5 +93,6 @@ pub fn instance(service: &str, id: &str, address: &str, ports: &[(&str, u16)]) -
         zone: String::new(),
         weight: 1,
         proxy_admin: String::new(),
+        mutual_tls: false,
     }
 }

@@ -259,6 +259,8 @@ pub struct InstanceRecord {
     pub weight: u32,
     #[serde(default)]
     pub proxy_admin: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mutual_tls: bool,
     /// The control plane that keeps its lease; empty: nobody yet.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub plane: String,
@@ -336,6 +338,7 @@ impl InstanceRecord {
             zone: instance.zone.clone(),
             weight: instance.weight,
             proxy_admin: instance.proxy_admin.clone(),
+            mutual_tls: instance.mutual_tls,
             plane: String::new(),
             state: None,
         }
@@ -386,6 +389,7 @@ impl InstanceRecord {
             zone: self.zone,
             weight,
             proxy_admin: self.proxy_admin,
+            mutual_tls: self.mutual_tls,
         })
     }
 }

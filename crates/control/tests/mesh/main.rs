@@ -89,5 +89,6 @@ fn battle_instance(id: &str) -> Instance {
         zone: String::new(),
         weight: 1,
         proxy_admin: String::new(),
+        mutual_tls: false,
     }
 }

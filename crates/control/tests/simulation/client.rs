@@ -242,6 +242,7 @@ fn instance(service: &str, id: &str, seed: u64) -> Instance {
         zone: String::new(),
         weight: 1,
         proxy_admin: String::new(),
+        mutual_tls: false,
     }
 }
 

@@ -62,6 +62,7 @@ fn rule(at: &At<'_>) -> Option<AccessRule> {
         );
     }
     Some(AccessRule {
+        callers: Vec::new(),
         methods,
         paths,
         headers,

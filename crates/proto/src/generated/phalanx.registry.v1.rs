@@ -24,6 +24,9 @@ pub struct Instance {
     pub proxy_admin: ::prost::alloc::string::String,
     #[prost(enumeration = "State", tag = "9")]
     pub state: i32,
+    /// Takes mutual TLS at its addresses. Heeded from clients whose identity is proven only.
+    #[prost(bool, tag = "10")]
+    pub mutual_tls: bool,
 }
 impl ::prost::Name for Instance {
     const NAME: &'static str = "Instance";

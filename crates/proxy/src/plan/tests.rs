@@ -56,6 +56,7 @@ fn endpoint(address: &str) -> Endpoint {
         version: "v1".into(),
         instance: "i".into(),
         target: 0,
+        mutual_tls: false,
     }
 }
 

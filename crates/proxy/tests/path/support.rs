@@ -54,6 +54,7 @@ pub fn endpoint(address: SocketAddr) -> Endpoint {
         version: "v1".into(),
         instance: String::new(),
         target: 0,
+        mutual_tls: false,
     }
 }
 

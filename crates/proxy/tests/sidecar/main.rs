@@ -92,6 +92,7 @@ fn endpoints(service: &str, version: &str, address: SocketAddr) -> Encoded {
         version: version.into(),
         instance: "one".into(),
         target: 0,
+        mutual_tls: false,
     };
     encode::endpoints(&Assignment {
         cluster: cluster_name(service),

@@ -109,6 +109,7 @@ pub(super) fn resource(message: cluster_v3::Cluster) -> Result<Cluster, DecodeEr
         circuit_breaker,
         outlier_detection: detection(at.field("outlier_detection"), outlier_detection)?,
         retry_budget,
+        tls: None,
     })
 }
 

@@ -129,5 +129,6 @@ fn endpoint(
         version,
         instance,
         target,
+        mutual_tls: false,
     })
 }

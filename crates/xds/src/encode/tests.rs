@@ -453,6 +453,7 @@ fn every_locality_has_the_weight_of_its_endpoints() {
         version: "v1".into(),
         instance: String::new(),
         target: 0,
+        mutual_tls: false,
     };
     let endpoints = vec![
         endpoint(1, "b", 2),
@@ -494,6 +495,7 @@ fn zone_weights(endpoints: &[(&str, u32, Health)]) -> Vec<(String, u32)> {
         version: String::new(),
         instance: String::new(),
         target: 0,
+        mutual_tls: false,
     };
     let assignment = Assignment {
         cluster: battle(),

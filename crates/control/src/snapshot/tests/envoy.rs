@@ -221,6 +221,7 @@ fn server(dice: &mut Dice, seed: u64) -> Encoded {
                     PathMatch::Regex("/b.*".into()),
                 ],
                 headers: Vec::new(),
+                callers: Vec::new(),
             })
             .collect(),
     };

@@ -331,6 +331,7 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
                 circuit_breaker,
                 outlier_detection,
                 retry_budget,
+                tls: None,
             },
         )
 }
@@ -351,6 +352,7 @@ pub(super) fn assignment() -> impl Strategy<Value = Assignment> {
                 version,
                 instance,
                 target,
+                mutual_tls: false,
             },
         );
         Assignment {

@@ -89,6 +89,7 @@ fn endpoints(change: impl FnOnce(&mut endpoint_v3::ClusterLoadAssignment)) -> St
         version: String::new(),
         instance: String::new(),
         target: 0,
+        mutual_tls: false,
     };
     let sent = encode::endpoints(&Assignment {
         cluster: battle(),

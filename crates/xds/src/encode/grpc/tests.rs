@@ -222,6 +222,7 @@ fn endpoints_are_grouped_so_that_round_robin_keeps_their_weights() {
         version: String::new(),
         instance: String::new(),
         target: 0,
+        mutual_tls: false,
     };
     let encoded = endpoints(&Assignment {
         cluster: battle(9000),

@@ -1,0 +1,1 @@
+//! Certificates from the control plane, and whom to trust.

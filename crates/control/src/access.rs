@@ -1,0 +1,1 @@
+//! Who may use which of the control plane's interfaces.

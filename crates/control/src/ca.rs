@@ -1,0 +1,1 @@
+//! The certificate authority: who gets which certificate, on which proof.

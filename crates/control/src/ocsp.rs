@@ -1,0 +1,1 @@
+//! Where anybody may ask whether a certificate was revoked.
