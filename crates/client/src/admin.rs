@@ -4,6 +4,7 @@
 //! answers" from "it was refused", because tools end with different exit codes.
 
 mod backup;
+mod cert;
 
 use std::time::Duration;
 

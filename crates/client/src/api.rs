@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 mod canary;
+mod cert;
 mod effect;
 mod health;
 mod refused;
@@ -16,6 +17,11 @@ mod refused;
 pub use canary::{
     Canary, CanaryDecision, CanaryEnd, CanaryEvidence, CanaryNode, CanaryStatus, CanaryTerms,
     NodeEvidence, Share, Traffic,
+};
+pub use cert::{
+    CaView, ISSUED_MAX, Intermediate, IntermediateRequest, IssuedCertificate, IssuedCertificates,
+    IssuedQuery, JoinToken, JoinTokenRequest, JoinTokenView, JoinTokens, RevokeRequest,
+    RevokeTokenRequest, Revoked, RotateRequest, Rotation, SERIALS_MAX, SignRequest, Signed, Trust,
 };
 pub use effect::{Effect, ProxyEffect, ResourceEffect, RuleEffect};
 pub use health::{EndpointHealth, HealthViews, Opinion};
