@@ -112,6 +112,9 @@ pub struct TrustResponse {
     /// An OCSP response for the certificate that the caller shows, DER; empty when there is none.
     #[prost(bytes = "vec", tag = "4")]
     pub staple: ::prost::alloc::vec::Vec<u8>,
+    /// DER of the CA certificate behind each list, so that lists of issuers that the caller never met can be checked too.
+    #[prost(bytes = "vec", repeated, tag = "5")]
+    pub issuers: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
 }
 impl ::prost::Name for TrustResponse {
     const NAME: &'static str = "TrustResponse";
