@@ -2,7 +2,8 @@
 //! when first used and again after every loss; its buffers are small, because most of its life it is idle.
 //!
 //! Of several control planes it leads to one, chosen by chance; when that is gone, the next connection leads to another. One
-//! that takes connections but can't answer is left by [`Control::prefer`].
+//! that takes connections but can't answer is left by [`Control::prefer`]. Over TLS, each new connection shows the certificate
+//! that is current by then, and one whose control plane is trusted no more breaks off.
 
 use std::future::Future;
 use std::io::{self, ErrorKind};
@@ -13,18 +14,26 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use phalanx_pki::identity::Identity;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 use tonic::codegen::Service;
 use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
+
+use crate::secure::{Protocol, Secure};
 
 /// Until a connection attempt counts as failed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The same where there is another control plane to try.
 const CONNECT_TIMEOUT_OF_SEVERAL: Duration = Duration::from_millis(400);
+/// For the handshake beside it, and where a whole fleet shakes hands at once.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of all attempts together.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(12);
 /// A peer that vanished without a word is noticed after these two.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,13 +47,15 @@ const ADDRESSES_MAX: usize = 16;
 #[derive(Clone, Debug)]
 pub struct Control {
     channel: Channel,
-    /// None: there is only one.
+    /// None: there is only one, in plain text.
     several: Option<Arc<Several>>,
 }
 
 #[derive(Debug)]
 struct Several {
     addresses: Vec<String>,
+    /// None: in plain text.
+    secure: Option<Secure>,
     /// Leads to one of them each.
     direct: Vec<Channel>,
     /// Where the connection leads, or will.
@@ -59,7 +70,22 @@ impl Control {
     /// # Errors
     /// [`ChannelError`] when it is something else.
     pub fn parse(text: &str) -> Result<Self, ChannelError> {
-        let wrong = || ChannelError {
+        Self::to(text, None)
+    }
+
+    /// The same over TLS, to whoever has the control plane's id under the roots of `identity`. Its certificate is shown
+    /// where it has one by then; whoever has yet to join has only roots.
+    ///
+    /// # Errors
+    /// [`ChannelError`]
+    pub fn secure(text: &str, identity: Arc<Identity>) -> Result<Self, ChannelError> {
+        let secure = Secure::try_new(identity, Protocol::Http2);
+        let secure = secure.map_err(|source| ChannelError::Tls { source })?;
+        Self::to(text, Some(secure))
+    }
+
+    fn to(text: &str, secure: Option<Secure>) -> Result<Self, ChannelError> {
+        let wrong = || ChannelError::Address {
             control: text.to_owned(),
         };
         let mut addresses: Vec<String> = text.split(',').map(|a| a.trim().to_owned()).collect();
@@ -67,24 +93,32 @@ impl Control {
             .iter()
             .map(|address| endpoint(address).ok_or_else(wrong))
             .collect::<Result<Vec<_>, _>>()?;
-        if let [only] = endpoints.as_slice() {
+        if let ([only], None) = (endpoints.as_slice(), &secure) {
             return Ok(only.connect_lazy().into());
         }
         if endpoints.len() > ADDRESSES_MAX {
             return Err(wrong());
         }
         fastrand::shuffle(&mut addresses);
-        let direct = addresses.iter().filter_map(|address| endpoint(address));
+        let direct = addresses.iter().filter_map(|address| {
+            let endpoint = endpoint(address)?;
+            let Some(secure) = &secure else {
+                return Some(endpoint.connect_lazy());
+            };
+            let dialer = Dialer::Direct(address.as_str().into(), secure.clone());
+            Some(patient(endpoint).connect_with_connector_lazy(dialer))
+        });
         let several = Arc::new(Several {
-            direct: direct.map(|endpoint| endpoint.connect_lazy()).collect(),
+            direct: direct.collect(),
             addresses,
+            secure,
             preferred: AtomicUsize::new(0),
             cut: Mutex::default(),
         });
         // Its name is nobody's: the dialer knows where to.
-        let shared = endpoint("control-planes:1").ok_or_else(wrong)?;
+        let shared = patient(endpoint("control-planes:1").ok_or_else(wrong)?);
         Ok(Self {
-            channel: shared.connect_with_connector_lazy(Dialer(several.clone())),
+            channel: shared.connect_with_connector_lazy(Dialer::Shared(several.clone())),
             several: Some(several),
         })
     }
@@ -156,27 +190,46 @@ fn endpoint(address: &str) -> Option<Endpoint> {
     )
 }
 
+/// The dialer has deadlines of its own, one per attempt.
+fn patient(endpoint: Endpoint) -> Endpoint {
+    endpoint.connect_timeout(DIAL_TIMEOUT)
+}
+
 impl Several {
     /// The preferred one, else the others in turn.
     async fn dial(&self) -> io::Result<Line> {
         let first = self.preferred.load(Ordering::Relaxed);
         let count = self.addresses.len();
+        let most = match count {
+            1 => CONNECT_TIMEOUT,
+            _ => CONNECT_TIMEOUT_OF_SEVERAL,
+        };
         let mut last = io::Error::from(ErrorKind::NotFound);
         for step in 0..count {
             let at = (first + step) % count;
             let Some(address) = self.addresses.get(at) else {
                 continue;
             };
-            let attempt = timeout(CONNECT_TIMEOUT_OF_SEVERAL, TcpStream::connect(address)).await;
-            match attempt.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into())) {
-                Ok(stream) => {
-                    stream.set_nodelay(true)?;
+            match dial(address, self.secure.as_ref(), most).await {
+                Ok((wire, distrusted)) => {
                     self.preferred.store(at, Ordering::Relaxed);
                     let (cut, is_cut) = oneshot::channel();
                     self.connection(Some(cut));
-                    return Ok(Line { stream, is_cut });
+                    let over = async move {
+                        tokio::select! {
+                            _ = is_cut => {}
+                            () = distrusted => {}
+                        }
+                    };
+                    return Ok(Line {
+                        wire,
+                        over: Box::pin(over),
+                    });
                 }
-                Err(error) => last = error,
+                Err(error) => {
+                    tracing::debug!(control = address, %error, "cannot connect");
+                    last = error;
+                }
             }
         }
         Err(last)
@@ -188,8 +241,42 @@ impl Several {
     }
 }
 
+type Over = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// With what resolves when whoever serves there is trusted no more.
+async fn dial(address: &str, secure: Option<&Secure>, most: Duration) -> io::Result<(Wire, Over)> {
+    let late = |_| Err(ErrorKind::TimedOut.into());
+    let stream = timeout(most, TcpStream::connect(address)).await;
+    let stream = stream.unwrap_or_else(late)?;
+    stream.set_nodelay(true)?;
+    let Some(secure) = secure else {
+        return Ok((Wire::Plain(stream), Box::pin(std::future::pending())));
+    };
+    let shaken = timeout(HANDSHAKE_TIMEOUT, secure.connect(stream, address)).await;
+    let shaken = shaken.map_err(|_| io::Error::from(ErrorKind::TimedOut))?;
+    let (stream, peer) = shaken.inspect_err(
+        |error| tracing::warn!(control = address, %error, "the control plane there is not trusted"),
+    )?;
+    let identity = secure.identity().clone();
+    let distrusted = async move {
+        let mut changes = identity.changes();
+        while identity.recheck_trust(&peer).is_ok() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+        tracing::warn!(peer = %peer.id, "the control plane is trusted no more, its connection ends");
+    };
+    Ok((Wire::Tls(Box::new(stream)), Box::pin(distrusted)))
+}
+
 #[derive(Clone)]
-struct Dialer(Arc<Several>);
+enum Dialer {
+    /// The connection that all share.
+    Shared(Arc<Several>),
+    /// To one alone.
+    Direct(Arc<str>, Secure),
+}
 
 impl Service<Uri> for Dialer {
     type Response = TokioIo<Line>;
@@ -201,15 +288,29 @@ impl Service<Uri> for Dialer {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let several = self.0.clone();
-        Box::pin(async move { several.dial().await.map(TokioIo::new) })
+        let dialer = self.clone();
+        Box::pin(async move {
+            let line = match dialer {
+                Self::Shared(several) => several.dial().await?,
+                Self::Direct(address, secure) => {
+                    let (wire, over) = dial(&address, Some(&secure), CONNECT_TIMEOUT).await?;
+                    Line { wire, over }
+                }
+            };
+            Ok(TokioIo::new(line))
+        })
     }
 }
 
 /// A connection that can be cut from outside.
 struct Line {
-    stream: TcpStream,
-    is_cut: oneshot::Receiver<()>,
+    wire: Wire,
+    over: Over,
+}
+
+enum Wire {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl AsyncRead for Line {
@@ -218,10 +319,13 @@ impl AsyncRead for Line {
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if Pin::new(&mut self.is_cut).poll(context).is_ready() {
+        if self.over.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
         }
-        Pin::new(&mut self.stream).poll_read(context, into)
+        match &mut self.wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_read(context, into),
+            Wire::Tls(stream) => Pin::new(stream).poll_read(context, into),
+        }
     }
 }
 
@@ -231,7 +335,10 @@ impl AsyncWrite for Line {
         context: &mut Context<'_>,
         from: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, from)
+        match &mut self.wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_write(context, from),
+            Wire::Tls(stream) => Pin::new(stream).poll_write(context, from),
+        }
     }
 
     fn poll_write_vectored(
@@ -239,31 +346,59 @@ impl AsyncWrite for Line {
         context: &mut Context<'_>,
         from: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, from)
+        match &mut self.wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_write_vectored(context, from),
+            Wire::Tls(stream) => Pin::new(stream).poll_write_vectored(context, from),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        match &self.wire {
+            Wire::Plain(stream) => stream.is_write_vectored(),
+            Wire::Tls(stream) => stream.is_write_vectored(),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        match &mut self.wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Wire::Tls(stream) => Pin::new(stream).poll_flush(context),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        match &mut self.wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Wire::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        }
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{control}` is no address of a control plane (HOST:PORT, or several separated by commas)")]
-pub struct ChannelError {
-    control: String,
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    #[error(
+        "`{control}` is no address of a control plane (HOST:PORT, or several separated by commas)"
+    )]
+    Address { control: String },
+    #[error("TLS can't be set up")]
+    Tls {
+        #[source]
+        source: rustls::Error,
+    },
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Line {
+        fn peer(&self) -> io::Result<std::net::SocketAddr> {
+            match &self.wire {
+                Wire::Plain(stream) => stream.peer_addr(),
+                Wire::Tls(stream) => stream.get_ref().0.peer_addr(),
+            }
+        }
+    }
 
     #[tokio::test]
     async fn only_host_and_port_make_a_channel() {
@@ -300,7 +435,7 @@ mod tests {
         let several = control.several.as_ref().unwrap();
         for _ in 0..3 {
             let line = several.dial().await.unwrap();
-            assert_eq!(line.stream.peer_addr().unwrap(), second);
+            assert_eq!(line.peer().unwrap(), second);
         }
         assert_eq!(control.others().len(), 1);
     }
@@ -318,12 +453,12 @@ mod tests {
         let control = Control::parse(&text.join(",")).unwrap();
         let several = control.several.as_ref().unwrap();
         let mut line = several.dial().await.unwrap();
-        let before = line.stream.peer_addr().unwrap();
+        let before = line.peer().unwrap();
         let (other, _) = control.others()[0];
         control.prefer(other);
         let error = line.read_u8().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionAborted);
         let line = several.dial().await.unwrap();
-        assert_ne!(line.stream.peer_addr().unwrap(), before);
+        assert_ne!(line.peer().unwrap(), before);
     }
 }

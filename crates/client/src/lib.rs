@@ -4,7 +4,8 @@
 //! Model types go in and come out; what travels between stays in here. Configuration does not come this way: it comes
 //! over xDS.
 //!
-//! Module order (a module imports only later ones): admin, api, observe, registry, identity, health, channel, backoff.
+//! Module order (a module imports only later ones): admin, api, observe, registry, identity, health, channel,
+//! secure, backoff.
 
 pub mod admin;
 pub mod api;
@@ -14,3 +15,4 @@ pub mod health;
 pub mod identity;
 pub mod observe;
 pub mod registry;
+pub mod secure;

@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::name::ServiceName;
 
+/// Of the mesh's own parts, and of what holds for the whole mesh.
+pub const SYSTEM_NAMESPACE: &str = "phalanx-system";
+/// The control plane, as a service of [`SYSTEM_NAMESPACE`].
+pub const CONTROL_SERVICE: &str = "control";
 /// Longest trust domain (SPIFFE-ID, section 2.1).
 const TRUST_DOMAIN_MAX: usize = 255;
 /// Longest SPIFFE id (SPIFFE-ID, section 2.3).
@@ -59,6 +63,16 @@ impl From<TrustDomain> for String {
 pub struct SpiffeId {
     pub trust_domain: TrustDomain,
     pub service: ServiceName,
+}
+
+impl SpiffeId {
+    /// Every control plane of a mesh.
+    pub fn control(trust_domain: TrustDomain) -> Self {
+        Self {
+            trust_domain,
+            service: ServiceName::new(SYSTEM_NAMESPACE, CONTROL_SERVICE),
+        }
+    }
 }
 
 impl FromStr for SpiffeId {

@@ -202,6 +202,22 @@ impl Identity {
         )
     }
 
+    /// As [`Identity::recheck`], and the root that its chain ended in is still trusted: for connections that lose nothing when
+    /// they are made anew.
+    ///
+    /// # Errors
+    /// [`Refusal::Revoked`], [`Refusal::UnknownCa`]
+    pub fn recheck_trust(&self, peer: &Peer) -> Result<(), Refusal> {
+        self.recheck(peer)?;
+        let state = self.state.load();
+        let roots = state.roots.as_ref().ok_or(Refusal::NoRoots)?;
+        let anchor = peer.links.last().ok_or(Refusal::UnknownCa)?;
+        match roots.has_key(&anchor.issuer_key) {
+            true => Ok(()),
+            false => Err(Refusal::UnknownCa),
+        }
+    }
+
     fn known(&self, trust: u64, key: &[u8; 32]) -> Option<Arc<Path>> {
         let paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
         if paths.trust == trust {

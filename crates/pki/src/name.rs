@@ -4,7 +4,8 @@
 use std::fmt;
 
 pub use phalanx_model::identity::{IdentityError, SpiffeId, TrustDomain};
-use phalanx_model::name::{ServiceName, check_label};
+pub use phalanx_model::name::ServiceName;
+use phalanx_model::name::check_label;
 use serde::{Deserialize, Serialize};
 
 /// The suffix of a zone's host names.

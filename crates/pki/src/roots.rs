@@ -122,6 +122,12 @@ impl Roots {
         Self::try_new(kept.map(|r| r.der.clone()))
     }
 
+    /// Whether one of them has this key, by the SHA-256 of its SPKI.
+    pub(crate) fn has_key(&self, key: &[u8; 32]) -> bool {
+        self.iter()
+            .any(|r| x509::sha256(&webpki::spki_for_anchor(&r.anchor)) == *key)
+    }
+
     pub fn is_same(&self, other: &Self) -> bool {
         self.0.len() == other.0.len() && self.iter().all(|r| other.contains(&r.fingerprint))
     }

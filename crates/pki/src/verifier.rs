@@ -10,7 +10,7 @@ use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 use x509_cert::name::RdnSequence;
 
 use crate::clock::UnixMillis;
-use crate::name::{Name, SpiffeId, TrustDomain};
+use crate::name::{Name, ServiceName, SpiffeId, TrustDomain};
 use crate::ocsp::{self, Staple, StapleError};
 use crate::revocation::{Link, Listed, Revocations};
 use crate::roots::Roots;
@@ -43,6 +43,8 @@ pub enum Expected {
     TrustDomains(BTreeSet<TrustDomain>),
     /// One of these ids: a client, whose route says who serves. None at all lets nobody in.
     Ids(BTreeSet<SpiffeId>),
+    /// This service, of whatever trust domain the roots vouch for: a client that was given roots and nothing else.
+    Service(ServiceName),
 }
 
 impl Expected {
@@ -62,7 +64,8 @@ impl Expected {
             Self::Ids(ids) if ids.iter().all(|i| i.trust_domain != id.trust_domain) => {
                 Err(Refusal::WrongTrustDomain)
             }
-            Self::Ids(_) => Err(Refusal::WrongName),
+            Self::Service(service) if *service == id.service => Ok(()),
+            Self::Ids(_) | Self::Service(_) => Err(Refusal::WrongName),
         }
     }
 }
