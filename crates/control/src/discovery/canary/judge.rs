@@ -161,7 +161,7 @@ fn borne(record: &CanaryRecord, seen: &Seen) -> String {
     let watch = Duration::from_millis(record.watch_ms);
     if all.requests == 0 {
         return format!(
-            "{count} {proxies} of {} had it for {watch:?}: no refusal; they reported no requests",
+            "{count} {proxies} of {} had it for {watch:?}: no refusal, but no request either, so nothing was proven",
             record.concerned
         );
     }
@@ -294,7 +294,7 @@ mod tests {
             "{verdict:?}"
         );
         let silent = judge(&record(), &seen((0, 0), (0, 0), 30));
-        assert!(matches!(&silent, Verdict::Promote(r) if r.contains("no requests")));
+        assert!(matches!(&silent, Verdict::Promote(r) if r.contains("nothing was proven")));
     }
 
     #[test]
