@@ -40,17 +40,20 @@ pub enum Reason {
     AffiliationChanged,
     Superseded,
     CessationOfOperation,
+    /// For now: the only reason that can be taken back.
+    CertificateHold,
     PrivilegeWithdrawn,
 }
 
 impl Reason {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Unspecified,
         Self::KeyCompromise,
         Self::CaCompromise,
         Self::AffiliationChanged,
         Self::Superseded,
         Self::CessationOfOperation,
+        Self::CertificateHold,
         Self::PrivilegeWithdrawn,
     ];
 
@@ -62,11 +65,13 @@ impl Reason {
             Self::AffiliationChanged => "affiliationChanged",
             Self::Superseded => "superseded",
             Self::CessationOfOperation => "cessationOfOperation",
+            Self::CertificateHold => "certificateHold",
             Self::PrivilegeWithdrawn => "privilegeWithdrawn",
         }
     }
 
-    /// `None` for a word that is no reason; `certificateHold` is none, for what is revoked stays so.
+    /// `None` for a word that is no reason. `removeFromCRL` is none (it is for delta lists), nor is `aACompromise` (it is for
+    /// attribute certificates).
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|r| r.as_str() == text)
     }
@@ -79,6 +84,7 @@ impl Reason {
             Self::AffiliationChanged => CrlReason::AffiliationChanged,
             Self::Superseded => CrlReason::Superseded,
             Self::CessationOfOperation => CrlReason::CessationOfOperation,
+            Self::CertificateHold => CrlReason::CertificateHold,
             Self::PrivilegeWithdrawn => CrlReason::PrivilegeWithdrawn,
         }
     }

@@ -192,11 +192,16 @@ fn openssl_ocsp_takes_every_answer_of_ours() {
         at: bench.now,
         reason: Reason::KeyCompromise,
     };
+    let held = Status::Revoked {
+        at: bench.now,
+        reason: Reason::CertificateHold,
+    };
     for responder in [&direct, &delegated] {
         for hash in ["-sha1", "-sha256"] {
             for (status, says) in [
                 (Status::Good, ": good"),
                 (revoked, "Reason: keyCompromise"),
+                (held, "Reason: certificateHold"),
                 (Status::Unknown, ": unknown"),
             ] {
                 bench.agrees(&format!(
@@ -277,5 +282,42 @@ fn openssl_reads_our_crl_and_we_read_it_too() {
         assert_eq!(!content && text.contains("revoked"), refuses, "{text}");
         let read = Revocations::try_new(&[crl], &bench.issuer.chain(), bench.now, SKEW).unwrap();
         assert_eq!(read.len(), list.len());
+    }
+}
+
+#[test]
+fn openssl_reads_every_reason_of_our_crls() {
+    let (bench, _) = bench(KeyKind::EcdsaP256);
+    let named = |reason| Revoked {
+        serial: phalanx_pki::x509::Serial::random().unwrap(),
+        at: bench.now,
+        reason,
+    };
+    let crl = build_crl(
+        bench.issuer.ca(),
+        &Reason::ALL.map(named),
+        8,
+        bench.now,
+        HOUR,
+    )
+    .unwrap();
+    bench.put("crl.pem", x509::pem("X509 CRL", &crl));
+    let text = bench.agrees("crl -in crl.pem -CAfile issuer.pem -noout -text");
+    for words in [
+        "Key Compromise",
+        "CA Compromise",
+        "Affiliation Changed",
+        "Superseded",
+        "Cessation Of Operation",
+        "Certificate Hold",
+        "Privilege Withdrawn",
+    ] {
+        assert!(text.contains(words), "{words}\n{text}");
+    }
+    for reason in Reason::ALL {
+        assert_eq!(Reason::parse(reason.as_str()), Some(reason));
+    }
+    for none in ["removeFromCRL", "aACompromise", "", "keycompromise"] {
+        assert_eq!(Reason::parse(none), None);
     }
 }

@@ -200,6 +200,27 @@ impl Responder {
         signer.sign(vec![self.answer(id, status, now)?], None, now)
     }
 
+    /// The same for a certificate that is known by its record only: SHA-256 of the SubjectPublicKeyInfo of its issuer, and its
+    /// serial. `status` is believed: nothing here says that the certificate exists.
+    ///
+    /// # Errors
+    /// [`OcspError::UnknownIssuer`], [`OcspError::X509`]
+    pub fn staple_of(
+        &self,
+        issuer_key: &[u8; 32],
+        serial: &Serial,
+        status: Status,
+        now: UnixMillis,
+    ) -> Result<Vec<u8>, OcspError> {
+        let signer = self
+            .signers
+            .iter()
+            .find(|s| s.issuer_key == *issuer_key)
+            .ok_or(OcspError::UnknownIssuer)?;
+        let id = signer.ids.cert_id(serial)?;
+        signer.sign(vec![self.answer(id, status, now)?], None, now)
+    }
+
     fn answer(
         &self,
         cert_id: CertId,

@@ -253,3 +253,28 @@ fn a_retired_issuer_answers_for_its_own_leaves() {
     let staple = both.staple(&cert, Status::Good, NOW).unwrap();
     assert!(check(&old, &cert, &staple, NOW).is_ok());
 }
+
+#[test]
+fn a_staple_by_record_is_the_staple_by_certificate() {
+    let (issuer, other) = (issuer(), issuer());
+    let (issued, _) = leaf(&issuer, "a", HOUR, NOW);
+    let key = crate::x509::sha256(&issuer.ca().cert().spki);
+    let by_record = |status| {
+        responder(&issuer)
+            .staple_of(&key, &issued.record.serial, status, NOW)
+            .unwrap()
+    };
+    let good = check(&issuer, &issued.chain[0], &by_record(Status::Good), NOW);
+    assert_eq!(good.unwrap().next_update, NOW.plus(HOUR));
+    let held = Status::Revoked {
+        at: NOW,
+        reason: Reason::CertificateHold,
+    };
+    assert_eq!(
+        check(&issuer, &issued.chain[0], &by_record(held), NOW),
+        Err(StapleError::Revoked)
+    );
+    let serial = &issued.record.serial;
+    let foreign = responder(&other).staple_of(&key, serial, Status::Good, NOW);
+    assert!(matches!(foreign, Err(OcspError::UnknownIssuer)));
+}
