@@ -2,6 +2,7 @@
 //! common case. Paths and authorities are expected in the form that [`canonical`] gives; [`order`] says which match comes
 //! first when documents are compiled, [`pattern`] is the one place where regular expressions are made.
 
+pub mod access;
 pub mod canonical;
 pub mod order;
 pub mod pattern;

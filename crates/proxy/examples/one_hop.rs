@@ -37,6 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         workers: 1,
         limits: Default::default(),
         deadlines: Default::default(),
+        identity: None,
     };
     let account = Arc::new(Account::new(config.cores()));
     let bootstrap = Bootstrap {

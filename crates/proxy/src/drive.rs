@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use phalanx_model::name::Direction;
+use phalanx_pki::identity::Identity;
 use phalanx_relay::{Deadlines, Limits};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::runtime::{Builder, LocalOptions};
@@ -50,6 +51,8 @@ pub struct DriveConfig {
     pub workers: usize,
     pub limits: Limits,
     pub deadlines: Deadlines,
+    /// Who this sidecar is, as it stands; none for one that lives in plain text.
+    pub identity: Option<Arc<Identity>>,
 }
 
 impl DriveConfig {

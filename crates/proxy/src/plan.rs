@@ -4,6 +4,7 @@
 //! (ejection, breaker counts) and what was counted lives on by name and address.
 
 pub mod cluster;
+pub mod entry;
 pub mod hosts;
 pub mod table;
 
@@ -16,6 +17,7 @@ use phalanx_model::name::{ClusterName, Direction, ServiceName};
 use phalanx_model::resource::{Assignment, Cluster, Listener, ListenerProtocol};
 
 use self::cluster::ClusterPlan;
+pub use self::entry::{Entries, Entry};
 pub use self::hosts::{Hosts, Routes};
 pub use self::table::{Table, compile_table};
 use crate::account::{Account, Edge, EdgeKey, Traffic};
@@ -31,6 +33,8 @@ pub struct Resources {
     pub tables: BTreeMap<String, Arc<Table>>,
     pub clusters: BTreeMap<ClusterName, Arc<Cluster>>,
     pub assignments: BTreeMap<ClusterName, Arc<Assignment>>,
+    /// What callers of the application are asked for, compiled where it was accepted; none until it has come.
+    pub inbound: Option<Arc<Entries>>,
 }
 
 impl Resources {
@@ -118,6 +122,8 @@ pub struct App {
     pub tcp: bool,
     /// In [`Plan::clusters`].
     pub cluster: usize,
+    /// What its callers are asked for; none until that is known.
+    pub entry: Option<Arc<Entry>>,
 }
 
 impl Plan {
@@ -191,6 +197,10 @@ impl Plan {
                 number: port.number,
                 tcp: port.protocol == Protocol::Tcp,
                 cluster: clusters.len(),
+                entry: resources
+                    .inbound
+                    .as_ref()
+                    .map(|entries| entries.of(port.number).clone()),
             });
             clusters.push(Arc::new(ClusterPlan::inbound(
                 name,

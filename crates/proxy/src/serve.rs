@@ -303,6 +303,7 @@ fn drive(config: &Config) -> DriveConfig {
         workers: config.workers,
         limits: Default::default(),
         deadlines: Default::default(),
+        identity: None,
     }
 }
 

@@ -108,6 +108,7 @@ fn address_that_is_taken_is_said_with_what_to_do() {
         workers: 1,
         limits: Default::default(),
         deadlines: Default::default(),
+        identity: None,
     };
     let plan = Arc::new(arc_swap::ArcSwap::from_pointee(
         phalanx_proxy::plan::Plan::empty(),

@@ -200,6 +200,7 @@ impl Setup {
             workers: self.workers,
             limits: self.limits.clone(),
             deadlines: self.deadlines.clone(),
+            identity: None,
         };
         let account = Arc::new(Account::new(config.cores()));
         let plan = Plan::assemble(
