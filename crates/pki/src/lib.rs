@@ -2,8 +2,8 @@
 //! the other end. Requests, clocks and bytes go in; certificates, OCSP responses, CRLs, rustls configurations and reasons
 //! to refuse come out. Who may ask for what, and where records are kept, is decided above.
 //!
-//! Module order (a module imports only later ones): tls, identity, credentials, renewal, authority, issuer, csr, verifier,
-//! ocsp, revocation, roots, ca, join, jwt, key, x509, files, name, clock.
+//! Module order (a module imports only later ones): tls, identity, credentials, renewal, authority, issuer, csr, examine,
+//! verifier, ocsp, revocation, roots, ca, join, jwt, key, x509, files, name, clock.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -16,6 +16,7 @@ pub mod ca;
 pub mod clock;
 pub mod credentials;
 pub mod csr;
+pub mod examine;
 pub mod files;
 pub mod identity;
 pub mod issuer;

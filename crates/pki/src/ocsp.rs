@@ -13,11 +13,13 @@ use crate::clock::UnixMillis;
 use crate::revocation::Reason;
 use crate::x509::{Serial, X509Error};
 
+mod ask;
 mod respond;
 mod staple;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use ask::request;
 pub use respond::{OcspError, REQUEST_MAX, Responder, decode_get};
 pub use staple::{STAPLE_MAX, Staple, StapleError};
 pub(crate) use staple::{Subject, check_staple};
