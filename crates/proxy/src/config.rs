@@ -10,6 +10,10 @@ use phalanx_model::resource::Probe;
 use phalanx_model::{Labels, ServiceName};
 use tokio::net::{UdpSocket, lookup_host};
 
+mod identity;
+
+pub use identity::{IdentityConfig, Proof, Source, TRUST_DOMAIN};
+
 pub const INBOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 15006);
 pub const OUTBOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15001);
 pub const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
@@ -47,6 +51,8 @@ pub struct Config {
     pub ttl: Duration,
     /// How long a host is held that nobody calls any more.
     pub unused: Duration,
+    /// None: nothing is encrypted, and nobody knows for sure who is who.
+    pub identity: Option<IdentityConfig>,
 }
 
 impl Config {
@@ -68,6 +74,7 @@ impl Config {
             drain: DRAIN,
             ttl: TTL,
             unused: UNUSED,
+            identity: None,
         }
     }
 
@@ -78,6 +85,9 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         if self.workers == 0 {
             return Err(ConfigError::Workers);
+        }
+        if let Some(identity) = &self.identity {
+            identity.check()?;
         }
         let mut names = BTreeSet::new();
         for (name, address) in &self.apps {
@@ -167,6 +177,10 @@ pub enum ConfigError {
     Twice(String),
     #[error("label `{0}` is set by the sidecar and can't be another")]
     Label(&'static str),
+    #[error("--cert-check takes 50ms or more")]
+    CertCheck,
+    #[error("--renew-before takes 1s or more")]
+    RenewBefore,
     #[error(
         "no route to the control plane at {control}, so the address to register is not known; --advertise IP:PORT says it"
     )]
