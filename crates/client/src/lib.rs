@@ -5,7 +5,7 @@
 //! over xDS.
 //!
 //! Module order (a module imports only later ones): admin, api, observe, registry, identity, health, channel,
-//! secure, backoff.
+//! secure, inspect, backoff.
 
 pub mod admin;
 pub mod api;
@@ -13,6 +13,7 @@ pub mod backoff;
 pub mod channel;
 pub mod health;
 pub mod identity;
+pub mod inspect;
 pub mod observe;
 pub mod registry;
 pub mod secure;
