@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::UnixMillis;
 use crate::files::{self, Access, FileError};
-use crate::issuer::{IssueError, Issuer};
+use crate::issuer::{IssueError, Issuer, Urls};
 use crate::name::TrustDomain;
 use crate::roots::{Roots, RootsError};
 use crate::x509::{Serial, X509Error};
@@ -53,6 +53,34 @@ impl Authority {
             roots,
             phase: Phase::Steady,
         }
+    }
+
+    /// What leaves will say about where to ask.
+    #[must_use]
+    pub fn with_urls(self, urls: &Urls) -> Self {
+        let told = |issuer: Arc<Issuer>| Arc::new(Issuer::clone(&issuer).with_urls(urls.clone()));
+        Self {
+            active: told(self.active),
+            incoming: self.incoming.map(told),
+            ..self
+        }
+    }
+
+    /// The same within a mesh that trusts more, or other, roots: of other control planes, or for a while.
+    ///
+    /// # Errors
+    /// [`IssueError::Probe`] when peers that trust just these would refuse what is signed now.
+    pub fn within(&self, roots: Roots, now: UnixMillis) -> Result<Self, AuthorityError> {
+        self.active.probe(&roots, now)?;
+        Ok(Self {
+            roots,
+            ..self.clone()
+        })
+    }
+
+    /// The one that will sign after the next step of a rotation.
+    pub fn incoming(&self) -> Option<&Arc<Issuer>> {
+        self.incoming.as_ref()
     }
 
     /// Signs leaves now.
@@ -150,9 +178,12 @@ impl Authority {
         }
         let roots = self.active.roots().clone();
         self.active.probe(&roots, now)?;
+        // One that was replaced under the root that stays may still have living leaves.
+        let stays = |issuer: &&Arc<Issuer>| issuer.probe(&roots, now).is_ok();
+        let retired = self.retired.iter().filter(stays).cloned().collect();
         Ok(Self {
             roots,
-            retired: Vec::new(),
+            retired,
             phase: Phase::Steady,
             ..self.clone()
         })

@@ -59,6 +59,19 @@ impl Credentials {
         own: &Workload,
         now: UnixMillis,
     ) -> Result<Self, CredentialsError> {
+        Self::with_hosts(parts, own, &[], now)
+    }
+
+    /// As [`Credentials::try_new`], for a control plane's own leaf, which has host names as well.
+    ///
+    /// # Errors
+    /// [`CredentialsError`]
+    pub fn with_hosts(
+        parts: Parts,
+        own: &Workload,
+        hosts: &[Name],
+        now: UnixMillis,
+    ) -> Result<Self, CredentialsError> {
         let leaf = parts
             .chain
             .first()
@@ -67,7 +80,7 @@ impl Credentials {
         if cert.spki != parts.key.spki() {
             return Err(CredentialsError::KeyMismatch);
         }
-        check_names(&cert, own)?;
+        check_names(&cert, own, hosts)?;
         let expected = Expected::ids([own.id().clone()]);
         for role in [Role::Client, Role::Server] {
             let policy = Policy {
@@ -204,7 +217,7 @@ impl Credentials {
     }
 }
 
-fn check_names(cert: &Cert, own: &Workload) -> Result<(), CredentialsError> {
+fn check_names(cert: &Cert, own: &Workload, hosts: &[Name]) -> Result<(), CredentialsError> {
     if let Some(kind) = cert.other_names.first() {
         return Err(CredentialsError::ForeignName {
             name: (*kind).to_owned(),
@@ -213,7 +226,11 @@ fn check_names(cert: &Cert, own: &Workload) -> Result<(), CredentialsError> {
     if cert.names.iter().any(Name::is_wildcard) {
         return Err(CredentialsError::Refused(Refusal::WildcardName));
     }
-    match cert.names.iter().find(|n| !own.owns(n)) {
+    match cert
+        .names
+        .iter()
+        .find(|n| !own.owns(n) && !hosts.contains(n))
+    {
         Some(name) => Err(CredentialsError::ForeignName {
             name: name.to_string(),
         }),

@@ -1,10 +1,12 @@
 //! Certificate requests (PKCS#10): made by a workload, and taken apart by the authority. A request proves possession of a key
 //! and may ask for names that its workload owns. Whatever else it asks for is refused by name, never trimmed.
 
+use std::net::IpAddr;
+
 use rustls::pki_types::CertificateSigningRequestDer;
 use rustls::pki_types::pem::PemObject;
 use x509_cert::attr::{Attribute, AttributeTypeAndValue};
-use x509_cert::der::asn1::{Ia5String, SetOfVec};
+use x509_cert::der::asn1::{Ia5String, OctetString, SetOfVec};
 use x509_cert::der::oid::{AssociatedOid, ObjectIdentifier};
 use x509_cert::der::{Decode, Encode, Tag, Tagged};
 use x509_cert::ext::pkix::SubjectAltName;
@@ -179,10 +181,19 @@ pub(crate) fn alt_names(names: &[Name]) -> Result<SubjectAltName, X509Error> {
     let general = |name: &Name| match name {
         Name::Uri(text) => ia5(text).map(GeneralName::UniformResourceIdentifier),
         Name::Dns(text) => ia5(text).map(GeneralName::DnsName),
+        Name::Ip(address) => octets(*address).map(GeneralName::IpAddress),
     };
     Ok(SubjectAltName(
         names.iter().map(general).collect::<Result<_, _>>()?,
     ))
+}
+
+fn octets(address: IpAddr) -> Result<OctetString, X509Error> {
+    let bytes = match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    };
+    OctetString::new(bytes).map_err(|_| X509Error::Encode)
 }
 
 /// ECDSA on P-256 or P-384, or RSA of 2048–4096 bits.

@@ -103,7 +103,7 @@ impl Description {
 fn spiffe_id(cert: &Cert) -> Option<SpiffeId> {
     let mut uris = cert.names.iter().filter_map(|name| match name {
         Name::Uri(text) => Some(text),
-        Name::Dns(_) => None,
+        Name::Dns(_) | Name::Ip(_) => None,
     });
     match (uris.next(), uris.next()) {
         (Some(uri), None) => uri.parse().ok(),

@@ -317,6 +317,7 @@ impl Issuer {
                 asked: workload.id().trust_domain.clone(),
             });
         }
+        check_hosts(order)?;
         let issuer = self.ca.cert();
         let span = self.life(order.ttl, now)?;
         let serial = Serial::random()?;
@@ -332,7 +333,7 @@ impl Issuer {
         let record = Issuance {
             serial,
             id: workload.id().clone(),
-            names: workload.names(),
+            names: order.names(),
             not_before: span.0,
             not_after: span.1,
             issued_at: now,
@@ -365,7 +366,7 @@ impl Issuer {
 
     fn leaf_extensions(&self, spki: &[u8], order: &Order<'_>) -> Result<Vec<Extension>, X509Error> {
         let usage = KeyUsage(KeyUsages::DigitalSignature.into());
-        let names = csr::alt_names(&order.workload.names())?;
+        let names = csr::alt_names(&order.names())?;
         let mut extensions = vec![
             x509::extension(
                 &BasicConstraints {
@@ -483,15 +484,43 @@ pub struct Order<'a> {
     pub attested: Attestation,
     /// Peers must see a staple (RFC 7633).
     pub must_staple: bool,
+    /// Host names and addresses for people's tools, which check them: of a control plane's own leaf only.
+    pub hosts: &'a [Name],
+}
+
+fn check_hosts(order: &Order<'_>) -> Result<(), IssueError> {
+    if !order.hosts.is_empty() && !order.workload.is_control() {
+        let id = order.workload.id().to_string();
+        return Err(IssueError::Hosts { id });
+    }
+    match order
+        .hosts
+        .iter()
+        .find(|name| name.is_wildcard() || matches!(name, Name::Uri(_)))
+    {
+        Some(name) => Err(IssueError::Host {
+            name: name.to_string(),
+        }),
+        None => Ok(()),
+    }
 }
 
 impl<'a> Order<'a> {
+    /// All names of the leaf.
+    fn names(&self) -> Vec<Name> {
+        let mut names = self.workload.names();
+        let more = self.hosts.iter().filter(|name| !self.workload.owns(name));
+        names.extend(more.cloned());
+        names
+    }
+
     pub fn new(workload: &'a Workload, ttl: Duration, attested: Attestation) -> Self {
         Self {
             workload,
             ttl,
             attested,
             must_staple: false,
+            hosts: &[],
         }
     }
 }
@@ -512,6 +541,10 @@ pub enum Attestation {
     },
     /// Somebody with the right to do so.
     Operator {
+        name: String,
+    },
+    /// The control plane, for itself.
+    ControlPlane {
         name: String,
     },
 }
@@ -556,6 +589,10 @@ pub enum IssueError {
     TrustDomain { asked: TrustDomain },
     #[error("a leaf lives from 1s to {}h", LEAF_TTL_MAX.as_secs() / 3600)]
     Ttl,
+    #[error("{id} is no control plane, so its leaf carries no host names")]
+    Hosts { id: String },
+    #[error("a leaf takes host names and addresses beside its own names, not {name}")]
+    Host { name: String },
     #[error("the issuing CA expired at {not_after}")]
     Expired { not_after: UnixMillis },
     #[error("peers would refuse what `{issuer}` issues")]

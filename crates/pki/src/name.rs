@@ -2,7 +2,9 @@
 //! once and compared whole, never by prefix or pattern; a workload owns these names and no others, and none is a wildcard.
 
 use std::fmt;
+use std::net::IpAddr;
 
+use phalanx_model::identity::{CONTROL_SERVICE, SYSTEM_NAMESPACE};
 pub use phalanx_model::identity::{IdentityError, SpiffeId, TrustDomain};
 pub use phalanx_model::name::ServiceName;
 use phalanx_model::name::check_label;
@@ -10,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 /// The suffix of a zone's host names.
 const ZONE_SUFFIX: &str = "internal";
+/// Longest host name (RFC 1035, 2.3.4).
+const HOST_MAX: usize = 253;
 
 /// Who somebody was found to be: a service of a trust domain, and the zone where it runs if that was attested too.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,6 +48,19 @@ impl Workload {
         })
     }
 
+    /// The control plane of a trust domain.
+    ///
+    /// # Errors
+    /// As [`Workload::parse`]; never, for the names are labels.
+    pub fn control(trust_domain: &TrustDomain) -> Result<Self, NameError> {
+        Self::parse(trust_domain, SYSTEM_NAMESPACE, CONTROL_SERVICE, None)
+    }
+
+    pub fn is_control(&self) -> bool {
+        let service = &self.id.service;
+        service.namespace == SYSTEM_NAMESPACE && service.name == CONTROL_SERVICE
+    }
+
     pub fn id(&self) -> &SpiffeId {
         &self.id
     }
@@ -68,18 +85,37 @@ impl Workload {
     }
 }
 
-/// A subject alternative name of the two kinds that a leaf may carry.
+/// A subject alternative name of the kinds that a leaf may carry; an address only a control plane's own.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Name {
     Uri(String),
     Dns(String),
+    Ip(IpAddr),
 }
 
 impl Name {
+    /// A host's name or its address, as people write them into URLs.
+    ///
+    /// # Errors
+    /// [`NameError::Host`]
+    pub fn host(text: &str) -> Result<Self, NameError> {
+        let bare = text.trim_start_matches('[').trim_end_matches(']');
+        if let Ok(address) = bare.parse() {
+            return Ok(Self::Ip(address));
+        }
+        let lower = text.to_ascii_lowercase();
+        if lower.len() > HOST_MAX || lower.split('.').any(|label| check_label(label).is_err()) {
+            return Err(NameError::Host(clip(text)));
+        }
+        Ok(Self::Dns(lower))
+    }
+
     pub fn is_wildcard(&self) -> bool {
-        let (Self::Uri(text) | Self::Dns(text)) = self;
-        text.contains('*')
+        match self {
+            Self::Uri(text) | Self::Dns(text) => text.contains('*'),
+            Self::Ip(_) => false,
+        }
     }
 }
 
@@ -88,6 +124,7 @@ impl fmt::Display for Name {
         match self {
             Self::Uri(text) => write!(f, "URI:{}", text.escape_debug()),
             Self::Dns(text) => write!(f, "DNS:{}", text.escape_debug()),
+            Self::Ip(address) => write!(f, "IP:{address}"),
         }
     }
 }
@@ -96,6 +133,8 @@ impl fmt::Display for Name {
 pub enum NameError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error("`{0}` is neither a host name (DNS labels, no wildcard) nor an address")]
+    Host(String),
     #[error(
         "`{0}` is no DNS label (a-z, 0-9 and -, at most 63, starting and ending with a letter or digit)"
     )]

@@ -259,7 +259,7 @@ impl Path {
 fn dns(name: &Name) -> Option<String> {
     match name {
         Name::Dns(text) => Some(text.clone()),
-        Name::Uri(_) => None,
+        Name::Uri(_) | Name::Ip(_) => None,
     }
 }
 
@@ -270,7 +270,7 @@ fn spiffe_id(leaf: &Cert) -> Result<SpiffeId, Refusal> {
     }
     let mut uris = leaf.names.iter().filter_map(|n| match n {
         Name::Uri(text) => Some(text),
-        Name::Dns(_) => None,
+        Name::Dns(_) | Name::Ip(_) => None,
     });
     match (uris.next(), uris.next()) {
         (Some(uri), None) => uri.parse().map_err(|_| Refusal::NoSpiffeId),

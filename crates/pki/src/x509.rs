@@ -2,6 +2,7 @@
 //! through the crate x509-cert, which refuses what is not canonical; no bytes can make this panic.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use aws_lc_rs::digest;
 use rustls::pki_types::pem::PemObject;
@@ -168,9 +169,9 @@ pub struct Cert {
     pub serial: Serial,
     pub not_before: UnixMillis,
     pub not_after: UnixMillis,
-    /// Its DNS and URI names, in order.
+    /// Its DNS, URI and address names, in order.
     pub names: Vec<Name>,
-    /// Kinds of subject alternative names that are neither DNS nor URI.
+    /// Kinds of subject alternative names that are none of these.
     pub other_names: Vec<&'static str>,
     pub is_ca: bool,
     /// RFC 7633: it is good only with a stapled OCSP response.
@@ -205,6 +206,9 @@ impl Cert {
                     GeneralName::DnsName(text) => names.push(Name::Dns(text.to_string())),
                     GeneralName::UniformResourceIdentifier(text) => {
                         names.push(Name::Uri(text.to_string()))
+                    }
+                    GeneralName::IpAddress(octets) => {
+                        names.push(Name::Ip(address(octets.as_bytes())?));
                     }
                     other => other_names.push(name_kind(other)),
                 }
@@ -251,6 +255,12 @@ impl Cert {
     }
 }
 
+fn address(octets: &[u8]) -> Result<IpAddr, X509Error> {
+    let v4 = <[u8; 4]>::try_from(octets).map(IpAddr::from);
+    let v6 = || <[u8; 16]>::try_from(octets).map(IpAddr::from);
+    v4.or_else(|_| v6()).map_err(|_| X509Error::Certificate)
+}
+
 pub(crate) fn name_kind(name: &GeneralName) -> &'static str {
     match name {
         GeneralName::OtherName(_) => "otherName",
@@ -269,7 +279,7 @@ pub fn fingerprint(der: &[u8]) -> [u8; 32] {
     sha256(der)
 }
 
-pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
     out.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
     out

@@ -6,7 +6,7 @@ use std::time::Duration;
 use phalanx_pki::clock::UnixMillis;
 use phalanx_pki::csr::{self, Csr};
 use phalanx_pki::issuer::{Attestation, Issued, Issuer, Order, RootCa};
-use phalanx_pki::join::{self, JoinKey};
+use phalanx_pki::join::JoinToken;
 use phalanx_pki::jwt;
 use phalanx_pki::jwt::{Accept, Jwks};
 use phalanx_pki::key::{Key, KeyKind};
@@ -83,7 +83,7 @@ fn feed(bytes: &[u8]) {
     let _ = ocsp::decode_get(&text);
     let _ = text.parse::<SpiffeId>();
     let _ = Serial::parse(&text);
-    let _ = join::verify(&[JoinKey::try_new(&[7; 32]).unwrap()], &text, NOW);
+    let _ = JoinToken::parse(&text);
     let keys = br#"{"keys":[{"kty":"EC","crv":"P-256","x":"axfR8uEsQkf4vOblY6RA8ncDfYEt6zOg9KE5RdiYwpY","y":"T-NC4v4af5uO5-tKfA-eFivOM1drMV7Oy7ZAaDe_UfU"}]}"#;
     let accept = Accept {
         issuer: "i",
