@@ -186,8 +186,18 @@ impl Checked {
         fields: impl Iterator<Item = (&'f [u8], &'f [u8])>,
         limits: &Limits,
     ) -> Result<Self, (Refusal, Workspace)> {
-        let mut inner = workspace.0;
         let fields = fields.map(|(name, value)| (Name::new(name), value));
+        Self::http2_named(workspace, pseudo, fields, limits)
+    }
+
+    /// As [`Checked::http2`], by a codec that has read the names already; a field without name is one whose name is none.
+    pub(crate) fn http2_named<'f>(
+        workspace: Workspace,
+        pseudo: Http2Pseudo<'_>,
+        fields: impl Iterator<Item = (Option<Name<'f>>, &'f [u8])>,
+        limits: &Limits,
+    ) -> Result<Self, (Refusal, Workspace)> {
+        let mut inner = workspace.0;
         match inner.read_http2(pseudo, fields, limits) {
             Ok(()) => Ok(Self(inner)),
             Err(refusal) => Err((refusal, Workspace(inner))),

@@ -25,6 +25,8 @@ struct Record {
     name_len: u16,
     /// Into [`names::WELL_KNOWN`], [`OTHER`] or [`REMOVED`].
     index: u8,
+    /// No codec may put it into a table of its own.
+    never_indexed: bool,
 }
 
 const OTHER: u8 = u8::MAX;
@@ -71,6 +73,55 @@ impl<'a> Name<'a> {
     #[inline]
     pub fn well_known(&self) -> Option<usize> {
         (self.index < REMOVED).then_some(usize::from(self.index))
+    }
+}
+
+/// What is kept of a name beside its bytes, so that it need not be looked at again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NameKey {
+    hash: u32,
+    index: u8,
+}
+
+impl NameKey {
+    pub(crate) const fn well_known(self) -> Option<usize> {
+        if self.index < REMOVED {
+            Some(self.index as usize)
+        } else {
+            None
+        }
+    }
+}
+
+impl<'a> Name<'a> {
+    pub(crate) const fn byte_len(self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(crate) const fn key(self) -> NameKey {
+        NameKey {
+            hash: self.hash,
+            index: self.index,
+        }
+    }
+
+    /// The name that gave `key`. Of a well-known one `bytes` may be empty.
+    #[inline]
+    pub(crate) fn of_key(key: NameKey, bytes: &'a [u8]) -> Self {
+        let bytes = match names::WELL_KNOWN.get(usize::from(key.index)) {
+            Some(name) => name.as_bytes(),
+            None => bytes,
+        };
+        Self {
+            bytes,
+            hash: key.hash,
+            index: key.index,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn hash(self) -> u32 {
+        self.hash
     }
 }
 
@@ -236,7 +287,17 @@ impl HeaderList {
             hash: name.hash,
             name_len,
             index: name.index,
+            never_indexed: false,
         });
+    }
+
+    /// Marks every field of this name: a sender said that no hop may put it into a compression table (RFC 7541 §7.1.3).
+    pub fn mark_never_indexed(&mut self, name: Name<'_>) {
+        let mut records = std::mem::take(&mut self.records);
+        for record in &mut records {
+            record.never_indexed |= self.is_named(record, name);
+        }
+        self.records = records;
     }
 
     pub fn push_field(&mut self, field: &Field) {
@@ -322,6 +383,13 @@ impl HeaderList {
             .iter()
             .filter(|record| record.index != REMOVED)
             .map(|record| (self.name(record), self.value(record)))
+    }
+
+    /// Every field in order, with whether it is marked as never to be indexed.
+    #[inline]
+    pub(crate) fn iter_marked(&self) -> impl Iterator<Item = (Name<'_>, &[u8], bool)> {
+        let kept = self.records.iter().filter(|record| record.index != REMOVED);
+        kept.map(|record| (self.name(record), self.value(record), record.never_indexed))
     }
 
     /// The arena, and for every field its name and where in the arena its value lies. For a codec that shares the bytes.

@@ -3,9 +3,9 @@
 //! Heads enter as borrowed bytes from whichever codec read them; what leaves can be written by whichever codec sends it.
 //! No socket, no clock, no async, no foreign HTTP type and no unsafe may live here.
 //!
-//! [`http1`] is the first such codec.
+//! [`http1`] and [`http2`] are such codecs; [`hpack`] is the compression of the latter.
 //!
-//! Module order (a module imports only later ones): http1, pool, checked, response, verdict, framing, limits, header.
+//! Module order (a module imports only later ones): http2, http1, hpack, pool, checked, response, verdict, framing, limits, header.
 #![forbid(unsafe_code)]
 #![cfg_attr(
     not(test),
@@ -20,7 +20,9 @@
 pub mod checked;
 pub mod framing;
 pub mod header;
+pub mod hpack;
 pub mod http1;
+pub mod http2;
 pub mod limits;
 pub mod pool;
 pub mod response;

@@ -76,10 +76,21 @@ impl ResponseHead {
         bodyless: bool,
         limits: &Limits,
     ) -> Result<(), BadResponse> {
+        let fields = fields.map(|(name, value)| (Name::new(name), value));
+        self.fill_named(status, fields, bodyless, limits)
+    }
+
+    /// As [`ResponseHead::fill`], by a codec that has read the names already.
+    pub(crate) fn fill_named<'f>(
+        &mut self,
+        status: u16,
+        fields: impl Iterator<Item = (Option<Name<'f>>, &'f [u8])>,
+        bodyless: bool,
+        limits: &Limits,
+    ) -> Result<(), BadResponse> {
         if !(status == 101 || (200..1000).contains(&status)) {
             return Err(BadResponse::Status);
         }
-        let fields = fields.map(|(name, value)| (Name::new(name), value));
         let told = self.read_fields(status, fields, limits)?;
         if told.contradicts || (told.encodings > 0 && told.length.is_some()) {
             return Err(BadResponse::Length);

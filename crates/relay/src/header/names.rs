@@ -91,6 +91,15 @@ well_known! {
     X_PHALANX_PORT "x-phalanx-port",
     X_PHALANX_REASON "x-phalanx-reason",
     X_REQUEST_ID "x-request-id",
+    ACCEPT_CHARSET "accept-charset",
+    CONTENT_LOCATION "content-location",
+    CONTENT_RANGE "content-range",
+    FROM "from",
+    IF_RANGE "if-range",
+    IF_UNMODIFIED_SINCE "if-unmodified-since",
+    MAX_FORWARDS "max-forwards",
+    REFRESH "refresh",
+    STRICT_TRANSPORT_SECURITY "strict-transport-security",
 }
 
 /// Four bytes a step; also the length. A list is bounded, so collisions cost a comparison and no more.
