@@ -25,8 +25,9 @@ pub const CRL_MAX: usize = 8 * 1024 * 1024;
 pub const REVOKED_MAX: usize = 100_000;
 /// Most CRLs in a table.
 pub const CRLS_MAX: usize = 32;
-/// A CRL's thisUpdate lies this far back, for clocks that are behind.
-const BACKDATE: Duration = Duration::from_secs(1);
+/// A CRL's thisUpdate lies this far back, for clocks that are behind: a list that is refused as from the future lets revoked
+/// peers in.
+const BACKDATE: Duration = Duration::from_secs(60);
 
 /// Why a certificate was revoked (RFC 5280, 5.3.1), by the names that openssl uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -249,6 +250,16 @@ impl Revocations {
         self.0.values().map(|t| t.der.as_slice())
     }
 
+    /// What there is to say about each list.
+    pub fn lists(&self) -> impl Iterator<Item = ListInfo> {
+        self.0.iter().map(|(key, table)| ListInfo {
+            issuer_key: *key,
+            number: table.number,
+            next_update: table.next_update,
+            serials: table.serials.len(),
+        })
+    }
+
     /// How many serials are listed in all.
     pub fn len(&self) -> usize {
         self.0.values().map(|t| t.serials.len()).sum()
@@ -257,6 +268,18 @@ impl Revocations {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// One list, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListInfo {
+    /// SHA-256 of the issuer's SubjectPublicKeyInfo.
+    pub issuer_key: [u8; 32],
+    /// Grows from list to list of an issuer.
+    pub number: u64,
+    pub next_update: UnixMillis,
+    /// How many are on it.
+    pub serials: usize,
 }
 
 impl Table {
