@@ -9,11 +9,14 @@ use phalanx_pki::clock::{Clock, SystemClock, UnixMillis};
 use phalanx_pki::csr::{self, Csr};
 use phalanx_pki::issuer::{Attestation, Issued, Issuer, Order, RootCa, Urls};
 use phalanx_pki::key::{Key, KeyKind};
-use phalanx_pki::name::{TrustDomain, Workload};
+use phalanx_pki::name::{Name, TrustDomain, Workload};
 use phalanx_pki::ocsp::{Responder, Status};
 use phalanx_pki::revocation::{Reason, Revocations, Revoked, build_crl};
 use phalanx_pki::verifier::SKEW;
 use phalanx_pki::x509;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -319,5 +322,65 @@ fn openssl_reads_every_reason_of_our_crls() {
     }
     for none in ["removeFromCRL", "aACompromise", "", "keycompromise"] {
         assert_eq!(Reason::parse(none), None);
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    /// Whatever the names, the key, the life and what is written into it: openssl's strictest reading takes it, for both
+    /// purposes and by each of its names, and refuses it by any other name and after its time.
+    #[test]
+    fn openssl_verifies_everything_that_is_issued(
+        names in ("[a-z]([a-z0-9-]{0,14}[a-z0-9])?", "[a-z]([a-z0-9-]{0,14}[a-z0-9])?"),
+        zone in option::of("[a-z]([a-z0-9-]{0,8}[a-z0-9])?"),
+        domain in "[a-z]([a-z0-9-]{0,10}[a-z0-9])?\\.[a-z]{2,8}",
+        kind in select(vec![KeyKind::EcdsaP256, KeyKind::EcdsaP384]),
+        leaf_kind in select(vec![KeyKind::EcdsaP256, KeyKind::EcdsaP384]),
+        secs in 10u64..90 * 86_400,
+        urls in (any::<bool>(), any::<bool>()),
+        must_staple in any::<bool>(),
+    ) {
+        let now = SystemClock.now();
+        let domain = TrustDomain::parse(&domain).unwrap();
+        let root = RootCa::create(&domain, kind, now, 5000 * HOUR).unwrap();
+        let urls = Urls {
+            ocsp: urls.0.then(|| "http://[::1]:15082".to_owned()),
+            crl: urls.1.then(|| "http://ca.example:15082/crl/ab.crl".to_owned()),
+        };
+        let issuer = root.intermediate(kind, now, 4000 * HOUR).unwrap().with_urls(urls.clone());
+        let workload = Workload::parse(&domain, &names.0, &names.1, zone.as_deref()).unwrap();
+        let key = Key::generate(leaf_kind).unwrap();
+        let mut order = Order::new(&workload, Duration::from_secs(secs), Attestation::Operator { name: "test".into() });
+        order.must_staple = must_staple;
+        let csr = Csr::from_der(&csr::request(&key, &workload).unwrap()).unwrap();
+        let issued = issuer.issue(&csr, &order, now).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: String| fs::write(dir.path().join(name), text).unwrap();
+        put("root.pem", issuer.roots().to_pem());
+        put("leaf.pem", x509::certs_to_pem(&issued.chain[..1]));
+        put("chain.pem", x509::certs_to_pem(&issued.chain[1..]));
+        let verify = "verify -x509_strict -policy_check -CAfile root.pem -untrusted chain.pem";
+        let hosts = workload.names().into_iter().filter_map(|name| match name {
+            Name::Dns(host) => Some(host),
+            _ => None,
+        });
+        for host in hosts {
+            for purpose in ["sslserver", "sslclient"] {
+                let (content, text) = openssl(dir.path(), &format!("{verify} -purpose {purpose} -verify_hostname {host} leaf.pem"));
+                prop_assert!(content, "{}", text);
+            }
+            let (content, text) = openssl(dir.path(), &format!("{verify} -verify_hostname x{host} leaf.pem"));
+            prop_assert!(!content && text.contains("ostname mismatch"), "{}", text);
+        }
+        let after = now.as_secs() + secs + 1;
+        let (content, text) = openssl(dir.path(), &format!("{verify} -attime {after} leaf.pem"));
+        prop_assert!(!content && text.contains("expired"), "{}", text);
+        let (_, text) = openssl(dir.path(), "x509 -in leaf.pem -noout -text");
+        prop_assert!(text.contains(&workload.id().to_string()), "{}", text);
+        for (url, named) in [(urls.ocsp, "OCSP - URI:"), (urls.crl, "Full Name:")] {
+            prop_assert_eq!(text.contains(named), url.is_some(), "{}", text);
+            prop_assert!(url.is_none_or(|url| text.contains(&format!("URI:{url}"))), "{}", text);
+        }
+        prop_assert_eq!(text.contains("TLS Feature"), must_staple, "{}", text);
     }
 }
