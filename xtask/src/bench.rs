@@ -5,6 +5,7 @@
 
 mod case;
 mod control;
+mod pair;
 mod peer;
 mod table;
 
@@ -29,7 +30,7 @@ pub struct Options {
     /// Seconds of load per measurement
     #[arg(long, default_value_t = 3)]
     seconds: u64,
-    /// Only this case: h1 or h2
+    /// Only this case: h1, h2 or pair
     #[arg(long)]
     case: Option<String>,
     /// Only these proxies, by name
@@ -89,6 +90,7 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
             let backend = case.start_backend(root)?;
             let mut order: Vec<&Peer> = peer::ALL
                 .iter()
+                .filter(|p| p.takes(case))
                 .filter(|p| options.only.is_empty() || options.only.iter().any(|o| o == p.name))
                 .collect();
             if round % 2 == 1 {

@@ -22,6 +22,8 @@ pub enum Case {
     H1,
     /// HTTP/2 to HTTP/2 in plain text, 16 connections of 8 streams, 200-byte gRPC messages with trailers.
     H2,
+    /// As `H1`, through two proxies with mutual TLS between them, and HTTP/2 where the proxy can; both are counted.
+    Pair,
 }
 
 pub struct Sample {
@@ -33,12 +35,13 @@ pub struct Sample {
 }
 
 impl Case {
-    pub const ALL: [Self; 2] = [Self::H1, Self::H2];
+    pub const ALL: [Self; 3] = [Self::H1, Self::H2, Self::Pair];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::H1 => "h1",
             Self::H2 => "h2",
+            Self::Pair => "pair",
         }
     }
 
@@ -50,12 +53,15 @@ impl Case {
             Self::H2 => {
                 "h2c \u{2192} h2c, gRPC-like, 16 connections \u{d7} 8 streams, 200 B (`h2load -c16 -m8`)"
             }
+            Self::Pair => {
+                "HTTP/1.1 \u{2192} mutual TLS \u{2192} HTTP/1.1 through a pair of proxies, the sum of both (`wrk -t1 -c64`)"
+            }
         }
     }
 
     pub fn backend(self) -> &'static str {
         match self {
-            Self::H1 => BACKEND_H1,
+            Self::H1 | Self::Pair => BACKEND_H1,
             Self::H2 => BACKEND_H2,
         }
     }
@@ -65,7 +71,7 @@ impl Case {
         command
             .args(["-c", LOAD_CORE])
             .arg(root.join("target/release/bench-backend"))
-            .args([self.name(), self.backend()]);
+            .args([if self == Self::H2 { "h2" } else { "h1" }, self.backend()]);
         let child = Child::spawn(&mut command, "backend")?;
         wait_for_port(self.backend())?;
         Ok(child)
@@ -93,7 +99,7 @@ impl Case {
         let mut command = Command::new("taskset");
         command.args(["-c", LOAD_CORE]);
         match self {
-            Self::H1 => {
+            Self::H1 | Self::Pair => {
                 command.args([
                     "wrk",
                     "-t1",
@@ -146,7 +152,7 @@ impl Case {
     /// Requests that were answered well; any other is a reason to throw the measurement away.
     fn completed(self, output: &str) -> anyhow::Result<f64> {
         match self {
-            Self::H1 => {
+            Self::H1 | Self::Pair => {
                 if let Some(line) = output
                     .lines()
                     .find(|l| l.contains("Non-2xx") || l.contains("Socket errors"))

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use super::case::{Case, LISTEN};
+use super::pair;
 use crate::setup;
 
 pub const PROXY_CORE: &str = "0";
@@ -17,30 +18,44 @@ pub const LOAD_CORE: &str = "1";
 pub struct Peer {
     pub name: &'static str,
     start: fn(&Path, &Path, Case) -> anyhow::Result<Running>,
+    /// None: it can't carry HTTP/2 over TLS to the next hop.
+    pair: Option<fn(&Path, &Path) -> anyhow::Result<Running>>,
 }
 
 pub const ALL: &[Peer] = &[
     Peer {
         name: "phalanx",
         start: phalanx,
+        pair: Some(pair::phalanx),
     },
     Peer {
         name: "envoy",
         start: envoy,
+        pair: Some(pair::envoy),
     },
     Peer {
         name: "haproxy",
         start: haproxy,
+        pair: Some(pair::haproxy),
     },
     Peer {
         name: "nginx",
         start: nginx,
+        pair: None,
     },
 ];
 
 impl Peer {
+    pub fn takes(&self, case: Case) -> bool {
+        case != Case::Pair || self.pair.is_some()
+    }
+
     pub fn start(&self, root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
-        let running = (self.start)(root, work, case)?;
+        let running = match (case, self.pair) {
+            (Case::Pair, Some(pair)) => pair(root, work)?,
+            (Case::Pair, None) => bail!("it has no pair"),
+            _ => (self.start)(root, work, case)?,
+        };
         wait_for_port(LISTEN)?;
         running.wait_until_routed(case)?;
         Ok(running)
@@ -79,13 +94,20 @@ impl Drop for Child {
     }
 }
 
-/// A proxy under test, and whatever it needs beside it (not counted).
+/// The proxies under test, and whatever they need beside them (not counted).
 pub struct Running {
-    proxy: Child,
+    proxies: Vec<Child>,
     _beside: Vec<Child>,
 }
 
 impl Running {
+    pub fn of(proxies: Vec<Child>, beside: Vec<Child>) -> Self {
+        Self {
+            proxies,
+            _beside: beside,
+        }
+    }
+
     /// On-CPU time of all threads of the proxy and of its own children.
     pub fn cpu_ns(&self) -> anyhow::Result<u64> {
         let mut total = 0;
@@ -122,12 +144,18 @@ impl Running {
     }
 
     fn processes(&self) -> Vec<u32> {
-        let pid = self.proxy.0.id();
-        let children =
-            fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        std::iter::once(pid)
-            .chain(children.split_whitespace().filter_map(|c| c.parse().ok()))
-            .collect()
+        let mut all = Vec::new();
+        for pid in self.proxies.iter().map(|proxy| proxy.0.id()) {
+            let children =
+                fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+            all.push(pid);
+            all.extend(
+                children
+                    .split_whitespace()
+                    .filter_map(|c| c.parse::<u32>().ok()),
+            );
+        }
+        all
     }
 
     /// A listening proxy may not have its routes yet.
@@ -180,7 +208,7 @@ pub fn wait_for_port(address: &str) -> anyhow::Result<()> {
     bail!("nothing listens on {address}")
 }
 
-fn pinned(program: impl AsRef<std::ffi::OsStr>) -> Command {
+pub fn pinned(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("taskset");
     command.args(["-c", PROXY_CORE]).arg(program);
     command
@@ -240,10 +268,7 @@ fn phalanx(root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
             .args(["--inbound", "127.0.0.1:18112", "--admin", "127.0.0.1:18113"]),
         "the sidecar",
     )?;
-    Ok(Running {
-        proxy,
-        _beside: vec![control],
-    })
+    Ok(Running::of(vec![proxy], vec![control]))
 }
 
 fn manifest(case: Case) -> String {
@@ -309,10 +334,7 @@ fn envoy(root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
         ]),
         "envoy",
     )?;
-    Ok(Running {
-        proxy,
-        _beside: Vec::new(),
-    })
+    Ok(Running::of(vec![proxy], Vec::new()))
 }
 
 fn haproxy(_: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
@@ -330,15 +352,12 @@ fn haproxy(_: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
         pinned("haproxy").arg("-db").arg("-f").arg(&config),
         "haproxy",
     )?;
-    Ok(Running {
-        proxy,
-        _beside: Vec::new(),
-    })
+    Ok(Running::of(vec![proxy], Vec::new()))
 }
 
 fn nginx(_: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
     let (listen, pass) = match case {
-        Case::H1 => (
+        Case::H1 | Case::Pair => (
             LISTEN.to_owned(),
             "proxy_pass http://backend; proxy_http_version 1.1; proxy_set_header Connection \"\";"
                 .to_owned(),
@@ -369,13 +388,10 @@ fn nginx(_: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
             .arg(&config),
         "nginx",
     )?;
-    Ok(Running {
-        proxy,
-        _beside: Vec::new(),
-    })
+    Ok(Running::of(vec![proxy], Vec::new()))
 }
 
-fn write(work: &Path, name: &str, text: &str) -> anyhow::Result<PathBuf> {
+pub fn write(work: &Path, name: &str, text: &str) -> anyhow::Result<PathBuf> {
     let path = work.join(name);
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
