@@ -84,6 +84,16 @@ impl Control {
         Self::to(text, Some(secure))
     }
 
+    /// The same for a workload: before its identity has a certificate, nobody is dialled.
+    ///
+    /// # Errors
+    /// [`ChannelError`]
+    pub fn secure_as_workload(text: &str, identity: Arc<Identity>) -> Result<Self, ChannelError> {
+        let secure = Secure::try_new(identity, Protocol::Http2);
+        let secure = secure.map_err(|source| ChannelError::Tls { source })?;
+        Self::to(text, Some(secure.as_workload()))
+    }
+
     fn to(text: &str, secure: Option<Secure>) -> Result<Self, ChannelError> {
         let wrong = || ChannelError::Address {
             control: text.to_owned(),
@@ -138,6 +148,17 @@ impl Control {
         after
             .filter_map(|at| Some((at, several.direct.get(at)?.clone())))
             .collect()
+    }
+
+    /// Leaves the connection in use: what goes over it breaks off, and goes on over a new one, that shows the certificate
+    /// which is current by then. Nothing happens in plain text.
+    pub fn reconnect(&self) {
+        if let Some(several) = &self.several
+            && several.secure.is_some()
+        {
+            tracing::debug!("connecting anew to the control plane");
+            several.connection(None);
+        }
     }
 
     /// Leads the connection there from now on: what goes over it breaks off, and finds that one when it tries again.
@@ -246,6 +267,10 @@ type Over = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// With what resolves when whoever serves there is trusted no more.
 async fn dial(address: &str, secure: Option<&Secure>, most: Duration) -> io::Result<(Wire, Over)> {
     let late = |_| Err(ErrorKind::TimedOut.into());
+    if secure.is_some_and(|secure| !secure.is_ready()) {
+        let why = "there is no certificate to show yet";
+        return Err(io::Error::new(ErrorKind::NotConnected, why));
+    }
     let stream = timeout(most, TcpStream::connect(address)).await;
     let stream = stream.unwrap_or_else(late)?;
     stream.set_nodelay(true)?;

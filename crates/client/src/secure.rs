@@ -30,6 +30,8 @@ pub enum Protocol {
 pub struct Secure {
     identity: Arc<Identity>,
     tls: ClientTls,
+    /// Nothing is dialled before there is a certificate to show.
+    waits: bool,
 }
 
 impl Secure {
@@ -49,7 +51,25 @@ impl Secure {
             alpn: vec![alpn],
         };
         let tls = ClientTls::try_new(identity.clone(), options)?;
-        Ok(Self { identity, tls })
+        Ok(Self {
+            identity,
+            tls,
+            waits: false,
+        })
+    }
+
+    /// For whoever has nothing to say before it has a certificate.
+    #[must_use]
+    pub fn as_workload(self) -> Self {
+        Self {
+            waits: true,
+            ..self
+        }
+    }
+
+    /// Whether there is any use in dialling now.
+    pub fn is_ready(&self) -> bool {
+        !self.waits || self.identity.credentials().is_some()
     }
 
     /// Shakes hands over a connection to `address`, `HOST:PORT`.
@@ -110,6 +130,14 @@ impl SecureError {
             Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => Self::Plain,
             Some(error) => Self::Refused(Refusal::of_handshake(error)),
             None => Self::Io(error),
+        }
+    }
+
+    /// Of a connection that was open already; none if it just broke.
+    pub fn of_alert(error: &io::Error) -> Option<Self> {
+        match tls_error(error) {
+            Some(rustls::Error::AlertReceived(alert)) => Some(Self::Alert(*alert)),
+            _ => None,
         }
     }
 

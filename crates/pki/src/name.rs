@@ -61,6 +61,32 @@ impl Workload {
         service.namespace == SYSTEM_NAMESPACE && service.name == CONTROL_SERVICE
     }
 
+    /// The same service, wherever it runs.
+    #[must_use]
+    pub fn without_zone(&self) -> Self {
+        Self {
+            id: self.id.clone(),
+            zone: None,
+        }
+    }
+
+    /// Itself; or, where it names no zone, with the zone that a certificate's names say, for it may have been attested
+    /// without our knowing. Whether these are its names at all is for others to say.
+    #[must_use]
+    pub fn with_zone_of(&self, names: &[Name]) -> Self {
+        let prefix = format!("{}-", self.id.service.name);
+        let suffix = format!(".{ZONE_SUFFIX}");
+        let zone = names.iter().find_map(|name| match name {
+            Name::Dns(host) => host.strip_prefix(&prefix)?.strip_suffix(&suffix),
+            _ => None,
+        });
+        let zone = zone.filter(|zone| check_label(zone).is_ok());
+        Self {
+            id: self.id.clone(),
+            zone: self.zone.clone().or_else(|| zone.map(str::to_owned)),
+        }
+    }
+
     pub fn id(&self) -> &SpiffeId {
         &self.id
     }
