@@ -3,11 +3,13 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::identity::{SpiffeId, TrustDomain};
 use crate::instance::{Labels, Protocol};
 use crate::name::ServiceName;
 use crate::resource::{
-    AccessRule, CircuitBreaker, ConnectionPool, Effect, HeaderEdit, HealthCheck, LoadBalancer,
-    OutlierDetection, Redirect, Retry, RetryBudget, Rewrite, RuleMatch,
+    AccessPolicy, AccessRule, Caller, CircuitBreaker, ConnectionPool, Effect, HeaderEdit,
+    HealthCheck, LoadBalancer, MtlsMode, OutlierDetection, Redirect, Retry, RetryBudget, Rewrite,
+    RuleMatch,
 };
 
 /// A checked document.
@@ -19,6 +21,7 @@ pub enum Document {
     Route(Route),
     BackendPolicy(BackendPolicy),
     AuthorizationPolicy(AuthorizationPolicy),
+    PeerAuthentication(PeerAuthentication),
 }
 
 /// Order of kinds in listings.
@@ -30,16 +33,18 @@ pub enum Kind {
     GrpcRoute,
     BackendPolicy,
     AuthorizationPolicy,
+    PeerAuthentication,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 6] = [
+    pub const ALL: [Kind; 7] = [
         Self::Service,
         Self::EndpointSlice,
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::BackendPolicy,
         Self::AuthorizationPolicy,
+        Self::PeerAuthentication,
     ];
 
     /// As written in `kind`.
@@ -51,6 +56,7 @@ impl Kind {
             Self::GrpcRoute => "GRPCRoute",
             Self::BackendPolicy => "BackendPolicy",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::PeerAuthentication => "PeerAuthentication",
         }
     }
 
@@ -59,7 +65,9 @@ impl Kind {
             Self::Service => "v1",
             Self::EndpointSlice => "discovery.k8s.io/v1",
             Self::HttpRoute | Self::GrpcRoute => "gateway.networking.k8s.io/v1",
-            Self::BackendPolicy | Self::AuthorizationPolicy => "phalanx.dev/v1alpha1",
+            Self::BackendPolicy | Self::AuthorizationPolicy | Self::PeerAuthentication => {
+                "phalanx.dev/v1alpha1"
+            }
         }
     }
 
@@ -73,6 +81,7 @@ impl Kind {
             "grpcroute" | "grpcroutes" => Self::GrpcRoute,
             "backendpolicy" | "backendpolicies" => Self::BackendPolicy,
             "authorizationpolicy" | "authorizationpolicies" => Self::AuthorizationPolicy,
+            "peerauthentication" | "peerauthentications" => Self::PeerAuthentication,
             _ => return None,
         })
     }
@@ -100,6 +109,7 @@ impl Document {
             Self::Route(d) => (d.kind, &d.meta),
             Self::BackendPolicy(d) => (Kind::BackendPolicy, &d.meta),
             Self::AuthorizationPolicy(d) => (Kind::AuthorizationPolicy, &d.meta),
+            Self::PeerAuthentication(d) => (Kind::PeerAuthentication, &d.meta),
         };
         DocumentId {
             kind,
@@ -115,6 +125,7 @@ impl Document {
             Self::Route(d) => &d.meta,
             Self::BackendPolicy(d) => &d.meta,
             Self::AuthorizationPolicy(d) => &d.meta,
+            Self::PeerAuthentication(d) => &d.meta,
         }
     }
 }
@@ -249,5 +260,72 @@ pub struct AuthorizationPolicy {
     pub targets: Vec<ServiceName>,
     pub effect: Effect,
     /// Any of them. None at all matches nothing.
-    pub rules: Vec<AccessRule>,
+    pub rules: Vec<CallRule>,
+}
+
+/// Which calls a policy means: those that meet all of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CallRule {
+    /// The caller is one of these; none: whoever it is.
+    pub from: Vec<Source>,
+    /// What is called; without callers.
+    pub call: AccessRule,
+}
+
+/// Who calls, as users write it: the trust domain is the mesh's, which a document does not know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    Service(ServiceName),
+    Namespace(String),
+    Id(SpiffeId),
+    /// Whoever has an identity.
+    Anyone,
+}
+
+impl AuthorizationPolicy {
+    /// As the instances enforce it in a mesh of this trust domain.
+    pub fn access(&self, trust_domain: &TrustDomain) -> AccessPolicy {
+        let caller = |source: &Source| match source {
+            Source::Service(service) => Caller::Id(SpiffeId {
+                trust_domain: trust_domain.clone(),
+                service: service.clone(),
+            }),
+            Source::Namespace(namespace) => Caller::Namespace(namespace.clone()),
+            Source::Id(id) => Caller::Id(id.clone()),
+            Source::Anyone => Caller::Anyone,
+        };
+        let rule = |rule: &CallRule| {
+            let mut callers: Vec<_> = rule.from.iter().map(caller).collect();
+            callers.sort_unstable();
+            callers.dedup();
+            AccessRule {
+                callers,
+                ..rule.call.clone()
+            }
+        };
+        let (kind, meta) = (Kind::AuthorizationPolicy, &self.meta);
+        AccessPolicy {
+            name: format!("{}/{}/{}", kind.as_str(), meta.namespace, meta.name),
+            effect: self.effect,
+            rules: self.rules.iter().map(rule).collect(),
+        }
+    }
+
+    /// Whether it can be checked only by who knows its callers.
+    pub fn names_callers(&self) -> bool {
+        self.rules.iter().any(|rule| !rule.from.is_empty())
+    }
+}
+
+/// `phalanx.dev/v1alpha1` PeerAuthentication: whether callers have to show who they are.
+/// [`crate::matching::peers`] says which of several holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerAuthentication {
+    pub meta: Meta,
+    /// None: its whole namespace, or the whole mesh if that is [`crate::identity::SYSTEM_NAMESPACE`].
+    pub targets: Vec<ServiceName>,
+    /// None: as something wider says, but for `ports`.
+    pub mode: Option<MtlsMode>,
+    /// By the application's own port; only with targets.
+    pub ports: Vec<(u16, MtlsMode)>,
 }

@@ -57,6 +57,13 @@ impl From<TrustDomain> for String {
     }
 }
 
+/// `phalanx.local`
+impl Default for TrustDomain {
+    fn default() -> Self {
+        Self("phalanx.local".to_owned())
+    }
+}
+
 /// `spiffe://<trust domain>/ns/<namespace>/sa/<service>`
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -1,13 +1,14 @@
 //! Manifests: YAML (or JSON, which is YAML) becomes checked documents, all problems told at once, each with its place.
 //! Text goes in by [`parse`]; nothing here opens files or knows what other documents exist (control's admission does).
 //!
-//! Module order: access, backend, route, filter, service, value, cursor, json, place, tree, report.
+//! Module order: access, peer, backend, route, filter, service, value, cursor, json, place, tree, report.
 
 mod access;
 mod backend;
 mod cursor;
 mod filter;
 mod json;
+mod peer;
 mod place;
 mod report;
 mod route;
@@ -166,19 +167,19 @@ fn document(at: &At<'_>, default_namespace: &str) -> Option<Document> {
         Kind::HttpRoute | Kind::GrpcRoute => route::route(&spec, meta, kind).map(Document::Route),
         Kind::BackendPolicy => backend::policy(&spec, meta).map(Document::BackendPolicy),
         Kind::AuthorizationPolicy => access::policy(&spec, meta).map(Document::AuthorizationPolicy),
+        Kind::PeerAuthentication => peer::policy(&spec, meta).map(Document::PeerAuthentication),
         Kind::EndpointSlice => None,
     }
 }
 
 fn kind(fields: &mut Fields<'_>) -> Option<Kind> {
-    const LATER: [&str; 11] = [
+    const LATER: [&str; 10] = [
         "TCPRoute",
         "UDPRoute",
         "TLSRoute",
         "Gateway",
         "ColourPolicy",
         "Rollout",
-        "PeerAuthentication",
         "Telemetry",
         "Contract",
         "ReferenceGrant",

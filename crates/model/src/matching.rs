@@ -1,11 +1,13 @@
 //! Which rule a request meets: a [`RouteTable`] is compiled once and then asked per request, without allocation in the
 //! common case. Paths and authorities are expected in the form that [`canonical`] gives; [`order`] says which match comes
-//! first when documents are compiled, [`pattern`] is the one place where regular expressions are made.
+//! first when documents are compiled, [`peers`] which word about mutual TLS holds, [`pattern`] is the one place where
+//! regular expressions are made.
 
 pub mod access;
 pub mod canonical;
 pub mod order;
 pub mod pattern;
+pub mod peers;
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::identity::SpiffeId;
+use crate::identity::{SpiffeId, TrustDomain};
 use crate::instance::Protocol;
 use crate::name::{ClusterName, Direction};
 use crate::reason::Reason;
@@ -29,6 +29,12 @@ pub enum ListenerProtocol {
     },
     Tcp {
         cluster: ClusterName,
+    },
+    /// What others send to the applications behind it, by the application's own port.
+    Inbound {
+        /// Whose identities are taken; the callers in `rules` are of it.
+        trust_domain: TrustDomain,
+        rules: Inbound,
     },
 }
 
@@ -431,6 +437,10 @@ pub struct ApiListener {
 pub struct ServerListener {
     pub name: String,
     pub address: SocketAddr,
+    /// With certificates of its own, and who has to show one; none: it has none.
+    pub tls: Option<MtlsMode>,
+    /// Of the callers in `access`.
+    pub trust_domain: TrustDomain,
     pub access: Access,
 }
 
@@ -438,6 +448,7 @@ pub struct ServerListener {
 /// for which something else than `default` is said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inbound {
+    /// Of ports that are not among `ports`.
     pub default: InboundRule,
     pub ports: BTreeMap<u16, InboundRule>,
 }

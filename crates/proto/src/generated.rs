@@ -85,10 +85,22 @@ pub mod envoy {
                     }
                 }
             }
+            pub mod listener {
+                pub mod tls_inspector {
+                    pub mod v3 {
+                        include!("generated/envoy.extensions.filters.listener.tls_inspector.v3.rs");
+                    }
+                }
+            }
             pub mod network {
                 pub mod http_connection_manager {
                     pub mod v3 {
                         include!("generated/envoy.extensions.filters.network.http_connection_manager.v3.rs");
+                    }
+                }
+                pub mod rbac {
+                    pub mod v3 {
+                        include!("generated/envoy.extensions.filters.network.rbac.v3.rs");
                     }
                 }
                 pub mod tcp_proxy {
@@ -131,6 +143,11 @@ pub mod envoy {
             }
         }
         pub mod transport_sockets {
+            pub mod raw_buffer {
+                pub mod v3 {
+                    include!("generated/envoy.extensions.transport_sockets.raw_buffer.v3.rs");
+                }
+            }
             pub mod tls {
                 pub mod v3 {
                     include!("generated/envoy.extensions.transport_sockets.tls.v3.rs");

@@ -43,12 +43,12 @@ impl Resources {
     pub fn outbound_table(&self) -> Option<&str> {
         let of = |listener: &'_ Listener| match &listener.protocol {
             ListenerProtocol::Http { .. } => listener.direction == Direction::Outbound,
-            ListenerProtocol::Tcp { .. } => false,
+            ListenerProtocol::Tcp { .. } | ListenerProtocol::Inbound { .. } => false,
         };
         let listener = self.listeners.values().find(|listener| of(listener))?;
         match &listener.protocol {
             ListenerProtocol::Http { route_table } => Some(route_table),
-            ListenerProtocol::Tcp { .. } => None,
+            ListenerProtocol::Tcp { .. } | ListenerProtocol::Inbound { .. } => None,
         }
     }
 

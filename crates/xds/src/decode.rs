@@ -4,12 +4,15 @@
 //! refused by its path. So nothing is silently ignored that this build knows of. (Fields that are younger than the
 //! generated types are dropped by protobuf, as in Envoy.) Linear in the size of the input.
 
+mod access;
 mod cluster;
 mod endpoints;
 mod field;
 pub(crate) mod hds;
+mod inbound;
 mod listener;
 mod routes;
+mod tls;
 
 use phalanx_model::resource::{Assignment, Cluster, Listener, RouteTable};
 use prost::{Message, Name};

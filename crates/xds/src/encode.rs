@@ -3,12 +3,15 @@
 //! The bytes are canonical: equal values have equal bytes and so equal versions. What the model leaves out and the mesh
 //! has one answer for (limits, deadlines, path normalisation) is said explicitly, as the table in [`listener`] has it.
 
+pub(crate) mod access;
 pub(crate) mod cluster;
 pub(crate) mod endpoints;
 pub mod grpc;
 pub(crate) mod hds;
+pub(crate) mod inbound;
 pub(crate) mod listener;
 pub(crate) mod routes;
+pub(crate) mod tls;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,6 +21,8 @@ use phalanx_proto::envoy::config::core::v3 as core_v3;
 use prost::{Message, Name};
 use prost_types::value::Kind as ValueKind;
 
+pub use self::inbound::NAME as INBOUND;
+pub use self::tls::{OWN, ROOTS};
 use crate::kind::Kind;
 use crate::snapshot::Encoded;
 
@@ -34,6 +39,7 @@ pub fn listener(listener: &Listener) -> Encoded {
         &listener::message(listener),
         listener::refs(listener),
     )
+    .with_secrets(listener::secrets(listener))
 }
 
 pub fn routes(table: &RouteTable) -> Encoded {
@@ -92,6 +98,7 @@ pub fn cluster(cluster: &Cluster) -> Encoded {
         &cluster::message(cluster),
         Vec::new(),
     )
+    .with_secrets(cluster.tls.iter().flat_map(|_| tls::secrets()).collect())
 }
 
 pub fn endpoints(assignment: &Assignment) -> Encoded {

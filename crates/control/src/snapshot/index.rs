@@ -140,6 +140,7 @@ impl Index {
                     touched.services.insert(target.clone());
                 }
             }
+            Document::PeerAuthentication(_) => {}
         }
     }
 

@@ -9,10 +9,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use phalanx_model::document::{Document, DocumentId, Kind as DocumentKind};
+use phalanx_model::identity::TrustDomain;
 use phalanx_model::name::INVALID_BACKEND;
 use phalanx_model::resource::{
-    Access, AccessPolicy, ApiListener, Assignment, Cluster, RouteTable, Rule, ServerListener,
-    VirtualHost,
+    Access, ApiListener, Assignment, Cluster, RouteTable, Rule, ServerListener, VirtualHost,
 };
 use phalanx_model::{ClusterName, ServiceName};
 use phalanx_xds::encode::grpc;
@@ -148,6 +148,8 @@ fn server_listener(name: &str, address: &str, access: &Access) -> Option<Arc<Enc
     let listener = ServerListener {
         name: name.to_owned(),
         address,
+        tls: None,
+        trust_domain: TrustDomain::default(),
         access: access.clone(),
     };
     Some(Arc::new(grpc::server_listener(&listener)))
@@ -350,17 +352,13 @@ impl Dialect {
 /// Of each service that an AuthorizationPolicy names.
 fn access(world: &World) -> AccessByService {
     let mut all = BTreeMap::<ServiceName, Access>::new();
-    for (entry, document) in world.in_force() {
+    for (_, document) in world.in_force() {
         let Document::AuthorizationPolicy(policy) = document else {
             continue;
         };
         for service in &policy.targets {
             let access = all.entry(service.clone()).or_default();
-            access.policies.push(AccessPolicy {
-                name: entry.id.to_string(),
-                effect: policy.effect,
-                rules: policy.rules.clone(),
-            });
+            access.policies.push(policy.access(&TrustDomain::default()));
         }
     }
     let shared = |(service, access)| (service, Arc::new(access));

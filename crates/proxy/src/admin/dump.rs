@@ -22,6 +22,9 @@ fn listener(listener: &Listener) -> Value {
     let (protocol, key, target) = match &listener.protocol {
         ListenerProtocol::Http { route_table } => ("http", "route_table", route_table.clone()),
         ListenerProtocol::Tcp { cluster } => ("tcp", "cluster", cluster.to_string()),
+        ListenerProtocol::Inbound { trust_domain, .. } => {
+            ("inbound", "trust_domain", trust_domain.to_string())
+        }
     };
     json!({
         "address": listener.address.to_string(),

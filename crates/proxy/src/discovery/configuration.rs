@@ -118,7 +118,7 @@ impl Configuration {
     pub fn tables_named(&self) -> BTreeSet<String> {
         let table = |protocol: &ListenerProtocol| match protocol {
             ListenerProtocol::Http { route_table } => Some(route_table.clone()),
-            ListenerProtocol::Tcp { .. } => None,
+            ListenerProtocol::Tcp { .. } | ListenerProtocol::Inbound { .. } => None,
         };
         self.resources
             .listeners

@@ -11,8 +11,8 @@ use phalanx_proto::envoy::config::core::v3 as core_v3;
 use phalanx_proto::envoy::extensions::upstreams::http::v3 as upstreams_v3;
 use phalanx_proto::envoy::r#type::v3::Percent;
 
-use super::DecodeError;
 use super::field::{At, ads, cluster_name, duration, metadata, ours, positive, refuse, unpack};
+use super::{DecodeError, tls};
 use crate::encode;
 use crate::encode::cluster::{HTTP_OPTIONS, LOAD_BALANCER, PROTOCOL};
 
@@ -75,7 +75,7 @@ pub(super) fn resource(message: cluster_v3::Cluster) -> Result<Cluster, DecodeEr
         lb_config,
     } = message;
     refuse!(at;
-        transport_socket_matches, transport_socket_matcher, stats_matcher, per_connection_buffer_limit_bytes,
+        transport_socket_matcher, stats_matcher, per_connection_buffer_limit_bytes,
         per_connection_buffer_high_watermark_timeout, load_assignment, health_checks, max_requests_per_connection,
         upstream_http_protocol_options, common_http_protocol_options, http_protocol_options, http2_protocol_options,
         dns_refresh_rate, dns_jitter, dns_failure_refresh_rate, respect_dns_ttl, dns_lookup_family, dns_resolvers,
@@ -101,6 +101,7 @@ pub(super) fn resource(message: cluster_v3::Cluster) -> Result<Cluster, DecodeEr
         connection_pool.connect_timeout = positive(&at.field("connect_timeout"), timeout)?;
     }
     let (circuit_breaker, retry_budget) = limits(at.field("circuit_breakers"), circuit_breakers)?;
+    let tls_at = at.field("transport_socket_matches");
     Ok(Cluster {
         name: cluster_name(&at.field("name"), &name)?,
         protocol,
@@ -109,7 +110,7 @@ pub(super) fn resource(message: cluster_v3::Cluster) -> Result<Cluster, DecodeEr
         circuit_breaker,
         outlier_detection: detection(at.field("outlier_detection"), outlier_detection)?,
         retry_budget,
-        tls: None,
+        tls: tls::peer(tls_at, transport_socket_matches, protocol)?,
     })
 }
 

@@ -4,8 +4,8 @@ use phalanx_model::resource::{Assignment, Endpoint, Health};
 use phalanx_proto::envoy::config::core::v3 as core_v3;
 use phalanx_proto::envoy::config::endpoint::v3 as endpoint_v3;
 
-use super::DecodeError;
 use super::field::{At, address, cluster_name, metadata, refuse};
+use super::{DecodeError, tls};
 use crate::encode::endpoints::{INSTANCE, PORT, VERSION};
 
 /// Of one endpoint, relative to the others.
@@ -102,6 +102,7 @@ fn endpoint(
         None => return Err(at.field("endpoint").missing()),
     };
     let words_at = at.field("metadata");
+    let mutual_tls = tls::is_mutual(words.as_ref());
     let [version, instance, port] = metadata(&words_at, words, [VERSION, INSTANCE, PORT])?;
     let target = match port.as_str() {
         "" => 0,
@@ -129,6 +130,6 @@ fn endpoint(
         version,
         instance,
         target,
-        mutual_tls: false,
+        mutual_tls,
     })
 }

@@ -1,6 +1,7 @@
 //! Listeners. What is fixed in an HTTP connection manager must be unset or as [`crate::encode::listener`] has it; our
 //! sidecar normalises paths and keeps its limits either way.
 
+use phalanx_model::identity::TrustDomain;
 use phalanx_model::name::Direction;
 use phalanx_model::resource::{Listener, ListenerProtocol};
 use phalanx_proto::envoy::config::core::v3 as core_v3;
@@ -10,13 +11,18 @@ use phalanx_proto::envoy::extensions::filters::network::http_connection_manager:
 use phalanx_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_v3;
 use prost::Name;
 
-use super::DecodeError;
 use super::field::{At, address, ads, cluster_name, fixed, nonempty, refuse, single, unpack};
+use super::{DecodeError, inbound};
 use crate::encode;
 
 #[expect(deprecated, reason = "every field is named")]
 pub(super) fn resource(message: listener_v3::Listener) -> Result<Listener, DecodeError> {
     let at = At::Root("Listener");
+    if let Some(domain) = inbound::trust_domain(&message) {
+        let domain = TrustDomain::parse(domain);
+        let domain = domain.map_err(|error| at.field("metadata").invalid(format!("{error}")))?;
+        return inbound::resource(message, domain);
+    }
     let listener_v3::Listener {
         name,
         address: socket,

@@ -283,7 +283,10 @@ fn header_match(at: At<'_>, matcher: route_v3::HeaderMatcher) -> Result<HeaderMa
     })
 }
 
-fn header_value(at: At<'_>, matcher: route_v3::HeaderMatcher) -> Result<ValueMatch, DecodeError> {
+pub(super) fn header_value(
+    at: At<'_>,
+    matcher: route_v3::HeaderMatcher,
+) -> Result<ValueMatch, DecodeError> {
     use route_v3::header_matcher::HeaderMatchSpecifier;
     let route_v3::HeaderMatcher {
         name: _,

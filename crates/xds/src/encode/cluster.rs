@@ -10,7 +10,7 @@ use phalanx_proto::envoy::config::core::v3 as core_v3;
 use phalanx_proto::envoy::extensions::upstreams::http::v3 as upstreams_v3;
 use phalanx_proto::envoy::r#type::v3::Percent;
 
-use super::{ads, any, duration, metadata};
+use super::{ads, any, duration, metadata, tls};
 
 pub(crate) const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 /// Under [`super::METADATA`].
@@ -25,6 +25,7 @@ pub(crate) fn message(cluster: &Cluster) -> cluster_v3::Cluster {
         ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbConfig, LbPolicy,
     };
     let name = cluster.name.to_string();
+    let socket_matches = |tls| tls::socket_matches(tls, cluster.protocol);
     let (policy, config) = match cluster.load_balancer {
         LoadBalancer::P2c | LoadBalancer::LeastRequest => (
             LbPolicy::LeastRequest,
@@ -34,6 +35,7 @@ pub(crate) fn message(cluster: &Cluster) -> cluster_v3::Cluster {
         LoadBalancer::Random => (LbPolicy::Random, None),
     };
     cluster_v3::Cluster {
+        transport_socket_matches: cluster.tls.as_ref().map_or_else(Vec::new, socket_matches),
         name: name.clone(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(EdsClusterConfig {

@@ -6,7 +6,7 @@ use phalanx_model::resource::{Assignment, Endpoint, Health};
 use phalanx_proto::envoy::config::core::v3 as core_v3;
 use phalanx_proto::envoy::config::endpoint::v3 as endpoint_v3;
 
-use super::{address, metadata};
+use super::{address, metadata, tls};
 
 /// Under [`super::METADATA`].
 pub(crate) const VERSION: &str = "version";
@@ -70,17 +70,22 @@ fn lb_endpoint(endpoint: &Endpoint) -> endpoint_v3::LbEndpoint {
         0 => String::new(),
         port => port.to_string(),
     };
+    let mut words = metadata(&[
+        (VERSION, &endpoint.version),
+        (INSTANCE, &endpoint.instance),
+        (PORT, &port),
+    ]);
+    if endpoint.mutual_tls {
+        let words = words.get_or_insert_default();
+        words.filter_metadata.extend([tls::mutual_endpoint()]);
+    }
     let host = endpoint_v3::Endpoint {
         address: Some(address(endpoint.address)),
         ..Default::default()
     };
     endpoint_v3::LbEndpoint {
         health_status: health.into(),
-        metadata: metadata(&[
-            (VERSION, &endpoint.version),
-            (INSTANCE, &endpoint.instance),
-            (PORT, &port),
-        ]),
+        metadata: words,
         load_balancing_weight: Some(endpoint.weight),
         host_identifier: Some(HostIdentifier::Endpoint(host)),
     }

@@ -4,7 +4,6 @@
 //!
 //! Sources: gRFC A27, A28, A31, A32, A36, A41, A42, A44; tried with C-core, grpc-js-xds and gRPC Go.
 
-mod access;
 mod routes;
 
 use std::collections::BTreeMap;
@@ -25,7 +24,7 @@ use prost::Name;
 
 pub use self::routes::{Refusal, losses, refusal};
 use super::listener::{HTTP_FILTER, router};
-use super::{address, ads, any, encoded};
+use super::{access, address, ads, any, encoded, tls};
 use crate::kind::Kind;
 use crate::snapshot::Encoded;
 
@@ -51,7 +50,7 @@ pub fn api_listener(listener: &ApiListener) -> Encoded {
 /// The socket of a server: who may call is checked by filters, everything else is the server's own.
 pub fn server_listener(listener: &ServerListener) -> Encoded {
     use hcm_v3::http_connection_manager::RouteSpecifier;
-    let filters = access::filters(&listener.access)
+    let filters = access::filters(&listener.access, &listener.trust_domain)
         .into_iter()
         .chain([router()])
         .collect();
@@ -68,6 +67,7 @@ pub fn server_listener(listener: &ServerListener) -> Encoded {
         address: Some(address(listener.address)),
         filter_chains: vec![listener_v3::FilterChain {
             filters: vec![filter],
+            transport_socket: listener.tls.and_then(tls::provided_downstream),
             ..Default::default()
         }],
         traffic_direction: core_v3::TrafficDirection::Inbound.into(),
@@ -89,6 +89,7 @@ pub fn routes(table: &RouteTable) -> Encoded {
 /// Refused by clients: `LEAST_REQUEST` and `RANDOM` as `lb_policy`. Of a list they take the first policy they know.
 pub fn cluster(cluster: &Cluster) -> Encoded {
     let mut message = eds_cluster(&cluster.name.to_string());
+    message.transport_socket = cluster.tls.as_ref().map(tls::provided_upstream);
     message.load_balancing_policy = policies(cluster.load_balancer);
     message.circuit_breakers = Some(max_requests(cluster.circuit_breaker.max_requests));
     encoded(

@@ -14,8 +14,9 @@ use phalanx_proto::envoy::extensions::filters::http::router::v3::Router;
 use phalanx_proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm_v3;
 use phalanx_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_v3;
 
+use super::inbound::{self, Spoken};
 use super::routes::set_header;
-use super::{address, ads, any, duration};
+use super::{address, ads, any, duration, tls};
 
 pub(crate) const HTTP_FILTER: &str = "envoy.filters.network.http_connection_manager";
 pub(crate) const TCP_FILTER: &str = "envoy.filters.network.tcp_proxy";
@@ -60,6 +61,13 @@ pub(crate) fn message(listener: &Listener) -> listener_v3::Listener {
             TCP_FILTER,
             any(&tcp_proxy(&listener.name, cluster.to_string())),
         ),
+        ListenerProtocol::Inbound {
+            trust_domain,
+            rules,
+        } => {
+            let (name, socket) = (&listener.name, listener.address);
+            return inbound::message(name, socket, trust_domain, rules, Spoken::Http);
+        }
     };
     let config_type = Some(listener_v3::filter::ConfigType::TypedConfig(config));
     let filters = vec![listener_v3::Filter {
@@ -83,6 +91,15 @@ pub(crate) fn refs(listener: &Listener) -> Vec<String> {
     match &listener.protocol {
         ListenerProtocol::Http { route_table } => vec![route_table.clone()],
         ListenerProtocol::Tcp { cluster } => vec![cluster.to_string()],
+        ListenerProtocol::Inbound { .. } => vec![inbound::NAME.to_owned()],
+    }
+}
+
+/// Those it takes over SDS.
+pub(crate) fn secrets(listener: &Listener) -> Vec<String> {
+    match &listener.protocol {
+        ListenerProtocol::Inbound { rules, .. } if inbound::takes_tls(rules) => tls::secrets(),
+        _ => Vec::new(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use phalanx_model::resource::{
-    Access, AccessPolicy, AccessRule, Effect, ServerListener, VirtualHost,
+    Access, AccessPolicy, AccessRule, Caller, Effect, ServerListener, VirtualHost,
 };
 use phalanx_xds::encode::{self, grpc};
 use phalanx_xds::{Encoded, Kind};
@@ -221,13 +221,15 @@ fn server(dice: &mut Dice, seed: u64) -> Encoded {
                     PathMatch::Regex("/b.*".into()),
                 ],
                 headers: Vec::new(),
-                callers: Vec::new(),
+                callers: vec![Caller::Anyone, Caller::Namespace("arena".into())],
             })
             .collect(),
     };
     grpc::server_listener(&ServerListener {
         name: format!("server-{seed}"),
         address: ([127, 0, 0, 1], 0).into(),
+        tls: None,
+        trust_domain: Default::default(),
         access: Access {
             policies: (0..dice.below(4)).map(|n| policy(n, dice)).collect(),
         },

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use phalanx_model::identity::{SpiffeId, TrustDomain};
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::{ClusterName, Direction, ServiceName};
 use phalanx_model::reason::Reason;
 use phalanx_model::resource::*;
-use proptest::collection::{btree_map, vec};
+use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -237,7 +238,94 @@ pub(super) fn table() -> impl Strategy<Value = RouteTable> {
     (label(), vec(host, 0..3)).prop_map(|(name, hosts)| RouteTable { name, hosts })
 }
 
+pub(super) fn trust_domain() -> impl Strategy<Value = TrustDomain> {
+    "[a-z0-9_-]{1,8}(\\.[a-z0-9-]{1,8})?".prop_map(|text| TrustDomain::parse(&text).unwrap())
+}
+
+fn id() -> impl Strategy<Value = SpiffeId> {
+    (trust_domain(), label(), label()).prop_map(|(trust_domain, namespace, name)| SpiffeId {
+        trust_domain,
+        service: ServiceName::new(namespace, name),
+    })
+}
+
+fn caller() -> impl Strategy<Value = Caller> {
+    prop_oneof![
+        Just(Caller::Anyone),
+        id().prop_map(Caller::Id),
+        label().prop_map(Caller::Namespace),
+    ]
+}
+
+fn access_rule() -> impl Strategy<Value = AccessRule> {
+    let path = prop_oneof![
+        path_or_root().prop_map(PathMatch::Exact),
+        path_or_root().prop_map(PathMatch::Prefix),
+        "/[a-z]{1,6}(\\.\\*|[a-z]\\+)?".prop_map(PathMatch::Regex),
+    ];
+    let value = prop_oneof![
+        "[a-z0-9 ]{0,12}".prop_map(ValueMatch::Exact),
+        "[a-z]{1,6}(\\.\\*)?".prop_map(ValueMatch::Regex)
+    ];
+    let header = (header_name(), value).prop_map(|(name, value)| HeaderMatch { name, value });
+    (
+        vec(caller(), 0..3),
+        vec("[A-Z]{1,7}", 0..3),
+        vec(path, 0..3),
+        vec(header, 0..3),
+    )
+        .prop_map(|(callers, methods, paths, headers)| AccessRule {
+            callers,
+            methods,
+            paths,
+            headers,
+        })
+}
+
+/// What denies before what allows, each by name, as it comes back.
+pub(super) fn access() -> impl Strategy<Value = Access> {
+    let of = |effect| {
+        let rules = vec(access_rule(), 0..3);
+        let named = btree_map("AuthorizationPolicy/[a-z]{1,4}/[a-z]{1,4}", rules, 0..3);
+        named.prop_map(move |policies| {
+            let policy = |(name, rules)| AccessPolicy {
+                name,
+                effect,
+                rules,
+            };
+            policies.into_iter().map(policy).collect::<Vec<_>>()
+        })
+    };
+    (of(Effect::Deny), of(Effect::Allow)).prop_map(|(mut policies, allow)| {
+        policies.extend(allow);
+        Access { policies }
+    })
+}
+
+fn inbound_rule() -> impl Strategy<Value = InboundRule> {
+    let mode = select(vec![MtlsMode::Permissive, MtlsMode::Strict, MtlsMode::Off]);
+    (mode, access()).prop_map(|(mode, access)| InboundRule { mode, access })
+}
+
+pub(super) fn inbound() -> impl Strategy<Value = Listener> {
+    let rules = (inbound_rule(), btree_map(1u16.., inbound_rule(), 0..3))
+        .prop_map(|(default, ports)| Inbound { default, ports });
+    (address(), trust_domain(), rules).prop_map(|(address, trust_domain, rules)| Listener {
+        name: "inbound".into(),
+        address,
+        direction: Direction::Inbound,
+        protocol: ListenerProtocol::Inbound {
+            trust_domain,
+            rules,
+        },
+    })
+}
+
 pub(super) fn listener() -> impl Strategy<Value = Listener> {
+    prop_oneof![plain_listener(), inbound()]
+}
+
+fn plain_listener() -> impl Strategy<Value = Listener> {
     let protocol = prop_oneof![
         label().prop_map(|route_table| ListenerProtocol::Http { route_table }),
         cluster_name().prop_map(|cluster| ListenerProtocol::Tcp { cluster }),
@@ -250,6 +338,12 @@ pub(super) fn listener() -> impl Strategy<Value = Listener> {
             direction,
             protocol,
         }
+    })
+}
+
+fn peer_tls() -> impl Strategy<Value = PeerTls> {
+    btree_set(id(), 0..4).prop_map(|ids| PeerTls {
+        ids: ids.into_iter().collect(),
     })
 }
 
@@ -313,6 +407,7 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
         breaker,
         outlier,
         budget,
+        option::of(peer_tls()),
     )
         .prop_map(
             |(
@@ -323,6 +418,7 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
                 circuit_breaker,
                 outlier_detection,
                 retry_budget,
+                tls,
             )| Cluster {
                 name,
                 protocol,
@@ -331,7 +427,7 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
                 circuit_breaker,
                 outlier_detection,
                 retry_budget,
-                tls: None,
+                tls,
             },
         )
 }
@@ -339,12 +435,18 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
 pub(super) fn assignment() -> impl Strategy<Value = Assignment> {
     let health = select(vec![Health::Healthy, Health::Draining, Health::Unhealthy]);
     let zone = prop_oneof![Just(String::new()), "az[0-9]"];
-    let words = (zone, "v?[0-9]?", "[a-z0-9]{0,6}", any::<u16>());
+    let words = (
+        zone,
+        "v?[0-9]?",
+        "[a-z0-9]{0,6}",
+        any::<u16>(),
+        any::<bool>(),
+    );
     let endpoints: BoxedStrategy<BTreeMap<_, _>> =
         btree_map(address(), (1u32..=128, health, words), 0..8).boxed();
     (cluster_name(), endpoints).prop_map(|(cluster, endpoints)| {
         let endpoints = endpoints.into_iter().map(
-            |(address, (weight, health, (zone, version, instance, target)))| Endpoint {
+            |(address, (weight, health, (zone, version, instance, target, mutual_tls)))| Endpoint {
                 address,
                 weight,
                 zone,
@@ -352,7 +454,7 @@ pub(super) fn assignment() -> impl Strategy<Value = Assignment> {
                 version,
                 instance,
                 target,
-                mutual_tls: false,
+                mutual_tls,
             },
         );
         Assignment {

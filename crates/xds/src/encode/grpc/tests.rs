@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use phalanx_model::identity::TrustDomain;
 use phalanx_model::resource::{
     Access, AccessPolicy, AccessRule, Action, Backend, Effect, Forward, HeaderEdit, HeaderMatch,
     Health, PathMatch, QueryMatch, Retry, Rewrite, Rule, RuleMatch, ValueMatch, VirtualHost,
@@ -279,7 +280,7 @@ fn who_is_denied_is_asked_first_and_an_empty_allowance_lets_nobody_in() {
         rules,
     };
     let seen = |policies| {
-        let filters = access::filters(&Access { policies });
+        let filters = access::filters(&Access { policies }, &TrustDomain::default());
         let config = |filter: &hcm_v3::HttpFilter| match &filter.config_type {
             Some(hcm_v3::http_filter::ConfigType::TypedConfig(any)) => {
                 let rules = filter_v3::Rbac::decode(&*any.value).unwrap().rules.unwrap();
@@ -290,7 +291,8 @@ fn who_is_denied_is_asked_first_and_an_empty_allowance_lets_nobody_in() {
         filters.iter().map(config).collect::<Vec<_>>()
     };
     assert!(seen(Vec::new()).is_empty());
-    assert_eq!(seen(vec![policy(Effect::Allow, Vec::new())]), [(0, 0)]);
+    // One policy, which matches nothing.
+    assert_eq!(seen(vec![policy(Effect::Allow, Vec::new())]), [(0, 1)]);
     let any = || vec![AccessRule::default()];
     assert_eq!(
         seen(vec![
