@@ -1,11 +1,12 @@
 //! For tests only: the real executables as child processes on loopback addresses of their own, loads that count every
 //! failure with its reason, and an Envoy that gets its configuration from the control plane under test.
 //!
-//! Module order (a module imports only later ones): envoy, etcd, mesh, load, http, process, address.
+//! Module order (a module imports only later ones): envoy, etcd, guarded, mesh, load, http, process, address.
 
 pub mod address;
 pub mod envoy;
 pub mod etcd;
+pub mod guarded;
 pub mod http;
 pub mod load;
 pub mod mesh;
