@@ -1,23 +1,29 @@
 //! The admin API as typed calls, for the command line and tests.
 //!
-//! One HTTP/1.1 connection per call: nothing is pooled, nothing runs in the background. Every failure tells apart "nobody
+//! One HTTP/1.1 connection per call, over TLS as soon as there are roots to trust; a token never goes out in plain text.
+//! Nothing is pooled, nothing runs in the background. Every failure tells apart "nobody
 //! answers" from "it was refused", because tools end with different exit codes.
 
 mod backup;
 mod cert;
+mod line;
+mod user;
 
+use std::fmt;
+use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{ACCEPT, CONTENT_TYPE, HOST};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::http::request;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
 
 use crate::api;
+use crate::secure::{Secure, SecureError};
 
 pub use backup::BackupFailed;
 
@@ -26,6 +32,19 @@ pub use backup::BackupFailed;
 pub struct Admin {
     address: String,
     timeout: Duration,
+    /// None: in plain text.
+    secure: Option<Secure>,
+    token: Option<Token>,
+}
+
+/// Not to be seen in a log.
+#[derive(Clone)]
+struct Token(String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
 }
 
 /// The answer to a GET that is no JSON (`/metrics`, `/healthz`).
@@ -43,6 +62,20 @@ pub enum AdminError {
         address: String,
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It is not the control plane, or can't prove it, or doesn't take us for whom we are.
+    #[error("no trust between this machine and the control plane at {address}")]
+    Untrusted {
+        address: String,
+        #[source]
+        source: SecureError,
+    },
+    /// Hung up before it was known who it is.
+    #[error("the handshake with {address} broke")]
+    Handshake {
+        address: String,
+        #[source]
+        source: io::Error,
     },
     /// What was asked for may have happened.
     #[error("the connection to the control plane at {address} broke before it answered")]
@@ -77,6 +110,11 @@ impl AdminError {
             Self::Unreachable { address, .. } => Some(format!(
                 "is `phalanx control` or `phalanx demo` running? ask elsewhere with --admin HOST:PORT or PHALANX_ADMIN (now {address})"
             )),
+            Self::Untrusted { source, .. } => source.hint(),
+            Self::Handshake { .. } => Some(
+                "does it speak TLS? is it the admin port (15080 by default), and no proxy in between?"
+                    .to_owned(),
+            ),
             Self::Broken { .. } | Self::TimedOut { .. } => Some(
                 "a change may have been stored all the same: look at `phalanx history`, then try again"
                     .to_owned(),
@@ -95,7 +133,10 @@ impl AdminError {
     pub fn is_unreachable(&self) -> bool {
         matches!(
             self,
-            Self::Unreachable { .. } | Self::Broken { .. } | Self::TimedOut { .. }
+            Self::Unreachable { .. }
+                | Self::Handshake { .. }
+                | Self::Broken { .. }
+                | Self::TimedOut { .. }
         )
     }
 
@@ -113,11 +154,32 @@ impl Admin {
     pub fn new(address: &str) -> Self {
         let address = address
             .strip_prefix("http://")
+            .or_else(|| address.strip_prefix("https://"))
             .unwrap_or(address)
             .trim_end_matches('/');
         Self {
             address: address.to_owned(),
             timeout: CALL_TIMEOUT,
+            secure: None,
+            token: None,
+        }
+    }
+
+    /// Over TLS, to a control plane that proves to be one; its own certificate is shown if `secure` has one.
+    #[must_use]
+    pub fn with_secure(self, secure: Secure) -> Self {
+        Self {
+            secure: Some(secure),
+            ..self
+        }
+    }
+
+    /// As the user whose token this is. It is sent over TLS only.
+    #[must_use]
+    pub fn with_token(self, token: &str) -> Self {
+        Self {
+            token: Some(Token(token.trim().to_owned())),
+            ..self
         }
     }
 
@@ -350,18 +412,10 @@ impl Admin {
         body: Bytes,
         timeout: Duration,
     ) -> Result<(StatusCode, Bytes), AdminError> {
-        let address = self.address.clone();
         let exchange = async {
-            let connected = TcpStream::connect(&self.address).await;
-            let stream = connected.map_err(|source| AdminError::Unreachable {
-                address: address.clone(),
-                source: source.into(),
-            })?;
+            let stream = self.connect().await?;
             let answer = self.exchange(stream, method, path, body).await;
-            answer.map_err(|source| AdminError::Broken {
-                address: address.clone(),
-                source,
-            })
+            answer.map_err(|source| self.broken(source))
         };
         match tokio::time::timeout(timeout, exchange).await {
             Ok(answer) => answer,
@@ -374,20 +428,15 @@ impl Admin {
 
     async fn exchange(
         &self,
-        stream: TcpStream,
+        stream: Box<dyn line::Line>,
         method: Method,
         path: &str,
         body: Bytes,
     ) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
-        stream.set_nodelay(true)?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(HOST, &self.address)
-            .header(ACCEPT, "application/json")
-            .header(CONTENT_TYPE, "application/json")
+        let request = self
+            .request(method, path, "application/json")
             .body(Full::new(body))?;
         let exchange = async move {
             let response = sender.send_request(request).await?;
@@ -401,6 +450,22 @@ impl Admin {
         // The connection ends with the exchange: `sender` is dropped inside it.
         let (answer, _) = tokio::join!(exchange, connection);
         answer
+    }
+
+    /// Without a body yet.
+    fn request(&self, method: Method, path: &str, accept: &str) -> request::Builder {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, &self.address)
+            .header(ACCEPT, accept)
+            .header(CONTENT_TYPE, "application/json");
+        match (&self.token, &self.secure) {
+            (Some(Token(token)), Some(_)) => {
+                request.header(AUTHORIZATION, format!("Bearer {token}"))
+            }
+            _ => request,
+        }
     }
 
     fn json<T: DeserializeOwned>(

@@ -13,6 +13,7 @@ mod cert;
 mod effect;
 mod health;
 mod refused;
+mod user;
 
 pub use canary::{
     Canary, CanaryDecision, CanaryEnd, CanaryEvidence, CanaryNode, CanaryStatus, CanaryTerms,
@@ -26,6 +27,7 @@ pub use cert::{
 pub use effect::{Effect, ProxyEffect, ResourceEffect, RuleEffect};
 pub use health::{EndpointHealth, HealthViews, Opinion};
 pub use refused::{ENDPOINTS_MAX, RefusedRequest, RefusedResponse, SilentEndpoint};
+pub use user::{LoginRequest, Me, UserRequest, UserToken, UserView, UserViews};
 
 /// Where the admin API listens unless told otherwise.
 pub const DEFAULT_ADMIN: &str = "127.0.0.1:15080";

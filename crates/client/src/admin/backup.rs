@@ -5,10 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{ACCEPT, CONTENT_TYPE, HOST};
-use hyper::{Method, Request};
+use hyper::Method;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{Admin, AdminError};
@@ -27,45 +25,32 @@ impl Admin {
     /// # Errors
     /// [`BackupFailed`]
     pub async fn backup(&self, into: &mut impl Write) -> Result<(), BackupFailed> {
-        let broken = |source: Box<dyn std::error::Error + Send + Sync>| AdminError::Broken {
-            address: self.address.clone(),
-            source,
-        };
         let late = |_| AdminError::TimedOut {
             address: self.address.clone(),
             after: SILENCE_MAX,
         };
-        let connected = timeout(self.timeout, TcpStream::connect(&self.address)).await;
-        let stream = connected
-            .map_err(late)?
-            .map_err(|source| AdminError::Unreachable {
-                address: self.address.clone(),
-                source: source.into(),
-            })?;
+        let connected = timeout(self.timeout, self.connect()).await;
+        let stream = connected.map_err(late)??;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|e| broken(e.into()))?;
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri("/api/v1/backup")
-            .header(HOST, &self.address)
-            .header(ACCEPT, "application/octet-stream")
-            .header(CONTENT_TYPE, "application/json")
+            .map_err(|e| self.broken(e.into()))?;
+        let request = self
+            .request(Method::POST, "/api/v1/backup", "application/octet-stream")
             .body(Full::new(Bytes::from_static(b"{}")))
-            .map_err(|e| broken(e.into()))?;
+            .map_err(|e| self.broken(e.into()))?;
         let exchange = async {
             let response = timeout(SILENCE_MAX, sender.send_request(request)).await;
-            let response = response.map_err(late)?.map_err(|e| broken(e.into()))?;
+            let response = response.map_err(late)?.map_err(|e| self.broken(e.into()))?;
             let status = response.status();
             let mut body = response.into_body();
             if !status.is_success() {
                 let text = Limited::new(body, REFUSAL_MAX).collect().await;
-                let text = text.map_err(broken)?.to_bytes();
+                let text = text.map_err(|e| self.broken(e))?.to_bytes();
                 let refusal = self.json::<serde::de::IgnoredAny>((status, text));
                 return refusal.map(drop).map_err(BackupFailed::Admin);
             }
             while let Some(frame) = timeout(SILENCE_MAX, body.frame()).await.map_err(late)? {
-                let frame = frame.map_err(|e| broken(e.into()))?;
+                let frame = frame.map_err(|e| self.broken(e.into()))?;
                 if let Some(piece) = frame.data_ref() {
                     into.write_all(piece).map_err(BackupFailed::Write)?;
                 }
@@ -77,8 +62,8 @@ impl Admin {
             done = exchange => done,
             // The connection ends with the exchange, or because it broke, which the exchange would never hear.
             ended = &mut connection => Err(match ended {
-                Err(error) => broken(error.into()).into(),
-                Ok(()) => broken("the control plane ended the connection".into()).into(),
+                Err(error) => self.broken(error.into()).into(),
+                Ok(()) => self.broken("the control plane ended the connection".into()).into(),
             }),
         }
     }
