@@ -1,11 +1,14 @@
 //! `proxy`: the sidecar of one application.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use phalanx_model::identity::TrustDomain;
 use phalanx_model::resource::Probe;
 use phalanx_model::{Labels, ServiceName};
+use phalanx_proxy::config::{IdentityConfig, Proof, Source, TRUST_DOMAIN};
 use phalanx_proxy::{Config, serve};
 
 use crate::exit::{Failure, Outcome};
@@ -62,6 +65,46 @@ pub struct Options {
     /// How long streams may go on after SIGTERM
     #[arg(long, default_value = "5s", value_parser = demo::parse_duration)]
     drain: Duration,
+    #[command(flatten)]
+    identity: Identity,
+}
+
+/// Without any of these the sidecar speaks plain text, which only a `control --open` takes.
+#[derive(Args)]
+#[command(next_help_heading = "Identity")]
+struct Identity {
+    /// What `phalanx cert token` wrote: a join token, good for one use, and the roots. Needed until the identity directory
+    /// holds a certificate
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "identity_dir",
+        conflicts_with = "service_account_token_file"
+    )]
+    token_file: Option<PathBuf>,
+    /// A service account's JWT to join by instead, as Kubernetes mounts it; read again at each use
+    #[arg(long, value_name = "FILE", requires = "identity_dir")]
+    service_account_token_file: Option<PathBuf>,
+    /// Where the certificate is kept that the control plane issues and this sidecar renews: cert.pem, key.pem (0600),
+    /// roots.pem and crls.pem, replaced as one set
+    #[arg(long, value_name = "DIR", conflicts_with = "cert_dir")]
+    identity_dir: Option<PathBuf>,
+    /// Where somebody else puts cert.pem, key.pem (0600) and roots.pem, and replaces them; watched
+    #[arg(long, value_name = "DIR")]
+    cert_dir: Option<PathBuf>,
+    /// PEM of the roots to trust the control plane by before joining; those in the token's file, or kept in the identity
+    /// directory
+    #[arg(long, value_name = "FILE", requires = "identity_dir")]
+    roots: Option<PathBuf>,
+    /// The mesh's, as the control plane has it
+    #[arg(long, value_name = "NAME", default_value = TRUST_DOMAIN, value_parser = parse_trust_domain)]
+    trust_domain: TrustDomain,
+    /// Renew when less than this remains; of a short life, when two thirds do
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = demo::parse_duration)]
+    renew_before: Duration,
+    /// How often the remaining life is looked at
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = demo::parse_duration)]
+    cert_check: Duration,
 }
 
 pub fn run(options: Options) -> Outcome {
@@ -83,6 +126,7 @@ fn configure(options: Options) -> Result<Config, Failure> {
         .iter()
         .map(|text| parse_tcp(text, &options.namespace))
         .collect::<Result<_, _>>()?;
+    let identity = identity(options.identity);
     let defaults = Config::new(service, options.app);
     Ok(Config {
         labels: options.labels.into_iter().collect::<Labels>(),
@@ -97,8 +141,37 @@ fn configure(options: Options) -> Result<Config, Failure> {
         ttl: options.ttl,
         unused: options.unused,
         drain: options.drain,
+        identity,
         ..defaults
     })
+}
+
+fn identity(options: Identity) -> Option<IdentityConfig> {
+    let join = options.token_file.map(Proof::JoinToken);
+    let account = options
+        .service_account_token_file
+        .map(Proof::ServiceAccount);
+    let source = match (options.identity_dir, options.cert_dir) {
+        (Some(dir), _) => Source::Issued {
+            dir,
+            proof: join.or(account),
+        },
+        (None, Some(dir)) => Source::Files { dir },
+        (None, None) => return None,
+    };
+    let defaults = IdentityConfig::new(source);
+    let mut renewal = defaults.renewal;
+    (renewal.before, renewal.check) = (options.renew_before, options.cert_check);
+    Some(IdentityConfig {
+        trust_domain: options.trust_domain,
+        roots: options.roots,
+        renewal,
+        ..defaults
+    })
+}
+
+fn parse_trust_domain(text: &str) -> Result<TrustDomain, String> {
+    TrustDomain::parse(text).map_err(|error| error.to_string())
 }
 
 fn parse_app(text: &str) -> Result<(String, SocketAddr), String> {

@@ -105,6 +105,14 @@ fn answer(request: &Request<Incoming>, view: &View, loopback_only: bool) -> Resp
         },
         "/metrics" => page(StatusCode::OK, metrics::CONTENT_TYPE, view.metrics()),
         "/config_dump" => json_page(StatusCode::OK, format!("{:#}", view.config_dump())),
+        "/certs" => match view.certs() {
+            Some(certs) => json_page(StatusCode::OK, format!("{certs:#}")),
+            None => problem(
+                StatusCode::NOT_FOUND,
+                "this sidecar has no identity, it speaks plain text",
+                "--token-file FILE --identity-dir DIR gives it one",
+            ),
+        },
         _ => problem(
             StatusCode::NOT_FOUND,
             "no such page",

@@ -15,6 +15,8 @@ use phalanx_client::registry::{Registration, State};
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::Direction;
 use phalanx_model::{ClusterName, Instance, InstanceId, InstancePort};
+use phalanx_pki::clock::SystemClock;
+use phalanx_pki::identity::Identity;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::sync::watch::Receiver;
@@ -28,6 +30,7 @@ use crate::config::{Config, ConfigError};
 use crate::discovery::{self, Discovery};
 use crate::drive::{DriveConfig, Workers};
 use crate::health::HealthChecks;
+use crate::identity::{self, Certificates, IdentityError};
 use crate::plan::{AppPort, Bootstrap, Plan, Resources};
 use crate::register::Register;
 use crate::report::{Reporting, Reports};
@@ -59,7 +62,13 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 /// [`ServeError`]; nothing is left running then.
 pub async fn start(config: Config) -> Result<Running, ServeError> {
     config.check()?;
-    let planes = Control::parse(&config.control)?;
+    // Who we are; without that everything is plain text, and with it nothing is.
+    let certificates = certificates(&config)?;
+    let identity = certificates.as_ref().map(|c| c.identity().clone());
+    let planes = match &identity {
+        Some(identity) => Control::secure_as_workload(&config.control, identity.clone())?,
+        None => Control::parse(&config.control)?,
+    };
     let control = planes.channel();
     probe(&config)?;
     let listener = TcpListener::bind(config.admin)
@@ -74,11 +83,14 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let bootstrap = bootstrap(&config);
     let first = Plan::assemble(&Resources::default(), &bootstrap, &Plan::empty(), &account);
     let plan = Arc::new(ArcSwap::from_pointee(first));
-    let workers = Workers::spawn(&drive(&config), plan.clone(), account.clone())
+    let workers = Workers::spawn(&drive(&config, identity), plan.clone(), account.clone())
         .map_err(ServeError::Workers)?;
     let (inbound, outbound) = (workers.addresses().inbound, workers.addresses().outbound);
 
-    // Who we are, and what the control plane has for us.
+    // What the control plane has for us, as soon as it can know who we are.
+    let certificates = certificates
+        .map(|certificates| certificates.spawn(planes.clone(), &config.control))
+        .transpose()?;
     let instance = instance(&config, config.advertised(inbound).await?, admin);
     let node = discovery::node(&instance, outbound);
     let discovery = Discovery::spawn(
@@ -93,6 +105,9 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let checks = HealthChecks::spawn(control.clone(), node, discovery.complete());
 
     let mut tasks = JoinSet::new();
+    if let Some(certificates) = &certificates {
+        tasks.spawn(joined(certificates.ready(), discovery.retry()));
+    }
     let register = (!config.apps.is_empty()).then(|| {
         let registration = Registration::spawn(planes, instance.clone(), config.ttl);
         tasks.spawn(pass_on(registration.states(), discovery.retry()));
@@ -133,6 +148,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
             .map(|register| register.registration().clone()),
         reports,
         checks: checks.checks().clone(),
+        certificates: certificates.as_ref().map(identity::Running::shown),
         draining: AtomicBool::new(false),
     });
     tasks.spawn(admin::serve(listener, view.clone()));
@@ -146,6 +162,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         checks,
         register,
         reporting,
+        certificates,
         tasks,
     })
 }
@@ -160,6 +177,7 @@ pub struct Running {
     checks: HealthChecks,
     register: Option<Register>,
     reporting: Reporting,
+    certificates: Option<identity::Running>,
     tasks: JoinSet<()>,
 }
 
@@ -192,6 +210,7 @@ impl Running {
             checks,
             register,
             reporting,
+            certificates,
             mut tasks,
             ..
         } = self;
@@ -214,7 +233,7 @@ impl Running {
         let rest = until.saturating_duration_since(Instant::now());
         workers.drain(rest.max(drain / 4)).await;
         reporting.finish().await;
-        drop((discovery, checks));
+        drop((discovery, checks, certificates));
         tasks.shutdown().await;
         info!("drained");
     }
@@ -237,6 +256,20 @@ async fn pass_on(mut states: Receiver<State>, retry: Arc<Notify>) {
             retry.notify_waiters();
         }
     }
+}
+
+/// With the first certificate, discovery need not wait for its own next attempt.
+async fn joined(mut ready: Receiver<bool>, retry: Arc<Notify>) {
+    if ready.wait_for(|ready| *ready).await.is_ok() {
+        retry.notify_waiters();
+    }
+}
+
+fn certificates(config: &Config) -> Result<Option<Certificates>, IdentityError> {
+    let zone = config.labels.get("zone").map(String::as_str);
+    let open =
+        |identity| Certificates::open(identity, &config.service, zone, Arc::new(SystemClock));
+    config.identity.as_ref().map(open).transpose()
 }
 
 /// Whether every listener can be opened. Workers share their ports with each other (SO_REUSEPORT), so a second sidecar
@@ -295,7 +328,7 @@ fn bootstrap(config: &Config) -> Bootstrap {
     }
 }
 
-fn drive(config: &Config) -> DriveConfig {
+fn drive(config: &Config, identity: Option<Arc<Identity>>) -> DriveConfig {
     DriveConfig {
         inbound: config.inbound,
         outbound: config.outbound,
@@ -303,7 +336,7 @@ fn drive(config: &Config) -> DriveConfig {
         workers: config.workers,
         limits: Default::default(),
         deadlines: Default::default(),
-        identity: None,
+        identity,
     }
 }
 
@@ -336,7 +369,8 @@ fn instance(config: &Config, advertised: SocketAddr, admin: SocketAddr) -> Insta
         ports: config.apps.iter().map(port).collect(),
         weight: 1,
         proxy_admin: admin.to_string(),
-        mutual_tls: false,
+        // It registers over a connection that shows its certificate, so not before there is one.
+        mutual_tls: config.identity.is_some(),
     }
 }
 
@@ -345,6 +379,8 @@ fn instance(config: &Config, advertised: SocketAddr, admin: SocketAddr) -> Insta
 pub enum ServeError {
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     #[error(transparent)]
     Channel(#[from] ChannelError),
     #[error("cannot listen on {address} for {what}: {hint} ({flag} takes another address)")]

@@ -16,6 +16,7 @@ use super::istio::{self, Own};
 use crate::account::{Account, EdgeTotals};
 use crate::discovery::{Held, Known, Refused};
 use crate::health::Checks;
+use crate::identity::Shown;
 use crate::report::Reports;
 
 /// Everything a page may need.
@@ -30,6 +31,8 @@ pub struct View {
     pub registration: Option<Arc<Registration>>,
     pub reports: Arc<Reports>,
     pub checks: Arc<Checks>,
+    /// None in plain text.
+    pub certificates: Option<Shown>,
     /// Set once, when the process is told to end.
     pub draining: AtomicBool,
 }
@@ -83,6 +86,9 @@ impl View {
         if self.is_draining() {
             return Some("draining".to_owned());
         }
+        if let Some(why) = self.certificates.as_ref().and_then(Shown::not_ready) {
+            return Some(why);
+        }
         let complete = self.known.configuration().is_complete();
         (!complete).then(|| {
             format!(
@@ -113,6 +119,9 @@ impl View {
         self.write_registration(&mut out);
         self.reports.write(&mut out);
         self.checks.write(&mut out);
+        if let Some(certificates) = &self.certificates {
+            certificates.metrics(&mut out);
+        }
         let role = [("role", "proxy"), ("version", env!("CARGO_PKG_VERSION"))];
         out.family(&BUILD).sample(&role, 1u64);
         process::write(&mut out);
@@ -178,6 +187,11 @@ impl View {
             .sample(&[], counts.failures());
     }
 
+    /// None in plain text.
+    pub fn certs(&self) -> Option<Value> {
+        self.certificates.as_ref().map(Shown::page)
+    }
+
     pub fn config_dump(&self) -> Value {
         let registration =
             self.registration
@@ -209,6 +223,7 @@ impl View {
             "complete": configuration.is_complete(),
             "revision": self.known.revision(),
             "registration": registration,
+            "identity": self.certificates.as_ref().map(Shown::line),
             "resources": held,
             "refused": refused,
         })
