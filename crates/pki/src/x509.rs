@@ -155,7 +155,7 @@ impl From<Serial> for String {
     }
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, b| {
         use fmt::Write;
         let _ = write!(text, "{b:02x}");
