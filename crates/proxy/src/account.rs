@@ -5,6 +5,7 @@
 pub mod edge;
 pub mod endings;
 mod histogram;
+mod secured;
 mod witness;
 
 use std::collections::BTreeMap;
@@ -12,8 +13,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-pub use self::edge::{Edge, EdgeCell, EdgeKey, EdgeTotals, Ending, Traffic};
+pub use self::edge::{Edge, EdgeCell, EdgeKey, EdgeTotals, Ending, Security, Traffic};
 pub use self::histogram::{BOUNDS_US, Durations};
+pub use self::secured::{Secured, SecuredConnection, TlsRefused};
 pub use self::witness::Witness;
 
 /// All counts of one sidecar.
@@ -24,6 +26,7 @@ pub struct Account {
     edges: Mutex<BTreeMap<EdgeKey, Arc<Edge>>>,
     events: Box<[EventCells]>,
     witness: Witness,
+    secured: Secured,
 }
 
 impl Account {
@@ -36,7 +39,13 @@ impl Account {
             edges: Mutex::default(),
             events: (0..cores).map(|_| EventCells::default()).collect(),
             witness: Witness::default(),
+            secured: Secured::new(cores),
         }
+    }
+
+    /// Connections over TLS, and those that were refused.
+    pub fn secured(&self) -> &Secured {
+        &self.secured
     }
 
     /// Of endpoints that refuse connections.
@@ -73,6 +82,19 @@ impl Account {
             edges.values().cloned().collect()
         };
         edges.iter().filter_map(|edge| edge.totals()).collect()
+    }
+
+    /// The same, whatever the security of an edge.
+    pub fn collect_merged(&self) -> Vec<EdgeTotals> {
+        let mut merged: BTreeMap<EdgeKey, EdgeTotals> = BTreeMap::new();
+        for mut totals in self.collect() {
+            totals.key.security = Security::Plain;
+            match merged.get_mut(&totals.key) {
+                Some(sum) => sum.absorb(totals),
+                None => drop(merged.insert(totals.key.clone(), totals)),
+            }
+        }
+        merged.into_values().collect()
     }
 
     /// How often what happened, that belongs to no edge.
@@ -164,6 +186,10 @@ events! {
     PoolEvicted "pool_evicted",
     DownstreamAborted "downstream_aborted",
     UnknownProtocol "unknown_protocol",
+    AccessDenied "connection_denied",
+    SecuredOpened "tls_opened",
+    SecuredResumed "tls_resumed",
+    SecuredRevoked "tls_revoked_closed",
 }
 
 #[derive(Default)]

@@ -1,5 +1,5 @@
-//! The sidecar's own pages: `/healthz`, `/readyz`, `/metrics`, `/config_dump`. Read only; one small HTTP/1.1 server on
-//! the housekeeping runtime, that can't take more than it was given.
+//! The sidecar's own pages: `/healthz`, `/readyz`, `/metrics`, `/certs`, `/connections`, `/config_dump`. Read only; one small
+//! HTTP/1.1 server on the housekeeping runtime, that can't take more than it was given.
 
 mod dump;
 mod istio;
@@ -104,6 +104,7 @@ fn answer(request: &Request<Incoming>, view: &View, loopback_only: bool) -> Resp
             ),
         },
         "/metrics" => page(StatusCode::OK, metrics::CONTENT_TYPE, view.metrics()),
+        "/connections" => json_page(StatusCode::OK, format!("{:#}", view.connections())),
         "/config_dump" => json_page(StatusCode::OK, format!("{:#}", view.config_dump())),
         "/certs" => match view.certs() {
             Some(certs) => json_page(StatusCode::OK, format!("{certs:#}")),
@@ -116,7 +117,7 @@ fn answer(request: &Request<Incoming>, view: &View, loopback_only: bool) -> Resp
         _ => problem(
             StatusCode::NOT_FOUND,
             "no such page",
-            "there are /healthz, /readyz, /metrics and /config_dump",
+            "there are /healthz, /readyz, /metrics, /certs, /connections and /config_dump",
         ),
     }
 }

@@ -1,12 +1,37 @@
 //! What the stages know of one request beside its head: where it came in, and what earlier stages decided.
 
-use phalanx_model::name::Direction;
+use std::sync::Arc;
 
+use phalanx_model::name::Direction;
+use phalanx_pki::verifier::Peer;
+use phalanx_relay::Field;
+
+use crate::plan::Entry;
 use crate::plan::table::{BackendPlan, ForwardPlan, RulePlan};
+
+/// Who is at the other end of a connection from downstream.
+pub enum Caller {
+    /// In plain text: anybody.
+    Plain,
+    /// Over TLS, without a certificate.
+    Nobody,
+    Known(Box<KnownCaller>),
+}
+
+pub struct KnownCaller {
+    pub peer: Arc<Peer>,
+    /// What the application is told of it.
+    pub header: Field,
+}
 
 /// Made per request; borrows from the plan that the request started with.
 pub struct StreamContext<'p> {
     pub direction: Direction,
+    pub caller: &'p Caller,
+    /// This sidecar has an identity: what is asked of callers comes from the mesh, and is waited for.
+    pub guarded: bool,
+    /// What is asked of callers of the chosen port; none when that is not known.
+    pub entry: Option<&'p Entry>,
     pub rng: fastrand::Rng,
     /// Chosen by `route`.
     pub rule: Option<&'p RulePlan>,
@@ -20,10 +45,18 @@ pub struct StreamContext<'p> {
     pub asked_port: Option<u16>,
 }
 
-impl StreamContext<'_> {
-    pub fn new(direction: Direction, rng: fastrand::Rng) -> Self {
+impl<'p> StreamContext<'p> {
+    pub fn new(
+        direction: Direction,
+        caller: &'p Caller,
+        guarded: bool,
+        rng: fastrand::Rng,
+    ) -> Self {
         Self {
             direction,
+            caller,
+            guarded,
+            entry: None,
             rng,
             rule: None,
             forward: None,

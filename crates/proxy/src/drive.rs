@@ -2,7 +2,8 @@
 //! adapter, above which no type of the crates `http` and `hyper` appears.
 //!
 //! Module order (a module imports only later ones, but for the types of one connection, which know each other): accept,
-//! hyper_in, request, encode, tunnel, body, tally, hyper_out, headers, exchange, socket, frames, core, timer.
+//! hyper_in, request, encode, tunnel, body, tally, hyper_out, headers, exchange, secure, socket, stream, frames, core,
+//! timer.
 
 mod accept;
 mod body;
@@ -14,13 +15,16 @@ mod headers;
 mod hyper_in;
 mod hyper_out;
 mod request;
+mod secure;
 mod socket;
+mod stream;
 mod tally;
 mod timer;
 mod tunnel;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::task::Poll;
@@ -37,6 +41,7 @@ use tokio::sync::{mpsc, watch};
 
 use self::accept::Service;
 use self::core::Core;
+use self::secure::Secure;
 use crate::account::{Account, Event};
 use crate::plan::Plan;
 
@@ -129,6 +134,7 @@ impl Workers {
         let (stage, _) = watch::channel(Stage::Run);
         let (alive, ended) = mpsc::channel(1);
         let shared = Arc::<Shared>::default();
+        let secure = config.identity.clone().map(Secure::new).map(Arc::new);
         for index in 0..cores {
             let worker = Worker {
                 index,
@@ -140,6 +146,7 @@ impl Workers {
                     .filter_map(|(service, bound)| Some((*service, bound.listeners.pop()?)))
                     .collect(),
                 shared: shared.clone(),
+                secure: secure.clone(),
                 stage: stage.subscribe(),
                 _alive: alive.clone(),
             };
@@ -245,6 +252,7 @@ struct Worker {
     account: Arc<Account>,
     listeners: Vec<(Service, TcpListener)>,
     shared: Arc<Shared>,
+    secure: Option<Arc<Secure>>,
     stage: watch::Receiver<Stage>,
     _alive: mpsc::Sender<()>,
 }
@@ -273,6 +281,7 @@ impl Worker {
             account.clone(),
             self.config.limits.clone(),
             &self.config.deadlines,
+            self.secure.clone(),
         );
         let wheel = core.wheel.clone();
         tokio::task::spawn_local(async move { wheel.run().await });
@@ -283,6 +292,9 @@ impl Worker {
                 swept.sweep();
             }
         });
+        if let Some(secure) = self.secure.clone() {
+            tokio::task::spawn_local(follow(core.clone(), secure));
+        }
         let (close, closing) = watch::channel(false);
         for (service, listener) in std::mem::take(&mut self.listeners) {
             match tokio::net::TcpListener::from_std(listener) {
@@ -335,6 +347,16 @@ impl Worker {
         tokio::select! {
             () = tokio::time::sleep(DRAIN_LOOK) => true,
             changed = self.stage.changed() => changed.is_ok() && *self.stage.borrow() != Stage::Stop,
+        }
+    }
+}
+
+/// After each change of the identity, ends connections whose peers are revoked by now; idle ones too.
+async fn follow(core: Rc<Core>, secure: Arc<Secure>) {
+    let mut changes = secure.identity.changes();
+    while changes.changed().await.is_ok() {
+        if core.links.recheck(&secure.identity).await > 0 {
+            core.sweep();
         }
     }
 }

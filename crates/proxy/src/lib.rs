@@ -4,7 +4,7 @@
 //! Nothing here knows manifests, the store or the control plane's code.
 //!
 //! Module order (a module imports only later ones): serve, admin, report, register, health, discovery,
-//! identity, drive, listen, route, filter, context, plan, desk, upstream, balance, account, config.
+//! identity, drive, listen, route, guard, filter, context, plan, desk, upstream, balance, account, config.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 pub mod account;
@@ -16,6 +16,7 @@ pub mod desk;
 pub mod discovery;
 pub mod drive;
 pub mod filter;
+pub mod guard;
 pub mod health;
 pub mod identity;
 pub mod listen;

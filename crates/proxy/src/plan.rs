@@ -6,6 +6,7 @@
 pub mod cluster;
 pub mod entry;
 pub mod hosts;
+pub mod peer;
 pub mod table;
 
 use std::collections::BTreeMap;
@@ -19,8 +20,9 @@ use phalanx_model::resource::{Assignment, Cluster, Listener, ListenerProtocol};
 use self::cluster::ClusterPlan;
 pub use self::entry::{Entries, Entry};
 pub use self::hosts::{Hosts, Routes};
+pub use self::peer::{Alpn, PeerPlan};
 pub use self::table::{Table, compile_table};
-use crate::account::{Account, Edge, EdgeKey, Traffic};
+use crate::account::{Account, Edge, EdgeKey, Security, Traffic};
 use crate::desk::Desk;
 
 /// What discovery holds, accepted and complete.
@@ -149,6 +151,7 @@ impl Plan {
                 cluster,
                 version: String::new(),
                 traffic: Traffic::Http,
+                security: Security::Plain,
             })
         };
         Plan {

@@ -123,7 +123,7 @@ impl Sender {
         let outbound = |totals: &EdgeTotals| totals.key.direction == Direction::Outbound;
         let totals: Vec<EdgeTotals> = self
             .account
-            .collect()
+            .collect_merged()
             .into_iter()
             .filter(outbound)
             .collect();
@@ -238,6 +238,7 @@ mod tests {
             cluster,
             version: "v2".into(),
             traffic: Traffic::Http,
+            security: Default::default(),
         };
         let edge = account.edge(key);
         let end = |status, reason, duration_us| {

@@ -39,6 +39,7 @@ fn choose_app<'p>(plan: &'p Plan, context: &mut StreamContext<'p>) -> Verdict {
     let Some(app) = app else {
         return Reason::NoRoute.into();
     };
+    context.entry = app.entry.as_deref();
     context.rule = Some(&plan.inbound.rule);
     context.cluster = Some(app.cluster);
     if let ActionPlan::Forward(forward) = &plan.inbound.rule.action {

@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use phalanx_model::identity::SpiffeId;
 use phalanx_model::name::{ClusterName, Direction};
 use phalanx_model::reason::Reason;
 
@@ -20,6 +21,16 @@ pub struct EdgeKey {
     /// The endpoint's `version` label; empty when it has none or no endpoint was chosen.
     pub version: String,
     pub traffic: Traffic,
+    pub security: Security,
+}
+
+/// How the way between two sidecars is secured.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Security {
+    #[default]
+    Plain,
+    /// Mutual TLS with this peer; none when several may be meant.
+    Mutual(Option<Box<SpiffeId>>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -230,6 +241,32 @@ impl EdgeTotals {
             tcp_sent_bytes: 0,
             tcp_received_bytes: 0,
         }
+    }
+
+    /// Adds the counts of another edge.
+    pub(super) fn absorb(&mut self, other: Self) {
+        for (key, count) in other.endings {
+            add(&mut self.endings, key, count);
+        }
+        for (code, count) in other.codes {
+            add(&mut self.codes, code, count);
+        }
+        for (status, count) in other.grpc {
+            add(&mut self.grpc, status, count);
+        }
+        for (reason, count) in other.reasons {
+            add(&mut self.reasons, reason, count);
+        }
+        self.durations.add(&other.durations);
+        self.active = self.active.wrapping_add(other.active);
+        self.attempts += other.attempts;
+        self.retries += other.retries;
+        self.connect_failures += other.connect_failures;
+        self.ejections += other.ejections;
+        self.tcp_opened += other.tcp_opened;
+        self.tcp_closed += other.tcp_closed;
+        self.tcp_sent_bytes += other.tcp_sent_bytes;
+        self.tcp_received_bytes += other.tcp_received_bytes;
     }
 
     fn summed(mut self) -> Self {

@@ -104,6 +104,13 @@ impl Default for Durations {
 }
 
 impl Durations {
+    pub(super) fn add(&mut self, other: &Self) {
+        for (sum, count) in self.counts.iter_mut().zip(&other.counts) {
+            *sum += count;
+        }
+        self.sum_us += other.sum_us;
+    }
+
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }

@@ -9,6 +9,7 @@ fn key(version: &str) -> EdgeKey {
         cluster: None,
         version: version.into(),
         traffic: Traffic::Http,
+        security: Default::default(),
     }
 }
 

@@ -1,15 +1,16 @@
-//! Edges under Istio's metric names and labels, so that dashboards and topologies made for Istio read them. What Istio
-//! knows and we don't yet (the caller on the called side, principals) is `unknown`, as Istio itself writes.
+//! Edges under Istio's metric names and labels, so that dashboards and topologies made for Istio read them. What
+//! is not known (who calls in plain text) is `unknown`, as Istio itself writes.
 
 use std::collections::BTreeMap;
 
 use phalanx_model::ServiceName;
+use phalanx_model::identity::SpiffeId;
 use phalanx_model::name::Direction;
 use phalanx_model::reason::Reason;
 use phalanx_telemetry::metrics::{Exposition, Family, Label};
 
 use crate::account::endings::GRPC_OTHER;
-use crate::account::{EdgeTotals, Traffic};
+use crate::account::{EdgeTotals, Security, Traffic};
 
 const REQUESTS: Family = Family::counter(
     "istio_requests_total",
@@ -178,6 +179,8 @@ struct EdgeLabels<'a> {
     labels: Vec<Label<'a>>,
     /// `<service>.<namespace>.svc.mesh`, or empty when no cluster was chosen.
     host: String,
+    source_principal: String,
+    destination_principal: String,
 }
 
 impl<'a> EdgeLabels<'a> {
@@ -192,7 +195,7 @@ impl<'a> EdgeLabels<'a> {
             cluster: CLUSTER,
         };
         let (reporter, source, destination) = match (edge.key.direction, &edge.key.cluster) {
-            (Direction::Inbound, _) => ("destination", End::UNKNOWN, own_end),
+            (Direction::Inbound, _) => ("destination", caller(&edge.key.security), own_end),
             (Direction::Outbound, None) => ("source", own_end, End::UNKNOWN),
             (Direction::Outbound, Some(cluster)) => {
                 let called = End {
@@ -209,11 +212,21 @@ impl<'a> EdgeLabels<'a> {
             UNKNOWN => UNKNOWN.to_owned(),
             service => ServiceName::new(destination.namespace, service).host(),
         };
+        let (policy, peer, this) = match &edge.key.security {
+            Security::Plain => ("none", UNKNOWN.to_owned(), UNKNOWN.to_owned()),
+            Security::Mutual(None) => ("mutual_tls", UNKNOWN.to_owned(), UNKNOWN.to_owned()),
+            Security::Mutual(Some(peer)) => {
+                let this = SpiffeId {
+                    trust_domain: peer.trust_domain.clone(),
+                    service: own.service.clone(),
+                };
+                ("mutual_tls", peer.to_string(), this.to_string())
+            }
+        };
         let labels = vec![
             ("reporter", reporter),
             ("source_workload", source.service),
             ("source_workload_namespace", source.namespace),
-            ("source_principal", UNKNOWN),
             ("source_app", source.service),
             ("source_version", source.version),
             ("source_cluster", source.cluster),
@@ -221,7 +234,6 @@ impl<'a> EdgeLabels<'a> {
             ("source_canonical_revision", source.revision),
             ("destination_workload", destination.service),
             ("destination_workload_namespace", destination.namespace),
-            ("destination_principal", UNKNOWN),
             ("destination_app", destination.service),
             ("destination_version", destination.version),
             ("destination_cluster", destination.cluster),
@@ -230,9 +242,18 @@ impl<'a> EdgeLabels<'a> {
             ("destination_service_name", destination.service),
             ("destination_service_namespace", destination.namespace),
             ("request_protocol", edge.key.traffic.as_str()),
-            ("connection_security_policy", "none"),
+            ("connection_security_policy", policy),
         ];
-        Self { labels, host }
+        let [source_principal, destination_principal] = match edge.key.direction {
+            Direction::Inbound => [peer, this],
+            Direction::Outbound => [this, peer],
+        };
+        Self {
+            labels,
+            host,
+            source_principal,
+            destination_principal,
+        }
     }
 
     fn with<'b>(&'b self, last: &[Label<'b>]) -> Vec<Label<'b>>
@@ -240,6 +261,8 @@ impl<'a> EdgeLabels<'a> {
         'a: 'b,
     {
         let mut labels: Vec<Label<'b>> = self.labels.clone();
+        labels.push(("source_principal", &self.source_principal));
+        labels.push(("destination_principal", &self.destination_principal));
         labels.push(("destination_service", &self.host));
         labels.extend_from_slice(last);
         labels
@@ -252,6 +275,19 @@ struct End<'a> {
     version: &'a str,
     revision: &'a str,
     cluster: &'a str,
+}
+
+/// Whoever called, by its certificate.
+fn caller(security: &Security) -> End<'_> {
+    match security {
+        Security::Mutual(Some(peer)) => End {
+            service: &peer.service.name,
+            namespace: &peer.service.namespace,
+            cluster: CLUSTER,
+            ..End::UNKNOWN
+        },
+        Security::Mutual(None) | Security::Plain => End::UNKNOWN,
+    }
 }
 
 impl End<'_> {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use phalanx_client::registry::{Registration, State};
 use phalanx_model::Instance;
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::dump;
 use super::istio::{self, Own};
-use crate::account::{Account, EdgeTotals};
+use crate::account::{Account, EdgeTotals, SecuredConnection};
 use crate::discovery::{Held, Known, Refused};
 use crate::health::Checks;
 use crate::identity::Shown;
@@ -63,6 +64,14 @@ const EVENTS: Family = Family::counter(
     "phalanx_events_total",
     "Connections, limits and deadlines, by what happened.",
 );
+const TLS_REFUSED: Family = Family::counter(
+    "phalanx_tls_refused_total",
+    "Connections and requests that were refused for want of mutual TLS, by reason.",
+);
+const TLS_OPEN: Family = Family::gauge(
+    "phalanx_tls_connections_open",
+    "Open connections over mutual TLS.",
+);
 const REGISTERED: Family = Family::gauge(
     "phalanx_registered",
     "Whether the control plane has acknowledged the registration.",
@@ -110,11 +119,18 @@ impl View {
             version: self.instance.version().to_owned(),
         };
         istio::write(&mut out, &own, &edges);
-        self.write_upstream(&mut out, &edges);
+        self.write_upstream(&mut out, &self.account.collect_merged());
         let mut events = out.family(&EVENTS);
         for (event, count) in self.account.events() {
             events.sample(&[("event", event.as_str())], count);
         }
+        let secured = self.account.secured();
+        let mut refused = out.family(&TLS_REFUSED);
+        for (direction, reason, count) in secured.refusals() {
+            let labels = [("direction", direction.as_str()), ("reason", reason)];
+            refused.sample(&labels, count);
+        }
+        out.family(&TLS_OPEN).sample(&[], secured.open(0).0 as u64);
         self.known.write(&mut out);
         self.write_registration(&mut out);
         self.reports.write(&mut out);
@@ -187,6 +203,31 @@ impl View {
             .sample(&[], counts.failures());
     }
 
+    /// Which connection uses which certificate.
+    pub fn connections(&self) -> Value {
+        let (open, shown) = self.account.secured().open(CONNECTIONS_SHOWN);
+        let now = Instant::now();
+        let row = |connection: &SecuredConnection| {
+            let peer = connection.peer.as_deref();
+            let hex =
+                |bytes: [u8; 32]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+            json!({
+                "direction": connection.direction.as_str(),
+                "address": connection.address.to_string(),
+                "peer": peer.map(|peer| peer.id.to_string()),
+                "serial": peer.map(|peer| peer.serial.to_string()),
+                "fingerprint": peer.map(|peer| hex(peer.fingerprint)),
+                "not_after": peer.map(|peer| peer.not_after.as_secs()),
+                "protocol": connection.protocol,
+                "tls": connection.version,
+                "resumed": connection.resumed,
+                "age_ms": u64::try_from((now - connection.opened).as_millis()).unwrap_or(u64::MAX),
+            })
+        };
+        let shown: Vec<Value> = shown.iter().map(|connection| row(connection)).collect();
+        json!({ "open": open, "connections": shown })
+    }
+
     /// None in plain text.
     pub fn certs(&self) -> Option<Value> {
         self.certificates.as_ref().map(Shown::page)
@@ -229,6 +270,9 @@ impl View {
         })
     }
 }
+
+/// Rows of the page of connections, the youngest first.
+const CONNECTIONS_SHOWN: usize = 1000;
 
 fn cluster_text(edge: &EdgeTotals) -> String {
     edge.key

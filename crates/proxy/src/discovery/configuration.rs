@@ -10,7 +10,7 @@ use phalanx_xds::Kind;
 use phalanx_xds::decode::{self, Resource};
 
 use crate::desk::Desk;
-use crate::plan::{Resources, Table, compile_table};
+use crate::plan::{Entries, Resources, Table, compile_table};
 
 /// Name, version and body of a resource as it came.
 pub type Upsert = (String, String, Vec<u8>);
@@ -147,11 +147,13 @@ impl Configuration {
         }
         let resources = &mut self.resources;
         match &resource {
-            Resource::Listener(listener) => drop(
-                resources
-                    .listeners
-                    .insert(name.to_owned(), listener.clone()),
-            ),
+            Resource::Listener(listener) => {
+                if let ListenerProtocol::Inbound { rules, .. } = &listener.protocol {
+                    resources.inbound = Some(Arc::new(Entries::compile(rules)?));
+                }
+                let listeners = &mut resources.listeners;
+                listeners.insert(name.to_owned(), listener.clone());
+            }
             Resource::Routes(table) => {
                 let table = Arc::new(compile_table(table)?);
                 let before = resources.tables.insert(name.to_owned(), table.clone());
@@ -216,7 +218,13 @@ impl Configuration {
         self.refused.remove(&key);
         let cluster = || name.parse::<ClusterName>().ok();
         match kind {
-            Kind::Listener => drop(self.resources.listeners.remove(name)),
+            Kind::Listener => {
+                let gone = self.resources.listeners.remove(name);
+                let protocol = gone.as_ref().map(|listener| &listener.protocol);
+                if matches!(protocol, Some(ListenerProtocol::Inbound { .. })) {
+                    self.resources.inbound = None; // not known any more, which lets nobody in where it matters
+                }
+            }
             Kind::Routes => drop(self.resources.tables.remove(name)),
             Kind::Cluster => drop(cluster().and_then(|name| self.resources.clusters.remove(&name))),
             Kind::Endpoints => {

@@ -3,14 +3,16 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
+use phalanx_model::identity::SpiffeId;
 use phalanx_model::name::Direction;
+use phalanx_model::resource::MtlsMode;
 use tokio::io::ReadBuf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -18,11 +20,14 @@ use tokio::sync::watch;
 use super::Shared;
 use super::core::{Cluster, Core};
 use super::hyper_in::{self, Door};
-use super::hyper_out;
+use super::secure::{self, Accepted, HANDSHAKE_RECORD};
 use super::socket::Watch;
-use super::tunnel::{Ended, Tunnel};
-use crate::account::{EdgeCell, Event, Traffic};
+use super::stream::Stream;
+use super::tunnel::{End, Ended, Tunnel};
+use crate::account::{EdgeCell, Event, TlsRefused, Traffic};
 use crate::balance::{Evidence, Tried};
+use crate::context::Caller;
+use crate::plan::{Alpn, App, Entry};
 use crate::upstream::{Fault, Permit, Share};
 
 /// What a listener is for.
@@ -62,7 +67,7 @@ pub async fn run(
         };
         match accepted {
             None => return,
-            Some(Ok((stream, peer))) => admit(&core, stream, peer.ip(), service, &shared),
+            Some(Ok((stream, peer))) => admit(&core, stream, peer, service, &shared),
             Some(Err(error)) => {
                 core.count(Event::AcceptFailed);
                 if !is_of_one_connection(&error) {
@@ -84,7 +89,13 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 /// Takes a connection in unless a limit says no.
-fn admit(core: &Rc<Core>, stream: TcpStream, peer: IpAddr, service: Service, shared: &Arc<Shared>) {
+fn admit(
+    core: &Rc<Core>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    service: Service,
+    shared: &Arc<Shared>,
+) {
     let Some(live) = Live::enter(core, peer, shared) else {
         return;
     };
@@ -103,7 +114,7 @@ fn admit(core: &Rc<Core>, stream: TcpStream, peer: IpAddr, service: Service, sha
                     .flatten()
                     .and_then(|place| plan.cluster(place))
                 {
-                    relay(&core, cluster, stream).await;
+                    relay(&core, cluster, Stream::Plain(stream), None).await;
                 }
             }
         }
@@ -116,21 +127,21 @@ struct Live {
     core: Rc<Core>,
     watch: Rc<Watch>,
     key: usize,
-    peer: IpAddr,
+    peer: SocketAddr,
     shared: Arc<Shared>,
 }
 
 impl Live {
-    fn enter(core: &Rc<Core>, peer: IpAddr, shared: &Arc<Shared>) -> Option<Self> {
+    fn enter(core: &Rc<Core>, peer: SocketAddr, shared: &Arc<Shared>) -> Option<Self> {
         core.accepted();
         if shared.connections.fetch_add(1, Ordering::Relaxed) >= core.limits.connections {
             shared.connections.fetch_sub(1, Ordering::Relaxed);
             core.count(Event::ConnectionLimit);
             return None;
         }
-        if !peer.is_loopback() {
+        if !peer.ip().is_loopback() {
             let mut sources = core.sources.borrow_mut();
-            let count = sources.entry(peer).or_default();
+            let count = sources.entry(peer.ip()).or_default();
             // Each core sees its share of a source's connections; the limit holds per core.
             if *count >= core.limits.connections_per_source {
                 shared.connections.fetch_sub(1, Ordering::Relaxed);
@@ -140,7 +151,7 @@ impl Live {
             *count += 1;
         }
         core.count(Event::Accepted);
-        let watch = Watch::new(core);
+        let watch = Watch::new(core, Some(peer));
         let key = core.connections.borrow_mut().insert(watch.clone());
         if core.is_draining() {
             watch.drain(core);
@@ -159,12 +170,13 @@ impl Drop for Live {
     fn drop(&mut self) {
         self.shared.connections.fetch_sub(1, Ordering::Relaxed);
         self.core.connections.borrow_mut().try_remove(self.key);
-        if !self.peer.is_loopback() {
+        let source = self.peer.ip();
+        if !source.is_loopback() {
             let mut sources = self.core.sources.borrow_mut();
-            if let Some(count) = sources.get_mut(&self.peer) {
+            if let Some(count) = sources.get_mut(&source) {
                 *count -= 1;
                 if *count == 0 {
-                    sources.remove(&self.peer);
+                    sources.remove(&source);
                 }
             }
         }
@@ -182,28 +194,76 @@ enum Spoken {
     Http2,
     /// Bytes for the application's port with this cluster.
     Raw(usize),
+    /// A handshake with us begins.
+    Tls,
     Nothing,
 }
 
 async fn serve(core: &Rc<Core>, watch: &Rc<Watch>, stream: TcpStream, direction: Direction) {
     let spoken = detect(core, watch, &stream, direction).await;
-    let door = || Door::new(core, watch, direction);
+    let door = || Door::new(core, watch, direction, Caller::Plain);
     match spoken {
-        Spoken::Http1 => hyper_in::serve_http1(&door(), stream).await,
-        Spoken::Http2 => hyper_in::serve_http2(&door(), stream).await,
+        Spoken::Http1 => hyper_in::serve_http1(&door(), Stream::Plain(stream)).await,
+        Spoken::Http2 => hyper_in::serve_http2(&door(), Stream::Plain(stream)).await,
+        Spoken::Tls => Box::pin(secured(core, watch, stream)).await,
         Spoken::Raw(place) => {
             let plan = core.plan();
             if let Some(cluster) = plan.cluster(place) {
-                relay(core, cluster, stream).await;
+                relay(core, cluster, Stream::Plain(stream), None).await;
             }
         }
         Spoken::Nothing => {}
     }
 }
 
-/// By the first bytes, which stay in the socket. Of several applications behind the inbound listener at most one is raw
-/// TCP; it gets what is no HTTP, and, since its protocol may be one where the server speaks first, whoever stays silent
-/// for [`SILENCE`].
+/// A handshake, and what was agreed on in it.
+async fn secured(core: &Rc<Core>, watch: &Rc<Watch>, stream: TcpStream) {
+    let Some(accepted) = secure::accept(core, stream).await else {
+        return;
+    };
+    let Accepted {
+        stream,
+        alpn,
+        caller,
+    } = accepted;
+    match (alpn, caller) {
+        (Some(Alpn::Http2), caller) => {
+            let door = Door::new(core, watch, Direction::Inbound, caller);
+            hyper_in::serve_http2(&door, stream).await;
+        }
+        (Some(Alpn::Http1) | None, caller) => {
+            let door = Door::new(core, watch, Direction::Inbound, caller);
+            hyper_in::serve_http1(&door, stream).await;
+        }
+        (Some(Alpn::Tcp), Caller::Known(known)) => {
+            let Some(app) = raw_app(core) else {
+                core.count(Event::UnknownProtocol);
+                return;
+            };
+            let plan = core.plan();
+            if let Some(cluster) = plan.cluster(app.cluster)
+                && may_enter(core, app.entry.as_deref(), Some(&known.peer.id))
+            {
+                relay(core, cluster, stream, Some(&known.peer.id)).await;
+            }
+        }
+        (Some(Alpn::Tcp), Caller::Plain | Caller::Nobody) => {}
+    }
+}
+
+/// Whether the policies let a connection in whose bytes nobody reads.
+fn may_enter(core: &Core, entry: Option<&Entry>, caller: Option<&SpiffeId>) -> bool {
+    let allowed = match entry {
+        Some(entry) => entry.access.decide_unread(caller).is_allowed(),
+        None => core.secure.is_none(),
+    };
+    if !allowed {
+        core.count(Event::AccessDenied);
+    }
+    allowed
+}
+
+/// By the first bytes, which stay in the socket.
 async fn detect(
     core: &Rc<Core>,
     watch: &Rc<Watch>,
@@ -215,41 +275,132 @@ async fn detect(
     } else {
         None
     };
-    match raw {
-        Some((cluster, true)) => return Spoken::Raw(cluster),
-        Some((cluster, false)) => {
-            match tokio::time::timeout(SILENCE, stream.peek(&mut [0])).await {
-                Ok(Ok(1..)) => {}
-                Ok(_) => return Spoken::Nothing,
-                Err(_) => return Spoken::Raw(cluster),
-            }
+    let secure = direction == Direction::Inbound && core.secure.is_some();
+    let (spoken, why) = match raw {
+        Some(raw) => sniff(core, watch, stream, raw, secure).await,
+        None => guess(core, watch, stream, secure).await,
+    };
+    if let (Some(reason), Some(address)) = (why, watch.address) {
+        core.refuse_tls(Direction::Inbound, reason, address);
+    }
+    spoken
+}
+
+/// Where no application takes raw TCP.
+async fn guess(
+    core: &Rc<Core>,
+    watch: &Rc<Watch>,
+    stream: &TcpStream,
+    secure: bool,
+) -> (Spoken, Option<TlsRefused>) {
+    let Some(first) = first_byte(core, watch, stream).await else {
+        return (Spoken::Nothing, None);
+    };
+    if secure && first == HANDSHAKE_RECORD {
+        let plan = core.plan();
+        let apps = &plan.plan.inbound.apps;
+        let is_off = |app: &App| app.entry.as_ref().is_some_and(|e| e.mode == MtlsMode::Off);
+        if !apps.is_empty() && apps.iter().all(is_off) {
+            return (Spoken::Nothing, Some(TlsRefused::Off));
         }
-        None => {
-            if !first_byte(core, watch, stream).await {
-                return Spoken::Nothing;
+        return (Spoken::Tls, None);
+    }
+    let spoken = match in_time(core, preface(stream)).await {
+        Some(Preface::Http2) => Spoken::Http2,
+        // To what is neither, hyper answers 400.
+        Some(Preface::Http1 | Preface::Other) => Spoken::Http1,
+        None => Spoken::Nothing,
+    };
+    (spoken, None)
+}
+
+/// Of several applications behind the inbound listener at most one is raw TCP; it gets what is no HTTP, and, since its
+/// protocol may be one where the server speaks first, whoever stays silent for [`SILENCE`]. TLS that doesn't name our own
+/// protocol is the application's, and passed on; under `Strict` nothing is passed on but what came in ours.
+async fn sniff(
+    core: &Rc<Core>,
+    watch: &Rc<Watch>,
+    stream: &TcpStream,
+    raw: RawApp,
+    secure: bool,
+) -> (Spoken, Option<TlsRefused>) {
+    let mode = match &raw.entry {
+        Some(entry) => entry.mode,
+        None if secure => return (Spoken::Nothing, Some(TlsRefused::NoPolicy)),
+        None => MtlsMode::Off, // without identity nobody is asked for one
+    };
+    let strict = mode == MtlsMode::Strict;
+    let pass = || {
+        if strict {
+            return (Spoken::Nothing, Some(TlsRefused::PlainText));
+        }
+        let spoken = if may_enter(core, raw.entry.as_deref(), None) {
+            Spoken::Raw(raw.cluster)
+        } else {
+            Spoken::Nothing
+        };
+        (spoken, None)
+    };
+    let takes_tls = secure && mode != MtlsMode::Off;
+    if raw.alone && !takes_tls {
+        return pass();
+    }
+    let mut byte = [0];
+    match tokio::time::timeout(SILENCE, stream.peek(&mut byte)).await {
+        Ok(Ok(1..)) => {}
+        Ok(_) => return (Spoken::Nothing, None),
+        Err(_) if !strict => return pass(),
+        // Nothing that it could be passed on to: whoever has to show an identity speaks first.
+        Err(_) => {
+            if first_byte(core, watch, stream).await.is_none() {
+                return (Spoken::Nothing, None);
             }
+            let _ = stream.peek(&mut byte).await;
         }
     }
-    let told = tokio::time::timeout(
-        Duration::from_millis(core.deadlines.handshake),
-        preface(stream),
-    )
-    .await;
-    let Ok(told) = told else {
-        core.count(Event::HandshakeDeadline);
-        return Spoken::Nothing;
-    };
-    match (told, raw) {
-        (Some(Preface::Http2), _) => Spoken::Http2,
-        (Some(Preface::Other), Some((cluster, _))) => Spoken::Raw(cluster),
-        // To what is neither, hyper answers 400.
-        (Some(Preface::Http1 | Preface::Other), _) => Spoken::Http1,
-        (None, _) => Spoken::Nothing,
+    if secure && byte == [HANDSHAKE_RECORD] {
+        let wanted: &[Alpn] = match (takes_tls, raw.alone) {
+            (true, true) => &[Alpn::Tcp],
+            (true, false) => &Alpn::ALL,
+            (false, _) => &[Alpn::Http2, Alpn::Http1],
+        };
+        let ours = in_time(core, async { Some(secure::is_ours(stream, wanted).await) }).await;
+        return match ours {
+            Some(true) => (Spoken::Tls, None),
+            Some(false) => pass(),
+            None => (Spoken::Nothing, None),
+        };
+    }
+    if raw.alone {
+        return pass();
+    }
+    match in_time(core, preface(stream)).await {
+        Some(Preface::Http2) => (Spoken::Http2, None),
+        Some(Preface::Http1) => (Spoken::Http1, None),
+        Some(Preface::Other) => pass(),
+        None => (Spoken::Nothing, None),
     }
 }
 
-/// The cluster of the application that takes raw TCP, and whether there is no other application.
-fn raw_app(core: &Core) -> Option<(usize, bool)> {
+/// None when it took longer than a connection may take to say what it speaks, which is counted.
+async fn in_time<T>(core: &Core, future: impl Future<Output = Option<T>>) -> Option<T> {
+    let within = Duration::from_millis(core.deadlines.handshake);
+    let told = tokio::time::timeout(within, future).await;
+    told.unwrap_or_else(|_| {
+        core.count(Event::HandshakeDeadline);
+        None
+    })
+}
+
+/// The application that takes raw TCP.
+struct RawApp {
+    cluster: usize,
+    /// There is no other application.
+    alone: bool,
+    entry: Option<Arc<Entry>>,
+}
+
+fn raw_app(core: &Core) -> Option<RawApp> {
     let plan = core.plan();
     let apps = &plan.plan.inbound.apps;
     let mut raw = apps.iter().filter(|app| app.tcp);
@@ -258,17 +409,22 @@ fn raw_app(core: &Core) -> Option<(usize, bool)> {
         core.count(Event::UnknownProtocol); // two of them can't be told apart
         return None;
     }
-    Some((only.cluster, apps.len() == 1))
+    Some(RawApp {
+        cluster: only.cluster,
+        alone: apps.len() == 1,
+        entry: only.entry.clone(),
+    })
 }
 
 /// Waits for the first byte, as an idle connection does.
-async fn first_byte(core: &Rc<Core>, watch: &Rc<Watch>, stream: &TcpStream) -> bool {
+async fn first_byte(core: &Rc<Core>, watch: &Rc<Watch>, stream: &TcpStream) -> Option<u8> {
     poll_fn(|cx| {
         loop {
             // Readiness alone is not enough: a socket just accepted is taken for ready.
             let mut byte = [0];
             if let Poll::Ready(peeked) = stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
-                return Poll::Ready(peeked.is_ok_and(|count| count > 0));
+                let [byte] = byte;
+                return Poll::Ready(peeked.ok().filter(|count| *count > 0).map(|_| byte));
             }
             watch.settle(core);
             if watch.alarm.poll(cx).is_pending() {
@@ -276,7 +432,7 @@ async fn first_byte(core: &Rc<Core>, watch: &Rc<Watch>, stream: &TcpStream) -> b
             }
             if let Some(event) = watch.missed(core) {
                 core.count(event);
-                return Poll::Ready(false);
+                return Poll::Ready(None);
             }
         }
     })
@@ -324,8 +480,15 @@ fn is_http1(seen: &[u8]) -> bool {
     method >= 1 && seen.get(method).is_none_or(|b| *b == b' ')
 }
 
-/// Joins `downstream` to an endpoint of the cluster.
-async fn relay(core: &Rc<Core>, cluster: &Rc<Cluster>, downstream: TcpStream) {
+/// Joins `downstream` to an endpoint of the cluster. `caller`: who was let in by its certificate.
+async fn relay(
+    core: &Rc<Core>,
+    cluster: &Rc<Cluster>,
+    downstream: Stream,
+    caller: Option<&SpiffeId>,
+) {
+    let own = caller.map(|id| cluster.plan.unassigned.with_peer(id, &core.account));
+    let downstream = End::new(downstream);
     let (mut tried, mut rng) = (Tried::default(), core.random());
     for _ in 0..TCP_ATTEMPTS {
         let Some(member) = cluster.pick(&tried, &mut rng, core.wheel.now_us()) else {
@@ -343,7 +506,8 @@ async fn relay(core: &Rc<Core>, cluster: &Rc<Cluster>, downstream: TcpStream) {
         ) else {
             return;
         };
-        let cell: &EdgeCell = plan.edges.of_traffic(Traffic::Tcp).cell(core.index);
+        let edges = own.as_ref().unwrap_or(&plan.edges);
+        let cell: &EdgeCell = edges.of_traffic(Traffic::Tcp).cell(core.index);
         let report = |evidence| {
             if cluster
                 .plan
@@ -353,7 +517,8 @@ async fn relay(core: &Rc<Core>, cluster: &Rc<Cluster>, downstream: TcpStream) {
                 cell.ejected();
             }
         };
-        match hyper_out::connect(endpoint.address, cluster.plan.pool.connect_timeout).await {
+        let timeout = cluster.plan.pool.connect_timeout;
+        match secure::connect(core, endpoint, Alpn::Tcp, timeout).await {
             Ok(upstream) => {
                 core.account.witness().reached(endpoint.address);
                 report(Evidence::Success);
@@ -363,6 +528,7 @@ async fn relay(core: &Rc<Core>, cluster: &Rc<Cluster>, downstream: TcpStream) {
                     cell,
                     load: &endpoint.load,
                 };
+                let upstream = End::new(upstream);
                 let mut tunnel = Tunnel::new(&downstream, &upstream);
                 let ended = tunnel.run(core, core.deadlines.tunnel_idle, |sent, received| {
                     cell.tunnel_moved(sent, received)
@@ -424,8 +590,10 @@ mod tests {
             account.clone(),
             Limits::default(),
             &Deadlines::default(),
+            None,
         );
-        let (shared, peer) = (Arc::<Shared>::default(), IpAddr::from([192, 0, 2, 1]));
+        let peer = SocketAddr::from(([192, 0, 2, 1], 1));
+        let shared = Arc::<Shared>::default();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build_local(tokio::runtime::LocalOptions::default())
             .unwrap();

@@ -10,18 +10,20 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
-use phalanx_model::name::ClusterName;
+use phalanx_model::name::{ClusterName, Direction};
 use phalanx_relay::{Deadlines, Limits, ResponseHead, Workspace};
 use slab::Slab;
 use tokio::sync::Notify;
 
 use super::hyper_out::{H1, H2Pool};
+use super::secure::Secure;
 use super::socket::Watch;
+use super::stream::Links;
 use super::timer::{Wheel, ms};
-use crate::account::{Account, Event};
+use crate::account::{Account, Event, TlsRefused};
 use crate::balance::{Load, Pick, Tried};
-use crate::plan::Plan;
 use crate::plan::cluster::{ClusterPlan, EndpointPlan};
+use crate::plan::{PeerPlan, Plan};
 use crate::upstream::{Breaker, Pool, Share};
 
 pub struct Core {
@@ -39,6 +41,11 @@ pub struct Core {
     heads: RefCell<Vec<ResponseHead>>,
     pub connections: RefCell<Slab<Rc<Watch>>>,
     pub sources: RefCell<HashMap<IpAddr, u32>>,
+    /// None for a sidecar that lives in plain text.
+    pub secure: Option<Arc<Secure>>,
+    pub links: Rc<Links>,
+    /// From downstream, under way.
+    pub handshakes: Cell<u32>,
     draining: Cell<bool>,
     accepted_ms: Cell<u64>,
 }
@@ -101,19 +108,29 @@ pub struct Cluster {
 /// What a core knows of an endpoint and holds to it. Survives changes of the plan.
 pub struct Endpoint {
     pub address: SocketAddr,
+    /// Its connections are secured so, all of them.
+    pub tls: Option<Arc<PeerPlan>>,
+    /// It was not whom we expected, and is not asked again before.
+    pub barred_until_ms: Cell<u64>,
     pub load: Load,
     pub h1: Rc<Pool<Box<H1>>>,
     pub h2: Rc<H2Pool>,
 }
 
 impl Endpoint {
-    fn new(address: SocketAddr) -> Rc<Self> {
+    fn new(address: SocketAddr, tls: Option<Arc<PeerPlan>>) -> Rc<Self> {
         Rc::new(Self {
             address,
+            tls,
+            barred_until_ms: Cell::new(0),
             load: Load::default(),
             h1: Rc::default(),
             h2: Rc::default(),
         })
+    }
+
+    pub fn bar(&self, now_ms: u64) {
+        self.barred_until_ms.set(now_ms.saturating_add(BARRED_MS));
     }
 
     /// Left the plan: what is idle closes, what is in use closes after its use.
@@ -169,6 +186,7 @@ impl Core {
         account: Arc<Account>,
         limits: Limits,
         deadlines: &Deadlines,
+        secure: Option<Arc<Secure>>,
     ) -> Rc<Self> {
         let empty = CorePlan {
             plan: Arc::new(Plan::empty()),
@@ -177,6 +195,9 @@ impl Core {
         Rc::new(Self {
             index,
             wheel: Wheel::new(account.started()),
+            links: Links::new(index, account.clone()),
+            secure,
+            handshakes: Cell::new(0),
             account,
             limits,
             deadlines: deadlines.into(),
@@ -232,11 +253,16 @@ impl Core {
         let endpoints = known.into_iter().flat_map(|known| &known.endpoints);
         let mut before: HashMap<SocketAddr, &Rc<Endpoint>> =
             endpoints.map(|e| (e.address, e)).collect();
-        let mut endpoint_of = |address| match before.remove(&address) {
-            Some(endpoint) => endpoint.clone(),
-            None => Endpoint::new(address),
+        let mut endpoint_of = |address, tls: &Option<Arc<PeerPlan>>| match before.remove(&address) {
+            Some(endpoint) if is_same(&endpoint.tls, tls) => endpoint.clone(),
+            // Connections that were secured in another way serve no more.
+            known => {
+                known.inspect(|known| known.retire());
+                Endpoint::new(address, tls.clone())
+            }
         };
-        let endpoints = cluster.endpoints.iter().map(|e| endpoint_of(e.address));
+        let endpoints = cluster.endpoints.iter();
+        let endpoints = endpoints.map(|e| endpoint_of(e.address, &e.tls));
         let endpoints = endpoints.collect();
         before.values().for_each(|endpoint| endpoint.retire());
         Rc::new(Cluster {
@@ -277,6 +303,11 @@ impl Core {
         if kept.len() < KEPT_MAX {
             kept.push(head);
         }
+    }
+
+    /// Counts and logs a connection or request that was refused for want of mutual TLS.
+    pub fn refuse_tls(&self, direction: Direction, reason: TlsRefused, peer: SocketAddr) {
+        self.account.secured().refuse(direction, reason, peer);
     }
 
     pub fn count(&self, event: Event) {
@@ -339,5 +370,14 @@ impl Core {
     }
 }
 
+fn is_same(one: &Option<Arc<PeerPlan>>, other: &Option<Arc<PeerPlan>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (one, other) => one.is_none() && other.is_none(),
+    }
+}
+
+/// How long an endpoint that was not whom we expected is left alone.
+const BARRED_MS: u64 = 500;
 /// Workspaces and heads kept for the next request.
 const KEPT_MAX: usize = 256;

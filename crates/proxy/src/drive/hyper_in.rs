@@ -25,24 +25,29 @@ use phalanx_relay::{
     Workspace,
 };
 use pin_project_lite::pin_project;
-use tokio::net::TcpStream;
 
 use super::body::DownBody;
-use super::core::Core;
+use super::core::{Cluster, Core};
 use super::exchange::Exchange;
 use super::headers;
 use super::hyper_out::{MIN_BUF, STREAM_WINDOW, connection_window};
 use super::request;
 use super::socket::{Phase, Socket, Watch};
+use super::stream::Stream as Connection;
 use super::tally::Tally;
 use super::tunnel::Upgraded;
-use crate::account::Event;
+use crate::account::{Event, TlsRefused};
+use crate::context::Caller;
+use crate::plan::cluster::Edges;
 
 /// What the requests of one downstream connection share.
 pub struct Door {
     pub core: Rc<Core>,
     pub watch: Rc<Watch>,
     pub direction: Direction,
+    pub caller: Caller,
+    /// Where requests of a known caller are counted, for the cluster that it called last.
+    edges: RefCell<Option<(Rc<Cluster>, Rc<Edges>)>>,
     /// An HTTP/1 connection's exchange, for its next request.
     spare: RefCell<Option<Rc<Exchange>>>,
     /// Set by a request that was answered with 101.
@@ -53,11 +58,18 @@ pub struct Door {
 }
 
 impl Door {
-    pub fn new(core: &Rc<Core>, watch: &Rc<Watch>, direction: Direction) -> Rc<Self> {
+    pub fn new(
+        core: &Rc<Core>,
+        watch: &Rc<Watch>,
+        direction: Direction,
+        caller: Caller,
+    ) -> Rc<Self> {
         Rc::new(Self {
             core: core.clone(),
             watch: watch.clone(),
             direction,
+            caller,
+            edges: RefCell::default(),
             spare: RefCell::default(),
             upgraded: RefCell::default(),
             stream: RefCell::default(),
@@ -67,6 +79,31 @@ impl Door {
 
     pub fn is_http2(&self) -> bool {
         self.http2.get()
+    }
+
+    /// A request in plain text came where that is not taken.
+    pub fn refused(&self) {
+        if let (Caller::Plain, Some(address)) = (&self.caller, self.watch.address) {
+            self.core
+                .refuse_tls(self.direction, TlsRefused::PlainText, address);
+        }
+    }
+
+    /// None where the cluster's own will do. Looked up once per connection and plan.
+    pub fn edges(&self, cluster: &Rc<Cluster>) -> Option<Rc<Edges>> {
+        let Caller::Known(known) = &self.caller else {
+            return None;
+        };
+        let mut kept = self.edges.borrow_mut();
+        if let Some((of, edges)) = &*kept
+            && Rc::ptr_eq(of, cluster)
+        {
+            return Some(edges.clone());
+        }
+        let unassigned = &cluster.plan.unassigned;
+        let edges = Rc::new(unassigned.with_peer(&known.peer.id, &self.core.account));
+        *kept = Some((cluster.clone(), edges.clone()));
+        Some(edges)
     }
 
     /// An exchange that nobody else holds.
@@ -85,7 +122,7 @@ impl Door {
 }
 
 /// Serves HTTP/1 until the connection ends, and what it was upgraded to after that.
-pub async fn serve_http1(door: &Rc<Door>, stream: TcpStream) {
+pub async fn serve_http1(door: &Rc<Door>, stream: Connection) {
     let (core, watch) = (&door.core, &door.watch);
     let io = TokioIo::new(Socket::watched(stream, watch.clone()));
     let service = service_fn(|request: Request<Incoming>| {
@@ -146,7 +183,7 @@ pub async fn serve_http1(door: &Rc<Door>, stream: TcpStream) {
 }
 
 /// Serves HTTP/2 until the connection ends.
-pub async fn serve_http2(door: &Rc<Door>, stream: TcpStream) {
+pub async fn serve_http2(door: &Rc<Door>, stream: Connection) {
     let (core, watch) = (&door.core, &door.watch);
     door.http2.set(true);
     watch.speaks_http2();

@@ -4,7 +4,6 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,11 +17,14 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use phalanx_relay::Limits;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::body::UpBody;
+use super::core::{Core, Endpoint};
+use super::secure;
 use super::socket::Socket;
+use super::stream::{Link, Stream};
+use crate::plan::Alpn;
 use crate::upstream::{Breaker, Completion, Fault, Lease, Permit};
 
 /// A connection that carries one exchange at a time. No task of its own: it moves when it is polled.
@@ -35,6 +37,8 @@ pub struct H1 {
     /// complete: interim answers are not listened to for ever.
     read: Rc<Cell<usize>>,
     read_max: usize,
+    /// When it is secured.
+    link: Option<Rc<Link>>,
     slot: Slot,
 }
 
@@ -66,11 +70,12 @@ impl H1 {
     /// # Errors
     /// None that hyper has today.
     pub async fn open(
-        stream: TcpStream,
+        stream: Stream,
         limits: &Limits,
         requests_max: u32,
         slot: Slot,
     ) -> Result<Box<Self>, Fault> {
+        let link = stream.link().cloned();
         let read = Rc::<Cell<usize>>::default();
         let io = TokioIo::new(Socket::upstream(stream, read.clone()));
         let head_max = limits.head_bytes.max(MIN_BUF);
@@ -86,6 +91,7 @@ impl H1 {
             requests_max,
             read,
             read_max: head_max.saturating_mul(2),
+            link,
             slot,
         }))
     }
@@ -114,7 +120,7 @@ impl H1 {
     }
 
     /// After a 101: the stream, what was read of it already, and its share of the limit.
-    pub async fn into_tunnel(mut self: Box<Self>) -> (TcpStream, Bytes, Slot) {
+    pub async fn into_tunnel(mut self: Box<Self>) -> (Stream, Bytes, Slot) {
         poll_fn(|cx| {
             self.drive(cx);
             if self.closed {
@@ -147,9 +153,13 @@ pub async fn answer_h1<E>(
             Poll::Ready(Err(mut error)) => {
                 let unsent = error.take_message().is_some();
                 let fault = h1_fault(&error.into_error(), unsent, reused);
+                let fault = unless_rejected(&h1.link, fault);
                 return Poll::Ready(Err(Sent::Failed(fault)));
             }
-            Poll::Pending if h1.closed => return Poll::Ready(Err(Sent::Failed(Fault::Reset))),
+            Poll::Pending if h1.closed => {
+                let fault = unless_rejected(&h1.link, Fault::Reset);
+                return Poll::Ready(Err(Sent::Failed(fault)));
+            }
             Poll::Pending if h1.read.get() > h1.read_max => {
                 return Poll::Ready(Err(Sent::Failed(Fault::BadAnswer)));
             }
@@ -158,6 +168,15 @@ pub async fn answer_h1<E>(
         expired(cx).map(|expiry| Err(Sent::Expired(expiry)))
     })
     .await
+}
+
+/// What looks like a broken connection may be the peer's word on our certificate, which in TLS 1.3 comes after our end of
+/// the handshake: then nobody has read the request.
+fn unless_rejected(link: &Option<Rc<Link>>, fault: Fault) -> Fault {
+    match link {
+        Some(link) if link.is_rejected() => Fault::ConnectFailed,
+        _ => fault,
+    }
 }
 
 /// A request on its way, as hyper has it.
@@ -230,6 +249,8 @@ pub struct H2 {
     ending: Rc<Cell<bool>>,
     /// Streams that the peer takes at once.
     peer_max: Rc<Cell<u32>>,
+    /// When it is secured.
+    link: Option<Rc<Link>>,
     slot: Slot,
 }
 
@@ -340,17 +361,17 @@ impl Connecting {
     /// Opens a connection, and shares it.
     ///
     /// # Errors
-    /// As [`connect`], and [`Fault::ConnectFailed`] when the peer doesn't speak HTTP/2; those who wait hear it too.
+    /// As [`secure::connect`], and [`Fault::ConnectFailed`] when the peer doesn't speak HTTP/2; those who wait hear it too.
     pub async fn open(
         self,
-        address: SocketAddr,
+        core: &Rc<Core>,
+        endpoint: &Endpoint,
         timeout: Duration,
-        limits: &Limits,
         how: H2Use,
         slot: Slot,
     ) -> Result<H2Lease, Fault> {
-        let opened = match connect(address, timeout).await {
-            Ok(stream) => self.speak(stream, limits, how, slot).await,
+        let opened = match secure::connect(core, endpoint, Alpn::Http2, timeout).await {
+            Ok(stream) => self.speak(stream, &core.limits, how, slot).await,
             Err(fault) => Err(fault),
         };
         if let Err(fault) = &opened {
@@ -362,11 +383,12 @@ impl Connecting {
 
     async fn speak(
         &self,
-        stream: TcpStream,
+        stream: Stream,
         limits: &Limits,
         how: H2Use,
         slot: Slot,
     ) -> Result<H2Lease, Fault> {
+        let link = stream.link().cloned();
         let io = TokioIo::new(Socket::upstream(stream, Rc::default()));
         let mut builder = http2::Builder::new(LocalExecutor);
         builder
@@ -404,6 +426,7 @@ impl Connecting {
             idle_since_ms: Cell::new(NEW),
             ending,
             peer_max,
+            link,
             slot,
         });
         if !self.0.retired.get() {
@@ -452,6 +475,7 @@ pub async fn answer_h2<E>(
             Poll::Ready(Err(mut error)) => {
                 let unsent = error.take_message().is_some();
                 let fault = h2_fault(&error.into_error(), unsent);
+                let fault = unless_rejected(&lease.0.link, fault);
                 if fault == Fault::Unprocessed {
                     lease.0.ending.set(true);
                 }
@@ -553,21 +577,6 @@ impl Upstream {
             );
             freed.notify_waiters();
         }
-    }
-}
-
-/// Opens a TCP connection within `timeout`.
-///
-/// # Errors
-/// [`Fault::Refused`] or [`Fault::ConnectFailed`].
-pub async fn connect(address: SocketAddr, timeout: Duration) -> Result<TcpStream, Fault> {
-    match tokio::time::timeout(timeout, TcpStream::connect(address)).await {
-        Ok(Ok(stream)) => {
-            let _ = stream.set_nodelay(true); // a slower connection is still one
-            Ok(stream)
-        }
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(Fault::Refused),
-        Ok(Err(_)) | Err(_) => Err(Fault::ConnectFailed),
     }
 }
 

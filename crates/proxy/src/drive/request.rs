@@ -23,6 +23,7 @@ use super::exchange::{Exchange, Expiry};
 use super::headers;
 use super::hyper_in::{self, Door};
 use super::hyper_out::{self, H1, H2Lease, H2Use, Sent, Slot, Upstream};
+use super::secure;
 use super::tally::{Tally, parse_grpc_status};
 use super::timer::NEVER;
 use super::tunnel::Upgraded;
@@ -30,15 +31,15 @@ use crate::account::Event;
 use crate::balance::Tried;
 use crate::context::StreamContext;
 use crate::plan::table::ForwardPlan;
-use crate::plan::{Outbound, Plan};
+use crate::plan::{Alpn, Outbound, Plan};
 use crate::upstream::retry::retries_allowed;
 use crate::upstream::{Fault, Heard, Lease, Permit, Share};
-use crate::{filter, listen, route};
+use crate::{filter, guard, listen, route};
 
 type Stage = for<'p> fn(&'p Plan, &mut Checked, &mut StreamContext<'p>) -> Verdict;
 
 /// Every request passes them in this order.
-const STAGES: [Stage; 3] = [listen::admit, route::choose, filter::request];
+const STAGES: [Stage; 4] = [listen::admit, route::choose, guard::admit, filter::request];
 
 /// The answer to one request. Nothing that is large is handed from one future to another: each would keep a copy.
 pub fn serve(
@@ -100,10 +101,16 @@ async fn answer(
     );
     let mut parked = false;
     let context = loop {
-        let mut context = StreamContext::new(door.direction, core.random());
+        let guarded = core.secure.is_some();
+        let mut context = StreamContext::new(door.direction, &door.caller, guarded, core.random());
         match walk(&plan.plan, request, &mut context) {
             Verdict::Continue => break context,
-            Verdict::Respond(reply) => return hyper_in::reply(&reply, grpc, bodyless, tally),
+            Verdict::Respond(reply) => {
+                if reply.reason == Some(Reason::Unauthenticated) {
+                    door.refused();
+                }
+                return hyper_in::reply(&reply, grpc, bodyless, tally);
+            }
             Verdict::Park => {}
         }
         // Once: with a plan that has the host, no stage parks.
@@ -129,7 +136,7 @@ async fn answer(
         cluster.plan.limits.max_requests,
     );
     let overflow = permit.is_none();
-    tally.assign(cluster, permit);
+    tally.assign(cluster, door.edges(cluster), permit);
     if overflow {
         return hyper_in::reply(&Reply::of(Reason::Overflow), grpc, bodyless, tally);
     }
@@ -373,7 +380,9 @@ impl Run<'_> {
         loop {
             let ended = self.send(member, fresh).await;
             match ended {
-                Err(Missed::Fault(fault @ (Fault::Refused | Fault::ConnectFailed))) => {
+                Err(Missed::Fault(
+                    fault @ (Fault::Refused | Fault::ConnectFailed | Fault::NoCredentials),
+                )) => {
                     tally.connect_failed();
                     if fault == Fault::Refused
                         && let Some(address) = self.address(member)
@@ -571,7 +580,7 @@ impl Run<'_> {
         let mut waiting = None;
         loop {
             if let Some(slot) = self.slot() {
-                let stream = hyper_out::connect(endpoint.address, pool.connect_timeout);
+                let stream = secure::connect(core, endpoint, Alpn::Http1, pool.connect_timeout);
                 let stream = self.within(stream).await??;
                 let requests_max = pool.max_requests_per_connection;
                 let opened = H1::open(stream, &core.limits, requests_max, slot).await?;
@@ -614,8 +623,7 @@ impl Run<'_> {
                 continue;
             };
             if let Some(slot) = self.slot() {
-                let (address, timeout) = (endpoint.address, pool.connect_timeout);
-                let opened = connecting.open(address, timeout, &core.limits, how, slot);
+                let opened = connecting.open(core, endpoint, pool.connect_timeout, how, slot);
                 let opened = self.within(opened).await??;
                 core.count(Event::PoolOpened);
                 return Ok(opened);

@@ -1,16 +1,17 @@
-//! A TCP connection from downstream and the watch on it: what it is doing, and since when it should have moved on.
+//! A connection from downstream and the watch on it: what it is doing, and since when it should have moved on.
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::core::Core;
 use super::frames::Frames;
+use super::stream::Stream;
 use super::timer::{Alarm, NEVER};
 use crate::account::Event;
 
@@ -28,6 +29,8 @@ pub enum Phase {
 /// Shared by a connection's socket, its driver and its requests.
 pub struct Watch {
     pub alarm: Alarm,
+    /// Of the peer.
+    pub address: Option<SocketAddr>,
     phase: Cell<Phase>,
     /// Requests under way.
     active: Cell<u32>,
@@ -48,8 +51,9 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub fn new(core: &Core) -> Rc<Self> {
+    pub fn new(core: &Core, address: Option<SocketAddr>) -> Rc<Self> {
         let watch = Self {
+            address,
             alarm: core.wheel.alarm(),
             phase: Cell::new(Phase::Idle),
             active: Cell::new(0),
@@ -222,7 +226,7 @@ impl Watch {
 
 /// What hyper reads from and writes to.
 pub struct Socket {
-    stream: TcpStream,
+    stream: Stream,
     side: Side,
 }
 
@@ -234,7 +238,7 @@ enum Side {
 
 impl Socket {
     /// From downstream.
-    pub fn watched(stream: TcpStream, watch: Rc<Watch>) -> Self {
+    pub fn watched(stream: Stream, watch: Rc<Watch>) -> Self {
         Self {
             stream,
             side: Side::Downstream(watch),
@@ -242,14 +246,14 @@ impl Socket {
     }
 
     /// To upstream. `read` grows with every byte that comes.
-    pub fn upstream(stream: TcpStream, read: Rc<Cell<usize>>) -> Self {
+    pub fn upstream(stream: Stream, read: Rc<Cell<usize>>) -> Self {
         Self {
             stream,
             side: Side::Upstream(read),
         }
     }
 
-    pub fn into_stream(self) -> TcpStream {
+    pub fn into_stream(self) -> Stream {
         self.stream
     }
 
@@ -313,8 +317,14 @@ impl AsyncWrite for Socket {
         self.stream.is_write_vectored()
     }
 
+    /// Of TLS a write is done when it is flushed.
+    #[inline]
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        if let (Stream::Tls(_), Side::Downstream(watch)) = (&self.stream, &self.side) {
+            watch.wrote(result.is_pending());
+        }
+        result
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -10,6 +10,7 @@ use super::core::{Cluster, Core, CorePlan, Holder};
 use super::socket::Watch;
 use crate::account::{Edge, EdgeCell, Ending, Event, Traffic};
 use crate::balance::Evidence;
+use crate::plan::cluster::Edges;
 use crate::upstream::Permit;
 
 pub struct Tally {
@@ -24,6 +25,8 @@ pub struct Tally {
     grpc_status: Option<u8>,
     reason: Option<Reason>,
     cluster: Option<Rc<Cluster>>,
+    /// Of a known caller.
+    edges: Option<Rc<Edges>>,
     member: Option<usize>,
     attempt: Option<Attempt>,
     permit: Option<Permit<Holder>>,
@@ -35,14 +38,18 @@ struct Attempt {
     core: Rc<Core>,
     cluster: Rc<Cluster>,
     member: usize,
+    edges: Option<Rc<Edges>>,
     traffic: Traffic,
     started_us: u64,
 }
 
 impl Attempt {
     fn cell(&self) -> Option<&EdgeCell> {
-        let (_, plan) = self.cluster.endpoint(self.member)?;
-        Some(plan.edges.of_traffic(self.traffic).cell(self.core.index))
+        let edges = match &self.edges {
+            Some(edges) => edges,
+            None => &self.cluster.endpoint(self.member)?.1.edges,
+        };
+        Some(edges.of_traffic(self.traffic).cell(self.core.index))
     }
 }
 
@@ -77,6 +84,7 @@ impl Tally {
             grpc_status: None,
             reason: None,
             cluster: None,
+            edges: None,
             member: None,
             attempt: None,
             permit: None,
@@ -95,8 +103,14 @@ impl Tally {
     }
 
     /// A cluster was chosen, and took the request.
-    pub fn assign(&mut self, cluster: &Rc<Cluster>, permit: Option<Permit<Holder>>) {
+    pub fn assign(
+        &mut self,
+        cluster: &Rc<Cluster>,
+        edges: Option<Rc<Edges>>,
+        permit: Option<Permit<Holder>>,
+    ) {
         self.cluster = Some(cluster.clone());
+        self.edges = edges;
         self.permit = permit;
     }
 
@@ -109,6 +123,7 @@ impl Tally {
             core: self.core.clone(),
             cluster: cluster.clone(),
             member,
+            edges: self.edges.clone(),
             traffic: self.traffic,
             started_us: now_us,
         };
@@ -210,9 +225,11 @@ impl Tally {
                 &own.outbound
             };
         };
-        let edges = match self.member.and_then(|member| cluster.endpoint(member)) {
-            Some((_, endpoint)) => &endpoint.edges,
-            None => &cluster.plan.unassigned,
+        let assigned = self.member.and_then(|member| cluster.endpoint(member));
+        let edges = match (&self.edges, assigned) {
+            (Some(edges), _) => edges,
+            (None, Some((_, endpoint))) => &endpoint.edges,
+            (None, None) => &cluster.plan.unassigned,
         };
         edges.of_traffic(self.traffic)
     }

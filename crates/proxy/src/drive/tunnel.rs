@@ -4,14 +4,17 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::core::Core;
 use super::hyper_out::H1;
+use super::stream::{Stream, TlsIo};
 use super::tally::Tally;
 use crate::account::Event;
 
@@ -32,8 +35,9 @@ impl Upgraded {
     }
 
     /// `early`: what the caller sent behind its request.
-    pub async fn run(mut self, downstream: TcpStream, early: Bytes) {
+    pub async fn run(mut self, downstream: Stream, early: Bytes) {
         let (upstream, answered_early, _slot) = self.upstream.into_tunnel().await;
+        let (downstream, upstream) = (End::new(downstream), End::new(upstream));
         let mut tunnel = Tunnel::new(&downstream, &upstream);
         tunnel.up.pending = early;
         tunnel.down.pending = answered_early;
@@ -63,10 +67,83 @@ pub enum Ended {
     Idle,
 }
 
+/// One side. In plain text both directions use the socket at once; TLS has one state for both.
+pub enum End {
+    Plain(TcpStream),
+    Tls(RefCell<Box<TlsIo>>),
+}
+
+impl End {
+    pub fn new(stream: Stream) -> Self {
+        match stream {
+            Stream::Plain(stream) => Self::Plain(stream),
+            Stream::Tls(io) => Self::Tls(RefCell::new(io)),
+        }
+    }
+
+    /// Writes some of `bytes`; under TLS, what was written before has to have left.
+    fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(stream) => loop {
+                ready!(stream.poll_write_ready(cx))?;
+                match stream.try_write(bytes) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    written => return Poll::Ready(written),
+                }
+            },
+            Self::Tls(io) => {
+                let mut io = io.borrow_mut();
+                ready!(Pin::new(&mut **io).poll_flush(cx))?;
+                Pin::new(&mut **io).poll_write(cx, bytes)
+            }
+        }
+    }
+
+    /// Under TLS, bytes that were taken may still lie here.
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Tls(io) => Pin::new(&mut **io.borrow_mut()).poll_flush(cx),
+        }
+    }
+
+    /// Passes the end of a direction on; the other may go on.
+    fn poll_finish(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Plain(stream) => {
+                // A peer that is gone already needs no word.
+                let _ = socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write);
+                Poll::Ready(())
+            }
+            Self::Tls(io) => Pin::new(&mut **io.borrow_mut())
+                .poll_shutdown(cx)
+                .map(|_| ()),
+        }
+    }
+
+    /// Reads into `scratch`; 0 at the end.
+    fn poll_read(&self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(stream) => loop {
+                ready!(stream.poll_read_ready(cx))?;
+                match stream.try_read(scratch) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    read => return Poll::Ready(read),
+                }
+            },
+            Self::Tls(io) => {
+                let mut buf = ReadBuf::new(scratch);
+                ready!(Pin::new(&mut **io.borrow_mut()).poll_read(cx, &mut buf))?;
+                Poll::Ready(Ok(buf.filled().len()))
+            }
+        }
+    }
+}
+
 /// One direction.
 struct Flow<'s> {
-    from: &'s TcpStream,
-    to: &'s TcpStream,
+    from: &'s End,
+    to: &'s End,
     /// Read and not yet written.
     pending: Bytes,
     read_end: bool,
@@ -75,7 +152,7 @@ struct Flow<'s> {
 }
 
 impl<'s> Tunnel<'s> {
-    pub fn new(downstream: &'s TcpStream, upstream: &'s TcpStream) -> Self {
+    pub fn new(downstream: &'s End, upstream: &'s End) -> Self {
         let flow = |from, to| Flow {
             from,
             to,
@@ -141,24 +218,17 @@ impl Flow<'_> {
                 return Poll::Ready(Ok(()));
             }
             while !self.pending.is_empty() {
-                ready!(self.to.poll_write_ready(cx))?;
-                match self.to.try_write(&self.pending) {
-                    Ok(written) => {
-                        self.pending.advance(written);
-                        self.moved += written as u64;
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => return Poll::Ready(Err(error)),
-                }
+                let written = ready!(self.to.poll_write(cx, &self.pending))?;
+                self.pending.advance(written);
+                self.moved += written as u64;
             }
+            ready!(self.to.poll_flush(cx))?;
             if self.read_end {
+                ready!(self.to.poll_finish(cx));
                 self.closed = true;
-                // The other direction may go on; a peer that is gone already needs no word.
-                let _ = socket2::SockRef::from(self.to).shutdown(std::net::Shutdown::Write);
                 return Poll::Ready(Ok(()));
             }
-            ready!(self.from.poll_read_ready(cx))?;
-            SCRATCH.with_borrow_mut(|scratch| self.pump(scratch))?;
+            ready!(SCRATCH.with_borrow_mut(|scratch| self.pump(cx, scratch)))?;
         }
         // Others of this core want their turn.
         cx.waker().wake_by_ref();
@@ -166,26 +236,21 @@ impl Flow<'_> {
     }
 
     /// One read, and the write of it as far as the other side takes it.
-    fn pump(&mut self, scratch: &mut Vec<u8>) -> io::Result<()> {
+    fn pump(&mut self, cx: &mut Context<'_>, scratch: &mut Vec<u8>) -> Poll<io::Result<()>> {
         scratch.resize(BUFFER_BYTES, 0);
-        let read = match self.from.try_read(scratch) {
-            Ok(0) => {
-                self.read_end = true;
-                return Ok(());
-            }
-            Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            Err(error) => return Err(error),
-        };
+        let read = ready!(self.from.poll_read(cx, scratch))?;
+        if read == 0 {
+            self.read_end = true;
+            return Poll::Ready(Ok(()));
+        }
         let chunk = scratch.get(..read).unwrap_or_default();
-        let written = match self.to.try_write(chunk) {
-            Ok(written) => written,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-            Err(error) => return Err(error),
+        let written = match self.to.poll_write(cx, chunk) {
+            Poll::Ready(written) => written?,
+            Poll::Pending => 0,
         };
         self.moved += written as u64;
         self.pending = Bytes::copy_from_slice(chunk.get(written..).unwrap_or_default());
-        Ok(())
+        Poll::Ready(Ok(()))
     }
 }
 

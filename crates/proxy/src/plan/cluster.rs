@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use phalanx_model::identity::SpiffeId;
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::ClusterName;
 use phalanx_model::resource::{
@@ -11,8 +12,8 @@ use phalanx_model::resource::{
 };
 use phalanx_relay::Field;
 
-use super::AppPort;
-use crate::account::{Account, Edge, EdgeKey, Traffic};
+use super::{AppPort, PeerPlan};
+use crate::account::{Account, Edge, EdgeKey, Security, Traffic};
 use crate::balance::{Group, Member, Outlier};
 use crate::upstream::Breaker;
 
@@ -28,6 +29,7 @@ pub struct ClusterPlan {
     pub endpoints: Box<[EndpointPlan]>,
     /// For requests that got no endpoint.
     pub unassigned: Edges,
+    tls: Option<Arc<PeerPlan>>,
     made_of: Option<(Arc<Cluster>, Option<Arc<Assignment>>)>,
 }
 
@@ -35,6 +37,8 @@ pub struct EndpointPlan {
     pub address: SocketAddr,
     /// A sidecar of ours is in front of it, and is told with this field which of its application's ports is meant.
     pub port_field: Option<Field>,
+    /// It is called over mutual TLS, and never otherwise.
+    pub tls: Option<Arc<PeerPlan>>,
     pub edges: Edges,
 }
 
@@ -47,13 +51,14 @@ pub struct Edges {
 }
 
 impl Edges {
-    fn of(name: &ClusterName, version: &str, account: &Account) -> Self {
+    fn of(name: &ClusterName, version: &str, security: Security, account: &Account) -> Self {
         let edge = |traffic| {
             let key = EdgeKey {
                 direction: name.direction,
                 cluster: Some(name.clone()),
                 version: version.to_owned(),
                 traffic,
+                security: security.clone(),
             };
             account.edge(key)
         };
@@ -61,6 +66,21 @@ impl Edges {
             http: edge(Traffic::Http),
             grpc: edge(Traffic::Grpc),
             tcp: edge(Traffic::Tcp),
+        }
+    }
+
+    /// Those of the same cluster and version over mutual TLS with `peer`.
+    pub fn with_peer(&self, peer: &SpiffeId, account: &Account) -> Self {
+        let edge = |plain: &Edge| {
+            account.edge(EdgeKey {
+                security: Security::Mutual(Some(Box::new(peer.clone()))),
+                ..plain.key().clone()
+            })
+        };
+        Self {
+            http: edge(&self.http),
+            grpc: edge(&self.grpc),
+            tcp: edge(&self.tcp),
         }
     }
 
@@ -83,19 +103,37 @@ impl ClusterPlan {
     ) -> Self {
         let name = &cluster.name;
         let endpoints = assignment.map_or(&[][..], |assignment| &assignment.endpoints);
-        let mut edges: Vec<(&str, Edges)> = Vec::new(); // few versions, many endpoints
-        let mut edges_of = |version| match edges.iter().find(|(known, _)| *known == version) {
-            Some((_, edges)) => edges.clone(),
+        let tls = cluster.tls.as_ref().map(|tls| {
+            let before = previous.and_then(|cluster| cluster.tls.as_ref());
+            let same = before.filter(|before| before.ids == tls.ids);
+            same.cloned()
+                .unwrap_or_else(|| Arc::new(PeerPlan::new(&tls.ids)))
+        });
+        let secured = || {
+            let only = tls.as_ref().and_then(|tls| tls.only());
+            Security::Mutual(only.cloned().map(Box::new))
+        };
+        let mut edges: Vec<(&str, bool, Edges)> = Vec::new(); // few versions, many endpoints
+        let mut edges_of = |version, mutual| match edges
+            .iter()
+            .find(|known| (known.0, known.1) == (version, mutual))
+        {
+            Some((.., edges)) => edges.clone(),
             None => {
-                let made = Edges::of(name, version, account);
-                edges.push((version, made.clone()));
+                let security = if mutual { secured() } else { Security::Plain };
+                let made = Edges::of(name, version, security, account);
+                edges.push((version, mutual, made.clone()));
                 made
             }
         };
-        let plans = endpoints.iter().map(|endpoint| EndpointPlan {
-            address: endpoint.address,
-            port_field: port_field(endpoint, name.port),
-            edges: edges_of(endpoint.version.as_str()),
+        let plans = endpoints.iter().map(|endpoint| {
+            let tls = tls.clone().filter(|_| endpoint.mutual_tls);
+            EndpointPlan {
+                address: endpoint.address,
+                port_field: port_field(endpoint, name.port),
+                edges: edges_of(endpoint.version.as_str(), tls.is_some()),
+                tls,
+            }
         });
         let plans: Box<[EndpointPlan]> = plans.collect();
         let member = |endpoint: &Endpoint| Member {
@@ -120,7 +158,8 @@ impl ClusterPlan {
                 endpoints.iter().map(member).collect(),
             ),
             endpoints: plans,
-            unassigned: Edges::of(name, "", account),
+            unassigned: Edges::of(name, "", Security::Plain, account),
+            tls,
             made_of: Some((cluster.clone(), assignment.cloned())),
         }
     }
@@ -162,7 +201,7 @@ impl ClusterPlan {
                 .and_then(|cluster| cluster.outlier(port.address))
                 .unwrap_or_default(),
         };
-        let edges = Edges::of(&name, version, account);
+        let edges = Edges::of(&name, version, Security::Plain, account);
         Self {
             protocol: port.protocol,
             pool: ConnectionPool::default(),
@@ -179,10 +218,12 @@ impl ClusterPlan {
             endpoints: [EndpointPlan {
                 address: port.address,
                 port_field: None,
+                tls: None,
                 edges: edges.clone(),
             }]
             .into(),
             unassigned: edges,
+            tls: None,
             made_of: None,
             name,
         }

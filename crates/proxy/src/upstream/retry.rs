@@ -20,8 +20,10 @@ pub struct RetryPlan {
 pub enum Fault {
     /// ECONNREFUSED: nobody listens.
     Refused,
-    /// No connection in time, or no route to it.
+    /// No connection in time, no route to it, or no trust between the two ends.
     ConnectFailed,
+    /// It takes mutual TLS only, and we have nothing to show: our own fault.
+    NoCredentials,
     /// The peer said, or we know, that the request was not processed: a refused stream, a GOAWAY before it, a connection
     /// that was closed before anything was written.
     Unprocessed,
@@ -41,7 +43,7 @@ impl Fault {
     /// What the caller is told when there is no further attempt.
     pub fn reason(self) -> Reason {
         match self {
-            Self::Refused | Self::ConnectFailed => Reason::ConnectFailed,
+            Self::Refused | Self::ConnectFailed | Self::NoCredentials => Reason::ConnectFailed,
             Self::Unprocessed | Self::Stale | Self::Reset | Self::BadAnswer => {
                 Reason::UpstreamReset
             }
@@ -57,7 +59,7 @@ impl Fault {
             Self::ConnectFailed | Self::Reset | Self::Timeout | Self::BadAnswer => {
                 Some(Evidence::GatewayError)
             }
-            Self::Unprocessed | Self::Stale | Self::Overflow => None,
+            Self::Unprocessed | Self::Stale | Self::Overflow | Self::NoCredentials => None,
         }
     }
 }
@@ -153,7 +155,9 @@ impl RetryPlan {
                 idempotent && matches!(status, 502..=504)
             }
             Heard::Answer { status, .. } => self.codes.contains(&status),
-            Heard::Fault(fault) => idempotent && !matches!(fault, Fault::Overflow),
+            Heard::Fault(fault) => {
+                idempotent && !matches!(fault, Fault::Overflow | Fault::NoCredentials)
+            }
         }
     }
 }

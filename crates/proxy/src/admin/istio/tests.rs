@@ -20,6 +20,7 @@ fn key(traffic: Traffic) -> EdgeKey {
         cluster,
         version: "v2".into(),
         traffic,
+        security: Default::default(),
     }
 }
 
@@ -143,6 +144,7 @@ fn an_edge_carries_the_labels_of_istio() {
         cluster: None,
         version: String::new(),
         traffic: Traffic::Tcp,
+        security: Default::default(),
     };
     let inbound = account.edge(edge);
     inbound.cell(0).tunnel_opened();
@@ -157,12 +159,13 @@ fn an_edge_carries_the_labels_of_istio() {
     assert_eq!(
         line("istio_requests_total{"),
         "istio_requests_total{reporter=\"source\",source_workload=\"match\",source_workload_namespace=\"default\",\
-source_principal=\"unknown\",source_app=\"match\",source_version=\"unknown\",source_cluster=\"phalanx\",\
+source_app=\"match\",source_version=\"unknown\",source_cluster=\"phalanx\",\
 source_canonical_service=\"match\",source_canonical_revision=\"latest\",destination_workload=\"battle\",\
-destination_workload_namespace=\"game\",destination_principal=\"unknown\",destination_app=\"battle\",\
+destination_workload_namespace=\"game\",destination_app=\"battle\",\
 destination_version=\"v2\",destination_cluster=\"phalanx\",destination_canonical_service=\"battle\",\
 destination_canonical_revision=\"v2\",destination_service_name=\"battle\",destination_service_namespace=\"game\",\
-request_protocol=\"http\",connection_security_policy=\"none\",destination_service=\"battle.game.svc.mesh\",\
+request_protocol=\"http\",connection_security_policy=\"none\",\
+source_principal=\"unknown\",destination_principal=\"unknown\",destination_service=\"battle.game.svc.mesh\",\
 response_code=\"200\",grpc_response_status=\"\",response_flags=\"-\"} 1"
     );
     let sent = line("istio_tcp_sent_bytes_total{");
@@ -176,4 +179,45 @@ response_code=\"200\",grpc_response_status=\"\",response_flags=\"-\"} 1"
     );
     assert!(line("istio_tcp_received_bytes_total{").ends_with("} 3"));
     assert!(line("istio_tcp_connections_opened_total{").ends_with("} 1"));
+}
+
+#[test]
+fn secured_edge_names_both_ends() {
+    let account = Account::new(1);
+    let id = |text: &str| Security::Mutual(Some(Box::new(text.parse().unwrap())));
+    let caller = id("spiffe://phalanx.local/ns/game/sa/gateway");
+    for (direction, security) in [
+        (Direction::Inbound, caller.clone()),
+        (Direction::Outbound, caller),
+    ] {
+        let edge = account.edge(EdgeKey {
+            direction,
+            security,
+            ..key(Traffic::Http)
+        });
+        edge.cell(0).end(&Ending {
+            status: 200,
+            grpc_status: None,
+            reason: None,
+            duration_us: 1,
+        });
+    }
+    let text = text(&account);
+    for (reporter, ends) in [
+        ("destination", ["source", "destination"]),
+        ("source", ["destination", "source"]),
+    ] {
+        let start = format!("istio_requests_total{{reporter=\"{reporter}\"");
+        let line = text.lines().find(|line| line.starts_with(&start)).unwrap();
+        let [peer, this] = ends;
+        for label in [
+            format!("{peer}_principal=\"spiffe://phalanx.local/ns/game/sa/gateway\""),
+            format!("{this}_principal=\"spiffe://phalanx.local/ns/default/sa/match\""),
+            "connection_security_policy=\"mutual_tls\"".to_owned(),
+        ] {
+            assert!(line.contains(&label), "{label} in {line}");
+        }
+    }
+    let inbound = "source_workload=\"gateway\",source_workload_namespace=\"game\"";
+    assert!(text.contains(inbound), "{text}");
 }

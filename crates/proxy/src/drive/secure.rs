@@ -1,0 +1,338 @@
+//! Handshakes: the receiving end of the inbound listener, and the connecting end towards endpoints that take mutual TLS.
+//! Whoever is not let in is counted with the reason and logged; without credentials of our own nothing is connected, and
+//! nothing falls back to plain text.
+
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use phalanx_model::identity::TrustDomain;
+use phalanx_model::name::Direction;
+use phalanx_pki::identity::Identity;
+use phalanx_pki::tls::{ClientAuth, ServerOptions, ServerTls};
+use phalanx_pki::verifier::{CrlPolicy, Expected, Peer, Refusal};
+use phalanx_relay::Field;
+use rustls::HandshakeKind;
+use rustls::pki_types::ServerName;
+use rustls::server::Acceptor;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use super::core::{Core, Endpoint};
+use super::stream::{self, Stream};
+use crate::account::{Event, SecuredConnection, TlsRefused};
+use crate::context::{Caller, KnownCaller};
+use crate::plan::{Alpn, PeerPlan};
+use crate::upstream::Fault;
+
+/// What all workers share of the process's identity.
+pub struct Secure {
+    pub identity: Arc<Identity>,
+    /// For one trust domain, which doesn't change while a process lives, or hardly.
+    server: Mutex<Option<(TrustDomain, ServerTls)>>,
+}
+
+impl Secure {
+    pub fn new(identity: Arc<Identity>) -> Self {
+        Self {
+            identity,
+            server: Mutex::default(),
+        }
+    }
+
+    /// The receiving end; none while we have nothing to show.
+    fn server(&self) -> Option<ServerTls> {
+        let own = self.identity.credentials()?;
+        let domain = &own.peer().id.trust_domain;
+        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((made_for, server)) = &*server
+            && made_for == domain
+        {
+            return Some(server.clone());
+        }
+        let options = ServerOptions {
+            client_auth: ClientAuth::Optional,
+            expected: Expected::trust_domain(domain.clone()),
+            crl: CrlPolicy::IfPresent,
+            alpn: Alpn::ALL.map(|alpn| alpn.as_str().into()).into(),
+        };
+        let made = ServerTls::try_new(self.identity.clone(), options)
+            .inspect_err(|error| tracing::error!(%error, "no TLS configuration can be made"))
+            .ok()?;
+        *server = Some((domain.clone(), made.clone()));
+        Some(made)
+    }
+}
+
+/// A connection that was secured from downstream.
+pub struct Accepted {
+    pub stream: Stream,
+    /// None when the peer named no protocol.
+    pub alpn: Option<Alpn>,
+    pub caller: Caller,
+}
+
+/// Takes a handshake that a peer has begun. None when it was refused, which was counted.
+pub async fn accept(core: &Rc<Core>, stream: TcpStream) -> Option<Accepted> {
+    let address = stream.peer_addr().ok()?;
+    let refuse = |reason| core.refuse_tls(Direction::Inbound, reason, address);
+    let Some(_turn) = Turn::take(&core.handshakes) else {
+        refuse(TlsRefused::Busy);
+        return None;
+    };
+    let Some(server) = core.secure.as_ref().and_then(|secure| secure.server()) else {
+        refuse(TlsRefused::NoCredentials);
+        return None;
+    };
+    let handshake = TlsAcceptor::from(server.config().clone()).accept(stream);
+    let within = Duration::from_millis(core.deadlines.handshake);
+    let done = match tokio::time::timeout(within, handshake).await {
+        Ok(Ok(done)) => done,
+        Ok(Err(error)) => {
+            refuse(why(&error));
+            return None;
+        }
+        Err(_) => {
+            core.count(Event::HandshakeDeadline);
+            refuse(TlsRefused::Deadline);
+            return None;
+        }
+    };
+    let (_, connection) = done.get_ref();
+    let alpn = connection.alpn_protocol().and_then(Alpn::parse);
+    let peer = match server.admit(connection) {
+        Ok(Some(peer)) => peer,
+        Ok(None) if alpn == Some(Alpn::Tcp) => {
+            refuse(TlsRefused::Peer(Refusal::NoCertificate));
+            return None;
+        }
+        // Over HTTP it can be told so.
+        Ok(None) => {
+            refuse(TlsRefused::Peer(Refusal::NoCertificate));
+            return Some(Accepted {
+                stream: enter(core, done.into(), Direction::Inbound, address, None),
+                alpn,
+                caller: Caller::Nobody,
+            });
+        }
+        Err(refusal) => {
+            refuse(TlsRefused::Peer(refusal));
+            return None;
+        }
+    };
+    let caller = known(core, &peer);
+    Some(Accepted {
+        stream: enter(core, done.into(), Direction::Inbound, address, Some(peer)),
+        alpn,
+        caller,
+    })
+}
+
+/// Opens a connection to an endpoint, secured if the endpoint takes nothing else, all within `timeout`.
+///
+/// # Errors
+/// [`Fault::Refused`], [`Fault::ConnectFailed`], or [`Fault::NoCredentials`] when we have nothing to show.
+pub async fn connect(
+    core: &Rc<Core>,
+    endpoint: &Endpoint,
+    alpn: Alpn,
+    timeout: Duration,
+) -> Result<Stream, Fault> {
+    match &endpoint.tls {
+        None => {
+            let connecting = tcp(endpoint.address);
+            let connected = tokio::time::timeout(timeout, connecting).await;
+            connected
+                .map_err(|_| Fault::ConnectFailed)?
+                .map(Stream::Plain)
+        }
+        Some(plan) => Box::pin(connect_secured(core, endpoint, plan, alpn, timeout)).await,
+    }
+}
+
+async fn tcp(address: SocketAddr) -> Result<TcpStream, Fault> {
+    match TcpStream::connect(address).await {
+        Ok(stream) => {
+            let _ = stream.set_nodelay(true); // a slower connection is still one
+            Ok(stream)
+        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(Fault::Refused),
+        Err(_) => Err(Fault::ConnectFailed),
+    }
+}
+
+async fn connect_secured(
+    core: &Rc<Core>,
+    endpoint: &Endpoint,
+    plan: &PeerPlan,
+    alpn: Alpn,
+    timeout: Duration,
+) -> Result<Stream, Fault> {
+    let address = endpoint.address;
+    let refuse = |reason| {
+        core.refuse_tls(Direction::Outbound, reason, address);
+        Fault::ConnectFailed
+    };
+    let identity = core.secure.as_ref().map(|secure| &secure.identity);
+    let Some(identity) = identity.filter(|identity| identity.credentials().is_some()) else {
+        refuse(TlsRefused::NoCredentials);
+        return Err(Fault::NoCredentials);
+    };
+    if core.wheel.now_ms() < endpoint.barred_until_ms.get() {
+        return Err(refuse(TlsRefused::Again));
+    }
+    let client = plan.client(identity, alpn).map_err(|error| {
+        tracing::error!(%error, "no TLS configuration can be made");
+        Fault::ConnectFailed
+    })?;
+    let name = ServerName::IpAddress(address.ip().into());
+    let connecting = async {
+        let stream = tcp(address).await?;
+        let connector = TlsConnector::from(client.config().clone());
+        connector.connect(name, stream).await.map_err(|error| {
+            let reason = why(&error);
+            if let TlsRefused::Peer(_) = reason {
+                endpoint.bar(core.wheel.now_ms());
+            }
+            refuse(reason)
+        })
+    };
+    let Ok(connected) = tokio::time::timeout(timeout, connecting).await else {
+        return Err(refuse(TlsRefused::Deadline));
+    };
+    let done = connected?;
+    let (_, connection) = done.get_ref();
+    let admitted = client.admit(connection).map_err(TlsRefused::Peer);
+    let agreed = connection.alpn_protocol() == Some(alpn.as_str().as_bytes());
+    let admitted = admitted.and_then(|peer| {
+        if agreed {
+            Ok(peer)
+        } else {
+            Err(TlsRefused::Peer(Refusal::NoProtocol))
+        }
+    });
+    let peer = admitted.map_err(|reason| {
+        endpoint.bar(core.wheel.now_ms());
+        refuse(reason)
+    })?;
+    Ok(enter(
+        core,
+        done.into(),
+        Direction::Outbound,
+        address,
+        Some(peer),
+    ))
+}
+
+fn enter(
+    core: &Core,
+    stream: TlsStream<TcpStream>,
+    direction: Direction,
+    address: SocketAddr,
+    peer: Option<Arc<Peer>>,
+) -> Stream {
+    let (_, connection) = stream.get_ref();
+    let protocol = connection.alpn_protocol().map(String::from_utf8_lossy);
+    let entered = SecuredConnection {
+        direction,
+        address,
+        peer,
+        protocol: protocol.unwrap_or_default().into_owned(),
+        version: stream::version(connection),
+        resumed: connection.handshake_kind() == Some(HandshakeKind::Resumed),
+        opened: Instant::now(),
+    };
+    core.links.enter(stream, entered)
+}
+
+/// What the application is told of its caller, in Envoy's words.
+fn known(core: &Core, peer: &Arc<Peer>) -> Caller {
+    let own = core.secure.as_ref().and_then(|s| s.identity.credentials());
+    let by = own.map(|own| own.peer().id.to_string()).unwrap_or_default();
+    let hash: String = peer
+        .fingerprint
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    let value = format!("By={by};Hash={hash};URI={}", peer.id);
+    match Field::new(CALLER_HEADER, &value) {
+        Ok(header) => Caller::Known(Box::new(KnownCaller {
+            peer: peer.clone(),
+            header,
+        })),
+        Err(_) => Caller::Nobody, // an id that no header can carry
+    }
+}
+
+/// Whether a handshake that a peer has begun is meant for us rather than for the application. Its bytes stay in the
+/// socket.
+pub async fn is_ours(stream: &TcpStream, wanted: &[Alpn]) -> bool {
+    let mut seen = vec![0; HELLO_MAX];
+    let mut pause = HELLO_LOOK;
+    loop {
+        let Ok(count @ 1..) = stream.peek(&mut seen).await else {
+            return false;
+        };
+        let mut acceptor = Acceptor::default();
+        let mut bytes = seen.get(..count).unwrap_or_default();
+        while !bytes.is_empty() {
+            if acceptor.read_tls(&mut bytes).is_err() {
+                return false;
+            }
+            match acceptor.accept() {
+                Ok(None) => {}
+                Ok(Some(hello)) => {
+                    let hello = hello.client_hello();
+                    let mut named = hello.alpn().into_iter().flatten();
+                    return named
+                        .any(|name| Alpn::parse(name).is_some_and(|a| wanted.contains(&a)));
+                }
+                Err(_) => return false,
+            }
+        }
+        if count == HELLO_MAX {
+            return false;
+        }
+        tokio::time::sleep(pause).await; // peek can't wait for more bytes than there are
+        pause = (pause * 2).min(HELLO_LOOK_MAX);
+    }
+}
+
+fn why(error: &io::Error) -> TlsRefused {
+    match stream::tls_error(error) {
+        Some(error) => TlsRefused::Peer(Refusal::of_handshake(error)),
+        None => TlsRefused::Gone,
+    }
+}
+
+/// A handshake under way.
+struct Turn<'c>(&'c Cell<u32>);
+
+impl<'c> Turn<'c> {
+    fn take(count: &'c Cell<u32>) -> Option<Self> {
+        if count.get() >= HANDSHAKES_MAX {
+            return None;
+        }
+        count.set(count.get() + 1);
+        Some(Self(count))
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
+/// The first byte of a TLS record that begins a handshake.
+pub const HANDSHAKE_RECORD: u8 = 0x16;
+const CALLER_HEADER: &str = "x-forwarded-client-cert";
+/// Handshakes that a core has under way from downstream.
+const HANDSHAKES_MAX: u32 = 1024;
+/// A ClientHello that does not fit is not ours.
+const HELLO_MAX: usize = 16 << 10;
+const HELLO_LOOK: Duration = Duration::from_millis(1);
+const HELLO_LOOK_MAX: Duration = Duration::from_millis(100);
