@@ -151,6 +151,7 @@ impl Decoder {
             let value = fields.slice(record.value_at, record.value_end);
             self.table.insert(kind, name, value);
         }
+        fields.never_indexed |= record.never_indexed;
         fields.records.push(record);
         Ok(())
     }

@@ -10,6 +10,7 @@ pub struct Fields {
     /// As RFC 9113 §6.5.2 counts it.
     pub(super) size: usize,
     pub(super) too_large: bool,
+    pub(super) never_indexed: bool,
 }
 
 /// A well-known name takes no room in the arena.
@@ -101,6 +102,7 @@ impl Fields {
         self.records.clear();
         self.size = 0;
         self.too_large = false;
+        self.never_indexed = false;
     }
 
     /// Makes room for what comes after one odd block.
@@ -113,6 +115,11 @@ impl Fields {
     /// Whether the list was over its limit; then there are no fields.
     pub fn is_too_large(&self) -> bool {
         self.too_large
+    }
+
+    /// Whether any of them may not be indexed by any hop.
+    pub fn has_never_indexed(&self) -> bool {
+        self.never_indexed
     }
 
     pub fn len(&self) -> usize {
