@@ -21,8 +21,9 @@ pub use canary::{
 };
 pub use cert::{
     CaView, ISSUED_MAX, Intermediate, IntermediateRequest, IssuedCertificate, IssuedCertificates,
-    IssuedQuery, JoinToken, JoinTokenRequest, JoinTokenView, JoinTokens, RevokeRequest,
-    RevokeTokenRequest, Revoked, RotateRequest, Rotation, SERIALS_MAX, SignRequest, Signed, Trust,
+    IssuedQuery, JoinToken, JoinTokenRequest, JoinTokenView, JoinTokens, LateCertificate,
+    ProxyCertificate, ReleaseCertificatesRequest, Released, RevokeRequest, RevokeTokenRequest,
+    Revoked, RotateRequest, Rotation, SERIALS_MAX, SignRequest, Signed, Trust, Unconfirmed,
 };
 pub use effect::{Effect, ProxyEffect, ResourceEffect, RuleEffect};
 pub use health::{EndpointHealth, HealthViews, Opinion};

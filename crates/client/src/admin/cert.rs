@@ -3,8 +3,9 @@
 use super::{Admin, AdminError, path};
 use crate::api::{
     Intermediate, IntermediateRequest, IssuedCertificates, IssuedQuery, JoinToken,
-    JoinTokenRequest, JoinTokenView, JoinTokens, RevokeRequest, RevokeTokenRequest, Revoked,
-    RotateRequest, Rotation, SignRequest, Signed, Trust,
+    JoinTokenRequest, JoinTokenView, JoinTokens, ReleaseCertificatesRequest, Released,
+    RevokeRequest, RevokeTokenRequest, Revoked, RotateRequest, Rotation, SignRequest, Signed,
+    Trust,
 };
 
 impl Admin {
@@ -46,6 +47,13 @@ impl Admin {
 
     pub async fn revoke(&self, request: &RevokeRequest) -> Result<Revoked, AdminError> {
         self.post("/api/v1/cert/revoke", request).await
+    }
+
+    pub async fn release_certificates(
+        &self,
+        request: &ReleaseCertificatesRequest,
+    ) -> Result<Released, AdminError> {
+        self.post("/api/v1/cert/release", request).await
     }
 
     pub async fn trust(&self) -> Result<Trust, AdminError> {

@@ -1,4 +1,5 @@
-//! Certificates, join tokens, roots and users. Certificates travel as PEM; a private key never does.
+//! Certificates, join tokens, roots and users. Certificates travel as PEM; of private keys only that of an intermediate for
+//! another control plane does.
 
 use serde::{Deserialize, Serialize};
 
@@ -163,6 +164,40 @@ pub struct Revoked {
     pub serials: Vec<String>,
 }
 
+/// `POST /api/v1/cert/release`: what was revoked with `certificateHold` is good again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseCertificatesRequest {
+    pub serials: Vec<String>,
+    #[serde(default)]
+    pub author: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Released {
+    pub serials: Vec<String>,
+}
+
+/// Of a proxy: what it shows by now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyCertificate {
+    pub serial: String,
+    pub not_before_ms: u64,
+    pub not_after_ms: u64,
+    /// Whether it should have been renewed by now: less than a third of its life, and less than a day, is left.
+    pub late: bool,
+}
+
+/// Of `status`: a certificate that somebody should look after.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LateCertificate {
+    /// The proxy that has it, or `control plane <name>`.
+    pub node: String,
+    pub serial: String,
+    pub not_after_ms: u64,
+    pub expired: bool,
+}
+
 /// A CA as people look at it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaView {
@@ -203,30 +238,65 @@ pub struct Rotation {
     pub roots: Vec<CaView>,
     /// The intermediate that signs now.
     pub issuer: CaView,
-    /// Peers that have not said yet that they trust all of `roots`.
-    pub unconfirmed: Vec<String>,
-    /// Certificates of roots that are to go, neither expired nor revoked.
+    /// The control plane that leads the rotation; empty when none is under way.
+    pub led_by: String,
+    /// Who began it.
+    pub author: String,
+    pub begun_ms: u64,
+    /// Fingerprints of the roots that go, hex.
+    pub old: Vec<String>,
+    /// Fingerprints of the roots that come, hex.
+    pub new: Vec<String>,
+    /// Holders of living certificates that have not said yet that they trust the new root.
+    pub unconfirmed: u64,
+    /// Those of them that are connected somewhere: without them it does not go on.
+    pub unconfirmed_connected: u64,
+    /// Some of them, those that are connected first.
+    pub waiting: Vec<Unconfirmed>,
+    /// Certificates under the roots that go, neither expired nor revoked.
     pub outstanding: u64,
-    /// Whose they are; not all when there are many.
-    pub outstanding_of: Vec<String>,
+    /// When the last of them ends.
+    pub outstanding_until_ms: Option<u64>,
 }
 
-/// `POST /api/v1/cert/intermediate`: an intermediate under this mesh's root, for whoever holds the key of a request.
+/// Whose word a rotation waits for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unconfirmed {
+    /// Its SPIFFE id.
+    pub id: String,
+    pub serial: String,
+    pub not_after_ms: u64,
+    /// The control plane that it is connected to; empty for none.
+    pub plane: String,
+    /// Why it does not trust what it was told to.
+    pub error: String,
+}
+
+/// `POST /api/v1/cert/intermediate`: an intermediate under this mesh's root, for another control plane.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IntermediateRequest {
-    /// PKCS#10, PEM; proves the key, names are not looked at.
-    pub csr: String,
     #[serde(default)]
     pub author: String,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// The files of a `--ca DIR`, PEM. The one answer with a private key in it.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Intermediate {
     pub trust_domain: String,
-    /// PEM
-    pub certificate: String,
-    /// PEM
-    pub roots: String,
+    /// `root-cert.pem`
+    pub root_cert: String,
+    /// `ca-cert.pem`
+    pub ca_cert: String,
+    /// `ca-key.pem`
+    pub ca_key: String,
+    /// `cert-chain.pem`
+    pub cert_chain: String,
     pub not_after_ms: u64,
+}
+
+impl std::fmt::Debug for Intermediate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Intermediate({})", self.trust_domain)
+    }
 }
