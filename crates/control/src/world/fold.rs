@@ -132,6 +132,10 @@ impl Fold {
         }
     }
 
+    pub fn revision(&self) -> u64 {
+        self.world.revision
+    }
+
     pub fn world(&self) -> Arc<World> {
         Arc::new(self.world.clone())
     }

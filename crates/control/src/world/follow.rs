@@ -6,6 +6,7 @@ use phalanx_store::{Batch, Entry, EventKind, Page, Store};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::record::CA;
 use super::{Fold, Stored, World};
 
 /// Holds the world and where to go on.
@@ -71,15 +72,21 @@ impl Follower {
     async fn follow(&mut self) -> Result<(), phalanx_store::Error> {
         let mut watch = self.store.watch("", self.revision).await?;
         while let Some(batch) = watch.next().await {
-            self.take(batch?);
-            self.worlds.send_replace(self.fold.world());
+            if self.take(batch?) {
+                self.worlds.send_replace(self.fold.world());
+            }
         }
         Ok(())
     }
 
-    fn take(&mut self, batch: Batch) {
+    /// False when it is none of the world's: a thousand sidecars that renew at once compile nothing anew.
+    fn take(&mut self, batch: Batch) -> bool {
         self.revision = batch.revision;
+        let before = self.fold.revision();
         for event in batch.events {
+            if event.key().starts_with(CA) {
+                continue;
+            }
             self.fold.apply(match event.kind {
                 EventKind::Put(entry) => stored(entry),
                 EventKind::Delete { key, .. } => Stored {
@@ -89,12 +96,15 @@ impl Follower {
                 },
             });
         }
+        self.fold.revision() != before
     }
 }
 
 fn boot(page: Page) -> Fold {
+    let entries = page.entries.into_iter();
+    let entries = entries.filter(|entry| !entry.key.starts_with(CA));
     Fold::boot(
-        page.entries.into_iter().map(stored).collect(),
+        entries.map(stored).collect(),
         page.revision,
     )
 }

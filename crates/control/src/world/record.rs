@@ -22,6 +22,8 @@ pub const CANARY_LAST: &str = "canary/last";
 pub const PLANES: &str = "planes/";
 pub const DRAINS: &str = "drains/";
 pub const RELEASES: &str = "releases/";
+/// Of the certificate authority, which follows its keys itself.
+pub const CA: &str = "ca/";
 
 /// What a key stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
