@@ -200,8 +200,12 @@ fn octets(bytes: &[u8]) -> Result<OctetString, X509Error> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Urls {
     pub ocsp: Option<String>,
+    /// [`ISSUER`] in it becomes the issuer's key, as [`Issuer::key_hex`] has it: each has a list of its own.
     pub crl: Option<String>,
 }
+
+/// See [`Urls::crl`].
+pub const ISSUER: &str = "{issuer}";
 
 /// An intermediate that makes leaves.
 #[derive(Clone, Debug)]
@@ -245,7 +249,8 @@ impl Issuer {
 
     #[must_use]
     pub fn with_urls(mut self, urls: Urls) -> Self {
-        self.urls = urls;
+        let crl = urls.crl.map(|url| url.replace(ISSUER, &self.key_hex()));
+        self.urls = Urls { crl, ..urls };
         self
     }
 
