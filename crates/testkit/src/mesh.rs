@@ -298,6 +298,9 @@ fn spawn_control(
             &dns_at(xds.ip()).to_string(),
         ])
         .args(options);
+    if !options.iter().any(|option| option == "--ocsp") {
+        command.args(["--ocsp", "none"]);
+    }
     if !options.iter().any(|option| option == "--data") {
         command.arg("--data").arg(folder.join("data"));
     }

@@ -341,6 +341,8 @@ async fn over_tls_a_control_plane_proves_who_it_is_and_asks_who_etcd_is() -> any
                 "127.0.0.1:0",
                 "--dns",
                 "127.0.0.1:0",
+                "--ocsp",
+                "none",
             ])
             .args(&wrong)
             .output()?;

@@ -37,7 +37,9 @@ impl Plane {
             .args(["control", "--open", "--plane", name, "--store"])
             .arg(format!("etcd://{}", etcd.endpoint()))
             .args(["--xds", &xds.to_string(), "--admin", &admin.to_string()])
-            .args(["--dns", &at(15053).to_string()]);
+            .args(["--dns", &at(15053).to_string(), "--ocsp", "none"])
+            .arg("--data")
+            .arg(mesh.folder().join(format!("data-{name}")));
         let process = Process::spawn(command, &mesh.folder().join(format!("plane-{name}.log")))?;
         let client = Admin::new(&admin.to_string());
         eventually("the other control plane", READY_MAX, async || {
@@ -279,6 +281,8 @@ async fn a_second_control_plane_of_one_name_does_not_start() -> anyhow::Result<(
             &at(15080),
             "--dns",
             &at(15053),
+            "--ocsp",
+            "none",
         ]);
     let output = tokio::task::spawn_blocking(move || command.output()).await??;
     let said = String::from_utf8_lossy(&output.stderr);

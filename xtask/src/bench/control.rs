@@ -272,7 +272,8 @@ impl Bench<'_> {
         let mut command = Command::new(self.root.join("target/release/phalanx"));
         command
             .args([
-                "control", "--open", "--xds", XDS, "--admin", ADMIN, "--dns", DNS, "--data",
+                "control", "--open", "--xds", XDS, "--admin", ADMIN, "--dns", DNS, "--ocsp",
+                "none", "--data",
             ])
             .arg(&data);
         let mut control = Process::start(&mut command, "the control plane")?;

@@ -234,6 +234,8 @@ fn phalanx(root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
             ADMIN,
             "--dns",
             "127.0.0.1:0",
+            "--ocsp",
+            "none",
             "--data",
         ])
         .arg(&data);
