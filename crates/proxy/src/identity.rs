@@ -107,6 +107,7 @@ impl Certificates {
         if let Some(error) = why {
             warn!(dir = %dir.display(), error = chain(&error), "the stored certificate can't be used, joining anew");
         }
+        proof::warn_if_open(proof);
         // Found out at once, what no waiting would mend.
         Bootstrap::read(proof, self.config.roots.as_deref(), stored.roots)?;
         Ok(())

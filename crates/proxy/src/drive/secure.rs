@@ -18,6 +18,7 @@ use phalanx_relay::Field;
 use rustls::HandshakeKind;
 use rustls::pki_types::ServerName;
 use rustls::server::Acceptor;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
@@ -88,11 +89,13 @@ pub async fn accept(core: &Rc<Core>, stream: TcpStream) -> Option<Accepted> {
         return None;
     };
     let handshake = TlsAcceptor::from(server.config().clone()).accept(stream);
+    let handshake = handshake.into_fallible();
     let within = Duration::from_millis(core.deadlines.handshake);
     let done = match tokio::time::timeout(within, handshake).await {
         Ok(Ok(done)) => done,
-        Ok(Err(error)) => {
+        Ok(Err((error, stream))) => {
             refuse(why(&error));
+            part(stream).await;
             return None;
         }
         Err(_) => {
@@ -129,6 +132,21 @@ pub async fn accept(core: &Rc<Core>, stream: TcpStream) -> Option<Accepted> {
         alpn,
         caller,
     })
+}
+
+/// Lets the peer read why: closed with bytes of it unread, the connection would be reset, and the alert lost.
+async fn part(mut stream: TcpStream) {
+    let parting = async {
+        let _ = stream.shutdown().await;
+        let (mut rest, mut left) = ([0; 1024], PARTING_BYTES);
+        while left > 0 {
+            match stream.read(&mut rest).await {
+                Ok(count @ 1..) => left = left.saturating_sub(count),
+                _ => return,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(PARTING, parting).await;
 }
 
 /// Opens a connection to an endpoint, secured if the endpoint takes nothing else, all within `timeout`.
@@ -327,6 +345,9 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// How long and for how many bytes a peer that was refused is listened to.
+const PARTING: Duration = Duration::from_millis(500);
+const PARTING_BYTES: usize = 256 << 10;
 /// The first byte of a TLS record that begins a handshake.
 pub const HANDSHAKE_RECORD: u8 = 0x16;
 const CALLER_HEADER: &str = "x-forwarded-client-cert";

@@ -61,8 +61,8 @@ impl Holding {
         let credentials = self.check(parts)?;
         let peer = credentials.peer().clone();
         self.identity.publish(credentials);
-        self.keep(&mut folder).await;
         info!(id = %peer.id, serial = %peer.serial, until = %peer.not_after, "certificate in force");
+        self.keep(&mut folder).await;
         Ok(())
     }
 

@@ -48,10 +48,7 @@ impl Bootstrap {
         let fingerprint = x509::fingerprint(token.as_bytes());
         let token = token.to_owned();
         let proof = match proof {
-            Proof::JoinToken(_) => {
-                warn_if_open(path);
-                Shown::JoinToken(token)
-            }
+            Proof::JoinToken(_) => Shown::JoinToken(token),
             Proof::ServiceAccount(_) => Shown::ServiceAccount(token),
         };
         Ok(Self {
@@ -83,7 +80,10 @@ fn one_line(text: &str) -> Option<&str> {
 }
 
 /// Not refused: a shell wrote it, with whatever mask that has, and the token ends with its first use.
-fn warn_if_open(path: &Path) {
+pub fn warn_if_open(proof: &Proof) {
+    let Proof::JoinToken(path) = proof else {
+        return;
+    };
     let mode = path.metadata().map_or(0, |meta| meta.mode());
     if mode & 0o077 != 0 {
         warn!(file = %path.display(), mode = format!("{:o}", mode & 0o777), "others can read the join token (chmod 600)");

@@ -11,9 +11,10 @@ use arc_swap::ArcSwap;
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::{ClusterName, ServiceName};
 use phalanx_model::resource::*;
+use phalanx_pki::identity::Identity;
 use phalanx_proxy::account::{Account, EdgeTotals, Event};
 use phalanx_proxy::drive::{DriveConfig, Workers};
-use phalanx_proxy::plan::{AppPort, Bootstrap, Plan, Resources, compile_table};
+use phalanx_proxy::plan::{AppPort, Bootstrap, Entries, Plan, Resources, compile_table};
 use phalanx_relay::{Deadlines, Limits};
 
 pub fn cluster_name(service: &str) -> ClusterName {
@@ -29,6 +30,9 @@ pub struct Setup {
     pub limits: Limits,
     pub deadlines: Deadlines,
     pub workers: usize,
+    pub identity: Option<Arc<Identity>>,
+    /// What callers are asked for; not known yet when there is none.
+    pub inbound: Option<Inbound>,
 }
 
 impl Default for Setup {
@@ -41,6 +45,8 @@ impl Default for Setup {
             limits: Limits::default(),
             deadlines: Deadlines::default(),
             workers: 1,
+            identity: None,
+            inbound: None,
         }
     }
 }
@@ -176,6 +182,8 @@ impl Setup {
         resources
             .tables
             .insert("outbound".into(), Arc::new(compile_table(&table).unwrap()));
+        let inbound = self.inbound.as_ref();
+        resources.inbound = inbound.map(|rules| Arc::new(Entries::compile(rules).unwrap()));
         resources
     }
 
@@ -200,7 +208,7 @@ impl Setup {
             workers: self.workers,
             limits: self.limits.clone(),
             deadlines: self.deadlines.clone(),
-            identity: None,
+            identity: self.identity.clone(),
         };
         let account = Arc::new(Account::new(config.cores()));
         let plan = Plan::assemble(

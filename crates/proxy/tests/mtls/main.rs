@@ -1,0 +1,15 @@
+//! Mutual TLS between sidecars, on loopback: real sockets, real certificates, peers that are not ours.
+
+#[allow(dead_code)]
+#[path = "../path/support.rs"]
+mod support;
+
+mod pki;
+
+mod access;
+mod both_ends;
+mod modes;
+mod raw;
+mod refusals;
+mod revocation;
+mod rotation;
