@@ -173,6 +173,8 @@ pub enum TargetPort {
 pub struct EndpointSlice {
     pub meta: Meta,
     pub service: ServiceName,
+    /// Label `phalanx.dev/tls: mutual`: its endpoints take mutual TLS, as the service itself.
+    pub mutual_tls: bool,
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<SliceEndpoint>,
 }

@@ -11,12 +11,15 @@ pub(crate) mod hds;
 pub(crate) mod inbound;
 pub(crate) mod listener;
 pub(crate) mod routes;
+pub mod secret;
 pub(crate) mod tls;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use phalanx_model::resource::{Assignment, Cluster, Listener, RouteTable, VirtualHost};
+use phalanx_model::resource::{
+    Assignment, Cluster, Listener, ListenerProtocol, RouteTable, VirtualHost,
+};
 use phalanx_proto::envoy::config::core::v3 as core_v3;
 use prost::{Message, Name};
 use prost_types::value::Kind as ValueKind;
@@ -40,6 +43,27 @@ pub fn listener(listener: &Listener) -> Encoded {
         listener::refs(listener),
     )
     .with_secrets(listener::secrets(listener))
+}
+
+/// The inbound listener for an application that speaks raw TCP; any other listener as [`listener`] has it.
+pub fn tcp_inbound(told: &Listener) -> Encoded {
+    let ListenerProtocol::Inbound {
+        trust_domain,
+        rules,
+    } = &told.protocol
+    else {
+        return listener(told);
+    };
+    let (name, socket) = (&told.name, told.address);
+    let message = inbound::message(name, socket, trust_domain, rules, inbound::Spoken::Tcp);
+    encoded(Kind::Listener, name, &message, listener::refs(told))
+        .with_secrets(listener::secrets(told))
+}
+
+/// The cluster behind an inbound listener: the application at this port of the machine's own.
+pub fn application(port: u16) -> Encoded {
+    let message = inbound::application(port);
+    encoded(Kind::Cluster, inbound::NAME, &message, Vec::new())
 }
 
 pub fn routes(table: &RouteTable) -> Encoded {

@@ -15,6 +15,7 @@ use phalanx_proto::envoy::config::listener::v3 as listener_v3;
 use phalanx_proto::envoy::config::route::v3 as route_v3;
 use phalanx_proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm_v3;
 use phalanx_xds::encode;
+use phalanx_xds::separate::{self, Source};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use prost::Message;
@@ -59,7 +60,14 @@ fn envoy_takes_clusters_and_endpoints() {
         .enumerate()
     {
         cluster.name.port = index as u16;
-        let mut sent = cluster_v3::Cluster::decode(encode::cluster(&cluster).body).unwrap();
+        // Envoy dies of a static cluster whose secrets come over ADS, which it sets up only afterwards.
+        let source = Source {
+            cluster: "control".into(),
+            is_delta: true,
+        };
+        let encoded = encode::cluster(&cluster);
+        let encoded = separate::rewrite(&encoded, &source).unwrap();
+        let mut sent = cluster_v3::Cluster::decode(encoded.body).unwrap();
         clusters.push(sent.clone());
         // Endpoints can't be static beside EDS, so the same cluster once more with them.
         let endpoints =
@@ -98,6 +106,27 @@ fn envoy_takes_listeners() {
     let resources = StaticResources {
         listeners: listeners.collect(),
         clusters: vec![control()],
+    };
+    assert_eq!(refusal(&envoy, resources), None);
+}
+
+/// Regular expressions of the strategies are such as Envoy takes.
+#[test]
+fn envoy_takes_inbound_listeners_of_http_and_of_tcp() {
+    let envoy = envoy();
+    let mut listeners = Vec::new();
+    for (index, mut listener) in samples(models::inbound()).into_iter().enumerate() {
+        listener.address = ([127, 0, 0, 1], 0).into();
+        for encoded in [encode::listener(&listener), encode::tcp_inbound(&listener)] {
+            let mut sent = listener_v3::Listener::decode(encoded.body).unwrap();
+            sent.name = format!("{index} {}", listeners.len());
+            listeners.push(sent);
+        }
+    }
+    let application = cluster_v3::Cluster::decode(encode::application(8080).body).unwrap();
+    let resources = StaticResources {
+        listeners,
+        clusters: vec![control(), application],
     };
     assert_eq!(refusal(&envoy, resources), None);
 }

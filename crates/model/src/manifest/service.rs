@@ -15,6 +15,8 @@ use crate::name::{ServiceName, check_label};
 
 /// The label of an EndpointSlice that names its Service.
 const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+/// The label that says that its endpoints take mutual TLS: `mutual`.
+const TLS_LABEL: &str = "phalanx.dev/tls";
 const PORTS_MAX: usize = 100;
 /// Kubernetes' bounds of a slice.
 const ENDPOINTS_MAX: usize = 1000;
@@ -194,9 +196,20 @@ pub(super) fn endpoint_slice(fields: &mut Fields<'_>, meta: Option<Meta>) -> Opt
             );
         }
     };
+    let mutual_tls = match meta.labels.get(TLS_LABEL).map(String::as_str) {
+        None => false,
+        Some("mutual") => true,
+        Some(_) => {
+            return fields.at.refuse_with(
+                format!("label {TLS_LABEL}: the only value is `mutual`"),
+                "leave it out where plain text is spoken",
+            );
+        }
+    };
     Some(EndpointSlice {
         meta,
         service,
+        mutual_tls,
         ports,
         endpoints,
     })

@@ -2,20 +2,25 @@
 //! that a stock Envoy runs. The chains of a rule differ only in who the caller can be.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use phalanx_model::identity::TrustDomain;
+use phalanx_model::instance::Protocol;
 use phalanx_model::name::Direction;
 use phalanx_model::resource::{Access, Inbound, InboundRule, MtlsMode};
+use phalanx_proto::envoy::config::cluster::v3 as cluster_v3;
 use phalanx_proto::envoy::config::core::v3 as core_v3;
+use phalanx_proto::envoy::config::endpoint::v3 as endpoint_v3;
 use phalanx_proto::envoy::config::listener::v3 as listener_v3;
 use phalanx_proto::envoy::config::route::v3 as route_v3;
 use phalanx_proto::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use phalanx_proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm_v3;
 use phalanx_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_v3;
+use phalanx_proto::envoy::extensions::upstreams::http::v3 as upstreams_v3;
 use prost::Name;
 
 use super::listener::{self, HTTP_FILTER, TCP_FILTER};
-use super::{access, address, any, metadata, tls};
+use super::{access, address, any, cluster, duration, metadata, tls};
 
 /// The listener, its cluster and its routes.
 pub const NAME: &str = "inbound";
@@ -179,6 +184,43 @@ fn filter<M: Name>(name: &str, config: &M) -> listener_v3::Filter {
         config_type: Some(listener_v3::filter::ConfigType::TypedConfig(any(config))),
     }
 }
+
+/// It is spoken to in the version of HTTP that the caller speaks.
+pub(crate) fn application(port: u16) -> cluster_v3::Cluster {
+    use cluster_v3::cluster::{ClusterDiscoveryType, DiscoveryType};
+    use endpoint_v3::lb_endpoint::HostIdentifier;
+    let host = endpoint_v3::Endpoint {
+        address: Some(address(SocketAddr::from(([127, 0, 0, 1], port)))),
+        ..Default::default()
+    };
+    let endpoint = endpoint_v3::LbEndpoint {
+        host_identifier: Some(HostIdentifier::Endpoint(host)),
+        ..Default::default()
+    };
+    let options = upstreams_v3::HttpProtocolOptions {
+        upstream_protocol_options: Some(cluster::protocol_options(Protocol::Auto)),
+        ..Default::default()
+    };
+    cluster_v3::Cluster {
+        name: NAME.to_owned(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static.into())),
+        connect_timeout: Some(duration(CONNECT)),
+        load_assignment: Some(endpoint_v3::ClusterLoadAssignment {
+            cluster_name: NAME.to_owned(),
+            endpoints: vec![endpoint_v3::LocalityLbEndpoints {
+                lb_endpoints: vec![endpoint],
+                ..Default::default()
+            }],
+            ..Default::default()
+        }),
+        typed_extension_protocol_options: [(cluster::HTTP_OPTIONS.to_owned(), any(&options))]
+            .into(),
+        ..Default::default()
+    }
+}
+
+/// To an application on the same machine.
+const CONNECT: Duration = Duration::from_secs(1);
 
 /// Whether any caller is taken over TLS, for which the secrets are needed.
 pub(crate) fn takes_tls(rules: &Inbound) -> bool {
