@@ -163,6 +163,9 @@ async fn play(options: &Options, folder: &Path, mesh: &mut Mesh) -> Result<Start
         options.admin.to_string(),
         "--dns".to_owned(),
         options.dns.to_string(),
+        // Nobody in the demo has a certificate.
+        "--ocsp".to_owned(),
+        "none".to_owned(),
     ];
     mesh.control = Some(Process::start(
         "control",
