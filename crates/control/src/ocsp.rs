@@ -93,14 +93,16 @@ async fn posted(request: Request) -> Result<Bytes, Response> {
         let why = "OCSP takes a body of application/ocsp-request";
         return Err(refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
     }
+    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > REQUEST_MAX) {
+        return Err(refused(StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE));
+    }
     let body = timeout(BODY_MAX, to_bytes(request.into_body(), REQUEST_MAX)).await;
     match body {
         Ok(Ok(body)) => Ok(body),
         // A body that broke off has nobody left to read this.
-        Ok(Err(_)) => Err(refused(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "an OCSP request takes at most 4 KiB",
-        )),
+        Ok(Err(_)) => Err(refused(StatusCode::PAYLOAD_TOO_LARGE, TOO_LARGE)),
         Err(_) => Err(refused(
             StatusCode::REQUEST_TIMEOUT,
             "the request did not come in time",
@@ -149,5 +151,6 @@ fn refused(status: StatusCode, why: &str) -> Response {
     response
 }
 
+const TOO_LARGE: &str = "an OCSP request takes at most 4 KiB";
 const HELP: &str =
     "OCSP by POST, or by GET with the request's base64 as the path; lists at /crl/<issuer key>.crl";
