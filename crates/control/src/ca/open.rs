@@ -113,7 +113,8 @@ async fn agree(
             };
             return Ok((authority, stored));
         }
-        if !is_abandoned(config, &stored.log, now) {
+        let is_founder = record.plane == config.plane;
+        if !is_founder || !is_abandoned(config, &stored.log, now) {
             return Err(match &ours {
                 Some(authority) => foreign(authority.active(), &stored.mesh),
                 None => PlaceError::NoIntermediate {

@@ -6,7 +6,7 @@
 //! certificate under the old root is alive. An operator may take the second step earlier, past holders who are not connected
 //! anywhere, but not past one who is; nobody takes the third earlier.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use phalanx_pki::authority::{Authority, Phase};
@@ -158,25 +158,28 @@ impl Ca {
                     .get(&line.serial)
                     .is_some_and(|said| said.bundle == bundle)
         };
-        let mut newest: Vec<&Arc<Line>> = living.iter().collect();
-        newest.sort_by_key(|line| std::cmp::Reverse(line.record.issued_at));
-        let mut succeeded: HashSet<&Serial> = HashSet::new();
-        let mut waiting = Vec::new();
-        for line in newest {
-            let connected = said.get(&line.serial);
-            if trusts(line) || succeeded.contains(&line.serial) {
-                succeeded.extend(line.record.replaces.as_ref());
-                continue;
+        let by_serial: HashMap<&Serial, &Arc<Line>> =
+            living.iter().map(|line| (&line.serial, line)).collect();
+        let mut settled: HashSet<&Serial> = HashSet::new();
+        for line in living.iter().filter(|line| trusts(line)) {
+            let mut next = Some(line);
+            while let Some(line) = next.filter(|line| settled.insert(&line.serial)) {
+                let before = line.record.replaces.as_ref();
+                next = before.and_then(|serial| by_serial.get(serial).copied());
             }
-            waiting.push(Waiting {
+        }
+        let unsettled = living.iter().filter(|line| !settled.contains(&line.serial));
+        let waiting = |line: &Arc<Line>| {
+            let connected = said.get(&line.serial);
+            Waiting {
                 id: line.record.id.clone(),
                 serial: line.serial.clone(),
                 not_after: line.record.not_after,
                 plane: connected.map(|said| said.plane.clone()),
                 error: connected.map(|said| said.error.clone()).unwrap_or_default(),
-            });
-        }
-        waiting
+            }
+        };
+        unsettled.map(waiting).collect()
     }
 
     /// Step 1: another root is trusted beside the one there is. With an embedded root it is made now; with `--ca DIR` it is

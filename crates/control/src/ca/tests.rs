@@ -600,8 +600,8 @@ async fn an_intermediate_from_outside_is_used_and_its_successor_picked_up() {
     assert!(see(&old, &ca.roots(), plane.now()).is_ok());
     assert!(see(&leaf(&ca, "battle").await, &company_ca.roots(), plane.now()).is_ok());
     // One under a root that the mesh does not trust is named, and the one before stays.
-    let stranger = Plane::first().await.open().await;
-    plane.take_intermediate(&stranger).await;
+    let stranger = Plane::first().await;
+    plane.take_intermediate(&stranger.open().await).await;
     let refused = ca.tend_outside(&mut None).await;
     assert!(
         matches!(refused, Err(CaError::Place(PlaceError::ForeignRoot { .. }))),
