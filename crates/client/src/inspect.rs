@@ -66,7 +66,7 @@ pub async fn handshake(address: &str, own: Option<&Credentials>) -> Result<Seen,
     };
     let connected = timeout(PATIENCE, TcpStream::connect(address)).await;
     let stream = connected.map_err(late)?.map_err(unreachable)?;
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let provider = Arc::new(provider());
     let watcher = Arc::new(Watcher {
         provider: provider.clone(),
         seen: Mutex::default(),
@@ -118,6 +118,15 @@ pub async fn handshake(address: &str, own: Option<&Credentials>) -> Result<Seen,
             let ended = Some(source.to_string());
             Ok(Seen { ended, ..seen })
         }
+    }
+}
+
+/// What workloads offer comes first, so that what is seen is what they get.
+fn provider() -> CryptoProvider {
+    use aws_lc_rs::kx_group::{SECP256R1, SECP384R1, X25519, X25519MLKEM768};
+    CryptoProvider {
+        kx_groups: vec![X25519MLKEM768, X25519, SECP256R1, SECP384R1],
+        ..aws_lc_rs::default_provider()
     }
 }
 

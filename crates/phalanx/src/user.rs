@@ -98,11 +98,9 @@ async fn add(options: AddOptions) -> Outcome {
     let Some(path) = &options.out else {
         return output::show(options.output, &made, || made.token.clone() + "\n");
     };
-    files::write(
-        path,
-        format!("{}\n", made.token).as_bytes(),
-        Access::Private,
-    )
+    // With the roots below, the file is all that its bearer needs.
+    let text = format!("{}\n{}", made.token, made.roots);
+    files::write(path, text.as_bytes(), Access::Private)
     .map_err(|e| Failure::file(format!("{e}: {}", source(&e))))?;
     output::show(options.output, &made.user, || {
         format!(

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
+pub use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use x509_cert::Certificate;
 use x509_cert::der::{Decode, Encode};
@@ -16,7 +16,7 @@ use x509_cert::spki::SubjectPublicKeyInfoRef;
 use crate::clock::UnixMillis;
 use crate::key::Key;
 use crate::name::{Name, SpiffeId, Workload};
-use crate::ocsp::{self, StapleError};
+use crate::ocsp;
 use crate::revocation::{Link, Listed, Revocations};
 use crate::roots::Roots;
 use crate::verifier::{self, Refusal, Role, SKEW};
@@ -235,10 +235,10 @@ pub fn examine(evidence: &Evidence<'_>, now: UnixMillis) -> Result<Vec<Check>, X
         .iter()
         .map(|der| Cert::parse(der))
         .collect::<Result<_, _>>()?;
-    let (leaf, above) = certs.split_first().ok_or(X509Error::Certificate)?;
+    let leaf = certs.first().ok_or(X509Error::Certificate)?;
     let path = verifier::verify_path(evidence.chain, Role::Server, evidence.roots, now);
     Ok(vec![
-        chain(evidence, leaf, above.len(), path.as_ref().err().copied()),
+        chain(evidence, leaf, path.as_ref().err().copied()),
         key(evidence, leaf),
         names(evidence, leaf),
         dates(&certs, evidence.roots, now),
@@ -256,7 +256,7 @@ pub fn ocsp_request(chain: &[CertificateDer<'static>], roots: &Roots) -> Option<
     ocsp::request(&subject(&leaf, &issuer)).ok()
 }
 
-fn chain(evidence: &Evidence<'_>, leaf: &Cert, above: usize, refusal: Option<Refusal>) -> Check {
+fn chain(evidence: &Evidence<'_>, leaf: &Cert, refusal: Option<Refusal>) -> Check {
     const CHECK: &str = "chain";
     match refusal.filter(|r| belongs(*r) == CHECK) {
         None if refusal.is_some_and(|r| belongs(r) == "purpose") => {
@@ -265,12 +265,16 @@ fn chain(evidence: &Evidence<'_>, leaf: &Cert, above: usize, refusal: Option<Ref
         }
         None => {
             let top = evidence.roots.iter().map(|r| r.subject().to_owned());
-            let between = match above {
-                1 => "1 certificate".to_owned(),
-                n => format!("{n} certificates"),
+            let is_root =
+                |der: &&CertificateDer<'_>| evidence.roots.contains(&x509::fingerprint(der));
+            let above = evidence.chain.iter().skip(1);
+            let between = match above.filter(|der| !is_root(der)).count() {
+                0 => "issued by".to_owned(),
+                1 => "1 intermediate below".to_owned(),
+                n => format!("{n} intermediates below"),
             };
             let roots = top.collect::<Vec<_>>().join(" or ");
-            let text = format!("{between} between it and {roots}");
+            let text = format!("{between} {roots}");
             Check::new(CHECK, Verdict::Ok, text)
         }
         Some(Refusal::UnknownCa) => {
@@ -509,10 +513,15 @@ fn response(
             let text = format!("good, says its issuer, until {}", answer.next_update);
             Check::new(check, Verdict::Ok, text)
         }
-        Err(error @ StapleError::Revoked) => {
-            Check::refused(check, Refusal::Revoked, error.to_string())
+        Err(error) => {
+            let text = error.to_string();
+            // One that was asked for is stapled to nothing.
+            let text = match check {
+                "ocsp" => text.replace("stapled ", ""),
+                _ => text,
+            };
+            Check::refused(check, Refusal::of_staple(error), text)
         }
-        Err(error) => Check::refused(check, Refusal::of_staple(error), error.to_string()),
     }
 }
 

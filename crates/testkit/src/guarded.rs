@@ -28,6 +28,8 @@ pub struct Guarded {
 #[derive(Debug)]
 pub struct Said {
     pub is_content: bool,
+    /// The exit code; -1 when a signal ended it.
+    pub code: i32,
     /// Both streams.
     pub text: String,
 }
@@ -167,6 +169,7 @@ fn say(command: &mut Command) -> anyhow::Result<Said> {
     let text = [done.stdout, done.stderr].concat();
     Ok(Said {
         is_content: done.status.success(),
+        code: done.status.code().unwrap_or(-1),
         text: String::from_utf8_lossy(&text).into_owned(),
     })
 }

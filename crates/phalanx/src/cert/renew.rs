@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use phalanx_client::channel::Control;
 use phalanx_client::identity::{CallError, Client};
+use phalanx_client::inspect;
 use phalanx_pki::clock::SystemClock;
 use phalanx_pki::credentials::{Credentials, Parts};
 use phalanx_pki::csr;
@@ -77,21 +78,16 @@ pub async fn run(options: Options) -> Outcome {
     let own = own.ok_or_else(|| Failure::defect("a checked certificate has no id"))?;
     let old = before.peer().serial.to_string();
     let identity = Identity::new(Arc::new(SystemClock));
-    identity.publish(before);
+    identity.publish(before.clone());
     let control = Control::secure(&options.control, Arc::new(identity));
     let control = control.map_err(Failure::usage)?;
     let key = Key::generate(KeyKind::default()).map_err(Failure::from_error)?;
     let csr = csr::request(&key, &own).map_err(Failure::from_error)?;
     let grant = Client::new(control.channel()).renew(csr).await;
-    let grant = grant.map_err(|error| match error {
-        CallError::Unavailable { .. } => Failure::unreachable(error).hint(format!(
-            "asked was {}; another address goes with --control HOST:PORT",
-            options.control
-        )),
-        other => Failure::from_error(other).hint(
-            "the files are as they were; `phalanx cert verify DIR` says what is wrong with them",
-        ),
-    })?;
+    let grant = match grant {
+        Ok(grant) => grant,
+        Err(error) => return Err(failed(error, &options.control, &before).await),
+    };
     let parts = Parts {
         chain: grant.chain,
         key,
@@ -119,6 +115,28 @@ pub async fn run(options: Options) -> Outcome {
             examine::span(now().until(next.not_after()))
         )
     })
+}
+
+/// Whether nobody is there, or our certificate is not taken: TLS tells a client only after the handshake, and on the channel
+/// only that the connection broke.
+async fn failed(error: CallError, control: &str, own: &Credentials) -> Failure {
+    let broken = || format!("asked was {control}; another address goes with --control HOST:PORT");
+    let verify =
+        "the files are as they were; `phalanx cert verify DIR` says what is wrong with them";
+    match error {
+        CallError::Unavailable { .. } => {
+            let first = control.split(',').next().unwrap_or_default().trim();
+            let seen = inspect::handshake(first, Some(own)).await;
+            match seen.ok().and_then(|seen| seen.ended.filter(|_| seen.asks)) {
+                Some(why) => Failure::refused(format!(
+                    "the control plane at {first} does not take the certificate: {why}"
+                ))
+                .hint(verify),
+                None => Failure::unreachable(error).hint(broken()),
+            }
+        }
+        other => Failure::from_error(other).hint(verify),
+    }
 }
 
 /// Renews the files of a folder, and follows the roots in them, until a signal.

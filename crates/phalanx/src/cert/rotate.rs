@@ -107,9 +107,15 @@ async fn until_ready(client: &Admin, step: &str, timeout: Duration) -> Outcome {
 fn waiting(rotation: &Rotation) -> String {
     let mut text = String::new();
     let (count, connected) = (rotation.unconfirmed, rotation.unconfirmed_connected);
+    let certificates = |n: u64| match n {
+        1 => "1 certificate".to_owned(),
+        n => format!("{n} certificates"),
+    };
     if count > 0 {
         text += &format!(
-            "unconfirmed {count} do not trust the new root yet, {connected} of them connected\n"
+            "unconfirmed holders of {} do not trust the new root yet, {connected} of them connected
+",
+            certificates(count)
         );
     }
     for who in rotation.waiting.iter().take(SHOWN_MAX) {
