@@ -104,6 +104,8 @@ struct Inner {
     /// Who follows the bundle, and how far. Held likewise.
     peers: Mutex<Peers>,
     own: Arc<Identity>,
+    /// What everybody is told, and as of which change. Held while it is put together, never across an await.
+    bundle: Mutex<Option<(u64, Arc<Bundle>)>>,
     /// Up to where the store has been followed.
     followed: Mutex<Revision>,
     changes: watch::Sender<u64>,
@@ -282,6 +284,7 @@ impl CaError {
             | Self::Join(_)
             | Self::Name(_)
             | Self::ZoneUnproven
+            | Self::Jwks(JwksError::None)
             | Self::NoToken { .. }
             | Self::Issue(IssueError::Ttl)
  => Fault::Request,

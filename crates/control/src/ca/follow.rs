@@ -142,40 +142,38 @@ impl Ca {
 
     async fn take(&self, batch: Batch) {
         let mut mesh: Option<Mesh> = None;
-        let now = self.mesh();
         for event in &batch.events {
-            let changed = match &event.kind {
-                EventKind::Put(entry) => {
-                    take_line(&mut self.log(), entry);
-                    take_trust(&mut self.peers(), entry);
-                    let key = Key::parse(&entry.key);
-                    let mut next = mesh.clone().unwrap_or_else(|| Mesh::clone(&now));
-                    match next.apply(&key, entry) {
-                        Ok(true) => Some(next),
-                        Ok(false) => None,
-                        Err(error) => {
-                            tracing::warn!(%error, "a record of the CA is damaged, the one before stays");
-                            None
-                        }
-                    }
+            let key = Key::parse(event.key());
+            if key.is_mesh() {
+                let mesh = mesh.get_or_insert_with(|| Mesh::clone(&self.mesh()));
+                self.take_mesh(mesh, &key, &event.kind, batch.revision);
+                continue;
+            }
+            match (&event.kind, key) {
+                (EventKind::Put(entry), Key::Issued(_)) => take_line(&mut self.log(), entry),
+                (EventKind::Put(entry), Key::Trusting(_)) => take_trust(&mut self.peers(), entry),
+                (EventKind::Delete { .. }, Key::Issued(serial)) => self.log().remove(&serial),
+                (EventKind::Delete { .. }, Key::Trusting(serial)) => {
+                    self.peers().store(serial, None);
                 }
-                EventKind::Delete { key, .. } => {
-                    let key = Key::parse(key);
-                    match &key {
-                        Key::Issued(serial) => self.log().remove(serial),
-                        Key::Trusting(serial) => self.peers().store(serial.clone(), None),
-                        _ => {}
-                    }
-                    let mut next = mesh.clone().unwrap_or_else(|| Mesh::clone(&now));
-                    next.drop_key(&key, batch.revision).then_some(next)
-                }
-            };
-            mesh = changed.or(mesh);
+                _ => {}
+            }
         }
         *self.followed() = batch.revision;
         if let Some(mesh) = mesh {
             self.set_mesh(mesh);
             self.bind().await;
+        }
+    }
+
+    fn take_mesh(&self, mesh: &mut Mesh, key: &Key, kind: &EventKind, at: Revision) {
+        match kind {
+            EventKind::Put(entry) => {
+                if let Err(error) = mesh.apply(key, entry) {
+                    tracing::warn!(%error, "a record of the CA is damaged, the one before stays");
+                }
+            }
+            EventKind::Delete { .. } => mesh.drop_key(key, at),
         }
     }
 

@@ -2,7 +2,7 @@
 //! Immutable; each change makes the next one. The roots of all control planes are one bundle.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use phalanx_pki::clock::UnixMillis;
 use phalanx_pki::issuer::Issuer;
@@ -58,6 +58,12 @@ pub struct Bundle {
     pub issuers: Vec<Vec<u8>>,
 }
 
+impl Bundle {
+    fn says_same(&self, other: &Self) -> bool {
+        self.roots_id == other.roots_id && self.crls == other.crls && self.issuers == other.issuers
+    }
+}
+
 impl Mesh {
     /// From everything that is stored, or from the part of it that is this room's.
     ///
@@ -84,13 +90,13 @@ impl Mesh {
         }
     }
 
-    /// Takes one entry of the store. Returns whether it was one of this room's.
+    /// Takes one entry of the store, if it is of this room and newer.
     ///
     /// # Errors
     /// [`CaError::Damaged`]; then nothing has changed.
-    pub fn apply(&mut self, key: &Key, entry: &Entry) -> Result<bool, CaError> {
+    pub fn apply(&mut self, key: &Key, entry: &Entry) -> Result<(), CaError> {
         if entry.modified <= self.since {
-            return Ok(false);
+            return Ok(());
         }
         match key {
             Key::Mesh => self.record = Some((read(entry)?, entry.modified)),
@@ -107,15 +113,15 @@ impl Mesh {
                     tracing::warn!(%serial, "more than {ISSUERS_MAX} issuers are known to the mesh");
                 }
             }
-            Key::Issued(_) | Key::Token(_) | Key::Trusting(_) | Key::Other => return Ok(false),
+            Key::Issued(_) | Key::Token(_) | Key::Trusting(_) | Key::Other => {}
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Likewise for a key that was deleted.
-    pub fn drop_key(&mut self, key: &Key, at: Revision) -> bool {
+    pub fn drop_key(&mut self, key: &Key, at: Revision) {
         if at <= self.since {
-            return false;
+            return;
         }
         match key {
             Key::Mesh => self.record = None,
@@ -125,9 +131,8 @@ impl Mesh {
                 self.bind();
             }
             Key::Issuer(serial) => drop(self.issuers.remove(serial)),
-            Key::Issued(_) | Key::Token(_) | Key::Trusting(_) | Key::Other => return false,
+            Key::Issued(_) | Key::Token(_) | Key::Trusting(_) | Key::Other => {}
         }
-        true
     }
 
     fn bind(&mut self) {
@@ -173,16 +178,30 @@ impl Mesh {
 
 impl Ca {
     /// What everybody has to be told now.
-    pub fn bundle(&self) -> Bundle {
-        let mesh = self.mesh();
+    /// Made once per change, for all who are told.
+    pub fn bundle(&self) -> Arc<Bundle> {
+        let version = *self.0.changes.borrow();
+        let mut made = self.0.bundle.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, bundle)) = &*made
+            && *of == version
+        {
+            return bundle.clone();
+        }
         let lists = self.lists();
-        Bundle {
-            version: *self.0.changes.borrow(),
+        let fresh = Bundle {
+            version,
             roots: self.roots(),
-            roots_id: mesh.bundle().to_owned(),
+            roots_id: self.mesh().bundle().to_owned(),
             crls: lists.iter().map(|list| list.der.clone()).collect(),
             issuers: lists.iter().map(|list| list.issuer.clone()).collect(),
-        }
+        };
+        // What says the same as before is the same: nobody is told again.
+        let bundle = match made.take() {
+            Some((_, old)) if old.says_same(&fresh) => old,
+            _ => Arc::new(fresh),
+        };
+        *made = Some((version, bundle.clone()));
+        bundle
     }
 
     /// Every CA that signs leaves of the mesh, or did and may have living ones.

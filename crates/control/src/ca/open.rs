@@ -61,6 +61,7 @@ impl Ca {
             jwks,
             peers: Mutex::new(stored.peers),
             own,
+            bundle: Mutex::default(),
             followed: Mutex::new(stored.revision),
             changes: watch::Sender::new(1),
             steps: tokio::sync::Mutex::default(),

@@ -15,6 +15,8 @@ pub const STREAMS_PER_PEER_MAX: usize = 4;
 #[derive(Debug, Default)]
 pub(super) struct Peers {
     streams: HashMap<u64, Stream>,
+    /// How many there are of each certificate that connected.
+    counts: HashMap<Serial, usize>,
     next: u64,
     /// What the store has, of the rotation that is under way.
     stored: HashMap<Serial, TrustingRecord>,
@@ -37,11 +39,14 @@ impl Peers {
     /// None when there are too many, of this peer or in all.
     pub fn open(&mut self, peer: Option<(SpiffeId, Serial)>) -> Option<u64> {
         let connected = peer.as_ref().map(|(_, serial)| serial.clone());
-        let same = |stream: &&Stream| connected.is_some() && stream.connected == connected;
-        if self.streams.len() >= STREAMS_MAX
-            || self.streams.values().filter(same).count() >= STREAMS_PER_PEER_MAX
-        {
+        let count = connected
+            .as_ref()
+            .and_then(|serial| self.counts.get(serial));
+        if self.streams.len() >= STREAMS_MAX || count.is_some_and(|n| *n >= STREAMS_PER_PEER_MAX) {
             return None;
+        }
+        if let Some(serial) = &connected {
+            *self.counts.entry(serial.clone()).or_default() += 1;
         }
         self.next += 1;
         let stream = Stream {
@@ -56,7 +61,16 @@ impl Peers {
     }
 
     pub fn close(&mut self, stream: u64) {
-        self.streams.remove(&stream);
+        let closed = self.streams.remove(&stream);
+        let Some(serial) = closed.and_then(|stream| stream.connected) else {
+            return;
+        };
+        if let Some(count) = self.counts.get_mut(&serial) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&serial);
+            }
+        }
     }
 
     /// What a stream said; `bundle` is none when it has not taken one.

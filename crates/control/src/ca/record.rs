@@ -38,6 +38,14 @@ pub enum Key {
 }
 
 impl Key {
+    /// Whether all control planes have to agree on it.
+    pub fn is_mesh(&self) -> bool {
+        matches!(
+            self,
+            Self::Mesh | Self::Rotation | Self::Root(_) | Self::Issuer(_)
+        )
+    }
+
     pub fn parse(key: &str) -> Self {
         match key {
             MESH => return Self::Mesh,

@@ -132,18 +132,30 @@ impl Ca {
         }
     }
 
-    /// Certificates that somebody may still show: not expired, not revoked, and not one that we had ourselves.
+    /// Certificates that somebody may still show: neither expired nor revoked. A control plane keeps its key in memory, so of
+    /// its own only the newest counts.
     fn living(&self, now: UnixMillis) -> Vec<Arc<Line>> {
-        let own = self.own().credentials().map(|c| c.peer().serial.clone());
-        let former = |line: &Line| match &line.record.attested {
-            Attestation::ControlPlane { name } => {
-                *name == self.0.config.plane && Some(&line.serial) != own.as_ref()
-            }
-            _ => false,
+        let mut all: Vec<Arc<Line>> = self.log().living(now).cloned().collect();
+        let plane = |line: &Arc<Line>| match &line.record.attested {
+            Attestation::ControlPlane { name } => Some(name.clone()),
+            _ => None,
         };
-        let all: Vec<Arc<Line>> = self.log().living(now).cloned().collect();
-        let mut all: Vec<_> = all.into_iter().filter(|line| !former(line)).collect();
-        all.retain(|line| self.is_revoked(&line.serial).is_none());
+        let mut newest: HashMap<String, Arc<Line>> = HashMap::new();
+        for line in &all {
+            if let Some(name) = plane(line) {
+                let other = newest.entry(name).or_insert_with(|| line.clone());
+                if other.record.issued_at <= line.record.issued_at {
+                    *other = line.clone();
+                }
+            }
+        }
+        let own = self.own().credentials().map(|c| c.peer().serial.clone());
+        let is_former = |line: &Arc<Line>| match plane(line) {
+            Some(name) if name == self.0.config.plane => Some(&line.serial) != own.as_ref(),
+            Some(name) => newest.get(&name).is_some_and(|n| n.serial != line.serial),
+            None => false,
+        };
+        all.retain(|line| !is_former(line) && self.is_revoked(&line.serial).is_none());
         all
     }
 
@@ -369,6 +381,10 @@ impl Ca {
     /// Once a second: says who trusts what, and takes the next step when its time has come.
     pub(super) async fn progress(&self) -> Result<(), CaError> {
         let Some((rotation, _)) = self.mesh().rotation.clone() else {
+            // A step that was broken off half way.
+            if self.authority().phase() != Phase::Steady {
+                self.reconcile().await?;
+            }
             return self.clear_trusting().await;
         };
         self.say_trusting().await?;

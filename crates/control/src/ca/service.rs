@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::issue::Proof;
 use super::tend::chain;
-use super::{Ca, CaError, Fault, JoinRequest};
+use super::{Bundle, Ca, CaError, Fault, JoinRequest};
 use crate::access::Who;
 
 /// Joins and renewals that are worked on at once; more wait.
@@ -190,7 +190,7 @@ struct Trust {
     sender: mpsc::Sender<Result<wire::TrustResponse, Status>>,
     /// Of the certificate that the peer shows.
     serial: Option<Serial>,
-    sent: Option<wire::TrustResponse>,
+    sent: Option<(Arc<Bundle>, Vec<u8>)>,
     /// Which roots went out with which version, oldest first.
     roots: Vec<(u64, String)>,
 }
@@ -232,30 +232,27 @@ impl Trust {
             Some(serial) => ca.staple(serial).await.unwrap_or_default(),
             None => Vec::new(),
         };
-        let message = wire::TrustResponse {
-            version: bundle.version,
-            roots: bundle.roots.iter().map(|r| r.der().to_vec()).collect(),
-            crls: bundle.crls.to_vec(),
-            issuers: bundle.issuers,
-            staple,
-        };
-        let same = |sent: &wire::TrustResponse| {
-            let sent = (&sent.roots, &sent.crls, &sent.issuers, &sent.staple);
-            sent == (
-                &message.roots,
-                &message.crls,
-                &message.issuers,
-                &message.staple,
-            )
+        let same = |(sent, stapled): &(Arc<Bundle>, Vec<u8>)| {
+            Arc::ptr_eq(sent, &bundle) && *stapled == staple
         };
         if self.sent.as_ref().is_some_and(same) {
             return Ok(());
         }
+        // A staple alone is a change too, so versions are counted here.
+        let last = self.roots.last().map_or(0, |(version, _)| *version);
+        let version = bundle.version.max(last + 1);
         if self.roots.len() >= UNCONFIRMED_MAX {
             self.roots.remove(0);
         }
-        self.roots.push((message.version, bundle.roots_id));
-        self.sent = Some(message.clone());
+        self.roots.push((version, bundle.roots_id.clone()));
+        let message = wire::TrustResponse {
+            version,
+            roots: bundle.roots.iter().map(|r| r.der().to_vec()).collect(),
+            crls: bundle.crls.to_vec(),
+            issuers: bundle.issuers.clone(),
+            staple: staple.clone(),
+        };
+        self.sent = Some((bundle, staple));
         room.send(Ok(message));
         Ok(())
     }
