@@ -130,9 +130,10 @@ impl Encoder {
         let spelled = name.as_bytes();
         if never || SECRET.contains(name) {
             self.literal(0x10, 4, index, spelled, value, out);
-        } else if value.len() > INDEXED_BYTES_MAX || SELDOM_TWICE.contains(name) {
-            self.literal(0, 4, index, spelled, value, out);
-        } else if name.well_known().is_none() && sounds_secret(spelled) {
+        } else if value.len() > INDEXED_BYTES_MAX
+            || SELDOM_TWICE.contains(name)
+            || (name.well_known().is_none() && sounds_secret(spelled))
+        {
             self.literal(0, 4, index, spelled, value, out);
         } else {
             let kind = Kind::Name(name.key());

@@ -26,8 +26,8 @@ pub struct Difference {
 /// [`Difference`], which is a defect.
 pub fn requests(bytes: &[u8], cuts: &[u8], limits: &Limits) -> Result<String, Difference> {
     compare(
-        read_requests(&[bytes], limits),
-        read_requests(&cut(bytes, cuts), limits),
+        read_requests(&[bytes], limits)?,
+        read_requests(&cut(bytes, cuts), limits)?,
     )
 }
 
@@ -73,7 +73,7 @@ fn roomy(limits: &Limits) -> Limits {
     }
 }
 
-fn read_requests(pieces: &[&[u8]], limits: &Limits) -> String {
+fn read_requests(pieces: &[&[u8]], limits: &Limits) -> Result<String, Difference> {
     let config = Arc::new(Config::server(roomy(limits)));
     let (mut out, mut pool, mut batch) = (Vec::new(), Pool::default(), Batch::new());
     let mut server = Server::new(&config, &mut out);
@@ -82,16 +82,16 @@ fn read_requests(pieces: &[&[u8]], limits: &Limits) -> String {
     for piece in std::iter::once(&preface).chain(pieces) {
         out.clear();
         if let Err(broken) = server.receive(piece, 0, &mut batch, &mut pool, &mut out) {
-            return format!("broken: {broken}");
+            return Ok(format!("broken: {broken}"));
         }
         for event in batch.drain() {
             if let Event::Reset { stream, .. } = event {
                 server.release(stream, &mut out);
             }
-            told.event(event, piece, limits);
+            told.event(event, piece, limits)?;
         }
     }
-    told.text()
+    Ok(told.text())
 }
 
 fn read_answers(pieces: &[&[u8]], limits: &Limits) -> String {
@@ -113,7 +113,7 @@ fn read_answers(pieces: &[&[u8]], limits: &Limits) -> String {
         out.clear();
         let read = client.receive(piece, 0, &mut batch, &mut pool, &mut out);
         for event in batch.drain() {
-            told.event(event, piece, limits);
+            let _ = told.event(event, piece, limits); // only requests are sent on
         }
         if let Err(broken) = read {
             told.line(format_args!("broken: {broken}"));
@@ -180,7 +180,8 @@ impl Transcript {
         let _ = writeln!(self.connection, "{line}"); // a String takes everything
     }
 
-    fn event(&mut self, event: Event, input: &[u8], limits: &Limits) {
+    /// An error is that of a request that comes out otherwise behind one more hop.
+    fn event(&mut self, event: Event, input: &[u8], limits: &Limits) -> Result<(), Difference> {
         match event {
             Event::Request {
                 stream,
@@ -194,7 +195,10 @@ impl Transcript {
                 // A body that doesn't come says nothing, or that it has no bytes.
                 let same = |text: &str| text.replace("Length(0)", "None");
                 if same(&again) != same(&shown) {
-                    self.line(format_args!("sent on as {again}, {input:p}"));
+                    return Err(Difference {
+                        whole: shown,
+                        pieces: again,
+                    });
                 }
             }
             Event::Refused { stream, refusal } => self.push(stream.id(), format_args!("{refusal}")),
@@ -225,6 +229,7 @@ impl Transcript {
             Event::Pong => self.line(format_args!("pong")),
             Event::Malformed(_) | Event::Over(_) => {} // not told of one that is withdrawn
         }
+        Ok(())
     }
 
     fn push(&mut self, id: u32, text: std::fmt::Arguments<'_>) {
