@@ -373,6 +373,15 @@ impl Admin {
         })
     }
 
+    /// The status of an empty request, by the name of any method: `get`, `post`, `delete`.
+    pub async fn raw(&self, method: &str, path: &str) -> Result<u16, AdminError> {
+        let method = Method::from_bytes(method.to_uppercase().as_bytes());
+        let method = method.unwrap_or(Method::GET);
+        let body = Bytes::from_static(b"{}");
+        let answer = self.call(method, path, body, self.timeout).await?;
+        Ok(answer.0.as_u16())
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AdminError> {
         let answer = self
             .call(Method::GET, path, Bytes::new(), self.timeout)

@@ -194,7 +194,7 @@ impl ChangeAction {
 }
 
 /// `POST /api/v1/delete`: by the documents of files, or by name; one transaction.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeleteRequest {
     /// Only kind, namespace and name of their documents count.
@@ -213,6 +213,9 @@ pub struct DeleteRequest {
     pub author: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// Few proxies first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryTerms>,
 }
 
 impl Default for DeleteRequest {
@@ -225,6 +228,7 @@ impl Default for DeleteRequest {
             dry_run: false,
             author: String::new(),
             message: None,
+            canary: None,
         }
     }
 }
@@ -302,6 +306,9 @@ pub struct Status {
     /// Endpoints that active checks found unhealthy.
     #[serde(default)]
     pub unhealthy: usize,
+    /// Certificates that were not renewed in time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub late_certificates: Vec<LateCertificate>,
     /// Why changes are not accepted, when they are not (a full disk).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<String>,
@@ -499,7 +506,7 @@ pub struct HistoryChange {
 }
 
 /// `POST /api/v1/rollback`: the configuration as of a revision becomes a new one.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RollbackRequest {
     /// Everything as it was just after this revision; 0 is the empty configuration.
@@ -513,6 +520,9 @@ pub struct RollbackRequest {
     /// Why, for the history.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// Few proxies first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryTerms>,
 }
 
 /// `GET /api/v1/proxies`
@@ -547,6 +557,9 @@ pub struct Proxy {
     /// With `asks=1`: the resources that it asks for by name, where it gets no others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asks: Option<Vec<String>>,
+    /// None: it came in plain text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<ProxyCertificate>,
 }
 
 /// `GET /api/v1/instances?service=&namespace=`

@@ -27,7 +27,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 pub use self::effect::{Around, told_finding};
 use self::files::Admitted;
-use crate::snapshot::{Compiler, Mesh, Published, UNENFORCED};
+use crate::snapshot::{Compiler, Mesh, Published};
 use crate::world::record::{
     DocumentRecord, HistoryChange, HistoryRecord, document_key, history_key,
 };
@@ -165,6 +165,7 @@ impl Admission {
     ) -> Result<ApplyResponse, AdmitError> {
         check_namespace(&request.namespace)?;
         check_texts(&request.author, request.message.as_deref())?;
+        let canary = request.canary.as_ref().map(canary::check).transpose()?;
         let turn = self.turn().await;
         let (files, namespace) = (
             std::mem::take(&mut request.files),
@@ -196,7 +197,7 @@ impl Admission {
             dry_run: request.dry_run,
             author: request.author,
             message: request.message.unwrap_or_default(),
-            canary: None,
+            canary,
             files: Vec::new(),
             around,
         };
@@ -212,6 +213,7 @@ impl Admission {
         around: Around,
     ) -> Result<ApplyResponse, AdmitError> {
         check_texts(&request.author, request.message.as_deref())?;
+        let canary = request.canary.as_ref().map(canary::check).transpose()?;
         let turn = self.turn().await;
         let world = self.worlds.borrow().clone();
         let (to, records) = (request.to, rollback::stored(&self.store).await?);
@@ -226,7 +228,7 @@ impl Admission {
             dry_run: request.dry_run,
             author: request.author,
             message,
-            canary: None,
+            canary,
             files: Vec::new(),
             around,
         };
@@ -288,7 +290,6 @@ impl Admission {
             outcome,
         } = planned;
         canary::refuse_staged(&world, &steps)?;
-        refuse_unenforced(&warnings)?;
         if looks {
             let unknown = terms.around.unknown.iter();
             warnings.extend(unknown.map(|plane| problem(plane.clone(), None)));
@@ -429,19 +430,6 @@ fn plan(
         steps,
         warnings,
         outcome,
-    }
-}
-
-/// A policy that keeps nobody out is worse than none.
-fn refuse_unenforced(warnings: &[Problem]) -> Result<(), AdmitError> {
-    let is_unenforced = |warning: &&Problem| warning.message.contains(UNENFORCED);
-    let problems: Vec<_> = warnings.iter().filter(is_unenforced).cloned().collect();
-    match problems.is_empty() {
-        true => Ok(()),
-        false => Err(AdmitError::Invalid {
-            what: "the files",
-            problems,
-        }),
     }
 }
 

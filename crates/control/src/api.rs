@@ -1,16 +1,19 @@
 //! The admin API over HTTP: bodies are `client::api`'s, described in `api/openapi.json`.
 //!
-//! State changes only by POST with a JSON body; the Host has to be this machine's loopback and an Origin, if there is one,
-//! the same, so that no web page elsewhere can reach in (DNS rebinding). Every error is JSON with a hint.
+//! Each route names what it needs of whoever asks. State changes only by requests that say to be JSON; an Origin, if there is
+//! one, has to be the Host, and in plain text the Host this machine's loopback, so that no web page elsewhere can reach in
+//! (DNS rebinding; over TLS the certificate is in its way). Every error is JSON with a hint.
 
 mod answer;
 mod around;
 mod backup;
 mod canary;
+mod cert;
 mod health;
 mod operate;
 mod read;
 mod status;
+mod user;
 mod write;
 
 use std::net::SocketAddr;
@@ -21,13 +24,15 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use phalanx_store::Store;
 use tokio::sync::watch::Receiver;
 use tokio_util::sync::CancellationToken;
 
 use self::answer::Failure;
+use crate::access::{Access, Arrival, Denied, Needs, Role, Who};
 use crate::admit::Admission;
+use crate::ca::Ca;
 use crate::console;
 use crate::discovery::{Canaries, Fleet, Loads};
 use crate::dns;
@@ -45,6 +50,9 @@ pub struct Api {
 }
 
 struct Inner {
+    access: Access,
+    /// None: nobody has an identity here.
+    ca: Option<Ca>,
     admission: Arc<Admission>,
     canaries: Canaries,
     /// A short critical section.
@@ -70,6 +78,8 @@ struct Inner {
 impl Api {
     #[allow(clippy::too_many_arguments)] // the composition root hands in each room once
     pub fn new(
+        access: Access,
+        ca: Option<Ca>,
         admission: Arc<Admission>,
         canaries: Canaries,
         store: Store,
@@ -86,6 +96,8 @@ impl Api {
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
+                access,
+                ca,
                 admission,
                 canaries,
                 missed: Mutex::default(),
@@ -131,41 +143,79 @@ impl Inner {
     }
 }
 
+/// A method, a path, what that needs, and who answers.
+type Route = (Method, &'static str, Needs, MethodRouter<Api>);
+
 /// Every route once; the OpenAPI document is checked against this list.
-fn routes() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
+fn routes() -> Vec<Route> {
+    let [viewer, operator, admin] = Role::ALL.map(Needs::Role);
     vec![
-        (Method::GET, "/", get(console::page)),
-        (Method::GET, "/healthz", get(read::healthz)),
-        (Method::GET, "/readyz", get(read::readyz)),
-        (Method::GET, "/metrics", get(read::metrics)),
-        (Method::GET, "/openapi.json", get(read::openapi)),
-        (Method::POST, "/api/v1/apply", post(write::apply)),
-        (Method::POST, "/api/v1/delete", post(write::delete)),
-        (Method::POST, "/api/v1/rollback", post(write::rollback)),
-        (Method::POST, "/api/v1/release", post(operate::release)),
-        (Method::POST, "/api/v1/drain", post(operate::drain)),
-        (Method::POST, "/api/v1/refused", post(operate::refused)),
-        (Method::POST, "/api/v1/backup", post(backup::take)),
-        (Method::GET, "/api/v1/canary", get(canary::show)),
-        (Method::POST, "/api/v1/canary", post(canary::decide)),
+        (Method::GET, "/", Needs::Nothing, get(console::page)),
+        (Method::GET, "/healthz", Needs::Nothing, get(read::healthz)),
+        (Method::GET, "/readyz", Needs::Nothing, get(read::readyz)),
+        (Method::GET, "/metrics", viewer, get(read::metrics)),
+        (Method::GET, "/openapi.json", Needs::Nothing, get(read::openapi)),
+        (Method::POST, "/api/v1/apply", operator, post(write::apply)),
+        (Method::POST, "/api/v1/delete", operator, post(write::delete)),
+        (Method::POST, "/api/v1/rollback", operator, post(write::rollback)),
+        (Method::POST, "/api/v1/release", operator, post(operate::release)),
+        (Method::POST, "/api/v1/drain", operator, post(operate::drain)),
+        (Method::POST, "/api/v1/refused", Needs::Plane, post(operate::refused)),
+        (Method::POST, "/api/v1/backup", Needs::Role(Role::Admin), post(backup::take)),
+        (Method::GET, "/api/v1/canary", viewer, get(canary::show)),
+        (Method::POST, "/api/v1/canary", operator, post(canary::decide)),
         (
             Method::GET,
             "/api/v1/canary/evidence",
+            viewer,
             get(canary::evidence),
         ),
-        (Method::GET, "/api/v1/documents", get(read::documents)),
+        (Method::GET, "/api/v1/documents", viewer, get(read::documents)),
         (
             Method::GET,
             "/api/v1/documents/{kind}/{namespace}/{name}",
+            viewer,
             get(read::document),
         ),
-        (Method::GET, "/api/v1/status", get(status::status)),
-        (Method::GET, "/api/v1/history", get(read::history)),
-        (Method::GET, "/api/v1/proxies", get(read::proxies)),
-        (Method::GET, "/api/v1/instances", get(read::instances)),
-        (Method::GET, "/api/v1/health", get(health::health)),
-        (Method::GET, "/api/v1/edges", get(read::edges)),
-        (Method::GET, "/api/v1/loads", get(read::loads)),
+        (Method::GET, "/api/v1/status", viewer, get(status::status)),
+        (Method::GET, "/api/v1/history", viewer, get(read::history)),
+        (Method::GET, "/api/v1/proxies", viewer, get(read::proxies)),
+        (Method::GET, "/api/v1/instances", viewer, get(read::instances)),
+        (Method::GET, "/api/v1/health", viewer, get(health::health)),
+        (Method::GET, "/api/v1/edges", viewer, get(read::edges)),
+        (Method::GET, "/api/v1/loads", viewer, get(read::loads)),
+        (Method::GET, "/api/v1/cert/roots", viewer, get(cert::roots)),
+        (Method::GET, "/api/v1/cert/issued", viewer, get(cert::issued)),
+        (Method::GET, "/api/v1/cert/rotation", viewer, get(cert::rotation)),
+        (Method::POST, "/api/v1/cert/rotate", admin, post(cert::rotate)),
+        (Method::POST, "/api/v1/cert/revoke", admin, post(cert::revoke)),
+        (Method::POST, "/api/v1/cert/release", admin, post(cert::release)),
+        (Method::GET, "/api/v1/cert/tokens", admin, get(cert::tokens)),
+        (
+            Method::POST,
+            "/api/v1/cert/token/revoke",
+            admin,
+            post(cert::revoke_token),
+        ),
+        (Method::POST, "/api/v1/cert/token", Needs::Secret, post(cert::token)),
+        (Method::POST, "/api/v1/cert/sign", Needs::Secret, post(cert::sign)),
+        (
+            Method::POST,
+            "/api/v1/cert/intermediate",
+            Needs::Secret,
+            post(cert::intermediate),
+        ),
+        (Method::GET, "/api/v1/me", viewer, get(user::me)),
+        (Method::POST, "/api/v1/login", Needs::Tls, post(user::login)),
+        (Method::POST, "/api/v1/logout", Needs::Nothing, post(user::logout)),
+        (Method::GET, "/api/v1/users", Needs::Role(Role::Admin), get(user::list)),
+        (Method::POST, "/api/v1/users", Needs::Secret, post(user::add)),
+        (
+            Method::DELETE,
+            "/api/v1/users/{name}",
+            Needs::Secret,
+            delete(user::remove),
+        ),
     ]
 }
 
@@ -173,8 +223,10 @@ fn routes() -> Vec<(Method, &'static str, MethodRouter<Api>)> {
 pub fn router(api: Api) -> Router {
     let router = routes()
         .into_iter()
-        .fold(Router::new(), |router, (_, path, handler)| {
-            router.route(path, handler)
+        .fold(Router::new(), |router, (_, path, needs, handler)| {
+            // What a route needs is asked once its path is known.
+            let asked = middleware::from_fn_with_state((api.clone(), needs), ask);
+            router.route(path, handler.route_layer(asked))
         });
     router
         .fallback(|| async {
@@ -193,27 +245,97 @@ pub fn router(api: Api) -> Router {
         .with_state(api)
 }
 
+/// What a route needs, of whoever came in by this connection with this token.
+async fn ask(
+    State((api, needs)): State<(Api, Needs)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let who = arrived(&request);
+    let token = user::token(request.headers());
+    match api.inner.access.judge(&who, token, needs) {
+        Ok(who) => {
+            request.extensions_mut().insert(who);
+            next.run(request).await
+        }
+        Err(refused) => {
+            let peer = request.extensions().get::<Arrival>().and_then(|a| a.remote);
+            let path = request.uri().path();
+            tracing::info!(?peer, path, reason = refused.as_str(), "a request is refused");
+            denied(refused).into_response()
+        }
+    }
+}
+
+/// Nobody where nothing is known of the connection.
+fn arrived(request: &Request) -> Who {
+    let arrival = request.extensions().get::<Arrival>();
+    arrival.map_or(Who::Nobody, |arrival| arrival.who.clone())
+}
+
+fn denied(denied: Denied) -> Failure {
+    let status = match denied.is_unproven() {
+        true => StatusCode::UNAUTHORIZED,
+        false => StatusCode::FORBIDDEN,
+    };
+    Failure::new(status, denied.to_string()).hint(denied.hint())
+}
+
 async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
-    let checked = check(request.method(), request.headers(), api.inner.address);
+    let via = match arrived(&request) {
+        Who::Open => Via::Plain(api.inner.address),
+        _ => Via::Tls,
+    };
+    let checked = check(request.method(), request.headers(), via);
     let absolute = request.uri().authority().map(|host| host.as_str());
     let checked = checked.and_then(|()| match absolute {
-        Some(host) if !is_ours(host, api.inner.address) => Err(not_ours(host)),
+        Some(host) if !via.is_ours(host) => Err(not_ours(host)),
         _ => Ok(()),
     });
     if let Err(failure) = checked {
         return failure.into_response();
     }
     let mut response = next.run(request).await;
+    let status = response.status();
     let headers = response.headers_mut();
     headers.insert(
         header::X_CONTENT_TYPE_OPTIONS,
         HeaderValue::from_static("nosniff"),
     );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if status == StatusCode::UNAUTHORIZED {
+        let bearer = HeaderValue::from_static("Bearer realm=\"phalanx\"");
+        headers.insert(header::WWW_AUTHENTICATE, bearer);
+    }
     response
 }
 
-fn check(method: &Method, headers: &HeaderMap, bound: SocketAddr) -> Result<(), Failure> {
+/// How a request came in, as far as its Host and Origin are concerned.
+#[derive(Clone, Copy, Debug)]
+enum Via {
+    /// To this bound address.
+    Plain(SocketAddr),
+    /// By whatever name: a page of another site would have been refused its certificate.
+    Tls,
+}
+
+impl Via {
+    fn is_ours(self, host: &str) -> bool {
+        match self {
+            Self::Plain(bound) => is_ours(host, bound),
+            Self::Tls => !host.is_empty(),
+        }
+    }
+
+    fn scheme(self) -> &'static str {
+        match self {
+            Self::Plain(_) => "http",
+            Self::Tls => "https",
+        }
+    }
+}
+
+fn check(method: &Method, headers: &HeaderMap, via: Via) -> Result<(), Failure> {
     let text = |name| {
         headers
             .get(name)
@@ -224,11 +346,11 @@ fn check(method: &Method, headers: &HeaderMap, bound: SocketAddr) -> Result<(), 
         let error = "more than one host header";
         return Err(Failure::new(StatusCode::BAD_REQUEST, error).hint("send one"));
     }
-    if !is_ours(host, bound) {
+    if !via.is_ours(host) {
         return Err(not_ours(host));
     }
-    if let Some(origin) = text(header::ORIGIN).filter(|origin| *origin != format!("http://{host}"))
-    {
+    let ours = format!("{}://{host}", via.scheme());
+    if let Some(origin) = text(header::ORIGIN).filter(|origin| *origin != ours) {
         return Err(Failure::new(
             StatusCode::FORBIDDEN,
             format!("origin `{origin}` is another site"),

@@ -14,6 +14,7 @@ mod loads;
 mod lost;
 mod memory;
 mod message;
+mod secrets;
 mod separate;
 mod stream;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use phalanx_model::identity::TrustDomain;
 use phalanx_proto::envoy::service::cluster::v3::cluster_discovery_service_server::ClusterDiscoveryServiceServer;
 use phalanx_proto::envoy::service::discovery::v3 as wire;
 use phalanx_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryService;
@@ -49,6 +51,8 @@ pub use fleet::{Counts, Fleet, PUSH_BOUNDS_MS, ProxyState, Refused};
 pub use hds::Hds;
 pub use loads::{INTERVAL as LOAD_INTERVAL, Load, Loads, Place, Summary};
 
+use crate::access::Who;
+use crate::ca::Ca;
 use crate::snapshot::{Compiler, Published};
 use crate::world::World;
 
@@ -76,6 +80,7 @@ impl Discovery {
             memory: memory::Memory::default(),
             clients: clients::Clients::default(),
             rewrites: separate::Rewrites::default(),
+            ca: None,
         };
         Self {
             rooms,
@@ -83,6 +88,13 @@ impl Discovery {
             stop,
             tasks: TaskTracker::new(),
         }
+    }
+
+    /// Stock proxies that prove who they are get certificates from here, over secret discovery.
+    #[must_use]
+    pub fn issuing(mut self, ca: Ca) -> Self {
+        self.rooms.ca = Some(ca);
+        self
     }
 
     /// For a gRPC server. Messages are bounded by tonic's 4 MiB.
@@ -114,12 +126,13 @@ impl Discovery {
                 "{STREAMS_MAX} streams are open, no more are taken"
             )));
         }
+        let who = Who::of(request.extensions());
         let peer = request
             .remote_addr()
             .map(|a| a.to_string())
             .unwrap_or_default();
         let (answers, stream) = mpsc::channel(ANSWERS_MAX);
-        let driver = Driver::new(session, self.rooms.clone(), peer);
+        let driver = Driver::new(session, self.rooms.clone(), peer, who);
         let (inbound, stop) = (request.into_inner(), self.stop.clone());
         self.tasks.spawn(async move {
             let ended = tokio::select! {
@@ -171,8 +184,17 @@ pub struct Publisher {
 
 impl Publisher {
     /// Compiles the present world before it returns, so that no stream is ever answered from nothing.
-    pub fn new(mut worlds: Receiver<Arc<World>>, fleet: Fleet) -> Self {
-        let mut compiler = Compiler::default();
+    pub fn new(worlds: Receiver<Arc<World>>, fleet: Fleet) -> Self {
+        Self::in_domain(worlds, fleet, TrustDomain::default())
+    }
+
+    /// The same in a mesh whose identities are of this trust domain.
+    pub fn in_domain(
+        mut worlds: Receiver<Arc<World>>,
+        fleet: Fleet,
+        trust_domain: TrustDomain,
+    ) -> Self {
+        let mut compiler = Compiler::new(trust_domain);
         let world = worlds.borrow_and_update().clone();
         let (published, _) = watch::channel(Arc::new(compiler.compile(world)));
         Self {

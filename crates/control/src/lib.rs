@@ -4,8 +4,8 @@
 //! [`snapshot`] compiles it, [`discovery`] sends it. Instances enter by [`registry`], reports by [`observe`]. Everything that
 //! is stored comes back through the world: no room tells another what it has just written.
 //!
-//! Module order (a module imports only later ones): serve, access, listen, api, console, metrics, discovery, observe, import, registry,
-//! planes, health, dns, ocsp, ca, admit, carry, snapshot, world.
+//! Module order (a module imports only later ones): serve, listen, api, console, metrics, discovery, observe, import,
+//! registry, planes, health, dns, ocsp, ca, access, admit, carry, snapshot, world.
 
 pub mod access;
 pub mod admit;

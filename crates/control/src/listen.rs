@@ -1,40 +1,54 @@
 //! Connections from anyone: a bounded number at once, a deadline for their first words and one for reading what they get.
+//! The first byte tells TLS from plain text; who is at the other end of TLS is known before a word is heard.
 //!
 //! A full house waits in the kernel's backlog, and so do newcomers while descriptors have run out; nothing spins. What is
-//! spoken on a connection is the servers' business.
+//! spoken on a connection is the servers' business. A peer that is revoked, or whose root is trusted no more, is cut off.
+
+mod door;
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
+
+use self::door::Entered;
+use crate::access::Arrival;
+
+pub use self::door::{ADMIN, Door, OCSP, XDS};
 
 /// A listener that lets in at most so many at once.
 pub struct Connections {
     listener: TcpListener,
     seats: Arc<Semaphore>,
+    door: Arc<Door>,
     stop: CancellationToken,
 }
 
 impl Connections {
-    pub fn new(listener: TcpListener, most: usize, stop: CancellationToken) -> Self {
+    pub fn new(listener: TcpListener, most: usize, door: Door, stop: CancellationToken) -> Self {
         Self {
             listener,
             seats: Arc::new(Semaphore::new(most)),
+            door: Arc::new(door),
             stop,
         }
     }
@@ -42,38 +56,72 @@ impl Connections {
     /// Serves HTTP/1.1 until `stop`; ends when every connection has, or a little later.
     pub async fn serve_http(self, router: Router) {
         let tasks = TaskTracker::new();
-        while let Some((stream, seat)) = self.accept().await {
-            let connection = Connection::new(stream, seat, None);
-            tasks.spawn(http(connection, router.clone(), self.stop.clone()));
+        let watch = self.door.clone().watch(self.stop.clone());
+        let watch = tokio::spawn(watch);
+        while let Some((stream, remote, seat)) = self.accept().await {
+            let (door, stop, router) = (self.door.clone(), self.stop.clone(), router.clone());
+            tasks.spawn(async move {
+                let entered = tokio::select! {
+                    () = stop.cancelled() => return,
+                    entered = door.enter(stream, remote) => entered,
+                };
+                if let Some(entered) = entered {
+                    http(Connection::new(entered, seat, None), router, stop).await;
+                }
+            });
         }
         tasks.close();
         tasks.wait().await;
+        watch.abort();
     }
 
-    /// For a server of HTTP/2: connections that end by themselves unless the peer introduces itself in time.
+    /// For a server of HTTP/2: connections that end by themselves unless the peer introduces itself in time. Must be called
+    /// within a runtime.
     pub fn greeted(self) -> impl Stream<Item = io::Result<Connection>> {
-        futures_util::stream::unfold(self, |connections| async move {
-            let (stream, seat) = connections.accept().await?;
-            let stop = connections.stop.clone();
-            let until = async move {
-                let _ = timeout(GREETING_MAX, stop.cancelled()).await;
+        let (sender, entered) = mpsc::channel(ENTERED_MAX);
+        tokio::spawn(self.admit(sender));
+        ReceiverStream::new(entered)
+    }
+
+    /// Ends after `stop`, or when nobody takes connections any more.
+    async fn admit(self, sender: mpsc::Sender<io::Result<Connection>>) {
+        let watch = tokio::spawn(self.door.clone().watch(self.stop.clone()));
+        loop {
+            let accepted = tokio::select! {
+                () = sender.closed() => break,
+                accepted = self.accept() => accepted,
             };
-            let greeting = Greeting {
-                missing: GREETING_BYTES,
-                until: Box::pin(until),
+            let Some((stream, remote, seat)) = accepted else {
+                break;
             };
-            let connection = Connection::new(stream, seat, Some(greeting));
-            Some((Ok(connection), connections))
-        })
+            let (door, stop, sender) = (self.door.clone(), self.stop.clone(), sender.clone());
+            tokio::spawn(async move {
+                let entered = tokio::select! {
+                    () = stop.cancelled() => return,
+                    entered = door.enter(stream, remote) => entered,
+                };
+                let Some(entered) = entered else { return };
+                let until = async move {
+                    let _ = timeout(GREETING_MAX, stop.cancelled()).await;
+                };
+                let greeting = Greeting {
+                    missing: GREETING_BYTES,
+                    until: Box::pin(until),
+                };
+                let connection = Connection::new(entered, seat, Some(greeting));
+                let _ = sender.send(Ok(connection)).await;
+            });
+        }
+        watch.abort();
     }
 
     /// None after `stop`.
-    async fn accept(&self) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+    async fn accept(&self) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
         let accepted = async {
             let seat = self.seats.clone().acquire_owned().await.ok()?;
             loop {
                 match self.listener.accept().await {
-                    Ok((stream, _)) => return Some((stream, seat)),
+                    Ok((stream, remote)) => return Some((stream, remote, seat)),
                     Err(error) => {
                         tracing::warn!(%error, "cannot take a connection");
                         sleep(ACCEPT_PAUSE).await;
@@ -89,7 +137,12 @@ impl Connections {
 }
 
 async fn http(connection: Connection, router: Router, stop: CancellationToken) {
-    let service = TowerToHyperService::new(router);
+    let arrival = connection.connect_info();
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(arrival.clone());
+        router.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_MAX)
@@ -130,7 +183,7 @@ pub fn within_descriptors(wanted: usize) -> usize {
 
 /// A seat and a socket.
 pub struct Connection {
-    stream: TcpStream,
+    entered: Entered,
     greeting: Option<Greeting>,
     /// Runs while a write waits for the peer to read.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -143,11 +196,9 @@ struct Greeting {
 }
 
 impl Connection {
-    fn new(stream: TcpStream, seat: OwnedSemaphorePermit, greeting: Option<Greeting>) -> Self {
-        // Only costs time where it fails.
-        let _ = stream.set_nodelay(true);
+    fn new(entered: Entered, seat: OwnedSemaphorePermit, greeting: Option<Greeting>) -> Self {
         Self {
-            stream,
+            entered,
             greeting,
             stalled: None,
             _seat: seat,
@@ -179,8 +230,11 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.entered.poll_cut(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         let before = into.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, into);
+        let read = Pin::new(&mut self.entered.wire).poll_read(cx, into);
         let Some(greeting) = &mut self.greeting else {
             return read;
         };
@@ -206,7 +260,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         from: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, from);
+        let written = Pin::new(&mut self.entered.wire).poll_write(cx, from);
         self.patient(written, cx)
     }
 
@@ -215,28 +269,28 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         from: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, from);
+        let written = Pin::new(&mut self.entered.wire).poll_write_vectored(cx, from);
         self.patient(written, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.entered.wire.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        Pin::new(&mut self.entered.wire).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        Pin::new(&mut self.entered.wire).poll_shutdown(cx)
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Arrival;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+    fn connect_info(&self) -> Arrival {
+        self.entered.arrival.clone()
     }
 }
 
@@ -252,6 +306,8 @@ const HEAD_MAX: Duration = Duration::from_secs(10);
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Without a byte taken.
 const STALL_MAX: Duration = Duration::from_secs(30);
+/// Connections that wait for their server.
+const ENTERED_MAX: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// For answers under way when the server stops.
 const GOODBYE_MAX: Duration = Duration::from_secs(2);
@@ -269,7 +325,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
         (
-            Connections::new(listener, most, stop.clone()),
+            Connections::new(listener, most, Door::plain(), stop.clone()),
             address,
             stop,
         )
@@ -277,20 +333,23 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_does_not_introduce_itself_is_let_go() {
-        for words in ["", "PRI * HTTP/2.0\r\n"] {
-            let (connections, address, _stop) = connections(1).await;
-            let mut peer = TcpStream::connect(address).await.unwrap();
-            peer.write_all(words.as_bytes()).await.unwrap();
-            let mut connection = std::pin::pin!(connections.greeted())
-                .next()
-                .await
-                .unwrap()
-                .unwrap();
-            let mut heard = Vec::new();
-            let error = connection.read_to_end(&mut heard).await.unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-            assert_eq!(heard, words.as_bytes());
+        let (connections, address, _stop) = connections(1).await;
+        let mut connections = std::pin::pin!(connections.greeted());
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        let mut heard = [0; 8];
+        tokio::select! {
+            _ = connections.next() => panic!("a peer that said nothing is let in"),
+            read = silent.read(&mut heard) => assert!(matches!(read, Ok(0) | Err(_))),
         }
+
+        let words = "PRI * HTTP/2.0\r\n";
+        let mut peer = TcpStream::connect(address).await.unwrap();
+        peer.write_all(words.as_bytes()).await.unwrap();
+        let mut connection = connections.next().await.unwrap().unwrap();
+        let mut heard = Vec::new();
+        let error = connection.read_to_end(&mut heard).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(heard, words.as_bytes());
     }
 
     #[tokio::test(start_paused = true)]
@@ -339,7 +398,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_does_not_read_is_let_go() {
         let (connections, address, _stop) = connections(1).await;
-        let _peer = TcpStream::connect(address).await.unwrap();
+        let mut peer = TcpStream::connect(address).await.unwrap();
+        peer.write_all(b"P").await.unwrap();
         let mut connection = std::pin::pin!(connections.greeted())
             .next()
             .await
@@ -352,10 +412,12 @@ mod tests {
     #[tokio::test]
     async fn more_than_there_are_seats_wait_for_one() {
         let (connections, address, _stop) = connections(1).await;
-        let _peers = (
+        let mut peers = (
             TcpStream::connect(address).await.unwrap(),
             TcpStream::connect(address).await.unwrap(),
         );
+        peers.0.write_all(b"P").await.unwrap();
+        peers.1.write_all(b"P").await.unwrap();
         let mut connections = std::pin::pin!(connections.greeted());
         let first = connections.next().await.unwrap().unwrap();
         assert!(

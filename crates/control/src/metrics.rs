@@ -2,10 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use phalanx_pki::clock::{Clock, SystemClock};
 use phalanx_store::Store;
 use phalanx_telemetry::metrics::{Exposition, Family};
 use phalanx_telemetry::process;
 
+use crate::access::Refusals;
+use crate::ca::Ca;
 use crate::discovery::{Fleet, Load, Loads, PUSH_BOUNDS_MS, Summary};
 use crate::dns;
 use crate::health::Health;
@@ -23,6 +26,8 @@ pub struct Sources<'a> {
     pub loads: &'a Loads,
     pub health: &'a Health,
     pub dns: Option<&'a dns::Counts>,
+    pub refusals: &'a Refusals,
+    pub ca: Option<&'a Ca>,
 }
 
 /// The whole text.
@@ -36,6 +41,8 @@ pub fn write(sources: &Sources<'_>) -> String {
         loads,
         health,
         dns,
+        refusals,
+        ca,
     } = *sources;
     let mut out = Exposition::new();
     process::write(&mut out);
@@ -47,6 +54,10 @@ pub fn write(sources: &Sources<'_>) -> String {
     of_health(&mut out, health);
     if let Some(dns) = dns {
         of_dns(&mut out, dns);
+    }
+    of_refusals(&mut out, refusals);
+    if let Some(ca) = ca {
+        of_ca(&mut out, ca);
     }
     counter(
         &mut out,
@@ -395,6 +406,59 @@ fn of_health(out: &mut Exposition, health: &Health) {
         ("unhealthy", &counts.to_unhealthy),
     ] {
         samples.sample(&[("to", to)], load(count));
+    }
+}
+
+fn of_refusals(out: &mut Exposition, refusals: &Refusals) {
+    let family = Family::counter(
+        "phalanx_tls_refused_total",
+        "Connections that were not let in, or were cut off, by port and reason.",
+    );
+    let mut samples = out.family(&family);
+    for ((port, reason), count) in refusals.of_tls() {
+        samples.sample(&[("port", port), ("reason", reason)], count);
+    }
+    let family = Family::counter(
+        "phalanx_access_denied_total",
+        "Requests and calls that were turned down, by reason.",
+    );
+    let mut samples = out.family(&family);
+    for (reason, count) in refusals.of_requests() {
+        samples.sample(&[("reason", reason)], count);
+    }
+}
+
+fn of_ca(out: &mut Exposition, ca: &Ca) {
+    let (now, authority, own) = (SystemClock.now(), ca.authority(), ca.own().credentials());
+    let roots = ca.roots().iter().map(|root| root.not_after()).min();
+    let ends = [
+        ("root", roots),
+        ("intermediate", Some(authority.active().not_after())),
+        ("own", own.map(|own| own.not_after())),
+    ];
+    let family = Family::gauge(
+        "phalanx_ca_certificate_expiry_seconds",
+        "How long the authority's certificates are good: of the roots the first to end, what signs, the control plane's own.",
+    );
+    let mut samples = out.family(&family);
+    for (kind, end) in ends {
+        let left = end.map_or(0, |end| now.until(end).as_secs());
+        samples.sample(&[("kind", kind)], left);
+    }
+    let family = Family::gauge(
+        "phalanx_certificates",
+        "Certificates in the issuance log, by state; late is an alarm: in use, and not renewed in time.",
+    );
+    let census = ca.census();
+    let mut samples = out.family(&family);
+    for (state, count) in [
+        ("good", census.good),
+        ("late", census.late),
+        ("renewed", census.renewed),
+        ("revoked", census.revoked),
+        ("expired", census.expired),
+    ] {
+        samples.sample(&[("state", state)], count);
     }
 }
 

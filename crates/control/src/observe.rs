@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 use self::edges::{EdgeKey, Edges, Sums};
 use self::nodes::Nodes;
 pub use self::nodes::{ByDestination, Traffic};
+use crate::access::Who;
 use crate::registry::Registry;
 
 /// Shared by the gRPC service and the admin API; cheap to clone.
@@ -181,7 +182,11 @@ impl wire::observe_server::Observe for Observe {
         &self,
         request: Request<wire::ReportRequest>,
     ) -> Result<Response<wire::ReportResponse>, Status> {
-        self.take(request.into_inner())?;
+        let who = Who::of(request.extensions());
+        let report = request.into_inner();
+        who.owns(&ServiceName::new(&report.namespace, &report.service))?;
+        who.owns_node(&report.node)?;
+        self.take(report)?;
         Ok(Response::new(wire::ReportResponse {
             bounds_us: edges::BOUNDS_US.to_vec(),
         }))

@@ -7,9 +7,11 @@
 mod duty;
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use phalanx_client::admin::Admin;
+use phalanx_client::secure::Secure;
 use phalanx_store::{Error, LeaseId, Revision, Store, Txn};
 use tokio::sync::watch::{self, Receiver, Sender};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -57,6 +59,8 @@ pub struct Held {
 pub struct Planes {
     identity: Arc<Identity>,
     held: Receiver<Option<Held>>,
+    /// How the others are asked; none: in plain text.
+    secure: Arc<OnceLock<Secure>>,
 }
 
 /// Claims and keeps the lease.
@@ -99,11 +103,36 @@ impl Planes {
             term: 0,
             stop,
         };
-        (Self { identity, held }, keeper)
+        let planes = Self {
+            identity,
+            held,
+            secure: Arc::default(),
+        };
+        (planes, keeper)
     }
 
     pub fn name(&self) -> &str {
         &self.identity.name
+    }
+
+    /// From now on the others are asked over TLS, as whoever this is. Once, before anything is asked.
+    pub fn prove(&self, secure: Secure) {
+        // A second one would be the composition root's mistake, and changes nothing.
+        let _ = self.secure.set(secure);
+    }
+
+    /// A way to ask another one, by its admin address.
+    pub fn ask(&self, admin: &str, patience: Duration) -> Admin {
+        let client = Admin::new(admin).with_timeout(patience);
+        match self.secure.get() {
+            Some(secure) => client.with_secure(secure.clone()),
+            None => client,
+        }
+    }
+
+    /// The admin address that the others know.
+    pub fn admin(&self) -> &str {
+        &self.identity.admin
     }
 
     pub fn key(&self) -> String {

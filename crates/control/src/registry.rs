@@ -34,6 +34,7 @@ use self::agree::Agreed;
 use self::evidence::Evidence;
 use self::leases::{LeaseError, LeaseState, Leases, TICK_MS, TtlBounds};
 use self::writer::{Wish, Writer, refusal};
+use crate::access::Who;
 use crate::planes::{Held, Identity, Keeper, Planes};
 use crate::world::record::{InstanceRecord, instance_key};
 use crate::world::{Registered, World};
@@ -511,6 +512,11 @@ fn key(namespace: &str, service: &str, id: &str) -> Result<InstanceId, Status> {
     id_from_wire(namespace, service, id).map_err(|e| unfit(&e))
 }
 
+/// As the peer says; no name is nobody's.
+fn named(namespace: &str, service: &str) -> ServiceName {
+    ServiceName::new(namespace, service)
+}
+
 /// Names what the peer sent, which may be anything: it is shown, on its terminal and in logs, not obeyed.
 fn unfit(error: &dyn std::fmt::Display) -> Status {
     let mut shown = String::new();
@@ -548,7 +554,8 @@ impl wire::registry_server::Registry for Registry {
         &self,
         request: Request<Streaming<wire::HeartbeatBatch>>,
     ) -> Result<Response<Self::HeartbeatsStream>, Status> {
-        let stream = beats::stream(self, request.into_inner())?;
+        let who = Who::of(request.extensions());
+        let stream = beats::stream(self, who, request.into_inner())?;
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -556,13 +563,21 @@ impl wire::registry_server::Registry for Registry {
         &self,
         request: Request<wire::RegisterRequest>,
     ) -> Result<Response<wire::RegisterResponse>, Status> {
-        self.assert(request.into_inner()).await.map(Response::new)
+        let who = Who::of(request.extensions());
+        let mut request = request.into_inner();
+        if let Some(instance) = &mut request.instance {
+            who.owns(&named(&instance.namespace, &instance.service))?;
+            // Others would shake hands with somebody who can't.
+            instance.mutual_tls &= who.is_workload();
+        }
+        self.assert(request).await.map(Response::new)
     }
 
     async fn heartbeat(
         &self,
         request: Request<wire::HeartbeatRequest>,
     ) -> Result<Response<wire::HeartbeatResponse>, Status> {
+        let who = Who::of(request.extensions());
         let wire::HeartbeatRequest {
             namespace,
             service,
@@ -570,6 +585,7 @@ impl wire::registry_server::Registry for Registry {
             epoch,
         } = request.into_inner();
         let id = key(&namespace, &service, &id)?;
+        who.owns(&id.service)?;
         self.admitted().await?;
         bump(&self.inner.counts.heartbeats, 1);
         let now = self.now_ms();
@@ -584,7 +600,10 @@ impl wire::registry_server::Registry for Registry {
         &self,
         request: Request<wire::DeregisterRequest>,
     ) -> Result<Response<wire::DeregisterResponse>, Status> {
-        self.withdraw(request.into_inner()).await.map(Response::new)
+        let who = Who::of(request.extensions());
+        let request = request.into_inner();
+        who.owns(&named(&request.namespace, &request.service))?;
+        self.withdraw(request).await.map(Response::new)
     }
 
     async fn watch(

@@ -7,8 +7,10 @@
 mod asks;
 mod catalog;
 mod demand;
+mod inbound;
 mod index;
 mod node;
+mod own;
 mod proxyless;
 mod publish;
 mod routes;
@@ -17,6 +19,7 @@ mod table;
 use std::sync::Arc;
 
 use phalanx_model::document::DocumentId;
+use phalanx_model::identity::{SYSTEM_NAMESPACE, TrustDomain};
 use phalanx_model::name::Direction;
 use phalanx_model::resource::{Assignment, Cluster, Listener, ListenerProtocol, RouteTable};
 use phalanx_model::{ClusterName, ServiceName, SharedMap};
@@ -24,9 +27,10 @@ use phalanx_model::{ClusterName, ServiceName, SharedMap};
 use index::{Index, Touched};
 
 pub use asks::{Asks, host};
-pub use catalog::{Catalog, CatalogPort, Ports, UNENFORCED};
+pub use catalog::{Catalog, CatalogPort, Ports};
 pub use demand::{DEMAND, Demand};
-pub use node::{Node, NodeError};
+pub use node::{Node, NodeError, NodeTls};
+pub use own::Own;
 pub use proxyless::{Proxyless, SERVER_LISTENER, Unmet};
 pub use publish::{Changes, Compiler, Published, Resources, encode_table};
 pub use routes::{OUTBOUND, Rules};
@@ -60,6 +64,8 @@ impl Finding {
 /// Parts that did not change are shared with the mesh before, so that two are compared by pointer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Mesh {
+    /// Of all identities in it.
+    pub trust_domain: TrustDomain,
     pub catalog: Catalog,
     pub clusters: SharedMap<ClusterName, Arc<Cluster>>,
     pub assignments: SharedMap<ClusterName, Arc<Assignment>>,
@@ -74,6 +80,8 @@ pub struct Mesh {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Notes {
     of_service: Noted,
+    /// By namespace, with an empty name.
+    of_namespace: Noted,
     of_rules: Noted,
 }
 
@@ -108,9 +116,28 @@ impl Mesh {
     pub fn advance(&self, before: &World, world: &World) -> Self {
         let mut mesh = self.clone();
         let Touched {
-            services,
+            mut services,
             mut rules,
+            namespaces,
+            everything,
         } = mesh.index.follow(before, world);
+        let spoken_of =
+            |service: &&ServiceName| everything || namespaces.contains(&service.namespace);
+        if everything || !namespaces.is_empty() {
+            services.extend(self.catalog.services.keys().filter(spoken_of).cloned());
+        }
+        for namespace in namespaces {
+            let (about, ids) = match namespace.as_str() {
+                SYSTEM_NAMESPACE => ("the mesh".to_owned(), mesh.index.peers_of_mesh().collect()),
+                _ => {
+                    let ids = mesh.index.peers_of_namespace(&namespace).collect();
+                    (format!("namespace {namespace}"), ids)
+                }
+            };
+            let conflicts = inbound::conflicts(world, ids, &about);
+            let key = ServiceName::new(namespace, "");
+            mesh.notes.of_namespace.set(&key, conflicts);
+        }
         for service in catalog::compile(&mut mesh, world, services) {
             // A backend that comes or goes changes the rules that name it.
             rules.extend(mesh.index.parents_of_users(world, &service));
@@ -118,18 +145,24 @@ impl Mesh {
         }
         routes::compile(&mut mesh, world, rules);
         let (was, is) = (&self.notes, &mesh.notes);
-        if !was.of_service.0.same(&is.of_service.0) || !was.of_rules.0.same(&is.of_rules.0) {
+        let pairs = [
+            (&was.of_service, &is.of_service),
+            (&was.of_namespace, &is.of_namespace),
+            (&was.of_rules, &is.of_rules),
+        ];
+        if !pairs.iter().all(|(was, is)| was.0.same(&is.0)) {
             mesh.findings = Arc::new(mesh.notes.collect());
         }
         mesh
     }
 
-    /// EndpointSlices and BackendPolicies of a service.
+    /// EndpointSlices, BackendPolicies and PeerAuthentications of a service.
     fn sources(&self, service: &ServiceName) -> impl Iterator<Item = &DocumentId> {
         self.index
             .slices
             .of(service)
             .chain(self.index.policies.of(service))
+            .chain(self.index.peers.of(service))
     }
 
     /// Everything one node receives.
@@ -145,7 +178,8 @@ impl Mesh {
 
 impl Notes {
     fn collect(&self) -> Vec<Finding> {
-        let notes = self.of_service.0.values().chain(self.of_rules.0.values());
+        let all = [&self.of_service, &self.of_namespace, &self.of_rules];
+        let notes = all.into_iter().flat_map(|noted| noted.0.values());
         let mut findings: Vec<_> = notes.flat_map(|of_one| of_one.iter()).cloned().collect();
         findings.sort_unstable();
         findings.dedup();

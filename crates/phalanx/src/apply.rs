@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use phalanx_client::admin::Admin;
 use phalanx_client::api::{
     ApplyRequest, ApplyResponse, CanaryTerms, Change, ChangeAction, DeleteRequest, DocumentRef,
 };
@@ -28,7 +29,7 @@ pub struct Options {
 }
 
 #[derive(Args)]
-struct CanaryOptions {
+pub struct CanaryOptions {
     /// First this many proxies, then all if those bear it, else none
     #[arg(long, value_name = "K|P%")]
     canary: Option<String>,
@@ -44,7 +45,7 @@ struct CanaryOptions {
 }
 
 impl CanaryOptions {
-    fn terms(self) -> Option<CanaryTerms> {
+    pub fn terms(self) -> Option<CanaryTerms> {
         Some(CanaryTerms {
             first: self.canary?,
             watch_ms: u64::try_from(self.watch.as_millis()).unwrap_or(u64::MAX),
@@ -71,9 +72,11 @@ pub struct DeleteOptions {
     names: Vec<String>,
     #[command(flatten)]
     change: ChangeOptions,
-    /// End only when every proxy has it
+    /// End only when every proxy has it; with --canary, when it is decided
     #[arg(long)]
     wait: bool,
+    #[command(flatten)]
+    canary: CanaryOptions,
 }
 
 #[derive(Args)]
@@ -123,10 +126,15 @@ pub async fn apply(options: Options) -> Outcome {
     let client = change.admin.client();
     let answer = client.apply(&request).await?;
     show(change.output, &answer)?;
+    arrived(&client, &answer, options.wait).await
+}
+
+/// Waits until every proxy has a change, or a canary of it is decided; for a dry run there is nothing to wait for.
+pub async fn arrived(client: &Admin, answer: &ApplyResponse, wait: bool) -> Outcome {
     match &answer.canary {
-        _ if !options.wait || change.dry_run => Ok(()),
-        Some(staged) => canary::wait(&client, staged).await,
-        None => status::wait_for(&client, answer.revision).await,
+        _ if !wait || answer.dry_run => Ok(()),
+        Some(staged) => canary::wait(client, staged).await,
+        None => status::wait_for(client, answer.revision).await,
     }
 }
 
@@ -151,14 +159,12 @@ pub async fn delete(options: DeleteOptions) -> Outcome {
         dry_run: change.dry_run,
         author: author(),
         message: change.message,
+        canary: options.canary.terms(),
     };
     let client = change.admin.client();
     let answer = client.delete(&request).await?;
     show(change.output, &answer)?;
-    if options.wait && !change.dry_run {
-        status::wait_for(&client, answer.revision).await?;
-    }
-    Ok(())
+    arrived(&client, &answer, options.wait).await
 }
 
 /// Exit code 1 when something would change, as `diff` and `kubectl diff` do.

@@ -3,6 +3,7 @@
 use clap::Args;
 use phalanx_client::api::{HistoryChange, HistoryEntry, RollbackRequest};
 
+use crate::apply::CanaryOptions;
 use crate::exit::Outcome;
 use crate::output::{self, Format, Table};
 use crate::{AdminOptions, diff};
@@ -35,9 +36,11 @@ pub struct RollbackOptions {
     /// Why, for the history
     #[arg(short, long)]
     message: Option<String>,
-    /// End only when every proxy has it
+    /// End only when every proxy has it; with --canary, when it is decided
     #[arg(long)]
     wait: bool,
+    #[command(flatten)]
+    canary: CanaryOptions,
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
     #[command(flatten)]
@@ -77,14 +80,12 @@ pub async fn rollback(options: RollbackOptions) -> Outcome {
         dry_run: options.dry_run,
         author: crate::apply::author(),
         message: options.message,
+        canary: options.canary.terms(),
     };
     let client = options.admin.client();
     let answer = client.rollback(&request).await?;
     crate::apply::show(options.output, &answer)?;
-    if options.wait && !options.dry_run {
-        crate::status::wait_for(&client, answer.revision).await?;
-    }
-    Ok(())
+    crate::apply::arrived(&client, &answer, options.wait).await
 }
 
 /// One change and its documents.

@@ -4,7 +4,9 @@ mod apply;
 mod arena;
 mod backup;
 mod canary;
+mod cert;
 mod control;
+mod credentials;
 mod demo;
 mod diff;
 mod drain;
@@ -26,6 +28,7 @@ mod restore;
 mod signal;
 mod status;
 mod usage;
+mod user;
 
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
@@ -80,6 +83,10 @@ enum Verb {
     Canary(canary::Options),
     /// Check files without a control plane
     Lint(lint::Options),
+    /// Deal in identities: join tokens, certificates, revocation, the rotation of the root
+    Cert(cert::Options),
+    /// Say who may ask the control plane, and what they may do
+    User(user::Options),
     /// Write everything stored into one file
     Backup(backup::Options),
     /// Make a backup the store of a folder
@@ -111,11 +118,13 @@ pub struct AdminOptions {
     /// Admin address of the control plane
     #[arg(long, env = "PHALANX_ADMIN", value_name = "HOST:PORT", default_value = phalanx_client::api::DEFAULT_ADMIN, value_parser = usage::parse_admin)]
     admin: String,
+    #[command(flatten)]
+    credentials: credentials::Credentials,
 }
 
 impl AdminOptions {
     fn client(&self) -> Admin {
-        Admin::new(&self.admin)
+        self.credentials.apply(Admin::new(&self.admin))
     }
 }
 
@@ -175,6 +184,8 @@ impl Verb {
             Self::History(options) => history::run(options).await,
             Self::Rollback(options) => history::rollback(options).await,
             Self::Canary(options) => canary::run(options).await,
+            Self::Cert(options) => cert::run(options).await,
+            Self::User(options) => user::run(options).await,
             Self::Backup(options) => backup::run(options).await,
             Self::Migrate(options) => migrate::run(options).await,
             Self::Ps(options) => observe::ps(options).await,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use phalanx_client::api::Edge;
+use phalanx_client::api::{Edge, ProxyCertificate};
 use serde::Serialize;
 
 use crate::AdminOptions;
@@ -47,6 +47,7 @@ pub async fn ps(options: Options) -> Outcome {
             "TARGET",
             "REFUSED",
             "MEMORY",
+            "CERT",
             "CONNECTED",
         ]);
         for p in &proxies.items {
@@ -62,11 +63,25 @@ pub async fn ps(options: Options) -> Outcome {
                 } else {
                     format!("{:.1}MB", p.memory_bytes as f64 / 1e6)
                 },
+                match &p.certificate {
+                    None => "-".to_owned(),
+                    Some(certificate) => remaining(certificate, now),
+                },
                 output::age(p.connected_ms, now),
             ]);
         }
         table.render(output::stdout_style())
     })
+}
+
+/// Of its life; a mark where it should have been renewed by now.
+fn remaining(certificate: &ProxyCertificate, now_ms: u64) -> String {
+    let left = output::age(now_ms, certificate.not_after_ms);
+    match (certificate.not_after_ms <= now_ms, certificate.late) {
+        (true, _) => "expired".to_owned(),
+        (false, true) => format!("{left} late"),
+        (false, false) => left,
+    }
 }
 
 pub async fn instances(options: Options) -> Outcome {

@@ -69,6 +69,7 @@ fn is_wrong(status: &Status) -> bool {
         || !status.findings.is_empty()
         || !status.held.is_empty()
         || !status.not_connected.is_empty()
+        || !status.late_certificates.is_empty()
         || status.read_only.is_some()
         || status.planes.iter().any(|plane| plane.error.is_some())
 }
@@ -314,6 +315,22 @@ fn render(status: &Status) -> String {
             "{} {} endpoints do not work (phalanx health says which, and why)\n",
             style.warn("unhealthy"),
             status.unhealthy
+        );
+    }
+    for late in &status.late_certificates {
+        let now = output::now_ms();
+        let what = match late.expired {
+            true => style.error("certificate expired"),
+            false => style.warn("certificate not renewed"),
+        };
+        let when = match late.expired {
+            true => format!("{} ago", output::age(late.not_after_ms, now)),
+            false => format!("{} left", output::age(now, late.not_after_ms)),
+        };
+        text += &format!(
+            "{what} {}: {when}, serial {} (its log says why; `phalanx cert list --expiring 24h`)\n",
+            output::plain(&late.node),
+            late.serial
         );
     }
     for h in &status.held {

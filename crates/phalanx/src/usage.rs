@@ -4,13 +4,14 @@ use std::ffi::OsString;
 
 use crate::exit::Failure;
 
-/// Moves a leading `--admin HOST:PORT` behind the verb, where it means the same.
+/// Moves a leading `--admin HOST:PORT`, `--roots FILE` or `--token-file FILE` behind the verb, where it means the same.
 pub fn normalized(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut rest = arguments.peekable();
     let mut normalized: Vec<OsString> = rest.next().into_iter().collect();
     let mut moved = Vec::new();
-    while let Some(argument) = rest.next_if(|a| a.to_string_lossy().starts_with("--admin")) {
-        let takes_next = argument == "--admin";
+    let leads = |a: &OsString| LEADING.iter().any(|flag| a.to_string_lossy().starts_with(flag));
+    while let Some(argument) = rest.next_if(leads) {
+        let takes_next = LEADING.iter().any(|flag| argument == *flag);
         moved.push(argument);
         if takes_next {
             moved.extend(rest.next());
@@ -46,9 +47,14 @@ pub fn failure(error: &clap::Error) -> Failure {
     Failure::usage(first).hint("see `phalanx --help`")
 }
 
-/// `HOST:PORT`, with or without `http://` before it.
+/// How the control plane is asked, whatever the verb.
+const LEADING: [&str; 3] = ["--admin", "--roots", "--token-file"];
+
+/// `HOST:PORT`, with or without `https://` before it.
 pub fn parse_admin(text: &str) -> Result<String, String> {
-    let address = text.strip_prefix("http://").unwrap_or(text);
+    let schemes = ["http://", "https://"];
+    let address = schemes.iter().find_map(|scheme| text.strip_prefix(scheme));
+    let address = address.unwrap_or(text);
     let address = address.trim_end_matches('/');
     let is_host = |host: &str| {
         let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"-._:[]".contains(&b);

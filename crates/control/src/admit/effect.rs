@@ -10,7 +10,7 @@ use phalanx_model::resource::{Action, Assignment, Forward, Rule, VirtualHost};
 use phalanx_xds::{Kind, Snapshot};
 
 use super::leaves::{bounded, differences};
-use crate::snapshot::{Asks, Compiler, Finding, Mesh, Node, Published, host};
+use crate::snapshot::{Asks, Compiler, Finding, Mesh, Node, Own, Published, host};
 use crate::world::World;
 
 /// Who is there to receive something.
@@ -165,8 +165,9 @@ fn received<'n>(
                 let (old, new) = (asks.snapshot(&before, node), asks.snapshot(&after, node));
                 Arc::new(changed(&old, &new))
             });
+            let names = with_own(names, &before, &after, node);
             if !names.is_empty() {
-                received.push((node, names.clone()));
+                received.push((node, names));
             }
             continue;
         }
@@ -196,11 +197,26 @@ fn received<'n>(
                 names
             }
         };
+        let names = with_own(&names, &before, &after, node);
         if !names.is_empty() {
             received.push((node, names));
         }
     }
     received
+}
+
+/// With the listener that is the node's own, if that changes too.
+fn with_own(names: &Arc<Names>, before: &Published, after: &Published, node: &Node) -> Arc<Names> {
+    let listener = |published| Own::default().listener(published, node).cloned();
+    let (old, new) = (listener(before), listener(after));
+    match new {
+        Some(new) if old.is_none_or(|old| old.version != new.version) => {
+            let mut names = (**names).clone();
+            names.insert((Kind::Listener, new.name.clone()));
+            Arc::new(names)
+        }
+        _ => names.clone(),
+    }
 }
 
 fn changed(old: &Snapshot, new: &Snapshot) -> Names {

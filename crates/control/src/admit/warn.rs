@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use phalanx_client::api::{File, Problem};
-use phalanx_model::document::{Document, DocumentId};
+use phalanx_model::ServiceName;
+use phalanx_model::document::{AuthorizationPolicy, Document, DocumentId, PeerAuthentication};
 use phalanx_model::manifest::Places;
 
 use super::{Admitted, Step};
@@ -70,6 +71,13 @@ fn path_of(document: &Document, message: &str) -> String {
                 .iter()
                 .position(|target| message.ends_with(&format!("Service {target}")));
             indexed("targetRefs", index)
+        }
+        Document::AuthorizationPolicy(AuthorizationPolicy { targets, .. })
+        | Document::PeerAuthentication(PeerAuthentication { targets, .. }) => {
+            let named = |target: &ServiceName| {
+                names(target) || message.ends_with(&format!("Service {target}"))
+            };
+            indexed("targetRefs", targets.iter().position(named))
         }
         _ => "metadata.name".to_owned(),
     }

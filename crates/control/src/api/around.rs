@@ -27,8 +27,8 @@ impl Api {
         F: Future<Output = Result<T, phalanx_client::admin::AdminError>>,
     {
         let world = self.world();
-        let own = self.inner.registry.planes().name();
-        let asked = others(&world, own, self.inner.address).map(|(name, admin, client)| {
+        let planes = self.inner.registry.planes();
+        let asked = others(&world, planes).map(|(name, admin, client)| {
             let answer = client.map(&ask);
             let (name, admin) = (name.to_owned(), admin.to_owned());
             async move {

@@ -1,14 +1,15 @@
 //! A canary's state, and the decision by hand.
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use phalanx_client::api::{CanaryDecision, CanaryEvidence, CanaryStatus};
 
 use super::Api;
 use super::answer::{Failure, Params};
 use super::write::read;
+use crate::access::Who;
 use crate::admit::AdmitError;
 use crate::world::record::CanaryStage;
 
@@ -25,8 +26,13 @@ pub async fn evidence(
     Ok(Json(api.inner.canaries.evidence()))
 }
 
-pub async fn decide(State(api): State<Api>, body: Body) -> Result<Json<CanaryStatus>, Failure> {
-    let decision: CanaryDecision = read(body).await?;
+pub async fn decide(
+    State(api): State<Api>,
+    Extension(who): Extension<Who>,
+    body: Body,
+) -> Result<Json<CanaryStatus>, Failure> {
+    let mut decision: CanaryDecision = read(body).await?;
+    decision.author = who.author(&decision.author);
     let (stage, done) = match decision.decision.as_str() {
         "promote" => (CanaryStage::Promoted, "promoted by hand"),
         "abort" => (CanaryStage::Back, "aborted by hand"),

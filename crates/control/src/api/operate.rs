@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use phalanx_client::api::{
     DrainRequest, DrainResponse, ENDPOINTS_MAX, RefusedRequest, RefusedResponse, ReleaseRequest,
     ReleaseResponse,
@@ -15,11 +15,17 @@ use phalanx_model::{InstanceId, ServiceName};
 use super::Api;
 use super::answer::Failure;
 use super::write::read;
+use crate::access::Who;
 use crate::registry::{Drain, OperateError};
 use crate::world::World;
 
-pub async fn release(State(api): State<Api>, body: Body) -> Result<Json<ReleaseResponse>, Failure> {
-    let request: ReleaseRequest = read(body).await?;
+pub async fn release(
+    State(api): State<Api>,
+    Extension(who): Extension<Who>,
+    body: Body,
+) -> Result<Json<ReleaseResponse>, Failure> {
+    let mut request: ReleaseRequest = read(body).await?;
+    request.author = who.author(&request.author);
     let service = ServiceName::parse(&request.namespace, &request.service)
         .map_err(|e| Failure::new(StatusCode::BAD_REQUEST, e.to_string()))?;
     let (revision, released) = api
@@ -33,8 +39,13 @@ pub async fn release(State(api): State<Api>, body: Body) -> Result<Json<ReleaseR
     }))
 }
 
-pub async fn drain(State(api): State<Api>, body: Body) -> Result<Json<DrainResponse>, Failure> {
-    let request: DrainRequest = read(body).await?;
+pub async fn drain(
+    State(api): State<Api>,
+    Extension(who): Extension<Who>,
+    body: Body,
+) -> Result<Json<DrainResponse>, Failure> {
+    let mut request: DrainRequest = read(body).await?;
+    request.author = who.author(&request.author);
     let id = find(&api.world(), &request)?;
     let drain = match request.undo {
         true => Drain::Undo,

@@ -11,11 +11,13 @@ use axum::response::IntoResponse;
 use phalanx_client::api;
 use phalanx_model::document::{DocumentId, Kind};
 use phalanx_model::{InstanceId, InstancePort, ServiceName};
+use phalanx_pki::clock::UnixMillis;
 
 use super::Api;
 use super::answer::{Failure, Params};
 use super::status::refusals;
 use crate::admit::unknown_kind;
+use crate::ca::InUse;
 use crate::discovery::{Load, Place, ProxyState};
 use crate::metrics;
 use crate::registry::leases::LeaseState;
@@ -50,6 +52,8 @@ pub async fn metrics(State(api): State<Api>) -> impl IntoResponse {
         loads: &inner.loads,
         health: &inner.health,
         dns: inner.dns.as_deref(),
+        refusals: inner.access.refusals(),
+        ca: inner.ca.as_ref(),
     });
     (
         [(
@@ -199,7 +203,14 @@ pub async fn proxies(
             .map(|(kind, name)| format!("{kind} {name}"))
             .collect()
     };
+    let ca = api.inner.ca.as_ref();
+    let known = ca.map(|ca| (ca, ca.successors()));
+    let certificate = |proxy: &ProxyState| {
+        let (ca, successors) = known.as_ref()?;
+        Some(certificate(&ca.in_use(successors, proxy.certificate.as_ref()?)))
+    };
     let item = |proxy: ProxyState| api::Proxy {
+        certificate: certificate(&proxy),
         asks: proxy.asks.as_deref().filter(|_| is_asked).map(told),
         refusals: refusals(&proxy),
         memory_bytes: api.inner.observe.memory(&proxy.node.id),
@@ -221,6 +232,16 @@ pub async fn proxies(
         revision: api.published().revision,
         items,
     }))
+}
+
+pub(super) fn certificate(in_use: &InUse) -> api::ProxyCertificate {
+    let ms = |at: UnixMillis| u64::try_from(at.0).unwrap_or_default();
+    api::ProxyCertificate {
+        serial: in_use.serial.to_string(),
+        not_before_ms: ms(in_use.not_before),
+        not_after_ms: ms(in_use.not_after),
+        late: in_use.late,
+    }
 }
 
 pub async fn instances(

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Api;
 use super::answer::{Failure, Params};
 use super::around::Peer;
+use super::read::certificate;
 use crate::admit::{told_finding, unix_ms};
 use crate::discovery::{ProxyState, Refused};
 use crate::import::View;
@@ -123,11 +124,47 @@ async fn of(api: &Api, target: u64) -> api::Status {
             error: None,
         });
     }
+    status.late_certificates = late(api);
     for peer in peers {
         add(&mut status, &mut connected, target, peer);
     }
     missing(api, &mut status, &connected);
     status
+}
+
+/// The proxies' that are connected here, and our own.
+fn late(api: &Api) -> Vec<api::LateCertificate> {
+    let Some(ca) = &api.inner.ca else {
+        return Vec::new();
+    };
+    let (successors, now_ms) = (ca.successors(), unix_ms());
+    let proxies = api.inner.fleet.proxies();
+    let of_proxies = proxies.iter().filter_map(|proxy| {
+        let in_use = ca.in_use(&successors, proxy.certificate.as_ref()?);
+        told_late(&proxy.node.id, &certificate(&in_use), now_ms)
+    });
+    let plane = format!("control plane {}", api.inner.registry.planes().name());
+    let own = ca.own().credentials();
+    let own = own.map(|own| certificate(&ca.in_use(&successors, own.peer())));
+    let own = own.and_then(|own| told_late(&plane, &own, now_ms));
+    of_proxies.chain(own).collect()
+}
+
+fn late_of(proxy: &api::Proxy, now_ms: u64) -> Option<api::LateCertificate> {
+    told_late(&proxy.node, proxy.certificate.as_ref()?, now_ms)
+}
+
+fn told_late(
+    node: &str,
+    certificate: &api::ProxyCertificate,
+    now_ms: u64,
+) -> Option<api::LateCertificate> {
+    certificate.late.then(|| api::LateCertificate {
+        node: node.to_owned(),
+        serial: certificate.serial.clone(),
+        not_after_ms: certificate.not_after_ms,
+        expired: certificate.not_after_ms <= now_ms,
+    })
 }
 
 fn services(found: &View) -> api::ServicesFound {
@@ -160,6 +197,7 @@ fn add(
         admin: peer.admin,
         ..PlaneView::default()
     };
+    let now_ms = unix_ms();
     match peer.answer {
         Err(error) => plane.error = Some(error),
         Ok(proxies) => {
@@ -176,6 +214,7 @@ fn add(
                 } else if !is_refusing {
                     plane.applied += 1;
                 }
+                status.late_certificates.extend(late_of(&proxy, now_ms));
                 status.refused.extend(proxy.refusals);
             }
         }

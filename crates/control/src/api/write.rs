@@ -1,9 +1,9 @@
 //! What changes the configuration.
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::{Extension, Json};
 use phalanx_client::api::{
     ApplyRequest, ApplyResponse, BODY_BYTES_MAX, Change, ChangeAction, DeleteRequest,
     RollbackRequest,
@@ -12,31 +12,56 @@ use serde::de::DeserializeOwned;
 
 use super::Api;
 use super::answer::Failure;
+use crate::access::Who;
 use crate::admit::Around;
 
-pub async fn apply(State(api): State<Api>, body: Body) -> Result<Json<ApplyResponse>, Failure> {
-    let request: ApplyRequest = read(body).await?;
+pub async fn apply(
+    State(api): State<Api>,
+    Extension(who): Extension<Who>,
+    body: Body,
+) -> Result<Json<ApplyResponse>, Failure> {
+    let mut request: ApplyRequest = read(body).await?;
+    request.author = who.author(&request.author);
     let is_canary = request.canary.is_some();
     let around = around(&api, request.dry_run || is_canary).await;
-    let mut answer = api.inner.admission.apply(request, around).await?;
-    // Where nothing changes there may be another one.
+    let answer = api.inner.admission.apply(request, around).await?;
+    Ok(Json(staged(&api, is_canary, answer)))
+}
+
+pub async fn delete(
+    State(api): State<Api>,
+    Extension(who): Extension<Who>,
+    body: Body,
+) -> Result<Json<ApplyResponse>, Failure> {
+    let mut request: DeleteRequest = read(body).await?;
+    request.author = who.author(&request.author);
+    let is_canary = request.canary.is_some();
+    let around = around(&api, request.dry_run || is_canary).await;
+    let answer = api.inner.admission.delete(request, around).await?;
+    Ok(Json(staged(&api, is_canary, answer)))
+}
+
+pub async fn rollback(
+    State(api): State<Api>,
+    Extension(who): Extension<Who>,
+    body: Body,
+) -> Result<Json<ApplyResponse>, Failure> {
+    let mut request: RollbackRequest = read(body).await?;
+    request.author = who.author(&request.author);
+    let is_canary = request.canary.is_some();
+    let around = around(&api, request.dry_run || is_canary).await;
+    let answer = api.inner.admission.rollback(request, around).await?;
+    Ok(Json(staged(&api, is_canary, answer)))
+}
+
+/// With the canary that the change has started. Where nothing changes there may be another one.
+fn staged(api: &Api, is_canary: bool, answer: ApplyResponse) -> ApplyResponse {
     let changes = |change: &Change| change.action != ChangeAction::Unchanged;
-    if is_canary && !answer.dry_run && answer.changes.iter().any(changes) {
-        answer.canary = api.inner.canaries.status().current;
-    }
-    Ok(Json(answer))
-}
-
-pub async fn delete(State(api): State<Api>, body: Body) -> Result<Json<ApplyResponse>, Failure> {
-    let request: DeleteRequest = read(body).await?;
-    let around = around(&api, request.dry_run).await;
-    Ok(Json(api.inner.admission.delete(request, around).await?))
-}
-
-pub async fn rollback(State(api): State<Api>, body: Body) -> Result<Json<ApplyResponse>, Failure> {
-    let request: RollbackRequest = read(body).await?;
-    let around = around(&api, request.dry_run).await;
-    Ok(Json(api.inner.admission.rollback(request, around).await?))
+    let canary = match is_canary && !answer.dry_run && answer.changes.iter().any(changes) {
+        true => api.inner.canaries.status().current,
+        false => None,
+    };
+    ApplyResponse { canary, ..answer }
 }
 
 /// Only whoever looks at the effect has to know who is there.

@@ -7,7 +7,6 @@
 mod judge;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use self::judge::{Seen, Verdict, judge, sum};
 use super::fleet::{Fleet, ProxyState};
 use crate::admit::{Admission, AdmitError, unix_ms};
 use crate::observe::{ByDestination, Observe};
+use crate::planes::Planes;
 use crate::world::record::{CanaryLast, CanaryRecord, CanaryStage};
 use crate::world::{Canary, World};
 
@@ -35,8 +35,8 @@ struct Inner {
     admission: Arc<Admission>,
     fleet: Fleet,
     observe: Observe,
-    /// This control plane's name and admin address.
-    own: (String, SocketAddr),
+    /// This control plane among the others.
+    planes: Planes,
     /// Short critical sections, never across an await.
     trial: Mutex<Option<Trial>>,
 }
@@ -75,7 +75,7 @@ impl Canaries {
         admission: Arc<Admission>,
         fleet: Fleet,
         observe: Observe,
-        own: (String, SocketAddr),
+        planes: Planes,
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -83,7 +83,7 @@ impl Canaries {
                 admission,
                 fleet,
                 observe,
-                own,
+                planes,
                 trial: Mutex::default(),
             }),
         }
@@ -209,8 +209,7 @@ impl Canaries {
         world: &World,
         sequence: u64,
     ) -> Vec<(String, Result<api::CanaryEvidence, String>)> {
-        let (own, address) = &self.inner.own;
-        let asked = others(world, own, *address).map(|(name, _, client)| async move {
+        let asked = others(world, &self.inner.planes).map(|(name, _, client)| async move {
             let answer = match client {
                 Ok(client) => client.canary_evidence().await.map_err(|e| e.to_string()),
                 Err(problem) => Err(problem),
@@ -445,14 +444,14 @@ fn undecided(stage: CanaryStage, reason: &str, error: &AdmitError) -> String {
 /// The other control planes over the store: name, admin address, and how to ask it or why that is of no use.
 pub fn others<'a>(
     world: &'a World,
-    own: &'a str,
-    address: SocketAddr,
+    planes: &'a Planes,
 ) -> impl Iterator<Item = (&'a str, &'a str, Result<Admin, String>)> {
-    let others = world.planes.iter().filter(move |(name, _)| *name != own);
-    others.map(move |(name, plane)| {
-        let client = match plane.admin == address.to_string() {
-            true => Err(format!("its admin address, {address}, is this one's too")),
-            false => Ok(Admin::new(&plane.admin).with_timeout(PEER_MAX)),
+    let others = world.planes.iter();
+    let others = others.filter(|(name, _)| *name != planes.name());
+    others.map(|(name, plane)| {
+        let client = match plane.admin == planes.admin() {
+            true => Err(format!("its admin address, {}, is this one's too", plane.admin)),
+            false => Ok(planes.ask(&plane.admin, PEER_MAX)),
         };
         (name.as_str(), plane.admin.as_str(), client)
     })

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use phalanx_pki::verifier::Peer;
 use phalanx_xds::Kind;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -168,6 +169,8 @@ pub struct ProxyState {
     pub refused: Vec<Refused>,
     /// Where it gets what it asks for and no more.
     pub asks: Option<Arc<Asks>>,
+    /// By which it connected.
+    pub certificate: Option<Arc<Peer>>,
 }
 
 /// Something a proxy does not take.
@@ -248,6 +251,7 @@ impl Fleet {
             counted: 0,
             refused: Vec::new(),
             asks: None,
+            certificate: None,
         };
         let stream = self.state().connect(proxy);
         self.touch();
@@ -379,6 +383,13 @@ impl Seat {
         }
     }
 
+    /// Notes by which certificate it connected.
+    pub fn shows(&self, certificate: Arc<Peer>) {
+        if let Some(proxy) = self.fleet.state().streams.get_mut(&self.stream) {
+            proxy.certificate = Some(certificate);
+        }
+    }
+
     /// Notes the progress of the stream.
     pub fn report(&self, target: u64, acked: u64, refused: Vec<Refused>) {
         let mut state = self.fleet.state();
@@ -450,6 +461,7 @@ mod tests {
             instance: "m1".into(),
             outbound: None,
             agent: "envoy".into(),
+            tls: Default::default(),
         }
     }
 

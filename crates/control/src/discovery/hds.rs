@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::access::Who;
 use crate::health::{CheckerInfo, Health, Seat, Work};
 use crate::snapshot::Node;
 
@@ -50,6 +51,7 @@ impl Hds {
 
     async fn serve(
         &self,
+        who: &Who,
         mut inbound: Streaming<Message>,
         answers: &Sender<Answer>,
     ) -> Result<(), Status> {
@@ -58,6 +60,8 @@ impl Hds {
             return Ok(());
         };
         let checker = introduced(first)?;
+        who.owns(&checker.instance.service)?;
+        who.owns_node(&checker.name)?;
         let seat = self.health.join(checker.clone());
         let mut seat = seat.map_err(|full| Status::resource_exhausted(full.to_string()))?;
         tracing::debug!(node = %checker.name, "data plane offers health checks");
@@ -161,10 +165,11 @@ impl HealthDiscoveryService for Hds {
     ) -> Result<Response<Self::StreamHealthCheckStream>, Status> {
         let (answers, stream) = mpsc::channel(ANSWERS_MAX);
         let hds = self.clone();
+        let who = Who::of(request.extensions());
         self.tasks.spawn(async move {
             let ended = tokio::select! {
                 () = hds.stop.cancelled() => Err(Status::unavailable("the control plane is stopping")),
-                ended = hds.serve(request.into_inner(), &answers) => ended,
+                ended = hds.serve(&who, request.into_inner(), &answers) => ended,
             };
             if let Err(status) = ended {
                 super::farewell(&answers, status).await;

@@ -21,6 +21,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::access::Who;
 use crate::observe::{Observe, Traffic};
 use crate::snapshot::Published;
 
@@ -343,13 +344,14 @@ impl LoadReportingService for Loads {
             )));
         }
         let (answers, stream) = mpsc::channel(1);
+        let who = Who::of(request.extensions());
         let mut inbound = request.into_inner();
         let mut reporter = Reporter::new(self.clone());
         tokio::spawn(async move {
             // A stream ends with its peer, or with the connection when the control plane stops.
             let ended = tokio::select! {
                 () = answers.closed() => Ok(()),
-                ended = reporter.run(&mut inbound, &answers) => ended,
+                ended = reporter.run(&who, &mut inbound, &answers) => ended,
             };
             if let Err(status) = ended {
                 super::farewell(&answers, status).await;
@@ -362,6 +364,7 @@ impl LoadReportingService for Loads {
 impl Reporter {
     async fn run(
         &mut self,
+        who: &Who,
         inbound: &mut Streaming<wire::LoadStatsRequest>,
         answers: &mpsc::Sender<Result<wire::LoadStatsResponse, Status>>,
     ) -> Result<(), Status> {
@@ -373,6 +376,11 @@ impl Reporter {
                 "the first load report of a stream must carry `node`",
             ));
         };
+        if who.is_workload() {
+            let named = crate::snapshot::Node::parse(Some(node)).map_err(|e| Status::invalid_argument(e.to_string()))?;
+            who.owns(&named.service)?;
+            who.owns_node(&named.id)?;
+        }
         self.node = node.id.chars().take(NAME_MAX).collect();
         // The channel is empty.
         let _ = answers.try_send(Ok(self.loads.request(node)));

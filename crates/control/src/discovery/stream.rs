@@ -18,9 +18,12 @@ use super::isolate::Isolation;
 use super::lost::Lost;
 use super::memory::{Memory, Recalled, Remembered, Who};
 use super::message::Message;
+use super::secrets::Secrets;
 use super::separate::{Rewrite, Rewrites};
 use super::wishes::Wishes;
-use crate::snapshot::{Asks, Demand, Node, Proxyless, Published, Resources, Unmet};
+use crate::access::Who as Caller;
+use crate::ca::Ca;
+use crate::snapshot::{Asks, Demand, Node, Own, Proxyless, Published, Resources, Unmet};
 
 /// What all streams have in common; cheap to clone.
 #[derive(Clone)]
@@ -30,12 +33,16 @@ pub struct Rooms {
     pub memory: Memory,
     pub clients: Clients,
     pub rewrites: Rewrites,
+    /// Who makes secrets; none: nobody gets any.
+    pub ca: Option<Ca>,
 }
 
 pub struct Driver {
     session: Session,
     rooms: Rooms,
     peer: String,
+    /// By the connection, whatever the peer says of itself.
+    caller: Caller,
     started: Instant,
 }
 
@@ -43,6 +50,9 @@ pub struct Driver {
 struct Peer {
     node: Node,
     listeners: Resources,
+    own: Own,
+    /// From when a stock proxy asks for some, over a connection that proves who it is.
+    secrets: Option<Secrets>,
     /// Where it gets what it asks for and no more.
     demand: Option<Demand>,
     /// Where it is gRPC itself.
@@ -60,11 +70,12 @@ struct Peer {
 }
 
 impl Driver {
-    pub fn new(session: Session, rooms: Rooms, peer: String) -> Self {
+    pub fn new(session: Session, rooms: Rooms, peer: String, caller: Caller) -> Self {
         Self {
             session,
             rooms,
             peer,
+            caller,
             started: Instant::now(),
         }
     }
@@ -83,7 +94,10 @@ impl Driver {
             return Ok(());
         };
         let refuse = |error: &dyn std::fmt::Display| Status::invalid_argument(error.to_string());
-        let node = Node::parse(first.node()).map_err(|e| refuse(&e))?;
+        let mut node = Node::parse(first.node()).map_err(|e| refuse(&e))?;
+        node.tls.has_identity = self.caller.is_workload();
+        self.caller.owns(&node.service)?;
+        self.caller.owns_node(&node.id)?;
         let wishes = Wishes::parse(first.node()).map_err(|e| refuse(&e))?;
         tracing::info!(node = %node.id, agent = %node.agent, peer = %self.peer, protocol = M::PROTOCOL, "proxy connected");
         let lane = Lane::new(self.session.only(), first.names());
@@ -91,6 +105,9 @@ impl Driver {
             .rooms
             .fleet
             .connect(&node, &self.peer, M::PROTOCOL, lane);
+        if let Caller::Workload(certificate) = &self.caller {
+            seat.shows(certificate.clone());
+        }
         let (entry, questions) = self.rooms.clients.enter(&node);
         let mut peer = self.introduce::<M>(&first, node, &wishes, seat);
         if peer.demand.is_some() {
@@ -130,6 +147,8 @@ impl Driver {
         self.session.remember(recalled.nacks);
         Peer {
             listeners: Published::listeners(&node),
+            own: Own::default(),
+            secrets: None,
             demand,
             proxyless: Proxyless::of(&node),
             isolation: recalled.isolation,
@@ -179,6 +198,7 @@ impl Driver {
                     Some(message) => self.take(peer, message)?,
                     None => return Ok(()),
                 },
+                () = new_secrets(&mut peer.secrets) => self.target(peer),
                 Some(question) = questions.recv() => question.answer(&self.session),
                 changed = self.rooms.published.changed() => {
                     changed.map_err(|_| Status::unavailable("the control plane is stopping"))?;
@@ -218,10 +238,16 @@ impl Driver {
                 .answered(answer.nonce, answer.error, &published);
         peer.lost.hear(&published, self.session.only(), &message);
         let changes_names = message.changes_names();
+        let of_secrets = self.session.only() == Some(Kind::Secret)
+            || answer.type_url == Kind::Secret.type_url();
+        let refusal = answer.error.filter(|_| of_secrets).map(str::to_owned);
         let unserved = self.session.unserved().count();
         self.session
             .on_request(message)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        if of_secrets {
+            self.secrets(peer, refusal.as_deref());
+        }
         if self.session.unserved().count() > unserved {
             let types: Vec<&str> = self.session.unserved().collect();
             tracing::warn!(node = %peer.node.id, ?types, "asks for types that are not served");
@@ -235,6 +261,21 @@ impl Driver {
             self.resnapshot(peer, &published);
         }
         Ok(())
+    }
+
+    /// A sidecar makes its keys itself, and proxyless gRPC takes them from files.
+    fn secrets(&mut self, peer: &mut Peer, refusal: Option<&str>) {
+        if let Some(secrets) = &peer.secrets {
+            return secrets.answered(&self.session, refusal);
+        }
+        let is_asked = self.session.names(Kind::Secret).next().is_some();
+        let is_stock = !peer.node.is_sidecar() && peer.proxyless.is_none();
+        if let (Some(ca), Caller::Workload(who)) = (&self.rooms.ca, &self.caller)
+            && is_asked
+            && is_stock
+        {
+            peer.secrets = Some(Secrets::spawn(ca.clone(), who.clone()));
+        }
     }
 
     /// The compiled world that this node gets.
@@ -252,7 +293,12 @@ impl Driver {
     }
 
     fn resnapshot(&mut self, peer: &mut Peer, published: &Published) {
-        let snapshot = self.snapshot(peer, published);
+        let mut snapshot = self.snapshot(peer, published);
+        if peer.proxyless.is_none() {
+            let secrets = peer.secrets.as_ref().map(Secrets::resources);
+            let (own, node) = (&mut peer.own, &peer.node);
+            snapshot = own.add(&snapshot, published, node, secrets.as_ref());
+        }
         let snapshot = match &mut peer.rewrite {
             Some(rewrite) => rewrite.apply(&snapshot),
             None => snapshot,
@@ -296,6 +342,13 @@ impl Driver {
 
     fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
+    }
+}
+
+async fn new_secrets(secrets: &mut Option<Secrets>) {
+    match secrets {
+        Some(secrets) => secrets.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -9,31 +9,46 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::{Status, Streaming};
 
 use super::Registry;
+use crate::access::{NotOwn, Who};
 
 pub fn stream(
     registry: &Registry,
+    who: Who,
     batches: Streaming<wire::HeartbeatBatch>,
 ) -> Result<impl Stream<Item = Result<wire::HeartbeatBatchAnswer, Status>> + use<>, Status> {
     let seat = Seat::take(registry)?;
     Ok(futures_util::stream::unfold(
-        Some((seat, batches)),
+        Some((seat, who, batches)),
         |state| async move {
-            let (seat, mut batches) = state?;
+            let (seat, who, mut batches) = state?;
             let stop = seat.0.inner.stop.clone();
             let batch = tokio::select! {
                 () = stop.cancelled() => return None,
                 batch = batches.next() => batch?,
             };
             let answer = match batch {
-                Ok(batch) => seat.0.beat(batch).await,
+                Ok(batch) => match own(&who, &batch) {
+                    Ok(()) => seat.0.beat(batch).await,
+                    Err(not_own) => Err(not_own.into()),
+                },
                 Err(status) => Err(status),
             };
             match answer {
-                Ok(answer) => Some((Ok(answer), Some((seat, batches)))),
+                Ok(answer) => Some((Ok(answer), Some((seat, who, batches)))),
                 Err(status) => Some((Err(status), None)),
             }
         },
     ))
+}
+
+/// Each beat is the peer's own. Where anybody may beat, none is looked at.
+fn own(who: &Who, batch: &wire::HeartbeatBatch) -> Result<(), NotOwn> {
+    if *who == Who::Open {
+        return Ok(());
+    }
+    let names = batch.beats.iter().map(|b| (&b.namespace, &b.service));
+    let mut names = names.map(|(namespace, service)| ServiceName::new(namespace, service));
+    names.try_for_each(|service| who.owns(&service))
 }
 
 impl Registry {

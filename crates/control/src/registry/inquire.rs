@@ -57,7 +57,7 @@ impl Registry {
         let planes = world.planes.iter();
         planes
             .filter(|(name, plane)| *name != self.inner.planes.name() && !plane.admin.is_empty())
-            .map(|(_, plane)| Admin::new(&plane.admin).with_timeout(PATIENCE))
+            .map(|(_, plane)| self.inner.planes.ask(&plane.admin, PATIENCE))
             .collect()
     }
 

@@ -6,19 +6,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use phalanx_model::document::{
-    BackendPolicy, Document, EndpointSlice, Service, ServicePort, SlicePort, TargetPort,
+    BackendPolicy, Document, DocumentId, EndpointSlice, Service, ServicePort, SlicePort, TargetPort,
 };
+use phalanx_model::identity::SpiffeId;
 use phalanx_model::instance::{InstancePort, Protocol, State};
-use phalanx_model::resource::{Assignment, Cluster, Endpoint, Health};
+use phalanx_model::resource::{Assignment, Cluster, Effect, Endpoint, Health, MtlsMode, PeerTls};
 use phalanx_model::{ClusterName, Instance, ServiceName, SharedMap};
 
+use super::inbound::{self, Stand};
 use super::index::{Index, selects};
 use super::{Finding, Mesh};
 use crate::world::record::WEIGHT_MAX;
 use crate::world::{DocumentEntry, Registered, World};
-
-/// Begins the finding of an AuthorizationPolicy that somebody can't check.
-pub const UNENFORCED: &str = "not enforced:";
 
 /// Services and their ports, whoever told of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,8 +56,8 @@ pub(super) fn compile(
     let mut changed = Vec::new();
     for service in services {
         let mut findings = Vec::new();
-        let mut found = find(world, &mesh.index, &service, &mut findings);
-        withhold(world, &mesh.index, &service, &mut found, &mut findings);
+        let found = find(world, &mesh.index, &service, &mut findings);
+        guarded(world, &mesh.index, &service, &mut findings);
         let policy = policy(world, &mesh.index, &service, &mut findings);
         mesh.notes.of_service.set(&service, findings);
         let before = mesh.catalog.services.get(&service).cloned();
@@ -69,9 +68,11 @@ pub(super) fn compile(
             mesh.assignments.remove(&name);
         }
         let mut ports = Ports::new();
+        let tls = peer_tls(mesh, world, &service);
         for (port, (of_port, endpoints)) in found {
             let name = ClusterName::outbound(service.clone(), port);
             let mut cluster = Cluster::new(name.clone(), of_port.protocol);
+            cluster.tls = Some(tls.clone());
             if let Some(policy) = policy {
                 merge(&mut cluster, policy);
             }
@@ -120,31 +121,80 @@ pub(super) fn replace<K: Ord + Clone, V: PartialEq>(
     }
 }
 
-/// Where an AuthorizationPolicy holds, an instance that can't check it gets no call at all: sidecars can't yet.
-fn withhold(
+/// Who is expected behind a service: itself, and what its selector takes, whether it wants calls or not.
+fn peer_tls(mesh: &Mesh, world: &World, service: &ServiceName) -> PeerTls {
+    let document = world.service(service);
+    let selected = document.map_or_else(Vec::new, |document| select(world, &mesh.index, document));
+    let names = selected
+        .iter()
+        .map(|registered| &registered.instance.id.service);
+    let names: BTreeSet<&ServiceName> = names.chain([service]).collect();
+    let id = |service: &ServiceName| SpiffeId {
+        trust_domain: mesh.trust_domain.clone(),
+        service: service.clone(),
+    };
+    PeerTls {
+        ids: names.into_iter().map(id).collect(),
+    }
+}
+
+/// What is said about a service that is not there, twice, or to instances that can't know who calls.
+fn guarded(world: &World, index: &Index, service: &ServiceName, findings: &mut Vec<Finding>) {
+    let about = format!("Service {service}");
+    findings.extend(inbound::conflicts(
+        world,
+        index.peers.of(service).collect(),
+        &about,
+    ));
+    let entries = |ids: Vec<&DocumentId>| -> Vec<&DocumentEntry> {
+        let found = ids.into_iter().filter_map(|id| world.documents.get(id));
+        found.map(|entry| &**entry).collect()
+    };
+    let guards = entries(index.guards.of(service).collect());
+    let instances = match world.service(service) {
+        Some(document) => select(world, index, document),
+        None => {
+            let instances = world.instances.service(service);
+            let Some(instances) = instances else {
+                let peers = entries(index.peers.of(service).collect());
+                let all = guards.into_iter().chain(peers);
+                findings.extend(all.map(|entry| {
+                    finding(
+                        entry,
+                        format!("unattached: there is no Service {service} (yet)"),
+                    )
+                }));
+                return;
+            };
+            instances.values().map(|registered| &**registered).collect()
+        }
+    };
+    let nameless = instances.iter().filter(|r| !r.instance.mutual_tls).count();
+    if nameless == 0 {
+        return;
+    }
+    findings.extend(guards.into_iter().filter_map(|entry| {
+        let Some(Document::AuthorizationPolicy(policy)) = entry.document.as_deref() else {
+            return None;
+        };
+        let why = match policy.effect {
+            Effect::Allow => "it allows nothing by name there",
+            Effect::Deny => "it denies everybody there",
+        };
+        let message = format!("{nameless} instances of Service {service} have no identity and can't know who calls: {why}");
+        policy.names_callers().then(|| finding(entry, message))
+    }));
+}
+
+/// Whether it is called with mutual TLS: in plain text, if that is said of its callers.
+fn takes_mutual(
     world: &World,
     index: &Index,
-    service: &ServiceName,
-    found: &mut Found,
-    findings: &mut Vec<Finding>,
-) {
-    let guards: Vec<_> = index.guards.of(service).collect();
-    if guards.is_empty() {
-        return;
-    }
-    let mut withheld = BTreeSet::new();
-    for (_, endpoints) in found.values_mut() {
-        let sidecars = endpoints.extract_if(.., |endpoint| !endpoint.instance.is_empty());
-        withheld.extend(sidecars.map(|endpoint| endpoint.instance));
-    }
-    if withheld.is_empty() {
-        return;
-    }
-    let count = withheld.len();
-    let entries = guards.iter().filter_map(|id| world.documents.get(*id));
-    findings.extend(entries.map(|entry| {
-        finding(entry, format!("{UNENFORCED} {count} instances of Service {service} are behind sidecars, which can't check it in this version, so they get no calls; proxyless gRPC servers can"))
-    }));
+    registered: &Registered,
+    port: &InstancePort,
+) -> bool {
+    let is_off = || Stand::of(registered).peers(world, index).mode(port.number) == MtlsMode::Off;
+    registered.instance.mutual_tls && !(index.has_peers() && is_off())
 }
 
 type Found = BTreeMap<u16, (CatalogPort, Vec<Endpoint>)>;
@@ -162,11 +212,12 @@ fn find(world: &World, index: &Index, name: &ServiceName, findings: &mut Vec<Fin
     let Some(service) = world.service(name) else {
         findings.extend(slices.map(|(entry, _)| finding(entry, "unattached: no Service has the name in its label kubernetes.io/service-name, so nothing is sent to its endpoints")));
         if let Some(instances) = world.instances.service(name) {
-            undeclared(instances.values(), &mut found);
+            undeclared(world, index, instances.values(), &mut found);
         }
         return found;
     };
     let instances = select(world, index, service);
+    let is_off = inbound::mode_of_service(world, index, name) == MtlsMode::Off;
     let slices: Vec<_> = slices.map(|(_, slice)| slice).collect();
     for port in &service.ports {
         let chosen: Vec<_> = instances
@@ -175,10 +226,10 @@ fn find(world: &World, index: &Index, name: &ServiceName, findings: &mut Vec<Fin
             .collect();
         let of_slices = slices
             .iter()
-            .flat_map(|slice| slice_endpoints(slice, service, port));
+            .flat_map(|slice| slice_endpoints(slice, service, port, is_off));
         let endpoints = chosen
             .iter()
-            .filter_map(|(i, p)| endpoint(i, p))
+            .filter_map(|(i, p)| endpoint(world, index, i, p))
             .chain(of_slices)
             .collect();
         let of_port = CatalogPort {
@@ -191,7 +242,12 @@ fn find(world: &World, index: &Index, name: &ServiceName, findings: &mut Vec<Fin
 }
 
 /// A service that is registered but has no manifest: reachable on its application's ports.
-fn undeclared<'a>(instances: impl Iterator<Item = &'a Arc<Registered>> + Clone, found: &mut Found) {
+fn undeclared<'a>(
+    world: &World,
+    index: &Index,
+    instances: impl Iterator<Item = &'a Arc<Registered>> + Clone,
+    found: &mut Found,
+) {
     let numbers: BTreeSet<u16> = instances
         .clone()
         .flat_map(|i| &i.instance.ports)
@@ -210,7 +266,10 @@ fn undeclared<'a>(instances: impl Iterator<Item = &'a Arc<Registered>> + Clone, 
             target,
             protocol: Protocol::Auto,
         };
-        let endpoints = chosen.iter().filter_map(|(i, p)| endpoint(i, p)).collect();
+        let endpoints = chosen
+            .iter()
+            .filter_map(|(i, p)| endpoint(world, index, i, p))
+            .collect();
         let told = chosen.iter().map(|(_, p)| p.name.as_str());
         let of_port = CatalogPort {
             name: told.max().unwrap_or_default().to_owned(),
@@ -221,7 +280,7 @@ fn undeclared<'a>(instances: impl Iterator<Item = &'a Arc<Registered>> + Clone, 
 }
 
 /// The port of an instance that takes a Service port's traffic.
-fn pick<'a>(instance: &'a Instance, target: &TargetPort) -> Option<&'a InstancePort> {
+pub(super) fn pick<'a>(instance: &'a Instance, target: &TargetPort) -> Option<&'a InstancePort> {
     if let [only] = instance.ports.as_slice() {
         return Some(only);
     }
@@ -246,7 +305,12 @@ fn protocol<'a>(
 }
 
 /// None for an instance that wants no traffic.
-fn endpoint(registered: &Registered, port: &InstancePort) -> Option<Endpoint> {
+fn endpoint(
+    world: &World,
+    index: &Index,
+    registered: &Registered,
+    port: &InstancePort,
+) -> Option<Endpoint> {
     let instance = &registered.instance;
     let health = match registered.state {
         State::Accepting => Health::Healthy,
@@ -261,11 +325,18 @@ fn endpoint(registered: &Registered, port: &InstancePort) -> Option<Endpoint> {
         version: instance.version().to_owned(),
         instance: instance.id.id.clone(),
         target: port.number,
-        mutual_tls: instance.mutual_tls,
+        mutual_tls: takes_mutual(world, index, registered, port),
     })
 }
 
-fn slice_endpoints(slice: &EndpointSlice, service: &Service, port: &ServicePort) -> Vec<Endpoint> {
+/// Nobody tells what these take but the slice itself.
+fn slice_endpoints(
+    slice: &EndpointSlice,
+    service: &Service,
+    port: &ServicePort,
+    is_off: bool,
+) -> Vec<Endpoint> {
+    let mutual_tls = !is_off && slice.mutual_tls;
     let fits = |p: &&SlicePort| {
         p.name == port.name || (slice.ports.len() == 1 && service.ports.len() == 1)
     };
@@ -293,7 +364,7 @@ fn slice_endpoints(slice: &EndpointSlice, service: &Service, port: &ServicePort)
                     .unwrap_or_default(),
                 instance: String::new(),
                 target: 0,
-                mutual_tls: false,
+                mutual_tls,
             }
         }));
     }

@@ -100,7 +100,8 @@ impl Demand {
             .chain(session.names(Kind::Cluster))
             .collect();
         let shared = |kind| {
-            let found = |name: &&str| Some(((*name).to_owned(), published.shared(kind, name)?));
+            let found =
+                |name: &&str| Some(((*name).to_owned(), published.shared(kind, name, node)?));
             wanted.iter().filter_map(found).collect()
         };
         self.from = Some(published.mesh.clone()).filter(|_| self.mesh.is_none());

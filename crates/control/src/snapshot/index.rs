@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use phalanx_model::document::{Document, DocumentId, Service};
+use phalanx_model::identity::SYSTEM_NAMESPACE;
+use phalanx_model::instance::Labels;
 use phalanx_model::{ServiceName, SharedMap};
 
 use crate::world::{Registered, World};
@@ -20,6 +22,12 @@ pub(super) struct Index {
     pub(super) policies: Sets<ServiceName, DocumentId>,
     /// AuthorizationPolicies by target.
     pub(super) guards: Sets<ServiceName, DocumentId>,
+    /// PeerAuthentications by target.
+    pub(super) peers: Sets<ServiceName, DocumentId>,
+    /// Those without a target, by namespace.
+    broad_peers: Sets<String, DocumentId>,
+    /// AuthorizationPolicies by namespace.
+    broad_guards: Sets<String, DocumentId>,
     /// Routes by parent.
     pub(super) routes: Sets<ServiceName, DocumentId>,
     /// Routes by backend.
@@ -37,6 +45,10 @@ pub(super) struct Touched {
     pub(super) services: BTreeSet<ServiceName>,
     /// Their rules.
     pub(super) rules: BTreeSet<ServiceName>,
+    /// All services of these: who may call them is said otherwise.
+    pub(super) namespaces: BTreeSet<String>,
+    /// All services of all.
+    pub(super) everything: bool,
 }
 
 /// Services of whose endpoints the health checks say something else than before.
@@ -69,7 +81,42 @@ impl Index {
                 self.instance(old, new, world, &mut touched);
             });
         touched.services.extend(verdicts(before, world));
+        // Another Service may be called by the instances that this one let go of, or took.
+        let spoken_of = |service: &&ServiceName| self.peers.of(service).next().is_some();
+        let namespaces = touched.services.iter().filter(spoken_of);
         touched
+            .namespaces
+            .extend(namespaces.map(|service| service.namespace.clone()));
+        touched
+    }
+
+    /// Whether anything is said about peers at all.
+    pub(super) fn has_peers(&self) -> bool {
+        !self.peers.is_empty() || !self.broad_peers.is_empty()
+    }
+
+    pub(super) fn peers_of_mesh(&self) -> impl Iterator<Item = &DocumentId> {
+        self.broad_peers.of(&SYSTEM_NAMESPACE.to_owned())
+    }
+
+    pub(super) fn peers_of_namespace(&self, namespace: &str) -> impl Iterator<Item = &DocumentId> {
+        let namespace = Some(namespace.to_owned()).filter(|name| name != SYSTEM_NAMESPACE);
+        namespace
+            .into_iter()
+            .flat_map(|namespace| self.broad_peers.of(&namespace))
+    }
+
+    pub(super) fn guards_of_namespace(&self, namespace: &str) -> Vec<&DocumentId> {
+        self.broad_guards.of(&namespace.to_owned()).collect()
+    }
+
+    /// Services of a namespace that select by this `app`, or not by `app`.
+    pub(super) fn selecting(
+        &self,
+        namespace: &str,
+        app: Option<String>,
+    ) -> impl Iterator<Item = &ServiceName> {
+        self.selecting.of(&(namespace.to_owned(), app))
     }
 
     /// Services whose rules name this one as a backend.
@@ -135,12 +182,25 @@ impl Index {
                 }
             }
             Document::AuthorizationPolicy(policy) => {
+                let namespace = policy.meta.namespace.clone();
+                self.broad_guards.set(namespace, id, is_there);
                 for target in &policy.targets {
                     self.guards.set(target.clone(), id, is_there);
                     touched.services.insert(target.clone());
                 }
             }
-            Document::PeerAuthentication(_) => {}
+            Document::PeerAuthentication(policy) => {
+                let namespace = policy.meta.namespace.clone();
+                touched.everything |= namespace == SYSTEM_NAMESPACE;
+                if policy.targets.is_empty() {
+                    self.broad_peers.set(namespace.clone(), id, is_there);
+                }
+                for target in &policy.targets {
+                    self.peers.set(target.clone(), id, is_there);
+                    touched.services.insert(target.clone());
+                }
+                touched.namespaces.insert(namespace);
+            }
         }
     }
 
@@ -209,7 +269,11 @@ impl Index {
 
 /// Whether a Service's selector, which is not empty, takes this instance.
 pub(super) fn selects(service: &Service, registered: &Registered) -> bool {
-    let labels = &registered.instance.labels;
+    takes(service, &registered.instance.labels)
+}
+
+/// The same of its labels.
+pub(super) fn takes(service: &Service, labels: &Labels) -> bool {
     !service.selector.is_empty()
         && service
             .selector
@@ -228,6 +292,10 @@ impl<K, V> Default for Sets<K, V> {
 }
 
 impl<K: Ord + Clone, V: Ord + Clone> Sets<K, V> {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn of<'a>(&'a self, key: &K) -> impl Iterator<Item = &'a V> + use<'a, K, V> {
         self.0.get(key).into_iter().flat_map(|set| set.iter())
     }

@@ -18,6 +18,20 @@ pub struct Node {
     pub outbound: Option<SocketAddr>,
     /// `phalanx` or `envoy`, with the version if one was told.
     pub agent: String,
+    pub tls: NodeTls,
+}
+
+/// How a data plane takes part in mutual TLS.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeTls {
+    /// It has shown a certificate: it can be sent secrets, and clusters that are called with them.
+    pub has_identity: bool,
+    /// Where a stock Envoy is to take the calls of others.
+    pub inbound: Option<SocketAddr>,
+    /// The application's port behind it, on loopback.
+    pub app: Option<u16>,
+    /// Proxyless gRPC, with certificate providers in its bootstrap.
+    pub has_providers: bool,
 }
 
 /// Why a node can't be served. The text goes to the peer.
@@ -42,6 +56,10 @@ pub enum NodeError {
     )]
     Outbound { id: String, value: String },
     #[error(
+        "node `{id}`: metadata `inbound` is `{value}`, expected the inbound listener's ip:port or port, and `app`, the application's port, beside it"
+    )]
+    Inbound { id: String, value: String },
+    #[error(
         "node `{id}` is proxyless gRPC (`{agent}`) and does not say whose it is (bootstrap: node.cluster is the caller's own service; node.metadata.namespace its namespace, `default` when left out)"
     )]
     Proxyless { id: String, agent: String },
@@ -64,6 +82,7 @@ impl Node {
             instance,
             outbound: None,
             agent,
+            tls: NodeTls::default(),
         }
     }
 
@@ -105,6 +124,7 @@ impl Node {
                 })
             })
             .transpose()?;
+        let tls = tls(node, &id)?;
         let optional = |key| text(node, key).unwrap_or_default();
         let zone = text(node, "zone")
             .or_else(|| node.locality.as_ref().map(|l| l.zone.clone()))
@@ -116,6 +136,7 @@ impl Node {
             instance: optional("instance"),
             outbound,
             agent,
+            tls,
             id,
         })
     }
@@ -126,6 +147,43 @@ impl Node {
     pub fn is_proxyless(&self) -> bool {
         is_proxyless(&self.agent)
     }
+
+    /// Whether it is our own sidecar, which makes its keys itself and opens its sockets by its command line.
+    pub fn is_sidecar(&self) -> bool {
+        self.agent.starts_with("phalanx")
+    }
+}
+
+/// What its metadata say; whether it has an identity is the connection's word.
+fn tls(node: &core::Node, id: &str) -> Result<NodeTls, NodeError> {
+    let wrong = |value: &str| NodeError::Inbound {
+        id: id.to_owned(),
+        value: value.to_owned(),
+    };
+    let said = text(node, "inbound");
+    let inbound = said
+        .as_deref()
+        .map(|value| anywhere(value).ok_or_else(|| wrong(value)));
+    let app = text(node, "app");
+    let app = app.as_deref().map(|value| {
+        let port = value.parse().ok().filter(|port: &u16| *port > 0);
+        port.ok_or_else(|| wrong(value))
+    });
+    let fields = node.metadata.as_ref().map(|metadata| &metadata.fields);
+    let providers = fields.and_then(|fields| fields.get("certificate_providers")?.kind.as_ref());
+    Ok(NodeTls {
+        has_identity: false,
+        inbound: inbound.transpose()?,
+        app: app.transpose()?,
+        has_providers: matches!(providers, Some(ValueKind::BoolValue(true))),
+    })
+}
+
+/// A port alone is taken on every address.
+fn anywhere(value: &str) -> Option<SocketAddr> {
+    let port = || value.parse().ok().filter(|port: &u16| *port > 0);
+    let all = || Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port()?));
+    value.parse().ok().or_else(all)
 }
 
 /// `gRPC C-core`, `gRPC Go`, `gRPC Java`, `gRPC Node Pure JS`, `grpc-go`.

@@ -12,14 +12,16 @@ use phalanx_model::document::{Document, DocumentId, Kind as DocumentKind};
 use phalanx_model::identity::TrustDomain;
 use phalanx_model::name::INVALID_BACKEND;
 use phalanx_model::resource::{
-    Access, ApiListener, Assignment, Cluster, RouteTable, Rule, ServerListener, VirtualHost,
+    Access, AccessPolicy, ApiListener, Assignment, Cluster, MtlsMode, RouteTable, Rule,
+    ServerListener, VirtualHost,
 };
 use phalanx_model::{ClusterName, ServiceName};
 use phalanx_xds::encode::grpc;
 use phalanx_xds::{Encoded, Kind, Snapshot};
 
 use super::demand::{Names, renew, resolve};
-use super::{Node, Published, Resources};
+use super::inbound::{anonymous, mode_of_service};
+use super::{Mesh, Node, Published, Resources};
 use crate::world::{Documents, World};
 
 /// What a server's bootstrap must make of its address, as `server_listener_resource_name_template` with `%s` behind it.
@@ -34,7 +36,7 @@ pub struct Proxyless {
     clusters: Resources,
     endpoints: Resources,
     /// What the server listeners among them check.
-    access: Arc<Access>,
+    guard: Guard,
     unmet: Vec<Unmet>,
 }
 
@@ -70,7 +72,7 @@ impl Proxyless {
         let made = &published.dialect;
         let mesh = &published.mesh;
         let listeners = self.listeners(published, node, session);
-        let mut unmet = Vec::new();
+        let mut unmet: Vec<_> = self.guard.unmet(&published.world).collect();
         let mut table = |name: &str| {
             let (service, port) = resolve(name, "", &mesh.catalog)?;
             let rules = mesh.rules.of(&service, port)?;
@@ -85,7 +87,11 @@ impl Proxyless {
             .collect();
         let cluster = |name: &str| match name {
             INVALID_BACKEND => Some(made.nowhere(Kind::Cluster)),
-            _ => Some(made.cluster(mesh.clusters.get(&name.parse::<ClusterName>().ok()?)?)),
+            _ => {
+                let name = name.parse::<ClusterName>().ok()?;
+                let cluster = mesh.clusters.get(&name)?;
+                Some(made.cluster(cluster, node.tls.has_providers && all_mutual(mesh, &name)))
+            }
         };
         let endpoints = |name: &str| match name {
             INVALID_BACKEND => Some(made.nowhere(Kind::Endpoints)),
@@ -111,16 +117,15 @@ impl Proxyless {
     fn listeners(&mut self, published: &Published, node: &Node, session: &impl Names) -> Resources {
         let names = || session.names(Kind::Listener);
         let is_server = names().any(|name| name.starts_with(SERVER_LISTENER));
-        let access = match is_server {
-            true => published.dialect.access(&published.world, &node.service),
-            false => Arc::default(),
-        };
-        let is_same = access == self.access;
-        self.access = access;
+        let guard = is_server
+            .then(|| Guard::of(published, node))
+            .unwrap_or_default();
+        let is_same = guard == self.guard;
+        self.guard = guard;
         let listener = |name: &str| match name.strip_prefix(SERVER_LISTENER) {
             Some(address) => {
                 let held = self.listeners.get(name).filter(|_| is_same).cloned();
-                held.or_else(|| server_listener(name, address, &self.access))
+                held.or_else(|| server_listener(name, address, &self.guard))
             }
             None => published.dialect.listener(name, published, node),
         };
@@ -143,14 +148,62 @@ fn kept<'a>(
         .collect()
 }
 
-fn server_listener(name: &str, address: &str, access: &Access) -> Option<Arc<Encoded>> {
+/// Of a server: who may call it, and whether by certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Guard {
+    tls: Option<MtlsMode>,
+    trust_domain: TrustDomain,
+    access: Arc<Access>,
+    /// The policies that name callers whom it can't know.
+    deaf: Vec<String>,
+}
+
+impl Guard {
+    fn of(published: &Published, node: &Node) -> Self {
+        let mesh = &published.mesh;
+        let access = published.dialect.access(published, &node.service);
+        let mode = mode_of_service(&published.world, &mesh.index, &node.service);
+        let tls = Some(mode).filter(|mode| node.tls.has_providers && *mode != MtlsMode::Off);
+        let names_callers = |policy: &&AccessPolicy| {
+            let mut rules = policy.rules.iter();
+            rules.any(|rule| !rule.callers.is_empty())
+        };
+        let deaf = access.policies.iter().filter(names_callers);
+        let deaf: Vec<_> = deaf
+            .filter(|_| tls.is_none())
+            .map(|policy| policy.name.clone())
+            .collect();
+        Self {
+            tls,
+            trust_domain: mesh.trust_domain.clone(),
+            access: match deaf.is_empty() {
+                true => access,
+                false => Arc::new(anonymous(&access)),
+            },
+            deaf,
+        }
+    }
+
+    fn unmet<'a>(&'a self, world: &'a World) -> impl Iterator<Item = Unmet> + 'a {
+        self.deaf.iter().map(|policy| Unmet {
+            table: String::new(),
+            rule: format!("{policy}/"),
+            message: "names callers, and this proxyless gRPC server has no certificates to know them by (node metadata `certificate_providers: true`, or the mode is Off): whom it allows by name is denied there, and where it denies some it denies all".to_owned(),
+            since_revision: document(&format!("{policy}/"))
+                .and_then(|id| world.documents.get(&id))
+                .map_or(0, |entry| entry.revision),
+        })
+    }
+}
+
+fn server_listener(name: &str, address: &str, guard: &Guard) -> Option<Arc<Encoded>> {
     let address: SocketAddr = address.parse().ok()?;
     let listener = ServerListener {
         name: name.to_owned(),
         address,
-        tls: None,
-        trust_domain: TrustDomain::default(),
-        access: access.clone(),
+        tls: guard.tls,
+        trust_domain: guard.trust_domain.clone(),
+        access: (*guard.access).clone(),
     };
     Some(Arc::new(grpc::server_listener(&listener)))
 }
@@ -277,10 +330,19 @@ impl Dialect {
         self.made(Kind::Routes, name, Source::Rules(rules.clone()), encode)
     }
 
-    fn cluster(&self, cluster: &Arc<Cluster>) -> Arc<Encoded> {
+    fn cluster(&self, cluster: &Arc<Cluster>, is_secure: bool) -> Arc<Encoded> {
         let source = Source::Cluster(cluster.clone());
-        let encode = || grpc::cluster(cluster);
-        self.made(Kind::Cluster, &cluster.name.to_string(), source, encode)
+        if is_secure {
+            let name = format!("{SECURE}{}", cluster.name);
+            return self.made(Kind::Cluster, &name, source, || grpc::cluster(cluster));
+        }
+        let plain = || {
+            grpc::cluster(&Cluster {
+                tls: None,
+                ..(**cluster).clone()
+            })
+        };
+        self.made(Kind::Cluster, &cluster.name.to_string(), source, plain)
     }
 
     fn endpoints(&self, set: &Arc<Assignment>) -> Arc<Encoded> {
@@ -331,7 +393,8 @@ impl Dialect {
     }
 
     /// Who may call a service.
-    fn access(&self, world: &World, service: &ServiceName) -> Arc<Access> {
+    fn access(&self, published: &Published, service: &ServiceName) -> Arc<Access> {
+        let world = &published.world;
         let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let current = made
             .access
@@ -340,7 +403,7 @@ impl Dialect {
         let all = match current {
             Some((_, all)) => all.clone(),
             None => {
-                let all = Arc::new(access(world));
+                let all = Arc::new(access(world, &published.mesh.trust_domain));
                 made.access = Some((world.documents.clone(), all.clone()));
                 all
             }
@@ -350,7 +413,7 @@ impl Dialect {
 }
 
 /// Of each service that an AuthorizationPolicy names.
-fn access(world: &World) -> AccessByService {
+fn access(world: &World, trust_domain: &TrustDomain) -> AccessByService {
     let mut all = BTreeMap::<ServiceName, Access>::new();
     for (_, document) in world.in_force() {
         let Document::AuthorizationPolicy(policy) = document else {
@@ -358,13 +421,21 @@ fn access(world: &World) -> AccessByService {
         };
         for service in &policy.targets {
             let access = all.entry(service.clone()).or_default();
-            access.policies.push(policy.access(&TrustDomain::default()));
+            access.policies.push(policy.access(trust_domain));
         }
     }
     let shared = |(service, access)| (service, Arc::new(access));
     all.into_iter().map(shared).collect()
 }
 
+/// gRPC speaks TLS to a whole cluster or not at all.
+fn all_mutual(mesh: &Mesh, cluster: &ClusterName) -> bool {
+    let set = mesh.assignments.get(cluster);
+    set.is_some_and(|set| !set.endpoints.is_empty() && set.endpoints.iter().all(|e| e.mutual_tls))
+}
+
+/// Before the name of a cluster with TLS, among those that are made.
+const SECURE: &str = "tls ";
 const SWEEP_MIN: usize = 1024;
 
 #[cfg(test)]

@@ -1,14 +1,16 @@
 //! Encoding, once per resource and change: equal resources keep their bytes, maps that did not change are shared by every
 //! node's snapshot.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use phalanx_model::document::{DocumentId, Kind as DocumentKind};
-use phalanx_model::resource::RouteTable;
+use phalanx_model::identity::TrustDomain;
+use phalanx_model::resource::{Cluster, RouteTable};
 use phalanx_model::{ClusterName, ServiceName, SharedMap};
 use phalanx_xds::{Encoded, Kind, Snapshot, encode};
 
 use super::demand::Hosts;
+use super::own::Inbounds;
 use super::proxyless::Dialect;
 use super::table::Tables;
 use super::{Finding, Mesh, Node, listener};
@@ -24,8 +26,11 @@ pub struct Published {
     pub world: Arc<World>,
     pub mesh: Arc<Mesh>,
     clusters: Resources,
+    /// The same for who has an identity; made when the first of them comes.
+    secure: Arc<OnceLock<Resources>>,
     endpoints: Resources,
     tables: Arc<Tables>,
+    pub(super) inbounds: Inbounds,
     /// For sidecars that ask on demand.
     pub(super) hosts: Hosts,
     /// For proxyless gRPC.
@@ -36,13 +41,18 @@ pub struct Published {
 
 impl Published {
     /// Before the first world.
-    fn nothing() -> Self {
+    fn nothing(trust_domain: TrustDomain) -> Self {
         Self {
             revision: 0,
             findings: Arc::default(),
             world: Arc::new(World::empty()),
-            mesh: Arc::default(),
+            mesh: Arc::new(Mesh {
+                trust_domain,
+                ..Mesh::default()
+            }),
             clusters: Resources::default(),
+            secure: Arc::default(),
+            inbounds: Inbounds::default(),
             endpoints: Resources::default(),
             tables: Arc::default(),
             hosts: Hosts::default(),
@@ -65,7 +75,7 @@ impl Published {
         self.staged.is_some() && canary.is_some_and(|canary| canary.nodes.contains(node))
     }
 
-    /// A stream's own listeners, encoded; they stay the same as long as its node does.
+    /// A stream's listener for the calls of its application, encoded; it stays the same as long as its node does.
     pub fn listeners(node: &Node) -> Resources {
         let listeners = listener(node).into_iter().map(|l| encode::listener(&l));
         listeners
@@ -82,11 +92,11 @@ impl Published {
     ) -> Snapshot {
         let of_namespace = || self.tables.table(&node.service.namespace);
         let tables = &table.cloned().unwrap_or_else(of_namespace);
-        // They come with identities; until then whoever asks for one waits.
+        // They are each stream's own; whoever asks for one and may have none waits.
         let secrets = Resources::default();
         let of = |kind| match kind {
             Kind::Secret => &secrets,
-            Kind::Cluster => &self.clusters,
+            Kind::Cluster => self.clusters(node),
             Kind::Endpoints => &self.endpoints,
             Kind::Listener => listeners,
             Kind::Routes => tables,
@@ -94,10 +104,24 @@ impl Published {
         Snapshot::from_kinds(self.revision, Kind::ALL.map(|kind| of(kind).clone()))
     }
 
-    /// A cluster or an endpoint set: those are the same for all nodes.
-    pub(super) fn shared(&self, kind: Kind, name: &str) -> Option<Arc<Encoded>> {
+    /// With mutual TLS only for who has a certificate to show.
+    fn clusters(&self, node: &Node) -> &Resources {
+        let encoded = |cluster: &Arc<Cluster>| {
+            let encoded = encode::cluster(cluster);
+            (encoded.name.clone(), Arc::new(encoded))
+        };
+        match node.tls.has_identity {
+            true => self
+                .secure
+                .get_or_init(|| self.mesh.clusters.values().map(encoded).collect()),
+            false => &self.clusters,
+        }
+    }
+
+    /// A cluster or an endpoint set: those are the same for all nodes that have an identity, and for all that have none.
+    pub(super) fn shared(&self, kind: Kind, name: &str, node: &Node) -> Option<Arc<Encoded>> {
         match kind {
-            Kind::Cluster => self.clusters.get(name).cloned(),
+            Kind::Cluster => self.clusters(node).get(name).cloned(),
             Kind::Endpoints => self.endpoints.get(name).cloned(),
             _ => None,
         }
@@ -134,21 +158,35 @@ pub struct Compiler {
     changes: Changes,
     /// Of a canary's world.
     staged: Option<Box<Compiler>>,
+    trust_domain: TrustDomain,
 }
 
 impl Compiler {
+    /// For a mesh of this trust domain.
+    pub fn new(trust_domain: TrustDomain) -> Self {
+        Self {
+            trust_domain,
+            ..Self::default()
+        }
+    }
+
     /// Compiles and encodes a world.
     pub fn compile(&mut self, world: Arc<World>) -> Published {
-        let last = self.last.take().unwrap_or_else(Published::nothing);
+        let nothing = || Published::nothing(self.trust_domain.clone());
+        let last = self.last.take().unwrap_or_else(nothing);
         let before = &last.mesh;
         let mesh = Arc::new(before.advance(&last.world, &world));
         let mut changes = Changes::default();
         let clusters = renew(
             &last.clusters,
             (&before.clusters, &mesh.clusters),
-            encode::cluster,
+            in_plain,
             &mut changes,
         );
+        let secure = last.secure.get().map(|secure| {
+            let clusters = (&before.clusters, &mesh.clusters);
+            renew(secure, clusters, encode::cluster, &mut changes)
+        });
         let endpoints = renew(
             &last.endpoints,
             (&before.assignments, &mesh.assignments),
@@ -170,6 +208,8 @@ impl Compiler {
             world,
             mesh,
             clusters,
+            secure: Arc::new(secure.map_or_else(OnceLock::new, OnceLock::from)),
+            inbounds: last.inbounds,
             endpoints,
             tables,
             hosts: last.hosts,
@@ -189,6 +229,7 @@ impl Compiler {
                 staged: None,
                 ..published.clone()
             }),
+            trust_domain: published.mesh.trust_domain.clone(),
             ..Self::default()
         }
     }
@@ -229,12 +270,24 @@ fn renew<N: Ord + ToString, R>(
         match change.after {
             Some(resource) => {
                 changes.encoded += 1;
-                resources.insert(name, Arc::new(encode(resource)));
+                let encoded = encode(resource);
+                let known = resources.get(&name);
+                if known.is_none_or(|known| known.version != encoded.version) {
+                    resources.insert(name, Arc::new(encoded));
+                }
             }
             None => drop(resources.remove(&name)),
         }
     }
     resources
+}
+
+/// For who has no certificate to show.
+fn in_plain(cluster: &Cluster) -> Encoded {
+    encode::cluster(&Cluster {
+        tls: None,
+        ..cluster.clone()
+    })
 }
 
 /// A node's only table, encoded.

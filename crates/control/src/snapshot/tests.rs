@@ -573,5 +573,6 @@ fn node() -> Node {
         instance: "m1".into(),
         outbound: Some("127.0.0.4:15001".parse().unwrap()),
         agent: "phalanx".into(),
+        tls: Default::default(),
     }
 }

@@ -1,5 +1,6 @@
 //! A whole control plane on loopback, met as its users meet it: over HTTP and gRPC.
 
+mod access;
 mod api;
 mod discovery;
 mod discovery_services;

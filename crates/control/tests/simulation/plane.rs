@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use phalanx_control::access::Who;
 use phalanx_control::admit::Admission;
 use phalanx_control::discovery::{Discovery, Fleet, Loads, Publisher};
 use phalanx_control::planes::Identity;
@@ -17,6 +18,7 @@ use tokio::sync::watch::Receiver;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
 
 use crate::network::Network;
@@ -58,7 +60,13 @@ impl Plane {
         let loads = Loads::new(Duration::from_secs(10), published.clone());
         let discovery = Discovery::new(published.clone(), fleet.clone(), loads, stop.clone());
         let incoming = ReceiverStream::new(network.listen(name));
+        // As `control --open` takes them.
+        let open = InterceptorLayer::new(|mut request: tonic::Request<()>| {
+            request.extensions_mut().insert(Who::Open);
+            Ok(request)
+        });
         let grpc = Server::builder()
+            .layer(open)
             .add_routes(discovery.services())
             .add_service(RegistryServer::new(registry.clone()))
             .serve_with_incoming(incoming);

@@ -109,3 +109,23 @@ fn a_restart_in_the_middle_of_a_rotation_goes_on_where_it_was() {
         assert_eq!(again.issuers().count(), authority.issuers().count());
     }
 }
+
+#[test]
+fn an_authority_signs_within_a_mesh_only_if_that_trusts_it() {
+    let (ours, other) = (Authority::new(issuer()), issuer());
+    let both = ours.roots().and(other.roots()).unwrap();
+    let within = ours.within(both.clone(), NOW).unwrap();
+    assert!(within.roots().is_same(&both));
+    let refused = ours.within(other.roots().clone(), NOW);
+    assert!(matches!(
+        refused,
+        Err(AuthorityError::Issue(IssueError::Probe { .. }))
+    ));
+    // One whose root is another control plane's becomes possible by that.
+    assert!(ours.replace_intermediate(other.clone(), NOW).is_err());
+    let replaced = within.replace_intermediate(other, NOW).unwrap();
+    assert_eq!(
+        seen(&replaced, &leaf(replaced.active(), "battle", HOUR, NOW).0),
+        Ok(())
+    );
+}

@@ -178,3 +178,37 @@ fn an_intermediate_that_peers_would_refuse_is_refused() {
     );
     assert!(matches!(made, Err(IssueError::Expired { .. })));
 }
+
+#[test]
+fn host_names_stand_in_a_control_plane_s_leaf_and_in_no_other() {
+    let issuer = issuer();
+    let key = Key::generate(KeyKind::default()).unwrap();
+    let control = Workload::control(&domain()).unwrap();
+    let hosts = ["control.example.org", "10.1.2.3", "[::1]"].map(|h| Name::host(h).unwrap());
+    fn order<'a>(workload: &'a Workload, hosts: &'a [Name]) -> Order<'a> {
+        Order {
+            hosts,
+            ..Order::new(workload, HOUR, operator())
+        }
+    }
+    let issued = issuer
+        .issue_to(key.spki(), &order(&control, &hosts), NOW)
+        .unwrap();
+    let cert = x509::Cert::parse(&issued.chain[0]).unwrap();
+    assert!(hosts.iter().all(|host| cert.names.contains(host)));
+    assert!(cert.names.contains(&Name::Uri(control.id().to_string())));
+    assert_eq!(issued.record.names, cert.names);
+    let battle = workload("battle");
+    let refused = issuer.issue_to(key.spki(), &order(&battle, &hosts), NOW);
+    assert!(matches!(refused, Err(IssueError::Hosts { .. })));
+    for bad in [
+        Name::Dns("*.example.org".into()),
+        Name::Uri("https://x".into()),
+    ] {
+        let refused = issuer.issue_to(key.spki(), &order(&control, &[bad]), NOW);
+        assert!(matches!(refused, Err(IssueError::Host { .. })));
+    }
+    for bad in ["", "*.example.org", "a b", "-x", "http://x", "x/y"] {
+        assert!(Name::host(bad).is_err(), "{bad:?}");
+    }
+}

@@ -117,6 +117,36 @@ async fn going_back_leaves_everything_as_it_was_and_a_record_of_why() {
 }
 
 #[tokio::test]
+async fn a_deletion_and_a_rollback_can_be_staged_too() {
+    let door = door().await;
+    let first = door.apply(&service("web", 80)).await.revision;
+    door.apply(&service("web", 81)).await;
+    let rollback = RollbackRequest {
+        to: first,
+        canary: Some(terms("1")),
+        ..RollbackRequest::default()
+    };
+    let admission = &door.admission.0;
+    admission.rollback(rollback, around()).await.unwrap();
+    let staged = door.world().staged().unwrap();
+    assert_eq!(door.port(&door.world()), Some(81.into()));
+    assert_eq!(door.port(&staged), Some(80.into()));
+    door.conclude(CanaryStage::Promoted).await.unwrap();
+    assert_eq!(door.port(&door.world()), Some(80.into()));
+
+    let delete = DeleteRequest {
+        files: request(&service("web", 80)).files,
+        canary: Some(terms("1")),
+        ..DeleteRequest::default()
+    };
+    admission.delete(delete, around()).await.unwrap();
+    assert_eq!(door.world().documents.len(), 1);
+    assert!(door.world().staged().unwrap().documents.is_empty());
+    door.conclude(CanaryStage::Promoted).await.unwrap();
+    assert!(door.world().documents.is_empty());
+}
+
+#[tokio::test]
 async fn there_is_one_canary_and_its_documents_stay_untouched_meanwhile() {
     let door = door().await;
     door.apply(&format!("{}{}", service("web", 80), service("api", 80)))

@@ -5,6 +5,7 @@ use prost_types::{Struct, Value};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Code;
+use tonic::service::InterceptorLayer;
 use tonic::transport::{Channel, Server};
 
 use super::*;
@@ -14,7 +15,11 @@ async fn serve(health: Health) -> (HealthDiscoveryServiceClient<Channel>, Cancel
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
     let service = Hds::new(health, stop.clone()).into_service();
-    let server = Server::builder().add_service(service);
+    let open = InterceptorLayer::new(|mut request: tonic::Request<()>| {
+        request.extensions_mut().insert(Who::Open);
+        Ok(request)
+    });
+    let server = Server::builder().layer(open).add_service(service);
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let channel = phalanx_client::channel::channel(&address.to_string()).unwrap();
     (HealthDiscoveryServiceClient::new(channel), stop)

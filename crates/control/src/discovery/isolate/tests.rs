@@ -26,6 +26,7 @@ impl Peer {
             instance: String::new(),
             outbound: None,
             agent: "envoy".into(),
+            tls: Default::default(),
         };
         Self {
             isolation: Isolation::default(),

@@ -47,6 +47,7 @@ fn node() -> Node {
         instance: String::new(),
         outbound: None,
         agent: "gRPC Go 1".into(),
+        tls: Default::default(),
     }
 }
 
@@ -211,20 +212,48 @@ fn a_server_gets_its_own_listener_anew_only_when_its_policies_change() {
 }
 
 #[test]
-fn an_instance_that_can_not_check_a_policy_gets_no_calls_until_it_is_gone() {
-    let policy = "apiVersion: phalanx.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec: {targetRefs: [{kind: Service, name: battle}], action: Deny, rules: [{}]}\n";
-    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s, labels: {kubernetes.io/service-name: battle}}\naddressType: IPv4\nports: [{port: 50051}]\nendpoints: [{addresses: [127.0.0.9]}]\n";
-    let cluster: ClusterName = CLUSTER.parse().unwrap();
-    let seen = |fixture: &Fixture| {
-        let published = published(fixture);
-        let set = published.mesh.assignments.get(&cluster).cloned().unwrap();
-        let told = published
-            .findings
-            .iter()
-            .filter(|f| f.message.starts_with("not enforced:"));
-        (set.endpoints.len(), told.count())
+fn a_server_without_certificates_knows_nobody_and_says_so() {
+    let policy = "apiVersion: phalanx.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec: {targetRefs: [{kind: Service, name: match}], action: Allow, rules: [{from: [{services: [gateway]}]}]}\n";
+    let name = format!("{SERVER_LISTENER}0.0.0.0:50051");
+    let published = published(&fixture().and_yaml(policy));
+    let told = |has_providers| {
+        let mut stream = Stream::new();
+        stream.ask(Kind::Listener, &[&name]);
+        let mut node = node();
+        node.tls.has_providers = has_providers;
+        let snapshot = stream.part.snapshot(&published, &node, &stream.session);
+        let body = snapshot.get(Kind::Listener, &name).unwrap().body.clone();
+        let text = String::from_utf8_lossy(&body).into_owned();
+        let unmet = stream.part.unmet().len();
+        (
+            text.contains("ns/default/sa/gateway"),
+            text.contains("DownstreamTlsContext"),
+            unmet,
+        )
     };
-    let plain = fixture().and_yaml(slice);
-    assert_eq!(seen(&plain), (2, 0));
-    assert_eq!(seen(&plain.clone().and_yaml(policy)), (1, 1));
+    assert_eq!(told(true), (true, true, 0));
+    assert_eq!(told(false), (false, false, 1));
+}
+
+#[test]
+fn a_client_with_certificates_uses_them_where_every_endpoint_takes_them() {
+    let slice = |label: &str| {
+        format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s, labels: {{kubernetes.io/service-name: plain{label}}}}}\naddressType: IPv4\nports: [{{port: 50051}}]\nendpoints: [{{addresses: [127.0.0.9]}}]\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: plain}}\nspec: {{ports: [{{port: 80, appProtocol: grpc}}]}}\n"
+        )
+    };
+    let cluster = "outbound|80|plain.default.svc.mesh";
+    let is_secure = |label: &str, has_providers| {
+        let published = published(&Fixture::yaml(&slice(label)));
+        let mut stream = Stream::new();
+        stream.ask(Kind::Cluster, &[cluster]);
+        let mut node = node();
+        node.tls.has_providers = has_providers;
+        let snapshot = stream.part.snapshot(&published, &node, &stream.session);
+        let body = snapshot.get(Kind::Cluster, cluster).unwrap().body.clone();
+        String::from_utf8_lossy(&body).contains("UpstreamTlsContext")
+    };
+    let mutual = ", phalanx.dev/tls: mutual";
+    assert!(is_secure(mutual, true));
+    assert!(!is_secure(mutual, false) && !is_secure("", true));
 }

@@ -8,6 +8,7 @@ use phalanx_model::resource::{
     Access, AccessPolicy, AccessRule, Caller, Effect, ServerListener, VirtualHost,
 };
 use phalanx_xds::encode::{self, grpc};
+use phalanx_xds::separate::{self, Source};
 use phalanx_xds::{Encoded, Kind};
 
 use super::*;
@@ -66,13 +67,19 @@ fn generated(seed: u64, bootstrap: &mut Bootstrap) {
             .insert("namespace".into(), namespace.clone());
         instance.zone = format!("z{}", dice.below(3));
         instance.weight = dice.below(130) as u32;
+        instance.mutual_tls = dice.chance(60);
         fixture = fixture.with(instance);
     }
     let published = Compiler::default().compile(Arc::new(fixture.world()));
     let mut node = super::node();
-    node.service.namespace = namespace;
+    node.service = ServiceName::new(namespace, "s0");
+    node.agent = "envoy".into();
+    node.tls.has_identity = dice.chance(70);
+    node.tls.inbound = Some(([127, 0, 0, 1], 0).into());
+    node.tls.app = Some(9000);
     let listeners = Published::listeners(&node);
     let snapshot = published.snapshot(&node, &listeners, None);
+    let snapshot = Own::default().add(&snapshot, &published, &node, None);
     // Every mesh has the same listener; one Envoy takes each name once.
     snapshot
         .iter(Kind::Cluster)
@@ -81,10 +88,13 @@ fn generated(seed: u64, bootstrap: &mut Bootstrap) {
         .iter(Kind::Endpoints)
         .for_each(|e| bootstrap.endpoints(e));
     snapshot.iter(Kind::Routes).for_each(|t| bootstrap.table(t));
-    if seed.is_multiple_of(BATCH) {
-        snapshot
-            .iter(Kind::Listener)
-            .for_each(|l| bootstrap.listener(&l.body));
+    for listener in snapshot.iter(Kind::Listener) {
+        let is_own = listener.name == encode::INBOUND;
+        if is_own || seed.is_multiple_of(BATCH) {
+            // Of a field that stands twice the last counts.
+            let named = field(1, format!("{} {seed}", listener.name).as_bytes());
+            bootstrap.listener(&[listener.body.to_vec(), named].concat());
+        }
     }
     let table = published
         .mesh
@@ -122,6 +132,20 @@ fn documents(dice: &mut Dice, namespace: &str) -> String {
             let _ = writeln!(
                 text,
                 "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r{n}-{route}, namespace: {namespace}}}\nspec:\n  parentRefs: [{{kind: Service, name: s{n}}}]\n  rules:\n{rules}"
+            );
+        }
+        if dice.chance(50) {
+            let action = dice.of(&["Allow", "Deny"]);
+            let _ = writeln!(
+                text,
+                "---\napiVersion: phalanx.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: a{n}, namespace: {namespace}}}\nspec:\n  targetRefs: [{{kind: Service, name: s{n}}}]\n  action: {action}\n  rules: [{{from: [{{services: [s1, x/s2]}}, {{anyone: true}}], methods: [GET], paths: [{{type: PathPrefix, value: /a}}, {{type: RegularExpression, value: '/b.*'}}], headers: [{{name: x-a, value: '1'}}]}}, {{from: [{{namespaces: [arena]}}]}}]"
+            );
+        }
+        if dice.chance(50) {
+            let mode = dice.of(&["Strict", "Permissive", "\"Off\""]);
+            let _ = writeln!(
+                text,
+                "---\napiVersion: phalanx.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {{name: m{n}, namespace: {namespace}}}\nspec:\n  targetRefs: [{{kind: Service, name: s{n}}}]\n  mtls: {{mode: {mode}}}"
             );
         }
         if dice.chance(30) {
@@ -268,8 +292,19 @@ impl Bootstrap {
         self.listeners.push(body.to_vec());
     }
 
+    /// Envoy dies of a static cluster whose secrets come over ADS, which it sets up only afterwards.
     fn cluster(&mut self, cluster: &Encoded) {
-        self.clusters.push(cluster.body.to_vec());
+        let source = Source {
+            cluster: "control".into(),
+            is_delta: true,
+        };
+        let rewritten = separate::rewrite(cluster, &source);
+        let body = rewritten.as_ref().unwrap_or(cluster).body.to_vec();
+        let unique = match cluster.name == encode::INBOUND {
+            true => field(1, format!("inbound {}", self.clusters.len()).as_bytes()),
+            false => Vec::new(),
+        };
+        self.clusters.push([body, unique].concat());
     }
 
     /// In a cluster of its own: beside EDS they can't be static.

@@ -42,6 +42,20 @@ pub enum Step {
         version: u8,
         zone: u8,
         tcp: bool,
+        mutual: bool,
+    },
+    Guard {
+        name: u8,
+        targets: Vec<u8>,
+        from: u8,
+    },
+    /// Of a namespace without targets; of the mesh where it is the third.
+    Peers {
+        name: u8,
+        targets: Vec<u8>,
+        mode: u8,
+        port: bool,
+        created: u64,
     },
     /// Of what one of these put, if it did.
     Delete(Box<Step>),
@@ -69,8 +83,12 @@ pub fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(name, grpc, parents, backends, created)| Step::Route { name, grpc, parents, backends, created }),
         1 => (0..4_u8, prop::collection::vec(0..6_u8, 1..3), created())
             .prop_map(|(name, targets, created)| Step::Policy { name, targets, created }),
-        4 => (0..6_u8, 0..4_u8, 0..3_u8, 0..3_u8, 0..3_u8, any::<bool>())
-            .prop_map(|(service, id, app, version, zone, tcp)| Step::Instance { service, id, app, version, zone, tcp }),
+        4 => (0..6_u8, 0..4_u8, 0..3_u8, 0..3_u8, 0..3_u8, any::<bool>(), any::<bool>())
+            .prop_map(|(service, id, app, version, zone, tcp, mutual)| Step::Instance { service, id, app, version, zone, tcp, mutual }),
+        1 => (0..4_u8, prop::collection::vec(0..6_u8, 1..3), 0..6_u8)
+            .prop_map(|(name, targets, from)| Step::Guard { name, targets, from }),
+        2 => (0..6_u8, prop::collection::vec(0..6_u8, 0..3), 0..3_u8, any::<bool>(), created())
+            .prop_map(|(name, targets, mode, port, created)| Step::Peers { name, targets, mode, port, created }),
     ];
     (put, 0..10_u8).prop_map(|(put, fate)| match fate {
         0..=2 => Step::Delete(Box::new(put)),
@@ -104,6 +122,7 @@ impl Step {
             version,
             zone,
             tcp,
+            mutual,
         } = self
         else {
             unreachable!("asked of an instance only")
@@ -113,6 +132,7 @@ impl Step {
         let mut made = instance(&name, &format!("i{id}"), &address, &[("http", 8080)]);
         made.id.service.namespace = namespace.to_owned();
         made.zone = ["", "az1", "az2"][usize::from(*zone)].to_owned();
+        made.mutual_tls = *mutual;
         made.labels.insert("app".into(), format!("s{app}"));
         made.labels.insert("version".into(), format!("v{version}"));
         if *version == 0 {
@@ -133,7 +153,10 @@ impl Step {
         let text = self.yaml();
         let made = Fixture::yaml(&text).stored().remove(0);
         let mut record: Value = serde_json::from_slice(&made.value.unwrap()).unwrap();
-        if let Self::Route { created, .. } | Self::Policy { created, .. } = self {
+        if let Self::Route { created, .. }
+        | Self::Policy { created, .. }
+        | Self::Peers { created, .. } = self
+        {
             record["created"] = (*created).into();
         }
         let parsed = phalanx_model::manifest::parse("x", &text, "default");
@@ -214,14 +237,46 @@ impl Step {
             }
             Self::Policy { name, targets, .. } => {
                 let (namespace, _) = named(*name);
-                let targets: BTreeSet<String> = targets.iter().map(|t| named(*t).1).collect();
-                let targets: String = targets
-                    .iter()
-                    .map(|target| format!("{{group: \"\", kind: Service, name: {target}}}, "))
-                    .collect();
+                let targets = targeted(targets);
                 format!(
                     "apiVersion: phalanx.dev/v1alpha1\nkind: BackendPolicy\nmetadata: {{name: p{name}, namespace: {namespace}}}\nspec:\n  targetRefs: [{targets}]\n  circuitBreaker: {{maxConnections: {}}}\n",
                     u32::from(*name) + 1
+                )
+            }
+            Self::Guard {
+                name,
+                targets,
+                from,
+            } => {
+                let (namespace, _) = named(*name);
+                let (of, caller) = named(*from);
+                format!(
+                    "apiVersion: phalanx.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: g{name}, namespace: {namespace}}}\nspec:\n  targetRefs: [{}]\n  action: {}\n  rules: [{{from: [{{services: [{of}/{caller}]}}]}}]\n",
+                    targeted(targets),
+                    if name % 4 < 2 { "Allow" } else { "Deny" }
+                )
+            }
+            Self::Peers {
+                name,
+                targets,
+                mode,
+                port,
+                ..
+            } => {
+                let namespace = match name {
+                    5 => "phalanx-system",
+                    _ => named(*name).0,
+                };
+                let mode = ["Strict", "Permissive", "\"Off\""][usize::from(*mode)];
+                let mut spec = format!("  mtls: {{mode: {mode}}}\n");
+                if *name != 5 && !targets.is_empty() {
+                    spec.push_str(&format!("  targetRefs: [{}]\n", targeted(targets)));
+                    if *port {
+                        spec.push_str("  ports: [{port: 8080, mode: \"Off\"}]\n");
+                    }
+                }
+                format!(
+                    "apiVersion: phalanx.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {{name: a{name}, namespace: {namespace}}}\nspec:\n{spec}"
                 )
             }
             Self::Instance { .. } | Self::Delete(_) | Self::Damage(_) => {
@@ -229,6 +284,24 @@ impl Step {
             }
         }
     }
+}
+
+fn targeted(targets: &[u8]) -> String {
+    let targets: BTreeSet<String> = targets.iter().map(|t| named(*t).1).collect();
+    let target = |target: &String| format!("{{group: \"\", kind: Service, name: {target}}}, ");
+    targets.iter().map(target).collect()
+}
+
+/// Sidecars of the instances that there may be.
+fn sidecars() -> impl Iterator<Item = Node> {
+    (0..6_u8).flat_map(|service| {
+        let (namespace, name) = named(service);
+        (0..2).map(move |id| Node {
+            service: ServiceName::new(namespace, name.clone()),
+            instance: format!("i{id}"),
+            ..node()
+        })
+    })
 }
 
 fn nodes() -> impl Iterator<Item = Node> {
@@ -248,6 +321,9 @@ proptest! {
     ) {
         let mut fold = Fold::boot(Vec::new(), 0);
         let mut compiler = Compiler::default();
+        let mut own: Vec<_> = sidecars().map(|node| (Own::default(), node)).collect();
+        let mut secure = node();
+        secure.tls.has_identity = true;
         for (at, batch) in batches.iter().enumerate() {
             for step in batch {
                 fold.apply(step.stored(at as u64 + 1));
@@ -256,7 +332,12 @@ proptest! {
             let followed = compiler.compile(world.clone());
             let fresh = Compiler::default().compile(world);
             prop_assert_eq!(&followed.mesh, &fresh.mesh);
-            for node in nodes() {
+            for (own, node) in &mut own {
+                let held = own.listener(&followed, node).cloned();
+                let afresh = Own::default().listener(&fresh, node).cloned();
+                prop_assert_eq!(held, afresh, "inbound of {} {}", node.service, node.instance);
+            }
+            for node in nodes().chain([secure.clone()]) {
                 let listeners = Published::listeners(&node);
                 let one = followed.snapshot(&node, &listeners, None);
                 let other = fresh.snapshot(&node, &listeners, None);

@@ -1,0 +1,307 @@
+//! Who gets what from a control plane that asks everybody who they are.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use phalanx_client::admin::{Admin, AdminError};
+use phalanx_client::api::{ApplyRequest, File, UserRequest};
+use phalanx_client::channel::Control;
+use phalanx_client::registry::to_wire;
+use phalanx_client::secure::{Protocol, Secure, trusting};
+use phalanx_control::access::{METHODS, Needs};
+use phalanx_control::{Config, Running, start};
+use phalanx_pki::clock::{Clock, SystemClock};
+use phalanx_pki::credentials::{Credentials, Parts};
+use phalanx_pki::identity::Identity;
+use phalanx_pki::issuer::{Attestation, Order};
+use phalanx_pki::key::{Key, KeyKind};
+use phalanx_pki::name::{TrustDomain, Workload};
+use phalanx_pki::roots::Roots;
+use phalanx_proto::envoy::config::core::v3::Node;
+use phalanx_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use phalanx_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use phalanx_proto::phalanx::observe::v1::ReportRequest;
+use phalanx_proto::phalanx::observe::v1::observe_client::ObserveClient;
+use phalanx_proto::phalanx::registry::v1::RegisterRequest;
+use phalanx_proto::phalanx::registry::v1::registry_client::RegistryClient;
+use tonic::{Code, Request};
+
+use crate::{battle_instance, config};
+
+struct Closed {
+    running: Running,
+    data: tempfile::TempDir,
+}
+
+async fn closed() -> Closed {
+    let data = tempfile::tempdir().unwrap();
+    let config = Config {
+        open: false,
+        ..config(data.path())
+    };
+    let running = start(config).await.unwrap();
+    Closed { running, data }
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap()
+}
+
+impl Closed {
+    fn roots(&self) -> Roots {
+        Roots::from_pem(read(&self.data.path().join("admin/roots.pem")).as_bytes()).unwrap()
+    }
+
+    /// Over TLS, as nobody.
+    fn nobody(&self) -> Admin {
+        let secure = Secure::try_new(trusting(self.roots()), Protocol::Http1).unwrap();
+        Admin::new(&self.running.admin_address().to_string()).with_secure(secure)
+    }
+
+    fn admin(&self) -> Admin {
+        self.nobody().with_token(&read(&self.data.path().join("admin/token")))
+    }
+
+    async fn user(&self, role: &str) -> Admin {
+        let request = UserRequest {
+            name: role.to_owned(),
+            role: role.to_owned(),
+            ttl_ms: None,
+        };
+        let added = self.admin().add_user(&request).await.unwrap();
+        self.nobody().with_token(&added.token)
+    }
+
+    /// With a certificate of this service, signed by what lies in the control plane's folder.
+    fn workload(&self, service: &str) -> Arc<Identity> {
+        let domain = TrustDomain::default();
+        let now = SystemClock.now();
+        let ca = phalanx_pki::authority::Authority::load(&self.data.path().join("ca"), &domain, now);
+        let issuer = ca.unwrap().unwrap().active().clone();
+        let workload = Workload::parse(&domain, "default", service, None).unwrap();
+        let key = Key::generate(KeyKind::default()).unwrap();
+        let attested = Attestation::Operator {
+            name: "test".into(),
+        };
+        let hour = std::time::Duration::from_secs(3600);
+        let order = Order::new(&workload, hour, attested);
+        let issued = issuer.issue_to(key.spki(), &order, now).unwrap();
+        let parts = Parts {
+            chain: issued.chain,
+            key,
+            staple: None,
+            roots: self.roots(),
+        };
+        let identity = Identity::new(Arc::new(SystemClock));
+        identity.publish(Credentials::try_new(parts, &workload, now).unwrap());
+        Arc::new(identity)
+    }
+
+    fn control(&self, identity: Arc<Identity>) -> Control {
+        Control::secure(&self.running.xds_address().to_string(), identity).unwrap()
+    }
+}
+
+/// The status of a call with an empty message.
+async fn call(control: &Control, path: String) -> (Code, String) {
+    let mut grpc = tonic::client::Grpc::new(control.channel());
+    grpc.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<(), ()>::default();
+    let called = grpc.unary(Request::new(()), path.parse().unwrap(), codec);
+    match tokio::time::timeout(std::time::Duration::from_millis(300), called).await {
+        Ok(Ok(_)) | Err(_) => (Code::Ok, String::new()),
+        Ok(Err(status)) => (status.code(), status.message().to_owned()),
+    }
+}
+
+#[tokio::test]
+async fn every_grpc_method_refuses_who_has_no_right_to_it() {
+    let closed = closed().await;
+    let nobody = closed.control(trusting(closed.roots()));
+    let battle = closed.control(closed.workload("battle"));
+    for (service, method, needs) in METHODS {
+        // A method that is there or not, it is refused before that is known.
+        let method = if method == "*" { "Anything" } else { method };
+        let path = || format!("/{service}/{method}");
+        let (code, message) = call(&nobody, path()).await;
+        match needs {
+            Needs::Tls => assert_eq!(code, Code::InvalidArgument, "{service}: {message}"),
+            _ => assert_eq!(code, Code::Unauthenticated, "{service}: {message}"),
+        }
+        let (code, message) = call(&battle, path()).await;
+        let refused = matches!(code, Code::Unauthenticated | Code::PermissionDenied);
+        // An empty message is about nobody, so not about itself.
+        let refused = refused && !message.contains("can't speak for");
+        assert_eq!(refused, matches!(needs, Needs::Role(_)), "{service}/{method}: {code:?}");
+    }
+    let (code, _) = call(&nobody, "/no.such/Service".to_owned()).await;
+    assert_eq!(code, Code::Unimplemented);
+    let metrics = closed.admin().text("/metrics").await.unwrap().body;
+    assert!(metrics.contains("phalanx_access_denied_total{reason=\"no_certificate\"} 16"), "{metrics}");
+}
+
+#[tokio::test]
+async fn every_route_refuses_nobody_and_low_roles() {
+    let closed = closed().await;
+    let document = closed.nobody().text("/openapi.json").await.unwrap().body;
+    let document: serde_json::Value = serde_json::from_str(&document).unwrap();
+    let paths = document["paths"].as_object().unwrap();
+    let public = ["/", "/healthz", "/readyz", "/openapi.json", "/api/v1/logout"];
+    let (viewer, operator) = (closed.user("viewer").await, closed.user("operator").await);
+    let show = Secure::try_new(closed.workload("battle"), Protocol::Http1).unwrap();
+    let workload = Admin::new(&closed.running.admin_address().to_string()).with_secure(show);
+    let mut of_viewer = BTreeMap::new();
+    let mut of_operator = BTreeMap::new();
+    for (path, methods) in paths {
+        for method in methods.as_object().unwrap().keys() {
+            let name = format!("{method} {path}");
+            let path = path.replace("{name}", "x").replace("{kind}", "service");
+            let path = path.replace("{namespace}", "default").replace("{serial}", "01");
+            let status = async |who: &Admin| who.raw(method, &path).await.unwrap();
+            let is_public = public.contains(&path.as_str()) || path == "/api/v1/login";
+            let (nobody, workload) = (status(&closed.nobody()).await, status(&workload).await);
+            if is_public {
+                assert!(![401, 403].contains(&nobody) || path == "/api/v1/login", "{name}: {nobody}");
+                continue;
+            }
+            assert_eq!(nobody, 401, "{name} takes nobody");
+            assert_eq!(workload, 403, "{name} takes a workload");
+            of_viewer.insert(name.clone(), status(&viewer).await != 403);
+            of_operator.insert(name, status(&operator).await != 403);
+        }
+    }
+    let is_secret = |name: &str| {
+        let names = ["users", "backup", "refused", "cert"];
+        names.iter().any(|part| name.contains(part))
+    };
+    for (name, allowed) in of_viewer {
+        let is_look = name.starts_with("get ") && !is_secret(&name);
+        if !name.contains("/cert") {
+            assert_eq!(allowed, is_look, "{name}, viewer");
+        }
+    }
+    for (name, allowed) in of_operator {
+        if !name.contains("/cert") {
+            assert_eq!(allowed, !is_secret(&name), "{name}, operator");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_workload_registers_reports_and_follows_for_itself_only() {
+    let closed = closed().await;
+    let battle = closed.control(closed.workload("battle"));
+    let shop = closed.control(closed.workload("shop"));
+    let register = || RegisterRequest {
+        instance: Some(phalanx_proto::phalanx::registry::v1::Instance {
+            mutual_tls: true,
+            ..to_wire(&battle_instance("b1"))
+        }),
+        epoch: 1,
+        ttl_ms: 30_000,
+    };
+    let denied = RegistryClient::new(shop.channel()).register(register()).await;
+    assert_eq!(denied.unwrap_err().code(), Code::PermissionDenied);
+    RegistryClient::new(battle.channel()).register(register()).await.unwrap();
+    let admin = closed.admin();
+    let seen = async {
+        while admin.instances(Some("battle"), None).await.unwrap().items.is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), seen).await.unwrap();
+
+    let report = |node: &str| ReportRequest {
+        node: node.to_owned(),
+        namespace: "default".into(),
+        service: "battle".into(),
+        ..ReportRequest::default()
+    };
+    let observe = async |control: &Control, node: &str| {
+        let answer = ObserveClient::new(control.channel()).report(report(node)).await;
+        answer.map_or_else(|status| status.code(), |_| Code::Ok)
+    };
+    assert_eq!(observe(&battle, "default/battle/b1").await, Code::Ok);
+    assert_eq!(observe(&battle, "default/shop/s1").await, Code::PermissionDenied);
+    assert_eq!(observe(&shop, "default/battle/b1").await, Code::PermissionDenied);
+
+    let follow = async |control: &Control| {
+        let first = DeltaDiscoveryRequest {
+            node: Some(Node {
+                user_agent_name: "grpc-go".into(),
+                cluster: "battle".into(),
+                ..node("default/battle/b1")
+            }),
+            type_url: "type.googleapis.com/envoy.config.cluster.v3.Cluster".into(),
+            ..DeltaDiscoveryRequest::default()
+        };
+        let requests = tokio_stream::iter([first]);
+        let requests = tokio_stream::StreamExt::chain(requests, tokio_stream::pending());
+        let mut client = AggregatedDiscoveryServiceClient::new(control.channel());
+        let answers = client.delta_aggregated_resources(requests).await;
+        let mut answers = match answers {
+            Ok(answers) => answers.into_inner(),
+            Err(status) => return status.code(),
+        };
+        let heard = tokio::time::timeout(std::time::Duration::from_secs(2), answers.message());
+        match heard.await {
+            Ok(Err(status)) => status.code(),
+            _ => Code::Ok,
+        }
+    };
+    assert_eq!(follow(&shop).await, Code::PermissionDenied);
+    assert_eq!(follow(&battle).await, Code::Ok);
+}
+
+fn node(id: &str) -> Node {
+    Node {
+        id: id.to_owned(),
+        ..Node::default()
+    }
+}
+
+#[tokio::test]
+async fn the_history_names_who_showed_a_token_and_not_who_is_claimed() {
+    let closed = closed().await;
+    let operator = closed.user("operator").await;
+    let request = ApplyRequest {
+        files: vec![File { name: "a.yaml".into(), text: "apiVersion: v1\nkind: Service\nmetadata: {name: shop}\nspec:\n  selector: {app: shop}\n  ports: [{port: 80}]\n".into() }],
+        author: "somebody-else".into(),
+        ..ApplyRequest::default()
+    };
+    operator.apply(&request).await.unwrap();
+    let history = operator.history(None).await.unwrap();
+    assert_eq!(history.entries[0].author, "operator");
+}
+
+#[tokio::test]
+async fn errors_say_what_is_missing() {
+    let closed = closed().await;
+    let address = closed.running.admin_address().to_string();
+    let plain = Admin::new(&address).status(None).await.unwrap_err();
+    assert!(plain.to_string().contains("speaks TLS"), "{plain}");
+    assert!(plain.hint().unwrap().contains("PHALANX_ROOTS"), "{plain:?}");
+    let nobody = closed.nobody().status(None).await.unwrap_err();
+    assert!(matches!(&nobody, AdminError::Refused { status: 401, .. }), "{nobody}");
+    assert!(nobody.hint().unwrap().contains("PHALANX_TOKEN_FILE"));
+    let wrong = closed.nobody().with_token("x").status(None).await.unwrap_err();
+    assert!(wrong.to_string().contains("not known"), "{wrong}");
+
+    let other = self::closed().await;
+    let secure = Secure::try_new(trusting(other.roots()), Protocol::Http1).unwrap();
+    let stranger = Admin::new(&address).with_secure(secure);
+    let error = stranger.status(None).await.unwrap_err();
+    assert!(matches!(error, AdminError::Untrusted { .. }), "{error:?}");
+    assert!(error.hint().unwrap().contains("roots.pem"), "{error}");
+    // Somebody of another mesh.
+    let show = Secure::try_new(other.workload("battle"), Protocol::Http1).unwrap();
+    show.identity().publish_roots(closed.roots()).unwrap_err();
+    let both = closed.roots().and(&other.roots()).unwrap();
+    show.identity().publish_roots(both).unwrap();
+    let error = Admin::new(&address).with_secure(show).status(None).await.unwrap_err();
+    assert!(matches!(error, AdminError::Untrusted { .. }), "{error:?}");
+    let metrics = closed.admin().text("/metrics").await.unwrap().body;
+    assert!(metrics.contains("phalanx_tls_refused_total{port=\"admin\",reason=\"unknown_ca\"} 1"), "{metrics}");
+    assert!(metrics.contains("phalanx_tls_refused_total{port=\"admin\",reason=\"plain\"} 1"), "{metrics}");
+}
