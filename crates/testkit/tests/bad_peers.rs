@@ -2,14 +2,21 @@
 //! in the log. The certificates are made with the mesh's own key by `openssl ca`, for none of them would be issued.
 
 use std::fs;
+use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
-use phalanx_testkit::eventually;
 use phalanx_testkit::guarded::Guarded;
+use phalanx_testkit::http::{self, Answer, Call};
+use phalanx_testkit::process::{Process, executable};
+use phalanx_testkit::{address, eventually};
 
 const WAIT: Duration = Duration::from_secs(10);
+/// Debug builds on two busy cores.
+const READY_MAX: Duration = Duration::from_secs(30);
 const GOOD: &str = "URI:spiffe://phalanx.local/ns/default/sa/battle";
 const CLIENT: &str = "clientAuth,serverAuth";
 
@@ -130,7 +137,7 @@ impl<'a> Forge<'a> {
 
 /// As `openssl ca` wants it.
 fn date(words: &str) -> anyhow::Result<String> {
-    let mut command = std::process::Command::new("date");
+    let mut command = Command::new("date");
     let done = command
         .args(["-u", "-d", words, "+%Y%m%d%H%M%SZ"])
         .output()?;
@@ -212,5 +219,245 @@ async fn each_bad_peer_is_refused_for_a_reason_of_its_own() -> anyhow::Result<()
     let show = "-cert leaf/cert.pem -cert_chain leaf/cert.pem -key leaf/key.pem";
     is_refused(&plane, "revoked", show).await?;
     is_refused(&plane, "revoked", &format!("{show} -tls1_2")).await?;
+    Ok(())
+}
+
+/// A sidecar with an identity, and the application behind it.
+struct Sidecar {
+    process: Process,
+    _app: Process,
+    inbound: SocketAddr,
+    outbound: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Sidecar {
+    async fn start(plane: &Guarded, service: &str) -> anyhow::Result<Self> {
+        let ip = address::fresh();
+        let at = |port| SocketAddr::new(ip, port);
+        let file = |name: &str| plane.folder().join(name).display().to_string();
+        let (token, kept) = (file(&format!("{service}.token")), file(service));
+        plane.does(&["cert", "token", "--service", service, "--out", &token])?;
+        let mut echo = Command::new(executable("echo")?);
+        echo.args([&at(8080).to_string(), service]);
+        let app = Process::spawn(echo, &plane.folder().join(format!("{service}-echo.log")))?;
+        let mut command = Command::new(executable("phalanx")?);
+        command
+            .args(["proxy", "--service", service, "--workers", "1"])
+            .args(["--app", &at(8080).to_string()])
+            .args(["--control", &plane.xds.to_string()])
+            .args(["--inbound", &at(15006).to_string()])
+            .args(["--outbound", &at(15001).to_string()])
+            .args(["--admin", &at(15000).to_string()])
+            .args(["--token-file", &token, "--identity-dir", &kept]);
+        let log = plane.folder().join(format!("{service}.log"));
+        let sidecar = Self {
+            process: Process::spawn(command, &log)?,
+            _app: app,
+            inbound: at(15006),
+            outbound: at(15001),
+            admin: at(15000),
+        };
+        let ready = eventually("the sidecar to be ready", READY_MAX, async || {
+            sidecar.page("/readyz").await.filter(|a| a.status == 200)
+        });
+        ready.await.with_context(|| sidecar.process.log())?;
+        Ok(sidecar)
+    }
+
+    async fn page(&self, path: &str) -> Option<Answer> {
+        http::call(self.admin, &Call::get("localhost", path))
+            .await
+            .ok()
+    }
+
+    /// How often it has refused for a reason.
+    async fn refused(&self, direction: &str, reason: &str) -> Option<u64> {
+        let metrics = self.page("/metrics").await?;
+        let text = String::from_utf8_lossy(&metrics.body).into_owned();
+        let labels = format!("direction=\"{direction}\",reason=\"{reason}\"");
+        let family = format!("phalanx_tls_refused_total{{{labels}}} ");
+        let line = text.lines().find_map(|line| line.strip_prefix(&family));
+        line.map_or(Some(0), |count| count.trim().parse().ok())
+    }
+
+    /// Waits for one more, and for the log to say so.
+    async fn refuses(&self, direction: &str, reason: &str, before: u64) -> anyhow::Result<()> {
+        let what = format!("{reason} to be counted; is it another reason?");
+        let counted = eventually(&what, WAIT, async || {
+            (self.refused(direction, reason).await? > before).then_some(())
+        });
+        counted.await.with_context(|| self.process.log())?;
+        let log = self.process.log();
+        anyhow::ensure!(
+            log.lines().any(|line| line.contains(reason)),
+            "no {reason} in\n{log}"
+        );
+        Ok(())
+    }
+
+    /// Shows something to the inbound port, which has to refuse it.
+    async fn shown(&self, plane: &Guarded, reason: &str, options: &str) -> anyhow::Result<()> {
+        let before = self.refused("inbound", reason).await.context("metrics")?;
+        plane.openssl(&format!(
+            "s_client -connect {} -ign_eof {options}",
+            self.inbound
+        ))?;
+        self.refuses("inbound", reason, before)
+            .await
+            .context(options.to_owned())
+    }
+}
+
+const SHOW: &str = "-alpn phalanx-tcp -cert bad.pem -cert_chain bad.pem -key bad.key";
+
+#[tokio::test]
+async fn a_sidecar_refuses_them_too_and_closes_what_a_revoked_one_had_open() -> anyhow::Result<()> {
+    let plane = Guarded::start().await?;
+    let forge = Forge::open(&plane)?;
+    let sidecar = Sidecar::start(&plane, "battle").await?;
+    for bad in BAD {
+        forge.make(bad)?;
+        sidecar.shown(&plane, bad.reason, SHOW).await?;
+    }
+    let old = "-alpn phalanx-tcp -tls1_1 -cipher DEFAULT@SECLEVEL=0";
+    sidecar.shown(&plane, "incompatible", old).await?;
+    sidecar
+        .shown(&plane, "no_certificate", "-alpn phalanx-tcp")
+        .await?;
+
+    plane.does(&["cert", "issue", "--service", "shop", "--out", "shop"])?;
+    let shop = "-cert shop/cert.pem -cert_chain shop/cert.pem -key shop/key.pem";
+    let mut open = Command::new("openssl");
+    open.args([
+        "s_client",
+        "-connect",
+        &sidecar.inbound.to_string(),
+        "-alpn",
+        "http/1.1",
+    ])
+    .args(shop.split_whitespace())
+    .current_dir(plane.folder())
+    .stdin(Stdio::piped())
+    .stdout(Stdio::null())
+    .stderr(Stdio::null());
+    let mut open = open.spawn()?;
+    let mut words = open.stdin.take().context("no input")?;
+    words.write_all(b"GET / HTTP/1.1\r\nhost: battle\r\n\r\n")?;
+    let opened = eventually("a connection", WAIT, async || {
+        let text = sidecar.page("/metrics").await?.body;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        text.contains("phalanx_tls_connections_open 1")
+            .then_some(())
+    });
+    opened.await?;
+    plane.does(&[
+        "cert",
+        "revoke",
+        "--service",
+        "shop",
+        "--reason",
+        "keyCompromise",
+        "--yes",
+    ])?;
+    let ended = eventually("its open connection to be closed", WAIT, async || {
+        open.try_wait().ok()?
+    });
+    let ended = ended.await;
+    let _ = open.kill();
+    ended?;
+    sidecar
+        .shown(&plane, "revoked", &format!("{shop} -alpn http/1.1"))
+        .await
+}
+
+/// The slice of a server that is nobody's instance, as someone would write it who runs one.
+const OUTSIDE: &str = r"
+apiVersion: v1
+kind: Service
+metadata: {name: battle}
+spec:
+  ports: [{name: http, port: 80, targetPort: 8080}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: battle-1, labels: {kubernetes.io/service-name: battle, phalanx.dev/tls: mutual}}
+addressType: IPv4
+ports: [{name: http, port: 8443}]
+endpoints: [{addresses: [ADDRESS]}]
+";
+
+#[tokio::test]
+async fn a_sidecar_refuses_servers_that_are_not_whom_its_route_expects() -> anyhow::Result<()> {
+    let plane = Guarded::start().await?;
+    let forge = Forge::open(&plane)?;
+    let server = SocketAddr::new(address::fresh(), 8443);
+    let manifest = OUTSIDE.replace("ADDRESS", &server.ip().to_string());
+    fs::write(plane.folder().join("battle.yaml"), manifest)?;
+    plane.does(&["apply", "-f", "battle.yaml"])?;
+    let sidecar = Sidecar::start(&plane, "shop").await?;
+    let call = Call::get("battle", "/");
+    let with = async |count: usize| -> anyhow::Result<(Process, u16)> {
+        let mut command = Command::new("openssl");
+        command
+            .args([
+                "s_server",
+                "-accept",
+                &server.to_string(),
+                "-www",
+                "-alpn",
+                "http/1.1",
+            ])
+            .args([
+                "-cert",
+                "bad.pem",
+                "-cert_chain",
+                "bad.pem",
+                "-key",
+                "bad.key",
+            ])
+            .current_dir(plane.folder());
+        let process = Process::spawn(command, &plane.folder().join(format!("server-{count}.log")))?;
+        let listens = eventually("the server", WAIT, async || {
+            tokio::net::TcpStream::connect(server).await.ok().map(drop)
+        });
+        listens.await?;
+        let answer = http::call(sidecar.outbound, &call).await?;
+        Ok((process, answer.status))
+    };
+    forge.make(&GOOD_PEER)?;
+    let good = eventually("a good server to be taken", WAIT, async || {
+        let (_process, status) = with(0).await.ok()?;
+        (status == 200).then_some(())
+    });
+    good.await.with_context(|| sidecar.process.log())?;
+    let servers = [
+        Bad {
+            reason: "wrong_name",
+            names: "URI:spiffe://phalanx.local/ns/default/sa/shop",
+            ..GOOD_PEER
+        },
+        Bad {
+            reason: "missing_server_eku",
+            usage: "clientAuth",
+            ..GOOD_PEER
+        },
+    ];
+    let alike = BAD.iter().filter(|bad| bad.reason != "missing_client_eku");
+    for (count, bad) in servers.iter().chain(alike).enumerate() {
+        forge.make(bad)?;
+        let before = sidecar
+            .refused("outbound", bad.reason)
+            .await
+            .context("metrics")?;
+        let (_process, _) = with(count + 1).await?;
+        // Who was refused just before is not asked again at once.
+        let refused = eventually(bad.reason, WAIT, async || {
+            let answer = http::call(sidecar.outbound, &call).await.ok()?;
+            let now = sidecar.refused("outbound", bad.reason).await?;
+            (answer.status == 503 && now > before).then_some(())
+        });
+        refused.await.with_context(|| sidecar.process.log())?;
+    }
     Ok(())
 }
