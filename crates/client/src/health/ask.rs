@@ -8,6 +8,7 @@ use hyper::client::conn::{http1, http2};
 use hyper::header::{CONNECTION, HOST, HeaderValue, USER_AGENT};
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use phalanx_model::reason::{REASON_HEADER, Reason};
 use phalanx_model::resource::Probe;
 use phalanx_proto::grpc::health::v1::HealthCheckRequest;
 use phalanx_proto::grpc::health::v1::health_check_response::ServingStatus;
@@ -25,8 +26,15 @@ pub enum Answer {
     Good,
     /// Why, in a few words.
     Bad(String),
-    /// Says nothing about the endpoint: we ourselves stood still.
+    /// Says nothing about the endpoint: we ourselves stood still, or its sidecar let us not through to it.
     Void,
+}
+
+/// What was heard.
+enum Heard {
+    Good,
+    /// From the sidecar: who asks in plain text is nobody, and may not come in (`unauthenticated`, `denied`).
+    Guarded,
 }
 
 /// Asks once, within the timeout.
@@ -34,13 +42,14 @@ pub async fn ask(target: &Target) -> Answer {
     let start = Instant::now();
     let question = async {
         match &target.check.probe {
-            Probe::Tcp => connect(target).await.map(drop),
+            Probe::Tcp => connect(target).await.map(|_| Heard::Good),
             Probe::Http { path } => http(target, path).await,
             Probe::Grpc { service } => grpc(target, service).await,
         }
     };
     match timeout(target.check.timeout, question).await {
-        Ok(Ok(())) => Answer::Good,
+        Ok(Ok(Heard::Good)) => Answer::Good,
+        Ok(Ok(Heard::Guarded)) => Answer::Void,
         Ok(Err(reason)) => Answer::Bad(shown(&reason)),
         Err(_) if start.elapsed() > target.check.timeout + STALL => Answer::Void,
         Err(_) => Answer::Bad(format!("no answer within {:?}", target.check.timeout)),
@@ -69,10 +78,10 @@ fn connecting(error: io::Error) -> String {
     }
 }
 
-async fn http(target: &Target, path: &str) -> Result<(), String> {
+async fn http(target: &Target, path: &str) -> Result<Heard, String> {
     let request = request(target, path).map_err(|e| format!("cannot be asked for {path}: {e}"))?;
     let io = TokioIo::new(connect(target).await?);
-    let status = if target.http2 {
+    let answer = if target.http2 {
         let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io)
             .await
             .map_err(speaking)?;
@@ -85,8 +94,11 @@ async fn http(target: &Target, path: &str) -> Result<(), String> {
             .map_err(speaking)?;
         either(sender.send_request(request), connection).await
     };
-    match status? {
-        status if status.is_success() => Ok(()),
+    let (status, reason) = answer?;
+    let reason = reason.as_ref().map(HeaderValue::as_bytes);
+    match status {
+        status if status.is_success() => Ok(Heard::Good),
+        _ if is_guarded(target, reason) => Ok(Heard::Guarded),
         status => Err(format!("answered {}", status.as_u16())),
     }
 }
@@ -112,7 +124,7 @@ fn request(target: &Target, path: &str) -> Result<Request<Empty<Bytes>>, hyper::
 async fn either<B>(
     answer: impl Future<Output = hyper::Result<hyper::Response<B>>>,
     connection: impl Future<Output = hyper::Result<()>>,
-) -> Result<StatusCode, String> {
+) -> Result<(StatusCode, Option<HeaderValue>), String> {
     let mut answer = std::pin::pin!(answer);
     let answer = tokio::select! {
         biased;
@@ -120,7 +132,15 @@ async fn either<B>(
         // The answer may have come with the end of the connection.
         _ = connection => answer.await,
     };
-    answer.map(|answer| answer.status()).map_err(speaking)
+    let answer = answer.map_err(speaking)?;
+    let reason = answer.headers().get(REASON_HEADER).cloned();
+    Ok((answer.status(), reason))
+}
+
+/// Only a sidecar speaks for itself.
+fn is_guarded(target: &Target, reason: Option<&[u8]>) -> bool {
+    let guards = [Reason::Unauthenticated, Reason::Denied];
+    target.port != 0 && guards.iter().any(|r| reason == Some(r.as_str().as_bytes()))
 }
 
 fn speaking(error: hyper::Error) -> String {
@@ -130,7 +150,7 @@ fn speaking(error: hyper::Error) -> String {
     }
 }
 
-async fn grpc(target: &Target, service: &str) -> Result<(), String> {
+async fn grpc(target: &Target, service: &str) -> Result<Heard, String> {
     let wrong = |what: &str| format!("cannot be asked: {what}");
     let endpoint = Endpoint::from_shared(format!("http://{}", target.address))
         .map_err(|_| wrong("its address makes no URI"))?;
@@ -148,12 +168,18 @@ async fn grpc(target: &Target, service: &str) -> Result<(), String> {
             .metadata_mut()
             .insert(PORT, MetadataValue::from(target.port));
     }
-    let answer = client
-        .check(question)
-        .await
-        .map_err(|status| refused(&status, service))?;
+    let answer = match client.check(question).await {
+        Ok(answer) => answer,
+        Err(status) => {
+            let reason = status.metadata().get(REASON_HEADER).map(|r| r.as_bytes());
+            return match is_guarded(target, reason) {
+                true => Ok(Heard::Guarded),
+                false => Err(refused(&status, service)),
+            };
+        }
+    };
     match answer.into_inner().status() {
-        ServingStatus::Serving => Ok(()),
+        ServingStatus::Serving => Ok(Heard::Good),
         other => Err(format!("answered {}", other.as_str_name())),
     }
 }

@@ -109,6 +109,19 @@ async fn other_answers_and_none_are_bad_and_say_why() {
 }
 
 #[tokio::test]
+async fn sidecar_that_lets_us_not_through_says_nothing_about_its_application() {
+    for reason in ["unauthenticated", "denied"] {
+        let text = format!("HTTP/1.1 403 Forbidden\r\nx-phalanx-reason: {reason}\r\n\r\n");
+        let (address, _) = server(Box::leak(text.into_boxed_str())).await;
+        assert_eq!(ask(&target(address, http())).await, Answer::Void);
+        // Without a sidecar it is the application's own word.
+        let mut alone = target(address, http());
+        alone.port = 0;
+        assert_eq!(bad(&ask(&alone).await), "answered 403");
+    }
+}
+
+#[tokio::test]
 async fn a_head_without_end_is_bad_and_bounded() {
     let endless =
         Box::leak(format!("HTTP/1.1 200 OK\r\nx: {}", "a".repeat(1 << 20)).into_boxed_str());
