@@ -462,6 +462,7 @@ mod tests {
             outbound: None,
             agent: "envoy".into(),
             tls: Default::default(),
+            tls: Default::default(),
         }
     }
 
