@@ -72,6 +72,33 @@ pub struct Waiting {
     pub error: String,
 }
 
+/// Which certificates are of one holder: sets that grow together.
+#[derive(Default)]
+struct Holders<'a> {
+    numbers: HashMap<&'a Serial, usize>,
+    parents: Vec<usize>,
+}
+
+impl<'a> Holders<'a> {
+    fn of(&mut self, serial: &'a Serial) -> usize {
+        let next = self.parents.len();
+        let mut at = *self.numbers.entry(serial).or_insert(next);
+        if at == next {
+            self.parents.push(next);
+        }
+        while let Some(parent) = self.parents.get(at).copied().filter(|parent| *parent != at) {
+            at = parent;
+        }
+        at
+    }
+
+    fn same(&mut self, one: usize, other: usize) {
+        if let Some(parent) = self.parents.get_mut(one) {
+            *parent = other;
+        }
+    }
+}
+
 impl Ca {
     /// What is known now.
     pub fn rotation(&self) -> RotationStatus {
@@ -134,6 +161,22 @@ impl Ca {
 
     /// Certificates that somebody may still show: neither expired nor revoked. A control plane keeps its key in memory, so of
     /// its own only the newest counts.
+    /// Whether the root of a certificate is about to go, and this control plane would sign the next one under the root that
+    /// comes: its holder should ask for that now, or the rotation waits until it does.
+    pub(super) fn is_outgoing(&self, serial: &Serial) -> bool {
+        let mesh = self.mesh();
+        let Some((rotation, _)) = &mesh.rotation else {
+            return false;
+        };
+        let goes = |issuer: &Serial| {
+            let roots = mesh.issuers.get(issuer).map(|issuer| &issuer.roots);
+            roots.is_none_or(|roots| roots.iter().all(|root| rotation.old.contains(root)))
+        };
+        let signs = self.authority().active().ca().cert().serial.clone();
+        let issuer = self.log().entry(serial).map(|l| l.record.issuer.clone());
+        rotation.step == Step::Switched && !goes(&signs) && issuer.is_some_and(|i| goes(&i))
+    }
+
     fn living(&self, now: UnixMillis) -> Vec<Arc<Line>> {
         let mut all: Vec<Arc<Line>> = self.log().living(now).cloned().collect();
         let plane = |line: &Arc<Line>| match &line.record.attested {
@@ -170,17 +213,22 @@ impl Ca {
                     .get(&line.serial)
                     .is_some_and(|said| said.bundle == bundle)
         };
-        let by_serial: HashMap<&Serial, &Arc<Line>> =
-            living.iter().map(|line| (&line.serial, line)).collect();
-        let mut settled: HashSet<&Serial> = HashSet::new();
-        for line in living.iter().filter(|line| trusts(line)) {
-            let mut next = Some(line);
-            while let Some(line) = next.filter(|line| settled.insert(&line.serial)) {
-                let before = line.record.replaces.as_ref();
-                next = before.and_then(|serial| by_serial.get(serial).copied());
+        // Renewals of one certificate are one holder's: its connection may be older than what it shows.
+        let mut holders = Holders::default();
+        for line in living {
+            let serial = holders.of(&line.serial);
+            if let Some(before) = &line.record.replaces {
+                let before = holders.of(before);
+                holders.same(serial, before);
             }
         }
-        let unsettled = living.iter().filter(|line| !settled.contains(&line.serial));
+        let trusting: HashSet<usize> = living
+            .iter()
+            .filter(|line| trusts(line))
+            .map(|line| holders.of(&line.serial))
+            .collect();
+        let mut unsettled: Vec<&Arc<Line>> = living.iter().collect();
+        unsettled.retain(|line| !trusting.contains(&holders.of(&line.serial)));
         let waiting = |line: &Arc<Line>| {
             let connected = said.get(&line.serial);
             Waiting {
@@ -191,7 +239,7 @@ impl Ca {
                 error: connected.map(|said| said.error.clone()).unwrap_or_default(),
             }
         };
-        unsettled.map(waiting).collect()
+        unsettled.into_iter().map(waiting).collect()
     }
 
     /// Step 1: another root is trusted beside the one there is. With an embedded root it is made now; with `--ca DIR` it is

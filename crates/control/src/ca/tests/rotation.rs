@@ -141,6 +141,28 @@ async fn a_renewed_certificate_speaks_for_the_one_before() {
 }
 
 #[tokio::test]
+async fn a_holder_whose_connection_is_older_than_its_certificate_is_one_holder() {
+    let plane = Plane::first().await;
+    let ca = plane.open().await;
+    let first = leaf(&ca, "battle").await;
+    let (_, csr) = request(&workload("battle"));
+    let connected = peer(&ca, &first);
+    ca.renew(&connected, &csr).await.unwrap();
+    let shown = ca.renew(&connected, &csr).await.unwrap();
+    leaf(&ca, "battle").await;
+    ca.rotate_begin("tester").await.unwrap();
+    ca.progress().await.unwrap();
+    assert_eq!(ca.rotation().untrusting, 4);
+    Follower::of(&ca, &shown).confirms();
+    ca.progress().await.unwrap();
+    assert_eq!(
+        ca.rotation().untrusting,
+        1,
+        "another instance is another holder"
+    );
+}
+
+#[tokio::test]
 async fn it_can_be_taken_back_until_the_new_root_signs() {
     let plane = Plane::first().await;
     let ca = plane.open().await;
