@@ -60,9 +60,9 @@ pub fn tcp_inbound(told: &Listener) -> Encoded {
         .with_secrets(listener::secrets(told))
 }
 
-/// The cluster behind an inbound listener: the application at this port of the machine's own.
-pub fn application(port: u16) -> Encoded {
-    let message = inbound::application(port);
+/// The cluster behind an inbound listener: the application there.
+pub fn application(at: SocketAddr) -> Encoded {
+    let message = inbound::application(at);
     encoded(Kind::Cluster, inbound::NAME, &message, Vec::new())
 }
 

@@ -53,7 +53,9 @@ fn connect(discovery: &Discovery) -> Peer {
     let decoder = ProstCodec::<wire::DeltaDiscoveryResponse, Delta>::raw_decoder(settings);
     let body = Body::new(Requests(body));
     let inbound = Streaming::new_request(decoder, body, None, None);
-    let answers = discovery.serve(Request::new(inbound), Session::delta());
+    let mut request = Request::new(inbound);
+    request.extensions_mut().insert(Who::Open);
+    let answers = discovery.serve(request, Session::delta());
     let answers = answers.unwrap();
     Peer { requests, answers }
 }

@@ -191,7 +191,7 @@ impl Mesh {
         let mode = node
             .tls
             .app
-            .map_or(peers.default_mode(), |app| peers.mode(app));
+            .map_or(peers.default_mode(), |app| peers.mode(app.port()));
         let access = self.access(world, services.into_iter());
         let default = InboundRule { mode, access };
         let rules = Inbound {

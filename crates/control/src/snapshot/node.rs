@@ -28,8 +28,8 @@ pub struct NodeTls {
     pub has_identity: bool,
     /// Where a stock Envoy is to take the calls of others.
     pub inbound: Option<SocketAddr>,
-    /// The application's port behind it, on loopback.
-    pub app: Option<u16>,
+    /// The application behind it; a port alone is one on loopback.
+    pub app: Option<SocketAddr>,
     /// Proxyless gRPC, with certificate providers in its bootstrap.
     pub has_providers: bool,
 }
@@ -56,7 +56,7 @@ pub enum NodeError {
     )]
     Outbound { id: String, value: String },
     #[error(
-        "node `{id}`: metadata `inbound` is `{value}`, expected the inbound listener's ip:port or port, and `app`, the application's port, beside it"
+        "node `{id}`: metadata `inbound` is `{value}`, expected the inbound listener's ip:port or port, and beside it `app`, the application's"
     )]
     Inbound { id: String, value: String },
     #[error(
@@ -165,10 +165,9 @@ fn tls(node: &core::Node, id: &str) -> Result<NodeTls, NodeError> {
         .as_deref()
         .map(|value| anywhere(value).ok_or_else(|| wrong(value)));
     let app = text(node, "app");
-    let app = app.as_deref().map(|value| {
-        let port = value.parse().ok().filter(|port: &u16| *port > 0);
-        port.ok_or_else(|| wrong(value))
-    });
+    let app = app
+        .as_deref()
+        .map(|value| address(value).ok_or_else(|| wrong(value)));
     let fields = node.metadata.as_ref().map(|metadata| &metadata.fields);
     let providers = fields.and_then(|fields| fields.get("certificate_providers")?.kind.as_ref());
     Ok(NodeTls {

@@ -137,8 +137,8 @@ impl Own {
         });
         self.rules = rules;
         let app = envoy.filter(|_| !is_sidecar && self.listener.is_some());
-        self.application = app.map(|(_, port)| {
-            let encoded = encode::application(port);
+        self.application = app.map(|(_, app)| {
+            let encoded = encode::application(app);
             published.inbounds.shared(encoded)
         });
     }

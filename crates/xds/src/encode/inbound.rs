@@ -186,11 +186,11 @@ fn filter<M: Name>(name: &str, config: &M) -> listener_v3::Filter {
 }
 
 /// It is spoken to in the version of HTTP that the caller speaks.
-pub(crate) fn application(port: u16) -> cluster_v3::Cluster {
+pub(crate) fn application(at: SocketAddr) -> cluster_v3::Cluster {
     use cluster_v3::cluster::{ClusterDiscoveryType, DiscoveryType};
     use endpoint_v3::lb_endpoint::HostIdentifier;
     let host = endpoint_v3::Endpoint {
-        address: Some(address(SocketAddr::from(([127, 0, 0, 1], port)))),
+        address: Some(address(at)),
         ..Default::default()
     };
     let endpoint = endpoint_v3::LbEndpoint {

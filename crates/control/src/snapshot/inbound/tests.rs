@@ -311,7 +311,7 @@ fn a_sidecar_gets_its_own_listener_and_an_envoy_one_with_its_application() {
     envoy.agent = "envoy 1.40.0".into();
     assert_eq!(held(&envoy), (false, false), "it has not told where");
     envoy.tls.inbound = Some("0.0.0.0:15006".parse().unwrap());
-    envoy.tls.app = Some(9000);
+    envoy.tls.app = Some("127.0.0.1:9000".parse().unwrap());
     assert_eq!(held(&envoy), (true, true));
     envoy.tls.has_identity = false;
     assert_eq!(held(&envoy), (true, true), "in plain text");

@@ -76,7 +76,7 @@ fn generated(seed: u64, bootstrap: &mut Bootstrap) {
     node.agent = "envoy".into();
     node.tls.has_identity = dice.chance(70);
     node.tls.inbound = Some(([127, 0, 0, 1], 0).into());
-    node.tls.app = Some(9000);
+    node.tls.app = Some(([127, 0, 0, 1], 9000).into());
     let listeners = Published::listeners(&node);
     let snapshot = published.snapshot(&node, &listeners, None);
     let snapshot = Own::default().add(&snapshot, &published, &node, None);
