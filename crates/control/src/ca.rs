@@ -6,6 +6,7 @@
 //! certificate and goes on with a rotation only while [`Ca::run`] runs.
 
 mod append;
+mod counts;
 mod current;
 mod follow;
 mod follower;
@@ -57,6 +58,7 @@ pub use self::rotate::{RotationPhase, RotationStatus, Waiting};
 pub use self::tokens::Waits;
 
 use self::append::Appender;
+use self::counts::Counts;
 use self::jwks::Jwks;
 use self::log::Log;
 use self::mesh::Mesh;
@@ -113,6 +115,7 @@ struct Inner {
     steps: tokio::sync::Mutex<()>,
     revocation: Revocation,
     staples: Staples,
+    counts: Counts,
     /// Streams end with it.
     stopped: CancellationToken,
 }

@@ -460,6 +460,20 @@ fn of_ca(out: &mut Exposition, ca: &Ca) {
     ] {
         samples.sample(&[("state", state)], count);
     }
+    let family = Family::counter(
+        "phalanx_ca_requests_total",
+        "Joins and renewals, by outcome: granted, or why not.",
+    );
+    let mut samples = out.family(&family);
+    for ((kind, outcome), count) in ca.requests() {
+        samples.sample(&[("kind", kind), ("outcome", outcome)], count);
+    }
+    gauge(
+        out,
+        "phalanx_ca_followers",
+        "Streams that follow whom to trust.",
+        ca.followers() as u64,
+    );
 }
 
 fn of_dns(out: &mut Exposition, counts: &dns::Counts) {

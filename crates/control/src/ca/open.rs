@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::append::Appender;
+use super::counts::Counts;
 use super::follow::Stored;
 use super::jwks::Jwks;
 use super::log::Log;
@@ -67,11 +68,13 @@ impl Ca {
             steps: tokio::sync::Mutex::default(),
             revocation,
             staples: Staples::default(),
+            counts: Counts::default(),
             stopped: CancellationToken::new(),
         }));
         ca.reconcile().await?;
         ca.register_issuers().await?;
         ca.renew_own().await?;
+        ca.tend_revocation().await;
         let authority = ca.authority();
         tracing::info!(
             trust_domain = %ca.trust_domain(),

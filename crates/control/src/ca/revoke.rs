@@ -210,6 +210,15 @@ impl Ca {
         }
     }
 
+    /// Brings lists and staples up to date, and publishes them. At an opening too: the first peer that comes may be a revoked
+    /// one.
+    pub(super) async fn tend_revocation(&self) {
+        self.sweep().await;
+        self.renew_lists().await;
+        self.tell();
+        self.renew_staples();
+    }
+
     fn revocation(&self) -> &Revocation {
         &self.0.revocation
     }
@@ -242,10 +251,7 @@ pub(super) async fn run(ca: Ca, stop: CancellationToken) {
         let (mut changes, mut own) = (ca.revocation().changes(), ca.own().changes());
         let mut pruned = ca.now();
         loop {
-            ca.sweep().await;
-            ca.renew_lists().await;
-            ca.tell();
-            ca.renew_staples();
+            ca.tend_revocation().await;
             let now = ca.now();
             if pruned.until(now) >= PRUNE {
                 pruned = now;

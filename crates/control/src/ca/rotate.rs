@@ -159,8 +159,6 @@ impl Ca {
         }
     }
 
-    /// Certificates that somebody may still show: neither expired nor revoked. A control plane keeps its key in memory, so of
-    /// its own only the newest counts.
     /// Whether the root of a certificate is about to go, and this control plane would sign the next one under the root that
     /// comes: its holder should ask for that now, or the rotation waits until it does.
     pub(super) fn is_outgoing(&self, serial: &Serial) -> bool {
@@ -177,6 +175,8 @@ impl Ca {
         rotation.step == Step::Switched && !goes(&signs) && issuer.is_some_and(|i| goes(&i))
     }
 
+    /// Certificates that somebody may still show: neither expired nor revoked. A control plane keeps its key in memory, so of
+    /// its own only the newest counts.
     fn living(&self, now: UnixMillis) -> Vec<Arc<Line>> {
         let mut all: Vec<Arc<Line>> = self.log().living(now).cloned().collect();
         let plane = |line: &Arc<Line>| match &line.record.attested {

@@ -30,6 +30,7 @@ const WAIT: Duration = Duration::from_secs(10);
 const STAPLE: Duration = Duration::from_secs(60);
 /// Largest request: a token and a CSR.
 const MESSAGE_MAX: usize = 64 << 10;
+const GRANTED: &str = "granted";
 
 /// The service over an authority.
 #[derive(Clone)]
@@ -73,7 +74,8 @@ impl Identity for Service {
         };
         let whom = (request.namespace.clone(), request.service.clone());
         let joined = self.ca.join(request).await;
-        let issued = joined.map_err(|e| refused("join", &format!("{whom:?}"), &e))?;
+        let issued = joined.map_err(|e| self.refused("join", &format!("{whom:?}"), &e))?;
+        self.ca.0.counts.add("join", GRANTED);
         tracing::info!(id = %issued.record.id, serial = %issued.record.serial, "joined");
         Ok(Response::new(self.answer(&issued).await))
     }
@@ -90,7 +92,8 @@ impl Identity for Service {
             Ok(csr) => self.ca.renew(&peer, &csr).await,
             Err(error) => Err(error),
         };
-        let issued = issued.map_err(|e| refused("renewal", &whom, &e))?;
+        let issued = issued.map_err(|e| self.refused("renewal", &whom, &e))?;
+        self.ca.0.counts.add("renewal", GRANTED);
         Ok(Response::new(self.answer(&issued).await))
     }
 
@@ -133,6 +136,19 @@ impl Identity for Service {
 }
 
 impl Service {
+    fn refused(&self, kind: &'static str, whom: &str, error: &CaError) -> Status {
+        let (text, reason) = (chain(error), error.reason());
+        self.ca.0.counts.add(kind, reason);
+        tracing::warn!(whom, reason, error = text, "{kind} refused");
+        match error.fault() {
+            Fault::Request => Status::invalid_argument(text),
+            Fault::Denied => Status::permission_denied(text),
+            Fault::State => Status::failed_precondition(text),
+            Fault::Busy => Status::unavailable(text),
+            Fault::Ours => Status::internal(error.to_string()),
+        }
+    }
+
     async fn turn(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Status> {
         let turn = tokio::time::timeout(WAIT, self.turns.clone().acquire_owned()).await;
         let busy = || Status::unavailable("too many ask for certificates at once");
@@ -158,18 +174,6 @@ fn workload<T>(request: &Request<T>) -> Result<Arc<Peer>, Status> {
     }
 }
 
-fn refused(what: &str, whom: &str, error: &CaError) -> Status {
-    let text = chain(error);
-    tracing::warn!(whom, error = text, "{what} refused");
-    match error.fault() {
-        Fault::Request => Status::invalid_argument(text),
-        Fault::Denied => Status::permission_denied(text),
-        Fault::State => Status::failed_precondition(text),
-        Fault::Busy => Status::unavailable(text),
-        Fault::Ours => Status::internal(error.to_string()),
-    }
-}
-
 /// Forgets its stream when it goes, however it goes.
 struct Open {
     ca: Ca,
@@ -190,7 +194,7 @@ struct Trust {
     sender: mpsc::Sender<Result<wire::TrustResponse, Status>>,
     /// Of the certificate that the peer shows.
     serial: Option<Serial>,
-    sent: Option<(Arc<Bundle>, Vec<u8>)>,
+    sent: Option<(Arc<Bundle>, Vec<u8>, bool)>,
     /// Which roots went out with which version, oldest first.
     roots: Vec<(u64, String)>,
 }
@@ -232,8 +236,9 @@ impl Trust {
             Some(serial) => ca.staple(serial).await.unwrap_or_default(),
             None => Vec::new(),
         };
-        let same = |(sent, stapled): &(Arc<Bundle>, Vec<u8>)| {
-            Arc::ptr_eq(sent, &bundle) && *stapled == staple
+        let renew = self.serial.as_ref().is_some_and(|s| ca.is_outgoing(s));
+        let same = |(sent, stapled, hinted): &(Arc<Bundle>, Vec<u8>, bool)| {
+            Arc::ptr_eq(sent, &bundle) && *stapled == staple && *hinted == renew
         };
         if self.sent.as_ref().is_some_and(same) {
             return Ok(());
@@ -251,8 +256,9 @@ impl Trust {
             crls: bundle.crls.to_vec(),
             issuers: bundle.issuers.clone(),
             staple: staple.clone(),
+            renew,
         };
-        self.sent = Some((bundle, staple));
+        self.sent = Some((bundle, staple, renew));
         room.send(Ok(message));
         Ok(())
     }

@@ -48,6 +48,9 @@ async fn a_sidecar_joins_renews_and_follows() {
     assert_eq!((given.chain.len(), given.roots.len()), (2, 1));
     let refused = nobody.renew(wire::RenewRequest { csr: csr.clone() }).await;
     assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
+    let counted = ca.requests();
+    assert_eq!(counted[&("join", "granted")], 1);
+    assert_eq!(counted[&("join", "malformed_token")], 1);
     let chain: Vec<_> = given.chain.into_iter().map(Into::into).collect();
     let policy = Policy::new(Role::Client, Expected::trust_domain(domain()));
     let none = Revocations::default();
