@@ -411,7 +411,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
             token.display()
         );
     }
-    tracing::info!(plane, xds = %xds_address, admin = %admin_address, dns = dns_address.map(tracing::field::display), "control plane serves");
+    tracing::info!(plane, xds = %xds_address, admin = %admin_address, dns = dns_address.map(tracing::field::display), ocsp = ocsp_address.map(tracing::field::display), "control plane serves");
     Ok(Running {
         xds: xds_address,
         admin: admin_address,

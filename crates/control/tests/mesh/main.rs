@@ -7,6 +7,7 @@ mod discovery_services;
 mod dns;
 mod etcd;
 mod hostile;
+mod ocsp;
 mod serve;
 
 use std::net::SocketAddr;
