@@ -1,5 +1,6 @@
 //! The gRPC stacks of `crates/testkit/clients`, pinned there by lock files: grpcio beside Envoy in the virtual environment,
-//! grpc-js in a folder of modules, gRPC Go compiled to one program.
+//! grpc-js in a folder of modules, gRPC Go compiled to one program. Beside them h2spec, the judge of HTTP/2, which Go
+//! builds as well.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,7 +22,9 @@ pub fn install(root: &Path) -> anyhow::Result<()> {
     node(&tools.join("node"), &clients.join("node"))?;
     let peers = [("grpc-go-peer", "."), ("grpc-go-health", "./health")];
     go(&tools, &clients.join("go"), &peers)?;
-    go(&tools, &clients.join("etcd"), &[("etcd-service", ".")])
+    go(&tools, &clients.join("etcd"), &[("etcd-service", ".")])?;
+    let h2spec = [("h2spec", "github.com/summerwind/h2spec/cmd/h2spec")];
+    go(&tools, &clients.join("h2spec"), &h2spec)
 }
 
 fn python(tools: &Path, requirements: &Path) -> anyhow::Result<()> {
