@@ -11,7 +11,8 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::{
-    CryptoProvider, aws_lc_rs as provider, verify_tls12_signature, verify_tls13_signature,
+    CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs as provider, verify_tls12_signature,
+    verify_tls13_signature,
 };
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -87,20 +88,15 @@ impl ServerTls {
     /// # Errors
     /// [`Error`] if rustls takes the versions and ciphers for inconsistent, which would be a defect of ours.
     pub fn try_new(identity: Arc<Identity>, options: ServerOptions) -> Result<Self, Error> {
-        let provider = provider_of();
         let policy = Policy {
             role: Role::Client,
             expected: options.expected,
             crl: options.crl,
             staple: StaplePolicy::Off,
         };
-        let end = Arc::new(End {
-            identity: identity.clone(),
-            policy,
-            provider: provider.clone(),
-        });
+        let end = End::new(&identity, policy);
         let time = Arc::new(session::ClockTime(identity.clock().clone()));
-        let builder = ServerConfig::builder_with_details(provider, time)
+        let builder = ServerConfig::builder_with_details(end.provider.clone(), time)
             .with_protocol_versions(&[&version::TLS13, &version::TLS12])?;
         let builder = match options.client_auth {
             ClientAuth::Off => builder.with_no_client_auth(),
@@ -150,20 +146,15 @@ impl ClientTls {
     /// # Errors
     /// As [`ServerTls::try_new`].
     pub fn try_new(identity: Arc<Identity>, options: ClientOptions) -> Result<Self, Error> {
-        let provider = provider_of();
         let policy = Policy {
             role: Role::Server,
             expected: options.expected,
             crl: options.crl,
             staple: options.staple,
         };
-        let end = Arc::new(End {
-            identity: identity.clone(),
-            policy,
-            provider: provider.clone(),
-        });
+        let end = End::new(&identity, policy);
         let time = Arc::new(session::ClockTime(identity.clock().clone()));
-        let mut config = ClientConfig::builder_with_details(provider, time)
+        let mut config = ClientConfig::builder_with_details(end.provider.clone(), time)
             .with_protocol_versions(&[&version::TLS13, &version::TLS12])?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Servers(end.clone())))
@@ -267,12 +258,7 @@ impl ClientCertVerifier for Clients {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.end.provider.signature_verification_algorithms,
-        )
+        verify_tls12_signature(message, cert, dss, self.end.algorithms())
     }
 
     fn verify_tls13_signature(
@@ -281,19 +267,11 @@ impl ClientCertVerifier for Clients {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.end.provider.signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, cert, dss, self.end.algorithms())
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.end
-            .provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.end.algorithms().supported_schemes()
     }
 }
 
@@ -321,12 +299,7 @@ impl ServerCertVerifier for Servers {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.0.provider.signature_verification_algorithms,
-        )
+        verify_tls12_signature(message, cert, dss, self.0.algorithms())
     }
 
     fn verify_tls13_signature(
@@ -335,23 +308,27 @@ impl ServerCertVerifier for Servers {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.0.provider.signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, cert, dss, self.0.algorithms())
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0
-            .provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.0.algorithms().supported_schemes()
     }
 }
 
 impl End {
+    fn new(identity: &Arc<Identity>, policy: Policy) -> Arc<Self> {
+        Arc::new(Self {
+            identity: identity.clone(),
+            policy,
+            provider: provider_of(),
+        })
+    }
+
+    fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
+        &self.provider.signature_verification_algorithms
+    }
+
     fn check(
         &self,
         leaf: &CertificateDer<'_>,
