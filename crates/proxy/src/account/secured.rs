@@ -116,6 +116,15 @@ impl Secured {
         }
     }
 
+    /// How many are open.
+    pub fn count(&self) -> usize {
+        let cores = 0..self.open.len();
+        cores
+            .filter_map(|core| self.of(core))
+            .map(|open| open.len())
+            .sum()
+    }
+
     /// How many are open, and `max` of them, those that were opened last first.
     pub fn open(&self, max: usize) -> (usize, Vec<Arc<SecuredConnection>>) {
         let mut all = Vec::new();

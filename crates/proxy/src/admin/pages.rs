@@ -130,7 +130,7 @@ impl View {
             let labels = [("direction", direction.as_str()), ("reason", reason)];
             refused.sample(&labels, count);
         }
-        out.family(&TLS_OPEN).sample(&[], secured.open(0).0 as u64);
+        out.family(&TLS_OPEN).sample(&[], secured.count() as u64);
         self.known.write(&mut out);
         self.write_registration(&mut out);
         self.reports.write(&mut out);

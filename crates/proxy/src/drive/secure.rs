@@ -80,7 +80,7 @@ pub struct Accepted {
 pub async fn accept(core: &Rc<Core>, stream: TcpStream) -> Option<Accepted> {
     let address = stream.peer_addr().ok()?;
     let refuse = |reason| core.refuse_tls(Direction::Inbound, reason, address);
-    let Some(_turn) = Turn::take(&core.handshakes) else {
+    let Some(turn) = Turn::take(&core.handshakes) else {
         refuse(TlsRefused::Busy);
         return None;
     };
@@ -95,6 +95,7 @@ pub async fn accept(core: &Rc<Core>, stream: TcpStream) -> Option<Accepted> {
         Ok(Ok(done)) => done,
         Ok(Err((error, stream))) => {
             refuse(why(&error));
+            drop(turn);
             part(stream).await;
             return None;
         }

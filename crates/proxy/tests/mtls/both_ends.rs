@@ -196,6 +196,30 @@ fn endpoints_without_mutual_tls_are_called_in_plain_text_and_kept_apart() {
 }
 
 #[test]
+fn pooled_connection_serves_nobody_who_expects_somebody_else() {
+    let app = Upstream::start(|_, _| ok("in"));
+    let mut pair = Pair::start(app.address, MtlsMode::Strict);
+    assert_eq!(pair.get("/").status(), 200);
+    let expect = |services: &[&str]| {
+        let ids = services.iter().map(|service| id(service)).collect();
+        move |setup: &mut Setup| setup.clusters[0].0.tls = Some(PeerTls { ids })
+    };
+    // Nothing else is expected: neither a handshake nor a session is lost.
+    pair.caller.change(|setup| {
+        setup.clusters[0].0.connection_pool.connect_timeout = Duration::from_millis(900);
+    });
+    assert_eq!(pair.get("/").status(), 200);
+    assert_eq!(pair.called.event(Event::SecuredOpened), 1);
+    for strangers in [&["admin"][..], &[]] {
+        pair.caller.change(expect(strangers));
+        assert_eq!(pair.get("/").reason(), "connect_failed", "{strangers:?}");
+    }
+    assert_eq!(app.requests(), 2);
+    pair.caller.change(expect(&["admin", "battle"]));
+    assert_eq!(pair.get("/").status(), 200);
+}
+
+#[test]
 fn websocket_passes_both_sidecars_over_mutual_tls() {
     let app = Upstream::start(|_, _| Act::Echo);
     let pair = Pair::start(app.address, MtlsMode::Strict);

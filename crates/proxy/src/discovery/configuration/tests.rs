@@ -1,7 +1,8 @@
 use phalanx_model::ServiceName;
+use phalanx_model::identity::TrustDomain;
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::Direction;
-use phalanx_model::resource::{Assignment, Cluster, Listener, RouteTable};
+use phalanx_model::resource::{Assignment, Cluster, Listener, MtlsMode, RouteTable};
 use phalanx_xds::{Encoded, encode};
 
 use super::*;
@@ -163,4 +164,36 @@ fn on_demand_a_refused_host_is_an_answer_until_a_better_one_comes() {
     );
     configuration.forget(&[name]);
     assert_eq!(names(&configuration), ["LDS outbound"]);
+}
+
+#[test]
+fn what_callers_are_asked_for_is_compiled_and_unknown_again_when_it_goes() {
+    let rules = phalanx_model::resource::Inbound {
+        default: phalanx_model::resource::InboundRule {
+            mode: MtlsMode::Strict,
+            ..Default::default()
+        },
+        ports: Default::default(),
+    };
+    let listener = Listener {
+        name: "inbound".into(),
+        address: "0.0.0.0:15006".parse().unwrap(),
+        direction: Direction::Inbound,
+        protocol: ListenerProtocol::Inbound {
+            trust_domain: TrustDomain::parse("phalanx.local").unwrap(),
+            rules,
+        },
+    };
+    let mut configuration = Configuration::default();
+    assert!(configuration.resources().inbound.is_none());
+    assert_eq!(take(&mut configuration, encode::listener(&listener)), []);
+    let entries = configuration.resources().inbound.clone().unwrap();
+    assert_eq!(entries.of(80).mode, MtlsMode::Strict);
+    // A worse one is refused, and the last good one stays.
+    let upsert = ("inbound".to_owned(), "2".to_owned(), vec![0xff; 3]);
+    let refused = configuration.apply(Kind::Listener, vec![upsert], &[]);
+    assert_eq!(refused.len(), 1);
+    assert!(configuration.resources().inbound.is_some());
+    configuration.apply(Kind::Listener, Vec::new(), &["inbound".into()]);
+    assert!(configuration.resources().inbound.is_none());
 }
