@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use phalanx_client::admin::{Admin, AdminError};
-use phalanx_client::api::{ApplyRequest, File, UserRequest};
+use phalanx_client::api::{ApplyRequest, File, RevokeRequest, SignRequest, UserRequest};
 use phalanx_client::channel::Control;
 use phalanx_client::registry::to_wire;
 use phalanx_client::secure::{Protocol, Secure, trusting};
@@ -23,8 +23,8 @@ use phalanx_proto::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use phalanx_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use phalanx_proto::phalanx::observe::v1::ReportRequest;
 use phalanx_proto::phalanx::observe::v1::observe_client::ObserveClient;
-use phalanx_proto::phalanx::registry::v1::RegisterRequest;
 use phalanx_proto::phalanx::registry::v1::registry_client::RegistryClient;
+use phalanx_proto::phalanx::registry::v1::{RegisterRequest, WatchRequest};
 use tonic::{Code, Request};
 
 use crate::{battle_instance, config};
@@ -60,7 +60,8 @@ impl Closed {
     }
 
     fn admin(&self) -> Admin {
-        self.nobody().with_token(&read(&self.data.path().join("admin/token")))
+        self.nobody()
+            .with_token(&read(&self.data.path().join("admin/token")))
     }
 
     async fn user(&self, role: &str) -> Admin {
@@ -77,7 +78,8 @@ impl Closed {
     fn workload(&self, service: &str) -> Arc<Identity> {
         let domain = TrustDomain::default();
         let now = SystemClock.now();
-        let ca = phalanx_pki::authority::Authority::load(&self.data.path().join("ca"), &domain, now);
+        let ca =
+            phalanx_pki::authority::Authority::load(&self.data.path().join("ca"), &domain, now);
         let issuer = ca.unwrap().unwrap().active().clone();
         let workload = Workload::parse(&domain, "default", service, None).unwrap();
         let key = Key::generate(KeyKind::default()).unwrap();
@@ -133,12 +135,19 @@ async fn every_grpc_method_refuses_who_has_no_right_to_it() {
         let refused = matches!(code, Code::Unauthenticated | Code::PermissionDenied);
         // An empty message is about nobody, so not about itself.
         let refused = refused && !message.contains("can't speak for");
-        assert_eq!(refused, matches!(needs, Needs::Role(_)), "{service}/{method}: {code:?}");
+        assert_eq!(
+            refused,
+            matches!(needs, Needs::Role(_)),
+            "{service}/{method}: {code:?}"
+        );
     }
     let (code, _) = call(&nobody, "/no.such/Service".to_owned()).await;
     assert_eq!(code, Code::Unimplemented);
     let metrics = closed.admin().text("/metrics").await.unwrap().body;
-    assert!(metrics.contains("phalanx_access_denied_total{reason=\"no_certificate\"} 16"), "{metrics}");
+    assert!(
+        metrics.contains("phalanx_access_denied_total{reason=\"no_certificate\"} 16"),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]
@@ -147,7 +156,13 @@ async fn every_route_refuses_nobody_and_low_roles() {
     let document = closed.nobody().text("/openapi.json").await.unwrap().body;
     let document: serde_json::Value = serde_json::from_str(&document).unwrap();
     let paths = document["paths"].as_object().unwrap();
-    let public = ["/", "/healthz", "/readyz", "/openapi.json", "/api/v1/logout"];
+    let public = [
+        "/",
+        "/healthz",
+        "/readyz",
+        "/openapi.json",
+        "/api/v1/logout",
+    ];
     let (viewer, operator) = (closed.user("viewer").await, closed.user("operator").await);
     let show = Secure::try_new(closed.workload("battle"), Protocol::Http1).unwrap();
     let workload = Admin::new(&closed.running.admin_address().to_string()).with_secure(show);
@@ -157,12 +172,17 @@ async fn every_route_refuses_nobody_and_low_roles() {
         for method in methods.as_object().unwrap().keys() {
             let name = format!("{method} {path}");
             let path = path.replace("{name}", "x").replace("{kind}", "service");
-            let path = path.replace("{namespace}", "default").replace("{serial}", "01");
+            let path = path
+                .replace("{namespace}", "default")
+                .replace("{serial}", "01");
             let status = async |who: &Admin| who.raw(method, &path).await.unwrap();
             let is_public = public.contains(&path.as_str()) || path == "/api/v1/login";
             let (nobody, workload) = (status(&closed.nobody()).await, status(&workload).await);
             if is_public {
-                assert!(![401, 403].contains(&nobody) || path == "/api/v1/login", "{name}: {nobody}");
+                assert!(
+                    ![401, 403].contains(&nobody) || path == "/api/v1/login",
+                    "{name}: {nobody}"
+                );
                 continue;
             }
             assert_eq!(nobody, 401, "{name} takes nobody");
@@ -201,16 +221,29 @@ async fn a_workload_registers_reports_and_follows_for_itself_only() {
         epoch: 1,
         ttl_ms: 30_000,
     };
-    let denied = RegistryClient::new(shop.channel()).register(register()).await;
+    let denied = RegistryClient::new(shop.channel())
+        .register(register())
+        .await;
     assert_eq!(denied.unwrap_err().code(), Code::PermissionDenied);
-    RegistryClient::new(battle.channel()).register(register()).await.unwrap();
+    RegistryClient::new(battle.channel())
+        .register(register())
+        .await
+        .unwrap();
     let admin = closed.admin();
     let seen = async {
-        while admin.instances(Some("battle"), None).await.unwrap().items.is_empty() {
+        while admin
+            .instances(Some("battle"), None)
+            .await
+            .unwrap()
+            .items
+            .is_empty()
+        {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(10), seen).await.unwrap();
+    tokio::time::timeout(std::time::Duration::from_secs(10), seen)
+        .await
+        .unwrap();
 
     let report = |node: &str| ReportRequest {
         node: node.to_owned(),
@@ -219,12 +252,20 @@ async fn a_workload_registers_reports_and_follows_for_itself_only() {
         ..ReportRequest::default()
     };
     let observe = async |control: &Control, node: &str| {
-        let answer = ObserveClient::new(control.channel()).report(report(node)).await;
+        let answer = ObserveClient::new(control.channel())
+            .report(report(node))
+            .await;
         answer.map_or_else(|status| status.code(), |_| Code::Ok)
     };
     assert_eq!(observe(&battle, "default/battle/b1").await, Code::Ok);
-    assert_eq!(observe(&battle, "default/shop/s1").await, Code::PermissionDenied);
-    assert_eq!(observe(&shop, "default/battle/b1").await, Code::PermissionDenied);
+    assert_eq!(
+        observe(&battle, "default/shop/s1").await,
+        Code::PermissionDenied
+    );
+    assert_eq!(
+        observe(&shop, "default/battle/b1").await,
+        Code::PermissionDenied
+    );
 
     let follow = async |control: &Control| {
         let first = DeltaDiscoveryRequest {
@@ -252,6 +293,61 @@ async fn a_workload_registers_reports_and_follows_for_itself_only() {
     };
     assert_eq!(follow(&shop).await, Code::PermissionDenied);
     assert_eq!(follow(&battle).await, Code::Ok);
+}
+
+#[tokio::test]
+async fn what_a_revoked_workload_has_open_is_cut_off() {
+    let closed = closed().await;
+    let workload = Workload::parse(&TrustDomain::default(), "default", "battle", None).unwrap();
+    let key = Key::generate(KeyKind::default()).unwrap();
+    let csr = phalanx_pki::csr::request(&key, &workload).unwrap();
+    let request = SignRequest {
+        csr: phalanx_pki::x509::pem("CERTIFICATE REQUEST", &csr),
+        namespace: "default".into(),
+        service: "battle".into(),
+        ..SignRequest::default()
+    };
+    let signed = closed.admin().sign(&request).await.unwrap();
+    let parts = Parts {
+        chain: phalanx_pki::x509::certs_from_pem(signed.chain.as_bytes()).unwrap(),
+        key,
+        staple: None,
+        roots: closed.roots(),
+    };
+    let identity = Identity::new(Arc::new(SystemClock));
+    identity.publish(Credentials::try_new(parts, &workload, SystemClock.now()).unwrap());
+    let revoked = closed.control(Arc::new(identity));
+    let other = closed.control(closed.workload("shop"));
+    let watch = async |control: &Control| {
+        let mut registry = RegistryClient::new(control.channel());
+        let watching = registry.watch(WatchRequest::default()).await;
+        let mut stream = watching.unwrap().into_inner();
+        stream.message().await.unwrap();
+        stream
+    };
+    let (mut its, mut others) = (watch(&revoked).await, watch(&other).await);
+    let request = RevokeRequest {
+        serials: vec![signed.serial],
+        reason: "keyCompromise".into(),
+        ..RevokeRequest::default()
+    };
+    closed.admin().revoke(&request).await.unwrap();
+    let ten = std::time::Duration::from_secs(10);
+    tokio::time::timeout(ten, its.message())
+        .await
+        .unwrap()
+        .unwrap_err();
+    let again = RegistryClient::new(revoked.channel())
+        .watch(WatchRequest::default())
+        .await;
+    assert!(again.is_err());
+    let still = tokio::time::timeout(ten / 50, others.message()).await;
+    assert!(still.is_err(), "who is not revoked is left alone");
+    let metrics = closed.admin().text("/metrics").await.unwrap().body;
+    assert!(
+        metrics.contains("{port=\"xds\",reason=\"revoked\"}"),
+        "{metrics}"
+    );
 }
 
 fn node(id: &str) -> Node {
@@ -283,9 +379,17 @@ async fn errors_say_what_is_missing() {
     assert!(plain.to_string().contains("speaks TLS"), "{plain}");
     assert!(plain.hint().unwrap().contains("PHALANX_ROOTS"), "{plain:?}");
     let nobody = closed.nobody().status(None).await.unwrap_err();
-    assert!(matches!(&nobody, AdminError::Refused { status: 401, .. }), "{nobody}");
+    assert!(
+        matches!(&nobody, AdminError::Refused { status: 401, .. }),
+        "{nobody}"
+    );
     assert!(nobody.hint().unwrap().contains("PHALANX_TOKEN_FILE"));
-    let wrong = closed.nobody().with_token("x").status(None).await.unwrap_err();
+    let wrong = closed
+        .nobody()
+        .with_token("x")
+        .status(None)
+        .await
+        .unwrap_err();
     assert!(wrong.to_string().contains("not known"), "{wrong}");
 
     let other = self::closed().await;
@@ -299,9 +403,19 @@ async fn errors_say_what_is_missing() {
     show.identity().publish_roots(closed.roots()).unwrap_err();
     let both = closed.roots().and(&other.roots()).unwrap();
     show.identity().publish_roots(both).unwrap();
-    let error = Admin::new(&address).with_secure(show).status(None).await.unwrap_err();
+    let error = Admin::new(&address)
+        .with_secure(show)
+        .status(None)
+        .await
+        .unwrap_err();
     assert!(matches!(error, AdminError::Untrusted { .. }), "{error:?}");
     let metrics = closed.admin().text("/metrics").await.unwrap().body;
-    assert!(metrics.contains("phalanx_tls_refused_total{port=\"admin\",reason=\"unknown_ca\"} 1"), "{metrics}");
-    assert!(metrics.contains("phalanx_tls_refused_total{port=\"admin\",reason=\"plain\"} 1"), "{metrics}");
+    assert!(
+        metrics.contains("phalanx_tls_refused_total{port=\"admin\",reason=\"unknown_ca\"} 1"),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains("phalanx_tls_refused_total{port=\"admin\",reason=\"plain\"} 1"),
+        "{metrics}"
+    );
 }
