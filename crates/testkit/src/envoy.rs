@@ -99,7 +99,7 @@ impl Envoy {
 }
 
 /// `PHALANX_ENVOY`, else where `cargo xtask setup` puts it.
-fn binary() -> anyhow::Result<PathBuf> {
+pub fn binary() -> anyhow::Result<PathBuf> {
     let set_up = PathBuf::from(concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../../target/tools/venv/bin/envoy"
