@@ -207,3 +207,30 @@ async fn a_revoked_workload_is_refused_at_every_port() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn leaves_name_the_address_that_others_reach() -> anyhow::Result<()> {
+    let plane = Guarded::start_with(&["--ocsp-url", "http://pki.example:8080/"]).await?;
+    issue(&plane, "battle")?;
+    let text = plane.agrees("x509 -in leaf.pem -noout -text")?;
+    for named in [
+        "OCSP - URI:http://pki.example:8080\n",
+        "URI:http://pki.example:8080/crl/",
+    ] {
+        anyhow::ensure!(text.contains(named), "{text}");
+    }
+    for wrong in [
+        "https://pki.example",
+        "pki.example",
+        "http:///x",
+        "http://a?b",
+    ] {
+        let said = plane.phalanx(&["control", "--ocsp-url", wrong])?;
+        anyhow::ensure!(
+            !said.is_content && said.text.contains("--ocsp-url"),
+            "{}",
+            said.text
+        );
+    }
+    Ok(())
+}
