@@ -76,6 +76,8 @@ pub struct Trust {
     pub issuers: Vec<CertificateDer<'static>>,
     /// An OCSP response for the certificate that we said we show, DER.
     pub staple: Option<Vec<u8>>,
+    /// The root of that certificate goes: another should be asked for soon.
+    pub renew: bool,
 }
 
 impl Client {

@@ -140,7 +140,11 @@ impl Certificates {
                 tasks.spawn(watching.run());
             }
         }
-        tasks.spawn(trust::follow(holding.clone(), control));
+        tasks.spawn(trust::follow(
+            holding.clone(),
+            control,
+            config.renewal.check,
+        ));
         Ok(Running {
             holding,
             ready,

@@ -29,6 +29,7 @@ pub(super) fn trust(answer: TrustResponse) -> Result<Trust, AnswerError> {
         crls: answer.crls,
         issuers: certs(answer.issuers)?,
         staple: staple(answer.staple)?,
+        renew: answer.renew,
     })
 }
 

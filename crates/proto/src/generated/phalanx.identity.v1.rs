@@ -115,6 +115,9 @@ pub struct TrustResponse {
     /// DER of the CA certificate behind each list, so that lists of issuers that the caller never met can be checked too.
     #[prost(bytes = "vec", repeated, tag = "5")]
     pub issuers: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// The root of the certificate that the caller shows is about to be trusted no more: it should have another soon.
+    #[prost(bool, tag = "6")]
+    pub renew: bool,
 }
 impl ::prost::Name for TrustResponse {
     const NAME: &'static str = "TrustResponse";

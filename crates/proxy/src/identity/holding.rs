@@ -104,6 +104,7 @@ impl Holding {
             crls,
             issuers,
             staple,
+            renew: _,
         } = trust;
         let revocations = Revocations::try_new(&crls, &issuers, self.identity.now(), SKEW)?;
         if revocations.is_behind(&self.identity.revocations()) {

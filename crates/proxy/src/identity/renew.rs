@@ -88,9 +88,15 @@ impl Renewing {
             }
             tokio::select! {
                 () = sleep(wait) => {}
-                () = self.holding.hurry.notified() => drop(self.obtain(Duration::ZERO).await),
+                () = self.holding.hurry.notified() => drop(self.obtain(self.remaining()).await),
             }
         }
+    }
+
+    fn remaining(&self) -> Duration {
+        let identity = &self.holding.identity;
+        let end = identity.credentials().map(|c| c.not_after());
+        end.map_or(Duration::ZERO, |end| identity.now().until(end))
     }
 
     fn due(&self) -> Renewal {

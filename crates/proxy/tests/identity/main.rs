@@ -373,6 +373,28 @@ async fn roots_that_leave_out_our_own_are_refused_until_another_certificate_is_t
 }
 
 #[tokio::test]
+async fn a_certificate_whose_root_goes_is_renewed_when_the_control_plane_says_so() {
+    let authority = Authority::start().await;
+    let (book, sidecar) = (authority.book.clone(), Sidecar::of(&authority));
+    let running = sidecar.start(Some(sidecar.token(&authority.token("battle"))));
+    ready(&running).await;
+    let before = serial(&running);
+    let issuer = book.issuer.lock().unwrap().clone();
+    authority.tell(issuer.roots(), &[], &[]);
+    book.told.send_modify(|told| {
+        told.version += 1;
+        told.renew = true;
+    });
+    eventually("another certificate", || serial(&running) != before).await;
+    let now = serial(&running);
+    eventually("the control plane to hear of it", || {
+        book.said.borrow().serial == now
+    })
+    .await;
+    assert_eq!(book.renewals.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
 async fn a_staple_comes_with_the_stream_and_a_revoked_one_is_not_shown() {
     let authority = Authority::start().await;
     let (book, sidecar) = (authority.book.clone(), Sidecar::of(&authority));

@@ -163,6 +163,7 @@ impl Authority {
                 .filter_map(|issuer| issuer.chain().first().map(|der| der.to_vec()))
                 .collect(),
             staple: Vec::new(),
+            renew: false,
         });
         version
     }
