@@ -5,6 +5,8 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use phalanx_testkit::guarded::Guarded;
@@ -196,7 +198,7 @@ async fn certificates_of_seconds_are_renewed_and_an_outage_ends_by_a_new_token()
         token(&plane, "battle", "battle.token")?,
         plane.folder().join("battle"),
     );
-    let sidecar = Given::new(&plane, "battle", &app).start(&[
+    let options = [
         "--token-file",
         text(&battle),
         "--identity-dir",
@@ -205,7 +207,9 @@ async fn certificates_of_seconds_are_renewed_and_an_outage_ends_by_a_new_token()
         "4s",
         "--cert-check",
         "100ms",
-    ])?;
+    ];
+    let given = Given::new(&plane, "battle", &app);
+    let (at, mut sidecar) = (given.ip, given.start(&options)?);
     sidecar.ready().await?;
     let mut serials = vec![];
     eventually("five certificates", LIMIT, async || {
@@ -228,11 +232,19 @@ async fn certificates_of_seconds_are_renewed_and_an_outage_ends_by_a_new_token()
     let metrics = sidecar.page("/metrics").await.unwrap();
     let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
     assert!(metrics.contains("phalanx_certificate_alarm{about=\"renewal\"} 1"));
+    sidecar.process.kill();
     plane.restart().await?;
     // The old token is used up; a new one in the same file is found.
-    sidecar.says("refuses").await?;
+    let again = Given {
+        plane: &plane,
+        service: "battle",
+        ip: at,
+        app: app.address,
+    }
+    .start(&options)?;
+    again.says("refuses").await?;
     token(&plane, "battle", "battle.token")?;
-    sidecar.ready().await
+    again.ready().await
 }
 
 #[tokio::test]
@@ -321,4 +333,114 @@ async fn files_that_somebody_else_replaces_are_followed() -> anyhow::Result<()> 
     let certs = sidecar.certs().await.unwrap();
     assert!(certs["alarms"]["files"].is_null(), "{certs}");
     Ok(())
+}
+
+/// Calls on a connection that stays and on one of its own, again and again, until told to end; how many, and what failed.
+async fn load(at: SocketAddr, end: Arc<AtomicBool>) -> (u32, Vec<String>) {
+    let call = Call::get("battle", "/");
+    let (mut count, mut failures, mut kept) = (0, vec![], None);
+    while !end.load(Ordering::Relaxed) {
+        let mut note = |answer: anyhow::Result<http::Answer>| {
+            count += 1;
+            match answer {
+                Ok(a) if a.status == 200 && a.json().to_string().contains("sa/gate") => {}
+                Ok(a) => failures.push(format!("{} {}", a.status, a.json())),
+                Err(error) => failures.push(format!("{error:#}")),
+            }
+        };
+        note(http::call(at, &call).await);
+        if kept.is_none() {
+            kept = http::Connection::open(at, false).await.ok();
+        }
+        if let Some(connection) = &mut kept {
+            let answer = connection.send(&call).await;
+            if answer.is_err() {
+                kept = None;
+            }
+            note(answer);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    (count, failures)
+}
+
+/// With calls from one sidecar to the other all the while.
+async fn replace_the_root(
+    leaf_ttl: &str,
+    done: impl Fn(&Value, &Value) -> bool,
+) -> anyhow::Result<()> {
+    let plane = Guarded::start_with(&["--leaf-ttl", leaf_ttl]).await?;
+    let app = App::start(&plane)?;
+    let mut sidecars = vec![];
+    for service in ["battle", "gate"] {
+        let token = token(&plane, service, service)?;
+        let kept = plane.folder().join(format!("{service}-identity"));
+        let options = ["--token-file", text(&token), "--identity-dir", text(&kept)];
+        let intervals = ["--renew-before", "4s", "--cert-check", "100ms"];
+        let given = Given::new(&plane, service, &app);
+        sidecars.push(given.start(&[&options[..], &intervals].concat())?);
+    }
+    for sidecar in &sidecars {
+        sidecar.ready().await?;
+    }
+    let outbound = SocketAddr::new(sidecars[1].admin.ip(), 15001);
+    let call = Call::get("battle", "/");
+    eventually("a first answer", LIMIT, async || {
+        let answer = http::call(outbound, &call).await.ok()?;
+        (answer.status == 200).then_some(())
+    })
+    .await?;
+    let mut before = vec![];
+    for sidecar in &sidecars {
+        before.push(sidecar.certs().await.unwrap());
+    }
+
+    let end = Arc::new(AtomicBool::new(false));
+    let calling = tokio::spawn(load(outbound, end.clone()));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    plane.does(&["cert", "rotate-root", "--begin"])?;
+    for (sidecar, before) in sidecars.iter().zip(&before) {
+        let replaced = eventually("what is to be replaced", LIMIT, async || {
+            done(before, &sidecar.certs().await?).then_some(())
+        });
+        replaced.await.map_err(|error| {
+            let said = plane.phalanx(&["cert", "rotate-root", "--status"]);
+            error.context(said.map_or_else(|e| e.to_string(), |s| s.text))
+        })?;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    end.store(true, Ordering::Relaxed);
+    let (count, failures) = calling.await?;
+    assert!(
+        failures.is_empty(),
+        "{} of {count}: {:?}",
+        failures.len(),
+        failures.first()
+    );
+    assert!(count > 100, "{count}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn no_call_fails_while_the_root_is_replaced_under_certificates_of_seconds()
+-> anyhow::Result<()> {
+    let only_the_new = |before: &Value, now: &Value| {
+        now["roots"]
+            .as_array()
+            .is_some_and(|roots| roots.len() == 1)
+            && before["roots"][0]["sha256"] != now["roots"][0]["sha256"]
+    };
+    replace_the_root("6s", only_the_new).await
+}
+
+#[tokio::test]
+async fn a_certificate_of_days_is_renewed_at_once_when_its_root_goes() -> anyhow::Result<()> {
+    let renewed = |before: &Value, now: &Value| {
+        let serial = |page: &Value| page["certificate"]["serial"].clone();
+        now["roots"]
+            .as_array()
+            .is_some_and(|roots| roots.len() == 2)
+            && serial(before) != serial(now)
+    };
+    replace_the_root("72h", renewed).await
 }
