@@ -17,6 +17,13 @@ struct Mesh {
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
+/// As a control plane that is open takes it.
+fn open<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.extensions_mut().insert(Who::Open);
+    request
+}
+
 async fn mesh() -> Mesh {
     on(Store::memory().await.unwrap()).await
 }
@@ -62,7 +69,7 @@ impl Mesh {
             ttl_ms: 2_000,
         };
         self.registry
-            .register(Request::new(request))
+            .register(open(request))
             .await
             .map(Response::into_inner)
     }
@@ -76,7 +83,7 @@ impl Mesh {
         };
         !self
             .registry
-            .heartbeat(Request::new(request))
+            .heartbeat(open(request))
             .await
             .unwrap()
             .into_inner()
@@ -92,7 +99,7 @@ impl Mesh {
             reason: "test".into(),
         };
         self.registry
-            .deregister(Request::new(request))
+            .deregister(open(request))
             .await
             .unwrap()
             .into_inner()
@@ -234,7 +241,7 @@ async fn a_ttl_is_granted_within_bounds() {
         };
         assert_eq!(
             mesh.registry
-                .register(Request::new(request))
+                .register(open(request))
                 .await
                 .unwrap()
                 .into_inner()
@@ -260,7 +267,7 @@ async fn a_watch_gives_everything_and_then_what_differs() {
         .unwrap();
     let mut watch = mesh
         .registry
-        .watch(Request::new(scope))
+        .watch(open(scope))
         .await
         .unwrap()
         .into_inner();
@@ -415,7 +422,7 @@ async fn a_deletion_that_a_full_disk_refuses_is_made_up_for() {
     };
     let refused = mesh
         .registry
-        .deregister(Request::new(request))
+        .deregister(open(request))
         .await
         .unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unavailable);
