@@ -395,7 +395,7 @@ async fn a_certificate_whose_root_goes_is_renewed_when_the_control_plane_says_so
 }
 
 #[tokio::test]
-async fn a_staple_comes_with_the_stream_and_a_revoked_one_is_not_shown() {
+async fn a_staple_comes_with_the_stream_and_is_shown() {
     let authority = Authority::start().await;
     let (book, sidecar) = (authority.book.clone(), Sidecar::of(&authority));
     let running = sidecar.start(Some(sidecar.token(&authority.token("battle"))));
