@@ -4,7 +4,7 @@ use phalanx_model::matching::canonical::{canonical_authority, canonical_path};
 
 use super::{Http1Line, Http2Pseudo, Inner, Method, Refusal, Upgrade, Version};
 use crate::framing::{Framing, parse_length};
-use crate::header::{Name, Value, elements, names};
+use crate::header::{Name, NameSet, Value, elements, names};
 use crate::limits::{FIELD_OVERHEAD, Limits};
 use crate::response::{drop_connection, is_hop_by_hop, names_fields};
 
@@ -181,6 +181,10 @@ impl Inner {
             self.headers.push(name, value);
             return Ok(());
         }
+        if !LOOKED_AT.contains(name) {
+            self.headers.push(name, value);
+            return Ok(());
+        }
         let http2 = self.version == Version::Http2;
         let text = value.as_bytes();
         if name == names::HOST {
@@ -325,6 +329,25 @@ fn is_twin(name: &[u8]) -> bool {
         .collect();
     is_internal(&dashed) || TWINNED.contains(&dashed.as_slice())
 }
+
+/// The well-known names that mean something here; all others are only kept.
+const LOOKED_AT: NameSet = NameSet::of(&[
+    names::CONNECTION,
+    names::CONTENT_LENGTH,
+    names::CONTENT_TYPE,
+    names::COOKIE,
+    names::EXPECT,
+    names::HOST,
+    names::HTTP2_SETTINGS,
+    names::KEEP_ALIVE,
+    names::PROXY_AUTHENTICATE,
+    names::PROXY_AUTHORIZATION,
+    names::PROXY_CONNECTION,
+    names::TE,
+    names::TRAILER,
+    names::TRANSFER_ENCODING,
+    names::UPGRADE,
+]);
 
 const INTERNAL: &[&[u8]] = &[b"x-forwarded-client-cert"];
 

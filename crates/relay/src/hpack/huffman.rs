@@ -110,22 +110,21 @@ static CODES: [(u32, u8); 256] = {
     codes
 };
 
-/// One or two symbols that the next twelve bits begin with.
+/// One or two symbols that the next twelve bits begin with; none when the first one's code is longer.
 #[derive(Clone, Copy)]
 struct Fast {
     symbols: [u8; 2],
-    /// Bits of the first symbol; none when its code is longer than the bits looked at.
-    first: u8,
-    /// Bits of both; as `first` when there is one.
-    both: u8,
+    count: u8,
+    /// Of all of them.
+    bits: u8,
 }
 
 #[allow(clippy::indexing_slicing)] // at compile time
 static FAST: [Fast; 1 << FAST_BITS] = {
     let none = Fast {
         symbols: [0; 2],
-        first: 0,
-        both: 0,
+        count: 0,
+        bits: 0,
     };
     let mut table = [none; 1 << FAST_BITS];
     let mut bits = 0;
@@ -137,8 +136,8 @@ static FAST: [Fast; 1 << FAST_BITS] = {
             let (second, length) = first_symbol(window << first, left);
             table[bits] = Fast {
                 symbols: [symbol, second],
-                first: first as u8,
-                both: (first + length) as u8,
+                count: 1 + (length > 0) as u8,
+                bits: (first + length) as u8,
             };
         }
         bits += 1;
@@ -203,33 +202,53 @@ pub(super) fn encode(text: &[u8], out: &mut Vec<u8>) {
 /// Appends what `bytes` stand for, at most 8/5 of them. False, and anything appended, when they are no such string: the end
 /// of string in its middle, padding of a byte and more, or of other than ones.
 pub(super) fn decode(bytes: &[u8], out: &mut Vec<u8>) -> bool {
-    out.reserve(bytes.len() * 8 / 5 + 2);
+    out.reserve(bytes.len() * 8 / 5 + WORD);
     let mut rest = bytes;
     let (mut held, mut bits) = (0u64, 0u32); // held is left-aligned, zero behind its bits
     loop {
-        if bits <= 32 {
-            if let Some((four, after)) = rest.split_first_chunk::<4>() {
-                held |= u64::from(u32::from_be_bytes(*four)) << (32 - bits);
-                bits += 32;
+        if let Some(eight) = rest.first_chunk::<8>() {
+            // As many whole bytes as there is room for.
+            let taken = (63 - bits) / 8;
+            let kept = u64::MAX.checked_shl(64 - 8 * taken).unwrap_or_default();
+            held |= (u64::from_be_bytes(*eight) & kept) >> bits;
+            bits += 8 * taken;
+            rest = rest.get(taken as usize..).unwrap_or_default();
+        } else {
+            while bits <= 56
+                && let Some((byte, after)) = rest.split_first()
+            {
+                held |= u64::from(*byte) << (56 - bits);
+                bits += 8;
                 rest = after;
-            } else {
-                for byte in rest {
-                    held |= u64::from(*byte) << (56 - bits);
-                    bits += 8;
-                }
-                rest = &[];
             }
         }
-        // While there are enough bits nobody need ask whether they are padding.
-        while bits >= LENGTH_MAX as u32 {
-            let Some((symbols, taken)) = next(held) else {
+        let (mut word, mut count) = (0u64, 0u32);
+        while bits >= FAST_BITS && count <= WORD as u32 - 2 {
+            let Some(fast) = FAST.get((held >> (64 - FAST_BITS)) as usize) else {
                 return false;
             };
-            out.extend_from_slice(symbols.as_slice());
-            held <<= taken;
-            bits -= taken;
+            if fast.count == 0 {
+                break;
+            }
+            word |= u64::from(u16::from_le_bytes(fast.symbols)) << (8 * count);
+            count += u32::from(fast.count);
+            held <<= fast.bits;
+            bits -= u32::from(fast.bits);
         }
-        if rest.is_empty() {
+        // Eight bytes are one store; those too many are taken back.
+        let len = out.len() + count as usize;
+        out.extend_from_slice(&word.to_le_bytes());
+        out.truncate(len);
+        if bits >= LENGTH_MAX as u32 {
+            if count <= WORD as u32 - 2 {
+                let Some((symbol, taken)) = long(held) else {
+                    return false;
+                };
+                out.push(symbol);
+                held <<= taken;
+                bits -= taken;
+            }
+        } else if rest.is_empty() {
             return decode_last(held, bits, out);
         }
     }
@@ -243,69 +262,30 @@ fn decode_last(mut held: u64, mut bits: u32, out: &mut Vec<u8>) -> bool {
             return bits < 8;
         }
         let padded = held | u64::MAX.checked_shr(bits).unwrap_or_default();
-        let Some((symbols, taken)) = next(padded) else {
+        let Some((symbol, taken)) = long(padded) else {
             return false;
-        };
-        let (symbols, taken) = if taken > bits && symbols.count == 2 {
-            let first = symbols.first_bits;
-            (symbols.first(), first)
-        } else {
-            (symbols, taken)
         };
         if taken > bits {
             return false;
         }
-        out.extend_from_slice(symbols.as_slice());
+        out.push(symbol);
         held <<= taken;
         bits -= taken;
     }
 }
 
-#[derive(Clone, Copy)]
-struct Symbols {
-    symbols: [u8; 2],
-    count: u8,
-    first_bits: u32,
-}
-
-impl Symbols {
-    #[inline]
-    fn as_slice(&self) -> &[u8] {
-        match self.count {
-            2 => &self.symbols,
-            _ => self.symbols.get(..1).unwrap_or_default(),
-        }
-    }
-
-    fn first(self) -> Self {
-        Self { count: 1, ..self }
-    }
-}
-
-/// What `held` begins with, and how many bits that takes.
-#[inline]
-fn next(held: u64) -> Option<(Symbols, u32)> {
-    let fast = FAST.get((held >> (64 - FAST_BITS)) as usize)?;
-    if fast.first > 0 {
-        let symbols = Symbols {
-            symbols: fast.symbols,
-            count: 1 + u8::from(fast.both > fast.first),
-            first_bits: u32::from(fast.first),
-        };
-        return Some((symbols, u32::from(fast.both)));
-    }
+/// The one symbol that `held` begins with, of whatever length, and its bits; none for the end of string.
+fn long(held: u64) -> Option<(u8, u32)> {
     let window = (held >> 32) as u32;
-    for (length, span) in LONG.iter().enumerate().skip(FAST_BITS as usize + 1) {
+    for (length, span) in LONG.iter().enumerate().skip(1) {
         if u64::from(window) < span.end {
             let place = (window - span.first) >> (32 - length);
             let symbol = *SYMBOLS.get(usize::from(span.at) + place as usize)?;
-            let symbols = Symbols {
-                symbols: [symbol, 0],
-                count: 1,
-                first_bits: length as u32,
-            };
-            return Some((symbols, length as u32));
+            return Some((symbol, length as u32));
         }
     }
-    None // the end of string
+    None
 }
+
+/// Symbols written at once.
+const WORD: usize = 8;
