@@ -86,7 +86,7 @@ fn port(at: &At<'_>) -> Option<(u16, MtlsMode)> {
 fn mode(at: &At<'_>) -> Option<MtlsMode> {
     match at.text()? {
         "DISABLE" | "Disable" | "Disabled" => {
-            at.refuse_with("this mode is called `Off` here", "write `mode: \"Off\"`")
+            at.refuse_with("this mode is called `Off` here", "write `mode: Off`")
         }
         "UNSET" | "Unset" => at.refuse_with("what is not said is inherited", "leave it out"),
         _ => at.choose(&MODES, &[]),

@@ -3,13 +3,14 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::document::{BackendRef, ParentRef, Route, TargetPort};
+use crate::document::{BackendRef, ParentRef, PeerAuthentication, Route, TargetPort};
+use crate::identity::TrustDomain;
 use crate::instance::Protocol;
 use crate::name::ServiceName;
 use crate::resource::{
-    CircuitBreaker, ConnectionPool, HeaderEdit, HeaderMatch, HealthCheck, LoadBalancer,
-    OutlierDetection, PathMatch, PathRewrite, Probe, QueryMatch, Redirect, Retry, RetryBudget,
-    Rewrite, RuleMatch, ValueMatch,
+    Caller, CircuitBreaker, ConnectionPool, HeaderEdit, HeaderMatch, HealthCheck, LoadBalancer,
+    MtlsMode, OutlierDetection, PathMatch, PathRewrite, Probe, QueryMatch, Redirect, Retry,
+    RetryBudget, Rewrite, RuleMatch, ValueMatch,
 };
 
 const ROUTES: &str = include_str!("../../tests/golden/routes.yaml");
@@ -639,4 +640,183 @@ proptest! {
         let again = parse("store", &first[0].json, "default").into_result().unwrap();
         prop_assert_eq!(&again[0].document, &first[0].document);
     }
+}
+
+const ACCESS: &str = "\
+apiVersion: phalanx.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: battle, namespace: arena}
+spec:
+  targetRefs: [{kind: Service, name: battle}]
+  action: Allow
+  rules:
+  - from: [{services: [gateway, ops/console]}, {namespaces: [match]}, {ids: [\"spiffe://other.example/ns/a/sa/b\"]}]
+    methods: [POST]
+  - from: [{anyone: true}]
+  - methods: [GET]
+";
+
+#[test]
+fn callers_are_resolved_in_the_policys_namespace_and_the_meshs_trust_domain() {
+    let Some(Document::AuthorizationPolicy(policy)) = good(ACCESS).pop() else {
+        panic!("no policy");
+    };
+    assert!(policy.names_callers());
+    let domain = TrustDomain::parse("mesh.example").unwrap();
+    let access = policy.access(&domain);
+    assert_eq!(access.name, "AuthorizationPolicy/arena/battle");
+    let id = |text: &str| Caller::Id(text.parse().unwrap());
+    let callers: Vec<_> = access.rules.iter().map(|r| r.callers.clone()).collect();
+    assert_eq!(
+        callers,
+        [
+            vec![
+                id("spiffe://mesh.example/ns/arena/sa/gateway"),
+                id("spiffe://mesh.example/ns/ops/sa/console"),
+                id("spiffe://other.example/ns/a/sa/b"),
+                Caller::Namespace("match".into()),
+            ],
+            vec![Caller::Anyone],
+            vec![],
+        ]
+    );
+}
+
+#[test]
+fn callers_that_mean_nobody_or_anything_are_refused_with_a_hint() {
+    let told = |from: &str| {
+        let rules = format!("  rules: [{{from: {from}}}]\n");
+        let start = ACCESS.find("  rules:").unwrap();
+        problems(&format!("{}{rules}", &ACCESS[..start])).join("\n")
+    };
+    for (from, expected) in [
+        (
+            "[]",
+            "an empty list would be nobody (leave it out for everybody)",
+        ),
+        ("[{}]", "it names nobody"),
+        ("[{services: []}]", "an empty list would be nobody"),
+        (
+            "[{services: [a], namespaces: [b]}]",
+            "several kinds of callers in one item",
+        ),
+        ("[{services: ['*']}]", "callers are compared whole"),
+        ("[{services: [a/b/c]}]", "is no service"),
+        ("[{anyone: false}]", "nobody can be meant by `false`"),
+        ("[{ids: ['spiffe://x/*']}]", "is no SPIFFE id of a mesh"),
+        (
+            "[{principals: [a]}]",
+            "`principals` is not supported by this version",
+        ),
+        (
+            "[{service: [a]}]",
+            "unknown field (did you mean `services`?)",
+        ),
+    ] {
+        let problems = told(from);
+        assert!(problems.contains(expected), "{from}: {problems}");
+    }
+}
+
+/// What a PeerAuthentication in this namespace says, or is refused for.
+fn peers(namespace: &str, spec: &str) -> Result<PeerAuthentication, String> {
+    let text = format!(
+        "apiVersion: phalanx.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n"
+    );
+    match parse("f", &text, "default").into_result() {
+        Ok(parsed) => match parsed.into_iter().next().map(|parsed| parsed.document) {
+            Some(Document::PeerAuthentication(policy)) => Ok(policy),
+            other => panic!("{other:?}"),
+        },
+        Err(problems) => Err(problems.iter().map(|p| format!("{p}\n")).collect()),
+    }
+}
+
+#[test]
+fn a_mode_is_of_services_of_their_ports_of_a_namespace_or_of_the_mesh() {
+    let spec = "{targetRefs: [{kind: Service, name: battle}], mtls: {mode: Strict}, ports: [{port: 9000, mode: \"Off\"}]}";
+    let policy = peers("arena", spec).unwrap();
+    assert_eq!(policy.targets, [ServiceName::new("arena", "battle")]);
+    assert_eq!(policy.mode, Some(MtlsMode::Strict));
+    assert_eq!(policy.ports, [(9000, MtlsMode::Off)]);
+    let off = peers("arena", "{mtls: {mode: Off}}").unwrap();
+    assert_eq!(off.mode, Some(MtlsMode::Off), "no boolean");
+    let wide = peers("phalanx-system", "{mtls: {mode: Permissive}}").unwrap();
+    assert_eq!(
+        (wide.targets.len(), wide.mode),
+        (0, Some(MtlsMode::Permissive))
+    );
+}
+
+#[test]
+fn modes_that_say_nothing_or_too_much_are_refused_with_a_hint() {
+    let target = "targetRefs: [{kind: Service, name: battle}]";
+    for (namespace, spec, expected) in [
+        ("a", "{}".to_owned(), "it says nothing"),
+        (
+            "a",
+            "{mtls: {}}".into(),
+            "spec.mtls.mode: the field is missing",
+        ),
+        (
+            "a",
+            "{mtls: {mode: STRICT}}".into(),
+            "did you mean `Strict`?",
+        ),
+        (
+            "a",
+            "{mtls: {mode: DISABLE}}".into(),
+            "this mode is called `Off` here",
+        ),
+        (
+            "a",
+            "{targetRefs: [], mtls: {mode: Strict}}".into(),
+            "an empty list of targets",
+        ),
+        (
+            "a",
+            "{ports: [{port: 1, mode: Strict}]}".into(),
+            "so they need targets",
+        ),
+        (
+            "a",
+            format!("{{{target}, ports: [{{port: 1, mode: Strict}}, {{port: 1, mode: Strict}}]}}"),
+            "port 1 stands twice",
+        ),
+        (
+            "a",
+            "{selector: {}, mtls: {mode: Strict}}".into(),
+            "`selector` is not supported",
+        ),
+        (
+            "a",
+            "{portLevelMtls: {}, mtls: {mode: Strict}}".into(),
+            "write `ports:",
+        ),
+        (
+            "phalanx-system",
+            format!("{{{target}, mtls: {{mode: Strict}}}}"),
+            "it holds for the whole mesh",
+        ),
+    ] {
+        let problems = peers(namespace, &spec).unwrap_err();
+        assert!(problems.contains(expected), "{spec}: {problems}");
+    }
+}
+
+#[test]
+fn a_slice_is_mutual_or_says_nothing_of_it() {
+    let slice = |label: &str| {
+        let text = format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s, labels: {{kubernetes.io/service-name: a{label}}}}}\naddressType: IPv4\nports: [{{port: 1}}]\nendpoints: []\n"
+        );
+        let parsed = parse("f", &text, "default").into_result();
+        parsed.map(|parsed| match &parsed[0].document {
+            Document::EndpointSlice(slice) => slice.mutual_tls,
+            other => panic!("{other:?}"),
+        })
+    };
+    assert_eq!(slice(""), Ok(false));
+    assert_eq!(slice(", phalanx.dev/tls: mutual"), Ok(true));
+    assert!(slice(", phalanx.dev/tls: strict").is_err());
 }

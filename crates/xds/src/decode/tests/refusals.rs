@@ -1,9 +1,11 @@
+use phalanx_model::identity::TrustDomain;
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::{ClusterName, Direction, ServiceName};
 use phalanx_model::resource::{
-    Action, Assignment, Backend, Cluster, Endpoint, Forward, HeaderEdit, Health, Listener,
-    ListenerProtocol, LoadBalancer, OutlierDetection, PathMatch, Retry, RetryBudget, Rewrite,
-    RouteTable, Rule, RuleMatch, VirtualHost,
+    Access, AccessPolicy, AccessRule, Action, Assignment, Backend, Caller, Cluster, Effect,
+    Endpoint, Forward, HeaderEdit, Health, Inbound, InboundRule, Listener, ListenerProtocol,
+    LoadBalancer, OutlierDetection, PathMatch, PeerTls, Retry, RetryBudget, Rewrite, RouteTable,
+    Rule, RuleMatch, VirtualHost,
 };
 use phalanx_proto::envoy::config::cluster::v3 as cluster_v3;
 use phalanx_proto::envoy::config::core::v3 as core_v3;
@@ -451,4 +453,136 @@ fn endpoints_by_priority_or_by_name_are_refused() {
 fn foreign_text_is_cut_before_it_is_quoted() {
     let refused = routes(|table| table.virtual_hosts[0].domains = vec!["*".repeat(100_000)]);
     assert!(refused.len() < 1_000, "{}", refused.len());
+}
+
+/// What the inbound listener of one rule is refused for after the change.
+fn inbound(change: impl FnOnce(&mut listener_v3::Listener)) -> String {
+    let rule = AccessRule {
+        callers: vec![Caller::Namespace("arena".into())],
+        ..AccessRule::default()
+    };
+    let policy = AccessPolicy {
+        name: "AuthorizationPolicy/arena/p".into(),
+        effect: Effect::Allow,
+        rules: vec![rule],
+    };
+    let rule = InboundRule {
+        access: Access {
+            policies: vec![policy],
+        },
+        ..InboundRule::default()
+    };
+    let listener = Listener {
+        name: "inbound".into(),
+        address: "0.0.0.0:15006".parse().unwrap(),
+        direction: Direction::Inbound,
+        protocol: ListenerProtocol::Inbound {
+            trust_domain: TrustDomain::default(),
+            rules: Inbound {
+                default: rule,
+                ..Inbound::default()
+            },
+        },
+    };
+    let mut message = listener_v3::Listener::decode(encode::listener(&listener).body).unwrap();
+    change(&mut message);
+    match decode::decode(Kind::Listener, &message.encode_to_vec()) {
+        Ok(taken) => panic!("taken: {taken:?}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// Replaces a text of the same length wherever it stands in the chain's filters.
+fn reworded(chain: &mut listener_v3::FilterChain, from: &str, to: &str) {
+    assert_eq!(from.len(), to.len());
+    let Some(listener_v3::filter::ConfigType::TypedConfig(any)) = &mut chain.filters[0].config_type
+    else {
+        panic!("no manager");
+    };
+    let (from, to) = (from.as_bytes(), to.as_bytes());
+    let mut at = 0;
+    while let Some(found) = any.value[at..].windows(from.len()).position(|w| w == from) {
+        at += found;
+        any.value[at..at + to.len()].copy_from_slice(to);
+    }
+}
+
+#[test]
+fn nothing_in_an_inbound_listener_is_passed_over() {
+    let refused = inbound(|l| l.filter_chains.clear());
+    assert!(
+        refused.contains("none is for ports that are not named"),
+        "{refused}"
+    );
+    // A chain that asks nobody for a certificate.
+    let refused = inbound(|l| l.filter_chains[0].transport_socket = None);
+    assert_eq!(
+        refused,
+        "Listener.filter_chains[0]: holds something that this sidecar can't honour"
+    );
+    // The same rule, said otherwise for who comes in plain text.
+    let refused = inbound(|l| reworded(&mut l.filter_chains[1], "arena/sa", "evils/sa"));
+    assert!(
+        refused.contains("is not one of two chains of one rule"),
+        "{refused}"
+    );
+    let refused = inbound(|l| {
+        let twice = l.filter_chains[0].clone();
+        l.filter_chains.push(twice);
+    });
+    assert!(
+        refused.contains("filter_chains[2]: is not one of two"),
+        "{refused}"
+    );
+    let refused = inbound(|l| l.listener_filters.clear());
+    assert_eq!(
+        refused,
+        "Listener: holds something that this sidecar can't honour"
+    );
+    let refused = inbound(|l| {
+        for chain in &mut l.filter_chains {
+            reworded(chain, "phalanx.local/ns", "phalanx.lokal/ns");
+        }
+    });
+    assert!(
+        refused.contains("only whole ids and whole namespaces"),
+        "{refused}"
+    );
+    let refused = inbound(|l| {
+        let matched = l.filter_chains[0].filter_chain_match.as_mut();
+        matched.unwrap().transport_protocol = "quic".into();
+    });
+    assert!(
+        refused.contains("transport_protocol: must be `tls` or `raw_buffer`"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_cluster_with_other_tls_than_the_meshs_is_refused() {
+    let tls = |change: fn(&mut cluster_v3::Cluster)| {
+        let ids = vec!["spiffe://phalanx.local/ns/a/sa/b".parse().unwrap()];
+        let sent = encode::cluster(&Cluster {
+            tls: Some(PeerTls { ids }),
+            ..Cluster::new(battle(), Protocol::Auto)
+        });
+        let mut message = cluster_v3::Cluster::decode(sent.body).unwrap();
+        change(&mut message);
+        decode::decode(Kind::Cluster, &message.encode_to_vec()).map_err(|error| error.to_string())
+    };
+    assert!(tls(|_| {}).is_ok());
+    let changes: [fn(&mut cluster_v3::Cluster); 4] = [
+        // In plain text to whoever is not matched, and to nobody.
+        |c| drop(c.transport_socket_matches.pop()),
+        |c| drop(c.transport_socket_matches.remove(0)),
+        |c| c.transport_socket_matches[0].r#match = None,
+        |c| c.transport_socket_matches[1].transport_socket = None,
+    ];
+    for change in changes {
+        let refused = tls(change).unwrap_err();
+        assert!(
+            refused.starts_with("Cluster.transport_socket_matches"),
+            "{refused}"
+        );
+    }
 }
