@@ -217,9 +217,7 @@ impl Who {
     pub fn owns_node(&self, node: &str) -> Result<(), NotOwn> {
         let mut parts = node.splitn(3, '/');
         match (parts.next(), parts.next(), parts.next()) {
-            (Some(namespace), Some(name), Some(_)) => {
-                self.owns(&ServiceName::new(namespace, name))
-            }
+            (Some(namespace), Some(name), Some(_)) => self.owns(&ServiceName::new(namespace, name)),
             _ => Ok(()),
         }
     }
@@ -240,7 +238,9 @@ impl Who {
 
 /// Somebody spoke for another.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{id} can't speak for {service}: the certificate of a connection has to be of the service that it is about")]
+#[error(
+    "{id} can't speak for {service}: the certificate of a connection has to be of the service that it is about"
+)]
 pub struct NotOwn {
     id: String,
     service: String,

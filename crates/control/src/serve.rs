@@ -239,7 +239,10 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         Some(address) => Some(bind("--ocsp", address, false).await?),
         None => None,
     };
-    let ocsp_address = ocsp.as_ref().map(|ocsp| local("--ocsp", ocsp)).transpose()?;
+    let ocsp_address = ocsp
+        .as_ref()
+        .map(|ocsp| local("--ocsp", ocsp))
+        .transpose()?;
     let ca = config.authority(&store, &identity, ocsp_address).await?;
     let users = Users::load(store.clone()).await.map_err(store_failed)?;
     let refusals = Refusals::default();
@@ -363,7 +366,8 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
 
     let ocsp = match (&ca, ocsp) {
         (Some(ca), Some(listener)) => {
-            let door = Door::try_new(OCSP, None, true, refusals.clone()).map_err(ServeError::Tls)?;
+            let door =
+                Door::try_new(OCSP, None, true, refusals.clone()).map_err(ServeError::Tls)?;
             let most = ocsp::CONNECTIONS_MAX;
             let connections = Connections::new(listener, most, door, stop.clone());
             Some(connections.serve_http(ocsp::router(ca.clone())))
@@ -458,9 +462,14 @@ impl Config {
         ocsp: Option<SocketAddr>,
     ) -> Result<Option<Ca>, ServeError> {
         let here = ocsp.filter(|bound| !bound.ip().is_unspecified());
-        let asked = self.ocsp_url.as_deref().map(|url| url.trim_end_matches('/').to_owned());
+        let asked = self
+            .ocsp_url
+            .as_deref()
+            .map(|url| url.trim_end_matches('/').to_owned());
         let ocsp_url = asked.or_else(|| here.map(|bound| format!("http://{bound}")));
-        let crl_url = ocsp_url.as_ref().map(|base| format!("{base}/crl/{ISSUER}.crl"));
+        let crl_url = ocsp_url
+            .as_ref()
+            .map(|base| format!("{base}/crl/{ISSUER}.crl"));
         let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
         let bound = [self.xds, self.admin].map(|bound| bound.ip());
         let bound = bound.iter().filter(|ip| !ip.is_unspecified());
@@ -496,7 +505,10 @@ impl Config {
             local.write_roots(&ca.roots())?;
             let name: String = match self.store {
                 Place::Embedded => "admin".to_owned(),
-                Place::Etcd(_) => format!("admin-{}", own.name).chars().take(NAME_MAX).collect(),
+                Place::Etcd(_) => format!("admin-{}", own.name)
+                    .chars()
+                    .take(NAME_MAX)
+                    .collect(),
             };
             local.install(users, name.trim_end_matches('-')).await?;
             Ok(local)

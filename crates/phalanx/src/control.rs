@@ -110,9 +110,13 @@ impl TrustOptions {
         let Some(source) = &self.jwks else {
             return Ok(None);
         };
-        let is_address = ["http://", "https://"].iter().any(|scheme| source.starts_with(scheme));
+        let is_address = ["http://", "https://"]
+            .iter()
+            .any(|scheme| source.starts_with(scheme));
         if !is_address && (self.jwks_roots.is_some() || self.jwks_token_file.is_some()) {
-            return Err(Failure::usage("--jwks-roots and --jwks-token-file are for an address, --jwks is a file"));
+            return Err(Failure::usage(
+                "--jwks-roots and --jwks-token-file are for an address, --jwks is a file",
+            ));
         }
         let source = match is_address {
             false => JwksSource::File(source.into()),
@@ -146,7 +150,9 @@ fn ocsp(text: &str) -> Result<Ocsp, String> {
 
 fn ocsp_url(text: &str) -> Result<String, String> {
     let rest = text.strip_prefix("http://").unwrap_or_default();
-    let is_plain = rest.chars().all(|c| c.is_ascii_graphic() && !"?#{}\"<>".contains(c));
+    let is_plain = rest
+        .chars()
+        .all(|c| c.is_ascii_graphic() && !"?#{}\"<>".contains(c));
     if rest.is_empty() || rest.starts_with(['/', ':']) || !is_plain || text.len() > OCSP_URL_MAX {
         return Err("expected http://HOST[:PORT][/PATH]: OCSP and lists are fetched in plain text (RFC 5280, 8)".to_owned());
     }

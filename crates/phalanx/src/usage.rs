@@ -9,7 +9,11 @@ pub fn normalized(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut rest = arguments.peekable();
     let mut normalized: Vec<OsString> = rest.next().into_iter().collect();
     let mut moved = Vec::new();
-    let leads = |a: &OsString| LEADING.iter().any(|flag| a.to_string_lossy().starts_with(flag));
+    let leads = |a: &OsString| {
+        LEADING
+            .iter()
+            .any(|flag| a.to_string_lossy().starts_with(flag))
+    };
     while let Some(argument) = rest.next_if(leads) {
         let takes_next = LEADING.iter().any(|flag| argument == *flag);
         moved.push(argument);

@@ -17,20 +17,64 @@ pub const METHODS: [(&str, &str, Needs); 18] = [
     ("phalanx.identity.v1.Identity", "Renew", Needs::Certificate),
     ("phalanx.identity.v1.Identity", "Trust", Needs::Certificate),
     ("phalanx.registry.v1.Registry", "Register", Needs::DataPlane),
-    ("phalanx.registry.v1.Registry", "Heartbeat", Needs::DataPlane),
-    ("phalanx.registry.v1.Registry", "Heartbeats", Needs::DataPlane),
-    ("phalanx.registry.v1.Registry", "Deregister", Needs::DataPlane),
+    (
+        "phalanx.registry.v1.Registry",
+        "Heartbeat",
+        Needs::DataPlane,
+    ),
+    (
+        "phalanx.registry.v1.Registry",
+        "Heartbeats",
+        Needs::DataPlane,
+    ),
+    (
+        "phalanx.registry.v1.Registry",
+        "Deregister",
+        Needs::DataPlane,
+    ),
     ("phalanx.registry.v1.Registry", "Watch", Needs::DataPlane),
     ("phalanx.observe.v1.Observe", "Report", Needs::DataPlane),
     (ADS, "*", Needs::DataPlane),
-    ("envoy.service.cluster.v3.ClusterDiscoveryService", "*", Needs::DataPlane),
-    ("envoy.service.endpoint.v3.EndpointDiscoveryService", "*", Needs::DataPlane),
-    ("envoy.service.listener.v3.ListenerDiscoveryService", "*", Needs::DataPlane),
-    ("envoy.service.route.v3.RouteDiscoveryService", "*", Needs::DataPlane),
-    ("envoy.service.secret.v3.SecretDiscoveryService", "*", Needs::DataPlane),
-    ("envoy.service.health.v3.HealthDiscoveryService", "*", Needs::DataPlane),
-    ("envoy.service.load_stats.v3.LoadReportingService", "*", Needs::DataPlane),
-    ("envoy.service.status.v3.ClientStatusDiscoveryService", "*", Needs::Role(Role::Viewer)),
+    (
+        "envoy.service.cluster.v3.ClusterDiscoveryService",
+        "*",
+        Needs::DataPlane,
+    ),
+    (
+        "envoy.service.endpoint.v3.EndpointDiscoveryService",
+        "*",
+        Needs::DataPlane,
+    ),
+    (
+        "envoy.service.listener.v3.ListenerDiscoveryService",
+        "*",
+        Needs::DataPlane,
+    ),
+    (
+        "envoy.service.route.v3.RouteDiscoveryService",
+        "*",
+        Needs::DataPlane,
+    ),
+    (
+        "envoy.service.secret.v3.SecretDiscoveryService",
+        "*",
+        Needs::DataPlane,
+    ),
+    (
+        "envoy.service.health.v3.HealthDiscoveryService",
+        "*",
+        Needs::DataPlane,
+    ),
+    (
+        "envoy.service.load_stats.v3.LoadReportingService",
+        "*",
+        Needs::DataPlane,
+    ),
+    (
+        "envoy.service.status.v3.ClientStatusDiscoveryService",
+        "*",
+        Needs::Role(Role::Viewer),
+    ),
 ];
 
 const ADS: &str = "envoy.service.discovery.v3.AggregatedDiscoveryService";

@@ -53,7 +53,11 @@ impl Local {
             // Of this control plane under another name.
             _ => {
                 let token = Token::random(name)?;
-                files::write(&self.token(), format!("{token}\n").as_bytes(), Access::Private)?;
+                files::write(
+                    &self.token(),
+                    format!("{token}\n").as_bytes(),
+                    Access::Private,
+                )?;
                 token
             }
         };
@@ -77,7 +81,9 @@ fn read(path: &Path) -> Result<Option<Token>, LocalError> {
         return Ok(None);
     }
     let bytes = files::read(path, Access::Private)?;
-    let token = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse().ok());
+    let token = std::str::from_utf8(&bytes)
+        .ok()
+        .and_then(|text| text.parse().ok());
     token.map(Some).ok_or_else(|| LocalError::Token {
         path: path.to_owned(),
     })

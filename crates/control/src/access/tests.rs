@@ -88,7 +88,11 @@ async fn a_role_may_what_lower_ones_may_and_no_more() {
         }
         let secret = access.judge(&Who::Nobody, Some(&token), Needs::Secret);
         assert_eq!(secret.is_ok(), has == Role::Admin);
-        assert!(access.judge(&Who::Nobody, Some(&token), Needs::DataPlane).is_err());
+        assert!(
+            access
+                .judge(&Who::Nobody, Some(&token), Needs::DataPlane)
+                .is_err()
+        );
     }
 }
 
@@ -98,7 +102,10 @@ async fn a_token_ends_with_its_time_or_with_its_user() {
     let viewer = Needs::Role(Role::Viewer);
     let judge = |token: &str| access.judge(&Who::Nobody, Some(token), viewer);
     let short = Duration::from_millis(1);
-    let added = access.users().add("brief", Role::Admin, Some(short), "test").await;
+    let added = access
+        .users()
+        .add("brief", Role::Admin, Some(short), "test")
+        .await;
     let brief = added.unwrap().0.to_string();
     tokio::time::sleep(Duration::from_millis(5)).await;
     assert_eq!(judge(&brief), Err(Denied::BadToken));
@@ -136,7 +143,9 @@ async fn what_another_control_plane_stored_is_known_here() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), known).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), known)
+        .await
+        .unwrap();
     stop.cancel();
     following.await.unwrap();
 }
@@ -145,15 +154,25 @@ async fn what_another_control_plane_stored_is_known_here() {
 async fn a_certificate_can_be_a_users_and_the_planes_look_only() {
     let access = access(false).await;
     let ops = Who::Workload(peer("tools/sa/ops"));
-    let judged = access.judge(&ops, None, Needs::Role(Role::Operator)).unwrap();
+    let judged = access
+        .judge(&ops, None, Needs::Role(Role::Operator))
+        .unwrap();
     assert_eq!(judged.author("x"), "spiffe://phalanx.local/ns/tools/sa/ops");
     assert!(access.judge(&ops, None, Needs::Secret).is_err());
     // For its own service it stays what it is.
     assert_eq!(access.judge(&ops, None, Needs::DataPlane), Ok(ops));
     let plane = Who::Workload(peer("phalanx-system/sa/control"));
     assert!(access.judge(&plane, None, Needs::Plane).is_ok());
-    assert!(access.judge(&plane, None, Needs::Role(Role::Viewer)).is_ok());
-    assert!(access.judge(&plane, None, Needs::Role(Role::Operator)).is_err());
+    assert!(
+        access
+            .judge(&plane, None, Needs::Role(Role::Viewer))
+            .is_ok()
+    );
+    assert!(
+        access
+            .judge(&plane, None, Needs::Role(Role::Operator))
+            .is_err()
+    );
 }
 
 #[tokio::test]
@@ -166,11 +185,22 @@ async fn open_takes_plain_text_for_everything_but_secrets() {
         assert_eq!(access.judge(&who, None, Needs::Secret), Err(Denied::Secret));
         assert!(access.judge(&who, None, Needs::Certificate).is_err());
     }
-    assert_eq!(access.judge(&Who::Open, None, Needs::Tls), Err(Denied::Secret));
+    assert_eq!(
+        access.judge(&Who::Open, None, Needs::Tls),
+        Err(Denied::Secret)
+    );
     let admin = token(&access, Role::Admin).await;
-    assert!(access.judge(&Who::Nobody, Some(&admin), Needs::Secret).is_ok());
+    assert!(
+        access
+            .judge(&Who::Nobody, Some(&admin), Needs::Secret)
+            .is_ok()
+    );
     // Read by anybody on the way.
-    assert!(access.judge(&Who::Open, Some(&admin), Needs::Secret).is_err());
+    assert!(
+        access
+            .judge(&Who::Open, Some(&admin), Needs::Secret)
+            .is_err()
+    );
 }
 
 #[test]

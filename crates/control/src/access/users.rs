@@ -105,7 +105,9 @@ impl Users {
             };
             match ended {
                 Err(phalanx_store::Error::Closed) => return,
-                Err(error) => tracing::debug!(%error, "users can't be followed, reading them again"),
+                Err(error) => {
+                    tracing::debug!(%error, "users can't be followed, reading them again")
+                }
                 Ok(()) => {}
             }
             tokio::select! {
@@ -123,7 +125,10 @@ impl Users {
         let is_over = user.expires_ms.is_some_and(|until| until <= now().0);
         // Two hashes: how long they are alike tells nothing about what was hashed.
         let is_it = user.hash == token.hash() && !is_over;
-        is_it.then(|| Role::parse(&user.role)).flatten().map(|role| (token.name, role))
+        is_it
+            .then(|| Role::parse(&user.role))
+            .flatten()
+            .map(|role| (token.name, role))
     }
 
     pub fn all(&self) -> Vec<(String, UserRecord)> {
@@ -306,5 +311,8 @@ fn hex(bytes: &[u8]) -> String {
 
 /// What of a foreign text is fit to be shown.
 fn clip(text: &str) -> String {
-    text.chars().take(100).flat_map(char::escape_debug).collect()
+    text.chars()
+        .take(100)
+        .flat_map(char::escape_debug)
+        .collect()
 }

@@ -34,7 +34,12 @@ pub async fn add(
     Ok(Json(UserToken {
         user: view(&request.name, &record),
         token: token.to_string(),
-        roots: api.inner.ca.as_ref().map(|ca| ca.roots().to_pem()).unwrap_or_default(),
+        roots: api
+            .inner
+            .ca
+            .as_ref()
+            .map(|ca| ca.roots().to_pem())
+            .unwrap_or_default(),
     }))
 }
 
@@ -52,7 +57,8 @@ pub async fn remove(
     Extension(who): Extension<Who>,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Json<UserView>, Failure> {
-    let Path(name) = path.map_err(|wrong| Failure::new(StatusCode::BAD_REQUEST, wrong.body_text()))?;
+    let Path(name) =
+        path.map_err(|wrong| Failure::new(StatusCode::BAD_REQUEST, wrong.body_text()))?;
     let users = api.inner.access.users();
     let known = users.all().into_iter().find(|(known, _)| *known == name);
     users.remove(&name).await?;
@@ -73,7 +79,11 @@ pub async fn me(Extension(who): Extension<Who>) -> Json<Me> {
 pub async fn login(State(api): State<Api>, body: Body) -> Result<Response, Failure> {
     let request: LoginRequest = read(body).await?;
     let access = &api.inner.access;
-    let who = access.judge(&Who::Nobody, Some(&request.token), Needs::Role(Role::Viewer));
+    let who = access.judge(
+        &Who::Nobody,
+        Some(&request.token),
+        Needs::Role(Role::Viewer),
+    );
     let Who::User { name, role } = who.map_err(super::denied)? else {
         return Err(super::denied(crate::access::Denied::BadToken));
     };
@@ -92,7 +102,9 @@ pub(super) fn token(headers: &HeaderMap) -> Option<&str> {
     let bearer = bearer.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     bearer.or_else(|| {
         let cookies = headers.get_all(header::COOKIE).iter();
-        let mut pairs = cookies.filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(';'));
+        let mut pairs = cookies
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|v| v.split(';'));
         pairs.find_map(|pair| pair.trim().strip_prefix(COOKIE)?.strip_prefix('='))
     })
 }

@@ -377,7 +377,8 @@ impl Reporter {
             ));
         };
         if who.is_workload() {
-            let named = crate::snapshot::Node::parse(Some(node)).map_err(|e| Status::invalid_argument(e.to_string()))?;
+            let named = crate::snapshot::Node::parse(Some(node))
+                .map_err(|e| Status::invalid_argument(e.to_string()))?;
             who.owns(&named.service)?;
             who.owns_node(&named.id)?;
         }

@@ -119,7 +119,11 @@ impl Door {
                 })
             }
             (None, true) => {
-                self.refuse(remote, "no_identity", "this port has no identity, and speaks plain text only");
+                self.refuse(
+                    remote,
+                    "no_identity",
+                    "this port has no identity, and speaks plain text only",
+                );
                 None
             }
             (_, false) if self.open => Some(Entered {
