@@ -52,8 +52,10 @@ spec:
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leaves_and_the_root_are_replaced_without_a_failed_request() -> anyhow::Result<()> {
-    let soak = std::env::var_os("PHALANX_SOAK").is_some();
-    let lasts = Duration::from_secs(if soak { 60 } else { 8 });
+    // A minute, or as many seconds as are asked for.
+    let soak = std::env::var("PHALANX_SOAK").ok();
+    let seconds = soak.map_or(8, |text| text.parse().unwrap_or(0).max(60));
+    let lasts = Duration::from_secs(seconds);
     let plane = Guarded::start_with(&LIFE).await?;
     fs::write(plane.folder().join("policy.yaml"), POLICY)?;
     let app = App::start().await?;
@@ -225,8 +227,7 @@ async fn serve(stream: TcpStream, seen: Arc<Mutex<BTreeSet<String>>>) {
     let is_http2 = stream.peek(&mut start).await.is_ok() && &start == b"PRI";
     let service = service_fn(move |request| answer(request, Arc::clone(&seen)));
     let io = TokioIo::new(stream);
-    // A peer that leaves is no error of ours.
-    let _ = match is_http2 {
+    let ended = match is_http2 {
         true => {
             hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                 .serve_connection(io, service)
@@ -238,6 +239,9 @@ async fn serve(stream: TcpStream, seen: Arc<Mutex<BTreeSet<String>>>) {
                 .await
         }
     };
+    if let Err(error) = ended {
+        println!("the application's connection ended: {error:?}");
+    }
 }
 
 async fn answer(
@@ -255,6 +259,8 @@ async fn answer(
     let body = match request.uri().path() {
         "/flow.Flow/Echo" => request.into_body().boxed(),
         _ if is_grpc => {
+            // Read to its end: what is not is reset.
+            let _ = request.into_body().collect().await;
             let mut trailers = HeaderMap::new();
             trailers.insert("grpc-status", hyper::header::HeaderValue::from_static("0"));
             let body = Full::new(Bytes::from_static(&[0, 0, 0, 0, 0]));
@@ -286,7 +292,12 @@ impl Streams {
         let echoes = Arc::new(AtomicU64::new(0));
         let mut tasks = JoinSet::new();
         for _ in 0..STREAMS {
-            tasks.spawn(stream(outbound, Arc::clone(&echoes), stopped.clone()));
+            let (echoes, stopped) = (Arc::clone(&echoes), stopped.clone());
+            tasks.spawn(async move {
+                let begun = Instant::now();
+                let ended = stream(outbound, echoes, stopped).await;
+                ended.with_context(|| format!("after {:?}", begun.elapsed()))
+            });
         }
         Self {
             echoes,
