@@ -146,4 +146,42 @@ fn the_openapi_document_describes_every_field() {
     check(&document, "EndpointHealth", &dto::EndpointHealth::default());
     check(&document, "Opinion", &dto::Opinion::default());
     check(&document, "Held", &dto::Held::default());
+    check(&document, "Trust", &dto::Trust::default());
+    check(&document, "CaView", &dto::CaView::default());
+    check(&document, "JoinTokenRequest", &dto::JoinTokenRequest::default());
+    check(&document, "JoinToken", &dto::JoinToken::default());
+    check(&document, "JoinTokenView", &dto::JoinTokenView::default());
+    check(&document, "SignRequest", &dto::SignRequest::default());
+    check(&document, "Signed", &dto::Signed::default());
+    check(&document, "RevokeRequest", &dto::RevokeRequest::default());
+    check(&document, "Rotation", &dto::Rotation::default());
+    check(&document, "Unconfirmed", &dto::Unconfirmed::default());
+    check(&document, "Intermediate", &dto::Intermediate::default());
+    check(
+        &document,
+        "IssuedCertificates",
+        &dto::IssuedCertificates::default(),
+    );
+    check(
+        &document,
+        "IssuedCertificate",
+        &dto::IssuedCertificate {
+            revoked_ms: Some(1),
+            reason: Some(String::new()),
+            ..dto::IssuedCertificate::default()
+        },
+    );
+    check(
+        &document,
+        "Proxy",
+        &dto::Proxy {
+            certificate: Some(dto::ProxyCertificate::default()),
+            ..dto::Proxy::default()
+        },
+    );
+    check(
+        &document,
+        "LateCertificate",
+        &dto::LateCertificate::default(),
+    );
 }
