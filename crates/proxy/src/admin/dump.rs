@@ -2,9 +2,9 @@
 //! what is at its default or absent is left out where that reads better.
 
 use phalanx_model::resource::{
-    Action, Assignment, Backend, Cluster, Endpoint, Forward, HeaderEdit, Health, Listener,
-    ListenerProtocol, LoadBalancer, PathMatch, PathRewrite, Redirect, RouteTable, Rule, RuleMatch,
-    ValueMatch, VirtualHost,
+    Action, Assignment, Backend, Cluster, Endpoint, Forward, HeaderEdit, Health, Inbound,
+    InboundRule, Listener, ListenerProtocol, LoadBalancer, PathMatch, PathRewrite, Redirect,
+    RouteTable, Rule, RuleMatch, ValueMatch, VirtualHost,
 };
 use phalanx_xds::decode::Resource;
 use serde_json::{Map, Value, json};
@@ -22,15 +22,38 @@ fn listener(listener: &Listener) -> Value {
     let (protocol, key, target) = match &listener.protocol {
         ListenerProtocol::Http { route_table } => ("http", "route_table", route_table.clone()),
         ListenerProtocol::Tcp { cluster } => ("tcp", "cluster", cluster.to_string()),
-        ListenerProtocol::Inbound { trust_domain, .. } => {
-            ("inbound", "trust_domain", trust_domain.to_string())
-        }
+        ListenerProtocol::Inbound {
+            trust_domain,
+            rules,
+        } => return inbound(listener, trust_domain.as_str(), rules),
     };
     json!({
         "address": listener.address.to_string(),
         "direction": listener.direction.as_str(),
         "protocol": protocol,
         key: target,
+    })
+}
+
+/// The policies by name: what they say stands in the documents.
+fn inbound(listener: &Listener, trust_domain: &str, rules: &Inbound) -> Value {
+    let rule = |rule: &InboundRule| {
+        let policies = rule.access.policies.iter();
+        let policies: Vec<_> = policies
+            .map(|policy| json!({ "name": policy.name, "effect": format!("{:?}", policy.effect), "rules": policy.rules.len() }))
+            .collect();
+        json!({ "mode": format!("{:?}", rule.mode), "policies": policies })
+    };
+    let ports = rules.ports.iter();
+    let ports: Map<_, _> = ports
+        .map(|(port, of_port)| (port.to_string(), rule(of_port)))
+        .collect();
+    json!({
+        "direction": listener.direction.as_str(),
+        "protocol": "inbound",
+        "trust_domain": trust_domain,
+        "default": rule(&rules.default),
+        "ports": ports,
     })
 }
 
