@@ -7,6 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
+use phalanx_client::admin::Admin;
+use phalanx_client::secure::{Protocol, Secure, trusting};
+use phalanx_pki::roots::Roots;
 
 use crate::process::{Process, executable};
 use crate::{address, eventually};
@@ -89,6 +92,27 @@ impl Guarded {
     fn admin_files(&self) -> (PathBuf, PathBuf) {
         let folder = self.data().join("admin");
         (folder.join("roots.pem"), folder.join("token"))
+    }
+
+    /// Its admin API, as the operator.
+    ///
+    /// # Errors
+    /// When there is nothing yet to prove that by.
+    pub fn client(&self) -> anyhow::Result<Admin> {
+        let (roots, token) = self.admin_files();
+        let roots = Roots::from_pem(&std::fs::read(roots)?)?;
+        let secure = Secure::try_new(trusting(roots), Protocol::Http1)?;
+        let token = std::fs::read_to_string(token)?;
+        let client = Admin::new(&self.admin.to_string()).with_secure(secure);
+        Ok(client.with_token(token.trim()))
+    }
+
+    /// The roots that its operator trusts, PEM.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub fn roots(&self) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(self.admin_files().0)?)
     }
 
     /// The command line, as the operator.

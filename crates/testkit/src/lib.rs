@@ -1,7 +1,7 @@
 //! For tests only: the real executables as child processes on loopback addresses of their own, loads that count every
 //! failure with its reason, and an Envoy that gets its configuration from the control plane under test.
 //!
-//! Module order (a module imports only later ones): envoy, etcd, guarded, mesh, load, http, process, address.
+//! Module order (a module imports only later ones): envoy, etcd, guarded, member, mesh, load, http, process, address.
 
 pub mod address;
 pub mod envoy;
@@ -9,6 +9,7 @@ pub mod etcd;
 pub mod guarded;
 pub mod http;
 pub mod load;
+pub mod member;
 pub mod mesh;
 pub mod process;
 
