@@ -2,7 +2,7 @@
 //! the other end. Requests, clocks and bytes go in; certificates, OCSP responses, CRLs, rustls configurations and reasons
 //! to refuse come out. Who may ask for what, and where records are kept, is decided above.
 //!
-//! Module order (a module imports only later ones): tls, identity, credentials, renewal, authority, issuer, csr, examine,
+//! Module order (a module imports only later ones): tls, identity, credentials, renewal, examine, authority, issuer, csr,
 //! verifier, ocsp, revocation, roots, ca, join, jwt, key, x509, files, name, clock.
 
 #![forbid(unsafe_code)]
