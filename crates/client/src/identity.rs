@@ -9,6 +9,7 @@ use std::fmt;
 use std::time::Duration;
 
 use phalanx_model::ServiceName;
+use phalanx_pki::revocation::Link;
 use phalanx_pki::roots::{Roots, RootsError};
 use phalanx_pki::x509::Serial;
 use phalanx_proto::phalanx::identity::v1::identity_client::IdentityClient;
@@ -74,6 +75,8 @@ pub struct Trust {
     pub crls: Vec<Vec<u8>>,
     /// The CA certificates behind them.
     pub issuers: Vec<CertificateDer<'static>>,
+    /// What is revoked and on none of the lists yet.
+    pub told: Vec<Link>,
     /// An OCSP response for the certificate that we said we show, DER.
     pub staple: Option<Vec<u8>>,
     /// The root of that certificate goes: another should be asked for soon.
@@ -263,6 +266,8 @@ pub enum AnswerError {
     Empty,
     #[error("it has more certificates or lists than anybody needs, or larger ones")]
     TooMuch,
+    #[error("it tells of a revoked certificate that there can't be")]
+    Told,
     #[error("its roots can't be used")]
     Roots(#[from] RootsError),
 }

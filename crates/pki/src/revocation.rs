@@ -1,7 +1,7 @@
 //! Revocation lists: made by a [`Ca`], and read into a table that a handshake asks without checking a signature again. A table
 //! is immutable; a list that can't be checked is refused as a whole, and the tables before it stay.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ pub const CRL_MAX: usize = 8 * 1024 * 1024;
 pub const REVOKED_MAX: usize = 100_000;
 /// Most CRLs in a table.
 pub const CRLS_MAX: usize = 32;
+/// Most certificates that are known to be revoked without a list: 100 bytes each on the wire.
+pub const TOLD_MAX: usize = 20_000;
 /// A CRL's thisUpdate lies this far back, for clocks that are behind: a list that is refused as from the future lets revoked
 /// peers in.
 const BACKDATE: Duration = Duration::from_secs(60);
@@ -155,7 +157,7 @@ fn entry(revoked: &Revoked) -> Result<RevokedCert, X509Error> {
 }
 
 /// One step of a chain: who signed (SHA-256 of the issuer's SubjectPublicKeyInfo), and which serial.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Link {
     pub issuer_key: [u8; 32],
     pub serial: Serial,
@@ -168,13 +170,18 @@ pub enum Listed {
     NoList,
     /// The CRL's nextUpdate has passed, and the serial is not on it.
     Stale,
+    /// By a list, or by word.
     Revoked,
     No,
 }
 
-/// Verified CRLs, one per issuer's key.
+/// Verified CRLs, one per issuer's key, and beside them what is revoked by the word of an authority that was asked over an
+/// authenticated connection, where no list says it yet.
 #[derive(Clone, Debug, Default)]
-pub struct Revocations(Arc<HashMap<[u8; 32], Table>>);
+pub struct Revocations {
+    tables: Arc<HashMap<[u8; 32], Table>>,
+    told: Arc<BTreeSet<Link>>,
+}
 
 #[derive(Debug)]
 struct Table {
@@ -213,26 +220,73 @@ impl Revocations {
                 tables.insert(key, table);
             }
         }
-        Ok(Self(Arc::new(tables)))
+        Ok(Self {
+            tables: Arc::new(tables),
+            told: Arc::default(),
+        })
+    }
+
+    /// The same lists with `told` beside them, in the place of what was told before. What a list has is left out.
+    ///
+    /// # Errors
+    /// [`CrlError::TooManyTold`]
+    pub fn with_told(&self, told: impl IntoIterator<Item = Link>) -> Result<Self, CrlError> {
+        let mut kept = BTreeSet::new();
+        for link in told.into_iter().filter(|link| !self.is_listed(link)) {
+            kept.insert(link);
+            if kept.len() > TOLD_MAX {
+                return Err(CrlError::TooManyTold);
+            }
+        }
+        Ok(Self {
+            tables: self.tables.clone(),
+            told: Arc::new(kept),
+        })
+    }
+
+    /// What is revoked and on no list, in order.
+    pub fn told(&self) -> impl Iterator<Item = &Link> {
+        self.told.iter()
+    }
+
+    /// Whether a list has it, current or not.
+    pub fn is_listed(&self, link: &Link) -> bool {
+        let table = self.tables.get(&link.issuer_key);
+        table.is_some_and(|t| t.serials.contains_key(&link.serial))
     }
 
     /// Whether a list of `self` is older than the list of the same issuer in `other`: a replay.
     pub fn is_behind(&self, other: &Self) -> bool {
-        let older =
-            |(key, t): (&[u8; 32], &Table)| other.0.get(key).is_some_and(|o| t.number < o.number);
-        self.0.iter().any(older)
+        let older = |(key, t): (&[u8; 32], &Table)| {
+            other.tables.get(key).is_some_and(|o| t.number < o.number)
+        };
+        self.tables.iter().any(older)
     }
 
-    /// Whether both list the same serials; a list that was only signed again is the same.
-    pub(crate) fn lists_same(&self, other: &Self) -> bool {
+    /// Whether these are the lists, DER.
+    pub fn has_lists(&self, ders: &[&[u8]]) -> bool {
+        let mut own = self.crls();
+        self.tables.len() == ders.len() && own.all(|crl| ders.contains(&crl))
+    }
+
+    /// Whether both have the same serials revoked; a list that was only signed again is the same.
+    pub fn lists_same(&self, other: &Self) -> bool {
         let same = |(key, t): (&[u8; 32], &Table)| {
-            other.0.get(key).is_some_and(|o| t.serials == o.serials)
+            other
+                .tables
+                .get(key)
+                .is_some_and(|o| t.serials == o.serials)
         };
-        self.0.len() == other.0.len() && self.0.iter().all(same)
+        self.told == other.told
+            && self.tables.len() == other.tables.len()
+            && self.tables.iter().all(same)
     }
 
     pub fn ask(&self, link: &Link, now: UnixMillis, skew: Duration) -> Listed {
-        let Some(table) = self.0.get(&link.issuer_key) else {
+        if self.told.contains(link) {
+            return Listed::Revoked;
+        }
+        let Some(table) = self.tables.get(&link.issuer_key) else {
             return Listed::NoList;
         };
         if table.serials.contains_key(&link.serial) {
@@ -247,12 +301,12 @@ impl Revocations {
 
     /// The CRLs themselves, DER.
     pub fn crls(&self) -> impl Iterator<Item = &[u8]> {
-        self.0.values().map(|t| t.der.as_slice())
+        self.tables.values().map(|t| t.der.as_slice())
     }
 
     /// What there is to say about each list.
     pub fn lists(&self) -> impl Iterator<Item = ListInfo> {
-        self.0.iter().map(|(key, table)| ListInfo {
+        self.tables.iter().map(|(key, table)| ListInfo {
             issuer_key: *key,
             number: table.number,
             next_update: table.next_update,
@@ -260,9 +314,10 @@ impl Revocations {
         })
     }
 
-    /// How many serials are listed in all.
+    /// How many certificates are revoked, by lists and by word.
     pub fn len(&self) -> usize {
-        self.0.values().map(|t| t.serials.len()).sum()
+        let listed: usize = self.tables.values().map(|t| t.serials.len()).sum();
+        listed + self.told.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -414,6 +469,8 @@ pub enum CrlError {
     TooMany,
     #[error("the CRL's issuer `{issuer}` is not among the CA certificates given with it")]
     UnknownIssuer { issuer: String },
+    #[error("at most {TOLD_MAX} certificates can be revoked without a list")]
+    TooManyTold,
     #[error("the CRL's signature is not its issuer's")]
     Signature,
     #[error("`{issuer}` may not sign CRLs (key usage cRLSign)")]

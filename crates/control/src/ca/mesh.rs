@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use phalanx_pki::clock::UnixMillis;
 use phalanx_pki::issuer::Issuer;
+use phalanx_pki::revocation::Link;
 use phalanx_pki::roots::{Roots, RootsError};
 use phalanx_pki::x509::{self, Serial};
 use phalanx_store::{Entry, Revision, Txn};
@@ -56,11 +57,16 @@ pub struct Bundle {
     pub crls: Arc<[Vec<u8>]>,
     /// The certificates of those that signed them, DER.
     pub issuers: Vec<Vec<u8>>,
+    /// What is revoked and on none of the lists.
+    pub told: Vec<Link>,
 }
 
 impl Bundle {
     fn says_same(&self, other: &Self) -> bool {
-        self.roots_id == other.roots_id && self.crls == other.crls && self.issuers == other.issuers
+        self.roots_id == other.roots_id
+            && self.crls == other.crls
+            && self.issuers == other.issuers
+            && self.told == other.told
     }
 }
 
@@ -194,6 +200,7 @@ impl Ca {
             roots_id: self.mesh().bundle().to_owned(),
             crls: lists.iter().map(|list| list.der.clone()).collect(),
             issuers: lists.iter().map(|list| list.issuer.clone()).collect(),
+            told: self.own().revocations().told().cloned().collect(),
         };
         // What says the same as before is the same: nobody is told again.
         let bundle = match made.take() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use phalanx_pki::csr::Csr;
 use phalanx_pki::issuer::Issued;
+use phalanx_pki::revocation::Link;
 use phalanx_pki::verifier::Peer;
 use phalanx_pki::x509::Serial;
 use phalanx_proto::phalanx::identity::v1 as wire;
@@ -174,6 +175,13 @@ fn workload<T>(request: &Request<T>) -> Result<Arc<Peer>, Status> {
     }
 }
 
+fn told(link: &Link) -> wire::Told {
+    wire::Told {
+        issuer_key: link.issuer_key.to_vec(),
+        serial: link.serial.to_string(),
+    }
+}
+
 /// Forgets its stream when it goes, however it goes.
 struct Open {
     ca: Ca,
@@ -257,6 +265,7 @@ impl Trust {
             issuers: bundle.issuers.clone(),
             staple: staple.clone(),
             renew,
+            told: bundle.told.iter().map(told).collect(),
         };
         self.sent = Some((bundle, staple, renew));
         room.send(Ok(message));

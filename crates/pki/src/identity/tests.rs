@@ -1,7 +1,7 @@
 use super::*;
 use crate::tests::*;
 
-use crate::revocation::{Reason, Revoked, build_crl};
+use crate::revocation::{CrlError, Link, Listed, Reason, Revoked, TOLD_MAX, build_crl};
 use crate::verifier::Expected;
 use crate::x509::Serial;
 
@@ -162,4 +162,45 @@ async fn each_publication_is_told() {
     let mut changes = identity.changes();
     identity.publish(credentials(&issuer, "gateway", NOW));
     changes.changed().await.unwrap();
+}
+
+#[test]
+fn who_is_revoked_by_word_is_refused_until_a_list_decides() {
+    let issuer = issuer();
+    let (identity, _) = identity(&issuer, "gateway");
+    let (issued, _) = leaf(&issuer, "battle", HOUR, NOW);
+    let peer = identity.verify(&issued.chain, &[], &policy()).unwrap();
+    let link = peer.links[0].clone();
+    let none = lists(&issuer, &[], 1);
+    let told = none.with_told([link.clone()]).unwrap();
+    assert_eq!((told.len(), told.told().count()), (1, 1));
+    let epoch = identity.epoch();
+    assert!(identity.publish_revocations(told.clone()));
+    assert_eq!(identity.epoch(), epoch + 1, "no session is resumed");
+    assert_eq!(identity.recheck(&peer), Err(Refusal::Revoked));
+    assert_eq!(
+        identity.verify(&issued.chain, &[], &policy()),
+        Err(Refusal::Revoked)
+    );
+    // Also without any list of that issuer.
+    let bare = Revocations::default().with_told([link.clone()]).unwrap();
+    assert_eq!(bare.ask(&link, NOW, SKEW), Listed::Revoked);
+    // A list has it: the word is let go.
+    let listed = lists(&issuer, &[&link.serial], 2);
+    assert_eq!(listed.with_told([link]).unwrap().told().count(), 0);
+    // It was taken back.
+    assert!(identity.publish_revocations(told.with_told([]).unwrap()));
+    assert_eq!(identity.recheck(&peer), Ok(()));
+}
+
+#[test]
+fn what_is_told_is_bounded() {
+    let link = |n: usize| Link {
+        issuer_key: [0; 32],
+        serial: Serial::parse(&format!("{:x}", n + 1)).unwrap(),
+    };
+    let none = Revocations::default();
+    assert!(none.with_told((0..TOLD_MAX).map(link)).is_ok());
+    let refused = none.with_told((0..=TOLD_MAX).map(link));
+    assert!(matches!(refused, Err(CrlError::TooManyTold)));
 }

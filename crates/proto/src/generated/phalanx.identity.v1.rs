@@ -98,7 +98,7 @@ impl ::prost::Name for TrustRequest {
         "type.googleapis.com/phalanx.identity.v1.TrustRequest".into()
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TrustResponse {
     /// Grows with each change that this control plane tells; of a restarted one it may be smaller.
     #[prost(uint64, tag = "1")]
@@ -118,6 +118,9 @@ pub struct TrustResponse {
     /// The root of the certificate that the caller shows is about to be trusted no more: it should have another soon.
     #[prost(bool, tag = "6")]
     pub renew: bool,
+    /// What is revoked and on no list in `crls` yet, because nobody who has its issuer's key could make one. Always all of it.
+    #[prost(message, repeated, tag = "7")]
+    pub told: ::prost::alloc::vec::Vec<Told>,
 }
 impl ::prost::Name for TrustResponse {
     const NAME: &'static str = "TrustResponse";
@@ -127,6 +130,26 @@ impl ::prost::Name for TrustResponse {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "type.googleapis.com/phalanx.identity.v1.TrustResponse".into()
+    }
+}
+/// A revoked certificate, by the word of the control plane alone.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Told {
+    /// SHA-256 of its issuer's SubjectPublicKeyInfo.
+    #[prost(bytes = "vec", tag = "1")]
+    pub issuer_key: ::prost::alloc::vec::Vec<u8>,
+    /// Hex.
+    #[prost(string, tag = "2")]
+    pub serial: ::prost::alloc::string::String,
+}
+impl ::prost::Name for Told {
+    const NAME: &'static str = "Told";
+    const PACKAGE: &'static str = "phalanx.identity.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "phalanx.identity.v1.Told".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/phalanx.identity.v1.Told".into()
     }
 }
 /// Generated client implementations.

@@ -103,10 +103,12 @@ impl Holding {
             roots,
             crls,
             issuers,
+            told,
             staple,
             renew: _,
         } = trust;
         let revocations = Revocations::try_new(&crls, &issuers, self.identity.now(), SKEW)?;
+        let revocations = revocations.with_told(told)?;
         if revocations.is_behind(&self.identity.revocations()) {
             return Err(TrustError::Replay);
         }

@@ -324,6 +324,18 @@ async fn whom_to_trust_is_published_confirmed_and_kept() {
     assert!(running.identity().roots().unwrap().is_same(&both));
     assert!(running.identity().recheck(gone.peer()).is_err());
 
+    // Revoked while nobody can make a list, and taken back.
+    let held = Credentials::try_new(parts(&old, &workload("shop"), NOW), &workload("shop"), NOW);
+    let held = held.unwrap().peer().clone();
+    assert!(running.identity().recheck(&held).is_ok());
+    let version = authority.tell_without_list(&[&held.links[0]]);
+    eventually("the word", || confirmed(&book) == version).await;
+    assert!(running.identity().recheck(&held).is_err());
+    assert!(running.identity().recheck(gone.peer()).is_err());
+    let version = authority.tell_without_list(&[]);
+    eventually("the end of the word", || confirmed(&book) == version).await;
+    assert!(running.identity().recheck(&held).is_ok());
+
     // An older list of the same issuer is no news but a replay.
     let replay = [build_crl(old.ca(), &[], 1, NOW, 24 * HOUR).unwrap()];
     authority.tell(&both, &replay, &[&old]);

@@ -15,12 +15,13 @@ use phalanx_pki::identity::Identity;
 use phalanx_pki::issuer::{Attestation, Issuer, Order, RootCa};
 use phalanx_pki::key::{Key, KeyKind};
 use phalanx_pki::name::{TrustDomain, Workload};
+use phalanx_pki::revocation::Link;
 use phalanx_pki::roots::Roots;
 use phalanx_pki::tls::{ClientAuth, ServerOptions, ServerTls};
 use phalanx_pki::verifier::{CrlPolicy, Expected, Peer};
 use phalanx_proto::phalanx::identity::v1::identity_server::{Identity as Service, IdentityServer};
 use phalanx_proto::phalanx::identity::v1::{
-    Certificate, JoinRequest, RenewRequest, TrustRequest, TrustResponse, join_request,
+    Certificate, JoinRequest, RenewRequest, Told, TrustRequest, TrustResponse, join_request,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -164,7 +165,22 @@ impl Authority {
                 .collect(),
             staple: Vec::new(),
             renew: false,
+            told: Vec::new(),
         });
+        version
+    }
+
+    /// Tells the same as before, and who is revoked without a list.
+    pub fn tell_without_list(&self, revoked: &[&Link]) -> u64 {
+        let mut next = self.book.told.borrow().clone();
+        next.version += 1;
+        let told = |link: &&Link| Told {
+            issuer_key: link.issuer_key.to_vec(),
+            serial: link.serial.to_string(),
+        };
+        next.told = revoked.iter().map(told).collect();
+        let version = next.version;
+        self.book.told.send_replace(next);
         version
     }
 }
@@ -340,7 +356,7 @@ impl Service for Door {
         Ok(answer)
     }
 
-    type TrustStream = Pin<Box<dyn Stream<Item = Result<TrustResponse, Status>> + Send>>;
+    type TrustStream = Pin<Box<dyn Stream<Item = Result<Told, TrustResponse, Status>> + Send>>;
 
     async fn trust(
         &self,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use phalanx_pki::clock::UnixMillis;
-use phalanx_pki::revocation::{self, REVOKED_MAX, Reason};
+use phalanx_pki::revocation::{self, Link, REVOKED_MAX, Reason, Revocations};
 use phalanx_pki::x509::Serial;
 use phalanx_store::{Entry, Error, EventKind, Revision, Store, Txn};
 use tokio::sync::watch;
@@ -23,6 +23,8 @@ const CHUNK: usize = 60;
 const TRIES: usize = 5;
 /// Most lists that are followed: what a sidecar takes at most.
 const LISTS_MAX: usize = revocation::CRLS_MAX;
+/// After its end, by clocks that are behind, a certificate is nobody's any more.
+const EXPIRED: Duration = Duration::from_secs(3600);
 /// After a broken stream.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -74,13 +76,25 @@ impl Revocation {
         self.changes.subscribe()
     }
 
-    /// `None` when nothing has changed since this was asked last; else the lists, if it was they.
-    pub fn untold(&self) -> Option<Option<Vec<Arc<List>>>> {
+    /// Whether anything has changed since this was asked last.
+    pub fn take_untold(&self) -> bool {
         let version = self.read(|table| table.version);
-        let mut told = lock(&self.told);
-        let before = std::mem::replace(&mut *told, version);
-        drop(told);
-        (before != version).then(|| (before.lists != version.lists).then(|| self.lists()))
+        let before = std::mem::replace(&mut *lock(&self.told), version);
+        before != version
+    }
+
+    /// What is revoked, has not expired and is on no list, with when it was revoked.
+    pub fn unlisted(&self, listed: &Revocations, now: UnixMillis) -> Vec<(UnixMillis, Link)> {
+        self.read(|table| {
+            let records = table.revoked.values().map(|(record, _)| record);
+            let living = records.filter(|r| now.minus(EXPIRED) <= r.not_after);
+            let links = living.filter_map(|r| {
+                let issuer_key = key_bytes(&r.issuer_key)?;
+                let serial = r.serial.clone();
+                Some((r.at, Link { issuer_key, serial }))
+            });
+            links.filter(|(_, link)| !listed.is_listed(link)).collect()
+        })
     }
 
     /// The version of the records, and the digest of what an issuer's list has to say, if it is known for that version.
@@ -494,6 +508,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn key_of(serial: &Serial) -> String {
     format!("{REVOKED}{serial}")
+}
+
+fn key_bytes(hex: &str) -> Option<[u8; 32]> {
+    let mut key = [0; 32];
+    if hex.len() != 2 * key.len() {
+        return None;
+    }
+    for (byte, digits) in key.iter_mut().zip(hex.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(key)
 }
 
 fn encode(record: &Revoked) -> Vec<u8> {

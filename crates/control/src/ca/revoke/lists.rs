@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use phalanx_pki::clock::UnixMillis;
 use phalanx_pki::issuer::Issuer;
-use phalanx_pki::revocation::{self, CrlError, Revocations, build_crl};
+use phalanx_pki::revocation::{self, CrlError, Link, Revocations, TOLD_MAX, build_crl};
 use phalanx_pki::verifier::SKEW;
 use phalanx_pki::x509;
 use rustls::pki_types::CertificateDer;
@@ -18,6 +18,8 @@ use super::super::Ca;
 
 /// From thisUpdate to nextUpdate. Peers of this mesh take a list past it still, others may not.
 const VALIDITY: Duration = Duration::from_secs(24 * 3600);
+/// How far another plane's clock may be ahead; peers take a minute.
+const EARLY: Duration = Duration::from_secs(30);
 /// How often a list is made again when another plane's came in between.
 const TRIES: usize = 5;
 
@@ -59,14 +61,21 @@ impl List {
     }
 
     fn is_due(&self, now: UnixMillis) -> bool {
-        self.next_update.minus(VALIDITY / 2) <= now
+        self.next_update.minus(VALIDITY / 2) <= now || self.is_early(now)
+    }
+
+    /// Made by a clock that was ahead. One such list would keep peers from taking any.
+    fn is_early(&self, now: UnixMillis) -> bool {
+        self.this_update > now.plus(EARLY)
     }
 }
 
 impl Ca {
-    /// The newest list of every issuer of the mesh, this plane's and others'.
+    /// The newest list of every issuer of the mesh, this plane's and others', but for those that peers would not take yet.
     pub fn lists(&self) -> Vec<Arc<List>> {
-        self.revocation().lists()
+        let (mut lists, now) = (self.revocation().lists(), self.now());
+        lists.retain(|list| !list.is_early(now));
+        lists
     }
 
     /// DER of the lists.
@@ -154,25 +163,57 @@ impl Ca {
 
     /// Publishes what has changed since the last time: to this plane's own servers, and to whoever follows [`Ca::changes`].
     pub(in crate::ca) fn tell(&self) {
-        let Some(lists) = self.revocation().untold() else {
+        if !self.revocation().take_untold() {
             return;
-        };
-        if let Some(lists) = lists {
-            let ders: Vec<&[u8]> = lists.iter().map(|l| l.der.as_slice()).collect();
-            let issuers: Vec<_> = lists
-                .iter()
-                .map(|l| CertificateDer::from(l.issuer.as_slice()))
-                .collect();
-            match Revocations::try_new(&ders, &issuers, self.now(), SKEW) {
-                Ok(revocations) => {
-                    self.own().publish_revocations(revocations);
-                }
-                Err(error) => {
-                    tracing::error!(%error, "the revocation lists can't be taken together");
-                }
-            }
+        }
+        let old = self.own().revocations();
+        let listed = self.listed(&old);
+        let told = self.without_list(&listed);
+        match listed.with_told(told) {
+            Ok(fresh) => drop(self.own().publish_revocations(fresh)),
+            Err(error) => tracing::error!(%error, "revocations without a list can't be told"),
         }
         self.tick();
+    }
+
+    /// What the lists say; `old` where they can't be taken.
+    fn listed(&self, old: &Revocations) -> Revocations {
+        let lists = self.lists();
+        let ders: Vec<&[u8]> = lists.iter().map(|l| l.der.as_slice()).collect();
+        if old.has_lists(&ders) {
+            return old.clone();
+        }
+        let issuers: Vec<_> = lists
+            .iter()
+            .map(|l| CertificateDer::from(l.issuer.as_slice()))
+            .collect();
+        match Revocations::try_new(&ders, &issuers, self.now(), SKEW) {
+            Ok(fresh) if !fresh.is_behind(old) => fresh,
+            Ok(_) => {
+                tracing::warn!("revocation lists in the store are older than those in force");
+                old.clone()
+            }
+            Err(error) => {
+                tracing::error!(%error, "the revocation lists can't be taken together");
+                old.clone()
+            }
+        }
+    }
+
+    /// Who is revoked and on no list, because the plane that has the issuer's key is away; the latest first.
+    fn without_list(&self, listed: &Revocations) -> Vec<Link> {
+        let mut found = self.revocation().unlisted(listed, self.now());
+        if found.len() > TOLD_MAX {
+            let most = TOLD_MAX;
+            tracing::error!(
+                revoked = found.len(),
+                most,
+                "more are revoked than can be told while the control planes of their issuers are away"
+            );
+            found.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+            found.truncate(TOLD_MAX);
+        }
+        found.into_iter().map(|(_, link)| link).collect()
     }
 }
 

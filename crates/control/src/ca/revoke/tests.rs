@@ -3,7 +3,7 @@ use std::path::Path;
 use phalanx_pki::clock::{Clock, ManualClock, SystemClock};
 use phalanx_pki::issuer::Issued;
 use phalanx_pki::name::{TrustDomain, Workload};
-use phalanx_pki::revocation::Revocations;
+use phalanx_pki::revocation::{Link, Listed, Revocations};
 use phalanx_pki::verifier::SKEW;
 use phalanx_store::{Store, Txn};
 use rustls::pki_types::CertificateDer;
@@ -386,4 +386,74 @@ async fn a_record_is_pruned_a_week_after_its_certificate_has_expired() {
     assert!(prune().await);
     bench.clock.advance(KEEP);
     assert!(!prune().await);
+}
+
+#[tokio::test]
+async fn whoever_is_revoked_while_the_plane_of_its_issuer_is_down_is_told_until_a_list_has_it() {
+    let bench = Bench::new().await;
+    let a = bench.plane("a", None).await;
+    let leaf = issue(&a, "battle").await;
+    let held = issue(&a, "battle").await;
+    let issuer_key = listed(&a).lists().next().unwrap().issuer_key;
+    let b = bench.second(&a).await;
+    b.tend_revocation().await;
+    // The first plane does nothing from here on.
+    let target = Target::Serials(serials(&[&leaf]));
+    let changes = b.changes();
+    b.revoke(&target, Reason::KeyCompromise, "me")
+        .await
+        .unwrap();
+    let hold = Target::Serials(serials(&[&held]));
+    b.revoke(&hold, Reason::CertificateHold, "me")
+        .await
+        .unwrap();
+    assert!(changes.has_changed().unwrap());
+    assert_eq!(listed(&b).len(), 0, "nobody can make that list");
+    let link = |issued: &Issued| Link {
+        issuer_key,
+        serial: issued.record.serial.clone(),
+    };
+    let mut both = vec![link(&leaf), link(&held)];
+    both.sort();
+    assert_eq!(b.bundle().told, both);
+    let told = b.own().revocations();
+    assert_eq!(told.ask(&link(&leaf), b.now(), SKEW), Listed::Revoked);
+    b.release(&serials(&[&held]), "me").await.unwrap();
+    assert_eq!(b.bundle().told, [link(&leaf)]);
+    // It is back, makes its list, and the word is not needed any more.
+    a.revocation().reload_now().await;
+    a.tend_revocation().await;
+    assert_eq!(a.bundle().told, []);
+    b.revocation().reload_now().await;
+    b.tend_revocation().await;
+    assert_eq!(b.bundle().told, []);
+    assert_eq!(listed(&b).len(), 1);
+    let told = b.own().revocations();
+    assert_eq!(told.ask(&link(&leaf), b.now(), SKEW), Listed::Revoked);
+}
+
+#[tokio::test]
+async fn a_list_from_the_future_keeps_nobody_from_the_others_and_is_made_again() {
+    let bench = Bench::new().await;
+    let a = bench.plane("a", None).await;
+    let leaf = issue(&a, "battle").await;
+    let b = bench.second(&a).await;
+    // The clock of the first one is an hour ahead while it makes its list.
+    bench.clock.advance(HOUR);
+    let target = Target::Serials(serials(&[&leaf]));
+    a.revoke(&target, Reason::KeyCompromise, "me")
+        .await
+        .unwrap();
+    bench.clock.set(UnixMillis(bench.clock.now().0 - 3_600_000));
+    b.revocation().reload_now().await;
+    b.tend_revocation().await;
+    listed(&b);
+    assert_eq!(b.lists().len(), 1);
+    assert_eq!(b.bundle().told.len(), 1);
+    assert_eq!(b.own().revocations().len(), 1);
+    a.tend_revocation().await;
+    b.revocation().reload_now().await;
+    b.tend_revocation().await;
+    assert_eq!((b.lists().len(), b.bundle().told.len()), (2, 0));
+    assert_eq!(listed(&b).len(), 1);
 }
