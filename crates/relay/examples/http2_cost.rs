@@ -1,11 +1,13 @@
 //! What a small gRPC-like call costs each role, in ns, beside the crate h2 over the same bytes.
-//! `cargo run --release -p phalanx-relay --example http2_cost`
+//! `cargo run --release -p phalanx-relay --example http2_cost`; with a number it relays so many calls and measures nothing,
+//! for a profiler that counts.
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use phalanx_relay::hpack::{Decoder, Encoder, Fields, Most};
 use phalanx_relay::http2::{Batch, Client, Config, Event, Server};
 use phalanx_relay::{
     Checked, Framing, HeaderList, Http2Pseudo, Limits, Name, Pool, ResponseHead, Value, Workspace,
@@ -29,6 +31,16 @@ const FIELDS: [(&[u8], &[u8]); 7] = [
 ];
 
 fn main() {
+    if let Some(calls) = std::env::args()
+        .nth(1)
+        .and_then(|calls| calls.parse::<usize>().ok())
+    {
+        let mut relay = Relayed::new(false);
+        (0..calls / STREAMS).for_each(|_| {
+            relay.round();
+        });
+        return;
+    }
     println!(
         "a call: 7 fields, {} bytes each way, trailers; {STREAMS} at once",
         BODY.len()
@@ -36,6 +48,7 @@ fn main() {
     for huffman in [false, true] {
         relayed(huffman);
     }
+    blocks();
     plain_roles();
     h2_pair();
     println!(
@@ -90,17 +103,46 @@ fn config(huffman: bool) -> Arc<Config> {
 }
 
 /// Caller -> our server | our client -> upstream: the two in the middle are what a relay pays.
-fn relayed(huffman: bool) {
-    let config = config(huffman);
-    let (mut pool, mut batch) = (Pool::default(), Batch::new());
-    let mut caller = client(&config);
-    let mut down = server(&config);
-    let mut up = client(&config);
-    let mut upstream = server(&config);
-    let (request, (head, trailers)) = (request(), answer());
-    let mut round = |relay: &mut u64| {
+struct Relayed {
+    caller: End<Client>,
+    down: End<Server>,
+    up: End<Client>,
+    upstream: End<Server>,
+    request: Checked,
+    answer: (ResponseHead, HeaderList),
+    pool: Pool,
+    batch: Batch,
+}
+
+impl Relayed {
+    fn new(huffman: bool) -> Self {
+        let config = config(huffman);
+        Self {
+            caller: client(&config),
+            down: server(&config),
+            up: client(&config),
+            upstream: server(&config),
+            request: request(),
+            answer: answer(),
+            pool: Pool::default(),
+            batch: Batch::new(),
+        }
+    }
+
+    /// [`STREAMS`] calls; tells the nanoseconds that the two in the middle took.
+    fn round(&mut self) -> u64 {
+        let Self {
+            caller,
+            down,
+            up,
+            upstream,
+            request,
+            answer: (head, trailers),
+            pool,
+            batch,
+        } = self;
         for _ in 0..STREAMS {
-            let stream = caller.codec.open(&request, None, &mut caller.out).unwrap();
+            let stream = caller.codec.open(request, None, &mut caller.out).unwrap();
             caller
                 .codec
                 .body(stream, &BODY, true, &mut caller.out)
@@ -108,73 +150,71 @@ fn relayed(huffman: bool) {
         }
         let begun = Instant::now();
         let mut pairs = [None; STREAMS];
+        let mut upward = [None; STREAMS];
         receive_server(
-            &mut down,
+            down,
             &mut caller.out,
-            &mut batch,
-            &mut pool,
+            batch,
+            pool,
             |server, event, input, pool| match event {
                 Event::Request {
                     stream, request, ..
                 } => {
-                    let upward = up.codec.open(&request, None, &mut up.out).unwrap();
+                    let up_stream = up.codec.open(&request, None, &mut up.out).unwrap();
                     pool.put_workspace(request.into_workspace());
-                    pairs[upward.slot() % STREAMS] = Some((stream, upward));
+                    pairs[up_stream.slot() % STREAMS] = Some(stream);
+                    upward[stream.slot() % STREAMS] = Some(up_stream);
                 }
                 Event::Data { stream, at, last } => {
-                    let pair = pairs
-                        .iter()
-                        .flatten()
-                        .find(|pair| pair.0 == stream)
-                        .unwrap();
+                    let up_stream = upward[stream.slot() % STREAMS].unwrap();
                     up.codec
-                        .body(pair.1, &input[at.clone()], last, &mut up.out)
+                        .body(up_stream, &input[at.clone()], last, &mut up.out)
                         .unwrap();
                     server.codec.consumed(stream, at.len(), &mut server.out);
                 }
                 _ => {}
             },
         );
-        *relay += begun.elapsed().as_nanos() as u64;
+        let mut taken = begun.elapsed();
         receive_server(
-            &mut upstream,
+            upstream,
             &mut up.out,
-            &mut batch,
-            &mut pool,
+            batch,
+            pool,
             |server, event, _, pool| match event {
                 Event::Request { request, .. } => pool.put_workspace(request.into_workspace()),
                 Event::Data { stream, at, .. } => {
                     server.codec.consumed(stream, at.len(), &mut server.out);
-                    respond(server, stream, &head, &trailers);
+                    respond(server, stream, head, trailers);
                 }
                 _ => {}
             },
         );
         let begun = Instant::now();
         receive_client(
-            &mut up,
+            up,
             &mut upstream.out,
-            &mut batch,
-            &mut pool,
+            batch,
+            pool,
             |client, event, input, pool| match event {
                 Event::Head { stream, head, .. } => {
-                    let pair = pairs[stream.slot() % STREAMS].unwrap();
-                    down.codec.respond(pair.0, &head, &mut down.out).unwrap();
+                    let stream = pairs[stream.slot() % STREAMS].unwrap();
+                    down.codec.respond(stream, &head, &mut down.out).unwrap();
                     pool.put_head(head);
                 }
                 Event::Data { stream, at, last } => {
-                    let pair = pairs[stream.slot() % STREAMS].unwrap();
+                    let down_stream = pairs[stream.slot() % STREAMS].unwrap();
                     down.codec
-                        .body(pair.0, &input[at.clone()], last, &mut down.out)
+                        .body(down_stream, &input[at.clone()], last, &mut down.out)
                         .unwrap();
                     client.codec.consumed(stream, at.len(), &mut client.out);
                 }
                 Event::End { stream, trailers } => {
-                    let pair = pairs[stream.slot() % STREAMS].unwrap();
+                    let down_stream = pairs[stream.slot() % STREAMS].unwrap();
                     down.codec
-                        .end(pair.0, trailers.as_ref(), &mut down.out)
+                        .end(down_stream, trailers.as_ref(), &mut down.out)
                         .unwrap();
-                    down.codec.release(pair.0, &mut down.out);
+                    down.codec.release(down_stream, &mut down.out);
                     client.codec.release(stream, &mut client.out);
                     if let Some(list) = trailers {
                         pool.put_list(list);
@@ -183,23 +223,87 @@ fn relayed(huffman: bool) {
                 _ => {}
             },
         );
-        *relay += begun.elapsed().as_nanos() as u64;
+        taken += begun.elapsed();
         receive_client(
-            &mut caller,
+            caller,
             &mut down.out,
-            &mut batch,
-            &mut pool,
+            batch,
+            pool,
             |client, event, _, pool| finish(client, event, pool),
         );
-    };
+        taken.as_nanos() as u64
+    }
+}
+
+fn relayed(huffman: bool) {
+    let mut relay = Relayed::new(huffman);
     measure(
         &format!("relay (server and client role), huffman {huffman}"),
-        |times| {
-            let mut relay = 0;
-            (0..times).for_each(|_| round(&mut relay));
-            relay
-        },
+        |times| (0..times).map(|_| relay.round()).sum(),
     );
+}
+
+/// The request's eleven fields alone: written, read, checked.
+fn blocks() {
+    const MOST: Most = Most {
+        bytes: 64 << 10,
+        fields: 100,
+    };
+    for huffman in [false, true] {
+        let mut encoder = Encoder::new(huffman);
+        let mut decoder = Decoder::default();
+        let (mut block, mut fields) = (Vec::new(), Fields::default());
+        let request = request();
+        let mut write = |block: &mut Vec<u8>| {
+            block.clear();
+            encoder.begin(block);
+            encoder.method("POST", block);
+            encoder.scheme(false, block);
+            encoder.authority(request.authority(), block);
+            encoder.path(request.path(), None, block);
+            for (name, value) in request.headers().iter() {
+                encoder.field(name, value, false, block);
+            }
+        };
+        for _ in 0..3 {
+            write(&mut block);
+            decoder.decode(&block, &mut fields, MOST).unwrap();
+        }
+        let len = block.len();
+        let what = format!("a block of {len} bytes, two fields of them new, huffman {huffman}");
+        measure(&format!("write {what}"), |times| {
+            let begun = Instant::now();
+            (0..times * STREAMS as u64).for_each(|_| write(&mut block));
+            begun.elapsed().as_nanos() as u64
+        });
+        measure(&format!("read {what}"), |times| {
+            let begun = Instant::now();
+            for _ in 0..times * STREAMS as u64 {
+                decoder
+                    .decode(black_box(&block), &mut fields, MOST)
+                    .unwrap();
+            }
+            begun.elapsed().as_nanos() as u64
+        });
+    }
+    let limits = Limits::default();
+    let mut workspace = Workspace::default();
+    measure("check a request (names looked up again)", |times| {
+        let begun = Instant::now();
+        for _ in 0..times * STREAMS as u64 {
+            let pseudo = Http2Pseudo {
+                method: "POST",
+                authority: Some("battle.default.svc.mesh"),
+                path: "/game.Battle/Move",
+                query: None,
+                ended: false,
+            };
+            let space = std::mem::take(&mut workspace);
+            let checked = Checked::http2(space, pseudo, FIELDS.into_iter(), &limits);
+            workspace = checked.map_or_else(|(_, space)| space, Checked::into_workspace);
+        }
+        begun.elapsed().as_nanos() as u64
+    });
 }
 
 /// Both roles of one hop: what the crate h2 does below for the same call.

@@ -165,7 +165,9 @@ impl Fields {
     #[inline]
     fn add(&mut self, kind: Kind, name: &[u8], value: &[u8]) {
         let name_at = self.bytes.len() as u32;
-        self.bytes.extend_from_slice(name);
+        if !name.is_empty() {
+            self.bytes.extend_from_slice(name);
+        }
         let value_at = self.bytes.len() as u32;
         self.bytes.extend_from_slice(value);
         self.records.push(Record {

@@ -210,7 +210,7 @@ impl Encoder {
     }
 }
 
-/// Eight bytes a step. Never 0, which stands for nothing met.
+/// Eight bytes a step, the last of them read twice where they don't come out even. Never 0, which stands for nothing met.
 #[inline]
 fn hash(name: u32, value: &[u8]) -> u32 {
     const FACTOR: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -219,8 +219,14 @@ fn hash(name: u32, value: &[u8]) -> u32 {
     for word in words {
         state = (state.rotate_left(23) ^ u64::from_le_bytes(*word)).wrapping_mul(FACTOR);
     }
-    for byte in tail {
-        state = (state.rotate_left(7) ^ u64::from(*byte)).wrapping_mul(FACTOR);
+    if !tail.is_empty() {
+        let last = match value.last_chunk::<8>() {
+            Some(word) => u64::from_le_bytes(*word),
+            None => tail
+                .iter()
+                .fold(0, |word, byte| word << 8 | u64::from(*byte)),
+        };
+        state = (state.rotate_left(23) ^ last).wrapping_mul(FACTOR);
     }
     (state >> 32) as u32 | 1
 }

@@ -133,7 +133,17 @@ impl Fields {
     /// Name, value, and whether no hop may index it.
     #[inline]
     pub fn iter(&self) -> impl Iterator<Item = (FieldName<'_>, &[u8], bool)> + Clone {
-        self.records.iter().map(|record| {
+        self.iter_from(0)
+    }
+
+    /// As [`Fields::iter`], without so many at the front.
+    #[inline]
+    pub(crate) fn iter_from(
+        &self,
+        first: usize,
+    ) -> impl Iterator<Item = (FieldName<'_>, &[u8], bool)> + Clone {
+        let records = self.records.get(first..).unwrap_or_default();
+        records.iter().map(|record| {
             let value = self.slice(record.value_at, record.value_end);
             (self.name(record), value, record.never_indexed)
         })

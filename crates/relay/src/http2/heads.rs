@@ -74,8 +74,7 @@ impl<'f> Pseudos<'f> {
 /// The fields behind the pseudo-headers; one that may not stand there has no name.
 fn regular(fields: &Fields, pseudos: usize) -> impl Iterator<Item = (Option<Name<'_>>, &[u8])> {
     fields
-        .iter()
-        .skip(pseudos)
+        .iter_from(pseudos)
         .map(|(name, value, _)| match name {
             FieldName::Name(name) => (Some(name), value),
             FieldName::Pseudo(_) | FieldName::Bad => (None, value),
@@ -119,7 +118,8 @@ pub(super) fn request(
         None => (path, None),
     };
     // RFC 3986 has no place for them; what is left of such is for the canonical form to judge.
-    if path.contains(['"', '<', '>', '`']) {
+    let stray = |found, byte| found | matches!(byte, b'"' | b'<' | b'>' | b'`');
+    if path.bytes().fold(false, stray) {
         return Err(Refused::Answered(Refusal::Path));
     }
     let pseudo = Http2Pseudo {

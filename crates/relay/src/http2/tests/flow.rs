@@ -46,17 +46,16 @@ fn more_than_was_delivered_is_never_given_back() {
 
 #[test]
 fn stalled_stream_holds_its_own_window_only_when_credit_is_given_on_receipt() {
-    for (credit, expected) in [(Credit::Consumed, 0), (Credit::Received, 2)] {
+    for (credit, expected) in [
+        (Credit::Consumed, &[][..]),
+        (Credit::Received, &["window 0 48000"]),
+    ] {
         let mut served = Served::with(narrow(65_535, 65_535, credit));
         served.streams(&post(1));
         for _ in 0..4 {
             served.receive(&data(1, false, &[0; 16_000])).unwrap();
         }
-        let windows = served.said();
-        assert_eq!(windows.len() * 32_000, expected * 16_000, "{windows:?}");
-        assert!(windows.iter().all(|line| line == "window 0 48000"
-            || line == "window 0 32768"
-            || line.starts_with("window 0 ")));
+        assert_eq!(served.said(), expected);
     }
 }
 
