@@ -93,12 +93,16 @@ impl Inner {
         self.te_trailers = false;
         self.upgrade = None;
         self.expects_continue = false;
-        self.authority.clear();
+        // What the request before had canonical is so still: callers of one connection mostly ask for one service.
+        let same = authority.is_some_and(|raw| !raw.is_empty() && raw == self.authority);
+        if !same {
+            self.authority.clear();
+        }
         self.read_method(method)?;
         self.read_target(path, query)?;
         match authority {
-            Some(authority) => self.read_authority(authority),
-            None => Ok(()),
+            Some(authority) if !same => self.read_authority(authority),
+            _ => Ok(()),
         }
     }
 

@@ -130,10 +130,7 @@ impl Encoder {
         let spelled = name.as_bytes();
         if never || SECRET.contains(name) {
             self.literal(0x10, 4, index, spelled, value, out);
-        } else if value.len() > INDEXED_BYTES_MAX
-            || SELDOM_TWICE.contains(name)
-            || (name.well_known().is_none() && sounds_secret(spelled))
-        {
+        } else if value.len() > INDEXED_BYTES_MAX || SELDOM_TWICE.contains(name) {
             self.literal(0, 4, index, spelled, value, out);
         } else {
             let kind = Kind::Name(name.key());
@@ -169,6 +166,9 @@ impl Encoder {
             && (!kind.is_spelled() || found.name == name)
         {
             return integer::write(0x80, 7, statics::COUNT + 1 + place, out);
+        }
+        if kind.is_spelled() && sounds_secret(name) {
+            return self.literal(0, 4, index, name, value, out);
         }
         self.table.insert(kind, name, value);
         met.number = self.table.newest();

@@ -375,6 +375,34 @@ fn what_one_request_is_told_by_its_head() {
 }
 
 #[test]
+fn authority_of_the_request_before_is_no_other_ones() {
+    let mut served = Served::new();
+    for (id, authority, host, port) in [
+        (1, "a:80", "a", Some(80)),
+        (3, "a:80", "a", Some(80)),
+        (5, "A:80", "a", Some(80)),
+        (7, "a", "a", None),
+        (9, "b.c", "b.c", None),
+        (11, "b.c", "b.c", None),
+    ] {
+        let fields = [GET[0], GET[1], (":authority", authority), GET[3]];
+        let events = served.receive(&headers(id, true, &fields)).unwrap();
+        let Some(Event::Request {
+            request, stream, ..
+        }) = events.into_iter().next()
+        else {
+            panic!()
+        };
+        assert_eq!((request.host(), request.port()), (host, port));
+        served.pool.put_workspace(request.into_workspace());
+        served.server.release(stream, &mut served.out);
+    }
+    let none = [GET[0], GET[1], GET[3]];
+    let events = served.receive(&headers(13, true, &none)).unwrap();
+    assert_eq!(told(&events[0]), "refused 13 Authority");
+}
+
+#[test]
 fn field_marked_as_never_indexed_stays_so_on_the_next_hop() {
     let mut served = Served::new();
     let mut bytes = block(GET);
