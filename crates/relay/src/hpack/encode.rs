@@ -12,6 +12,8 @@ pub struct Encoder {
     table: Table,
     /// What was met of late, by hash; a newer one takes an older one's place.
     met: Option<Box<[Met; MET]>>,
+    /// The entries that stand in the table for their names, in the order of [`NAMED`]; 0 for none.
+    named: [u32; NAMED.len()],
     /// The smallest size the peer has wished since the last block, and the last.
     resize: Option<(usize, usize)>,
     huffman: bool,
@@ -32,6 +34,7 @@ impl Encoder {
         Self {
             table: Table::new(TABLE_BYTES),
             met: None,
+            named: [0; NAMED.len()],
             resize: None,
             huffman,
         }
@@ -130,12 +133,36 @@ impl Encoder {
         let spelled = name.as_bytes();
         if never || SECRET.contains(name) {
             self.literal(0x10, 4, index, spelled, value, out);
-        } else if value.len() > INDEXED_BYTES_MAX || SELDOM_TWICE.contains(name) {
+        } else if value.len() > INDEXED_BYTES_MAX {
             self.literal(0, 4, index, spelled, value, out);
+        } else if SELDOM_TWICE.contains(name) {
+            match NAMED.iter().position(|named| *named == name) {
+                Some(place) => self.named(place, name, value, out),
+                None => self.literal(0, 4, index, spelled, value, out),
+            }
         } else {
             let kind = Kind::Name(name.key());
             self.indexed(kind, spelled, index, name.hash(), value, out);
         }
+    }
+
+    /// One whose name alone is worth an entry, which some value of it brings there.
+    fn named(&mut self, place: usize, name: Name<'_>, value: &[u8], out: &mut Vec<u8>) {
+        let kind = Kind::Name(name.key());
+        let number = self.named.get(place).copied().unwrap_or_default();
+        if let Some(place) = self.table.place(number)
+            && self
+                .table
+                .get(place)
+                .is_some_and(|found| found.kind == kind)
+        {
+            return self.literal(0, 4, statics::COUNT + 1 + place, b"", value, out);
+        }
+        self.table.insert(kind, b"", value);
+        if let Some(number) = self.named.get_mut(place) {
+            *number = self.table.newest();
+        }
+        self.literal(0x40, 6, 0, name.as_bytes(), value, out);
     }
 
     #[inline]
@@ -244,6 +271,9 @@ fn sounds_secret(name: &[u8]) -> bool {
 
 /// Longer values are seldom met twice, and drive out too much.
 const INDEXED_BYTES_MAX: usize = 128;
+
+/// Of [`SELDOM_TWICE`] those that most requests have and no static entry names. What is left of one in the table is random.
+const NAMED: [Name<'static>; 3] = [names::TRACEPARENT, names::TRACESTATE, names::X_REQUEST_ID];
 
 const SECRET: NameSet = NameSet::of(&[
     names::AUTHORIZATION,
