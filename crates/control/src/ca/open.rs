@@ -119,8 +119,13 @@ async fn agree(
         }
         let is_founder = record.plane == config.plane;
         if !is_founder || !is_abandoned(config, &stored.log, now) {
+            let lives = stored.log.living(now).map(|line| line.record.not_after);
             return Err(match &ours {
                 Some(authority) => foreign(authority.active(), &stored.mesh),
+                None if is_founder => PlaceError::KeysLost {
+                    dir: config.dir.clone(),
+                    until: lives.max().unwrap_or(now),
+                },
                 None => PlaceError::NoIntermediate {
                     plane: record.plane.clone(),
                 },

@@ -254,6 +254,11 @@ pub enum PlaceError {
     )]
     NoIntermediate { plane: String },
     #[error(
+        "the keys of this mesh's CA were in {} and are not there: put that directory back from a backup, its files belong together. \
+         Certificates of it live until {until}; another CA takes its place only after that", dir.display()
+    )]
+    KeysLost { dir: PathBuf, until: UnixMillis },
+    #[error(
         "the root {ours} of this control plane is none that the mesh trusts ({theirs}): \
          `phalanx cert intermediate --out DIR` at a running control plane, then start this one with `--ca DIR`"
     )]

@@ -21,6 +21,8 @@ pub const TOKENS_MAX: usize = 10_000;
 /// How long, and how often, the key that used a token may ask again.
 const AGAIN: Duration = Duration::from_secs(600);
 const ANSWERS_MAX: u32 = 8;
+/// How often a key may find that its token was written at the same time.
+const TRIES: usize = 4;
 
 /// A token that was shown, and would be taken.
 pub(super) struct Shown {
@@ -84,8 +86,7 @@ impl Ca {
         let key = token_key(token.id());
         let entry = self.0.store.get(&key).await?;
         let entry = entry.ok_or(CaError::TokenUnknown)?;
-        let record: TokenRecord = serde_json::from_slice(&entry.value)
-            .map_err(|source| CaError::Damaged { key, source })?;
+        let record = decode(&key, &entry.value)?;
         // Who hasn't got the secret learns nothing about the token.
         if !token.is_of(&record.secret) {
             return Err(CaError::TokenUnknown);
@@ -123,33 +124,25 @@ impl Ca {
         now: UnixMillis,
     ) -> Result<(), CaError> {
         let key = x509::hex(&x509::sha256(spki));
-        let mut record = shown.record;
-        let used = match record.used.take() {
-            None => TokenUse {
-                key,
-                at: now,
-                answers: 1,
-            },
-            Some(used) if used.key != key => return Err(CaError::TokenUsed),
-            Some(used) if used.answers >= ANSWERS_MAX || used.at.plus(AGAIN) < now => {
-                return Err(CaError::TokenUsed);
-            }
-            Some(used) => TokenUse {
-                answers: used.answers + 1,
-                ..used
-            },
-        };
-        record.used = Some(used);
         let name = token_key(&shown.id);
-        let mut txn = Txn::new().expect_modified(&name, shown.revision);
-        txn = txn.put(name, encode(&record)?);
-        txn.ops.push(line);
-        match self.0.store.commit(txn).await {
-            Ok(_) => Ok(()),
-            // Another was faster, with this key or with its own; whoever it was, this request is not the first.
-            Err(phalanx_store::Error::Conflict { .. }) => Err(CaError::TokenUsed),
-            Err(error) => Err(error.into()),
+        let (mut record, mut revision) = (shown.record, shown.revision);
+        for _ in 0..TRIES {
+            record.used = Some(answer(record.used.take(), &key, now)?);
+            let mut txn = Txn::new().expect_modified(&name, revision);
+            txn = txn.put(&name, encode(&record)?);
+            txn.ops.push(line.clone());
+            match self.0.store.commit(txn).await {
+                Ok(_) => return Ok(()),
+                // Another was faster; or this very key, whose first answer got lost between the store and here.
+                Err(phalanx_store::Error::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let entry = self.0.store.get(&name).await?;
+            let entry = entry.ok_or(CaError::TokenUnknown)?;
+            record = decode(&name, &entry.value)?;
+            revision = entry.modified;
         }
+        Err(CaError::Contended)
     }
 
     /// Deletes tokens that have expired.
@@ -172,6 +165,32 @@ impl Ca {
 
 /// Keys that one transaction deletes.
 pub(super) const PRUNED_AT_ONCE: usize = 512;
+
+/// Who has used a token after this key does.
+fn answer(used: Option<TokenUse>, key: &str, now: UnixMillis) -> Result<TokenUse, CaError> {
+    match used {
+        None => Ok(TokenUse {
+            key: key.to_owned(),
+            at: now,
+            answers: 1,
+        }),
+        Some(used) if used.key != key => Err(CaError::TokenUsed),
+        Some(used) if used.answers >= ANSWERS_MAX || used.at.plus(AGAIN) < now => {
+            Err(CaError::TokenUsed)
+        }
+        Some(used) => Ok(TokenUse {
+            answers: used.answers + 1,
+            ..used
+        }),
+    }
+}
+
+fn decode(key: &str, value: &[u8]) -> Result<TokenRecord, CaError> {
+    serde_json::from_slice(value).map_err(|source| CaError::Damaged {
+        key: key.to_owned(),
+        source,
+    })
+}
 
 fn encode(record: &TokenRecord) -> Result<Vec<u8>, CaError> {
     serde_json::to_vec(record).map_err(|source| CaError::Damaged {
