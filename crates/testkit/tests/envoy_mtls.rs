@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 struct Member {
     process: Process,
     ip: IpAddr,
-    _app: Process,
+    _others: Vec<Process>,
 }
 
 impl Member {
@@ -86,7 +86,7 @@ async fn sidecar(plane: &Guarded, service: &str) -> anyhow::Result<Member> {
     let member = Member {
         process: Process::spawn(command, &log)?,
         ip,
-        _app: app,
+        _others: vec![app],
     };
     let ready = eventually("the sidecar to be ready", LIMIT, async || {
         let answer = call(member.at(15000), &Call::get("localhost", "/readyz")).await;
@@ -96,23 +96,34 @@ async fn sidecar(plane: &Guarded, service: &str) -> anyhow::Result<Member> {
     Ok(member)
 }
 
-/// A stock Envoy, whose way in are files that the operator had issued.
-fn stock(plane: &Guarded, service: &str) -> anyhow::Result<Member> {
+/// A stock Envoy for service `battle`, as the page about it says: its way in are files that are renewed, and it takes them up.
+async fn stock(plane: &Guarded) -> anyhow::Result<Member> {
     let ip = address::fresh();
-    let app = app(plane, service, ip)?;
-    let files = plane.folder().join(format!("{service}-files"));
-    plane.does(&[
-        "cert",
-        "issue",
-        "--service",
-        service,
-        "--ttl",
-        "1h",
-        "--out",
-        text(&files),
-    ])?;
-    let config = plane.folder().join(format!("{service}.yaml"));
-    fs::write(&config, bootstrap(service, ip, plane.xds, &files))?;
+    let app = app(plane, "battle", ip)?;
+    let files = plane.folder().join("battle-files");
+    let operator = plane.data().join("admin");
+    let mut command = Command::new(executable("phalanx")?);
+    command
+        .args(["cert", "issue", "--service", "battle", "--watch"])
+        .args(["--out", text(&files), "--control", &plane.xds.to_string()])
+        .args(["--admin", &plane.admin.to_string()])
+        .args(["--renew-before", "8s", "--cert-check", "200ms"])
+        .env("PHALANX_ROOTS", operator.join("roots.pem"))
+        .env("PHALANX_TOKEN_FILE", operator.join("token"));
+    let watching = Process::spawn(command, &plane.folder().join("watch.log"))?;
+    eventually("the first files", LIMIT, async || {
+        files.join("cert.pem").exists().then_some(())
+    })
+    .await
+    .with_context(|| watching.log())?;
+    let config = plane.folder().join("battle.yaml");
+    let texts = documented(ip, plane.xds, &files);
+    let [own, trust, bootstrap] = &texts[..] else {
+        anyhow::bail!("{} blocks in docs/envoy.md", texts.len())
+    };
+    fs::write(files.join("own.yaml"), own)?;
+    fs::write(files.join("trust.yaml"), trust)?;
+    fs::write(&config, bootstrap)?;
     let mut command = Command::new(envoy::binary()?);
     command.arg("-c").arg(&config);
     command.args([
@@ -122,53 +133,33 @@ fn stock(plane: &Guarded, service: &str) -> anyhow::Result<Member> {
         "warning",
         "--use-dynamic-base-id",
     ]);
-    let log = plane.folder().join(format!("envoy-{service}.log"));
+    let log = plane.folder().join("envoy-battle.log");
     Ok(Member {
         process: Process::spawn(command, &log)?,
         ip,
-        _app: app,
+        _others: vec![app, watching],
     })
 }
 
-fn bootstrap(service: &str, ip: IpAddr, xds: SocketAddr, files: &Path) -> String {
-    let (files, xds_ip, xds_port) = (text(files), xds.ip(), xds.port());
-    format!(
-        r#"node:
-  id: default/{service}/envoy-1
-  cluster: {service}
-  metadata: {{service: {service}, namespace: default, outbound: "{ip}:15001", inbound: "{ip}:15006", app: "{ip}:8080"}}
-admin:
-  address: {{socket_address: {{address: {ip}, port_value: 15000}}}}
-dynamic_resources:
-  ads_config:
-    api_type: DELTA_GRPC
-    transport_api_version: V3
-    grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]
-  cds_config: {{ads: {{}}, resource_api_version: V3}}
-  lds_config: {{ads: {{}}, resource_api_version: V3}}
-static_resources:
-  clusters:
-  - name: xds
-    type: STATIC
-    connect_timeout: 1s
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{http2_protocol_options: {{}}}}
-    transport_socket:
-      name: envoy.transport_sockets.tls
-      typed_config:
-        "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
-        common_tls_context:
-          tls_certificates: [{{certificate_chain: {{filename: "{files}/cert.pem"}}, private_key: {{filename: "{files}/key.pem"}}}}]
-          validation_context:
-            trusted_ca: {{filename: "{files}/roots.pem"}}
-            match_typed_subject_alt_names: [{{san_type: URI, matcher: {{exact: "spiffe://phalanx.local/ns/phalanx-system/sa/control"}}}}]
-    load_assignment:
-      cluster_name: xds
-      endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {xds_ip}, port_value: {xds_port}}}}}}}}}]}}]
-"#
-    )
+/// What `docs/envoy.md` shows, with the addresses and the folder of this one: `own.yaml`, `trust.yaml` and the bootstrap.
+fn documented(ip: IpAddr, xds: SocketAddr, files: &Path) -> Vec<String> {
+    let page = include_str!("../../../docs/envoy.md");
+    let blocks = page.split("```yaml\n").skip(1);
+    let texts = blocks.filter_map(|block| Some(block.split_once("```")?.0));
+    let fit = |text: &str| {
+        let text = text
+            .replace("/etc/envoy/phalanx", &files.display().to_string())
+            .replace("arena", "default")
+            .replace("127.0.0.1:15001", &format!("{ip}:15001"))
+            .replace("10.0.0.7:15006", &format!("{ip}:15006"))
+            .replace("127.0.0.1:8080", &format!("{ip}:8080"))
+            .replace("address: 10.0.0.1", &format!("address: {}", xds.ip()));
+        let admin = format!(
+            "admin: {{address: {{socket_address: {{address: {ip}, port_value: 15000}}}}}}\nstatic_resources:"
+        );
+        text.replace("static_resources:", &admin)
+    };
+    texts.map(fit).collect()
 }
 
 fn apply(plane: &Guarded, name: &str, yaml: &str) -> anyhow::Result<()> {
@@ -206,10 +197,10 @@ fn openssl_client(plane: &Guarded, at: SocketAddr, files: &Path) -> anyhow::Resu
 #[tokio::test]
 async fn an_envoy_calls_and_is_called_with_mutual_tls_and_its_certificate_rotates()
 -> anyhow::Result<()> {
-    let plane = Guarded::start_with(&["--leaf-ttl", "12s"]).await?;
+    let mut plane = Guarded::start_with(&["--leaf-ttl", "12s"]).await?;
     let gate = sidecar(&plane, "gate").await?;
     let stranger = sidecar(&plane, "stranger").await?;
-    let battle = stock(&plane, "battle")?;
+    let battle = stock(&plane).await?;
     let files: PathBuf = plane.folder().join("battle-files");
     apply(
         &plane,
@@ -271,5 +262,20 @@ async fn an_envoy_calls_and_is_called_with_mutual_tls_and_its_certificate_rotate
     let report = load.stop().await;
     assert_eq!(report.failed(), 0, "{:?}", report.failures);
     assert!(report.sent > 100, "{}", report.sent);
+
+    // The root is replaced as well, and then the control plane starts again: Envoy shows what it has in files now, since what
+    // it began with has ended, and trusts the root that is there now.
+    plane.does(&["cert", "rotate-root", "--begin"])?;
+    eventually("the new root alone", 4 * LIMIT, async || {
+        let said = plane.does(&["cert", "rotate-root", "-o", "json"]).ok()?;
+        let status: serde_json::Value = serde_json::from_str(&said).ok()?;
+        (status["phase"] == "steady").then_some(())
+    })
+    .await
+    .with_context(|| battle.process.log())?;
+    plane.restart().await?;
+    plane.does(&["delete", "authorizationpolicy", "battle"])?;
+    stranger.meets("battle", 200).await?;
+    assert_eq!(gate.calls("battle", "/").await?.status, 200);
     Ok(())
 }
