@@ -521,6 +521,50 @@ fn resets_without_end_end_the_connection() {
     assert!(upstream.requests() < 60);
 }
 
+/// Answers after the callers have gone, again and again, on one connection: others' streams on it go on.
+#[test]
+fn callers_who_give_up_cost_the_others_nothing() {
+    let upstream = Grpc::start("0");
+    let sidecar = grpc_cluster(Setup::battle(&[upstream.address])).start();
+    runtime().block_on(async {
+        let mut sender = connect(sidecar.outbound).await;
+        let (mut messages, body) = Channel::<Bytes, Infallible>::new(4);
+        let response = sender.send_request(grpc_request(Box::pin(body)));
+        messages
+            .send_data(Bytes::from_static(b"first"))
+            .await
+            .unwrap();
+        let mut stream = response.await.unwrap().into_body();
+        for round in 0..20 {
+            let mut given_up = Vec::new();
+            let mut sender = connect(sidecar.outbound).await;
+            for _ in 0..60 {
+                sender.ready().await.unwrap();
+                let (mut words, body) = Channel::<Bytes, Infallible>::new(4);
+                let response = sender.send_request(grpc_request(Box::pin(body)));
+                words.send_data(Bytes::from_static(b"gone")).await.unwrap();
+                given_up.push((words, tokio::spawn(response)));
+            }
+            for (words, response) in given_up {
+                let answer = response.await.unwrap().unwrap();
+                drop((answer, words)); // what the echo sends meanwhile is for nobody
+            }
+            if round % 10 == 0 {
+                messages
+                    .send_data(Bytes::from_static(b"still"))
+                    .await
+                    .unwrap();
+                assert!(stream.frame().await.unwrap().unwrap().is_data());
+            }
+        }
+        drop(messages);
+        while let Some(frame) = stream.frame().await {
+            frame.unwrap();
+        }
+    });
+    assert_eq!(upstream.connections.load(Ordering::SeqCst), 1);
+}
+
 #[test]
 fn dead_http2_endpoint_is_passed_over() {
     let app = Grpc::start("0");
