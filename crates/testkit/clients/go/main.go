@@ -12,12 +12,31 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	xdscredentials "google.golang.org/grpc/credentials/xds"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/xds"
 )
+
+// secure says whether certificates are asked for; what they are follows from xDS and the bootstrap.
+var secure = os.Getenv("XDS_CREDENTIALS") == "1"
+
+func clientCredentials() (credentials.TransportCredentials, error) {
+	if !secure {
+		return insecure.NewCredentials(), nil
+	}
+	return xdscredentials.NewClientCredentials(xdscredentials.ClientOptions{FallbackCreds: insecure.NewCredentials()})
+}
+
+func serverCredentials() (credentials.TransportCredentials, error) {
+	if !secure {
+		return insecure.NewCredentials(), nil
+	}
+	return xdscredentials.NewServerCredentials(xdscredentials.ServerOptions{FallbackCreds: insecure.NewCredentials()})
+}
 
 // raw takes every message for empty bytes.
 type raw struct{}
@@ -54,8 +73,12 @@ func (c *client) dial(target string) (*grpc.ClientConn, error) {
 	if conn, ok := c.conns[target]; ok {
 		return conn, nil
 	}
+	shown, err := clientCredentials()
+	if err != nil {
+		return nil, err
+	}
 	conn, err := grpc.NewClient("xds:///"+target,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(shown),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(raw{})))
 	if err == nil {
 		c.conns[target] = conn
@@ -154,7 +177,11 @@ func runServer(address, name string) error {
 			fmt.Println("serving")
 		}
 	})
-	server, err := xds.NewGRPCServer(mode, grpc.UnknownServiceHandler(answer), grpc.ForceServerCodecV2(raw{}))
+	shown, err := serverCredentials()
+	if err != nil {
+		return err
+	}
+	server, err := xds.NewGRPCServer(mode, grpc.Creds(shown), grpc.UnknownServiceHandler(answer), grpc.ForceServerCodecV2(raw{}))
 	if err != nil {
 		return err
 	}

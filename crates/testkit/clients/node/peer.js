@@ -7,10 +7,22 @@ const load = (name) => require(require.resolve(name, { paths: [process.env.PHALA
 const grpc = load('@grpc/grpc-js');
 const xds = load('@grpc/grpc-js-xds');
 
+// Whether certificates are asked for; what they are follows from xDS and the bootstrap.
+const secure = process.env.XDS_CREDENTIALS === '1';
 const bytes = (buffer) => buffer;
 
+function channelCredentials() {
+  const insecure = grpc.credentials.createInsecure();
+  return secure ? new xds.XdsChannelCredentials(insecure) : insecure;
+}
+
+function serverCredentials() {
+  const insecure = grpc.ServerCredentials.createInsecure();
+  return secure ? new xds.XdsServerCredentials(insecure) : insecure;
+}
+
 function dial(clients, target) {
-  if (!clients.has(target)) clients.set(target, new grpc.Client('xds:///' + target, grpc.credentials.createInsecure()));
+  if (!clients.has(target)) clients.set(target, new grpc.Client('xds:///' + target, channelCredentials()));
   return clients.get(target);
 }
 
@@ -87,7 +99,7 @@ function server(address, name) {
   };
   const listening = new xds.XdsServer();
   listening.addService({ Fight: method('Fight'), Watch: method('Watch') }, { Fight: answer, Watch: answer });
-  listening.bindAsync(address, grpc.ServerCredentials.createInsecure(), (error) => {
+  listening.bindAsync(address, serverCredentials(), (error) => {
     process.stdout.write(error ? `not serving: ${error.message}\n` : 'serving\n');
   });
 }

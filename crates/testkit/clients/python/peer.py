@@ -3,18 +3,29 @@
 import collections
 import concurrent.futures
 import json
+import os
 import sys
 import threading
 import time
 
 import grpc
+import grpc.experimental
+
+# Whether certificates are asked for; what they are follows from xDS and the bootstrap.
+SECURE = os.environ.get("XDS_CREDENTIALS") == "1"
+
+
+def dial(target):
+    if SECURE:
+        return grpc.secure_channel(target, grpc.xds_channel_credentials(grpc.experimental.insecure_channel_credentials()))
+    return grpc.insecure_channel(target)
 
 
 def call(channels, order):
     """One unary call with empty messages; the answer's shape is in the README."""
     target = order["target"]
     if target not in channels:
-        channels[target] = grpc.insecure_channel("xds:///" + target)
+        channels[target] = dial("xds:///" + target)
     method = channels[target].unary_unary(order["method"], _registered_method=False)
     metadata = list(order.get("headers", {}).items())
     begin = time.monotonic()
@@ -75,7 +86,10 @@ def server(address, name):
     # C-core logs the state of its listener, but has no callback for it in Python: the test calls until it is answered.
     pool = concurrent.futures.ThreadPoolExecutor(max_workers=4)
     listening = grpc.server(pool, handlers=[Echo(name)], xds=True)
-    listening.add_insecure_port(address)
+    if SECURE:
+        listening.add_secure_port(address, grpc.xds_server_credentials(grpc.insecure_server_credentials()))
+    else:
+        listening.add_insecure_port(address)
     listening.start()
     listening.wait_for_termination()
 

@@ -2,6 +2,7 @@
 
 mod caller;
 mod peer;
+mod secure;
 
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use phalanx_testkit::mesh::{Instance, Mesh, READY_MAX};
 use phalanx_testkit::{address, eventually};
 
 use crate::caller::{Caller, Ended, Order};
-use crate::peer::{Client, Stack};
+use crate::peer::{Client, Place, Stack};
 
 const MANIFESTS: &str = include_str!("proxyless.yaml");
 const FIGHT: &str = "/arena.v1.Battle/Fight";
@@ -36,7 +37,7 @@ impl Everybody {
             Caller::proxied("envoy over state of the world", sotw.outbound),
         ];
         for stack in Stack::ALL {
-            callers.push(Caller::Proxyless(Client::start(mesh, stack)?));
+            callers.push(Caller::Proxyless(Client::start(&Place::open(mesh), stack)?));
         }
         Ok(Self {
             callers,
@@ -284,7 +285,10 @@ async fn what_grpc_cannot_follow_fails_and_is_told() -> anyhow::Result<()> {
     mesh.apply(MANIFESTS).await?;
     let mut clients = Vec::new();
     for stack in Stack::ALL {
-        clients.push(Caller::Proxyless(Client::start(&mesh, stack)?));
+        clients.push(Caller::Proxyless(Client::start(
+            &Place::open(&mesh),
+            stack,
+        )?));
     }
     let (fight, watch) = (
         Order::new(BATTLE, FIGHT),
@@ -347,10 +351,11 @@ async fn a_server_denies_and_allows_at_run_time() -> anyhow::Result<()> {
         // grpc-js listens on every address, whatever it is told; so the port is its own too.
         let port = TcpListener::bind("0.0.0.0:0")?.local_addr()?.port();
         let at = SocketAddr::new(address::fresh(), port);
-        servers.push((service.clone(), peer::server(&mesh, stack, &service, at)?));
+        let server = peer::server(&Place::open(&mesh), stack, &service, at)?;
+        servers.push((service.clone(), server));
         mesh.apply(&served(&service, at)).await?;
     }
-    let client = Caller::Proxyless(Client::start(&mesh, Stack::Go)?);
+    let client = Caller::Proxyless(Client::start(&Place::open(&mesh), Stack::Go)?);
     let ends = async |service: &str, order: Order, wanted: u64| {
         let mut last = None;
         let what = format!("{service} to end {} with {wanted}", order.method);

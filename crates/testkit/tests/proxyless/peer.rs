@@ -68,21 +68,68 @@ impl Stack {
     }
 }
 
-/// Who it says it is, and where its configuration comes from.
-fn bootstrap(mesh: &Mesh, service: &str) -> anyhow::Result<PathBuf> {
-    let path = mesh.folder().join(format!("bootstrap-{service}.json"));
-    let text = json!({
-        "xds_servers": [{
-            "server_uri": mesh.xds.to_string(),
-            "channel_creds": [{"type": "insecure"}],
-            "server_features": ["xds_v3"],
-        }],
-        // grpc-js refuses a node without a locality.
-        "node": {"id": format!("default/{service}/1"), "cluster": service, "locality": {}},
-        "server_listener_resource_name_template": "grpc/server?xds.resource.listening_address=%s",
-    });
-    std::fs::write(&path, text.to_string()).context("cannot write the bootstrap")?;
-    Ok(path)
+/// Where a program's configuration comes from, and what it shows.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    pub folder: &'a Path,
+    pub xds: SocketAddr,
+    /// The folder of its certificate.
+    pub files: Option<&'a Path>,
+    /// Whether the control plane asks for that certificate.
+    pub is_guarded: bool,
+}
+
+impl<'a> Place<'a> {
+    pub fn open(mesh: &'a Mesh) -> Self {
+        Self {
+            folder: mesh.folder(),
+            xds: mesh.xds,
+            files: None,
+            is_guarded: false,
+        }
+    }
+
+    /// Writes the bootstrap, which says who it is.
+    fn bootstrap(&self, service: &str) -> anyhow::Result<PathBuf> {
+        let path = self.folder.join(format!("bootstrap-{service}.json"));
+        let files = self.files.map(|folder| {
+            json!({
+                "certificate_file": folder.join("cert.pem"),
+                "private_key_file": folder.join("key.pem"),
+                "ca_certificate_file": folder.join("roots.pem"),
+                "refresh_interval": "1s",
+            })
+        });
+        let shown = match (&files, self.is_guarded) {
+            (Some(files), true) => json!({"type": "tls", "config": files}),
+            _ => json!({"type": "insecure"}),
+        };
+        let mut text = json!({
+            "xds_servers": [{
+                "server_uri": self.xds.to_string(),
+                "channel_creds": [shown],
+                "server_features": ["xds_v3"],
+            }],
+            // grpc-js refuses a node without a locality.
+            "node": {"id": format!("default/{service}/1"), "cluster": service, "locality": {}},
+            "server_listener_resource_name_template": "grpc/server?xds.resource.listening_address=%s",
+        });
+        if let Some(files) = files {
+            text["node"]["metadata"] = json!({"certificate_providers": true});
+            text["certificate_providers"] =
+                json!({"default": {"plugin_name": "file_watcher", "config": files}});
+        }
+        std::fs::write(&path, text.to_string()).context("cannot write the bootstrap")?;
+        Ok(path)
+    }
+
+    fn configure(&self, command: &mut Command, service: &str) -> anyhow::Result<()> {
+        command.env("GRPC_XDS_BOOTSTRAP", self.bootstrap(service)?);
+        if self.files.is_some() {
+            command.env("XDS_CREDENTIALS", "1");
+        }
+        Ok(())
+    }
 }
 
 /// A running client.
@@ -94,13 +141,13 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn start(mesh: &Mesh, stack: Stack) -> anyhow::Result<Self> {
+    pub fn start(place: &Place<'_>, stack: Stack) -> anyhow::Result<Self> {
         let service = format!("caller-{}", stack.name());
-        let log = mesh.folder().join(format!("{service}.log"));
+        let log = place.folder.join(format!("{service}.log"));
         let mut command = stack.command()?;
+        place.configure(&mut command, &service)?;
         command
             .arg("client")
-            .env("GRPC_XDS_BOOTSTRAP", bootstrap(mesh, &service)?)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&log)?);
@@ -134,7 +181,8 @@ impl Client {
     pub async fn order(&self, order: Value) -> anyhow::Result<Value> {
         let (done, answer) = oneshot::channel();
         self.orders.send((order, done)).ok().context("no client")?;
-        answer.await.context("the client is gone")?
+        let answer = answer.await.context("the client is gone")?;
+        answer.with_context(|| std::fs::read_to_string(&self.log).unwrap_or_default())
     }
 }
 
@@ -151,14 +199,13 @@ impl Drop for Client {
 
 /// A server that answers every method, or asks the control plane whether to.
 pub fn server(
-    mesh: &Mesh,
+    place: &Place<'_>,
     stack: Stack,
     service: &str,
     address: SocketAddr,
 ) -> anyhow::Result<Process> {
     let mut command = stack.command()?;
-    command
-        .args(["server", &address.to_string(), service])
-        .env("GRPC_XDS_BOOTSTRAP", bootstrap(mesh, service)?);
-    Process::spawn(command, &mesh.folder().join(format!("{service}.log")))
+    place.configure(&mut command, service)?;
+    command.args(["server", &address.to_string(), service]);
+    Process::spawn(command, &place.folder.join(format!("{service}.log")))
 }
