@@ -118,6 +118,16 @@ impl TrustOptions {
                 "--jwks-roots and --jwks-token-file are for an address, --jwks is a file",
             ));
         }
+        if source.starts_with("https://") && self.jwks_roots.is_none() {
+            return Err(Failure::usage(
+                "--jwks over https needs --jwks-roots FILE: the roots that its server's certificate ends in (the system's are not asked)",
+            ));
+        }
+        if source.starts_with("http://") && self.jwks_token_file.is_some() {
+            return Err(Failure::usage(
+                "--jwks-token-file is not sent in plain text, --jwks has to be https://…",
+            ));
+        }
         let source = match is_address {
             false => JwksSource::File(source.into()),
             true => JwksSource::Address {

@@ -49,7 +49,7 @@ impl Guarded {
         let folder = tempfile::tempdir()?;
         let options: Vec<String> = options.iter().map(|&option| option.into()).collect();
         let process = spawn(folder.path(), ip, &options, 0)?;
-        let plane = Self {
+        let mut plane = Self {
             process,
             xds: at(15010),
             admin: at(15080),
@@ -71,12 +71,18 @@ impl Guarded {
         self.wait().await
     }
 
-    async fn wait(&self) -> anyhow::Result<()> {
+    /// Until it serves its operator, or has ended.
+    async fn wait(&mut self) -> anyhow::Result<()> {
         let waited = eventually("the control plane", READY_MAX, async || {
-            (self.admin_files().1.exists() && self.phalanx(&["status"]).is_ok_and(|s| s.is_content))
-                .then_some(())
+            if self.process.has_ended() {
+                return Some(false);
+            }
+            let serves = || self.phalanx(&["status"]).is_ok_and(|s| s.is_content);
+            (self.admin_files().1.exists() && serves()).then_some(true)
         });
-        waited.await.with_context(|| self.process.log())
+        let serves = waited.await.with_context(|| self.process.log())?;
+        anyhow::ensure!(serves, "it ended: {}", self.process.log());
+        Ok(())
     }
 
     /// A folder of the test's own.

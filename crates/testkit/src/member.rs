@@ -15,6 +15,9 @@ use phalanx_pki::name::{ServiceName, TrustDomain, Workload};
 use phalanx_pki::roots::Roots;
 use phalanx_pki::x509::Serial;
 
+/// Of a renewal.
+const TRIES: usize = 4;
+
 pub struct Member {
     identity: Arc<Identity>,
     workload: Workload,
@@ -45,7 +48,15 @@ impl Member {
     /// # Errors
     /// [`CallError`] within.
     pub async fn join(&self, proof: Proof) -> anyhow::Result<Serial> {
-        let key = Key::generate(KeyKind::default())?;
+        self.join_as(proof, Key::generate(KeyKind::default())?)
+            .await
+    }
+
+    /// The same with a key: a token is good for the first that is shown, so an answer that was lost can be asked for again.
+    ///
+    /// # Errors
+    /// [`CallError`] within.
+    pub async fn join_as(&self, proof: Proof, key: Key) -> anyhow::Result<Serial> {
         let grant = self.ask(proof, &key).await?;
         let serial = self.take(grant, key)?;
         self.control.reconnect();
@@ -62,14 +73,23 @@ impl Member {
         self.client.join(proof, service, None, csr).await
     }
 
-    /// The next certificate by the one that it has; returns its serial.
+    /// The next certificate by the one that it has; returns its serial. A call may go down with a connection that is being left,
+    /// so it is tried again, a few times at once.
     ///
     /// # Errors
     /// [`CallError`] within.
     pub async fn renew(&self) -> anyhow::Result<Serial> {
         let key = Key::generate(KeyKind::default())?;
-        let grant = self.client.renew(self.request(&key)).await?;
-        self.take(grant, key)
+        let mut tries = 1..TRIES;
+        loop {
+            match self.client.renew(self.request(&key)).await {
+                Ok(grant) => return self.take(grant, key),
+                Err(error) if error.is_refusal() || tries.next().is_none() => {
+                    return Err(error.into());
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     /// Follows whom to trust, with the certificate that it has.

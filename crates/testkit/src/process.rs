@@ -57,6 +57,10 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// As `kill -9` does.
     pub fn kill(&mut self) {
         let _ = self.child.kill();

@@ -3,6 +3,8 @@
 //!
 //! Each round starts from an empty store. CPU time and memory are the kernel's account of the control plane alone.
 
+mod identity;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
@@ -34,7 +36,7 @@ pub struct Options {
     /// Leases that etcd is given
     #[arg(long, default_value_t = 50_000)]
     leases: usize,
-    /// Only these parts: fleet, registry, etcd
+    /// Only these parts: fleet, registry, etcd, identity
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Print the section, leave bench/README.md as it is
@@ -66,11 +68,15 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
             }
         }
     }
-    let text = render(&figures, options);
+    let path = root.join("bench/README.md");
+    let before = std::fs::read_to_string(&path).unwrap_or_default();
+    let kept = match options.only.is_empty() {
+        true => Vec::new(),
+        false => rows(&before),
+    };
+    let text = render(&figures, kept, options);
     println!("\n{text}");
     if !options.dry_run {
-        let path = root.join("bench/README.md");
-        let before = std::fs::read_to_string(&path).unwrap_or_default();
         std::fs::write(&path, with_section(&before, &text))
             .context("cannot write bench/README.md")?;
     }
@@ -86,11 +92,24 @@ fn with_section(before: &str, text: &str) -> String {
     format!("{}\n\n{text}", before[..own].trim_end())
 }
 
+/// Name and text of each row that stands there.
+fn rows(before: &str) -> Vec<(String, String)> {
+    let own = before.find(HEADING).and_then(|at| before.get(at..));
+    let table = own.and_then(|own| own.split_once("|---|---|\n"));
+    let lines = table.map_or("", |(_, rows)| rows).lines();
+    let row = |line: &str| {
+        let name = line.strip_prefix("| ")?.split(" | ").next()?;
+        Some((name.to_owned(), line.to_owned()))
+    };
+    lines.filter_map(row).collect()
+}
+
 type Part = fn(&Bench<'_>, &mut Figures) -> anyhow::Result<()>;
-const PARTS: [(&str, Part); 3] = [
+const PARTS: [(&str, Part); 4] = [
     ("fleet", |bench, figures| bench.fleet(figures)),
     ("registry", |bench, figures| bench.registry(figures)),
     ("etcd", |bench, figures| bench.etcd(figures)),
+    ("identity", |bench, figures| bench.identity(figures)),
 ];
 
 struct Bench<'a> {
@@ -282,18 +301,9 @@ impl Bench<'_> {
     }
 
     fn start_load(&self) -> anyhow::Result<Load> {
-        let mut child = Command::new(self.root.join("target/release/bench-control"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot start bench-control")?;
-        let commands = child.stdin.take().context("no stdin")?;
-        let answers = BufReader::new(child.stdout.take().context("no stdout")?);
-        Ok(Load {
-            child,
-            commands,
-            answers,
-        })
+        Load::start(&mut Command::new(
+            self.root.join("target/release/bench-control"),
+        ))
     }
 }
 
@@ -361,8 +371,32 @@ struct Load {
 }
 
 impl Load {
+    fn start(command: &mut Command) -> anyhow::Result<Self> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start bench-control")?;
+        let commands = child.stdin.take().context("no stdin")?;
+        let answers = BufReader::new(child.stdout.take().context("no stdout")?);
+        Ok(Self {
+            child,
+            commands,
+            answers,
+        })
+    }
+
     fn ask(&mut self, command: &str) -> anyhow::Result<Json> {
-        writeln!(self.commands, "{command}")?;
+        self.tell(command)?;
+        self.answer(command)
+    }
+
+    /// The answer is for [`Load::answer`] to take.
+    fn tell(&mut self, command: &str) -> anyhow::Result<()> {
+        Ok(writeln!(self.commands, "{command}")?)
+    }
+
+    fn answer(&mut self, command: &str) -> anyhow::Result<Json> {
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
         let answer: Json =
@@ -429,14 +463,18 @@ impl Figures {
     }
 }
 
-fn render(figures: &Figures, options: &Options) -> String {
+/// Rows that are `kept` stay where they are not measured anew.
+fn render(figures: &Figures, kept: Vec<(String, String)>, options: &Options) -> String {
     let mut text = format!(
         "{HEADING}\n\nWritten by `cargo xtask bench control`; do not edit by hand. Two cores for everything, the load among it, on loopback; the\n\
          control plane as users start it, embedded store with fsync. A stream is a connection of its own over delta xDS that subscribes to\n\
          all clusters (ten endpoints each), their endpoint sets, its listener and its route table. Times of a change begin before the\n\
-         request of the one who makes it, so they hold the store's fsync too. Rounds: {}. Median (min\u{2013}max).\n\n| figure | |\n|---|---|\n",
+         request of the one who makes it, so they hold the store's fsync too. Certificates: what workloads do (keys, checking what they\n\
+         get) is on the same cores, but no part of a CPU time; a pair under constant load has core 0 with its backend and the load,\n\
+         the control plane and those that renew have core 1. Rounds: {}. Median (min\u{2013}max).\n\n| figure | |\n|---|---|\n",
         options.rounds
     );
+    let mut rows = kept;
     for name in &figures.order {
         let values = figures.all.get(name).cloned().unwrap_or_default();
         let digits = if values.iter().all(|value| *value < 100.0) {
@@ -444,7 +482,14 @@ fn render(figures: &Figures, options: &Options) -> String {
         } else {
             0
         };
-        let _ = writeln!(text, "| {name} | {} |", spread(values, digits));
+        let line = format!("| {name} | {} |", spread(values, digits));
+        match rows.iter_mut().find(|(kept, _)| kept == name) {
+            Some((_, kept)) => *kept = line,
+            None => rows.push((name.clone(), line)),
+        }
+    }
+    for (_, line) in rows {
+        let _ = writeln!(text, "{line}");
     }
     text
 }

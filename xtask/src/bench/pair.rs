@@ -12,13 +12,16 @@ use crate::setup;
 
 /// Where the server's proxy listens.
 const BETWEEN: &str = "127.0.0.1:18120";
+/// Of the control plane of our pair.
+pub const XDS: &str = "127.0.0.1:18121";
+pub const ADMIN: &str = "127.0.0.1:18122";
+/// Its folder, within the benchmark's.
+pub const DATA: &str = "phalanx-pair";
 
 /// A control plane with its own authority, and two sidecars that joined by tokens; nothing is configured beyond the services.
 pub fn phalanx(root: &Path, work: &Path) -> anyhow::Result<Running> {
-    const XDS: &str = "127.0.0.1:18121";
-    const ADMIN: &str = "127.0.0.1:18122";
     let binary = root.join("target/release/phalanx");
-    let data = work.join("phalanx-pair");
+    let data = work.join(DATA);
     let _ = fs::remove_dir_all(&data);
     fs::create_dir_all(&data)?;
     let mut control = Command::new("taskset");

@@ -3,12 +3,15 @@
 //!
 //! `mesh ADMIN SERVICES`, `streams XDS CLUSTERS`, `open N`, `reopen N`, `change URL-OF-A-PEER|ADMIN`, `close`,
 //! `crowd INSTANCES SERVICES`, `register XDS`, `beat XDS RATE S`, `lookup DNS RATE S`, `both XDS DNS BEATS LOOKUPS S`,
-//! `etcd-register URL N`, `etcd-beat URL N S`.
+//! `etcd-register URL N`, `etcd-beat URL N S`, `sign S`, `join ADMIN XDS DATA N`, `renew new|open`, `renew-for S`, `waves S`,
+//! `pulse ADDRESS HOST CONNECTIONS RATE S`.
 
 #[path = "bench_control/etcd.rs"]
 mod etcd;
 #[path = "bench_control/grpc.rs"]
 mod grpc;
+#[path = "bench_control/identity.rs"]
+mod identity;
 #[path = "bench_control/mesh.rs"]
 mod mesh;
 #[path = "bench_control/registry.rs"]
@@ -22,6 +25,7 @@ use anyhow::{Context, bail};
 use serde_json::{Value as Json, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
+use identity::Workloads;
 use registry::Crowd;
 use streams::Fleet;
 
@@ -44,6 +48,7 @@ async fn main() -> anyhow::Result<()> {
 struct Load {
     fleet: Option<Fleet>,
     crowd: Option<Crowd>,
+    workloads: Workloads,
     changes: u32,
 }
 
@@ -99,6 +104,21 @@ impl Load {
             }
             ["etcd-beat", address, count, time] => {
                 etcd::beat(address.parse()?, count.parse()?, seconds(time)?).await
+            }
+            ["sign", time] => identity::sign(seconds(time)?),
+            ["join", admin, xds, data, count] => {
+                let (joined, answer) = Workloads::join(admin, xds, data, count.parse()?).await?;
+                self.workloads = joined;
+                Ok(answer)
+            }
+            ["renew", "new"] => self.workloads.renew(true).await,
+            ["renew", "open"] => self.workloads.renew(false).await,
+            ["renew-for", time] => self.workloads.renew_for(seconds(time)?).await,
+            ["waves", time] => self.workloads.waves(seconds(time)?).await,
+            ["pulse", address, host, connections, rate, time] => {
+                let address = address.parse()?;
+                let (connections, rate) = (connections.parse()?, rate.parse()?);
+                identity::pulse(address, host, connections, rate, seconds(time)?).await
             }
             _ => bail!("no such command: {}", words.join(" ")),
         }
