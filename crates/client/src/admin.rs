@@ -35,6 +35,8 @@ pub struct Admin {
     /// None: in plain text.
     secure: Option<Secure>,
     token: Option<Token>,
+    /// It was said that it speaks TLS.
+    https: bool,
 }
 
 /// Not to be seen in a log.
@@ -70,6 +72,9 @@ pub enum AdminError {
         #[source]
         source: SecureError,
     },
+    /// There is a token or an `https://` address, and nobody to trust.
+    #[error("no roots are given to trust, and {what} is not to be used in plain text")]
+    Rootless { what: &'static str },
     /// Hung up before it was known who it is.
     #[error("the handshake with {address} broke")]
     Handshake {
@@ -111,6 +116,10 @@ impl AdminError {
                 "is `phalanx control` or `phalanx demo` running? ask elsewhere with --admin HOST:PORT or PHALANX_ADMIN (now {address})"
             )),
             Self::Untrusted { source, .. } => source.hint(),
+            Self::Rootless { .. } => Some(
+                "export PHALANX_ROOTS (the control plane's DATA/admin/roots.pem), or leave the token away where `--open` is meant"
+                    .to_owned(),
+            ),
             Self::Handshake { .. } => Some(
                 "does it speak TLS? is it the admin port (15080 by default), and no proxy in between?"
                     .to_owned(),
@@ -150,8 +159,9 @@ impl AdminError {
 }
 
 impl Admin {
-    /// `address` is `HOST:PORT`, with or without `http://` before it.
+    /// `address` is `HOST:PORT`, with or without `http://` before it; with `https://` it is asked over TLS or not at all.
     pub fn new(address: &str) -> Self {
+        let https = address.starts_with("https://");
         let address = address
             .strip_prefix("http://")
             .or_else(|| address.strip_prefix("https://"))
@@ -162,6 +172,7 @@ impl Admin {
             timeout: CALL_TIMEOUT,
             secure: None,
             token: None,
+            https,
         }
     }
 
@@ -174,7 +185,8 @@ impl Admin {
         }
     }
 
-    /// As the user whose token this is. It is sent over TLS only.
+    /// As the user whose token this is. It is sent over TLS only; without roots nothing is asked at all, for what only that
+    /// user should say or hear would go in plain text.
     #[must_use]
     pub fn with_token(self, token: &str) -> Self {
         Self {
@@ -579,6 +591,22 @@ mod tests {
         assert!(error.is_unreachable(), "{error}");
         assert!(error.to_string().contains(&format!("127.0.0.1:{port}")));
         assert!(error.hint().unwrap().contains("PHALANX_ADMIN"));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_asked_in_plain_text_that_was_meant_to_be_secret() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        for admin in [
+            Admin::new(&address).with_token("phalanx-user.a.b"),
+            Admin::new(&format!("https://{address}")),
+        ] {
+            let error = admin.proxies().await.unwrap_err();
+            assert!(matches!(error, AdminError::Rootless { .. }), "{error:?}");
+            assert!(error.hint().unwrap().contains("PHALANX_ROOTS"));
+        }
+        let came = tokio::time::timeout(Duration::from_millis(50), listener.accept()).await;
+        assert!(came.is_err(), "nobody called");
     }
 
     #[tokio::test]

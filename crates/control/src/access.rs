@@ -3,6 +3,7 @@
 //!
 //! Decided once per request or stream, never per message. Sockets are `listen`'s, what is asked for is everybody else's.
 
+mod crowd;
 mod gate;
 mod local;
 mod refusals;
@@ -19,6 +20,7 @@ use phalanx_model::identity::{CONTROL_SERVICE, SYSTEM_NAMESPACE, SpiffeId};
 use phalanx_pki::verifier::Peer;
 use tonic::Status;
 
+pub use crowd::{Crowd, Place, Standing};
 pub use gate::{METHODS, gated};
 pub use local::{Local, LocalError};
 pub use refusals::Refusals;
@@ -73,6 +75,8 @@ pub struct Arrival {
     pub local: Option<SocketAddr>,
     pub remote: Option<SocketAddr>,
     pub who: Who,
+    /// To be told when a token was as good as a certificate.
+    pub standing: Standing,
 }
 
 /// The rules, with the users. Cheap to clone.

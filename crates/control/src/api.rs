@@ -255,13 +255,19 @@ async fn ask(
     let token = user::token(request.headers());
     match api.inner.access.judge(&who, token, needs) {
         Ok(who) => {
+            let arrival = request.extensions().get::<Arrival>();
+            if let (Who::User { .. }, Some(arrival)) = (&who, arrival) {
+                arrival.standing.proven();
+            }
             request.extensions_mut().insert(who);
             next.run(request).await
         }
         Err(refused) => {
             let peer = request.extensions().get::<Arrival>().and_then(|a| a.remote);
             let path = request.uri().path();
-            tracing::info!(?peer, path, reason = refused.as_str(), "a request is refused");
+            if api.inner.access.refusals().may_tell() {
+                tracing::info!(?peer, path, reason = refused.as_str(), "a request is refused");
+            }
             denied(refused).into_response()
         }
     }
@@ -342,9 +348,11 @@ fn check(method: &Method, headers: &HeaderMap, via: Via) -> Result<(), Failure> 
             .map(|value| value.to_str().unwrap_or_default())
     };
     let host = text(header::HOST).unwrap_or_default();
-    if headers.get_all(header::HOST).iter().count() > 1 {
-        let error = "more than one host header";
-        return Err(Failure::new(StatusCode::BAD_REQUEST, error).hint("send one"));
+    for name in [header::HOST, header::ORIGIN, header::CONTENT_TYPE] {
+        if headers.get_all(&name).iter().count() > 1 {
+            let error = format!("more than one {name} header");
+            return Err(Failure::new(StatusCode::BAD_REQUEST, error).hint("send one"));
+        }
     }
     if !via.is_ours(host) {
         return Err(not_ours(host));

@@ -219,6 +219,8 @@ pub enum CaError {
     TrustDomain { id: SpiffeId, ours: TrustDomain },
     #[error("the certificate {serial} was revoked, so it renews nothing")]
     Revoked { serial: String },
+    #[error("the certificate {serial} ended at {until}, so it renews nothing")]
+    Ended { serial: String, until: UnixMillis },
     #[error("{id} has {max} living certificates, which is the most")]
     LeavesFull { id: SpiffeId, max: usize },
     #[error("the issuance log is full: {max} certificates are alive")]
@@ -282,6 +284,7 @@ impl CaError {
             | Self::Reserved { .. }
             | Self::TrustDomain { .. }
             | Self::Revoked { .. }
+            | Self::Ended { .. }
             | Self::Join(JoinError::Expired { .. } | JoinError::Zone) => Fault::Denied,
             Self::Csr(_)
             | Self::Join(_)

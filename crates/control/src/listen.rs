@@ -48,7 +48,7 @@ impl Connections {
         Self {
             listener,
             seats: Arc::new(Semaphore::new(most)),
-            door: Arc::new(door),
+            door: Arc::new(door.with_seats(most)),
             stop,
         }
     }

@@ -5,12 +5,15 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Largest file that is read: a bundle of certificates, a key, a token.
 pub const FILE_MAX: u64 = 1024 * 1024;
 /// Mode of what only its owner may read.
 const PRIVATE: u32 = 0o600;
 const PUBLIC: u32 = 0o644;
+/// How old a set is that nobody is writing any more.
+const ABANDONED: Duration = Duration::from_secs(600);
 /// The link through which readers of a set see it, as Kubernetes' mounted secrets have it.
 const DATA: &str = "..data";
 
@@ -61,16 +64,25 @@ pub fn read(path: &Path, access: Access) -> Result<Vec<u8>, FileError> {
     Ok(bytes)
 }
 
-/// Makes a directory (and those above it) that only its owner may enter.
+/// Makes a directory (and those above it) that only its owner may enter. One that is there and that others may write to is
+/// refused: they could put files of theirs in the place of ours.
 ///
 /// # Errors
-/// [`FileError::Write`]
+/// [`FileError::Write`], [`FileError::Shared`]
 pub fn private_dir(path: &Path) -> Result<(), FileError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|source| FileError::Write {
+    let meta = made.and_then(|()| fs::metadata(path));
+    let meta = meta.map_err(|source| FileError::Write {
         path: path.to_owned(),
         source,
-    })
+    })?;
+    if meta.mode() & 0o022 != 0 {
+        return Err(FileError::Shared {
+            path: path.to_owned(),
+            mode: meta.mode() & 0o777,
+        });
+    }
+    Ok(())
 }
 
 /// Writes a temporary file beside the target, syncs it, renames it over the target and syncs the directory: a reader sees
@@ -128,7 +140,22 @@ pub fn write_set(dir: &Path, files: &[(&str, &[u8], Access)]) -> Result<(), File
     if let Some(old) = old.filter(|old| is_set_name(old)) {
         let _ = fs::remove_dir_all(dir.join(old));
     }
+    sweep(dir, Path::new(&fresh));
     Ok(())
+}
+
+/// Removes sets that a writer left behind which was killed: there are keys in them. One that is being written is young.
+fn sweep(dir: &Path, current: &Path) {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let name = Path::new(&name);
+        let age = entry.metadata().and_then(|m| m.modified()).ok();
+        let age = age.and_then(|at| at.elapsed().ok());
+        if is_set_name(name) && name != current && age.is_some_and(|age| age > ABANDONED) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 fn fill_set(dir: &Path, fresh: &str, files: &[(&str, &[u8], Access)]) -> io::Result<()> {
@@ -206,6 +233,8 @@ pub enum FileError {
     },
     #[error("{} has mode {mode:o}, so others can read the secret in it (chmod 600)", path.display())]
     Open { path: PathBuf, mode: u32 },
+    #[error("the directory {} has mode {mode:o}, so others can put files of theirs in it (chmod go-w)", path.display())]
+    Shared { path: PathBuf, mode: u32 },
     #[error("{} is larger than {FILE_MAX} bytes", path.display())]
     TooLarge { path: PathBuf },
 }
@@ -225,6 +254,18 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         let refused = read(&path, Access::Private).unwrap_err();
         assert!(refused.to_string().contains("mode 640"), "{refused}");
+    }
+
+    #[test]
+    fn a_private_directory_that_others_can_write_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca");
+        private_dir(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o700);
+        for (mode, is_taken) in [(0o755, true), (0o777, false), (0o770, false)] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(private_dir(&path).is_ok(), is_taken, "{mode:o}");
+        }
     }
 
     #[test]
@@ -258,6 +299,24 @@ mod tests {
             read(&dir.path().join("key.pem"), Access::Private).unwrap(),
             b"three"
         );
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_removed_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let orphan = |name: &str, age: Duration| {
+            let path = dir.path().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("key.pem"), b"secret").unwrap();
+            let at = std::time::SystemTime::now() - age;
+            File::open(&path).unwrap().set_modified(at).unwrap();
+            path
+        };
+        let old = orphan("..00112233445566aa", 2 * ABANDONED);
+        let young = orphan("..00112233445566bb", Duration::ZERO);
+        let foreign = orphan("..data_of_others", 2 * ABANDONED);
+        write_set(dir.path(), &[("key.pem", b"new", Access::Private)]).unwrap();
+        assert!(!old.exists() && young.exists() && foreign.exists());
     }
 
     #[test]

@@ -14,8 +14,16 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Line for T {}
 
 impl Admin {
     /// # Errors
-    /// [`AdminError::Unreachable`], [`AdminError::Untrusted`]
+    /// [`AdminError::Unreachable`], [`AdminError::Untrusted`], [`AdminError::Rootless`]
     pub(super) async fn connect(&self) -> Result<Box<dyn Line>, AdminError> {
+        match (&self.secure, &self.token) {
+            (None, Some(_)) => return Err(AdminError::Rootless { what: "a token" }),
+            (None, None) if self.https => {
+                let what = "an https:// address";
+                return Err(AdminError::Rootless { what });
+            }
+            _ => {}
+        }
         let unreachable = |source: io::Error| AdminError::Unreachable {
             address: self.address.clone(),
             source: source.into(),

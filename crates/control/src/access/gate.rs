@@ -9,7 +9,7 @@ use tonic::service::Routes;
 use tonic::transport::server::TcpConnectInfo;
 use tonic::{Code, Status};
 
-use super::{Access, Arrival, Denied, Needs, Role, Who};
+use super::{Access, Arrival, Denied, Needs, Role, Standing, Who};
 
 /// By service and method; `*` is every method of a service.
 pub const METHODS: [(&str, &str, Needs); 18] = [
@@ -95,9 +95,9 @@ async fn gate(State(access): State<Access>, mut request: Request, next: Next) ->
 /// With who it is, and the addresses where tonic looks for them.
 fn admit(access: &Access, request: &mut Request) -> Result<(), Status> {
     let arrival = request.extensions_mut().remove::<Arrival>();
-    let (who, local_addr, remote_addr) = match arrival {
-        Some(arrival) => (arrival.who, arrival.local, arrival.remote),
-        None => (Who::Nobody, None, None),
+    let (who, local_addr, remote_addr, standing) = match arrival {
+        Some(arrival) => (arrival.who, arrival.local, arrival.remote, arrival.standing),
+        None => (Who::Nobody, None, None, Standing::default()),
     };
     let token = request.headers().get(header::AUTHORIZATION);
     let token = token.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
@@ -107,9 +107,14 @@ fn admit(access: &Access, request: &mut Request) -> Result<(), Status> {
         None => Err(Denied::Unknown),
     };
     let who = judged.map_err(|denied| {
-        tracing::info!(peer = ?remote_addr, path, reason = denied.as_str(), "a call is refused");
+        if access.refusals().may_tell() {
+            tracing::info!(peer = ?remote_addr, path, reason = denied.as_str(), "a call is refused");
+        }
         status(denied)
     })?;
+    if matches!(who, Who::User { .. }) {
+        standing.proven();
+    }
     let info = TcpConnectInfo {
         local_addr,
         remote_addr,

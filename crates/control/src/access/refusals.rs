@@ -33,6 +33,11 @@ impl Refusals {
         *self.inner().denied.entry(reason).or_default() += 1;
     }
 
+    /// Whether one that was turned down should be logged.
+    pub fn may_tell(&self) -> bool {
+        self.inner().may_tell()
+    }
+
     /// By port and reason.
     pub fn of_tls(&self) -> BTreeMap<(&'static str, &'static str), u64> {
         self.inner().tls.clone()
@@ -61,3 +66,21 @@ impl Inner {
 
 const TOLD_MAX: u32 = 50;
 const TOLD_PERIOD: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_is_counted_whole_and_told_in_part() {
+        let refusals = Refusals::default();
+        let told = (0..10_000).filter(|_| {
+            refusals.denied("no_token");
+            refusals.may_tell()
+        });
+        assert_eq!(told.count(), TOLD_MAX as usize);
+        assert_eq!(refusals.of_requests()["no_token"], 10_000);
+        tokio::time::advance(TOLD_PERIOD).await;
+        assert!(refusals.may_tell());
+    }
+}

@@ -12,7 +12,7 @@ use phalanx_client::api::{LoginRequest, Me, UserRequest, UserToken, UserView, Us
 
 use super::Api;
 use super::answer::{Failure, Params};
-use super::write::read;
+use super::write::{read, read_within};
 use crate::access::{Needs, Role, UserError, UserRecord, Who};
 
 pub async fn add(
@@ -77,7 +77,8 @@ pub async fn me(Extension(who): Extension<Who>) -> Json<Me> {
 }
 
 pub async fn login(State(api): State<Api>, body: Body) -> Result<Response, Failure> {
-    let request: LoginRequest = read(body).await?;
+    // Anybody may send it.
+    let request: LoginRequest = read_within(body, LOGIN_MAX).await?;
     let access = &api.inner.access;
     let who = access.judge(
         &Who::Nobody,
@@ -159,3 +160,5 @@ impl From<UserError> for Failure {
 /// The prefix makes browsers insist on TLS and on this very host.
 const COOKIE: &str = "__Host-phalanx";
 const SESSION: Duration = Duration::from_secs(12 * 3600);
+/// Of a body with a token.
+const LOGIN_MAX: usize = 4096;

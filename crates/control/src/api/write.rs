@@ -74,25 +74,28 @@ async fn around(api: &Api, looks: bool) -> Around {
 }
 
 pub(super) async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Failure> {
-    let bytes =
-        match tokio::time::timeout(BODY_TIME_MAX, axum::body::to_bytes(body, BODY_BYTES_MAX)).await
-        {
-            Ok(Ok(bytes)) => bytes,
-            Ok(Err(_)) => {
-                let error = format!(
-                    "the body is over {} MiB, or broke off",
-                    BODY_BYTES_MAX / (1024 * 1024)
-                );
-                return Err(Failure::new(StatusCode::PAYLOAD_TOO_LARGE, error)
-                    .hint("apply fewer files at once"));
-            }
-            Err(_) => {
-                return Err(Failure::new(
-                    StatusCode::REQUEST_TIMEOUT,
-                    "the body did not come in time",
-                ));
-            }
-        };
+    read_within(body, BODY_BYTES_MAX).await
+}
+
+/// As [`read`], of at most so many bytes.
+pub(super) async fn read_within<T: DeserializeOwned>(
+    body: Body,
+    most: usize,
+) -> Result<T, Failure> {
+    let bytes = match tokio::time::timeout(BODY_TIME_MAX, axum::body::to_bytes(body, most)).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(_)) => {
+            let error = format!("the body is over {}, or broke off", size(most));
+            return Err(Failure::new(StatusCode::PAYLOAD_TOO_LARGE, error)
+                .hint("apply fewer files at once"));
+        }
+        Err(_) => {
+            return Err(Failure::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "the body did not come in time",
+            ));
+        }
+    };
     serde_json::from_slice(&bytes).map_err(|e| {
         Failure::new(
             StatusCode::BAD_REQUEST,
@@ -100,6 +103,13 @@ pub(super) async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Failure> 
         )
         .hint("see GET /openapi.json")
     })
+}
+
+fn size(bytes: usize) -> String {
+    match bytes >> 20 {
+        0 => format!("{} KiB", bytes >> 10),
+        mib => format!("{mib} MiB"),
+    }
 }
 
 const BODY_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(30);

@@ -43,6 +43,7 @@ impl CaError {
             Self::Reserved { .. } => "reserved_name",
             Self::TrustDomain { .. } => "wrong_trust_domain",
             Self::Revoked { .. } => "revoked",
+            Self::Ended { .. } => "expired",
             Self::Csr(CsrError::Wildcard { .. }) => "wildcard_name",
             Self::Csr(CsrError::NotOwned { .. }) => "foreign_name",
             Self::Csr(_) => "bad_request",

@@ -8,7 +8,7 @@ use phalanx_pki::csr::Csr;
 use phalanx_pki::issuer::{Attestation, Issued, Order};
 use phalanx_pki::key::{Key, KeyKind};
 use phalanx_pki::name::{Name, Workload};
-use phalanx_pki::verifier::Peer;
+use phalanx_pki::verifier::{Peer, SKEW};
 use phalanx_pki::x509::Serial;
 use phalanx_store::Op;
 
@@ -111,11 +111,18 @@ impl Ca {
     /// The next certificate of somebody who has one: the same names, and no others.
     ///
     /// # Errors
-    /// [`CaError::Revoked`], [`CaError`]
+    /// [`CaError::Revoked`], [`CaError::Ended`], [`CaError`]
     pub async fn renew(&self, peer: &Peer, csr: &Csr) -> Result<Issued, CaError> {
         let workload = self.workload_of(peer)?;
         self.check_workload(&workload)?;
         self.check_standing(&peer.serial)?;
+        // Expiry closes no connection: this one may be older than its certificate was good for.
+        if self.now().minus(SKEW) > peer.not_after {
+            return Err(CaError::Ended {
+                serial: peer.serial.to_string(),
+                until: peer.not_after,
+            });
+        }
         csr.check_owned(&workload)?;
         let serial = peer.serial.clone();
         let terms = Terms {

@@ -136,8 +136,12 @@ impl Jwks {
         {
             return Ok(keys.clone());
         }
-        if self.current().is_none() && !self.may_try() {
-            return Err(JwksError::Later);
+        // Whoever waited here for another's attempt has had his own: tokens of strangers keep nobody for longer.
+        let tried = self.state().tried.is_some_and(|at| at >= asked);
+        match self.current() {
+            Some(keys) if tried => return Ok(keys),
+            None if tried || !self.may_try() => return Err(JwksError::Later),
+            _ => {}
         }
         self.state().tried = Some(Instant::now());
         let json = match &self.config.source {
@@ -232,6 +236,9 @@ where
     let host = uri.authority().map_or("", |a| a.as_str());
     let mut request = http::Request::get(path).header("host", host);
     if let Some(token) = token {
+        if uri.scheme_str() != Some("https") {
+            return Err(JwksError::PlainToken);
+        }
         let secret = files::read(token, Access::Public)?;
         let secret = String::from_utf8_lossy(&secret).trim().to_owned();
         request = request.header("authorization", format!("Bearer {secret}"));
@@ -274,6 +281,10 @@ pub enum JwksError {
     Content(#[source] JwtError),
     #[error("`{url}` is no address of a JWKS (http://HOST/PATH or https://HOST/PATH)")]
     Url { url: String },
+    #[error(
+        "the token that the JWKS is asked for with is not sent in plain text: the address has to be https"
+    )]
+    PlainToken,
     #[error("a JWKS over https needs the roots that its server's certificate ends in")]
     NoRoots,
     #[error("{} has no root for the JWKS's server", path.display())]

@@ -10,7 +10,7 @@ use super::record::TrustingRecord;
 
 /// Most streams at once, and of one certificate.
 pub const STREAMS_MAX: usize = 20_000;
-pub const STREAMS_PER_PEER_MAX: usize = 4;
+pub const STREAMS_PER_PEER_MAX: usize = 8;
 
 #[derive(Debug, Default)]
 pub(super) struct Peers {

@@ -23,7 +23,7 @@ use super::tend::chain;
 use super::{Bundle, Ca, CaError, Fault, JoinRequest};
 use crate::access::Who;
 
-/// Joins and renewals that are worked on at once; more wait.
+/// Joins that are worked on at once, and renewals; more wait.
 const AT_ONCE: usize = 64;
 /// How long one waits for its turn.
 const WAIT: Duration = Duration::from_secs(10);
@@ -37,7 +37,9 @@ const GRANTED: &str = "granted";
 #[derive(Clone)]
 pub struct Service {
     ca: Ca,
-    turns: Arc<Semaphore>,
+    /// Of joins, which anybody may try, and of renewals: the first can't hold up the second.
+    joins: Arc<Semaphore>,
+    renewals: Arc<Semaphore>,
 }
 
 impl Ca {
@@ -45,7 +47,8 @@ impl Ca {
     pub fn service(&self) -> IdentityServer<Service> {
         let service = Service {
             ca: self.clone(),
-            turns: Arc::new(Semaphore::new(AT_ONCE)),
+            joins: Arc::new(Semaphore::new(AT_ONCE)),
+            renewals: Arc::new(Semaphore::new(AT_ONCE)),
         };
         IdentityServer::new(service).max_decoding_message_size(MESSAGE_MAX)
     }
@@ -57,7 +60,7 @@ impl Identity for Service {
         &self,
         request: Request<wire::JoinRequest>,
     ) -> Result<Response<wire::Certificate>, Status> {
-        let _turn = self.turn().await?;
+        let _turn = turn(&self.joins).await?;
         let asked = request.into_inner();
         let proof = match asked.proof {
             Some(wire::join_request::Proof::JoinToken(token)) => Proof::JoinToken(token),
@@ -86,7 +89,7 @@ impl Identity for Service {
         request: Request<wire::RenewRequest>,
     ) -> Result<Response<wire::Certificate>, Status> {
         let peer = workload(&request)?;
-        let _turn = self.turn().await?;
+        let _turn = turn(&self.renewals).await?;
         let whom = peer.id.to_string();
         let csr = Csr::from_der(&request.get_ref().csr).map_err(CaError::from);
         let issued = match csr {
@@ -150,12 +153,6 @@ impl Service {
         }
     }
 
-    async fn turn(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Status> {
-        let turn = tokio::time::timeout(WAIT, self.turns.clone().acquire_owned()).await;
-        let busy = || Status::unavailable("too many ask for certificates at once");
-        turn.map_err(|_| busy())?.map_err(|_| busy())
-    }
-
     async fn answer(&self, issued: &Issued) -> wire::Certificate {
         let staple = self.ca.staple(&issued.record.serial).await;
         wire::Certificate {
@@ -164,6 +161,12 @@ impl Service {
             staple: staple.unwrap_or_default(),
         }
     }
+}
+
+async fn turn(turns: &Arc<Semaphore>) -> Result<tokio::sync::OwnedSemaphorePermit, Status> {
+    let turn = tokio::time::timeout(WAIT, turns.clone().acquire_owned()).await;
+    let busy = || Status::unavailable("too many ask for certificates at once");
+    turn.map_err(|_| busy())?.map_err(|_| busy())
 }
 
 fn workload<T>(request: &Request<T>) -> Result<Arc<Peer>, Status> {

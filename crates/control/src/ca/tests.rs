@@ -356,6 +356,21 @@ async fn a_renewal_keeps_the_zone_and_a_revoked_certificate_renews_nothing() {
 }
 
 #[tokio::test]
+async fn a_connection_that_outlived_its_certificate_renews_nothing() {
+    let plane = Plane::first().await;
+    let ca = plane.open().await;
+    let battle = workload("battle");
+    let (_, csr) = request(&battle);
+    let issued = ca.issue(&battle, &csr, None, operator()).await.unwrap();
+    let known = peer(&ca, &issued);
+    plane.clock.set(known.not_after);
+    ca.renew(&known, &csr).await.unwrap();
+    plane.clock.advance(Duration::from_secs(1));
+    let refused = ca.renew(&known, &csr).await;
+    assert!(matches!(refused, Err(CaError::Ended { .. })), "{refused:?}");
+}
+
+#[tokio::test]
 async fn the_own_certificate_has_host_names_and_is_renewed_in_time() {
     let plane = Plane::first().await;
     let ca = plane.open().await;
@@ -579,7 +594,7 @@ async fn a_lost_ca_is_replaced_only_when_nobody_has_a_certificate_of_it() {
     fs::remove_dir_all(&plane.config.dir).unwrap();
     let error = plane.try_open().await.err().unwrap();
     assert!(
-        matches!(error, CaError::Place(PlaceError::NoIntermediate { .. })),
+        matches!(error, CaError::Place(PlaceError::KeysLost { .. })),
         "{error}"
     );
     plane.clock.advance(73 * HOUR);

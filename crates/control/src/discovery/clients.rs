@@ -185,7 +185,8 @@ fn wanted(matchers: &[NodeMatcher]) -> Result<Option<BTreeSet<String>>, Status> 
 /// One answer in the making.
 #[derive(Default)]
 struct Answer {
-    nodes: BTreeMap<String, (Arc<Identity>, Resources)>,
+    /// By id and service.
+    nodes: BTreeMap<(String, String), (Arc<Identity>, Resources)>,
     bytes: usize,
 }
 
@@ -198,7 +199,7 @@ impl Answer {
         let unserved = inventory.unserved.into_iter().map(not_served);
         let (_, resources) = self
             .nodes
-            .entry(node.id.clone())
+            .entry((node.id.clone(), node.service.clone()))
             .or_insert_with(|| (node.clone(), Resources::new()));
         for config in items.chain(unserved) {
             self.bytes += size(&config);

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use phalanx_model::ServiceName;
 use phalanx_pki::verifier::Peer;
 use phalanx_xds::Kind;
 use tokio::sync::watch;
@@ -33,14 +34,21 @@ struct Inner {
 struct State {
     next: u64,
     streams: BTreeMap<u64, ProxyState>,
-    /// By id.
-    nodes: BTreeMap<String, Streams>,
+    /// What a node calls itself is its own word; its service is proven. So nobody speaks for another service's.
+    nodes: BTreeMap<Name, Streams>,
     /// The nodes that refuse nothing, by what they have acknowledged; a node stands under its newest stream.
     acked: BTreeSet<(u64, u64)>,
     /// The other nodes, likewise.
     refusing: BTreeSet<u64>,
     /// Of the last [`PUSHES_MAX`] revisions, oldest first.
     pushes: VecDeque<Push>,
+}
+
+/// A node of a service.
+type Name = (String, ServiceName);
+
+fn name(node: &Node) -> Name {
+    (node.id.clone(), node.service.clone())
 }
 
 /// What one node has open.
@@ -79,7 +87,7 @@ impl State {
     }
 
     fn connect(&mut self, proxy: ProxyState) -> u64 {
-        let (stream, id) = (self.next, proxy.node.id.clone());
+        let (stream, id) = (self.next, name(&proxy.node));
         self.next += 1;
         self.streams.insert(stream, proxy);
         self.nodes.entry(id.clone()).or_default().all.push(stream);
@@ -91,15 +99,15 @@ impl State {
         let Some(proxy) = self.streams.remove(&stream) else {
             return;
         };
-        let id = &proxy.node.id;
-        if let Some(node) = self.nodes.get_mut(id) {
+        let id = name(&proxy.node);
+        if let Some(node) = self.nodes.get_mut(&id) {
             node.all.retain(|other| *other != stream);
         }
-        self.file(id);
+        self.file(&id);
     }
 
     /// Takes a node into the set it belongs to now.
-    fn file(&mut self, id: &str) {
+    fn file(&mut self, id: &Name) {
         let Some(node) = self.nodes.get(id) else {
             return;
         };
@@ -330,7 +338,8 @@ impl Fleet {
             elapsed: None,
         };
         reach.applied = state.acked.len() - reach.waiting.len();
-        let summary = |stream: &u64| state.nodes.get(&id(stream)?)?.summary;
+        let named = |stream: &u64| Some(name(&state.streams.get(stream)?.node));
+        let summary = |stream: &u64| state.nodes.get(&named(stream)?)?.summary;
         let refusing = state.refusing.iter();
         for (stream, node) in refusing.filter_map(|s| Some((s, summary(s)?))) {
             // What was refused of an older revision says nothing about this one.
@@ -416,7 +425,7 @@ impl Seat {
         }
         proxy.counted = proxy.counted.max(acked);
         (proxy.target, proxy.acked, proxy.refused) = (target, acked, refused);
-        let id = proxy.node.id.clone();
+        let id = name(&proxy.node);
         state.file(&id);
         drop(state);
         self.fleet.touch();
@@ -448,7 +457,6 @@ const PUSHES_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests {
-    use phalanx_model::ServiceName;
 
     use super::*;
 
@@ -461,7 +469,6 @@ mod tests {
             instance: "m1".into(),
             outbound: None,
             agent: "envoy".into(),
-            tls: Default::default(),
             tls: Default::default(),
         }
     }
@@ -482,6 +489,24 @@ mod tests {
         assert_eq!((fleet.reach(4).applied, fleet.reach(4).proxies), (1, 2));
         drop((old, other));
         assert_eq!(fleet.reach(4), Reach::default());
+    }
+
+    #[test]
+    fn a_node_of_another_service_that_calls_itself_the_same_changes_nothing() {
+        let fleet = Fleet::default();
+        let good = fleet.connect(&node("a"), "", "delta", Lane::default());
+        good.report(3, 3, Vec::new());
+        let service = ServiceName::new("default", "shop");
+        let liar = Node {
+            service,
+            ..node("a")
+        };
+        let liar = fleet.connect(&liar, "", "delta", Lane::default());
+        liar.report(4, 4, Vec::new());
+        assert_eq!((fleet.reach(4).applied, fleet.nodes()), (1, 2));
+        assert_eq!(fleet.reach(4).waiting, ["a"]);
+        good.report(4, 4, Vec::new());
+        assert_eq!(fleet.reach(4).applied, 2);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,13 +1,14 @@
 //! What nodes refused outlives their streams, so that one that reconnects is not first sent the same offending bytes.
 //!
 //! In memory only, for a bounded number of nodes and time: after that, or once a node comes with another build or holding
-//! nothing, it may try again. Nobody proves its id yet, so what one says counts for its own address only.
+//! nothing, it may try again. Nobody proves its id, so what one says counts for its own service and address only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use phalanx_model::ServiceName;
 use phalanx_xds::Kind;
 use phalanx_xds::server::Nack;
 use tokio::time::Instant;
@@ -26,6 +27,7 @@ pub struct Memory {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Who {
     id: String,
+    service: ServiceName,
     agent: String,
     address: Option<IpAddr>,
 }
@@ -34,6 +36,7 @@ impl Who {
     pub fn new(node: &Node, address: Option<IpAddr>) -> Self {
         Self {
             id: node.id.clone(),
+            service: node.service.clone(),
             agent: node.agent.clone(),
             address,
         }
@@ -171,6 +174,7 @@ mod tests {
     fn node(id: &str, agent: &str) -> Who {
         Who {
             id: id.into(),
+            service: ServiceName::new("default", "match"),
             agent: agent.into(),
             address: Some([127, 0, 0, 1].into()),
         }

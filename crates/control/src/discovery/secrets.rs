@@ -24,7 +24,7 @@ use crate::snapshot::Resources;
 /// What one peer is offered. Dropping it forgets the key.
 pub struct Secrets {
     offers: watch::Receiver<Offer>,
-    follower: Option<Follower>,
+    follower: Follower,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -37,8 +37,9 @@ struct Offer {
 }
 
 impl Secrets {
-    pub fn spawn(ca: Ca, peer: Arc<Peer>) -> Self {
-        let follower = ca.follower(&peer);
+    /// None when its certificate has too many streams already: each gets a certificate of its own.
+    pub fn spawn(ca: Ca, peer: Arc<Peer>) -> Option<Self> {
+        let follower = ca.follower(&peer)?;
         let (sender, offers) = watch::channel(Offer::default());
         let task = Making {
             ca,
@@ -46,11 +47,11 @@ impl Secrets {
             held: None,
             failures: 0,
         };
-        Self {
+        Some(Self {
             offers,
             follower,
             _task: AbortOnDropHandle::new(tokio::spawn(task.run(sender))),
-        }
+        })
     }
 
     /// Empty until the first certificate is there: whoever asks waits.
@@ -67,9 +68,6 @@ impl Secrets {
 
     /// The peer answered; what it took of it counts in a rotation.
     pub fn answered(&self, session: &Session, error: Option<&str>) {
-        let Some(follower) = &self.follower else {
-            return;
-        };
         let offer = self.offers.borrow();
         let took = |name: &str| {
             let Some(offered) = offer.resources.get(name) else {
@@ -84,7 +82,7 @@ impl Secrets {
         };
         let serial = offer.serial.clone().filter(|_| took(OWN));
         let roots = took(ROOTS).then_some(offer.roots.as_str());
-        follower.said(serial, roots, error.unwrap_or_default());
+        self.follower.said(serial, roots, error.unwrap_or_default());
     }
 }
 

@@ -246,7 +246,7 @@ impl Driver {
             .on_request(message)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
         if of_secrets {
-            self.secrets(peer, refusal.as_deref());
+            self.secrets(peer, refusal.as_deref())?;
         }
         if self.session.unserved().count() > unserved {
             let types: Vec<&str> = self.session.unserved().collect();
@@ -264,9 +264,10 @@ impl Driver {
     }
 
     /// A sidecar makes its keys itself, and proxyless gRPC takes them from files.
-    fn secrets(&mut self, peer: &mut Peer, refusal: Option<&str>) {
+    fn secrets(&mut self, peer: &mut Peer, refusal: Option<&str>) -> Result<(), Status> {
         if let Some(secrets) = &peer.secrets {
-            return secrets.answered(&self.session, refusal);
+            secrets.answered(&self.session, refusal);
+            return Ok(());
         }
         let is_asked = self.session.names(Kind::Secret).next().is_some();
         let is_stock = !peer.node.is_sidecar() && peer.proxyless.is_none();
@@ -274,8 +275,11 @@ impl Driver {
             && is_asked
             && is_stock
         {
-            peer.secrets = Some(Secrets::spawn(ca.clone(), who.clone()));
+            let spawned = Secrets::spawn(ca.clone(), who.clone());
+            let full = || Status::resource_exhausted("too many streams of this certificate ask for secrets");
+            peer.secrets = Some(spawned.ok_or_else(full)?);
         }
+        Ok(())
     }
 
     /// The compiled world that this node gets.

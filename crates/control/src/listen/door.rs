@@ -23,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{Arrival, Refusals, Who};
+use crate::access::{Arrival, Crowd, Place, Refusals, Standing, Who};
 
 /// The names of ports, as a metric's label.
 pub const XDS: &str = "xds";
@@ -38,6 +38,10 @@ pub struct Door {
     open: bool,
     refusals: Refusals,
     handshakes: Semaphore,
+    /// Who has not said a word yet.
+    silent: Arc<Crowd>,
+    /// Who came in over TLS and proved nothing.
+    strangers: Arc<Crowd>,
     live: Arc<Live>,
 }
 
@@ -77,8 +81,21 @@ impl Door {
             open,
             refusals,
             handshakes: Semaphore::new(HANDSHAKES_MAX),
+            silent: Crowd::new(CROWD_MAX),
+            strangers: Crowd::new(CROWD_MAX),
             live: Arc::default(),
         })
+    }
+
+    /// For a port with so many seats: those who prove nothing never take more than half of them.
+    #[must_use]
+    pub fn with_seats(self, seats: usize) -> Self {
+        let most = (seats / 4).min(CROWD_MAX);
+        Self {
+            silent: Crowd::new(most),
+            strangers: Crowd::new(most),
+            ..self
+        }
     }
 
     /// Of tests.
@@ -92,30 +109,30 @@ impl Door {
         // Only costs time where it fails.
         let _ = stream.set_nodelay(true);
         let local = stream.local_addr().ok();
-        let mut first = [0];
-        match timeout(FIRST_MAX, stream.peek(&mut first)).await {
-            Ok(Ok(1)) => {}
-            // A port that is looked at, by a load balancer for one, is no event.
-            Ok(_) => return None,
-            Err(_) => {
-                self.refuse(remote, "silent", "nothing was said in time");
-                return None;
-            }
-        }
-        let arrival = |who| Arrival {
+        let first = self.first(&stream, remote).await?;
+        let arrival = |who, standing| Arrival {
             local,
             remote: Some(remote),
             who,
+            standing,
         };
-        match (&self.secure, first == [HANDSHAKE]) {
+        match (&self.secure, first == HANDSHAKE) {
             (Some(secured), true) => {
                 let (stream, peer) = self.shake(secured, stream, remote).await?;
-                let cut = peer.clone().map(|peer| self.live.enter(peer));
+                let cut = match &peer {
+                    Some(peer) => Some(self.live(secured, peer, remote)?),
+                    None => None,
+                };
+                // Where plain text is taken, there are no strangers.
+                let place = (peer.is_none() && !self.open).then(|| self.strangers.enter());
+                let standing = place.as_ref().map(Place::standing).unwrap_or_default();
                 let who = peer.map_or(Who::Nobody, Who::Workload);
                 Some(Entered {
                     wire: Wire::Tls(Box::new(stream)),
-                    arrival: arrival(who),
+                    arrival: arrival(who, standing),
                     cut,
+                    place,
+                    is_over: false,
                 })
             }
             (None, true) => {
@@ -128,12 +145,52 @@ impl Door {
             }
             (_, false) if self.open => Some(Entered {
                 wire: Wire::Plain(stream),
-                arrival: arrival(Who::Open),
+                arrival: arrival(Who::Open, Standing::default()),
                 cut: None,
+                place: None,
+                is_over: false,
             }),
             (_, false) => {
                 self.refuse(remote, "plain", "plain text is not taken here");
                 let _ = timeout(ANSWER_MAX, self.answer(stream)).await;
+                None
+            }
+        }
+    }
+
+    /// The first byte, which stays where it is.
+    async fn first(&self, stream: &TcpStream, remote: SocketAddr) -> Option<u8> {
+        let mut place = self.silent.enter();
+        let mut first = [0];
+        let peeked = tokio::select! {
+            biased;
+            peeked = timeout(FIRST_MAX, stream.peek(&mut first)) => peeked,
+            () = place.pushed_out() => {
+                self.refuse(remote, CROWDED, "it said nothing, and others came");
+                return None;
+            }
+        };
+        match peeked {
+            Ok(Ok(1)) => {
+                let [first] = first;
+                Some(first)
+            }
+            // A port that is looked at, by a load balancer for one, is no event.
+            Ok(_) => None,
+            Err(_) => {
+                self.refuse(remote, "silent", "nothing was said in time");
+                None
+            }
+        }
+    }
+
+    /// Looked at again once it can be cut off: it may have been revoked since its handshake.
+    fn live(&self, secured: &Secured, peer: &Arc<Peer>, remote: SocketAddr) -> Option<Cut> {
+        let cut = self.live.enter(peer.clone());
+        match secured.identity.recheck_trust(peer) {
+            Ok(()) => Some(cut),
+            Err(refusal) => {
+                self.refuse_peer(remote, refusal);
                 None
             }
         }
@@ -229,14 +286,24 @@ pub struct Entered {
     pub wire: Wire,
     pub arrival: Arrival,
     cut: Option<Cut>,
+    place: Option<Place>,
+    is_over: bool,
 }
 
 impl Entered {
     /// Ready when the connection has to end.
     pub fn poll_cut(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        match &mut self.cut {
-            Some(cut) => Pin::new(&mut cut.is_cut).poll(context).map(drop),
-            None => Poll::Pending,
+        if !self.is_over {
+            let polled = match (&mut self.cut, &mut self.place) {
+                (Some(cut), _) => Pin::new(&mut cut.is_cut).poll(context).map(drop),
+                (None, Some(place)) => place.poll_out(context),
+                (None, None) => Poll::Pending,
+            };
+            self.is_over = polled.is_ready();
+        }
+        match self.is_over {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
         }
     }
 }
@@ -384,6 +451,10 @@ impl AsyncWrite for Wire {
 const HANDSHAKE: u8 = 0x16;
 /// Of a port, under way at the same time; others wait their turn.
 const HANDSHAKES_MAX: usize = 1024;
+/// Most of a port who have said nothing, and most who proved nothing.
+const CROWD_MAX: usize = 2048;
+/// A reason: others came after it.
+const CROWDED: &str = "crowded";
 /// Until the first byte.
 const FIRST_MAX: Duration = Duration::from_secs(10);
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
@@ -395,3 +466,6 @@ const WORDS: usize = 4096;
 const INADEQUATE_SECURITY: u32 = 0xc;
 const SPEAKS_TLS: &str = "this port speaks TLS, plain text is not taken";
 const HINT: &str = "export PHALANX_ROOTS and PHALANX_TOKEN_FILE as the control plane says at its start, or give a sidecar --token-file";
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,7 @@ use phalanx_proto::phalanx::observe::v1::ReportRequest;
 use phalanx_proto::phalanx::observe::v1::observe_client::ObserveClient;
 use phalanx_proto::phalanx::registry::v1::registry_client::RegistryClient;
 use phalanx_proto::phalanx::registry::v1::{RegisterRequest, WatchRequest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::{Code, Request};
 
 use crate::{battle_instance, config};
@@ -417,5 +418,177 @@ async fn errors_say_what_is_missing() {
     assert!(
         metrics.contains("phalanx_tls_refused_total{port=\"admin\",reason=\"plain\"} 1"),
         "{metrics}"
+    );
+}
+
+type Tls = tokio_rustls::client::TlsStream<tokio::net::TcpStream>;
+
+impl Closed {
+    /// To the admin port, as nobody, with nothing said yet.
+    async fn line(&self) -> Tls {
+        let address = self.running.admin_address();
+        let secure = Secure::try_new(trusting(self.roots()), Protocol::Http1).unwrap();
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let connected = secure.connect(stream, &address.to_string()).await;
+        connected.unwrap().0
+    }
+
+    /// The status line of the answer to some bytes.
+    async fn raw(&self, request: &str) -> String {
+        let mut line = self.line().await;
+        let _ = line.write_all(request.as_bytes()).await;
+        first_line(&mut line).await
+    }
+}
+
+async fn first_line(line: &mut Tls) -> String {
+    let mut heard = Vec::new();
+    let head = async {
+        let mut bytes = [0; 4096];
+        while !heard.windows(4).any(|four| four == b"\r\n\r\n") {
+            match line.read(&mut bytes).await {
+                Ok(count) if count > 0 => heard.extend_from_slice(&bytes[..count]),
+                _ => break,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(SOON, head).await;
+    let text = String::from_utf8_lossy(&heard).into_owned();
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+const SOON: std::time::Duration = std::time::Duration::from_secs(5);
+
+#[tokio::test]
+async fn no_way_of_writing_a_path_or_a_method_leads_around_the_roles() {
+    let closed = closed().await;
+    let request = UserRequest {
+        name: "looker".to_owned(),
+        role: "viewer".to_owned(),
+        ttl_ms: None,
+    };
+    let token = closed.admin().add_user(&request).await.unwrap().token;
+    let host = closed.running.admin_address();
+    let body = r#"{"name":"evil","role":"admin"}"#;
+    let post = format!(
+        "content-type: application/json\r\ncontent-length: {}\r\n",
+        body.len()
+    );
+    let paths = [
+        "/api/v1/users",
+        "//api/v1/users",
+        "/api//v1/users",
+        "/api/v1/users/",
+        "/api/v1/./users",
+        "/api/v1/status/../users",
+        "/api/v1/status/%2e%2e/users",
+        "/%61pi/v1/users",
+        "/api/v1/users%00",
+        "/api/v1/users%2f",
+        "/api/v1/users;role=admin",
+        "/API/V1/USERS",
+        "/api/v1/users?role=admin",
+        "/api/v1/users#x",
+        "*",
+        "api/v1/users",
+        "http://127.0.0.1/api/v1/users",
+    ];
+    let proofs = [
+        String::new(),
+        format!("authorization: Bearer {token}\r\n"),
+        format!("cookie: __Host-phalanx={token}\r\n"),
+        format!("authorization: Bearer x\r\nauthorization: Bearer {token}\r\n"),
+        format!("authorization: Bearer {token}\r\nx-forwarded-for: 127.0.0.1\r\n"),
+    ];
+    for proof in &proofs {
+        for path in paths {
+            for method in [
+                "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH",
+            ] {
+                let extra = match method {
+                    "POST" => post.as_str(),
+                    "DELETE" => "content-type: application/json\r\n",
+                    _ => "x-http-method-override: POST\r\n",
+                };
+                let body = if method == "POST" { body } else { "" };
+                let text = format!(
+                    "{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{proof}{extra}\r\n{body}"
+                );
+                let answer = closed.raw(&text).await;
+                assert!(!answer.contains(" 2"), "{method} {path} {proof}: {answer}");
+            }
+        }
+    }
+    let users = closed.admin().users().await.unwrap().items;
+    let names: Vec<&str> = users.iter().map(|user| user.name.as_str()).collect();
+    assert_eq!(names, ["admin", "looker"]);
+}
+
+#[tokio::test]
+async fn a_page_of_another_site_can_do_nothing_with_the_cookie() {
+    let closed = closed().await;
+    let token = read(&closed.data.path().join("admin/token"));
+    let host = closed.running.admin_address();
+    let send = async |origin: &str, kind: &str| {
+        let body = r#"{"name":"evil","role":"admin"}"#;
+        let text = format!(
+            "POST /api/v1/users HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncookie: a=b; __Host-phalanx={}\r\n{origin}content-type: {kind}\r\ncontent-length: {}\r\n\r\n{body}",
+            token.trim(),
+            body.len()
+        );
+        closed.raw(&text).await
+    };
+    for origin in [
+        "origin: https://evil.example\r\n".to_owned(),
+        "origin: null\r\n".to_owned(),
+        format!("origin: http://{host}\r\n"),
+        format!("origin: https://{host}.evil.example\r\n"),
+        format!("origin: https://{host}\r\norigin: https://evil.example\r\n"),
+    ] {
+        let answer = send(&origin, "application/json").await;
+        assert!(!answer.contains(" 2"), "{origin}: {answer}");
+    }
+    for kind in [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data",
+    ] {
+        let answer = send("", kind).await;
+        assert!(answer.contains("415"), "{kind}: {answer}");
+    }
+    let own = format!("origin: https://{host}\r\n");
+    let answer = send(&own, "application/json").await;
+    assert!(answer.contains("200"), "{answer}");
+}
+
+#[tokio::test]
+async fn whoever_holds_connections_and_proves_nothing_keeps_nobody_out() {
+    let closed = closed().await;
+    let address = closed.running.admin_address();
+    let token = read(&closed.data.path().join("admin/token"));
+    let me = format!(
+        "GET /api/v1/me HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {}\r\n\r\n",
+        token.trim()
+    );
+    let mut known = closed.line().await;
+    known.write_all(me.as_bytes()).await.unwrap();
+    assert!(first_line(&mut known).await.contains("200"));
+
+    // More than there are seats, each time.
+    let mut silent = Vec::new();
+    for _ in 0..150 {
+        silent.push(tokio::net::TcpStream::connect(address).await.unwrap());
+    }
+    let admin = closed.admin().with_timeout(SOON);
+    admin.proxies().await.unwrap();
+    let mut strangers = Vec::new();
+    for _ in 0..150 {
+        strangers.push(closed.line().await);
+    }
+    admin.proxies().await.unwrap();
+    known.write_all(me.as_bytes()).await.unwrap();
+    assert!(
+        first_line(&mut known).await.contains("200"),
+        "a user is not pushed out"
     );
 }

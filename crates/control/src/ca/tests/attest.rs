@@ -60,6 +60,25 @@ async fn of_many_who_show_one_token_at_once_exactly_one_joins() {
 }
 
 #[tokio::test]
+async fn one_key_that_asks_twice_at_once_is_not_taken_for_two() {
+    let plane = Plane::first().await;
+    let ca = plane.open().await;
+    let (battle, mine) = (workload("battle"), new_key());
+    let token = ca.token(&battle, HOUR, "tester").await.unwrap();
+    let joins: Vec<_> = (0..3)
+        .map(|_| {
+            let (ca, request) = (ca.clone(), join(&battle, &token, &mine));
+            tokio::spawn(async move { ca.join(request).await })
+        })
+        .collect();
+    for join in joins {
+        join.await.unwrap().unwrap();
+    }
+    let refused = ca.join(join(&battle, &token, &new_key())).await;
+    assert!(matches!(refused, Err(CaError::TokenUsed)), "{refused:?}");
+}
+
+#[tokio::test]
 async fn a_token_is_bound_to_service_zone_and_time() {
     let plane = Plane::first().await;
     let ca = plane.open().await;
@@ -313,4 +332,54 @@ async fn keys_at_an_address_are_fetched_again_and_bounded() {
     );
     joined(&new).await.unwrap();
     task.abort();
+}
+
+#[tokio::test]
+async fn a_source_of_keys_that_hangs_is_waited_for_once_by_all() {
+    let mut plane = Plane::first().await;
+    let now = plane.now();
+    let battle = workload("battle");
+    let (known, strange) = (Issuer::new("k1"), Issuer::new("k2"));
+    let (url, task) = serve(Arc::new(std::sync::Mutex::new(known.jwks()))).await;
+    let address: std::net::SocketAddr = url["http://".len()..]
+        .split_once('/')
+        .unwrap()
+        .0
+        .parse()
+        .unwrap();
+    plane.config.jwks = Some(JwksConfig {
+        source: JwksSource::Address {
+            url,
+            roots: None,
+            token: None,
+        },
+        issuer: "https://kube".into(),
+        audience: "phalanx".into(),
+    });
+    let ca = plane.open().await;
+    let token = known.token("arena:battle", "phalanx", now);
+    let key = new_key();
+    ca.join(account(&battle, &token, &key)).await.unwrap();
+    task.abort();
+    let _ = task.await;
+    let hanging = TcpListener::bind(address).await.unwrap();
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(11)).await;
+    let start = tokio::time::Instant::now();
+    let joins: Vec<_> = (0..8)
+        .map(|_| {
+            let token = strange.token("arena:battle", "phalanx", now);
+            let (ca, request) = (ca.clone(), account(&battle, &token, &key));
+            tokio::spawn(async move { ca.join(request).await })
+        })
+        .collect();
+    for join in joins {
+        join.await.unwrap().unwrap_err();
+    }
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        start.elapsed()
+    );
+    drop(hanging);
 }
