@@ -66,7 +66,10 @@ pub fn parse_admin(text: &str) -> Result<String, String> {
     };
     match address.rsplit_once(':') {
         Some((host, port)) if is_host(host) && port.parse::<u16>().is_ok_and(|p| p > 0) => {
-            Ok(address.to_owned())
+            // Who says that it speaks TLS is not asked in plain text.
+            let scheme = schemes[1];
+            let scheme = if text.starts_with(scheme) { scheme } else { "" };
+            Ok(format!("{scheme}{address}"))
         }
         _ => Err("expected HOST:PORT, such as 127.0.0.1:15080".to_owned()),
     }
@@ -119,6 +122,7 @@ mod tests {
             parse_admin("http://127.0.0.1:1/").as_deref(),
             Ok("127.0.0.1:1")
         );
+        assert_eq!(parse_admin("https://a:1/").as_deref(), Ok("https://a:1"));
         assert_eq!(parse_admin("[::1]:80").as_deref(), Ok("[::1]:80"));
         for wrong in ["garbage", "a:", ":1", "a:0", "a:99999", "a b:1", "http://"] {
             assert!(parse_admin(wrong).is_err(), "{wrong}");
