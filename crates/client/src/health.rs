@@ -5,19 +5,23 @@
 //! of answers. Who asks whom, and what follows from it, is decided elsewhere.
 
 mod ask;
+mod secured;
 mod tally;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx_model::resource::HealthCheck;
+use phalanx_model::resource::{HealthCheck, PeerTls};
+use phalanx_pki::identity::Identity;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 pub use self::ask::{Answer, ask};
+pub use self::secured::Way;
 pub use self::tally::{State, Tally};
 
 /// Whom to ask, and how.
@@ -29,8 +33,10 @@ pub struct Target {
     pub authority: String,
     /// The port of the application that a sidecar at `address` is asked for; 0 where nobody needs to be told.
     pub port: u16,
-    /// Ask over HTTP/2, without TLS; gRPC always does.
+    /// Ask over HTTP/2; gRPC always does.
     pub http2: bool,
+    /// It takes mutual TLS: whom to expect there. Who asks without any identity asks in plain text all the same.
+    pub tls: Option<PeerTls>,
     /// What is believed of it so far.
     pub before: State,
 }
@@ -55,12 +61,18 @@ pub struct Checker<K> {
 }
 
 impl<K: Ord + Clone + Debug + Send + Sync + 'static> Checker<K> {
-    /// Asks at most `at_once` at the same time. `found` hears of each answer; it must not block.
-    pub fn spawn(at_once: usize, found: impl FnMut(&K, Finding) + Send + 'static) -> Self {
+    /// Asks at most `at_once` at the same time, as `identity` where mutual TLS is taken. `found` hears of each answer; it
+    /// must not block.
+    pub fn spawn(
+        at_once: usize,
+        identity: Option<Arc<Identity>>,
+        found: impl FnMut(&K, Finding) + Send + 'static,
+    ) -> Self {
         let (targets, wanted) = watch::channel(Targets::new());
         let asking = Asking {
             wanted,
             at_once: at_once.max(1),
+            identity,
             watched: BTreeMap::new(),
             due: BTreeMap::new(),
             questions: JoinSet::new(),
@@ -90,6 +102,7 @@ impl<K> Drop for Checker<K> {
 struct Asking<K, F> {
     wanted: watch::Receiver<Targets<K>>,
     at_once: usize,
+    identity: Option<Arc<Identity>>,
     watched: BTreeMap<K, Watched>,
     /// By time and serial number, so that two may be due at once.
     due: BTreeMap<(Instant, u64), K>,
@@ -100,6 +113,8 @@ struct Asking<K, F> {
 
 struct Watched {
     target: Target,
+    /// Kept with its sessions.
+    way: Option<Way>,
     tally: Tally,
     /// Of the one place in `due`, or of the question under way; what has another number is of an earlier target.
     serial: u64,
@@ -145,10 +160,13 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static, F: FnMut(&K, Finding)> Aski
             // Not all at the same moment, and neither do two who were told at the same moment.
             let first = Instant::now() + target.check.interval.mul_f64(fastrand::f64());
             let serial = self.plan(first, key.clone());
+            let identity = self.identity.as_ref();
+            let way = identity.and_then(|identity| Way::to(&target, identity));
             self.watched.insert(
                 key,
                 Watched {
                     target,
+                    way,
                     tally,
                     serial,
                 },
@@ -174,9 +192,9 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static, F: FnMut(&K, Finding)> Aski
             let Some(watched) = self.watched.get(&key).filter(|w| w.serial == serial) else {
                 continue;
             };
-            let target = watched.target.clone();
+            let (target, way) = (watched.target.clone(), watched.way.clone());
             self.questions.spawn(async move {
-                let answer = ask(&target).await;
+                let answer = ask(&target, way.as_ref()).await;
                 (key, serial, answer)
             });
         }

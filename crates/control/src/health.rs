@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use phalanx_client::health::{Checker, Finding, Target as Asked};
 use phalanx_model::{InstanceId, ServiceName};
+use phalanx_pki::identity::Identity;
 use phalanx_store::Store;
 use phalanx_xds::hds::{Group, Reported};
 use tokio::sync::Notify;
@@ -98,6 +99,8 @@ pub struct CheckerInfo {
     pub instance: InstanceId,
     /// Whether it can ask over gRPC.
     pub grpc: bool,
+    /// Whether it can ask over mutual TLS: it has a certificate, and is one of ours.
+    pub secure: bool,
 }
 
 /// What one checker is to do.
@@ -176,17 +179,19 @@ impl Health {
         self.state().board.contains(&(service.clone(), address))
     }
 
-    /// Checks, judges and stores until `stop`. `plane` is the name of this control plane among those in the world.
+    /// Checks, judges and stores until `stop`. `plane` is the name of this control plane among those in the world;
+    /// `identity` is what it asks with itself, where mutual TLS is taken.
     pub async fn run(
         self,
         store: Store,
         plane: String,
+        identity: Option<Arc<Identity>>,
         mut published: watch::Receiver<Arc<Published>>,
         stop: CancellationToken,
     ) {
         let prober = {
             let health = self.clone();
-            Checker::spawn(PROBES_MAX, move |key: &Key, finding| {
+            Checker::spawn(PROBES_MAX, identity, move |key: &Key, finding| {
                 health.probed(key, finding)
             })
         };
@@ -409,6 +414,7 @@ impl Target {
             authority: self.authority.clone(),
             port: self.port,
             http2: self.http2,
+            tls: self.tls.clone(),
             before,
         }
     }
@@ -416,7 +422,8 @@ impl Target {
     /// Endpoints of a service that are asked the same.
     fn group(&self, key: &Key) -> String {
         let version = if self.http2 { "h2" } else { "h1" };
-        format!("{}|{}|{version}", key.0, self.port)
+        let secured = if self.tls.is_some() { "|mtls" } else { "" };
+        format!("{}|{}|{version}{secured}", key.0, self.port)
     }
 
     fn empty_group(&self, name: &str) -> Group {
@@ -426,6 +433,7 @@ impl Target {
             authority: self.authority.clone(),
             port: self.port,
             http2: self.http2,
+            tls: self.tls.clone(),
             endpoints: Vec::new(),
         }
     }

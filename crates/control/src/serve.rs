@@ -306,6 +306,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let checks = health.clone().run(
         store.clone(),
         plane.clone(),
+        ca.as_ref().map(Ca::own),
         published.clone(),
         stop.clone(),
     );

@@ -20,7 +20,7 @@ mod refusal;
 #[cfg(test)]
 mod tests;
 
-pub use refusal::Refusal;
+pub use refusal::{Refusal, is_word_on_certificate};
 
 /// How far two clocks may differ.
 pub const SKEW: Duration = Duration::from_millis(200);

@@ -74,6 +74,12 @@ impl AccessRequest for Asked<'_> {
             }
         }
     }
+
+    /// A host is the same with and without its port.
+    fn also_read(&self, name: &str) -> Option<&[u8]> {
+        let has_port = name.as_bytes() == names::HOST.as_bytes() && self.0.port().is_some();
+        has_port.then(|| self.0.host().as_bytes())
+    }
 }
 
 /// Equal, where `_` may stand for `-`.

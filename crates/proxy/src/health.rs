@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use phalanx_client::backoff::Backoff;
 use phalanx_client::health::{Checker, Finding, State, Target};
+use phalanx_pki::identity::Identity;
 use phalanx_proto::envoy::config::core::v3::Node;
 use phalanx_proto::envoy::service::health::v3 as wire;
 use phalanx_proto::envoy::service::health::v3::health_discovery_service_client::HealthDiscoveryServiceClient;
@@ -140,6 +141,7 @@ fn targets(group: Group) -> impl Iterator<Item = (Key, Target)> {
         authority,
         port,
         http2,
+        tls,
         endpoints,
     } = group;
     endpoints.into_iter().map(move |(address, _)| {
@@ -149,6 +151,7 @@ fn targets(group: Group) -> impl Iterator<Item = (Key, Target)> {
             authority: authority.clone(),
             port,
             http2,
+            tls: tls.clone(),
             before: State::Unknown,
         };
         ((name.clone(), address), target)
@@ -163,10 +166,16 @@ pub struct HealthChecks {
 }
 
 impl HealthChecks {
-    /// Begins once `complete` says that there is a configuration: what an application needs comes first.
-    pub fn spawn(control: Channel, node: Node, complete: Receiver<bool>) -> Self {
+    /// Begins once `complete` says that there is a configuration: what an application needs comes first. `identity` is
+    /// shown to endpoints that are asked over mutual TLS.
+    pub fn spawn(
+        control: Channel,
+        node: Node,
+        identity: Option<Arc<Identity>>,
+        complete: Receiver<bool>,
+    ) -> Self {
         let checks = Arc::new(Checks::default());
-        let task = tokio::spawn(offer(control, node, complete, checks.clone()));
+        let task = tokio::spawn(offer(control, node, identity, complete, checks.clone()));
         Self { checks, task }
     }
 
@@ -181,12 +190,18 @@ impl Drop for HealthChecks {
     }
 }
 
-async fn offer(control: Channel, node: Node, mut complete: Receiver<bool>, checks: Arc<Checks>) {
+async fn offer(
+    control: Channel,
+    node: Node,
+    identity: Option<Arc<Identity>>,
+    mut complete: Receiver<bool>,
+    checks: Arc<Checks>,
+) {
     if complete.wait_for(|complete| *complete).await.is_err() {
         return;
     }
     let found = checks.clone();
-    let checker = Checker::spawn(QUESTIONS_MAX, move |key: &Key, finding| {
+    let checker = Checker::spawn(QUESTIONS_MAX, identity, move |key: &Key, finding| {
         found.found(key, finding)
     });
     let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);

@@ -137,9 +137,10 @@ fn ask(app: SocketAddr, probe: Probe, said: Sender<bool>) -> Checker<()> {
         authority: app.to_string(),
         port: 0,
         http2: false,
+        tls: None,
         before: Health::Unhealthy,
     };
-    let checker = Checker::spawn(1, move |(), finding| {
+    let checker = Checker::spawn(1, None, move |(), finding| {
         let ready = finding.state == Health::Healthy;
         said.send_if_modified(|known| {
             let changed = *known != ready;

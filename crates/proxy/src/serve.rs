@@ -83,8 +83,12 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let bootstrap = bootstrap(&config);
     let first = Plan::assemble(&Resources::default(), &bootstrap, &Plan::empty(), &account);
     let plan = Arc::new(ArcSwap::from_pointee(first));
-    let workers = Workers::spawn(&drive(&config, identity), plan.clone(), account.clone())
-        .map_err(ServeError::Workers)?;
+    let workers = Workers::spawn(
+        &drive(&config, identity.clone()),
+        plan.clone(),
+        account.clone(),
+    )
+    .map_err(ServeError::Workers)?;
     let (inbound, outbound) = (workers.addresses().inbound, workers.addresses().outbound);
 
     // What the control plane has for us, as soon as it can know who we are.
@@ -102,7 +106,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         config.unused,
     );
 
-    let checks = HealthChecks::spawn(control.clone(), node, discovery.complete());
+    let checks = HealthChecks::spawn(control.clone(), node, identity, discovery.complete());
 
     let mut tasks = JoinSet::new();
     if let Some(certificates) = &certificates {

@@ -1,6 +1,8 @@
 //! One question to one endpoint, over a connection of its own: whether it takes connections is part of the answer.
 
+use std::future::{Ready, ready};
 use std::io;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body_util::Empty;
@@ -13,13 +15,16 @@ use phalanx_model::resource::Probe;
 use phalanx_proto::grpc::health::v1::HealthCheckRequest;
 use phalanx_proto::grpc::health::v1::health_check_response::ServingStatus;
 use phalanx_proto::grpc::health::v1::health_client::HealthClient;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
+use tonic::codegen::Service;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
-use super::{STALL, Target};
+use super::secured::OwnFault;
+use super::{STALL, Target, Way};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -33,23 +38,27 @@ pub enum Answer {
 /// What was heard.
 enum Heard {
     Good,
-    /// From the sidecar: who asks in plain text is nobody, and may not come in (`unauthenticated`, `denied`).
+    /// From the sidecar: whoever asks may not come in (`unauthenticated`, `denied`).
     Guarded,
 }
 
-/// Asks once, within the timeout.
-pub async fn ask(target: &Target) -> Answer {
+/// Asks once, within the timeout; `way` for a question over mutual TLS.
+pub async fn ask(target: &Target, way: Option<&Way>) -> Answer {
     let start = Instant::now();
+    let fault = OwnFault::default();
     let question = async {
         match &target.check.probe {
             Probe::Tcp => connect(target).await.map(|_| Heard::Good),
-            Probe::Http { path } => http(target, path).await,
-            Probe::Grpc { service } => grpc(target, service).await,
+            Probe::Http { path } => http(target, path, open(target, way, &fault).await?).await,
+            Probe::Grpc { service } => {
+                grpc(target, service, open(target, way, &fault).await?).await
+            }
         }
     };
     match timeout(target.check.timeout, question).await {
         Ok(Ok(Heard::Good)) => Answer::Good,
         Ok(Ok(Heard::Guarded)) => Answer::Void,
+        Ok(Err(_)) if fault.is_set() => Answer::Void,
         Ok(Err(reason)) => Answer::Bad(shown(&reason)),
         Err(_) if start.elapsed() > target.check.timeout + STALL => Answer::Void,
         Err(_) => Answer::Bad(format!("no answer within {:?}", target.check.timeout)),
@@ -78,9 +87,24 @@ fn connecting(error: io::Error) -> String {
     }
 }
 
-async fn http(target: &Target, path: &str) -> Result<Heard, String> {
+/// A connection that a question goes over.
+trait Line: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Line for T {}
+
+type Io = TokioIo<Box<dyn Line>>;
+
+async fn open(target: &Target, way: Option<&Way>, fault: &OwnFault) -> Result<Io, String> {
+    let stream = connect(target).await?;
+    let line: Box<dyn Line> = match way {
+        None => Box::new(stream),
+        Some(way) => Box::new(way.secure(stream, fault).await?),
+    };
+    Ok(TokioIo::new(line))
+}
+
+async fn http(target: &Target, path: &str, io: Io) -> Result<Heard, String> {
     let request = request(target, path).map_err(|e| format!("cannot be asked for {path}: {e}"))?;
-    let io = TokioIo::new(connect(target).await?);
     let answer = if target.http2 {
         let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io)
             .await
@@ -150,11 +174,33 @@ fn speaking(error: hyper::Error) -> String {
     }
 }
 
-async fn grpc(target: &Target, service: &str) -> Result<Heard, String> {
+/// Hands a connection that is open already to tonic.
+struct Opened(Option<Io>);
+
+impl Service<Uri> for Opened {
+    type Response = Io;
+    type Error = io::Error;
+    type Future = Ready<io::Result<Io>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        ready(
+            self.0
+                .take()
+                .ok_or_else(|| io::ErrorKind::NotConnected.into()),
+        )
+    }
+}
+
+async fn grpc(target: &Target, service: &str, io: Io) -> Result<Heard, String> {
     let wrong = |what: &str| format!("cannot be asked: {what}");
     let endpoint = Endpoint::from_shared(format!("http://{}", target.address))
         .map_err(|_| wrong("its address makes no URI"))?;
-    let channel = endpoint.connect().await.map_err(no_channel)?;
+    let channel = endpoint.connect_with_connector(Opened(Some(io))).await;
+    let channel = channel.map_err(|_| "takes connections, but speaks no HTTP/2".to_owned())?;
     let origin: Uri = format!("http://{}", target.authority)
         .parse()
         .map_err(|_| wrong("its authority makes no URI"))?;
@@ -182,18 +228,6 @@ async fn grpc(target: &Target, service: &str) -> Result<Heard, String> {
         ServingStatus::Serving => Ok(Heard::Good),
         other => Err(format!("answered {}", other.as_str_name())),
     }
-}
-
-/// Says what the socket said, where it was the socket.
-fn no_channel(error: tonic::transport::Error) -> String {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            return connecting(io::Error::from(error.kind()));
-        }
-        cause = error.source();
-    }
-    "takes connections, but speaks no HTTP/2".to_owned()
 }
 
 fn refused(status: &Status, service: &str) -> String {

@@ -19,6 +19,7 @@ fn target(address: SocketAddr, probe: Probe) -> Target {
         authority: "shop.default.svc.mesh".into(),
         port: 8080,
         http2: false,
+        tls: None,
         before: State::Unknown,
     }
 }
@@ -66,7 +67,7 @@ async fn two_hundreds_are_good_and_the_question_names_the_service_and_the_port()
         let answer = Box::leak(format!("HTTP/1.1 {status}\r\n\r\n").into_boxed_str());
         let (address, heard) = server(answer).await;
         assert_eq!(
-            ask(&target(address, http())).await,
+            ask(&target(address, http()), None).await,
             Answer::Good,
             "{status}"
         );
@@ -88,7 +89,7 @@ async fn other_answers_and_none_are_bad_and_say_why() {
         ("SSH-2.0-OpenSSH\r\n\r\n", "no HTTP answer"),
     ] {
         let (address, _) = server(answer).await;
-        let answer = ask(&target(address, http())).await;
+        let answer = ask(&target(address, http()), None).await;
         assert!(bad(&answer).contains(expected), "{answer:?}");
     }
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -102,7 +103,7 @@ async fn other_answers_and_none_are_bad_and_say_why() {
         },
     ] {
         assert_eq!(
-            bad(&ask(&target(address, probe)).await),
+            bad(&ask(&target(address, probe), None).await),
             "connection refused"
         );
     }
@@ -113,11 +114,11 @@ async fn sidecar_that_lets_us_not_through_says_nothing_about_its_application() {
     for reason in ["unauthenticated", "denied"] {
         let text = format!("HTTP/1.1 403 Forbidden\r\nx-phalanx-reason: {reason}\r\n\r\n");
         let (address, _) = server(Box::leak(text.into_boxed_str())).await;
-        assert_eq!(ask(&target(address, http())).await, Answer::Void);
+        assert_eq!(ask(&target(address, http()), None).await, Answer::Void);
         // Without a sidecar it is the application's own word.
         let mut alone = target(address, http());
         alone.port = 0;
-        assert_eq!(bad(&ask(&alone).await), "answered 403");
+        assert_eq!(bad(&ask(&alone, None).await), "answered 403");
     }
 }
 
@@ -126,20 +127,20 @@ async fn a_head_without_end_is_bad_and_bounded() {
     let endless =
         Box::leak(format!("HTTP/1.1 200 OK\r\nx: {}", "a".repeat(1 << 20)).into_boxed_str());
     let (address, _) = server(endless).await;
-    assert!(!bad(&ask(&target(address, http())).await).is_empty());
+    assert!(!bad(&ask(&target(address, http()), None).await).is_empty());
 }
 
 #[tokio::test]
 async fn a_connection_is_all_that_tcp_asks_for() {
     let (address, _) = server("silence").await;
-    assert_eq!(ask(&target(address, Probe::Tcp)).await, Answer::Good);
+    assert_eq!(ask(&target(address, Probe::Tcp), None).await, Answer::Good);
 }
 
 #[tokio::test]
 async fn who_speaks_no_http2_has_no_grpc_health() {
     let (address, _) = server("HTTP/1.1 400 Bad Request\r\n\r\n").await;
     let service = String::new();
-    let answer = ask(&target(address, Probe::Grpc { service })).await;
+    let answer = ask(&target(address, Probe::Grpc { service }), None).await;
     assert!(!bad(&answer).is_empty());
 }
 
@@ -148,7 +149,7 @@ type Findings = Arc<Mutex<Vec<(u8, Finding)>>>;
 fn checker() -> (Checker<u8>, Findings) {
     let findings = Findings::default();
     let told = findings.clone();
-    let checker = Checker::spawn(4, move |key: &u8, finding| {
+    let checker = Checker::spawn(4, None, move |key: &u8, finding| {
         told.lock().unwrap().push((*key, finding));
     });
     (checker, findings)
@@ -240,7 +241,10 @@ async fn no_more_are_asked_at_once_than_allowed() {
 #[tokio::test]
 async fn what_the_asked_one_says_is_shown_without_its_control_characters() {
     let (address, _) = server("HTTP/1.1 503 Busy\r\n\r\n").await;
-    assert_eq!(bad(&ask(&target(address, http())).await), "answered 503");
+    assert_eq!(
+        bad(&ask(&target(address, http()), None).await),
+        "answered 503"
+    );
     assert_eq!(shown("a\u{1b}[2Jb\r\nc"), "a[2Jbc");
     assert_eq!(shown(&"x".repeat(5000)).len(), REASON_MAX);
 }
@@ -289,7 +293,7 @@ async fn questions_that_are_given_up_leave_no_connection_behind() {
             let mut asking = tokio::task::JoinSet::new();
             for _ in 0..10 {
                 let asked = asked.clone();
-                asking.spawn(async move { ask(&asked).await });
+                asking.spawn(async move { ask(&asked, None).await });
             }
             for answer in asking.join_all().await {
                 assert!(!bad(&answer).is_empty());

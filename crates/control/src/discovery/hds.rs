@@ -59,7 +59,8 @@ impl Hds {
         let Some(first) = first.map_err(|_| Status::deadline_exceeded("no request came"))?? else {
             return Ok(());
         };
-        let checker = introduced(first)?;
+        let mut checker = introduced(first)?;
+        checker.secure &= matches!(who, Who::Workload(_));
         who.owns(&checker.instance.service)?;
         who.owns_node(&checker.name)?;
         let seat = self.health.join(checker.clone());
@@ -107,6 +108,8 @@ fn introduced(message: Message) -> Result<CheckerInfo, Status> {
         },
         // The capabilities have no word for it, and Envoy's cluster of a health check speaks no HTTP/2.
         grpc: node.agent.starts_with(OURS),
+        // An Envoy would need the secrets on this stream.
+        secure: node.agent.starts_with(OURS),
         name: node.id,
     })
 }

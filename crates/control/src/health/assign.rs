@@ -73,7 +73,7 @@ fn can_ask(checker: &CheckerInfo, key: &Key, target: &Target) -> bool {
     let InstanceId { service, id } = &checker.instance;
     let is_own = !target.instance.is_empty() && *id == target.instance && *service == key.0;
     let speaks = checker.grpc || !matches!(target.check.probe, Probe::Grpc { .. });
-    !is_own && speaks
+    !is_own && speaks && (checker.secure || target.tls.is_none())
 }
 
 fn hash(of: &impl Hash) -> u64 {
@@ -114,6 +114,7 @@ mod tests {
             authority: String::new(),
             port: 0,
             http2: false,
+            tls: None,
         };
         (1..=count)
             .map(|port| {
@@ -134,6 +135,7 @@ mod tests {
                 id: name.to_owned(),
             },
             grpc: true,
+            secure: true,
         }
     }
 

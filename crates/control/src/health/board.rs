@@ -358,6 +358,7 @@ mod tests {
                 authority: String::new(),
                 port: 0,
                 http2: false,
+                tls: None,
             };
             let mut fixture = Self {
                 board: Board::default(),

@@ -49,10 +49,13 @@ impl Plane {
             }
         });
         let health = Health::default();
-        let checks =
-            health
-                .clone()
-                .run(store.clone(), name.into(), published.clone(), stop.clone());
+        let checks = health.clone().run(
+            store.clone(),
+            name.into(),
+            None,
+            published.clone(),
+            stop.clone(),
+        );
         Self {
             checks: tokio::spawn(checks),
             store,
@@ -155,6 +158,7 @@ fn checker(name: &str) -> CheckerInfo {
             id: name.to_owned(),
         },
         grpc: true,
+        secure: false,
     }
 }
 

@@ -22,6 +22,11 @@ pub trait AccessRequest {
 
     /// Tells every value of a header (`name` is lower case), field by field, until `each` answers false.
     fn each_value<'r>(&'r self, name: &str, each: &mut dyn FnMut(&'r [u8]) -> bool);
+
+    /// What a header may be read as besides: a denial of that counts, a permission does not.
+    fn also_read(&self, _name: &str) -> Option<&[u8]> {
+        None
+    }
 }
 
 /// An [`Access`] ready for requests.
@@ -217,6 +222,12 @@ impl<'p> Readings<'p> {
 
 /// A value as it stands in a field, an element of a list in it, or all fields joined to one.
 fn any_value(test: &ValueTest, request: &impl AccessRequest) -> bool {
+    if request
+        .also_read(&test.name)
+        .is_some_and(|value| test.holds(value))
+    {
+        return true;
+    }
     let (mut held, mut first, mut rest) = (false, None, Vec::new());
     request.each_value(&test.name, &mut |value| {
         held = test.holds(value)

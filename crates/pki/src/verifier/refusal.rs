@@ -241,6 +241,25 @@ impl Refusal {
     }
 }
 
+/// Whether an alert is the peer's word on the certificate that it was shown, or on none being shown.
+pub fn is_word_on_certificate(alert: AlertDescription) -> bool {
+    use AlertDescription as A;
+    matches!(
+        alert,
+        A::HandshakeFailure
+            | A::NoCertificate
+            | A::BadCertificate
+            | A::UnsupportedCertificate
+            | A::CertificateRevoked
+            | A::CertificateExpired
+            | A::CertificateUnknown
+            | A::UnknownCA
+            | A::AccessDenied
+            | A::DecryptError
+            | A::CertificateRequired
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

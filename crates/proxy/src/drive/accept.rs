@@ -209,7 +209,8 @@ async fn serve(core: &Rc<Core>, watch: &Rc<Watch>, stream: TcpStream, direction:
         Spoken::Raw(place) => {
             let plan = core.plan();
             if let Some(cluster) = plan.cluster(place) {
-                relay(core, cluster, Stream::Plain(stream), None).await;
+                let relaying = relay(core, cluster, Stream::Plain(stream), None);
+                while_allowed(core, None, relaying).await;
             }
         }
         Spoken::Nothing => {}
@@ -244,7 +245,8 @@ async fn secured(core: &Rc<Core>, watch: &Rc<Watch>, stream: TcpStream) {
             if let Some(cluster) = plan.cluster(app.cluster)
                 && may_enter(core, app.entry.as_deref(), Some(&known.peer.id))
             {
-                relay(core, cluster, stream, Some(&known.peer.id)).await;
+                let caller = Some(&known.peer.id);
+                while_allowed(core, caller, relay(core, cluster, stream, caller)).await;
             }
         }
         (Some(Alpn::Tcp), Caller::Plain | Caller::Nobody) => {}
@@ -261,6 +263,33 @@ fn may_enter(core: &Core, entry: Option<&Entry>, caller: Option<&SpiffeId>) -> b
         core.count(Event::AccessDenied);
     }
     allowed
+}
+
+/// Ends a raw connection that the rules in force by now would not let in: nothing else would ever ask about it again.
+async fn while_allowed(
+    core: &Rc<Core>,
+    caller: Option<&SpiffeId>,
+    relaying: impl Future<Output = ()>,
+) {
+    let locked_out = async {
+        loop {
+            let renewed = core.renewed.notified();
+            // Without rules of its own, or without the application, there is none that locks it out.
+            let entry = raw_app(core).and_then(|app| app.entry);
+            if let Some(entry) = entry
+                && ((entry.mode == MtlsMode::Strict && caller.is_none())
+                    || !entry.access.decide_unread(caller).is_allowed())
+            {
+                return;
+            }
+            renewed.await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = locked_out => core.count(Event::AccessDenied),
+        () = relaying => {}
+    }
 }
 
 /// By the first bytes, which stay in the socket.

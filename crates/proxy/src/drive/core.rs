@@ -16,7 +16,7 @@ use slab::Slab;
 use tokio::sync::Notify;
 
 use super::hyper_out::{H1, H2Pool};
-use super::secure::Secure;
+use super::secure::{Handshakes, Secure};
 use super::socket::Watch;
 use super::stream::Links;
 use super::timer::{Wheel, ms};
@@ -45,7 +45,9 @@ pub struct Core {
     pub secure: Option<Arc<Secure>>,
     pub links: Rc<Links>,
     /// From downstream, under way.
-    pub handshakes: Cell<u32>,
+    pub handshakes: Handshakes,
+    /// Another plan is in force; at most a sweep later than for whoever asks.
+    pub renewed: Notify,
     draining: Cell<bool>,
     accepted_ms: Cell<u64>,
 }
@@ -197,7 +199,8 @@ impl Core {
             wheel: Wheel::new(account.started()),
             links: Links::new(index, account.clone()),
             secure,
-            handshakes: Cell::new(0),
+            handshakes: Handshakes::default(),
+            renewed: Notify::new(),
             account,
             limits,
             deadlines: deadlines.into(),
@@ -225,6 +228,7 @@ impl Core {
         }
         let next = Rc::new(self.take_over(latest.clone()));
         *self.current.borrow_mut() = next.clone();
+        self.renewed.notify_waiters();
         next
     }
 

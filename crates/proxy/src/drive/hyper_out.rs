@@ -174,7 +174,7 @@ pub async fn answer_h1<E>(
 /// the handshake: then nobody has read the request.
 fn unless_rejected(link: &Option<Rc<Link>>, fault: Fault) -> Fault {
     match link {
-        Some(link) if link.is_rejected() => Fault::ConnectFailed,
+        Some(link) if link.is_rejected() => Fault::Mistrust,
         _ => fault,
     }
 }

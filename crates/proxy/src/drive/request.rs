@@ -381,7 +381,10 @@ impl Run<'_> {
             let ended = self.send(member, fresh).await;
             match ended {
                 Err(Missed::Fault(
-                    fault @ (Fault::Refused | Fault::ConnectFailed | Fault::NoCredentials),
+                    fault @ (Fault::Refused
+                    | Fault::ConnectFailed
+                    | Fault::NoCredentials
+                    | Fault::Mistrust),
                 )) => {
                     tally.connect_failed();
                     if fault == Fault::Refused
@@ -431,7 +434,8 @@ impl Run<'_> {
         let (response, upstream) = if self.speaks_http2() {
             let stream = self.acquire_h2(endpoint, port.is_some()).await?;
             let answer = pin!(stream.send(self.encode(true, port)));
-            let response = hyper_out::answer_h2(&stream, answer, |cx| self.expiry(cx)).await?;
+            let response = hyper_out::answer_h2(&stream, answer, |cx| self.expiry(cx)).await;
+            let response = response.inspect_err(|sent| self.refused_by(endpoint, sent))?;
             let (parts, incoming) = response.into_parts();
             (
                 parts,
@@ -443,11 +447,19 @@ impl Run<'_> {
         } else {
             let mut lease = self.acquire_h1(endpoint, fresh).await?;
             let answer = pin!(lease.connection.send(self.encode(false, port)));
-            let response = hyper_out::answer_h1(&mut lease, answer, |cx| self.expiry(cx)).await?;
+            let response = hyper_out::answer_h1(&mut lease, answer, |cx| self.expiry(cx)).await;
+            let response = response.inspect_err(|sent| self.refused_by(endpoint, sent))?;
             let (parts, incoming) = response.into_parts();
             (parts, Upstream::H1 { incoming, lease })
         };
         self.read(response, upstream, port.is_some())
+    }
+
+    /// Who did not take our certificate would not take it in the next moment either.
+    fn refused_by(&self, endpoint: &Endpoint, sent: &Sent<Expiry>) {
+        if let Sent::Failed(Fault::Mistrust) = sent {
+            endpoint.bar(self.door.core.wheel.now_ms());
+        }
     }
 
     /// Checks the head of an answer. `meshed`: the endpoint has a sidecar, which speaks for itself and lets its

@@ -2,7 +2,8 @@
 //! Whoever is not let in is counted with the reason and logged; without credentials of our own nothing is connected, and
 //! nothing falls back to plain text.
 
-use std::cell::Cell;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -20,6 +21,7 @@ use rustls::pki_types::ServerName;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::core::{Core, Endpoint};
@@ -80,10 +82,7 @@ pub struct Accepted {
 pub async fn accept(core: &Rc<Core>, stream: TcpStream) -> Option<Accepted> {
     let address = stream.peer_addr().ok()?;
     let refuse = |reason| core.refuse_tls(Direction::Inbound, reason, address);
-    let Some(turn) = Turn::take(&core.handshakes) else {
-        refuse(TlsRefused::Busy);
-        return None;
-    };
+    let turn = core.handshakes.begin();
     let Some(server) = core.secure.as_ref().and_then(|secure| secure.server()) else {
         refuse(TlsRefused::NoCredentials);
         return None;
@@ -91,7 +90,15 @@ pub async fn accept(core: &Rc<Core>, stream: TcpStream) -> Option<Accepted> {
     let handshake = TlsAcceptor::from(server.config().clone()).accept(stream);
     let handshake = handshake.into_fallible();
     let within = Duration::from_millis(core.deadlines.handshake);
-    let done = match tokio::time::timeout(within, handshake).await {
+    let ended = tokio::select! {
+        biased;
+        ended = tokio::time::timeout(within, handshake) => ended,
+        () = turn.over.notified() => {
+            refuse(TlsRefused::Busy);
+            return None;
+        }
+    };
+    let done = match ended {
         Ok(Ok(done)) => done,
         Ok(Err((error, stream))) => {
             refuse(why(&error));
@@ -153,7 +160,8 @@ async fn part(mut stream: TcpStream) {
 /// Opens a connection to an endpoint, secured if the endpoint takes nothing else, all within `timeout`.
 ///
 /// # Errors
-/// [`Fault::Refused`], [`Fault::ConnectFailed`], or [`Fault::NoCredentials`] when we have nothing to show.
+/// [`Fault::Refused`], [`Fault::ConnectFailed`], [`Fault::Mistrust`], or [`Fault::NoCredentials`] when we have nothing to
+/// show.
 pub async fn connect(
     core: &Rc<Core>,
     endpoint: &Endpoint,
@@ -201,7 +209,8 @@ async fn connect_secured(
         return Err(Fault::NoCredentials);
     };
     if core.wheel.now_ms() < endpoint.barred_until_ms.get() {
-        return Err(refuse(TlsRefused::Again));
+        refuse(TlsRefused::Again);
+        return Err(Fault::Mistrust);
     }
     let client = plan.client(identity, alpn).map_err(|error| {
         tracing::error!(%error, "no TLS configuration can be made");
@@ -216,7 +225,11 @@ async fn connect_secured(
             if let TlsRefused::Peer(_) = reason {
                 endpoint.bar(core.wheel.now_ms());
             }
-            refuse(reason)
+            let fault = refuse(reason);
+            match stream::is_word_on_us(&error) {
+                true => Fault::Mistrust,
+                false => fault,
+            }
         })
     };
     let Ok(connected) = tokio::time::timeout(timeout, connecting).await else {
@@ -327,22 +340,44 @@ fn why(error: &io::Error) -> TlsRefused {
     }
 }
 
-/// A handshake under way.
-struct Turn<'c>(&'c Cell<u32>);
+/// The handshakes of a core that are under way from downstream. Where there are too many, the one that began first ends: so
+/// peers that never finish keep nobody out who does.
+#[derive(Default)]
+pub struct Handshakes {
+    /// By number, in the order of their beginnings.
+    open: RefCell<BTreeMap<u64, Rc<Notify>>>,
+}
 
-impl<'c> Turn<'c> {
-    fn take(count: &'c Cell<u32>) -> Option<Self> {
-        if count.get() >= HANDSHAKES_MAX {
-            return None;
+impl Handshakes {
+    fn begin(&self) -> Turn<'_> {
+        let over = Rc::new(Notify::new());
+        let mut open = self.open.borrow_mut();
+        if open.len() >= HANDSHAKES_MAX
+            && let Some((_, oldest)) = open.pop_first()
+        {
+            oldest.notify_one();
         }
-        count.set(count.get() + 1);
-        Some(Self(count))
+        let number = open.last_key_value().map_or(0, |(last, _)| last + 1);
+        open.insert(number, over.clone());
+        Turn {
+            handshakes: self,
+            number,
+            over,
+        }
     }
+}
+
+/// A handshake under way.
+struct Turn<'h> {
+    handshakes: &'h Handshakes,
+    number: u64,
+    /// Told when it has to end.
+    over: Rc<Notify>,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.set(self.0.get().saturating_sub(1));
+        self.handshakes.open.borrow_mut().remove(&self.number);
     }
 }
 
@@ -353,7 +388,7 @@ const PARTING_BYTES: usize = 256 << 10;
 pub const HANDSHAKE_RECORD: u8 = 0x16;
 const CALLER_HEADER: &str = "x-forwarded-client-cert";
 /// Handshakes that a core has under way from downstream.
-const HANDSHAKES_MAX: u32 = 1024;
+const HANDSHAKES_MAX: usize = 1024;
 /// A ClientHello that does not fit is not ours.
 const HELLO_MAX: usize = 16 << 10;
 const HELLO_LOOK: Duration = Duration::from_millis(1);

@@ -10,8 +10,8 @@ use std::task::{Context, Poll, Waker};
 
 use phalanx_model::name::Direction;
 use phalanx_pki::identity::Identity;
-use phalanx_pki::verifier::{Peer, Refusal};
-use rustls::{AlertDescription, CommonState, Error as TlsError};
+use phalanx_pki::verifier::{Peer, Refusal, is_word_on_certificate};
+use rustls::{CommonState, Error as TlsError};
 use slab::Slab;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -174,7 +174,7 @@ impl TlsIo {
         if self.heard || self.link.connection.direction == Direction::Inbound {
             return;
         }
-        if tls_error(error).is_some_and(is_word_on_handshake) && !self.link.rejected.replace(true) {
+        if is_word_on_us(error) && !self.link.rejected.replace(true) {
             let reason = TlsRefused::Peer(Refusal::PeerAlert);
             let known = &self.link.connection;
             self.links
@@ -197,24 +197,9 @@ pub fn tls_error(error: &io::Error) -> Option<&TlsError> {
     error.get_ref()?.downcast_ref()
 }
 
-fn is_word_on_handshake(error: &TlsError) -> bool {
-    use AlertDescription as A;
-    matches!(
-        error,
-        TlsError::AlertReceived(
-            A::HandshakeFailure
-                | A::NoCertificate
-                | A::BadCertificate
-                | A::UnsupportedCertificate
-                | A::CertificateRevoked
-                | A::CertificateExpired
-                | A::CertificateUnknown
-                | A::UnknownCA
-                | A::AccessDenied
-                | A::DecryptError
-                | A::CertificateRequired
-        )
-    )
+/// Whether a handshake, or what follows it, broke on the peer's word on our certificate.
+pub fn is_word_on_us(error: &io::Error) -> bool {
+    matches!(tls_error(error), Some(TlsError::AlertReceived(alert)) if is_word_on_certificate(*alert))
 }
 
 /// The name of the version that was agreed on.

@@ -71,7 +71,7 @@ impl Fixture {
             ..Node::default()
         };
         let (_, complete) = watch::channel(true);
-        let checks = HealthChecks::spawn(channel, node, complete);
+        let checks = HealthChecks::spawn(channel, node, None, complete);
         Self {
             tell,
             heard,
@@ -109,6 +109,7 @@ fn group(address: SocketAddr) -> Group {
         authority: String::new(),
         port: 0,
         http2: false,
+        tls: None,
         endpoints: vec![(address, String::new())],
     }
 }

@@ -142,14 +142,15 @@ fn a_token_file_is_a_line_and_the_roots_under_it() {
     let path = dir.path().join("battle.token");
     let proof = Proof::JoinToken(path.clone());
     let write = |text: String| fs::write(&path, text).unwrap();
-    write(format!("abc.def\n{}", issuer.roots().to_pem()));
+    write(format!("secret.told\n{}", issuer.roots().to_pem()));
     let read = Bootstrap::read(&proof, None, None).unwrap();
     assert!(read.roots.is_same(issuer.roots()));
-    let same = phalanx_client::identity::Proof::JoinToken("abc.def".into());
+    let same = phalanx_client::identity::Proof::JoinToken("secret.told".into());
     assert_eq!(read.proof, same);
-    assert!(!format!("{read:?}").contains("abc"), "{read:?}");
+    // No word that the hex of the roots could hold by chance.
+    assert!(!format!("{read:?}").contains("secret"), "{read:?}");
 
-    write("abc.def\n".into());
+    write("secret.told\n".into());
     let no_roots = Bootstrap::read(&proof, None, None).unwrap_err();
     assert!(matches!(no_roots, ProofError::NoRoots { .. }));
     assert!(Bootstrap::read(&proof, None, Some(issuer.roots().clone())).is_ok());

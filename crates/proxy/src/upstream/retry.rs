@@ -24,6 +24,8 @@ pub enum Fault {
     ConnectFailed,
     /// It takes mutual TLS only, and we have nothing to show: our own fault.
     NoCredentials,
+    /// It does not take what we show, or was refused a moment ago: told once, and no word about how it works.
+    Mistrust,
     /// The peer said, or we know, that the request was not processed: a refused stream, a GOAWAY before it, a connection
     /// that was closed before anything was written.
     Unprocessed,
@@ -43,7 +45,9 @@ impl Fault {
     /// What the caller is told when there is no further attempt.
     pub fn reason(self) -> Reason {
         match self {
-            Self::Refused | Self::ConnectFailed | Self::NoCredentials => Reason::ConnectFailed,
+            Self::Refused | Self::ConnectFailed | Self::NoCredentials | Self::Mistrust => {
+                Reason::ConnectFailed
+            }
             Self::Unprocessed | Self::Stale | Self::Reset | Self::BadAnswer => {
                 Reason::UpstreamReset
             }
@@ -59,7 +63,11 @@ impl Fault {
             Self::ConnectFailed | Self::Reset | Self::Timeout | Self::BadAnswer => {
                 Some(Evidence::GatewayError)
             }
-            Self::Unprocessed | Self::Stale | Self::Overflow | Self::NoCredentials => None,
+            Self::Unprocessed
+            | Self::Stale
+            | Self::Overflow
+            | Self::NoCredentials
+            | Self::Mistrust => None,
         }
     }
 }
@@ -111,7 +119,7 @@ impl Heard {
         match self {
             Self::Fault(fault) => matches!(
                 fault,
-                Fault::Refused | Fault::ConnectFailed | Fault::Unprocessed
+                Fault::Refused | Fault::ConnectFailed | Fault::Mistrust | Fault::Unprocessed
             ),
             Self::Answer { peer_reason, .. } => {
                 matches!(
@@ -212,6 +220,14 @@ mod tests {
             assert!(plan.allows(Heard::Fault(fault), true), "{fault:?}");
         }
         assert!(!plan.allows(Heard::Fault(Fault::Overflow), true));
+    }
+
+    #[test]
+    fn who_does_not_take_our_certificate_is_neither_blamed_nor_paid_for_by_the_budget() {
+        let heard = Heard::Fault(Fault::Mistrust);
+        assert_eq!(heard.evidence(), None);
+        assert!(heard.is_unprocessed());
+        assert!(RetryPlan::new(&Retry::default()).allows(heard, false));
     }
 
     #[test]

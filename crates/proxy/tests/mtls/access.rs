@@ -149,6 +149,48 @@ fn no_value_of_a_repeated_header_is_overlooked() {
 }
 
 #[test]
+fn host_that_is_denied_is_denied_at_every_port() {
+    let app = Upstream::start(|_, _| ok("in"));
+    let host = |name: &str| AccessRule {
+        headers: vec![HeaderMatch {
+            name: "host".into(),
+            value: ValueMatch::Exact(name.into()),
+        }],
+        ..AccessRule::default()
+    };
+    for (effect, cases) in [
+        (
+            Effect::Deny,
+            [
+                ("secret", 403),
+                ("SECRET:80", 403),
+                ("secret.:81", 403),
+                ("open:80", 200),
+            ],
+        ),
+        (
+            Effect::Allow,
+            [
+                ("secret", 200),
+                ("SECRET:80", 403),
+                ("secret.:81", 403),
+                ("open:80", 403),
+            ],
+        ),
+    ] {
+        let rules = rules(
+            MtlsMode::Permissive,
+            vec![policy(effect, vec![host("secret")])],
+        );
+        let pair = Pair::with(app.address, Protocol::Auto, rules, |s| s);
+        for (host, status) in cases {
+            let answer = Client::connect(pair.called.inbound).get(host, "/");
+            assert_eq!(answer.status(), status, "{effect:?} {host}");
+        }
+    }
+}
+
+#[test]
 fn grpc_is_told_in_its_own_words() {
     let app = Upstream::start(|_, _| ok("in"));
     let access = rules(

@@ -8,6 +8,7 @@ mod pki;
 
 mod access;
 mod both_ends;
+mod hostile;
 mod modes;
 mod raw;
 mod refusals;

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use phalanx_model::instance::Protocol;
 use phalanx_model::resource::{HealthCheck, Probe};
 use phalanx_proto::envoy::config::core::v3 as core_v3;
 use phalanx_proto::envoy::config::core::v3::health_check::{
@@ -12,9 +13,10 @@ use phalanx_proto::envoy::config::endpoint::v3 as endpoint_v3;
 use phalanx_proto::envoy::service::health::v3 as wire;
 use phalanx_proto::envoy::r#type::v3::{CodecClientType, Int64Range};
 
-use super::DecodeError;
 use super::field::{At, address, each, nonempty, ours, positive, refuse, single};
+use super::{DecodeError, tls};
 use crate::encode::hds::{Group, PORT};
+use crate::encode::tls::mutual_endpoint;
 
 /// Of one specifier.
 const ENDPOINTS_MAX: usize = 4096;
@@ -59,9 +61,11 @@ fn group(at: At<'_>, message: wire::ClusterHealthCheck) -> Result<Group, DecodeE
         transport_socket_matches,
         upstream_bind_config,
     } = message;
-    refuse!(at; transport_socket_matches, upstream_bind_config);
+    refuse!(at; upstream_bind_config);
+    let sockets_at = at.field("transport_socket_matches");
+    let tls = tls::peer(sockets_at, transport_socket_matches, Protocol::Auto)?;
     let check_at = at.field("health_checks");
-    let asked = check(check_at, single(&check_at, health_checks)?)?;
+    let asked = check(check_at, single(&check_at, health_checks)?, tls.is_some())?;
     let mut endpoints = Vec::new();
     for (index, locality) in locality_endpoints.into_iter().enumerate() {
         let at = at.item("locality_endpoints", index);
@@ -73,6 +77,7 @@ fn group(at: At<'_>, message: wire::ClusterHealthCheck) -> Result<Group, DecodeE
     Ok(Group {
         name: nonempty(&at.field("cluster_name"), cluster_name)?,
         endpoints,
+        tls,
         ..asked
     })
 }
@@ -91,7 +96,7 @@ fn endpoint(at: At<'_>, message: endpoint_v3::Endpoint) -> Result<SocketAddr, De
 
 /// A group that has no name and no endpoints yet.
 #[expect(deprecated, reason = "every field is named")]
-fn check(at: At<'_>, message: core_v3::HealthCheck) -> Result<Group, DecodeError> {
+fn check(at: At<'_>, message: core_v3::HealthCheck, is_mutual: bool) -> Result<Group, DecodeError> {
     let core_v3::HealthCheck {
         timeout,
         interval,
@@ -116,7 +121,13 @@ fn check(at: At<'_>, message: core_v3::HealthCheck) -> Result<Group, DecodeError
         transport_socket_match_criteria,
         health_checker,
     } = message;
-    refuse!(at; alt_port, event_service, tls_options, transport_socket_match_criteria);
+    refuse!(at; alt_port, event_service, tls_options);
+    if transport_socket_match_criteria != is_mutual.then(|| mutual_endpoint().1) {
+        let at = at.field("transport_socket_match_criteria");
+        return Err(
+            at.invalid("has to ask for mutual TLS where there is a socket for it, and only there")
+        );
+    }
     let span = |name, value: Option<prost_types::Duration>| {
         let at = at.field(name);
         positive(&at, value.ok_or_else(|| at.missing())?)
@@ -201,6 +212,7 @@ fn asked(probe: Probe, authority: String, port: u16, http2: bool) -> Group {
         authority,
         port,
         http2,
+        tls: None,
         endpoints: Vec::new(),
     }
 }

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use phalanx_model::resource::{HealthCheck, Probe};
+use phalanx_model::instance::Protocol;
+use phalanx_model::resource::{HealthCheck, PeerTls, Probe};
+use phalanx_proto::envoy::config::cluster::v3::cluster::TransportSocketMatch;
 use phalanx_proto::envoy::config::core::v3 as core_v3;
 use phalanx_proto::envoy::config::core::v3::health_check::{
     GrpcHealthCheck, HealthChecker, HttpHealthCheck, TcpHealthCheck,
@@ -13,7 +15,7 @@ use phalanx_proto::envoy::service::health::v3 as wire;
 use phalanx_proto::envoy::service::health::v3::health_check_request_or_endpoint_health_response::RequestType;
 use phalanx_proto::envoy::r#type::v3::{CodecClientType, Int64Range};
 
-use super::{address, duration, string};
+use super::{address, duration, string, tls};
 
 /// Endpoints that are asked the same question.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +27,10 @@ pub struct Group {
     pub authority: String,
     /// The port of the application that a sidecar is asked for; 0 where nobody needs to be told.
     pub port: u16,
-    /// Ask over HTTP/2, without TLS; gRPC always does.
+    /// Ask over HTTP/2; gRPC always does.
     pub http2: bool,
+    /// Ask over mutual TLS, and whom to expect.
+    pub tls: Option<PeerTls>,
     /// With their zones.
     pub endpoints: Vec<(SocketAddr, String)>,
 }
@@ -63,8 +67,14 @@ fn cluster(group: &Group) -> wire::ClusterHealthCheck {
         cluster_name: group.name.clone(),
         health_checks: vec![health_check(group)],
         locality_endpoints: zones.into_iter().map(locality).collect(),
+        transport_socket_matches: group.tls.as_ref().map_or_else(Vec::new, sockets),
         ..Default::default()
     }
+}
+
+/// As towards a cluster that speaks HTTP.
+pub(crate) fn sockets(tls: &PeerTls) -> Vec<TransportSocketMatch> {
+    tls::socket_matches(tls, Protocol::Auto)
 }
 
 fn endpoint(at: SocketAddr) -> endpoint_v3::Endpoint {
@@ -120,6 +130,8 @@ fn health_check(group: &Group) -> core_v3::HealthCheck {
         // Envoy would ask an endpoint without traffic once a minute only, and a checker never has any.
         no_traffic_interval: Some(duration(check.interval)),
         no_traffic_healthy_interval: Some(duration(check.interval)),
+        // All endpoints of a group are asked the same way.
+        transport_socket_match_criteria: group.tls.as_ref().map(|_| tls::mutual_endpoint().1),
         health_checker: Some(checker),
         ..Default::default()
     }

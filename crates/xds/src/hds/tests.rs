@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use phalanx_model::resource::{HealthCheck, Probe};
+use phalanx_model::resource::{HealthCheck, PeerTls, Probe};
 use phalanx_proto::envoy::config::core::v3 as core_v3;
 use phalanx_proto::envoy::config::core::v3::health_check::HealthChecker;
 use phalanx_proto::envoy::config::endpoint::v3 as endpoint_v3;
@@ -23,6 +23,7 @@ fn group(name: &str, probe: Probe) -> Group {
         authority: if is_tcp { "" } else { "shop.default.svc.mesh" }.into(),
         port: if is_http { 8080 } else { 0 },
         http2: is_grpc,
+        tls: None,
         endpoints: [
             ("10.0.0.1:80", "az1"),
             ("10.0.0.2:80", "az2"),
@@ -49,6 +50,27 @@ fn all() -> Vec<Group> {
         ),
         group("c", Probe::Tcp),
     ]
+}
+
+#[test]
+fn whom_to_expect_over_mutual_tls_is_told_too_and_nothing_by_halves() {
+    let mut secured = all();
+    for group in &mut secured {
+        let id = "spiffe://phalanx.local/ns/default/sa/shop".parse().unwrap();
+        group.tls = Some(PeerTls { ids: vec![id] });
+    }
+    let interval = Duration::from_secs(2);
+    let told = specifier(&secured, interval);
+    assert_eq!(groups(told.clone()).unwrap(), (secured, interval));
+    // A criterion without sockets, and sockets that no criterion asks for.
+    let mut half = told.clone();
+    half.cluster_health_checks[0]
+        .transport_socket_matches
+        .clear();
+    assert!(groups(half).is_err());
+    let mut half = told;
+    half.cluster_health_checks[0].health_checks[0].transport_socket_match_criteria = None;
+    assert!(groups(half).is_err());
 }
 
 #[test]
