@@ -356,7 +356,7 @@ impl Service for Door {
         Ok(answer)
     }
 
-    type TrustStream = Pin<Box<dyn Stream<Item = Result<Told, TrustResponse, Status>> + Send>>;
+    type TrustStream = Pin<Box<dyn Stream<Item = Result<TrustResponse, Status>> + Send>>;
 
     async fn trust(
         &self,
