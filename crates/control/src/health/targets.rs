@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use phalanx_model::document::Document;
 use phalanx_model::instance::Protocol;
-use phalanx_model::resource::{Assignment, HealthCheck, Probe};
+use phalanx_model::resource::{Assignment, Cluster, HealthCheck, PeerTls, Probe};
 use phalanx_model::{ClusterName, ServiceName};
 
 use super::Key;
@@ -26,6 +26,8 @@ pub struct Target {
     /// The application's port that the endpoint's sidecar is asked for; 0 without one.
     pub port: u16,
     pub http2: bool,
+    /// It takes mutual TLS: whom to expect there. None for a question that is only whether it takes connections.
+    pub tls: Option<PeerTls>,
 }
 
 pub type Targets = BTreeMap<Key, Arc<Target>>;
@@ -44,10 +46,13 @@ pub struct Watchlist {
     plane: String,
 }
 
+/// The endpoints of a port, and how they are called.
+type Asked = (Arc<Assignment>, Arc<Cluster>);
+
 struct Service {
     check: Arc<HealthCheck>,
     ports: Arc<Ports>,
-    assignments: Vec<Arc<Assignment>>,
+    asked: Vec<Asked>,
     targets: Vec<(Key, Arc<Target>)>,
 }
 
@@ -113,30 +118,31 @@ impl Service {
         before: Option<Self>,
         is_other: &mut bool,
     ) -> Self {
-        let assignment = |port: &u16| {
-            let cluster = ClusterName::outbound(name.clone(), *port);
-            mesh.assignments.get(&cluster).cloned()
+        let of = |port: &u16| {
+            let name = ClusterName::outbound(name.clone(), *port);
+            let assignment = mesh.assignments.get(&name).cloned();
+            assignment.zip(mesh.clusters.get(&name).cloned())
         };
-        let assignments: Vec<_> = ports.keys().filter_map(assignment).collect();
+        let asked: Vec<Asked> = ports.keys().filter_map(of).collect();
         let is_same = |before: &Self| {
             before.check == *check
                 && Arc::ptr_eq(&before.ports, ports)
-                && before.assignments.len() == assignments.len()
+                && before.asked.len() == asked.len()
                 && before
-                    .assignments
+                    .asked
                     .iter()
-                    .zip(&assignments)
-                    .all(|(a, b)| Arc::ptr_eq(a, b))
+                    .zip(&asked)
+                    .all(|(a, b)| Arc::ptr_eq(&a.0, &b.0) && Arc::ptr_eq(&a.1, &b.1))
         };
         match before {
             Some(before) if is_same(&before) => before,
             before => {
-                let targets = compile(name, check, ports, &assignments);
+                let targets = compile(name, check, ports, &asked);
                 *is_other |= before.is_none_or(|before| before.targets != targets);
                 Self {
                     check: check.clone(),
                     ports: ports.clone(),
-                    assignments,
+                    asked,
                     targets,
                 }
             }
@@ -149,10 +155,10 @@ fn compile(
     name: &ServiceName,
     check: &Arc<HealthCheck>,
     ports: &Ports,
-    assignments: &[Arc<Assignment>],
+    asked: &[Asked],
 ) -> Vec<(Key, Arc<Target>)> {
     let mut targets: Targets = BTreeMap::new();
-    for assignment in assignments {
+    for (assignment, cluster) in asked {
         let Some(port) = ports.get(&assignment.cluster.port) else {
             continue;
         };
@@ -169,6 +175,10 @@ fn compile(
                     port: endpoint.target,
                     http2: matches!(port.protocol, Protocol::H2c | Protocol::Grpc)
                         || matches!(check.probe, Probe::Grpc { .. }),
+                    tls: cluster
+                        .tls
+                        .clone()
+                        .filter(|_| endpoint.mutual_tls && check.probe != Probe::Tcp),
                 })
             };
             targets
