@@ -39,12 +39,17 @@ pub struct Census {
 pub struct Successors(HashMap<Serial, Arc<Line>>);
 
 impl Ca {
-    /// Of every certificate that is alive.
+    /// Of every certificate that the log has: those in between have ended when a connection is older than two lives.
     pub fn successors(&self) -> Successors {
-        let log = self.log();
-        let living = log.living(self.now());
-        let next = living.filter_map(|line| Some((line.record.replaces.clone()?, line.clone())));
-        Successors(next.collect())
+        let mut successors = HashMap::new();
+        for line in self.log().newest() {
+            // Of several, for an answer may have been lost, the newest.
+            if let Some(replaced) = &line.record.replaces {
+                let next = successors.entry(replaced.clone());
+                next.or_insert_with(|| line.clone());
+            }
+        }
+        Successors(successors)
     }
 
     /// What somebody shows by now whose connection was made with `peer`'s certificate.
