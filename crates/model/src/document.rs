@@ -7,9 +7,9 @@ use crate::identity::{SpiffeId, TrustDomain};
 use crate::instance::{Labels, Protocol};
 use crate::name::ServiceName;
 use crate::resource::{
-    AccessPolicy, AccessRule, Caller, CircuitBreaker, ConnectionPool, Effect, HeaderEdit,
-    HealthCheck, LoadBalancer, MtlsMode, OutlierDetection, Redirect, Retry, RetryBudget, Rewrite,
-    RuleMatch,
+    AccessPolicy, AccessRule, Caller, CircuitBreaker, ConnectionPool, Effect, HashOn, HeaderEdit,
+    HealthCheck, LoadBalancer, Locality, MtlsMode, OutlierDetection, Redirect, Retry, RetryBudget,
+    Rewrite, RuleMatch, SlowStart,
 };
 
 /// A checked document.
@@ -246,6 +246,10 @@ pub struct BackendPolicy {
     pub meta: Meta,
     pub targets: Vec<ServiceName>,
     pub load_balancer: Option<LoadBalancer>,
+    /// Only with a balancer that goes by keys.
+    pub hash_on: Option<HashOn>,
+    pub slow_start: Option<SlowStart>,
+    pub locality: Option<Locality>,
     pub connection_pool: Option<ConnectionPool>,
     pub circuit_breaker: Option<CircuitBreaker>,
     pub outlier_detection: Option<OutlierDetection>,

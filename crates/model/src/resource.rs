@@ -151,6 +151,19 @@ pub struct Forward {
     /// Of one attempt.
     pub attempt_timeout: Option<Duration>,
     pub retry: Retry,
+    /// What of a request leads it to the same endpoint again, where the cluster's balancer goes by keys. Without one, or
+    /// where the request has none, it picks at random.
+    pub hash_on: Option<HashOn>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashOn {
+    /// Lower case.
+    Header(String),
+    /// One that is missing is made, for as long as the client's session lasts.
+    Cookie(String),
+    /// The address of the connection's other end.
+    SourceIp,
 }
 
 /// Its header edits are applied before those of its [`Rule`], on requests and on answers: where both set a header, the
@@ -218,6 +231,10 @@ pub struct Cluster {
     pub name: ClusterName,
     pub protocol: Protocol,
     pub load_balancer: LoadBalancer,
+    /// With P2C, least request and round robin only.
+    pub slow_start: Option<SlowStart>,
+    /// While fewer of 100 endpoints work, requests go to all; 1: when none does.
+    pub panic_percent: u32,
     pub connection_pool: ConnectionPool,
     pub circuit_breaker: CircuitBreaker,
     pub outlier_detection: OutlierDetection,
@@ -233,6 +250,8 @@ impl Cluster {
             name,
             protocol,
             load_balancer: LoadBalancer::default(),
+            slow_start: None,
+            panic_percent: PANIC_PERCENT,
             connection_pool: ConnectionPool::default(),
             circuit_breaker: CircuitBreaker::default(),
             outlier_detection: OutlierDetection::default(),
@@ -258,6 +277,45 @@ pub enum LoadBalancer {
     LeastRequest,
     RoundRobin,
     Random,
+    /// By the request's key, on a ring: what leaves takes only its own keys along.
+    RingHash,
+    /// By the request's key, in a table that all callers fill alike.
+    Maglev,
+}
+
+impl LoadBalancer {
+    /// Whether requests need a key.
+    pub fn is_keyed(self) -> bool {
+        matches!(self, Self::RingHash | Self::Maglev)
+    }
+}
+
+/// Requests go to all when none works.
+pub const PANIC_PERCENT: u32 = 1;
+
+/// An endpoint that joins others gets a part of its share that grows to the whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlowStart {
+    pub window: Duration,
+    /// What it has at once.
+    pub min_weight_percent: u32,
+}
+
+/// The own zone first, and others for what that can't take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Locality {
+    /// While at least so much of the own zone works, it takes everything. 1 to 100.
+    pub failover_percent: u32,
+    /// 1 to 100.
+    pub panic_percent: u32,
+}
+
+impl Locality {
+    /// As Envoy says it: how much more than its share an endpoint can take, in percent.
+    pub fn overprovision(self) -> u32 {
+        let percent = self.failover_percent.clamp(1, 100);
+        (10_000 + percent / 2) / percent
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -308,6 +366,11 @@ pub struct OutlierDetection {
     pub base_ejection: Duration,
     /// At least one endpoint may always be ejected when there are two or more.
     pub max_ejection_percent: u32,
+    /// Thousandths of the standard deviation by which an endpoint's success rate may be below the mean of all; 0 switches
+    /// this kind off.
+    pub success_rate_stdev: u32,
+    /// Thousandths of the median latency of all that an endpoint's mean may reach; 0 switches this kind off.
+    pub latency_factor: u32,
 }
 
 impl Default for OutlierDetection {
@@ -318,6 +381,8 @@ impl Default for OutlierDetection {
             interval: Duration::from_secs(10),
             base_ejection: Duration::from_secs(30),
             max_ejection_percent: 10,
+            success_rate_stdev: 0,
+            latency_factor: 0,
         }
     }
 }
@@ -382,9 +447,25 @@ pub enum Probe {
 pub struct Assignment {
     pub cluster: ClusterName,
     pub endpoints: Vec<Endpoint>,
+    /// How much more than their share the endpoints of the caller's own zone can take, in percent, before others stand in
+    /// for them; none: zones don't count.
+    pub overprovision: Option<u32>,
 }
 
 impl Assignment {
+    /// As a caller in this zone uses it. Where the caller's zone has none, all are equally near.
+    #[must_use]
+    pub fn seen_from(&self, zone: &str) -> Self {
+        let mut seen = self.clone();
+        let is_near = |endpoint: &Endpoint| endpoint.zone == zone;
+        if self.overprovision.is_some() && self.endpoints.iter().any(is_near) {
+            for endpoint in &mut seen.endpoints {
+                endpoint.is_far = endpoint.zone != zone;
+            }
+        }
+        seen
+    }
+
     /// For clients that are told only whom to use: the healthy, else those that drain, else what there is. Where nothing is
     /// healthy, that may be the fault of who asked them, and no answer at all helps nobody.
     pub fn serving(&self) -> impl Iterator<Item = &Endpoint> {
@@ -405,6 +486,8 @@ pub struct Endpoint {
     /// 1 to 128.
     pub weight: u32,
     pub zone: String,
+    /// Only for what the nearer ones can't take.
+    pub is_far: bool,
     pub health: Health,
     /// The instance's `version` label, for metrics.
     pub version: String,

@@ -68,6 +68,7 @@ fn resources(upstream: SocketAddr, protocol: Protocol) -> Result<Resources, Stri
         request_timeout: None,
         attempt_timeout: None,
         retry: Retry::default(),
+        hash_on: None,
     };
     let rule = Rule {
         name: "all".into(),
@@ -90,6 +91,7 @@ fn resources(upstream: SocketAddr, protocol: Protocol) -> Result<Resources, Stri
         address: upstream,
         weight: 1,
         zone: String::new(),
+        is_far: false,
         health: Health::Healthy,
         version: String::new(),
         instance: "backend-1".into(),
@@ -106,6 +108,7 @@ fn resources(upstream: SocketAddr, protocol: Protocol) -> Result<Resources, Stri
         Arc::new(Assignment {
             cluster: name,
             endpoints: vec![endpoint],
+            overprovision: None,
         }),
     );
     Ok(resources)

@@ -76,6 +76,7 @@ fn main() -> Result<(), Error> {
         address: called.addresses().inbound,
         weight: 1,
         zone: String::new(),
+        is_far: false,
         health: Health::Healthy,
         version: String::new(),
         instance: "battle-1".into(),
@@ -85,6 +86,7 @@ fn main() -> Result<(), Error> {
     let assignment = Assignment {
         cluster: name.clone(),
         endpoints: vec![endpoint],
+        overprovision: None,
     };
     let table = Arc::new(compile_table(&table(&name))?);
     resources.tables.insert("outbound".into(), table);
@@ -158,6 +160,7 @@ fn table(name: &ClusterName) -> RouteTable {
         request_timeout: None,
         attempt_timeout: None,
         retry: Retry::default(),
+        hash_on: None,
     };
     let rule = Rule {
         name: "all".into(),

@@ -190,6 +190,8 @@ events! {
     SecuredOpened "tls_opened",
     SecuredResumed "tls_resumed",
     SecuredRevoked "tls_revoked_closed",
+    PickedFar "picked_other_zone",
+    PickedInPanic "picked_in_panic",
 }
 
 #[derive(Default)]

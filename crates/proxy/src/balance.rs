@@ -1,45 +1,79 @@
 //! Which endpoint gets the next attempt. A [`Group`] is one cluster's endpoints as the plan has them; what a core has
 //! measured of them ([`Load`]) is that core's own; who is ejected ([`outlier`]) is known to all cores.
 //!
-//! No socket and no clock: times come in.
+//! No socket and no clock: times come in. Module order: judge, level, tier, ring, maglev, xxh64, levels, load, outlier.
 
+pub mod judge;
+mod level;
+pub mod levels;
 pub mod load;
+pub mod maglev;
 pub mod outlier;
+pub mod ring;
+mod tier;
+pub mod xxh64;
 
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use fastrand::Rng;
 use phalanx_model::resource::{Health, LoadBalancer, OutlierDetection};
 
+use self::level::{Level, State};
 pub use self::load::Load;
 pub use self::outlier::{Evidence, Outlier};
+use self::tier::Tier;
 
 /// The endpoints of one cluster, in the plan's order.
 pub struct Group {
-    policy: LoadBalancer,
-    outlier_policy: OutlierDetection,
+    policy: Policy,
     members: Box<[Member]>,
-    healthy: Tier,
-    draining: Tier,
-    unhealthy: Tier,
+    /// The own zone and the others, where zones count; else one.
+    levels: Box<[Level]>,
+    /// How requests are shared between levels, packed; see [`State`].
+    state: AtomicU64,
+    /// Until when some members are warming up, in ms since the account's start; 0: none is.
+    warm_until_ms: u64,
     /// Guards the rare decision to eject, so that all cores together keep to the limit; never taken for a pick.
     ejecting: Mutex<()>,
 }
 
+/// How a group is used.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    pub balancer: LoadBalancer,
+    pub outlier: OutlierDetection,
+    /// Below this percentage of healthy members, requests go to all.
+    pub panic_percent: u32,
+    /// Percent; of how much more than its share a level's members can take.
+    pub overprovision: u32,
+    pub slow_start: Option<SlowStart>,
+}
+
+impl Policy {
+    /// Without zones, panic or slow start.
+    pub fn new(balancer: LoadBalancer, outlier: OutlierDetection) -> Self {
+        Self {
+            balancer,
+            outlier,
+            panic_percent: PANIC_NEVER,
+            overprovision: 140,
+            slow_start: None,
+        }
+    }
+}
+
 pub struct Member {
+    pub address: SocketAddr,
     /// 1 to 128.
     pub weight: u32,
     pub health: Health,
+    /// Used only for what the nearer ones can't take.
+    pub is_far: bool,
+    /// When it came to the others, in ms since the account's start; none: it was there with the first.
+    pub joined_ms: Option<u64>,
     pub outlier: Arc<Outlier>,
-}
-
-/// Members of one health.
-#[derive(Default)]
-struct Tier {
-    members: Box<[u32]>,
-    /// Sums of weights, where these differ.
-    cumulative: Box<[u32]>,
-    total: u32,
 }
 
 /// Members that an earlier attempt of the same request was sent to.
@@ -78,24 +112,40 @@ pub struct Pick<'a, L> {
     pub now_us: u64,
     /// Counts picks, for round robin; one per core and cluster.
     pub turn: &'a mut u32,
+    /// Of the request's key; without one, keyed policies pick at random.
+    pub hash: Option<u64>,
+}
+
+/// A member, and how it came to be picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Picked {
+    pub member: usize,
+    /// Of another zone, though zones count.
+    pub is_far: bool,
+    /// So few work that health did not count.
+    pub in_panic: bool,
 }
 
 impl Group {
-    pub fn new(
-        policy: LoadBalancer,
-        outlier_policy: OutlierDetection,
-        members: Vec<Member>,
-    ) -> Self {
-        let tier = |health| Tier::new(&members, health);
-        Self {
+    pub fn new(policy: Policy, members: Vec<Member>) -> Self {
+        let of = |far: bool| Level::new(&members, &policy, |m| m.is_far == far);
+        let levels = match members.iter().any(|m| m.is_far) {
+            true => [of(false), of(true)].into(),
+            false => [of(false)].into(),
+        };
+        let window = policy.slow_start.map_or(0, |slow| slow.window_ms.max(1));
+        let joined = members.iter().filter_map(|m| m.joined_ms);
+        let ends = joined.map(|joined| joined.saturating_add(window));
+        let group = Self {
+            warm_until_ms: ends.max().filter(|_| window > 0).unwrap_or(0),
             policy,
-            outlier_policy,
-            healthy: tier(Health::Healthy),
-            draining: tier(Health::Draining),
-            unhealthy: tier(Health::Unhealthy),
+            levels,
             members: members.into(),
+            state: AtomicU64::new(0),
             ejecting: Mutex::new(()),
-        }
+        };
+        group.count(0);
+        group
     }
 
     pub fn len(&self) -> usize {
@@ -110,37 +160,151 @@ impl Group {
         self.members.get(index)
     }
 
+    /// Whether a key decides.
+    pub fn is_keyed(&self) -> bool {
+        matches!(
+            self.policy.balancer,
+            LoadBalancer::RingHash | LoadBalancer::Maglev
+        )
+    }
+
     /// The member for the next attempt, none only when there are no members at all.
     ///
     /// Healthy ones first, without those tried or ejected. When nothing is left, ejection is ignored (if everything is
     /// bad, spreading the load over all is better than refusing it), then what was tried; after that draining ones and
-    /// last unhealthy ones: a wrong health report shall not make a service unreachable.
+    /// last unhealthy ones: a wrong health report shall not make a service unreachable. Where zones count, the level is
+    /// chosen before, and the other stands in for it.
     pub fn pick<'l>(
         &self,
         mut pick: Pick<'_, impl Fn(usize) -> Option<&'l Load>>,
-    ) -> Option<usize> {
-        if let [only] = *self.healthy.members {
-            return Some(only as usize); // alone: nobody else to try, and never ejected
+    ) -> Option<Picked> {
+        let now_ms = pick.now_us / 1000;
+        let state = self.state(now_ms);
+        let [level] = &*self.levels else {
+            return self.pick_level(&mut pick, state, now_ms);
+        };
+        if state.panics(0)
+            && let Some(member) = self.pick_panic(level, &mut pick)
+        {
+            return Some(Picked {
+                member: member as usize,
+                is_far: false,
+                in_panic: true,
+            });
         }
-        for tier in [&self.healthy, &self.draining, &self.unhealthy] {
-            if tier.members.is_empty() {
-                continue;
+        if let [only] = *level.healthy.members {
+            return Some(Picked::plain(only)); // alone: nobody else to try, and never ejected
+        }
+        for tier in level.tiers() {
+            if let Some(member) = self.pick_tiers([Some(tier), None], &mut pick, now_ms) {
+                return Some(Picked::plain(member));
             }
-            let now_ms = pick.now_us / 1000;
-            let tried = *pick.tried;
-            let fresh = |m: u32| !tried.contains(m);
-            let in_use = |m: u32| {
-                self.member(m as usize)
-                    .is_some_and(|member| !member.outlier.is_ejected(now_ms))
-            };
-            let picked = self
-                .choose(tier, &mut pick, |m| fresh(m) && in_use(m))
-                .or_else(|| self.choose(tier, &mut pick, fresh))
-                .or_else(|| self.choose(tier, &mut pick, in_use))
-                .or_else(|| self.choose(tier, &mut pick, |_| true));
-            return picked.map(|m| m as usize);
         }
         None
+    }
+
+    /// Out of line: most groups have one level.
+    #[inline(never)]
+    fn pick_level<'l>(
+        &self,
+        pick: &mut Pick<'_, impl Fn(usize) -> Option<&'l Load>>,
+        state: State,
+        now_ms: u64,
+    ) -> Option<Picked> {
+        let [near, far] = &*self.levels else {
+            return None;
+        };
+        // The same key goes to the same level, as long as the shares are the same.
+        let ticket = match pick.hash.filter(|_| self.is_keyed()) {
+            Some(hash) => (hash % 100) as u8,
+            None => pick.rng.u8(..100),
+        };
+        let first = usize::from(ticket >= state.first());
+        let order = match first {
+            0 => [near, far],
+            _ => [far, near],
+        };
+        let picked = |member: u32, in_panic| Picked {
+            member: member as usize,
+            is_far: self.member(member as usize).is_some_and(|m| m.is_far),
+            in_panic,
+        };
+        if state.panics(first)
+            && let [level, _] = order
+            && let Some(member) = self.pick_panic(level, pick)
+        {
+            return Some(picked(member, true));
+        }
+        let [a, b] = order.map(Level::tiers);
+        a.into_iter().zip(b).find_map(|(a, b)| {
+            let member = self.pick_tiers([Some(a), Some(b)], pick, now_ms)?;
+            Some(picked(member, false))
+        })
+    }
+
+    /// Any that does not drain, whatever is said of it.
+    fn pick_panic<'l>(
+        &self,
+        level: &Level,
+        pick: &mut Pick<'_, impl Fn(usize) -> Option<&'l Load>>,
+    ) -> Option<u32> {
+        let tried = *pick.tried;
+        self.choose(&level.all, pick, |m| !tried.contains(m))
+            .or_else(|| self.choose(&level.all, pick, |_| true))
+    }
+
+    fn pick_tiers<'l>(
+        &self,
+        tiers: [Option<&Tier>; 2],
+        pick: &mut Pick<'_, impl Fn(usize) -> Option<&'l Load>>,
+        now_ms: u64,
+    ) -> Option<u32> {
+        let tiers = tiers.map(|tier| tier.filter(|tier| !tier.members.is_empty()));
+        if matches!(tiers, [None, None]) {
+            return None;
+        }
+        let tried = *pick.tried;
+        let fresh = |m: u32| !tried.contains(m);
+        let in_use = |m: u32| {
+            self.member(m as usize)
+                .is_some_and(|member| !member.outlier.is_ejected(now_ms))
+        };
+        let tiers = || tiers.iter().flatten();
+        None.or_else(|| tiers().find_map(|t| self.warm(t, pick, |m| fresh(m) && in_use(m))))
+            .or_else(|| tiers().find_map(|t| self.choose(t, pick, fresh)))
+            .or_else(|| tiers().find_map(|t| self.choose(t, pick, in_use)))
+            .or_else(|| tiers().find_map(|t| self.choose(t, pick, |_| true)))
+    }
+
+    /// Like [`Group::choose`], but of what a member that warms up would get it gets only the part that it can take yet.
+    #[inline]
+    fn warm<'l>(
+        &self,
+        tier: &Tier,
+        pick: &mut Pick<'_, impl Fn(usize) -> Option<&'l Load>>,
+        eligible: impl Fn(u32) -> bool,
+    ) -> Option<u32> {
+        let picked = self.choose(tier, pick, &eligible)?;
+        let now_ms = pick.now_us / 1000;
+        if now_ms >= self.warm_until_ms {
+            return Some(picked);
+        }
+        let warmth = |m: u32| self.warmth(m, now_ms);
+        let part = warmth(picked);
+        if part >= 1.0 || pick.rng.f32() < part {
+            return Some(picked);
+        }
+        let others = self.choose(tier, pick, |m| eligible(m) && warmth(m) >= 1.0);
+        Some(others.unwrap_or(picked))
+    }
+
+    /// 1 for a member that can take its whole share.
+    fn warmth(&self, member: u32, now_ms: u64) -> f32 {
+        let joined = self.member(member as usize).and_then(|m| m.joined_ms);
+        match (&self.policy.slow_start, joined) {
+            (Some(slow), Some(joined)) => slow.part(now_ms.saturating_sub(joined)),
+            _ => 1.0,
+        }
     }
 
     fn choose<'l>(
@@ -149,7 +313,7 @@ impl Group {
         pick: &mut Pick<'_, impl Fn(usize) -> Option<&'l Load>>,
         eligible: impl Fn(u32) -> bool,
     ) -> Option<u32> {
-        match self.policy {
+        match self.policy.balancer {
             LoadBalancer::P2c => {
                 let (a, b) = tier.draw_two(pick.rng, &eligible)?;
                 let (cost_a, cost_b) = (self.cost(a, pick), self.cost(b, pick));
@@ -165,15 +329,12 @@ impl Group {
                 );
                 Some(if right < left { b } else { a })
             }
-            LoadBalancer::RoundRobin => {
-                let tries = tier.members.len().min(DRAWS_MAX);
-                let drawn = (0..tries)
-                    .map(|_| tier.turn(pick.turn))
-                    .find(|m| m.is_some_and(&eligible))
-                    .flatten();
-                drawn.or_else(|| tier.scan(pick.rng, &eligible))
-            }
+            LoadBalancer::RoundRobin => tier.next(pick.turn, pick.rng, &eligible),
             LoadBalancer::Random => tier.draw(pick.rng, &eligible),
+            LoadBalancer::RingHash | LoadBalancer::Maglev => {
+                let hash = pick.hash.unwrap_or_else(|| pick.rng.u64(..));
+                tier.keyed(hash, &eligible)
+            }
         }
     }
 
@@ -185,126 +346,88 @@ impl Group {
         self.member(member as usize).map_or(1, |m| m.weight.max(1))
     }
 
+    /// Whether endpoints are compared with each other.
+    #[inline]
+    pub fn compares(&self) -> bool {
+        (self.policy.outlier.success_rate_stdev | self.policy.outlier.latency_factor) != 0
+    }
+
     /// Learns from an attempt; true when that ejected the member just now.
     pub fn report(&self, member: usize, evidence: Evidence, now_ms: u64) -> bool {
+        let outlier = self.member(member).map(|m| &m.outlier);
+        outlier.is_some_and(|outlier| outlier.is_due(evidence, &self.policy.outlier))
+            && self.eject(member, now_ms)
+    }
+
+    /// Ejects, if that keeps to the limit.
+    fn eject(&self, member: usize, now_ms: u64) -> bool {
         let Some(outlier) = self.member(member).map(|m| &m.outlier) else {
             return false;
         };
-        if !outlier.is_due(evidence, &self.outlier_policy) {
-            return false;
-        }
+        let policy = &self.policy.outlier;
         let _guard = self
             .ejecting
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let of = self.healthy.members.len();
-        let ejected = self
-            .members
-            .iter()
-            .filter(|m| m.health == Health::Healthy && m.outlier.is_ejected(now_ms))
-            .count();
-        let limit = (of * self.outlier_policy.max_ejection_percent as usize / 100).max(1);
+        let healthy = || self.members.iter().filter(|m| m.health == Health::Healthy);
+        let of = healthy().count();
+        let ejected = healthy().filter(|m| m.outlier.is_ejected(now_ms)).count();
+        let limit = (of * policy.max_ejection_percent as usize / 100).max(1);
         if of < 2 || ejected >= limit || outlier.is_ejected(now_ms) {
             return false;
         }
-        outlier.eject(now_ms, &self.outlier_policy);
+        outlier.eject(now_ms, policy);
+        self.count(now_ms);
         true
     }
+
+    #[inline]
+    fn state(&self, now_ms: u64) -> State {
+        let state = State(self.state.load(Ordering::Relaxed));
+        match state.holds(now_ms) {
+            true => state,
+            false => self.count(now_ms),
+        }
+    }
+
+    /// Counts who works: when an ejection begins, and when one ends.
+    #[cold]
+    fn count(&self, now_ms: u64) -> State {
+        let state = State::new(&self.levels, &self.members, &self.policy, now_ms);
+        self.state.store(state.0, Ordering::Relaxed);
+        state
+    }
 }
 
-impl Tier {
-    fn new(members: &[Member], health: Health) -> Self {
-        let chosen: Vec<(u32, u32)> = (0u32..)
-            .zip(members)
-            .filter(|(_, m)| m.health == health)
-            .map(|(index, m)| (index, m.weight.max(1)))
-            .collect();
-        let even = chosen
-            .iter()
-            .all(|(_, weight)| Some(*weight) == chosen.first().map(|(_, w)| *w));
-        let mut total = 0u32;
-        let cumulative = chosen.iter().map(|(_, weight)| {
-            total = total.saturating_add(*weight);
-            total
-        });
-        let cumulative: Box<[u32]> = if even {
-            Box::default()
-        } else {
-            cumulative.collect()
-        };
-        let members: Box<[u32]> = chosen.iter().map(|(index, _)| *index).collect();
-        let total = if even { members.len() as u32 } else { total };
+impl Picked {
+    fn plain(member: u32) -> Self {
         Self {
-            members,
-            cumulative,
-            total,
+            member: member as usize,
+            is_far: false,
+            in_panic: false,
         }
-    }
-
-    /// The member that `ticket` (below `total`) belongs to.
-    fn at(&self, ticket: u32) -> Option<u32> {
-        let place = if self.cumulative.is_empty() {
-            ticket as usize
-        } else {
-            self.cumulative.partition_point(|sum| *sum <= ticket)
-        };
-        self.members.get(place).copied()
-    }
-
-    /// Each member as often as its weight says, evenly interleaved: steps of about the golden section visit every ticket
-    /// of a round once.
-    fn turn(&self, turn: &mut u32) -> Option<u32> {
-        let step = golden_step(self.total);
-        *turn = turn.wrapping_add(1);
-        self.at((u64::from(*turn) * u64::from(step) % u64::from(self.total.max(1))) as u32)
-    }
-
-    fn draw(&self, rng: &mut Rng, eligible: impl Fn(u32) -> bool) -> Option<u32> {
-        for _ in 0..DRAWS_MAX {
-            let member = self.at(rng.u32(0..self.total.max(1)))?;
-            if eligible(member) {
-                return Some(member);
-            }
-        }
-        self.scan(rng, eligible)
-    }
-
-    /// Two by weight, different ones if their weights are even; the same twice when only one is eligible.
-    fn draw_two(&self, rng: &mut Rng, eligible: impl Fn(u32) -> bool) -> Option<(u32, u32)> {
-        let first = self.draw(rng, &eligible)?;
-        if self.cumulative.is_empty() {
-            let second = self.draw(rng, |m| m != first && eligible(m));
-            return Some((first, second.unwrap_or(first)));
-        }
-        Some((first, self.draw(rng, &eligible)?))
-    }
-
-    /// The first eligible one from a random start.
-    fn scan(&self, rng: &mut Rng, eligible: impl Fn(u32) -> bool) -> Option<u32> {
-        let start = rng.usize(0..self.members.len().max(1));
-        let (before, after) = self.members.split_at_checked(start)?;
-        after
-            .iter()
-            .chain(before)
-            .copied()
-            .find(|member| eligible(*member))
     }
 }
 
-/// A number near 0.618 × `total` that shares no factor with it.
-fn golden_step(total: u32) -> u32 {
-    let near = (f64::from(total) * 0.618) as u32;
-    (near.max(1)..=total.max(1))
-        .find(|step| gcd(*step, total) == 1)
-        .unwrap_or(1)
+/// How an endpoint that comes later is let in: with a part of its share that grows over `window_ms`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SlowStart {
+    pub window_ms: u64,
+    pub min_percent: u32,
 }
 
-fn gcd(a: u32, b: u32) -> u32 {
-    if b == 0 { a } else { gcd(b, a % b) }
+impl SlowStart {
+    /// After `age_ms`.
+    fn part(&self, age_ms: u64) -> f32 {
+        let grown = age_ms as f32 / self.window_ms.max(1) as f32;
+        grown.max(self.min_percent as f32 / 100.0)
+    }
 }
 
-/// Random draws before looking at members one by one.
-const DRAWS_MAX: usize = 6;
+/// Spread over all only when none is left.
+pub const PANIC_NEVER: u32 = 1;
 
+#[cfg(test)]
+mod keyed_tests;
 #[cfg(test)]
 mod tests;

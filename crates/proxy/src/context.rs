@@ -1,5 +1,6 @@
 //! What the stages know of one request beside its head: where it came in, and what earlier stages decided.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use phalanx_model::name::Direction;
@@ -43,6 +44,12 @@ pub struct StreamContext<'p> {
     pub prefix_len: Option<usize>,
     /// The application port that the caller's sidecar asked for.
     pub asked_port: Option<u16>,
+    /// The other end of the connection.
+    pub peer: Option<IpAddr>,
+    /// Of the request's key, where the chosen cluster goes by keys.
+    pub hash: Option<u64>,
+    /// A cookie that the caller is to keep: the key that its request did not have.
+    pub cookie: Option<Field>,
 }
 
 impl<'p> StreamContext<'p> {
@@ -64,6 +71,9 @@ impl<'p> StreamContext<'p> {
             cluster: None,
             prefix_len: None,
             asked_port: None,
+            peer: None,
+            hash: None,
+            cookie: None,
         }
     }
 }

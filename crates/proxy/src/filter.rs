@@ -89,12 +89,15 @@ fn request_id(rng: &mut fastrand::Rng) -> [u8; 36] {
     out
 }
 
-/// An answer on its way back. What an application says in the proxy's name is not passed on.
+/// An answer on its way back, with the cookie that keeps its caller's requests together. What an application says in the proxy's name is not passed on.
 pub fn response(head: &mut ResponseHead, context: &StreamContext<'_>) {
     if context.direction == Direction::Inbound {
         head.headers.remove_where(|name, _| {
             name.as_bytes().first() == Some(&b'x') && is_internal(name.as_bytes())
         });
+    }
+    if let Some(cookie) = &context.cookie {
+        head.headers.push_field(cookie);
     }
     if let Some(backend) = context.backend {
         backend.response.apply(&mut head.headers);

@@ -6,6 +6,7 @@
 pub mod cluster;
 pub mod entry;
 pub mod hosts;
+pub mod key;
 pub mod peer;
 pub mod table;
 

@@ -17,9 +17,9 @@ pub fn choose<'p>(
     match context.direction {
         Direction::Inbound => choose_app(plan, context),
         Direction::Outbound => match &plan.outbound {
-            Outbound::All(routes) => choose_rule(routes, request, context),
+            Outbound::All(routes) => choose_rule(plan, routes, request, context),
             Outbound::Demand { hosts, .. } => match hosts.find(request.authority()) {
-                Some(routes) => choose_rule(routes, request, context),
+                Some(routes) => choose_rule(plan, routes, request, context),
                 None => Verdict::Park,
             },
             // Nothing was ever received: not the caller's mistake, and it may come.
@@ -49,6 +49,7 @@ fn choose_app<'p>(plan: &'p Plan, context: &mut StreamContext<'p>) -> Verdict {
 }
 
 fn choose_rule<'p>(
+    plan: &'p Plan,
     routes: &'p Routes,
     request: &mut Checked,
     context: &mut StreamContext<'p>,
@@ -60,10 +61,9 @@ fn choose_rule<'p>(
     else {
         return Reason::NoRoute.into();
     };
-    let plan = &rule.attachment;
-    context.rule = Some(plan);
+    context.rule = Some(&rule.attachment);
     context.prefix_len = rule.prefix_len();
-    match &plan.action {
+    match &rule.attachment.action {
         ActionPlan::Respond(reason) => (*reason).into(),
         ActionPlan::Redirect(redirect) => match location(redirect, request, context.prefix_len) {
             Some(location) => Verdict::Respond(Reply::redirect(redirect.status, location)),
@@ -79,6 +79,13 @@ fn choose_rule<'p>(
             context.forward = Some(forward);
             context.backend = Some(backend);
             context.cluster = routes.clusters.get(cluster).copied().flatten();
+            if let Some(key) = &forward.key
+                && let Some(cluster) = context.cluster.and_then(|place| plan.clusters.get(place))
+                && cluster.group.is_keyed()
+            {
+                let found = key.find(request.headers(), context.peer, &mut context.rng);
+                (context.hash, context.cookie) = found;
+            }
             match context.cluster {
                 Some(_) => Verdict::Continue,
                 None => Reason::NoHealthyUpstream.into(), // the cluster has not come yet

@@ -10,7 +10,9 @@ use phalanx_model::document::{
 };
 use phalanx_model::identity::SpiffeId;
 use phalanx_model::instance::{InstancePort, Protocol, State};
-use phalanx_model::resource::{Assignment, Cluster, Effect, Endpoint, Health, MtlsMode, PeerTls};
+use phalanx_model::resource::{
+    Assignment, Cluster, Effect, Endpoint, HashOn, Health, Locality, MtlsMode, PeerTls,
+};
 use phalanx_model::{ClusterName, Instance, ServiceName, SharedMap};
 
 use super::inbound::{self, Stand};
@@ -32,6 +34,8 @@ pub struct CatalogPort {
     /// Of the Service's port, else of an instance's; may be empty.
     pub name: String,
     pub protocol: Protocol,
+    /// What its policy says is the key of a request.
+    pub hash_on: Option<HashOn>,
 }
 
 impl Catalog {
@@ -69,7 +73,10 @@ pub(super) fn compile(
         }
         let mut ports = Ports::new();
         let tls = peer_tls(mesh, world, &service);
-        for (port, (of_port, endpoints)) in found {
+        let locality = policy.and_then(|policy| policy.locality);
+        let hash_on = policy.and_then(|policy| policy.hash_on.clone());
+        for (port, (mut of_port, endpoints)) in found {
+            of_port.hash_on = hash_on.clone();
             let name = ClusterName::outbound(service.clone(), port);
             let mut cluster = Cluster::new(name.clone(), of_port.protocol);
             cluster.tls = Some(tls.clone());
@@ -79,6 +86,7 @@ pub(super) fn compile(
             let assignment = Assignment {
                 cluster: name.clone(),
                 endpoints: judged(world, &service, tidy(endpoints)),
+                overprovision: locality.map(Locality::overprovision),
             };
             replace(&mut mesh.clusters, name.clone(), cluster);
             replace(&mut mesh.assignments, name, assignment);
@@ -235,6 +243,7 @@ fn find(world: &World, index: &Index, name: &ServiceName, findings: &mut Vec<Fin
         let of_port = CatalogPort {
             name: port.name.clone(),
             protocol: protocol(port, chosen.iter().map(|(_, p)| *p)),
+            hash_on: None,
         };
         found.insert(port.port, (of_port, endpoints));
     }
@@ -274,6 +283,7 @@ fn undeclared<'a>(
         let of_port = CatalogPort {
             name: told.max().unwrap_or_default().to_owned(),
             protocol: protocol(&port, chosen.iter().map(|(_, p)| *p)),
+            hash_on: None,
         };
         found.insert(number, (of_port, endpoints));
     }
@@ -321,6 +331,7 @@ fn endpoint(
         address: port.address,
         weight: instance.weight.clamp(1, WEIGHT_MAX),
         zone: instance.zone.clone(),
+        is_far: false,
         health,
         version: instance.version().to_owned(),
         instance: instance.id.id.clone(),
@@ -355,6 +366,7 @@ fn slice_endpoints(
                 address: SocketAddr::new(*address, target.port),
                 weight: 1,
                 zone: endpoint.zone.clone(),
+                is_far: false,
                 health,
                 version: slice
                     .meta
@@ -435,6 +447,10 @@ fn policy<'a>(
 
 fn merge(cluster: &mut Cluster, policy: &BackendPolicy) {
     cluster.load_balancer = policy.load_balancer.unwrap_or(cluster.load_balancer);
+    cluster.slow_start = policy.slow_start;
+    if let Some(locality) = policy.locality {
+        cluster.panic_percent = locality.panic_percent;
+    }
     cluster.connection_pool = policy.connection_pool.unwrap_or(cluster.connection_pool);
     cluster.circuit_breaker = policy.circuit_breaker.unwrap_or(cluster.circuit_breaker);
     cluster.outlier_detection = policy

@@ -1,7 +1,8 @@
 //! Encoding, once per resource and change: equal resources keep their bytes, maps that did not change are shared by every
 //! node's snapshot.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use phalanx_model::document::{DocumentId, Kind as DocumentKind};
 use phalanx_model::identity::TrustDomain;
@@ -29,6 +30,8 @@ pub struct Published {
     /// The same for who has an identity; made when the first of them comes.
     secure: Arc<OnceLock<Resources>>,
     endpoints: Resources,
+    /// The same for who prefers a zone, by zone; made when the first from there comes.
+    zones: Arc<Mutex<BTreeMap<String, Resources>>>,
     tables: Arc<Tables>,
     pub(super) inbounds: Inbounds,
     /// For sidecars that ask on demand.
@@ -54,6 +57,7 @@ impl Published {
             secure: Arc::default(),
             inbounds: Inbounds::default(),
             endpoints: Resources::default(),
+            zones: Arc::default(),
             tables: Arc::default(),
             hosts: Hosts::default(),
             dialect: Dialect::default(),
@@ -94,10 +98,11 @@ impl Published {
         let tables = &table.cloned().unwrap_or_else(of_namespace);
         // They are each stream's own; whoever asks for one and may have none waits.
         let secrets = Resources::default();
+        let endpoints = self.endpoints(node);
         let of = |kind| match kind {
             Kind::Secret => &secrets,
             Kind::Cluster => self.clusters(node),
-            Kind::Endpoints => &self.endpoints,
+            Kind::Endpoints => &endpoints,
             Kind::Listener => listeners,
             Kind::Routes => tables,
         };
@@ -118,11 +123,37 @@ impl Published {
         }
     }
 
-    /// A cluster or an endpoint set: those are the same for all nodes that have an identity, and for all that have none.
+    /// As seen from the node's zone, where zones count.
+    fn endpoints(&self, node: &Node) -> Resources {
+        let zoned = || {
+            let sets = self.mesh.assignments.values();
+            sets.filter(|set| set.overprovision.is_some())
+        };
+        if node.zone.is_empty() || zoned().next().is_none() {
+            return self.endpoints.clone();
+        }
+        // Held for a look-up, or for encoding what one zone sees.
+        let mut zones = self.zones.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = zones.get(&node.zone) {
+            return known.clone();
+        }
+        let mut seen = self.endpoints.clone();
+        for set in zoned() {
+            let encoded = encode::endpoints(&set.seen_from(&node.zone));
+            seen.insert(encoded.name.clone(), Arc::new(encoded));
+        }
+        if zones.len() < ZONES_MAX {
+            zones.insert(node.zone.clone(), seen.clone());
+        }
+        seen
+    }
+
+    /// A cluster or an endpoint set: those are the same for all nodes of a zone that have an identity, and for all that
+    /// have none.
     pub(super) fn shared(&self, kind: Kind, name: &str, node: &Node) -> Option<Arc<Encoded>> {
         match kind {
             Kind::Cluster => self.clusters(node).get(name).cloned(),
-            Kind::Endpoints => self.endpoints.get(name).cloned(),
+            Kind::Endpoints => self.endpoints(node).get(name).cloned(),
             _ => None,
         }
     }
@@ -211,6 +242,7 @@ impl Compiler {
             secure: Arc::new(secure.map_or_else(OnceLock::new, OnceLock::from)),
             inbounds: last.inbounds,
             endpoints,
+            zones: Arc::default(),
             tables,
             hosts: last.hosts,
             dialect: last.dialect,
@@ -281,6 +313,9 @@ fn renew<N: Ord + ToString, R>(
     }
     resources
 }
+
+/// Zones whose view is kept; nodes name them.
+const ZONES_MAX: usize = 256;
 
 /// For who has no certificate to show.
 fn in_plain(cluster: &Cluster) -> Encoded {

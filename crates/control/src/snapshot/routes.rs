@@ -10,7 +10,8 @@ use phalanx_model::document::{BackendRef, Document, Kind, Route, RouteRule};
 use phalanx_model::instance::Protocol;
 use phalanx_model::matching::order::precedence;
 use phalanx_model::resource::{
-    Action, Backend, Forward, HeaderEdit, Retry, Rewrite, RouteTable, Rule, RuleMatch, VirtualHost,
+    Action, Backend, Forward, HashOn, HeaderEdit, Retry, Rewrite, RouteTable, Rule, RuleMatch,
+    VirtualHost,
 };
 use phalanx_model::{ClusterName, Reason, ServiceName, SharedMap};
 
@@ -138,7 +139,7 @@ fn find(
             continue;
         }
         let rules = if routes.is_empty() {
-            vec![plain(service, *port)]
+            vec![plain(service, *port, of_port.hash_on.clone())]
         } else {
             merged(routes, &mesh.catalog)
         };
@@ -225,7 +226,7 @@ fn parents(
 }
 
 /// Without a route: everything goes to the service itself.
-fn plain(service: &ServiceName, port: u16) -> Rule {
+fn plain(service: &ServiceName, port: u16, hash_on: Option<HashOn>) -> Rule {
     let backend = Backend {
         cluster: Some(ClusterName::outbound(service.clone(), port)),
         weight: 1,
@@ -243,6 +244,7 @@ fn plain(service: &ServiceName, port: u16) -> Rule {
             request_timeout: None,
             attempt_timeout: None,
             retry: Retry::default(),
+            hash_on,
         }),
     }
 }
@@ -298,7 +300,17 @@ fn action(rule: &RouteRule, catalog: &Catalog) -> Action {
         request_timeout: rule.request_timeout,
         attempt_timeout: rule.attempt_timeout,
         retry: rule.retry.clone().unwrap_or_default(),
+        hash_on: hash_on(rule, catalog),
     })
+}
+
+/// A request has one key, whoever gets it: that of the first backend with one.
+fn hash_on(rule: &RouteRule, catalog: &Catalog) -> Option<HashOn> {
+    let mut ports = rule
+        .backends
+        .iter()
+        .filter_map(|backend| catalog.port(&backend.service, backend.port));
+    ports.find_map(|port| port.hash_on.clone())
 }
 
 /// A backend that does not exist keeps its share, to be answered with an error.

@@ -7,7 +7,8 @@ use super::value::service_ref;
 use crate::document::{BackendPolicy, Meta};
 use crate::name::ServiceName;
 use crate::resource::{
-    CircuitBreaker, ConnectionPool, HealthCheck, LoadBalancer, OutlierDetection, Probe, RetryBudget,
+    CircuitBreaker, ConnectionPool, HashOn, HealthCheck, LoadBalancer, Locality, OutlierDetection,
+    Probe, RetryBudget, SlowStart,
 };
 
 pub(super) const TARGETS_MAX: usize = 16;
@@ -20,18 +21,37 @@ const HOUR: Duration = Duration::from_secs(60 * 60);
 const THRESHOLD_MAX: u32 = 100;
 /// Of the service named in a gRPC question.
 const GRPC_SERVICE_MAX: usize = 256;
+/// In thousandths.
+const STDEV_MAX: u32 = 10_000;
+const LATENCY_FACTOR: std::ops::RangeInclusive<u32> = 1_100..=100_000;
+const COOKIE_NAME_MAX: usize = 128;
 
 pub(super) fn policy(spec: &At<'_>, meta: Meta) -> Option<BackendPolicy> {
     let mut fields = spec.fields()?;
-    fields.later(&["slowStart", "locality"]);
     let targets = fields.need("targetRefs").map_or_else(Vec::new, |at| {
         let items = at.items(TARGETS_MAX);
         at.check(!items.is_empty(), "a policy has at least one target");
         targets(&items, &meta)
     });
+    let (load_balancer, hash_on) =
+        section(&mut fields, "loadBalancer", load_balancer).unwrap_or_default();
+    let slow_start_at = fields.get("slowStart");
+    let slow_start = section(&mut fields, "slowStart", slow_start);
+    let balancer = load_balancer.unwrap_or_default();
+    if let Some(at) = &slow_start_at
+        && (balancer.is_keyed() || balancer == LoadBalancer::Random)
+    {
+        at.refuse_with::<()>(
+            "only P2C, LeastRequest and RoundRobin let an endpoint start slowly",
+            "leave `slowStart` out, or choose one of these",
+        );
+    }
     Some(BackendPolicy {
         targets,
-        load_balancer: section(&mut fields, "loadBalancer", load_balancer),
+        load_balancer,
+        hash_on,
+        slow_start,
+        locality: section(&mut fields, "locality", locality),
         connection_pool: section(&mut fields, "connectionPool", connection_pool),
         circuit_breaker: section(&mut fields, "circuitBreaker", circuit_breaker),
         outlier_detection: section(&mut fields, "outlierDetection", outlier_detection),
@@ -74,17 +94,89 @@ pub(super) fn targets(items: &[At<'_>], meta: &Meta) -> Vec<ServiceName> {
     targets
 }
 
-fn load_balancer(fields: &mut Fields<'_>) -> Option<LoadBalancer> {
-    fields.later(&["hashOn"]);
+type Balancing = (Option<LoadBalancer>, Option<HashOn>);
+
+/// A balancer that goes by keys needs to know where they are; the others have no use for them.
+fn load_balancer(fields: &mut Fields<'_>) -> Option<Balancing> {
     let choices = [
         ("P2C", LoadBalancer::P2c),
         ("LeastRequest", LoadBalancer::LeastRequest),
         ("RoundRobin", LoadBalancer::RoundRobin),
         ("Random", LoadBalancer::Random),
+        ("RingHash", LoadBalancer::RingHash),
+        ("Maglev", LoadBalancer::Maglev),
     ];
-    fields
-        .need("type")
-        .and_then(|at| at.choose(&choices, &["RingHash", "Maglev"]))
+    let kind = fields.need("type").and_then(|at| at.choose(&choices, &[]));
+    let at = fields.get("hashOn");
+    let hash_on = at.as_ref().map(|at| hash_on(at));
+    match (kind?.is_keyed(), at) {
+        (true, None) => fields.at.refuse_with(
+            "nothing says what of a request is its key",
+            "such as `hashOn: {header: x-room}`, `{cookie: room}` or `{sourceIP: true}`",
+        ),
+        (false, Some(at)) => at.refuse_with(
+            "only RingHash and Maglev have keys",
+            "leave `hashOn` out, or choose one of these",
+        ),
+        _ => Some((kind, hash_on.flatten())),
+    }
+}
+
+fn hash_on(at: &At<'_>) -> Option<HashOn> {
+    let mut fields = at.fields()?;
+    let (header, cookie, ip) = (
+        fields.get("header"),
+        fields.get("cookie"),
+        fields.get("sourceIP"),
+    );
+    match (header, cookie, ip) {
+        (Some(header), None, None) => {
+            let name = header.header_name()?;
+            header.check(name != "host", "the host can't be a key: it is the service")?;
+            Some(HashOn::Header(name))
+        }
+        (None, Some(cookie), None) => cookie_name(&cookie).map(HashOn::Cookie),
+        (None, None, Some(ip)) => {
+            if ip.boolean()? {
+                return Some(HashOn::SourceIp);
+            }
+            ip.refuse_with("only `true` means something", "leave `sourceIP` out")
+        }
+        (None, None, None) => at.refuse("one of `header`, `cookie` and `sourceIP` is needed"),
+        _ => at.refuse_with(
+            "`header`, `cookie` and `sourceIP` exclude each other",
+            "keep one of them",
+        ),
+    }
+}
+
+/// A token of RFC 6265.
+pub(super) fn cookie_name(at: &At<'_>) -> Option<String> {
+    let text = at.bounded(COOKIE_NAME_MAX)?;
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    at.check(text.bytes().all(token), "is no name of a cookie")?;
+    Some(text.to_owned())
+}
+
+fn slow_start(fields: &mut Fields<'_>) -> Option<SlowStart> {
+    let window = fields.need("window")?.go_duration(MILLISECOND, HOUR)?;
+    Some(SlowStart {
+        window,
+        min_weight_percent: fields.number("minWeightPercent", 1..=100, 10),
+    })
+}
+
+fn locality(fields: &mut Fields<'_>) -> Option<Locality> {
+    let prefer = fields
+        .need("prefer")
+        .and_then(|at| at.choose(&[("zone", ())], &[]));
+    let failover_percent = fields.number("failoverAtHealthyPercent", 1..=100, 70);
+    let panic_percent = fields.number("panicAtHealthyPercent", 1..=100, 50);
+    prefer?;
+    Some(Locality {
+        failover_percent,
+        panic_percent,
+    })
 }
 
 fn connection_pool(fields: &mut Fields<'_>) -> Option<ConnectionPool> {
@@ -127,7 +219,6 @@ fn circuit_breaker(fields: &mut Fields<'_>) -> Option<CircuitBreaker> {
 }
 
 fn outlier_detection(fields: &mut Fields<'_>) -> Option<OutlierDetection> {
-    fields.later(&["successRateStdev", "latencyFactor"]);
     let default = OutlierDetection::default();
     Some(OutlierDetection {
         consecutive_5xx: fields.number(
@@ -153,6 +244,14 @@ fn outlier_detection(fields: &mut Fields<'_>) -> Option<OutlierDetection> {
             0..=100,
             default.max_ejection_percent,
         ),
+        success_rate_stdev: fields
+            .get("successRateStdev")
+            .and_then(|at| at.thousandths(0..=STDEV_MAX))
+            .unwrap_or(default.success_rate_stdev),
+        latency_factor: fields
+            .get("latencyFactor")
+            .and_then(|at| at.thousandths(LATENCY_FACTOR))
+            .unwrap_or(default.latency_factor),
     })
 }
 

@@ -110,6 +110,34 @@ impl<'a> At<'a> {
         number.or_else(|| self.refuse(outside()))
     }
 
+    /// A number with up to three decimal places, as thousandths; the range is of those.
+    pub fn thousandths(&self, range: RangeInclusive<u32>) -> Option<u32> {
+        let Value::Number(text) = &self.node.value else {
+            return self.wrong_type("a number");
+        };
+        let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        if !digits(whole) || !digits(part) || part.len() > 3 {
+            return self.refuse(format!(
+                "{} is no number with up to three decimal places",
+                quoted(text)
+            ));
+        }
+        let number = format!("{whole}{part:0<3}").parse().ok();
+        let outside = || {
+            let shown = |thousandths: u32| f64::from(thousandths) / 1000.0;
+            format!(
+                "{} is not within {} to {}",
+                quoted(text),
+                shown(*range.start()),
+                shown(*range.end())
+            )
+        };
+        number
+            .filter(|number| range.contains(number))
+            .or_else(|| self.refuse(outside()))
+    }
+
     /// One of `choices`; those in `later` are known, but not built yet.
     pub fn choose<T: Clone>(&self, choices: &[(&str, T)], later: &[&str]) -> Option<T> {
         let text = self.text()?;

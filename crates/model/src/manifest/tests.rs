@@ -3,14 +3,16 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::document::{BackendRef, ParentRef, PeerAuthentication, Route, TargetPort};
+use crate::document::{
+    BackendPolicy, BackendRef, ParentRef, PeerAuthentication, Route, TargetPort,
+};
 use crate::identity::TrustDomain;
 use crate::instance::Protocol;
 use crate::name::ServiceName;
 use crate::resource::{
-    Caller, CircuitBreaker, ConnectionPool, HeaderEdit, HeaderMatch, HealthCheck, LoadBalancer,
-    MtlsMode, OutlierDetection, PathMatch, PathRewrite, Probe, QueryMatch, Redirect, Retry,
-    RetryBudget, Rewrite, RuleMatch, ValueMatch,
+    Caller, CircuitBreaker, ConnectionPool, HashOn, HeaderEdit, HeaderMatch, HealthCheck,
+    LoadBalancer, MtlsMode, OutlierDetection, PathMatch, PathRewrite, Probe, QueryMatch, Redirect,
+    Retry, RetryBudget, Rewrite, RuleMatch, ValueMatch,
 };
 
 const ROUTES: &str = include_str!("../../tests/golden/routes.yaml");
@@ -230,6 +232,108 @@ fn policy_fills_a_section_with_defaults_and_leaves_others_unsaid() {
         (bare.load_balancer, bare.connection_pool, bare.retry_budget),
         (None, None, None)
     );
+}
+
+/// Of a BackendPolicy with these sections.
+fn policy_of(sections: &str) -> Result<BackendPolicy, Vec<String>> {
+    let policy = format!(
+        "{{apiVersion: phalanx.dev/v1alpha1, kind: BackendPolicy, metadata: {{name: a}}, spec: {{targetRefs: [{{name: a}}], {sections}}}}}"
+    );
+    let problems = problems(&policy);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    match good(&policy).pop() {
+        Some(Document::BackendPolicy(policy)) => Ok(policy),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn keyed_balancers_say_what_the_key_is() {
+    for (text, hash_on) in [
+        ("{header: X-Room}", HashOn::Header("x-room".into())),
+        ("{cookie: room}", HashOn::Cookie("room".into())),
+        ("{sourceIP: true}", HashOn::SourceIp),
+    ] {
+        let policy = policy_of(&format!("loadBalancer: {{type: Maglev, hashOn: {text}}}")).unwrap();
+        assert_eq!(policy.load_balancer, Some(LoadBalancer::Maglev));
+        assert_eq!(policy.hash_on, Some(hash_on));
+    }
+    for (sections, problem) in [
+        (
+            "loadBalancer: {type: RingHash}",
+            "nothing says what of a request is its key",
+        ),
+        (
+            "loadBalancer: {type: P2C, hashOn: {header: a}}",
+            "only RingHash and Maglev have keys",
+        ),
+        (
+            "loadBalancer: {type: Maglev, hashOn: {header: a, cookie: b}}",
+            "exclude each other",
+        ),
+        (
+            "loadBalancer: {type: Maglev, hashOn: {sourceIP: false}}",
+            "only `true`",
+        ),
+        (
+            "loadBalancer: {type: Maglev, hashOn: {cookie: a b}}",
+            "no name of a cookie",
+        ),
+        ("loadBalancer: {type: Maglev, hashOn: {}}", "is needed"),
+        (
+            "loadBalancer: {type: RingHash, hashOn: {header: a}}, slowStart: {window: 1s}",
+            "only P2C, LeastRequest and RoundRobin",
+        ),
+    ] {
+        let problems = policy_of(sections).unwrap_err();
+        assert!(problems.iter().any(|p| p.contains(problem)), "{problems:?}");
+    }
+}
+
+#[test]
+fn zones_slow_start_and_comparisons_have_defaults_and_bounds() {
+    let policy = policy_of("locality: {prefer: zone}, slowStart: {window: 30s}, outlierDetection: {successRateStdev: 1.9, latencyFactor: 3}").unwrap();
+    let locality = policy.locality.unwrap();
+    assert_eq!(
+        (locality.failover_percent, locality.panic_percent),
+        (70, 50)
+    );
+    assert_eq!(locality.overprovision(), 143);
+    assert_eq!(policy.slow_start.unwrap().min_weight_percent, 10);
+    let outlier = policy.outlier_detection.unwrap();
+    assert_eq!(
+        (outlier.success_rate_stdev, outlier.latency_factor),
+        (1_900, 3_000)
+    );
+    for (sections, problem) in [
+        ("locality: {}", "the field is missing"),
+        ("locality: {prefer: region}", "unknown value"),
+        (
+            "locality: {prefer: zone, failoverAtHealthyPercent: 0}",
+            "not within 1 to 100",
+        ),
+        ("slowStart: {minWeightPercent: 5}", "the field is missing"),
+        (
+            "outlierDetection: {latencyFactor: 1}",
+            "not within 1.1 to 100",
+        ),
+        (
+            "outlierDetection: {successRateStdev: 1.2345}",
+            "three decimal places",
+        ),
+        (
+            "outlierDetection: {successRateStdev: -1}",
+            "three decimal places",
+        ),
+    ] {
+        let problems = policy_of(sections).unwrap_err();
+        assert!(
+            problems.iter().any(|p| p.contains(problem)),
+            "{sections}: {problems:?}"
+        );
+    }
 }
 
 fn health_check(text: &str) -> Result<HealthCheck, Vec<String>> {

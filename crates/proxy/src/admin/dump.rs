@@ -191,6 +191,8 @@ fn cluster(cluster: &Cluster) -> Value {
         LoadBalancer::LeastRequest => "LeastRequest",
         LoadBalancer::RoundRobin => "RoundRobin",
         LoadBalancer::Random => "Random",
+        LoadBalancer::RingHash => "RingHash",
+        LoadBalancer::Maglev => "Maglev",
     };
     let (pool, breaker) = (&cluster.connection_pool, &cluster.circuit_breaker);
     let (outlier, budget) = (&cluster.outlier_detection, &cluster.retry_budget);

@@ -3,12 +3,16 @@
 
 use std::cell::Cell;
 
+use super::judge::Sample;
+
 /// One writer, one core: cells, no atomics.
 #[derive(Default)]
 pub struct Load {
     ewma_us: Cell<f64>,
     stamp_us: Cell<u64>,
     outstanding: Cell<u32>,
+    /// Of the interval under way, where endpoints are compared.
+    sample: Cell<Sample>,
 }
 
 impl Load {
@@ -41,6 +45,22 @@ impl Load {
         };
         self.ewma_us.set(next);
         self.stamp_us.set(now_us);
+    }
+
+    /// Counts an answer for the next comparison.
+    pub fn sample(&self, good: bool, latency_us: u64) {
+        let mut sample = self.sample.get();
+        sample.answers = sample.answers.saturating_add(1);
+        if good {
+            sample.good = sample.good.saturating_add(1);
+            sample.latency_us = sample.latency_us.saturating_add(latency_us);
+        }
+        self.sample.set(sample);
+    }
+
+    /// What was counted since this was asked last.
+    pub fn take_sample(&self) -> Sample {
+        self.sample.take()
     }
 
     /// The attempt failed after `latency_us`: quick failures shall not look attractive.

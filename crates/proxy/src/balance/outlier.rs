@@ -35,6 +35,11 @@ impl Outlier {
         now_ms < self.ejected_until_ms.load(Ordering::Relaxed)
     }
 
+    /// ms since the account's start; 0 when never ejected.
+    pub(super) fn ejected_until_ms(&self) -> u64 {
+        self.ejected_until_ms.load(Ordering::Relaxed)
+    }
+
     /// Counts; whether this is enough to eject.
     pub(super) fn is_due(&self, evidence: Evidence, policy: &OutlierDetection) -> bool {
         match evidence {

@@ -3,12 +3,27 @@ use std::time::Duration;
 use super::*;
 
 fn group_of(policy: LoadBalancer, members: &[(u32, Health)], outlier: OutlierDetection) -> Group {
-    let members = members.iter().map(|(weight, health)| Member {
-        weight: *weight,
-        health: *health,
+    let members = members
+        .iter()
+        .zip(1..)
+        .map(|((weight, health), port)| Member {
+            weight: *weight,
+            health: *health,
+            ..member(port)
+        });
+    Group::new(Policy::new(policy, outlier), members.collect())
+}
+
+/// A healthy one of weight 1 in the own zone.
+pub(super) fn member(port: u16) -> Member {
+    Member {
+        address: ([10, 0, 0, 1], port).into(),
+        weight: 1,
+        health: Health::Healthy,
+        is_far: false,
+        joined_ms: None,
         outlier: Arc::default(),
-    });
-    Group::new(policy, outlier, members.collect())
+    }
 }
 
 fn group(policy: LoadBalancer, weights: &[u32]) -> Group {
@@ -32,8 +47,9 @@ fn spread(group: &Group, count: usize, tried: &[usize], now_ms: u64) -> Vec<usiz
             rng: &mut rng,
             now_us: now_ms * 1000,
             turn: &mut turn,
+            hash: None,
         };
-        hits[group.pick(pick).unwrap()] += 1;
+        hits[group.pick(pick).unwrap().member] += 1;
     }
     hits
 }
@@ -117,6 +133,7 @@ fn nothing_is_picked_from_nothing() {
         rng: &mut rng,
         now_us: 0,
         turn: &mut turn,
+        hash: None,
     };
     assert_eq!(group.pick(pick), None);
 }

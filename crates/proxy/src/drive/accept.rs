@@ -520,9 +520,10 @@ async fn relay(
     let downstream = End::new(downstream);
     let (mut tried, mut rng) = (Tried::default(), core.random());
     for _ in 0..TCP_ATTEMPTS {
-        let Some(member) = cluster.pick(&tried, &mut rng, core.wheel.now_us()) else {
+        let Some(picked) = cluster.pick(&tried, &mut rng, None, core.wheel.now_us()) else {
             return;
         };
+        let member = picked.member;
         tried.add(member);
         let Some((endpoint, plan)) = cluster.endpoint(member) else {
             return;

@@ -21,7 +21,7 @@ use super::socket::Watch;
 use super::stream::Links;
 use super::timer::{Wheel, ms};
 use crate::account::{Account, Event, TlsRefused};
-use crate::balance::{Load, Pick, Tried};
+use crate::balance::{Load, Pick, Picked, Tried};
 use crate::plan::cluster::{ClusterPlan, EndpointPlan};
 use crate::plan::{PeerPlan, Plan};
 use crate::upstream::{Breaker, Pool, Share};
@@ -103,6 +103,8 @@ pub struct Cluster {
     pub plan: Arc<ClusterPlan>,
     endpoints: Box<[Rc<Endpoint>]>,
     turn: Cell<u32>,
+    /// When this core began to count for the next comparison of endpoints.
+    judged_ms: Cell<u64>,
     /// A connection or stream of this cluster became free on this core.
     pub freed: Rc<Notify>,
 }
@@ -166,7 +168,38 @@ impl Cluster {
             .any(|endpoint| endpoint.h1.evict() || endpoint.h2.evict())
     }
 
-    pub fn pick(&self, tried: &Tried, rng: &mut fastrand::Rng, now_us: u64) -> Option<usize> {
+    /// Counts an answer for the comparison of endpoints, and compares when it is time; tells who was ejected.
+    #[inline]
+    pub fn compare(
+        &self,
+        member: usize,
+        good: bool,
+        latency_us: u64,
+        now_us: u64,
+        ejected: impl FnMut(usize),
+    ) {
+        let group = &self.plan.group;
+        if !group.compares() {
+            return;
+        }
+        if let Some(endpoint) = self.endpoints.get(member) {
+            endpoint.load.sample(good, latency_us);
+        }
+        let now_ms = now_us / 1000;
+        if group.is_court_day(self.judged_ms.get(), now_ms) {
+            self.judged_ms.set(now_ms);
+            let load = |member: usize| self.endpoints.get(member).map(|endpoint| &endpoint.load);
+            group.judge(load, now_ms, ejected);
+        }
+    }
+
+    pub fn pick(
+        &self,
+        tried: &Tried,
+        rng: &mut fastrand::Rng,
+        hash: Option<u64>,
+        now_us: u64,
+    ) -> Option<Picked> {
         let mut turn = self.turn.get();
         let load = |member: usize| self.endpoints.get(member).map(|endpoint| &endpoint.load);
         let picked = self.plan.group.pick(Pick {
@@ -175,6 +208,7 @@ impl Cluster {
             rng,
             now_us,
             turn: &mut turn,
+            hash,
         });
         self.turn.set(turn);
         picked
@@ -272,6 +306,7 @@ impl Core {
         Rc::new(Cluster {
             endpoints,
             turn: Cell::new(self.random().u32(..)),
+            judged_ms: Cell::new(known.map_or_else(|| self.wheel.now_ms(), |k| k.judged_ms.get())),
             freed: known.map(|known| known.freed.clone()).unwrap_or_default(),
             plan: cluster.clone(),
         })

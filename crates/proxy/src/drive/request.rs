@@ -28,7 +28,7 @@ use super::tally::{Tally, parse_grpc_status};
 use super::timer::NEVER;
 use super::tunnel::Upgraded;
 use crate::account::Event;
-use crate::balance::Tried;
+use crate::balance::{Picked, Tried};
 use crate::context::StreamContext;
 use crate::plan::table::ForwardPlan;
 use crate::plan::{Alpn, Outbound, Plan};
@@ -103,6 +103,7 @@ async fn answer(
     let context = loop {
         let guarded = core.secure.is_some();
         let mut context = StreamContext::new(door.direction, &door.caller, guarded, core.random());
+        context.peer = door.watch.address.map(|address| address.ip());
         match walk(&plan.plan, request, &mut context) {
             Verdict::Continue => break context,
             Verdict::Respond(reply) => {
@@ -264,9 +265,23 @@ impl Run<'_> {
         let mut number = 0;
         let mut now_us = self.exchange.started_us.get();
         loop {
-            let Some(member) = self.cluster.pick(&tried, &mut rng, now_us) else {
+            let picked = self
+                .cluster
+                .pick(&tried, &mut rng, self.context.hash, now_us);
+            let Some(Picked {
+                member,
+                is_far,
+                in_panic,
+            }) = picked
+            else {
                 return Err(Reply::of(Reason::NoHealthyUpstream));
             };
+            if is_far {
+                core.count(Event::PickedFar);
+            }
+            if in_panic {
+                core.count(Event::PickedInPanic);
+            }
             tried.add(member);
             tally.attempt(member, number > 0, now_us);
             let ended = self.attempt(member, tally).await;

@@ -163,6 +163,14 @@ impl Tally {
         {
             cell.ejected();
         }
+        let cluster = &attempt.cluster;
+        let good = evidence == Evidence::Success;
+        cluster.compare(attempt.member, good, latency_us, now_us, |member| {
+            if let Some((_, endpoint)) = cluster.endpoint(member) {
+                let edge = endpoint.edges.of_traffic(attempt.traffic);
+                edge.cell(self.core.index).ejected();
+            }
+        });
     }
 
     /// The attempt is over and there is none after it.

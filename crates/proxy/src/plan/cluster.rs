@@ -14,7 +14,7 @@ use phalanx_relay::Field;
 
 use super::{AppPort, PeerPlan};
 use crate::account::{Account, Edge, EdgeKey, Security, Traffic};
-use crate::balance::{Group, Member, Outlier};
+use crate::balance::{Group, Member, Policy, SlowStart};
 use crate::upstream::Breaker;
 
 pub struct ClusterPlan {
@@ -136,12 +136,36 @@ impl ClusterPlan {
             }
         });
         let plans: Box<[EndpointPlan]> = plans.collect();
-        let member = |endpoint: &Endpoint| Member {
-            weight: endpoint.weight,
-            health: endpoint.health,
-            outlier: previous
-                .and_then(|cluster| cluster.outlier(endpoint.address))
-                .unwrap_or_default(),
+        let now_ms = u64::try_from(account.started().elapsed().as_millis()).unwrap_or(u64::MAX);
+        let member = |endpoint: &Endpoint| {
+            let known = previous.and_then(|cluster| cluster.member(endpoint.address));
+            let others = previous.is_some_and(|cluster| !cluster.endpoints.is_empty());
+            // What works again begins again.
+            let works = |health| health == Health::Healthy;
+            let joined_ms = match known {
+                Some(known) if works(known.health) || !works(endpoint.health) => known.joined_ms,
+                _ => others.then_some(now_ms),
+            };
+            Member {
+                address: endpoint.address,
+                weight: endpoint.weight,
+                health: endpoint.health,
+                is_far: endpoint.is_far,
+                joined_ms,
+                outlier: known.map(|known| known.outlier.clone()).unwrap_or_default(),
+            }
+        };
+        let slow_start = cluster.slow_start.map(|slow| SlowStart {
+            window_ms: u64::try_from(slow.window.as_millis()).unwrap_or(u64::MAX),
+            min_percent: slow.min_weight_percent,
+        });
+        let defaults = Policy::new(cluster.load_balancer, cluster.outlier_detection);
+        let asked = assignment.and_then(|assignment| assignment.overprovision);
+        let policy = Policy {
+            panic_percent: cluster.panic_percent,
+            overprovision: asked.unwrap_or(defaults.overprovision),
+            slow_start,
+            ..defaults
         };
         Self {
             name: name.clone(),
@@ -152,11 +176,7 @@ impl ClusterPlan {
             breaker: previous
                 .map(|cluster| cluster.breaker.clone())
                 .unwrap_or_default(),
-            group: Group::new(
-                cluster.load_balancer,
-                cluster.outlier_detection,
-                endpoints.iter().map(member).collect(),
-            ),
+            group: Group::new(policy, endpoints.iter().map(member).collect()),
             endpoints: plans,
             unassigned: Edges::of(name, "", Security::Plain, account),
             tls,
@@ -194,12 +214,14 @@ impl ClusterPlan {
             max_requests: INBOUND_MAX,
             max_retries: CircuitBreaker::default().max_retries,
         };
+        let known = previous.and_then(|cluster| cluster.member(port.address));
         let member = Member {
+            address: port.address,
             weight: 1,
             health: Health::Healthy,
-            outlier: previous
-                .and_then(|cluster| cluster.outlier(port.address))
-                .unwrap_or_default(),
+            is_far: false,
+            joined_ms: None,
+            outlier: known.map(|known| known.outlier.clone()).unwrap_or_default(),
         };
         let edges = Edges::of(&name, version, Security::Plain, account);
         Self {
@@ -211,8 +233,7 @@ impl ClusterPlan {
                 .map(|cluster| cluster.breaker.clone())
                 .unwrap_or_default(),
             group: Group::new(
-                LoadBalancer::Random,
-                OutlierDetection::default(),
+                Policy::new(LoadBalancer::Random, OutlierDetection::default()),
                 vec![member],
             ),
             endpoints: [EndpointPlan {
@@ -229,14 +250,12 @@ impl ClusterPlan {
         }
     }
 
-    fn outlier(&self, address: SocketAddr) -> Option<Arc<Outlier>> {
+    fn member(&self, address: SocketAddr) -> Option<&Member> {
         let place = self
             .endpoints
             .iter()
             .position(|endpoint| endpoint.address == address)?;
-        self.group
-            .member(place)
-            .map(|member| member.outlier.clone())
+        self.group.member(place)
     }
 }
 

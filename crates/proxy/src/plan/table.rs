@@ -14,6 +14,7 @@ use phalanx_model::resource::{
 use phalanx_relay::header::FieldError;
 use phalanx_relay::{Field, HeaderList};
 
+use super::key::KeyPlan;
 use crate::upstream::RetryPlan;
 
 /// A table, accepted.
@@ -49,6 +50,8 @@ pub struct ForwardPlan {
     pub default_timeout: bool,
     pub attempt_timeout_ms: Option<u64>,
     pub retry: RetryPlan,
+    /// What a request is kept together by, for clusters that go by keys.
+    pub key: Option<KeyPlan>,
 }
 
 pub struct BackendPlan {
@@ -195,6 +198,7 @@ impl RulePlan {
             default_timeout: false,
             attempt_timeout_ms: None,
             retry: RetryPlan::none(),
+            key: None,
         };
         Self {
             request: Edits::default(),
@@ -235,6 +239,7 @@ impl ForwardPlan {
             default_timeout: forward.request_timeout.is_none(),
             attempt_timeout_ms: limit(forward.attempt_timeout),
             retry: RetryPlan::new(&forward.retry),
+            key: forward.hash_on.as_ref().map(KeyPlan::new).transpose()?,
         })
     }
 

@@ -28,6 +28,7 @@ fn table(backends: Vec<Backend>, edit: HeaderEdit) -> RouteTable {
         request_timeout: Some(Duration::ZERO),
         attempt_timeout: None,
         retry: Retry::default(),
+        hash_on: None,
     };
     let rule = Rule {
         name: "HTTPRoute/default/r/0".into(),
@@ -52,6 +53,7 @@ fn endpoint(address: &str) -> Endpoint {
         address: address.parse().unwrap(),
         weight: 1,
         zone: String::new(),
+        is_far: false,
         health: Health::Healthy,
         version: "v1".into(),
         instance: "i".into(),
@@ -81,6 +83,7 @@ fn resources(addresses: &[&str]) -> Resources {
         Arc::new(Assignment {
             cluster: name,
             endpoints,
+            overprovision: None,
         }),
     );
     resources
@@ -304,6 +307,7 @@ fn a_new_host_leaves_everything_else_as_it_was() {
     let assignment = Assignment {
         cluster: battle.clone(),
         endpoints: vec![endpoint("10.0.0.2:1")],
+        overprovision: None,
     };
     resources.assignments.insert(battle, Arc::new(assignment));
     let third = assemble(&resources, &second);

@@ -56,6 +56,7 @@ pub fn endpoint(address: SocketAddr) -> Endpoint {
         address,
         weight: 1,
         zone: String::new(),
+        is_far: false,
         health: Health::Healthy,
         version: "v1".into(),
         instance: String::new(),
@@ -80,6 +81,7 @@ pub fn forward(service: &str) -> Forward {
         request_timeout: None,
         attempt_timeout: None,
         retry: Retry::default(),
+        hash_on: None,
     }
 }
 
@@ -165,6 +167,7 @@ impl Setup {
             let assignment = Assignment {
                 cluster: cluster.name.clone(),
                 endpoints: endpoints.clone(),
+                overprovision: None,
             };
             resources
                 .assignments

@@ -88,6 +88,7 @@ fn endpoints(service: &str, version: &str, address: SocketAddr) -> Encoded {
         address,
         weight: 1,
         zone: String::new(),
+        is_far: false,
         health: Health::Healthy,
         version: version.into(),
         instance: "one".into(),
@@ -97,6 +98,7 @@ fn endpoints(service: &str, version: &str, address: SocketAddr) -> Encoded {
     encode::endpoints(&Assignment {
         cluster: cluster_name(service),
         endpoints: vec![endpoint],
+        overprovision: None,
     })
 }
 
@@ -125,6 +127,7 @@ fn routes(host: &str, service: &str) -> Encoded {
         request_timeout: None,
         attempt_timeout: None,
         retry: Retry::default(),
+        hash_on: None,
     };
     let rule = Rule {
         name: "HTTPRoute/default/echo/0".into(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use phalanx_model::instance::Protocol;
 use phalanx_model::resource::{
-    CircuitBreaker, Cluster, ConnectionPool, LoadBalancer, OutlierDetection, RetryBudget,
+    CircuitBreaker, Cluster, ConnectionPool, LoadBalancer, OutlierDetection, RetryBudget, SlowStart,
 };
 use phalanx_proto::envoy::config::cluster::v3 as cluster_v3;
 use phalanx_proto::envoy::config::core::v3 as core_v3;
@@ -14,7 +14,7 @@ use phalanx_proto::envoy::r#type::v3::Percent;
 use super::field::{At, ads, cluster_name, duration, metadata, ours, positive, refuse, unpack};
 use super::{DecodeError, tls};
 use crate::encode;
-use crate::encode::cluster::{HTTP_OPTIONS, LOAD_BALANCER, PROTOCOL};
+use crate::encode::cluster::{HTTP_OPTIONS, LATENCY_FACTOR, LOAD_BALANCER, PROTOCOL};
 
 #[expect(deprecated, reason = "every field is named")]
 pub(super) fn resource(message: cluster_v3::Cluster) -> Result<Cluster, DecodeError> {
@@ -89,10 +89,21 @@ pub(super) fn resource(message: cluster_v3::Cluster) -> Result<Cluster, DecodeEr
         return Err(at.field("type").invalid("must be EDS"));
     }
     eds(at.field("eds_cluster_config"), eds_cluster_config, &name)?;
-    let common = Some(encode::cluster::common_lb_config());
-    ours(&at.field("common_lb_config"), &common_lb_config, &common)?;
-    let [lb_word, protocol_word] =
-        metadata(&at.field("metadata"), words, [LOAD_BALANCER, PROTOCOL])?;
+    let common_at = at.field("common_lb_config");
+    let panic_percent = match common_lb_config
+        .as_ref()
+        .and_then(|c| c.healthy_panic_threshold)
+    {
+        None => ENVOYS_PANIC,
+        Some(threshold) => percent(&common_at.field("healthy_panic_threshold"), threshold)?,
+    };
+    let common = Some(encode::cluster::common_lb_config(panic_percent));
+    ours(&common_at, &common_lb_config, &common)?;
+    let [lb_word, protocol_word, latency_word] = metadata(
+        &at.field("metadata"),
+        words,
+        [LOAD_BALANCER, PROTOCOL, LATENCY_FACTOR],
+    )?;
     let options = typed_extension_protocol_options.remove(HTTP_OPTIONS);
     refuse!(at; typed_extension_protocol_options);
     let options_at = at.field("typed_extension_protocol_options");
@@ -102,13 +113,24 @@ pub(super) fn resource(message: cluster_v3::Cluster) -> Result<Cluster, DecodeEr
     }
     let (circuit_breaker, retry_budget) = limits(at.field("circuit_breakers"), circuit_breakers)?;
     let tls_at = at.field("transport_socket_matches");
+    let (load_balancer, slow_start) = load_balancer(at, lb_policy, lb_config, &lb_word)?;
+    let mut outlier_detection = detection(at.field("outlier_detection"), outlier_detection)?;
+    outlier_detection.latency_factor = match latency_word.as_str() {
+        "" => 0,
+        word => word.parse().map_err(|_| {
+            at.field("metadata")
+                .invalid(format!("`{LATENCY_FACTOR}: {word}` is no number"))
+        })?,
+    };
     Ok(Cluster {
         name: cluster_name(&at.field("name"), &name)?,
         protocol,
-        load_balancer: load_balancer(at, lb_policy, lb_config, &lb_word)?,
+        load_balancer,
+        slow_start,
+        panic_percent,
         connection_pool,
         circuit_breaker,
-        outlier_detection: detection(at.field("outlier_detection"), outlier_detection)?,
+        outlier_detection,
         retry_budget,
         tls: tls::peer(tls_at, transport_socket_matches, protocol)?,
     })
@@ -130,37 +152,81 @@ fn eds(
         .invalid("must be the cluster's name"))
 }
 
+/// Envoy's, where a cluster doesn't say it.
+const ENVOYS_PANIC: u32 = 50;
+
 /// Envoy's fields decide; our word only tells apart what is one to Envoy.
 fn load_balancer(
     at: At<'_>,
     policy: i32,
     config: Option<cluster_v3::cluster::LbConfig>,
     word: &str,
-) -> Result<LoadBalancer, DecodeError> {
+) -> Result<(LoadBalancer, Option<SlowStart>), DecodeError> {
     use cluster_v3::cluster::{LbConfig, LbPolicy};
-    let candidates: &[LoadBalancer] = match (LbPolicy::try_from(policy), config) {
-        (Ok(LbPolicy::LeastRequest), None) => &[LoadBalancer::LeastRequest, LoadBalancer::P2c],
-        (Ok(LbPolicy::LeastRequest), Some(LbConfig::LeastRequestLbConfig(config))) => {
-            ours(
-                &at.field("least_request_lb_config"),
-                &config,
-                &encode::cluster::two_choices(),
-            )?;
-            &[LoadBalancer::LeastRequest, LoadBalancer::P2c]
+    const LEAST: &[LoadBalancer] = &[LoadBalancer::LeastRequest, LoadBalancer::P2c];
+    let (candidates, slow): (&[LoadBalancer], _) = match (LbPolicy::try_from(policy), config) {
+        (Ok(LbPolicy::LeastRequest), None) => (LEAST, None),
+        (Ok(LbPolicy::LeastRequest), Some(LbConfig::LeastRequestLbConfig(mut config))) => {
+            let slow = config.slow_start_config.take();
+            let at = at.field("least_request_lb_config");
+            ours(&at, &config, &encode::cluster::two_choices())?;
+            (LEAST, slow)
         }
-        (Ok(LbPolicy::RoundRobin), None) => &[LoadBalancer::RoundRobin],
-        (Ok(LbPolicy::Random), None) => &[LoadBalancer::Random],
-        (Ok(LbPolicy::LeastRequest | LbPolicy::RoundRobin | LbPolicy::Random), Some(_)) => {
-            return Err(at.field("lb_config").unsupported());
+        (Ok(LbPolicy::RoundRobin), None) => (&[LoadBalancer::RoundRobin], None),
+        (Ok(LbPolicy::RoundRobin), Some(LbConfig::RoundRobinLbConfig(config))) => {
+            (&[LoadBalancer::RoundRobin], config.slow_start_config)
         }
+        (Ok(LbPolicy::Random), None) => (&[LoadBalancer::Random], None),
+        (Ok(LbPolicy::RingHash), None) => (&[LoadBalancer::RingHash], None),
+        (Ok(LbPolicy::RingHash), Some(LbConfig::RingHashLbConfig(config))) => {
+            let at = at.field("ring_hash_lb_config");
+            ours(&at, &config, &encode::cluster::ring_hash())?;
+            (&[LoadBalancer::RingHash], None)
+        }
+        (Ok(LbPolicy::Maglev), None) => (&[LoadBalancer::Maglev], None),
+        (Ok(LbPolicy::Maglev), Some(LbConfig::MaglevLbConfig(config))) => {
+            let at = at.field("maglev_lb_config");
+            ours(&at, &config, &encode::cluster::maglev())?;
+            (&[LoadBalancer::Maglev], None)
+        }
+        (
+            Ok(
+                LbPolicy::LeastRequest
+                | LbPolicy::RoundRobin
+                | LbPolicy::Random
+                | LbPolicy::RingHash
+                | LbPolicy::Maglev,
+            ),
+            Some(_),
+        ) => return Err(at.field("lb_config").unsupported()),
         _ => return Err(at.field("lb_policy").unsupported()),
     };
     let said =
         |lb: &&LoadBalancer| word.is_empty() || encode::cluster::load_balancer_name(**lb) == word;
     let found = candidates.iter().find(said).copied();
-    found.ok_or_else(|| {
+    let found = found.ok_or_else(|| {
         at.field("metadata")
             .invalid(format!("`{LOAD_BALANCER}: {word}` contradicts lb_policy"))
+    })?;
+    let slow = slow.map(|slow| slow_start(at.field("slow_start_config"), slow));
+    Ok((found, slow.transpose()?))
+}
+
+fn slow_start(
+    at: At<'_>,
+    message: cluster_v3::cluster::SlowStartConfig,
+) -> Result<SlowStart, DecodeError> {
+    let cluster_v3::cluster::SlowStartConfig {
+        slow_start_window,
+        aggression,
+        min_weight_percent,
+    } = message;
+    refuse!(at; aggression);
+    let window = slow_start_window.ok_or_else(|| at.field("slow_start_window").missing())?;
+    let least = min_weight_percent.unwrap_or(Percent { value: 10.0 });
+    Ok(SlowStart {
+        window: positive(&at.field("slow_start_window"), window)?,
+        min_weight_percent: percent(&at.field("min_weight_percent"), least)?,
     })
 }
 
@@ -338,9 +404,9 @@ fn detection(
         max_ejection_percent,
         enforcing_consecutive_5xx,
         enforcing_success_rate,
-        success_rate_minimum_hosts: _, // of a detector that is off
-        success_rate_request_volume: _,
-        success_rate_stdev_factor: _,
+        success_rate_minimum_hosts,
+        success_rate_request_volume,
+        success_rate_stdev_factor,
         consecutive_gateway_failure,
         enforcing_consecutive_gateway_failure,
         split_external_local_origin_errors,
@@ -363,11 +429,24 @@ fn detection(
         split_external_local_origin_errors, max_ejection_time, max_ejection_time_jitter, monitors,
         detect_degraded_hosts,
     );
-    if enforcing_success_rate != Some(0) {
-        return Err(at
-            .field("enforcing_success_rate")
-            .invalid("must be 0 (unset is 100): no such detector here"));
-    }
+    let success_rate_stdev = match enforcing_success_rate.unwrap_or(100) {
+        0 => 0,
+        100 => {
+            let is_other = |value: Option<u32>, ours| value.is_some_and(|value| value != ours);
+            if is_other(success_rate_minimum_hosts, 5) || is_other(success_rate_request_volume, 100)
+            {
+                return Err(at
+                    .field("success_rate_minimum_hosts")
+                    .invalid("this sidecar looks at 5 hosts or more, of 100 requests or more"));
+            }
+            success_rate_stdev_factor.unwrap_or(1900)
+        }
+        _ => {
+            return Err(at
+                .field("enforcing_success_rate")
+                .invalid("must be 0 or 100"));
+        }
+    };
     if enforcing_failure_percentage.unwrap_or(0) != 0 {
         return Err(at
             .field("enforcing_failure_percentage")
@@ -406,6 +485,8 @@ fn detection(
             base_ejection_time.unwrap_or(seconds(30)),
         )?,
         max_ejection_percent,
+        success_rate_stdev,
+        latency_factor: 0, // Envoy has no word for it
     })
 }
 

@@ -1,4 +1,4 @@
-//! Endpoint sets. Zones are told apart, but neither priorities nor locality weights: an endpoint's own weight decides.
+//! Endpoint sets. Zones are told apart, and two priorities; not locality weights: an endpoint's own weight decides.
 
 use phalanx_model::resource::{Assignment, Endpoint, Health};
 use phalanx_proto::envoy::config::core::v3 as core_v3;
@@ -21,7 +21,8 @@ pub(super) fn resource(
         named_endpoints,
         policy,
     } = message;
-    refuse!(at; named_endpoints, policy);
+    refuse!(at; named_endpoints);
+    let overprovision = overprovision(at.field("policy"), policy)?;
     let mut endpoints = Vec::new();
     for (index, message) in localities.into_iter().enumerate() {
         locality(at.item("endpoints", index), message, &mut endpoints)?;
@@ -38,7 +39,29 @@ pub(super) fn resource(
     Ok(Assignment {
         cluster: cluster_name(&at.field("cluster_name"), &name)?,
         endpoints,
+        overprovision,
     })
+}
+
+/// None where nothing is said: then there is no other priority that it would matter to.
+fn overprovision(
+    at: At<'_>,
+    policy: Option<endpoint_v3::cluster_load_assignment::Policy>,
+) -> Result<Option<u32>, DecodeError> {
+    let Some(policy) = policy else {
+        return Ok(None);
+    };
+    let endpoint_v3::cluster_load_assignment::Policy {
+        drop_overloads,
+        overprovisioning_factor,
+        endpoint_stale_after,
+        weighted_priority_health,
+    } = policy;
+    refuse!(at; drop_overloads, endpoint_stale_after, weighted_priority_health);
+    if overprovisioning_factor == Some(0) {
+        return Err(at.field("overprovisioning_factor").invalid("must be more"));
+    }
+    Ok(overprovisioning_factor)
 }
 
 fn locality(
@@ -55,7 +78,12 @@ fn locality(
         proximity,
         lb_config,
     } = message;
-    refuse!(at; priority, proximity, lb_config);
+    refuse!(at; proximity, lb_config);
+    let is_far = match priority {
+        0 => false,
+        1 => true,
+        _ => return Err(at.field("priority").invalid("is more than 1")),
+    };
     let core_v3::Locality {
         region,
         zone,
@@ -64,7 +92,8 @@ fn locality(
     let locality_at = at.field("locality");
     refuse!(locality_at; region, sub_zone);
     for (index, message) in lb_endpoints.into_iter().enumerate() {
-        endpoints.push(endpoint(at.item("lb_endpoints", index), message, &zone)?);
+        let found = endpoint(at.item("lb_endpoints", index), message, &zone)?;
+        endpoints.push(Endpoint { is_far, ..found });
     }
     Ok(())
 }
@@ -126,6 +155,7 @@ fn endpoint(
         address,
         weight,
         zone: zone.to_owned(),
+        is_far: false,
         health,
         version,
         instance,

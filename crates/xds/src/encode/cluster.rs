@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use phalanx_model::instance::Protocol;
-use phalanx_model::resource::{Cluster, ConnectionPool, LoadBalancer, OutlierDetection};
+use phalanx_model::resource::{Cluster, ConnectionPool, LoadBalancer, OutlierDetection, SlowStart};
 use phalanx_proto::envoy::config::cluster::v3 as cluster_v3;
 use phalanx_proto::envoy::config::core::v3 as core_v3;
 use phalanx_proto::envoy::extensions::upstreams::http::v3 as upstreams_v3;
@@ -16,9 +16,14 @@ pub(crate) const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpPr
 /// Under [`super::METADATA`].
 pub(crate) const LOAD_BALANCER: &str = "lb";
 pub(crate) const PROTOCOL: &str = "protocol";
+/// In thousandths.
+pub(crate) const LATENCY_FACTOR: &str = "latency_factor";
 
-/// Below this share of healthy endpoints Envoy sends to all of them, even those that drain; so: only when none is left.
-const PANIC_PERCENT: f64 = 1.0;
+/// Points of Envoy's ring; ours has a fixed number for each endpoint.
+const RING_MIN: u64 = 4_096;
+const RING_MAX: u64 = 65_536;
+/// The default of both.
+const MAGLEV_SIZE: u64 = 65_537;
 
 pub(crate) fn message(cluster: &Cluster) -> cluster_v3::Cluster {
     use cluster_v3::cluster::{
@@ -26,13 +31,35 @@ pub(crate) fn message(cluster: &Cluster) -> cluster_v3::Cluster {
     };
     let name = cluster.name.to_string();
     let socket_matches = |tls| tls::socket_matches(tls, cluster.protocol);
+    let slow_start_config = cluster.slow_start.map(slow_start);
     let (policy, config) = match cluster.load_balancer {
         LoadBalancer::P2c | LoadBalancer::LeastRequest => (
             LbPolicy::LeastRequest,
-            Some(LbConfig::LeastRequestLbConfig(two_choices())),
+            Some(LbConfig::LeastRequestLbConfig(
+                cluster_v3::cluster::LeastRequestLbConfig {
+                    slow_start_config,
+                    ..two_choices()
+                },
+            )),
         ),
-        LoadBalancer::RoundRobin => (LbPolicy::RoundRobin, None),
+        LoadBalancer::RoundRobin => (
+            LbPolicy::RoundRobin,
+            slow_start_config.map(|config| {
+                LbConfig::RoundRobinLbConfig(cluster_v3::cluster::RoundRobinLbConfig {
+                    slow_start_config: Some(config),
+                })
+            }),
+        ),
         LoadBalancer::Random => (LbPolicy::Random, None),
+        LoadBalancer::RingHash => (
+            LbPolicy::RingHash,
+            Some(LbConfig::RingHashLbConfig(ring_hash())),
+        ),
+        LoadBalancer::Maglev => (LbPolicy::Maglev, Some(LbConfig::MaglevLbConfig(maglev()))),
+    };
+    let latency_factor = match cluster.outlier_detection.latency_factor {
+        0 => String::new(),
+        factor => factor.to_string(),
     };
     cluster_v3::Cluster {
         transport_socket_matches: cluster.tls.as_ref().map_or_else(Vec::new, socket_matches),
@@ -49,10 +76,11 @@ pub(crate) fn message(cluster: &Cluster) -> cluster_v3::Cluster {
         typed_extension_protocol_options: [(HTTP_OPTIONS.to_owned(), any(&http_options(cluster)))]
             .into(),
         outlier_detection: Some(outlier_detection(&cluster.outlier_detection)),
-        common_lb_config: Some(common_lb_config()),
+        common_lb_config: Some(common_lb_config(cluster.panic_percent)),
         metadata: metadata(&[
             (LOAD_BALANCER, load_balancer_name(cluster.load_balancer)),
             (PROTOCOL, cluster.protocol.as_str()),
+            (LATENCY_FACTOR, &latency_factor),
         ]),
         ..Default::default()
     }
@@ -65,6 +93,8 @@ pub(crate) fn load_balancer_name(load_balancer: LoadBalancer) -> &'static str {
         LoadBalancer::LeastRequest => "LeastRequest",
         LoadBalancer::RoundRobin => "RoundRobin",
         LoadBalancer::Random => "Random",
+        LoadBalancer::RingHash => "RingHash",
+        LoadBalancer::Maglev => "Maglev",
     }
 }
 
@@ -75,10 +105,36 @@ pub(crate) fn two_choices() -> cluster_v3::cluster::LeastRequestLbConfig {
     }
 }
 
-pub(crate) fn common_lb_config() -> cluster_v3::cluster::CommonLbConfig {
+pub(crate) fn ring_hash() -> cluster_v3::cluster::RingHashLbConfig {
+    use cluster_v3::cluster::ring_hash_lb_config::HashFunction;
+    cluster_v3::cluster::RingHashLbConfig {
+        minimum_ring_size: Some(RING_MIN),
+        maximum_ring_size: Some(RING_MAX),
+        hash_function: HashFunction::XxHash.into(),
+    }
+}
+
+pub(crate) fn maglev() -> cluster_v3::cluster::MaglevLbConfig {
+    cluster_v3::cluster::MaglevLbConfig {
+        table_size: Some(MAGLEV_SIZE),
+    }
+}
+
+fn slow_start(slow: SlowStart) -> cluster_v3::cluster::SlowStartConfig {
+    cluster_v3::cluster::SlowStartConfig {
+        slow_start_window: Some(duration(slow.window)),
+        aggression: None,
+        min_weight_percent: Some(Percent {
+            value: slow.min_weight_percent.into(),
+        }),
+    }
+}
+
+/// Below this share of healthy endpoints Envoy sends to all of them, even those that drain.
+pub(crate) fn common_lb_config(panic_percent: u32) -> cluster_v3::cluster::CommonLbConfig {
     cluster_v3::cluster::CommonLbConfig {
         healthy_panic_threshold: Some(Percent {
-            value: PANIC_PERCENT,
+            value: panic_percent.into(),
         }),
         // Envoy would hold back a change of health or weight for up to 1 s.
         update_merge_window: Some(duration(Duration::ZERO)),
@@ -120,7 +176,9 @@ fn outlier_detection(detection: &OutlierDetection) -> cluster_v3::OutlierDetecti
         enforcing_consecutive_5xx: enforcing(detection.consecutive_5xx),
         consecutive_gateway_failure: Some(detection.consecutive_gateway),
         enforcing_consecutive_gateway_failure: enforcing(detection.consecutive_gateway),
-        enforcing_success_rate: Some(0),
+        enforcing_success_rate: enforcing(detection.success_rate_stdev),
+        success_rate_stdev_factor: (detection.success_rate_stdev > 0)
+            .then_some(detection.success_rate_stdev),
         interval: Some(duration(detection.interval)),
         base_ejection_time: Some(duration(detection.base_ejection)),
         max_ejection_percent: Some(detection.max_ejection_percent),

@@ -15,12 +15,13 @@ pub(crate) const INSTANCE: &str = "instance";
 pub(crate) const PORT: &str = "port";
 
 pub(crate) fn message(assignment: &Assignment) -> endpoint_v3::ClusterLoadAssignment {
-    let mut zones = BTreeMap::<&str, Vec<&Endpoint>>::new();
+    let mut zones = BTreeMap::<(bool, &str), Vec<&Endpoint>>::new();
     let takes_traffic = |endpoint: &Endpoint| endpoint.health == Health::Healthy;
     // Where nothing is healthy a client takes what there is.
     let is_panic = !assignment.endpoints.iter().any(takes_traffic);
     for endpoint in &assignment.endpoints {
-        zones.entry(&endpoint.zone).or_default().push(endpoint);
+        let zone = (endpoint.is_far, endpoint.zone.as_str());
+        zones.entry(zone).or_default().push(endpoint);
     }
     endpoint_v3::ClusterLoadAssignment {
         cluster_name: assignment.cluster.to_string(),
@@ -28,6 +29,12 @@ pub(crate) fn message(assignment: &Assignment) -> endpoint_v3::ClusterLoadAssign
             .into_iter()
             .map(|(zone, endpoints)| locality(zone, &endpoints, is_panic))
             .collect(),
+        policy: assignment.overprovision.map(|factor| {
+            endpoint_v3::cluster_load_assignment::Policy {
+                overprovisioning_factor: Some(factor),
+                ..Default::default()
+            }
+        }),
         ..Default::default()
     }
 }
@@ -35,7 +42,7 @@ pub(crate) fn message(assignment: &Assignment) -> endpoint_v3::ClusterLoadAssign
 /// Weighs what its endpoints that take traffic weigh together, so that a client that picks the zone first spreads alike;
 /// at least 1, without which a gRPC client would not see those that are left for a panic.
 fn locality(
-    zone: &str,
+    (is_far, zone): (bool, &str),
     endpoints: &[&Endpoint],
     is_panic: bool,
 ) -> endpoint_v3::LocalityLbEndpoints {
@@ -55,6 +62,7 @@ fn locality(
             .map(|endpoint| lb_endpoint(endpoint))
             .collect(),
         load_balancing_weight: Some(weight),
+        priority: is_far.into(),
         ..Default::default()
     }
 }

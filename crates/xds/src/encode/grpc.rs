@@ -175,7 +175,10 @@ fn policies(load_balancer: LoadBalancer) -> Option<cluster_v3::LoadBalancingPoli
     };
     let preferred = match load_balancer {
         LoadBalancer::P2c | LoadBalancer::LeastRequest => Some(policy(&two_choices)),
-        LoadBalancer::RoundRobin | LoadBalancer::Random => None,
+        LoadBalancer::RoundRobin
+        | LoadBalancer::Random
+        | LoadBalancer::RingHash
+        | LoadBalancer::Maglev => None,
     };
     let within = preferred
         .into_iter()

@@ -7,7 +7,7 @@ use std::time::Duration;
 use phalanx_model::name::INVALID_BACKEND;
 use phalanx_model::reason::{REASON_HEADER, Reason};
 use phalanx_model::resource::{
-    Action, Backend, Forward, HeaderEdit, HeaderMatch, PathMatch, PathRewrite, QueryMatch,
+    Action, Backend, Forward, HashOn, HeaderEdit, HeaderMatch, PathMatch, PathRewrite, QueryMatch,
     Redirect, RouteTable, Rule, RuleMatch, ValueMatch, VirtualHost,
 };
 use phalanx_proto::envoy::config::core::v3 as core_v3;
@@ -199,6 +199,7 @@ fn forward(to: &Forward, matches: &RuleMatch) -> route_v3::RouteAction {
         // Explicit, because Envoy reads a missing one as 15 s.
         timeout: Some(duration(to.request_timeout.unwrap_or(Duration::ZERO))),
         retry_policy: Some(retry_policy(to, matches)),
+        hash_policy: to.hash_on.iter().map(hash_policy).collect(),
         cluster_specifier: Some(clusters),
         host_rewrite_specifier: to
             .rewrite
@@ -216,6 +217,33 @@ fn forward(to: &Forward, matches: &RuleMatch) -> route_v3::RouteAction {
         },
     }
     action
+}
+
+/// Of the connection Envoy takes the address that `x-forwarded-for` ends with, where there is one.
+fn hash_policy(on: &HashOn) -> route_v3::route_action::HashPolicy {
+    use route_v3::route_action::hash_policy::{
+        ConnectionProperties, Cookie, Header, PolicySpecifier,
+    };
+    let specifier = match on {
+        HashOn::Header(name) => PolicySpecifier::Header(Header {
+            header_name: name.clone(),
+            regex_rewrite: None,
+        }),
+        // With a time to live, if of none, Envoy makes what is missing.
+        HashOn::Cookie(name) => PolicySpecifier::Cookie(Cookie {
+            name: name.clone(),
+            ttl: Some(duration(Duration::ZERO)),
+            path: "/".to_owned(),
+            attributes: Vec::new(),
+        }),
+        HashOn::SourceIp => {
+            PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true })
+        }
+    };
+    route_v3::route_action::HashPolicy {
+        terminal: false,
+        policy_specifier: Some(specifier),
+    }
 }
 
 fn cluster_name(backend: &Backend) -> String {

@@ -40,6 +40,7 @@ fn forward() -> Forward {
         request_timeout: None,
         attempt_timeout: None,
         retry: Retry::default(),
+        hash_on: None,
     }
 }
 
@@ -449,6 +450,7 @@ fn every_locality_has_the_weight_of_its_endpoints() {
         address: ([127, 0, 0, 1], port).into(),
         weight,
         zone: zone.into(),
+        is_far: false,
         health: Health::Healthy,
         version: "v1".into(),
         instance: String::new(),
@@ -464,6 +466,7 @@ fn every_locality_has_the_weight_of_its_endpoints() {
     let body = super::endpoints(&Assignment {
         cluster: battle(),
         endpoints,
+        overprovision: None,
     })
     .body;
     let sent = ClusterLoadAssignment::decode(body).unwrap();
@@ -491,6 +494,7 @@ fn zone_weights(endpoints: &[(&str, u32, Health)]) -> Vec<(String, u32)> {
         address: ([127, 0, 0, 1], port).into(),
         weight: *weight,
         zone: (*zone).into(),
+        is_far: false,
         health: *health,
         version: String::new(),
         instance: String::new(),
@@ -500,6 +504,7 @@ fn zone_weights(endpoints: &[(&str, u32, Health)]) -> Vec<(String, u32)> {
     let assignment = Assignment {
         cluster: battle(),
         endpoints: (1..).zip(endpoints).map(endpoint).collect(),
+        overprovision: None,
     };
     let sent = ClusterLoadAssignment::decode(super::endpoints(&assignment).body).unwrap();
     let zone = |l: &phalanx_proto::envoy::config::endpoint::v3::LocalityLbEndpoints| {

@@ -19,6 +19,7 @@ fn endpoints() -> Encoded {
     encode::endpoints(&Assignment {
         cluster: cluster_name(),
         endpoints: Vec::new(),
+        overprovision: None,
     })
 }
 

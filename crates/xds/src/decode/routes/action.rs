@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use phalanx_model::name::INVALID_BACKEND;
 use phalanx_model::resource::{
-    Backend, Forward, PathMatch, PathRewrite, Redirect, Retry, Rewrite, RuleMatch,
+    Backend, Forward, HashOn, PathMatch, PathRewrite, Redirect, Retry, Rewrite, RuleMatch,
 };
 use phalanx_proto::envoy::config::route::v3 as route_v3;
 use phalanx_proto::envoy::r#type::matcher::v3 as matcher_v3;
 
 use super::super::DecodeError;
-use super::super::field::{At, cluster_name, duration, each, fixed, nonempty, positive, refuse};
+use super::super::field::{
+    At, cluster_name, duration, each, fixed, header_name, nonempty, positive, refuse,
+};
 use super::{REQUEST, RESPONSE, edit};
 use crate::encode::routes::{NO_BACKOFF, PICKS_MAX, WHOLE_PATH, previous_hosts, removal, retry_on};
 
@@ -59,7 +61,7 @@ pub(super) fn forward(
     } = message;
     refuse!(at;
         metadata_match, path_rewrite_policy, path_rewrite, append_x_forwarded_host, idle_timeout, flush_timeout,
-        early_data_policy, retry_policy_typed_config, request_mirror_policies, priority, rate_limits, hash_policy,
+        early_data_policy, retry_policy_typed_config, request_mirror_policies, priority, rate_limits,
         cors, max_grpc_timeout, grpc_timeout_offset, upgrade_configs, internal_redirect_policy,
         internal_redirect_action, hedge_policy, max_stream_duration,
     );
@@ -126,7 +128,59 @@ pub(super) fn forward(
         request_timeout,
         attempt_timeout,
         retry,
+        hash_on: hash_on(at.field("hash_policy"), hash_policy)?,
     })
+}
+
+/// One key at most.
+fn hash_on(
+    at: At<'_>,
+    policies: Vec<route_v3::route_action::HashPolicy>,
+) -> Result<Option<HashOn>, DecodeError> {
+    use route_v3::route_action::HashPolicy;
+    use route_v3::route_action::hash_policy::{
+        ConnectionProperties, Cookie, Header, PolicySpecifier,
+    };
+    let mut policies = policies.into_iter();
+    let Some(HashPolicy {
+        terminal: _, // there is none after it
+        policy_specifier,
+    }) = policies.next()
+    else {
+        return Ok(None);
+    };
+    if policies.next().is_some() {
+        return Err(at.invalid("this sidecar takes one key, not several together"));
+    }
+    match policy_specifier {
+        Some(PolicySpecifier::Header(Header {
+            header_name: name,
+            regex_rewrite,
+        })) => {
+            let at = at.field("header");
+            refuse!(at; regex_rewrite);
+            let name = header_name(&at.field("header_name"), &name)?;
+            Ok(Some(HashOn::Header(name)))
+        }
+        Some(PolicySpecifier::Cookie(Cookie {
+            name,
+            ttl,
+            path,
+            attributes,
+        })) => {
+            let at = at.field("cookie");
+            refuse!(at; attributes);
+            if ttl != Some(prost_types::Duration::default()) || path != "/" {
+                return Err(at.invalid("this sidecar makes it for a session, and for the path `/`"));
+            }
+            let name = nonempty(&at.field("name"), name)?;
+            Ok(Some(HashOn::Cookie(name)))
+        }
+        Some(PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true })) => {
+            Ok(Some(HashOn::SourceIp))
+        }
+        _ => Err(at.invalid("only header, cookie and source_ip are supported")),
+    }
 }
 
 fn backend_cluster(

@@ -151,6 +151,14 @@ fn retry() -> impl Strategy<Value = Retry> {
     })
 }
 
+fn hash_on() -> impl Strategy<Value = HashOn> {
+    prop_oneof![
+        "[a-z]{1,8}".prop_map(HashOn::Header),
+        "[a-z]{1,8}".prop_map(HashOn::Cookie),
+        Just(HashOn::SourceIp),
+    ]
+}
+
 fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
     let rewrite = (
         option::of("[a-z]{1,8}(:[0-9]{1,4})?"),
@@ -162,9 +170,10 @@ fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
         option::of(duration()),
         option::of(duration()),
         retry(),
+        option::of(hash_on()),
     )
         .prop_map(
-            |(backends, (authority, path), request_timeout, attempt_timeout, retry)| {
+            |(backends, (authority, path), request_timeout, attempt_timeout, retry, hash_on)| {
                 let rewrite = Rewrite { authority, path };
                 Action::Forward(Forward {
                     backends,
@@ -172,6 +181,7 @@ fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
                     request_timeout,
                     attempt_timeout,
                     retry,
+                    hash_on,
                 })
             },
         )
@@ -355,12 +365,25 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
         Protocol::Grpc,
         Protocol::Tcp,
     ]);
-    let balancer = select(vec![
-        LoadBalancer::P2c,
-        LoadBalancer::LeastRequest,
-        LoadBalancer::RoundRobin,
+    let slow_start = (duration(), 1u32..=100).prop_map(|(window, min_weight_percent)| SlowStart {
+        window,
+        min_weight_percent,
+    });
+    let starting = (
+        select(vec![
+            LoadBalancer::P2c,
+            LoadBalancer::LeastRequest,
+            LoadBalancer::RoundRobin,
+        ]),
+        option::of(slow_start),
+    );
+    let at_once = select(vec![
         LoadBalancer::Random,
+        LoadBalancer::RingHash,
+        LoadBalancer::Maglev,
     ]);
+    let balancer = prop_oneof![starting, at_once.prop_map(|balancer| (balancer, None))];
+    let balancer = (balancer, 1u32..=100);
     let idle = prop_oneof![Just(Duration::ZERO), duration()];
     let pool = (any::<u32>(), duration(), idle).prop_map(
         |(max_requests_per_connection, connect_timeout, idle_timeout)| ConnectionPool {
@@ -384,14 +407,20 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
             }
         },
     );
-    let outlier = (0u32..10, 0u32..10, duration(), duration(), 0u32..=100).prop_map(
-        |(consecutive_5xx, consecutive_gateway, interval, base_ejection, max_ejection_percent)| {
+    let statistics = (0u32..5000, 0u32..5000);
+    let times = (duration(), duration());
+    let outlier = (0u32..10, 0u32..10, times, 0u32..=100, statistics).prop_map(
+        |(consecutive_5xx, consecutive_gateway, times, max_ejection_percent, statistics)| {
+            let (interval, base_ejection) = times;
+            let (success_rate_stdev, latency_factor) = statistics;
             OutlierDetection {
                 consecutive_5xx,
                 consecutive_gateway,
                 interval,
                 base_ejection,
                 max_ejection_percent,
+                success_rate_stdev,
+                latency_factor,
             }
         },
     );
@@ -413,7 +442,7 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
             |(
                 name,
                 protocol,
-                load_balancer,
+                ((load_balancer, slow_start), panic_percent),
                 connection_pool,
                 circuit_breaker,
                 outlier_detection,
@@ -423,6 +452,8 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
                 name,
                 protocol,
                 load_balancer,
+                slow_start,
+                panic_percent,
                 connection_pool,
                 circuit_breaker,
                 outlier_detection,
@@ -436,7 +467,7 @@ pub(super) fn assignment() -> impl Strategy<Value = Assignment> {
     let health = select(vec![Health::Healthy, Health::Draining, Health::Unhealthy]);
     let zone = prop_oneof![Just(String::new()), "az[0-9]"];
     let words = (
-        zone,
+        (zone, any::<bool>()),
         "v?[0-9]?",
         "[a-z0-9]{0,6}",
         any::<u16>(),
@@ -444,12 +475,17 @@ pub(super) fn assignment() -> impl Strategy<Value = Assignment> {
     );
     let endpoints: BoxedStrategy<BTreeMap<_, _>> =
         btree_map(address(), (1u32..=128, health, words), 0..8).boxed();
-    (cluster_name(), endpoints).prop_map(|(cluster, endpoints)| {
+    let overprovision = option::of(100u32..1000);
+    (cluster_name(), endpoints, overprovision).prop_map(|(cluster, endpoints, overprovision)| {
         let endpoints = endpoints.into_iter().map(
-            |(address, (weight, health, (zone, version, instance, target, mutual_tls)))| Endpoint {
+            |(
+                address,
+                (weight, health, ((zone, is_far), version, instance, target, mutual_tls)),
+            )| Endpoint {
                 address,
                 weight,
                 zone,
+                is_far,
                 health,
                 version,
                 instance,
@@ -460,6 +496,7 @@ pub(super) fn assignment() -> impl Strategy<Value = Assignment> {
         Assignment {
             cluster,
             endpoints: endpoints.collect(),
+            overprovision,
         }
     })
 }

@@ -36,6 +36,7 @@ fn routes(change: impl FnOnce(&mut route_v3::RouteConfiguration)) -> String {
         request_timeout: None,
         attempt_timeout: None,
         retry: Retry::default(),
+        hash_on: None,
     };
     let rule = Rule {
         name: "r".into(),
@@ -87,6 +88,7 @@ fn endpoints(change: impl FnOnce(&mut endpoint_v3::ClusterLoadAssignment)) -> St
         address: ([127, 0, 0, 1], 80).into(),
         weight: 1,
         zone: String::new(),
+        is_far: false,
         health: Health::Healthy,
         version: String::new(),
         instance: String::new(),
@@ -96,6 +98,7 @@ fn endpoints(change: impl FnOnce(&mut endpoint_v3::ClusterLoadAssignment)) -> St
     let sent = encode::endpoints(&Assignment {
         cluster: battle(),
         endpoints: vec![endpoint],
+        overprovision: None,
     });
     let mut message = endpoint_v3::ClusterLoadAssignment::decode(sent.body).unwrap();
     change(&mut message);
@@ -128,8 +131,8 @@ fn manager(change: impl FnOnce(&mut hcm_v3::HttpConnectionManager)) -> Result<Re
 #[test]
 fn a_refusal_names_the_field() {
     assert_eq!(
-        action(|action| action.hash_policy.push(Default::default())),
-        "RouteConfiguration.virtual_hosts[0].routes[0].route.hash_policy: not supported by this sidecar",
+        action(|action| action.cors = Some(Default::default())),
+        "RouteConfiguration.virtual_hosts[0].routes[0].route.cors: not supported by this sidecar",
     );
     let refused = route(|route| {
         route
@@ -152,7 +155,7 @@ fn a_refusal_names_the_field() {
 }
 
 #[test]
-fn mirroring_and_hashing_are_refused_not_ignored() {
+fn mirroring_and_keys_that_we_do_not_have_are_refused_not_ignored() {
     let mirror = route_v3::route_action::RequestMirrorPolicy {
         cluster: "shadow".into(),
         ..Default::default()
@@ -161,10 +164,25 @@ fn mirroring_and_hashing_are_refused_not_ignored() {
         action(|action| action.request_mirror_policies.push(mirror))
             .contains(".request_mirror_policies:")
     );
-    let refused =
-        cluster(|cluster| cluster.lb_policy = cluster_v3::cluster::LbPolicy::Maglev.into())
-            .unwrap_err();
+    let policy = cluster_v3::cluster::LbPolicy::ClusterProvided;
+    let refused = cluster(|cluster| cluster.lb_policy = policy.into()).unwrap_err();
     assert_eq!(refused, "Cluster.lb_policy: not supported by this sidecar");
+    let other_table = cluster_v3::cluster::MaglevLbConfig {
+        table_size: Some(65_539),
+    };
+    let refused = cluster(|cluster| {
+        cluster.lb_policy = cluster_v3::cluster::LbPolicy::Maglev.into();
+        cluster.lb_config = Some(cluster_v3::cluster::LbConfig::MaglevLbConfig(other_table));
+    });
+    assert!(
+        refused
+            .unwrap_err()
+            .starts_with("Cluster.maglev_lb_config: this sidecar has only")
+    );
+    assert!(
+        action(|action| action.hash_policy.push(Default::default()))
+            .ends_with("hash_policy: only header, cookie and source_ip are supported")
+    );
 }
 
 #[test]
@@ -370,12 +388,12 @@ fn detectors_that_we_do_not_have_are_refused() {
             .outlier_detection
             .as_mut()
             .unwrap()
-            .enforcing_success_rate = None
+            .enforcing_success_rate = Some(50)
     });
     assert!(
         refused
             .unwrap_err()
-            .contains("enforcing_success_rate: must be 0")
+            .contains("enforcing_success_rate: must be 0 or 100")
     );
 }
 
@@ -429,10 +447,10 @@ fn what_is_fixed_may_be_left_out_but_not_changed() {
 }
 
 #[test]
-fn endpoints_by_priority_or_by_name_are_refused() {
+fn endpoints_of_a_third_priority_or_by_name_are_refused() {
     assert!(
-        endpoints(|sent| sent.endpoints[0].priority = 1)
-            .ends_with("endpoints[0].priority: not supported by this sidecar")
+        endpoints(|sent| sent.endpoints[0].priority = 2)
+            .ends_with("endpoints[0].priority: is more than 1")
     );
     let twice = endpoints(|sent| sent.endpoints.push(sent.endpoints[0].clone()));
     assert!(

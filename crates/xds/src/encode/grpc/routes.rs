@@ -55,7 +55,8 @@ pub fn refusal(rule: &Rule) -> Option<Refusal> {
     }
 }
 
-/// What a rule that is followed loses: it changes when a call is tried again or given up, not where it goes.
+/// What a rule that is followed loses: it changes when a call is tried again or given up and which endpoint gets it, not
+/// what service it goes to.
 pub fn losses(rule: &Rule) -> Vec<&'static str> {
     let Action::Forward(to) = &rule.action else {
         return Vec::new();
@@ -63,6 +64,9 @@ pub fn losses(rule: &Rule) -> Vec<&'static str> {
     let mut losses = Vec::new();
     if to.attempt_timeout.is_some() {
         losses.push("a deadline per attempt (backendRequest)");
+    }
+    if to.hash_on.is_some() {
+        losses.push("its key (hashOn): endpoints are taken in turn");
     }
     let codes = &to.retry.codes;
     if to.retry.attempts > 0 && codes.iter().any(|code| status(*code).is_empty()) {

@@ -35,6 +35,7 @@ fn forward() -> Forward {
         request_timeout: None,
         attempt_timeout: None,
         retry: Retry::default(),
+        hash_on: None,
     }
 }
 
@@ -219,6 +220,7 @@ fn endpoints_are_grouped_so_that_round_robin_keeps_their_weights() {
         address: ([127, 0, 0, 1], port).into(),
         weight,
         zone: zone.into(),
+        is_far: false,
         health,
         version: String::new(),
         instance: String::new(),
@@ -235,6 +237,7 @@ fn endpoints_are_grouped_so_that_round_robin_keeps_their_weights() {
             endpoint(5, "b", 2, Health::Healthy),
             endpoint(6, "c", 2, Health::Unhealthy),
         ],
+        overprovision: None,
     });
     let set = endpoint_v3::ClusterLoadAssignment::decode(&*encoded.body).unwrap();
     let seen: Vec<_> = set
@@ -265,6 +268,7 @@ fn endpoints_are_grouped_so_that_round_robin_keeps_their_weights() {
                 endpoint(1, "a", 1, health),
                 endpoint(2, "a", 1, Health::Unhealthy),
             ],
+            overprovision: None,
         });
         let set = endpoint_v3::ClusterLoadAssignment::decode(&*encoded.body).unwrap();
         let usable = if health == Health::Draining { 1 } else { 2 };
