@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
@@ -29,6 +30,7 @@ pub fn phalanx(root: &Path, work: &Path) -> anyhow::Result<Running> {
     control.args(["control", "--xds", XDS, "--admin", ADMIN]);
     control.args(["--dns", "127.0.0.1:0", "--ocsp", "127.0.0.1:0"]);
     let control = Child::spawn(control.arg("--data").arg(&data), "the control plane")?;
+    wait_for_operator(&data)?;
     wait_for_port(ADMIN)?;
     let operator = |arguments: &[&str]| -> anyhow::Result<Vec<u8>> {
         let output = Command::new(&binary)
@@ -90,6 +92,18 @@ pub fn phalanx(root: &Path, work: &Path) -> anyhow::Result<Running> {
         ["127.0.0.1:18125", LISTEN, "127.0.0.1:18126"],
     )?;
     Ok(Running::of(vec![client, server], vec![control]))
+}
+
+/// What the operator of a control plane needs is written at its start, after the ports are open.
+pub fn wait_for_operator(data: &Path) -> anyhow::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !data.join("admin/token").exists() {
+        if Instant::now() > deadline {
+            bail!("{} has no token for an operator", data.display());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 pub fn envoy(root: &Path, work: &Path) -> anyhow::Result<Running> {

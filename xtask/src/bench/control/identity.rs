@@ -151,12 +151,8 @@ impl Bench<'_> {
         command.args(["control", "--xds", XDS, "--admin", ADMIN, "--dns", DNS]);
         command.args(["--ocsp", "none", "--data"]).arg(data);
         let control = Process::start(&mut command, "the control plane")?;
-        // It writes what its operator needs before it listens.
+        pair::wait_for_operator(data)?;
         super::wait_for(&[ADMIN, XDS])?;
-        anyhow::ensure!(
-            data.join("admin/token").exists(),
-            "no token for its operator"
-        );
         Ok(control)
     }
 
