@@ -545,6 +545,19 @@ const WITHDRAW_TRIES: usize = 3;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
+/// Services select by the label `app`: where identities are proven, it is the proven service's, or it would lead another's
+/// calls here.
+fn own_label(instance: &wire::Instance) -> Result<(), Status> {
+    match instance.labels.get("app") {
+        Some(app) if *app != instance.service => Err(Status::permission_denied(format!(
+            "the label app={} is not its own: the certificate is of service `{}` (leave the label out, or join as that service)",
+            app.escape_debug(),
+            instance.service
+        ))),
+        _ => Ok(()),
+    }
+}
+
 #[tonic::async_trait]
 impl wire::registry_server::Registry for Registry {
     type WatchStream = Answers<wire::WatchResponse>;
@@ -569,6 +582,9 @@ impl wire::registry_server::Registry for Registry {
             who.owns(&named(&instance.namespace, &instance.service))?;
             // Others would shake hands with somebody who can't.
             instance.mutual_tls &= who.is_workload();
+            if who.is_workload() {
+                own_label(instance)?;
+            }
         }
         self.assert(request).await.map(Response::new)
     }

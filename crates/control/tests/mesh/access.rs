@@ -226,6 +226,13 @@ async fn a_workload_registers_reports_and_follows_for_itself_only() {
         .register(register())
         .await;
     assert_eq!(denied.unwrap_err().code(), Code::PermissionDenied);
+    // Nor does it take another's calls by the label that Services select by.
+    let mut lured = register();
+    if let Some(instance) = &mut lured.instance {
+        instance.labels.insert("app".into(), "shop".into());
+    }
+    let lured = RegistryClient::new(battle.channel()).register(lured).await;
+    assert_eq!(lured.unwrap_err().code(), Code::PermissionDenied);
     RegistryClient::new(battle.channel())
         .register(register())
         .await
