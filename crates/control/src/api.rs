@@ -154,23 +154,68 @@ fn routes() -> Vec<Route> {
         (Method::GET, "/healthz", Needs::Nothing, get(read::healthz)),
         (Method::GET, "/readyz", Needs::Nothing, get(read::readyz)),
         (Method::GET, "/metrics", viewer, get(read::metrics)),
-        (Method::GET, "/openapi.json", Needs::Nothing, get(read::openapi)),
+        (
+            Method::GET,
+            "/openapi.json",
+            Needs::Nothing,
+            get(read::openapi),
+        ),
         (Method::POST, "/api/v1/apply", operator, post(write::apply)),
-        (Method::POST, "/api/v1/delete", operator, post(write::delete)),
-        (Method::POST, "/api/v1/rollback", operator, post(write::rollback)),
-        (Method::POST, "/api/v1/release", operator, post(operate::release)),
-        (Method::POST, "/api/v1/drain", operator, post(operate::drain)),
-        (Method::POST, "/api/v1/refused", Needs::Plane, post(operate::refused)),
-        (Method::POST, "/api/v1/backup", Needs::Role(Role::Admin), post(backup::take)),
+        (
+            Method::POST,
+            "/api/v1/delete",
+            operator,
+            post(write::delete),
+        ),
+        (
+            Method::POST,
+            "/api/v1/rollback",
+            operator,
+            post(write::rollback),
+        ),
+        (
+            Method::POST,
+            "/api/v1/release",
+            operator,
+            post(operate::release),
+        ),
+        (
+            Method::POST,
+            "/api/v1/drain",
+            operator,
+            post(operate::drain),
+        ),
+        (
+            Method::POST,
+            "/api/v1/refused",
+            Needs::Plane,
+            post(operate::refused),
+        ),
+        (
+            Method::POST,
+            "/api/v1/backup",
+            Needs::Role(Role::Admin),
+            post(backup::take),
+        ),
         (Method::GET, "/api/v1/canary", viewer, get(canary::show)),
-        (Method::POST, "/api/v1/canary", operator, post(canary::decide)),
+        (
+            Method::POST,
+            "/api/v1/canary",
+            operator,
+            post(canary::decide),
+        ),
         (
             Method::GET,
             "/api/v1/canary/evidence",
             viewer,
             get(canary::evidence),
         ),
-        (Method::GET, "/api/v1/documents", viewer, get(read::documents)),
+        (
+            Method::GET,
+            "/api/v1/documents",
+            viewer,
+            get(read::documents),
+        ),
         (
             Method::GET,
             "/api/v1/documents/{kind}/{namespace}/{name}",
@@ -180,16 +225,46 @@ fn routes() -> Vec<Route> {
         (Method::GET, "/api/v1/status", viewer, get(status::status)),
         (Method::GET, "/api/v1/history", viewer, get(read::history)),
         (Method::GET, "/api/v1/proxies", viewer, get(read::proxies)),
-        (Method::GET, "/api/v1/instances", viewer, get(read::instances)),
+        (
+            Method::GET,
+            "/api/v1/instances",
+            viewer,
+            get(read::instances),
+        ),
         (Method::GET, "/api/v1/health", viewer, get(health::health)),
         (Method::GET, "/api/v1/edges", viewer, get(read::edges)),
         (Method::GET, "/api/v1/loads", viewer, get(read::loads)),
         (Method::GET, "/api/v1/cert/roots", viewer, get(cert::roots)),
-        (Method::GET, "/api/v1/cert/issued", viewer, get(cert::issued)),
-        (Method::GET, "/api/v1/cert/rotation", viewer, get(cert::rotation)),
-        (Method::POST, "/api/v1/cert/rotate", admin, post(cert::rotate)),
-        (Method::POST, "/api/v1/cert/revoke", admin, post(cert::revoke)),
-        (Method::POST, "/api/v1/cert/release", admin, post(cert::release)),
+        (
+            Method::GET,
+            "/api/v1/cert/issued",
+            viewer,
+            get(cert::issued),
+        ),
+        (
+            Method::GET,
+            "/api/v1/cert/rotation",
+            viewer,
+            get(cert::rotation),
+        ),
+        (
+            Method::POST,
+            "/api/v1/cert/rotate",
+            admin,
+            post(cert::rotate),
+        ),
+        (
+            Method::POST,
+            "/api/v1/cert/revoke",
+            admin,
+            post(cert::revoke),
+        ),
+        (
+            Method::POST,
+            "/api/v1/cert/release",
+            admin,
+            post(cert::release),
+        ),
         (Method::GET, "/api/v1/cert/tokens", admin, get(cert::tokens)),
         (
             Method::POST,
@@ -197,8 +272,18 @@ fn routes() -> Vec<Route> {
             admin,
             post(cert::revoke_token),
         ),
-        (Method::POST, "/api/v1/cert/token", Needs::Secret, post(cert::token)),
-        (Method::POST, "/api/v1/cert/sign", Needs::Secret, post(cert::sign)),
+        (
+            Method::POST,
+            "/api/v1/cert/token",
+            Needs::Secret,
+            post(cert::token),
+        ),
+        (
+            Method::POST,
+            "/api/v1/cert/sign",
+            Needs::Secret,
+            post(cert::sign),
+        ),
         (
             Method::POST,
             "/api/v1/cert/intermediate",
@@ -207,9 +292,24 @@ fn routes() -> Vec<Route> {
         ),
         (Method::GET, "/api/v1/me", viewer, get(user::me)),
         (Method::POST, "/api/v1/login", Needs::Tls, post(user::login)),
-        (Method::POST, "/api/v1/logout", Needs::Nothing, post(user::logout)),
-        (Method::GET, "/api/v1/users", Needs::Role(Role::Admin), get(user::list)),
-        (Method::POST, "/api/v1/users", Needs::Secret, post(user::add)),
+        (
+            Method::POST,
+            "/api/v1/logout",
+            Needs::Nothing,
+            post(user::logout),
+        ),
+        (
+            Method::GET,
+            "/api/v1/users",
+            Needs::Role(Role::Admin),
+            get(user::list),
+        ),
+        (
+            Method::POST,
+            "/api/v1/users",
+            Needs::Secret,
+            post(user::add),
+        ),
         (
             Method::DELETE,
             "/api/v1/users/{name}",
@@ -266,7 +366,12 @@ async fn ask(
             let peer = request.extensions().get::<Arrival>().and_then(|a| a.remote);
             let path = request.uri().path();
             if api.inner.access.refusals().may_tell() {
-                tracing::info!(?peer, path, reason = refused.as_str(), "a request is refused");
+                tracing::info!(
+                    ?peer,
+                    path,
+                    reason = refused.as_str(),
+                    "a request is refused"
+                );
             }
             denied(refused).into_response()
         }

@@ -197,7 +197,9 @@ pub enum CaError {
     Join(#[from] JoinError),
     #[error("the join token is unknown: it was never made here, or it has expired")]
     TokenUnknown,
-    #[error("the join token was used already (each is good for one workload; `phalanx cert token` makes another)")]
+    #[error(
+        "the join token was used already (each is good for one workload; `phalanx cert token` makes another)"
+    )]
     TokenUsed,
     #[error("the join token is for {of}, not for {asked}")]
     TokenOfAnother { of: String, asked: String },
@@ -211,7 +213,9 @@ pub enum CaError {
     Jwt(#[source] JwtError),
     #[error("the service-account token is for {of}, not for {asked}")]
     JwtOfAnother { of: String, asked: String },
-    #[error("a service-account token proves no zone: ask for none (a join token can be bound to one)")]
+    #[error(
+        "a service-account token proves no zone: ask for none (a join token can be bound to one)"
+    )]
     ZoneUnproven,
     #[error("{id} is the control plane's own name; nobody else gets it")]
     Reserved { id: SpiffeId },
@@ -243,15 +247,25 @@ pub enum CaError {
     Revoke(#[from] RevokeError),
     #[error("{peers} peers that are connected do not trust the new root yet, {first} among them")]
     Untrusting { peers: usize, first: String },
-    #[error("{leaves} certificates under the old root are neither expired nor revoked, the last until {until}")]
+    #[error(
+        "{leaves} certificates under the old root are neither expired nor revoked, the last until {until}"
+    )]
     Outstanding { leaves: usize, until: UnixMillis },
     #[error("the control plane's own certificate cannot be made")]
     Own(#[source] phalanx_pki::credentials::CredentialsError),
-    #[error("the record {key} is damaged (a backup from before may help; deleting the key forgets it)")]
-    Damaged { key: String, #[source] source: serde_json::Error },
+    #[error(
+        "the record {key} is damaged (a backup from before may help; deleting the key forgets it)"
+    )]
+    Damaged {
+        key: String,
+        #[source]
+        source: serde_json::Error,
+    },
     #[error("the store does not take or give what the CA keeps there")]
     Store(#[source] phalanx_store::Error),
-    #[error("the root ends at {until}, before another intermediate would pay: `phalanx cert rotate-root --begin`")]
+    #[error(
+        "the root ends at {until}, before another intermediate would pay: `phalanx cert rotate-root --begin`"
+    )]
     RootEnds { until: UnixMillis },
     #[error("other control planes write at the same time, again and again; start once more")]
     Contended,
@@ -292,8 +306,7 @@ impl CaError {
             | Self::ZoneUnproven
             | Self::Jwks(JwksError::None)
             | Self::NoToken { .. }
-            | Self::Issue(IssueError::Ttl)
- => Fault::Request,
+            | Self::Issue(IssueError::Ttl) => Fault::Request,
             Self::Authority(_)
             | Self::LedElsewhere { .. }
             | Self::NoRotation

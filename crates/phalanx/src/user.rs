@@ -101,7 +101,7 @@ async fn add(options: AddOptions) -> Outcome {
     // With the roots below, the file is all that its bearer needs.
     let text = format!("{}\n{}", made.token, made.roots);
     files::write(path, text.as_bytes(), Access::Private)
-    .map_err(|e| Failure::file(format!("{e}: {}", source(&e))))?;
+        .map_err(|e| Failure::file(format!("{e}: {}", source(&e))))?;
     output::show(options.output, &made.user, || {
         format!(
             "{} is {}: PHALANX_TOKEN_FILE={}\n",

@@ -262,9 +262,10 @@ async fn what_is_wrong_with_a_certificate_is_named_and_ends_with_1() -> anyhow::
     plane.does(&renew)?;
     assert_ne!(serial(&plane, "b/cert.pem")?, battle);
     plane.agrees("verify -CAfile b/roots.pem -untrusted b/cert.pem b/cert.pem")?;
+    ends(&plane, 2, &["cert", "revoke", "--service", "battle"])?;
     let done = plane.does(&["cert", "revoke", "--service", "battle", "--yes"])?;
     assert_eq!(done.lines().count(), 2, "{done}");
-    let again = plane.does(&["cert", "revoke", "--service", "battle"])?;
+    let again = plane.does(&["cert", "revoke", "--service", "battle", "--yes"])?;
     assert!(again.contains("nothing to do"), "{again}");
     ends(&plane, 1, &["cert", "release", "--serial", &battle])?;
     ends(&plane, 1, &["cert", "revoke", "--serial", "abcdef"])?;

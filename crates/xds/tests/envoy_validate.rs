@@ -123,7 +123,9 @@ fn envoy_takes_inbound_listeners_of_http_and_of_tcp() {
             listeners.push(sent);
         }
     }
-    let application = cluster_v3::Cluster::decode(encode::application(([127, 0, 0, 1], 8080).into()).body).unwrap();
+    let application =
+        cluster_v3::Cluster::decode(encode::application(([127, 0, 0, 1], 8080).into()).body)
+            .unwrap();
     let resources = StaticResources {
         listeners,
         clusters: vec![control(), application],

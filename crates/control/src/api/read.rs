@@ -207,7 +207,9 @@ pub async fn proxies(
     let known = ca.map(|ca| (ca, ca.successors()));
     let certificate = |proxy: &ProxyState| {
         let (ca, successors) = known.as_ref()?;
-        Some(certificate(&ca.in_use(successors, proxy.certificate.as_ref()?)))
+        Some(certificate(
+            &ca.in_use(successors, proxy.certificate.as_ref()?),
+        ))
     };
     let item = |proxy: ProxyState| api::Proxy {
         certificate: certificate(&proxy),

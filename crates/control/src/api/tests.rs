@@ -148,7 +148,11 @@ fn the_openapi_document_describes_every_field() {
     check(&document, "Held", &dto::Held::default());
     check(&document, "Trust", &dto::Trust::default());
     check(&document, "CaView", &dto::CaView::default());
-    check(&document, "JoinTokenRequest", &dto::JoinTokenRequest::default());
+    check(
+        &document,
+        "JoinTokenRequest",
+        &dto::JoinTokenRequest::default(),
+    );
     check(&document, "JoinToken", &dto::JoinToken::default());
     check(&document, "JoinTokenView", &dto::JoinTokenView::default());
     check(&document, "SignRequest", &dto::SignRequest::default());

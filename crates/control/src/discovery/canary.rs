@@ -450,7 +450,10 @@ pub fn others<'a>(
     let others = others.filter(|(name, _)| *name != planes.name());
     others.map(|(name, plane)| {
         let client = match plane.admin == planes.admin() {
-            true => Err(format!("its admin address, {}, is this one's too", plane.admin)),
+            true => Err(format!(
+                "its admin address, {}, is this one's too",
+                plane.admin
+            )),
             false => Ok(planes.ask(&plane.admin, PEER_MAX)),
         };
         (name.as_str(), plane.admin.as_str(), client)

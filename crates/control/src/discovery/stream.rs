@@ -238,8 +238,8 @@ impl Driver {
                 .answered(answer.nonce, answer.error, &published);
         peer.lost.hear(&published, self.session.only(), &message);
         let changes_names = message.changes_names();
-        let of_secrets = self.session.only() == Some(Kind::Secret)
-            || answer.type_url == Kind::Secret.type_url();
+        let of_secrets =
+            self.session.only() == Some(Kind::Secret) || answer.type_url == Kind::Secret.type_url();
         let refusal = answer.error.filter(|_| of_secrets).map(str::to_owned);
         let unserved = self.session.unserved().count();
         self.session
@@ -276,7 +276,9 @@ impl Driver {
             && is_stock
         {
             let spawned = Secrets::spawn(ca.clone(), who.clone());
-            let full = || Status::resource_exhausted("too many streams of this certificate ask for secrets");
+            let full = || {
+                Status::resource_exhausted("too many streams of this certificate ask for secrets")
+            };
             peer.secrets = Some(spawned.ok_or_else(full)?);
         }
         Ok(())

@@ -313,8 +313,11 @@ impl Entered {
 struct Live {
     next: AtomicU64,
     /// Short critical sections, never across an await. Bounded by the seats.
-    peers: Mutex<HashMap<u64, (Arc<Peer>, oneshot::Sender<()>)>>,
+    peers: Mutex<Peers>,
 }
+
+/// What cuts each of them.
+type Peers = HashMap<u64, (Arc<Peer>, oneshot::Sender<()>)>;
 
 struct Cut {
     live: Arc<Live>,
@@ -345,7 +348,7 @@ impl Live {
         out
     }
 
-    fn peers(&self) -> MutexGuard<'_, HashMap<u64, (Arc<Peer>, oneshot::Sender<()>)>> {
+    fn peers(&self) -> MutexGuard<'_, Peers> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

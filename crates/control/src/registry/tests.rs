@@ -265,12 +265,7 @@ async fn a_watch_gives_everything_and_then_what_differs() {
         .wait_for(|world| !world.instances.is_empty())
         .await
         .unwrap();
-    let mut watch = mesh
-        .registry
-        .watch(open(scope))
-        .await
-        .unwrap()
-        .into_inner();
+    let mut watch = mesh.registry.watch(open(scope)).await.unwrap().into_inner();
     let first = watch.next().await.unwrap().unwrap();
     assert!(first.full);
     assert_eq!(
@@ -420,11 +415,7 @@ async fn a_deletion_that_a_full_disk_refuses_is_made_up_for() {
         epoch: 1,
         reason: String::new(),
     };
-    let refused = mesh
-        .registry
-        .deregister(open(request))
-        .await
-        .unwrap_err();
+    let refused = mesh.registry.deregister(open(request)).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unavailable);
     assert_eq!(mesh.stored().await, ["b1"]);
     disk.set_full(false);

@@ -117,9 +117,10 @@ impl Proxyless {
     fn listeners(&mut self, published: &Published, node: &Node, session: &impl Names) -> Resources {
         let names = || session.names(Kind::Listener);
         let is_server = names().any(|name| name.starts_with(SERVER_LISTENER));
-        let guard = is_server
-            .then(|| Guard::of(published, node))
-            .unwrap_or_default();
+        let guard = match is_server {
+            true => Guard::of(published, node),
+            false => Guard::default(),
+        };
         let is_same = guard == self.guard;
         self.guard = guard;
         let listener = |name: &str| match name.strip_prefix(SERVER_LISTENER) {

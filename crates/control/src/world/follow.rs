@@ -103,10 +103,7 @@ impl Follower {
 fn boot(page: Page) -> Fold {
     let entries = page.entries.into_iter();
     let entries = entries.filter(|entry| !entry.key.starts_with(CA));
-    Fold::boot(
-        entries.map(stored).collect(),
-        page.revision,
-    )
+    Fold::boot(entries.map(stored).collect(), page.revision)
 }
 
 fn stored(entry: Entry) -> Stored {

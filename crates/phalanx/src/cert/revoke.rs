@@ -1,7 +1,5 @@
 //! `cert revoke`, `cert release`: what peers take no more, by serial or a whole service at once.
 
-use std::io::IsTerminal;
-
 use clap::Args;
 use phalanx_client::api::{IssuedQuery, ReleaseCertificatesRequest, RevokeRequest};
 use phalanx_pki::revocation::Reason;
@@ -36,9 +34,7 @@ pub struct Options {
 
 pub async fn run(options: Options) -> Outcome {
     let client = options.admin.client();
-    if let Some(service) = options.service.as_ref().filter(|_| !options.yes)
-        && std::io::stdin().is_terminal()
-    {
+    if let Some(service) = options.service.as_ref().filter(|_| !options.yes) {
         let query = IssuedQuery {
             namespace: Some(options.namespace.clone()),
             service: Some(service.clone()),

@@ -81,6 +81,15 @@ impl Door {
         self.http2.get()
     }
 
+    /// How many streams the peer may make us reset. The codec counts what is still on its way to a request that was answered
+    /// early, and never forgets: of a sidecar, whose one connection carries everybody's calls, none is held against it.
+    fn resets_max(&self) -> Option<usize> {
+        match self.caller {
+            Caller::Known(_) => None,
+            _ => Some(self.core.limits.resets as usize),
+        }
+    }
+
     /// A request in plain text came where that is not taken.
     pub fn refused(&self) {
         if let (Caller::Plain, Some(address)) = (&self.caller, self.watch.address) {
@@ -198,7 +207,7 @@ pub async fn serve_http2(door: &Rc<Door>, stream: Connection) {
         .max_concurrent_streams(core.limits.streams)
         .max_header_list_size(core.limits.http2_head_bytes())
         .max_send_buf_size(core.limits.send_buffer_bytes)
-        .max_local_error_reset_streams(core.limits.resets as usize)
+        .max_local_error_reset_streams(door.resets_max())
         .auto_date_header(false);
     let mut connection = pin!(builder.serve_connection(io, service));
     let mut ending = false;

@@ -396,7 +396,10 @@ impl Connecting {
             .initial_connection_window_size(connection_window(limits))
             .initial_max_send_streams(limits.streams as usize)
             .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
-            .max_send_buf_size(limits.send_buffer_bytes);
+            .max_send_buf_size(limits.send_buffer_bytes)
+            // What still comes for streams that callers gave up is no offence, however many of them there were.
+            .max_concurrent_reset_streams(GIVEN_UP_MAX)
+            .max_local_error_reset_streams(None);
         if let Some((interval, answer)) = how.pings {
             builder
                 .timer(TokioTimer::new())
@@ -601,6 +604,8 @@ pub fn connection_window(limits: &Limits) -> u32 {
         .clamp(STREAM_WINDOW, WINDOW_MAX)
 }
 
+/// Streams that were given up of which the codec knows, for a second, that they were.
+const GIVEN_UP_MAX: usize = 1000;
 /// RFC 9113 §6.9.1.
 const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// What hyper insists on.

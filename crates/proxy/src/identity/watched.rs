@@ -230,7 +230,7 @@ impl Watched {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "a digest, and what it is of")]
+    /// A digest, and what it is of.
     fn read(&self) -> Result<([u8; 32], Result<Parts, CredentialsError>), CredentialsError> {
         let file = |name: &str, access| files::read(&self.dir.join(name), access);
         let cert = file(CERT_FILE, Access::Public)?;

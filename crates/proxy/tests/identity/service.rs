@@ -80,13 +80,15 @@ pub struct Word {
     pub error: String,
 }
 
+type Tokens = BTreeMap<String, (String, Option<Vec<u8>>)>;
+
 /// What the service does, as the test wants it.
 pub struct Book {
     pub clock: Arc<ManualClock>,
     pub issuer: Mutex<Issuer>,
     pub roots: Mutex<Roots>,
     /// Each with its service, and the key that it was used for.
-    pub tokens: Mutex<BTreeMap<String, (String, Option<Vec<u8>>)>>,
+    pub tokens: Mutex<Tokens>,
     /// Answers nothing but errors.
     pub is_down: AtomicBool,
     /// Takes a join and loses its answers.

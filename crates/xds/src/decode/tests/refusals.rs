@@ -129,6 +129,7 @@ fn manager(change: impl FnOnce(&mut hcm_v3::HttpConnectionManager)) -> Result<Re
 }
 
 #[test]
+#[allow(deprecated)] // by Envoy; it takes them still
 fn a_refusal_names_the_field() {
     assert_eq!(
         action(|action| action.cors = Some(Default::default())),
