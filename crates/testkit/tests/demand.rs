@@ -57,7 +57,7 @@ async fn metric(sidecar: &Instance, name: &str) -> anyhow::Result<BTreeMap<Strin
     Ok(values)
 }
 
-/// Resources in use, as `CDS 1 EDS 1 LDS 1 RDS 1`; kinds without any are left out.
+/// Resources in use, as `CDS 1 EDS 1 LDS 2 RDS 1`; kinds without any are left out.
 async fn held(sidecar: &Instance) -> anyhow::Result<String> {
     let mut text = String::new();
     for (kind, count) in metric(sidecar, "phalanx_xds_resources").await? {
@@ -82,14 +82,14 @@ async fn of_a_thousand_services_a_sidecar_holds_those_it_calls() -> anyhow::Resu
     let (mesh, _battle, caller) = thousand().await?;
     assert_eq!(
         held(&caller).await?,
-        "LDS 1",
-        "the listener, and nothing that grows with the mesh"
+        "LDS 2",
+        "the listeners of both directions, and nothing that grows with the mesh"
     );
 
     let before = taken(&caller).await?;
     let answer = call(caller.outbound, &Call::get("battle", "/")).await?;
     assert_eq!((answer.status, answer.header("x-echo")), (200, "one"));
-    assert_eq!(held(&caller).await?, "CDS 1 EDS 1 LDS 1 RDS 1");
+    assert_eq!(held(&caller).await?, "CDS 1 EDS 1 LDS 2 RDS 1");
     let after = taken(&caller).await?;
     for (kind, more) in [("CDS", 1), ("EDS", 1), ("LDS", 0), ("RDS", 1)] {
         assert_eq!(
@@ -107,7 +107,7 @@ async fn of_a_thousand_services_a_sidecar_holds_those_it_calls() -> anyhow::Resu
             "{name}"
         );
     }
-    assert_eq!(held(&caller).await?, "CDS 1 EDS 1 LDS 1 RDS 3");
+    assert_eq!(held(&caller).await?, "CDS 1 EDS 1 LDS 2 RDS 3");
     assert_eq!(one(&caller, "phalanx_demand_misses_total").await?, 3);
     assert_eq!(taken(&caller).await?["CDS"], after["CDS"]);
 
@@ -145,7 +145,7 @@ async fn many_first_uses_at_once_cost_a_few_responses_and_all_succeed() -> anyho
         let answer = answer??;
         assert_eq!((answer.status, answer.header("x-echo")), (200, "one"));
     }
-    assert_eq!(held(&caller).await?, "CDS 100 EDS 100 LDS 1 RDS 100");
+    assert_eq!(held(&caller).await?, "CDS 100 EDS 100 LDS 2 RDS 100");
     let responses = taken(&caller).await?["RDS"] - before["RDS"];
     assert!(responses <= 100, "{responses}");
     assert_eq!(one(&caller, "phalanx_demand_parked").await?, 0);
@@ -228,7 +228,7 @@ async fn changes_of_a_host_in_use_cost_no_request() -> anyhow::Result<()> {
     assert_eq!(report.answered_by.len(), 2, "{:?}", report.answered_by);
     assert_eq!(
         held(&caller).await?,
-        "CDS 1 EDS 1 LDS 1 RDS 1",
+        "CDS 1 EDS 1 LDS 2 RDS 1",
         "what was left is gone"
     );
     Ok(())
@@ -252,10 +252,10 @@ async fn what_is_not_called_any_more_is_let_go_and_what_is_stays() -> anyhow::Re
     for name in ["arena", "nobody"] {
         call(caller.outbound, &Call::get(name, "/")).await?;
     }
-    assert_eq!(held(&caller).await?, "CDS 2 EDS 2 LDS 1 RDS 3");
+    assert_eq!(held(&caller).await?, "CDS 2 EDS 2 LDS 2 RDS 3");
     eventually("arena to be let go", READY_MAX, async || {
         let held = held(&caller).await.ok()?;
-        (held == "CDS 1 EDS 1 LDS 1 RDS 1").then_some(())
+        (held == "CDS 1 EDS 1 LDS 2 RDS 1").then_some(())
     })
     .await?;
     assert_eq!(one(&caller, "phalanx_demand_unused_total").await?, 2);
@@ -296,7 +296,7 @@ async fn without_a_control_plane_what_is_held_works_and_what_is_not_is_told_soon
     .await?;
     let report = load.stop().await;
     assert_eq!(report.failed(), 0, "{:?}", report.failures);
-    assert_eq!(held(&caller).await?, "CDS 2 EDS 2 LDS 1 RDS 2");
+    assert_eq!(held(&caller).await?, "CDS 2 EDS 2 LDS 2 RDS 2");
     // What it came back with was current, so only the new host was told.
     let moved = mesh.apply(&route("arena")).await?;
     mesh.applied(moved.revision).await?;
