@@ -144,7 +144,7 @@ pub enum IdentityError {
 }
 
 /// What of a foreign text is fit to be shown.
-fn clip(text: &str) -> String {
+pub fn clip(text: &str) -> String {
     text.chars()
         .take(100)
         .flat_map(char::escape_debug)

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use phalanx_model::identity::clip;
 use phalanx_model::identity::{CONTROL_SERVICE, SYSTEM_NAMESPACE};
 pub use phalanx_model::identity::{IdentityError, SpiffeId, TrustDomain};
 pub use phalanx_model::name::ServiceName;
@@ -165,14 +166,6 @@ pub enum NameError {
         "`{0}` is no DNS label (a-z, 0-9 and -, at most 63, starting and ending with a letter or digit)"
     )]
     Label(String),
-}
-
-/// What of a foreign text is fit to be shown.
-fn clip(text: &str) -> String {
-    text.chars()
-        .take(100)
-        .flat_map(char::escape_debug)
-        .collect()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Which endpoint gets the next attempt. A [`Group`] is one cluster's endpoints as the plan has them; what a core has
 //! measured of them ([`Load`]) is that core's own; who is ejected ([`outlier`]) is known to all cores.
 //!
-//! No socket and no clock: times come in. Module order: judge, level, tier, ring, maglev, xxh64, levels, load, outlier.
+//! No socket and no clock: times come in. Module order: judge, level, tier, ring, maglev, levels, load, outlier.
 
 pub mod judge;
 mod level;
@@ -11,7 +11,6 @@ pub mod maglev;
 pub mod outlier;
 pub mod ring;
 mod tier;
-pub mod xxh64;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};

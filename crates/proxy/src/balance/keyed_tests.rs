@@ -32,7 +32,7 @@ fn pick(group: &Group, hash: Option<u64>, tried: &Tried, now_ms: u64, rng: &mut 
 /// The port that each key leads to.
 fn placed(group: &Group, now_ms: u64) -> Vec<u16> {
     let mut rng = Rng::with_seed(3);
-    let hash = |key: u64| Some(xxh64::xxh64(&key.to_le_bytes(), 0));
+    let hash = |key: u64| Some(xxhash_rust::xxh64::xxh64(&key.to_le_bytes(), 0));
     let at = |key| pick(group, hash(key), &Tried::default(), now_ms, &mut rng).member;
     let members = (0..KEYS).map(at);
     let port = |m| group.member(m).unwrap().address.port();

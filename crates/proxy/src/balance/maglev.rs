@@ -1,7 +1,7 @@
 //! Maglev (Eisenbud et al., NSDI 2016): every member fills the table's slots in an order of its own, as often as its weight
 //! says. Table, orders and hashes are Envoy's, so that it sends a key where we do.
 
-use super::xxh64::xxh64;
+use xxhash_rust::xxh64::xxh64;
 
 /// Envoy's default; a prime.
 pub const TABLE_SIZE: usize = 65_537;

@@ -1,7 +1,7 @@
 //! A hash ring: each member has points on it by its weight, and a key belongs to the first point at or after its hash.
 //! What leaves takes only its own keys along, what comes takes only those that are its own from now on.
 
-use super::xxh64::xxh64;
+use xxhash_rust::xxh64::xxh64;
 
 /// Points of a member of weight 1, while there is room: shares differ by about 1/√160.
 const POINTS: u32 = 160;

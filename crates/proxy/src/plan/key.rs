@@ -7,7 +7,7 @@ use phalanx_model::resource::HashOn;
 use phalanx_relay::header::FieldError;
 use phalanx_relay::{Field, HeaderList};
 
-use crate::balance::xxh64::xxh64;
+use xxhash_rust::xxh64::xxh64;
 
 pub enum KeyPlan {
     /// With no value.
