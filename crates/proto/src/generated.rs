@@ -48,6 +48,11 @@ pub mod envoy {
                 include!("generated/envoy.config.metrics.v3.rs");
             }
         }
+        pub mod ratelimit {
+            pub mod v3 {
+                include!("generated/envoy.config.ratelimit.v3.rs");
+            }
+        }
         pub mod rbac {
             pub mod v3 {
                 include!("generated/envoy.config.rbac.v3.rs");
@@ -72,8 +77,37 @@ pub mod envoy {
         }
     }
     pub mod extensions {
+        pub mod common {
+            pub mod ratelimit {
+                pub mod v3 {
+                    include!("generated/envoy.extensions.common.ratelimit.v3.rs");
+                }
+            }
+        }
         pub mod filters {
+            pub mod common {
+                pub mod fault {
+                    pub mod v3 {
+                        include!("generated/envoy.extensions.filters.common.fault.v3.rs");
+                    }
+                }
+            }
             pub mod http {
+                pub mod fault {
+                    pub mod v3 {
+                        include!("generated/envoy.extensions.filters.http.fault.v3.rs");
+                    }
+                }
+                pub mod local_ratelimit {
+                    pub mod v3 {
+                        include!("generated/envoy.extensions.filters.http.local_ratelimit.v3.rs");
+                    }
+                }
+                pub mod ratelimit {
+                    pub mod v3 {
+                        include!("generated/envoy.extensions.filters.http.ratelimit.v3.rs");
+                    }
+                }
                 pub mod rbac {
                     pub mod v3 {
                         include!("generated/envoy.extensions.filters.http.rbac.v3.rs");
@@ -82,6 +116,11 @@ pub mod envoy {
                 pub mod router {
                     pub mod v3 {
                         include!("generated/envoy.extensions.filters.http.router.v3.rs");
+                    }
+                }
+                pub mod stateful_session {
+                    pub mod v3 {
+                        include!("generated/envoy.extensions.filters.http.stateful_session.v3.rs");
                     }
                 }
             }
@@ -106,6 +145,20 @@ pub mod envoy {
                 pub mod tcp_proxy {
                     pub mod v3 {
                         include!("generated/envoy.extensions.filters.network.tcp_proxy.v3.rs");
+                    }
+                }
+            }
+        }
+        pub mod http {
+            pub mod stateful_session {
+                pub mod cookie {
+                    pub mod v3 {
+                        include!("generated/envoy.extensions.http.stateful_session.cookie.v3.rs");
+                    }
+                }
+                pub mod header {
+                    pub mod v3 {
+                        include!("generated/envoy.extensions.http.stateful_session.header.v3.rs");
                     }
                 }
             }
@@ -216,6 +269,11 @@ pub mod envoy {
         pub mod load_stats {
             pub mod v3 {
                 include!("generated/envoy.service.load_stats.v3.rs");
+            }
+        }
+        pub mod ratelimit {
+            pub mod v3 {
+                include!("generated/envoy.service.ratelimit.v3.rs");
             }
         }
         pub mod route {
