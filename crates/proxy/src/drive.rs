@@ -1,26 +1,24 @@
-//! The drivers under the stages: worker threads with one runtime each, listeners, connections, deadlines, and the hyper
-//! adapter, above which no type of the crates `http` and `hyper` appears.
+//! The drivers under the stages: worker threads with one runtime each, listeners, connections, deadlines, and the codecs of
+//! the relay.
 //!
 //! Module order (a module imports only later ones, but for the types of one connection, which know each other): accept,
-//! hyper_in, request, encode, tunnel, body, tally, hyper_out, headers, exchange, secure, socket, stream, frames, core,
-//! timer.
+//! server, request, pump, tunnel, tally, client, exchange, http2, secure, wire, stream, core, deadline, timer.
 
 mod accept;
-mod body;
+mod client;
 mod core;
-mod encode;
+mod deadline;
 mod exchange;
-mod frames;
-mod headers;
-mod hyper_in;
-mod hyper_out;
+mod http2;
+mod pump;
 mod request;
 mod secure;
-mod socket;
+mod server;
 mod stream;
 mod tally;
 mod timer;
 mod tunnel;
+mod wire;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};

@@ -19,9 +19,9 @@ use tokio::sync::watch;
 
 use super::Shared;
 use super::core::{Cluster, Core};
-use super::hyper_in::{self, Door};
+use super::deadline::Watch;
 use super::secure::{self, Accepted, HANDSHAKE_RECORD};
-use super::socket::Watch;
+use super::server::{self, Door};
 use super::stream::Stream;
 use super::tunnel::{End, Ended, Tunnel};
 use crate::account::{EdgeCell, Event, TlsRefused, Traffic};
@@ -203,8 +203,8 @@ async fn serve(core: &Rc<Core>, watch: &Rc<Watch>, stream: TcpStream, direction:
     let spoken = detect(core, watch, &stream, direction).await;
     let door = || Door::new(core, watch, direction, Caller::Plain);
     match spoken {
-        Spoken::Http1 => hyper_in::serve_http1(&door(), Stream::Plain(stream)).await,
-        Spoken::Http2 => hyper_in::serve_http2(&door(), Stream::Plain(stream)).await,
+        Spoken::Http1 => server::serve_http1(&door(), Stream::Plain(stream)).await,
+        Spoken::Http2 => server::serve_http2(&door(), Stream::Plain(stream)).await,
         Spoken::Tls => Box::pin(secured(core, watch, stream)).await,
         Spoken::Raw(place) => {
             let plan = core.plan();
@@ -230,11 +230,11 @@ async fn secured(core: &Rc<Core>, watch: &Rc<Watch>, stream: TcpStream) {
     match (alpn, caller) {
         (Some(Alpn::Http2), caller) => {
             let door = Door::new(core, watch, Direction::Inbound, caller);
-            hyper_in::serve_http2(&door, stream).await;
+            server::serve_http2(&door, stream).await;
         }
         (Some(Alpn::Http1) | None, caller) => {
             let door = Door::new(core, watch, Direction::Inbound, caller);
-            hyper_in::serve_http1(&door, stream).await;
+            server::serve_http1(&door, stream).await;
         }
         (Some(Alpn::Tcp), Caller::Known(known)) => {
             let Some(app) = raw_app(core) else {
@@ -336,7 +336,7 @@ async fn guess(
     }
     let spoken = match in_time(core, preface(stream)).await {
         Some(Preface::Http2) => Spoken::Http2,
-        // To what is neither, hyper answers 400.
+        // To what is neither, the codec answers 400.
         Some(Preface::Http1 | Preface::Other) => Spoken::Http1,
         None => Spoken::Nothing,
     };

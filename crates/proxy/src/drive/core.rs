@@ -11,13 +11,16 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
 use phalanx_model::name::{ClusterName, Direction};
-use phalanx_relay::{Deadlines, Limits, ResponseHead, Workspace};
+use phalanx_relay::http2::Batch;
+use phalanx_relay::{Deadlines, Limits};
 use slab::Slab;
 use tokio::sync::Notify;
 
-use super::hyper_out::{H1, H2Pool};
+use super::client::{Http1, Http2Pool};
+use super::deadline::Watch;
+use super::exchange::Exchange;
+use super::http2::Configs;
 use super::secure::{Handshakes, Secure};
-use super::socket::Watch;
 use super::stream::Links;
 use super::timer::{Wheel, ms};
 use crate::account::{Account, Event, TlsRefused};
@@ -30,15 +33,16 @@ pub struct Core {
     pub index: usize,
     pub account: Arc<Account>,
     pub limits: Limits,
-    pub deadlines: DeadlinesMs,
+    pub deadlines: Rc<DeadlinesMs>,
     /// To HTTP/2 peers that are sidecars: how often, and how long for an answer.
     pub pings: Option<(Duration, Duration)>,
     pub wheel: Wheel,
     latest: RefCell<Cache<Arc<ArcSwap<Plan>>, Arc<Plan>>>,
     current: RefCell<Rc<CorePlan>>,
     rng: RefCell<fastrand::Rng>,
-    workspaces: RefCell<Vec<Workspace>>,
-    heads: RefCell<Vec<ResponseHead>>,
+    pub memory: RefCell<Memory>,
+    pub exchanges: RefCell<Vec<Exchange>>,
+    pub http2: Configs,
     pub connections: RefCell<Slab<Rc<Watch>>>,
     pub sources: RefCell<HashMap<IpAddr, u32>>,
     /// None for a sidecar that lives in plain text.
@@ -50,6 +54,13 @@ pub struct Core {
     pub renewed: Notify,
     draining: Cell<bool>,
     accepted_ms: Cell<u64>,
+}
+
+/// What no connection needs right now, for the codecs.
+#[derive(Default)]
+pub struct Memory {
+    pub pool: phalanx_relay::Pool,
+    pub batch: Batch,
 }
 
 /// [`Deadlines`] in the wheel's unit.
@@ -117,8 +128,8 @@ pub struct Endpoint {
     /// It was not whom we expected, and is not asked again before.
     pub barred_until_ms: Cell<u64>,
     pub load: Load,
-    pub h1: Rc<Pool<Box<H1>>>,
-    pub h2: Rc<H2Pool>,
+    pub h1: Rc<Pool<Box<Http1>>>,
+    pub h2: Rc<Http2Pool>,
 }
 
 impl Endpoint {
@@ -236,15 +247,16 @@ impl Core {
             handshakes: Handshakes::default(),
             renewed: Notify::new(),
             account,
+            http2: Configs::new(&limits),
             limits,
-            deadlines: deadlines.into(),
+            deadlines: Rc::new(deadlines.into()),
             pings: Some((deadlines.ping, deadlines.ping_answer))
                 .filter(|(ping, _)| !ping.is_zero()),
             latest: RefCell::new(Cache::new(plan)),
             current: RefCell::new(Rc::new(empty)),
             rng: RefCell::new(fastrand::Rng::new()),
-            workspaces: RefCell::default(),
-            heads: RefCell::default(),
+            memory: RefCell::default(),
+            exchanges: RefCell::default(),
             connections: RefCell::default(),
             sources: RefCell::default(),
             draining: Cell::new(false),
@@ -316,32 +328,6 @@ impl Core {
     #[inline]
     pub fn random(&self) -> fastrand::Rng {
         self.rng.borrow_mut().fork()
-    }
-
-    #[inline]
-    pub fn workspace(&self) -> Workspace {
-        self.workspaces.borrow_mut().pop().unwrap_or_default()
-    }
-
-    #[inline]
-    pub fn put_workspace(&self, workspace: Workspace) {
-        let mut kept = self.workspaces.borrow_mut();
-        if kept.len() < KEPT_MAX {
-            kept.push(workspace);
-        }
-    }
-
-    #[inline]
-    pub fn head(&self) -> ResponseHead {
-        self.heads.borrow_mut().pop().unwrap_or_default()
-    }
-
-    #[inline]
-    pub fn put_head(&self, head: ResponseHead) {
-        let mut kept = self.heads.borrow_mut();
-        if kept.len() < KEPT_MAX {
-            kept.push(head);
-        }
     }
 
     /// Counts and logs a connection or request that was refused for want of mutual TLS.
@@ -418,5 +404,3 @@ fn is_same(one: &Option<Arc<PeerPlan>>, other: &Option<Arc<PeerPlan>>) -> bool {
 
 /// How long an endpoint that was not whom we expected is left alone.
 const BARRED_MS: u64 = 500;
-/// Workspaces and heads kept for the next request.
-const KEPT_MAX: usize = 256;

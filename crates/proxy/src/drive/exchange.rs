@@ -1,17 +1,17 @@
-//! One request's clock and progress, shared by the future that serves it, the body on its way up and the body on its way
-//! down. Kept by an HTTP/1 connection for its next request.
+//! One request's clock and progress. Used again for another request when it is over.
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use super::core::Core;
-use super::timer::{Alarm, NEVER};
+use super::core::{Core, DeadlinesMs};
+use super::timer::{Alarm, NEVER, Wheel};
 use crate::account::Event;
 
 pub struct Exchange {
-    pub core: Rc<Core>,
-    pub alarm: Alarm,
+    wheel: Wheel,
+    deadlines: Rc<DeadlinesMs>,
+    alarm: Alarm,
     pub started_us: Cell<u64>,
     /// When an attempt, the wait before one, and the whole must be over.
     attempt_ms: Cell<u64>,
@@ -26,8 +26,8 @@ pub struct Exchange {
     request_done: Cell<bool>,
     received: Cell<u64>,
     moved_ms: Cell<u64>,
-    /// A piece of the answer was handed over, and nobody has asked for the next: the caller takes nothing.
-    handed_over: Cell<bool>,
+    /// Something of the answer is there, and the caller takes nothing.
+    stalled: Cell<bool>,
 }
 
 /// Which deadline passed.
@@ -58,10 +58,11 @@ impl Expiry {
 }
 
 impl Exchange {
-    pub fn new(core: &Rc<Core>) -> Rc<Self> {
-        Rc::new(Self {
-            core: core.clone(),
-            alarm: core.wheel.alarm(),
+    pub fn new(wheel: &Wheel, deadlines: &Rc<DeadlinesMs>) -> Self {
+        Self {
+            wheel: wheel.clone(),
+            deadlines: deadlines.clone(),
+            alarm: wheel.alarm(),
             started_us: Cell::new(0),
             attempt_ms: Cell::new(NEVER),
             pause_ms: Cell::new(NEVER),
@@ -72,8 +73,8 @@ impl Exchange {
             request_done: Cell::new(false),
             received: Cell::new(0),
             moved_ms: Cell::new(0),
-            handed_over: Cell::new(false),
-        })
+            stalled: Cell::new(false),
+        }
     }
 
     /// Begins anew. `body`: one follows.
@@ -88,15 +89,11 @@ impl Exchange {
         self.request_done.set(!body);
         self.received.set(0);
         self.moved_ms.set(now_us / 1000);
-        self.handed_over.set(false);
+        self.stalled.set(false);
     }
 
     pub fn started_ms(&self) -> u64 {
         self.started_us.get() / 1000
-    }
-
-    pub fn is_request_done(&self) -> bool {
-        self.request_done.get()
     }
 
     /// What the route allows (0: no limit), told before the first attempt.
@@ -122,7 +119,7 @@ impl Exchange {
     pub fn request_complete(&self) {
         if !self.request_done.replace(true) {
             if self.head_only.get() {
-                self.start_route(self.core.wheel.now_ms());
+                self.start_route(self.wheel.now_ms());
             }
             self.rearm();
         }
@@ -136,20 +133,16 @@ impl Exchange {
     }
 
     pub fn moved(&self) {
-        self.moved_ms.set(self.core.wheel.now_ms());
+        self.moved_ms.set(self.wheel.now_ms());
     }
 
-    /// A piece of the answer goes downstream; its stall clock runs until the next is asked for.
-    pub fn hand_over(&self) {
-        self.moved();
-        self.handed_over.set(true);
-        self.rearm();
-    }
-
-    /// The next piece of the answer is asked for, and not there yet.
+    /// Whether the caller takes what is there of the answer.
     #[inline]
-    pub fn asked_for(&self) {
-        self.handed_over.set(false);
+    pub fn stalled(&self, stalled: bool) {
+        if self.stalled.replace(stalled) != stalled && stalled {
+            self.moved();
+            self.rearm();
+        }
     }
 
     /// Limits the attempt that begins; NEVER for no limit.
@@ -195,8 +188,8 @@ impl Exchange {
     }
 
     fn idle_due_ms(&self) -> u64 {
-        let deadlines = &self.core.deadlines;
-        let allowed = if self.handed_over.get() {
+        let deadlines = &self.deadlines;
+        let allowed = if self.stalled.get() {
             deadlines.stalled_write
         } else {
             deadlines.stream_idle
@@ -209,7 +202,7 @@ impl Exchange {
         if self.request_done.get() || self.streaming.get() {
             return NEVER;
         }
-        let deadlines = &self.core.deadlines;
+        let deadlines = &self.deadlines;
         let earned = self.received.get().saturating_mul(1000) / deadlines.body_rate;
         self.started_ms()
             .saturating_add(deadlines.body)
@@ -220,7 +213,7 @@ impl Exchange {
     #[inline]
     pub fn poll_expiry(&self, cx: &mut Context<'_>) -> Poll<Expiry> {
         while self.alarm.poll(cx).is_ready() {
-            let now_ms = self.core.wheel.now_ms();
+            let now_ms = self.wheel.now_ms();
             if let Some(expiry) = self.expired(now_ms) {
                 return Poll::Ready(expiry);
             }
@@ -236,7 +229,7 @@ impl Exchange {
             (self.body_due_ms(), Expiry::Body),
             (
                 self.idle_due_ms(),
-                if self.handed_over.get() {
+                if self.stalled.get() {
                     Expiry::Stalled
                 } else {
                     Expiry::Idle
@@ -250,3 +243,39 @@ impl Exchange {
             .map(|(_, expiry)| expiry)
     }
 }
+
+/// An exchange for as long as one request lasts.
+pub struct Lent {
+    core: Rc<Core>,
+    exchange: Option<Exchange>,
+}
+
+impl Lent {
+    pub fn new(core: &Rc<Core>) -> Self {
+        let spare = core.exchanges.borrow_mut().pop();
+        let exchange = spare.unwrap_or_else(|| Exchange::new(&core.wheel, &core.deadlines));
+        Self {
+            core: core.clone(),
+            exchange: Some(exchange),
+        }
+    }
+
+    pub fn get(&self) -> Option<&Exchange> {
+        self.exchange.as_ref()
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let Some(exchange) = self.exchange.take() else {
+            return;
+        };
+        exchange.end();
+        let mut spare = self.core.exchanges.borrow_mut();
+        if spare.len() < SPARE_MAX {
+            spare.push(exchange);
+        }
+    }
+}
+
+const SPARE_MAX: usize = 256;

@@ -1,29 +1,21 @@
-//! One request from head to answer: the stages in their order, then attempts until one answer may go downstream.
+//! One request from head to answer: the stages in their order, then attempts until one answer may go downstream, then the
+//! bodies.
 
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use http::request::Parts;
-use http::{HeaderMap, Request, Response};
-use hyper::body::Incoming;
 use phalanx_model::instance::Protocol;
 use phalanx_model::reason::Reason;
-use phalanx_relay::{
-    Checked, Field, Method, Reply, ResponseHead, Upgrade, Verdict, Version, names,
-};
+use phalanx_relay::{Checked, Reply, ResponseHead, Upgrade, Verdict, Version, names};
 
-use super::body::{DownBody, RequestBody, UpBody};
+use super::client::{Http1, Http2Lease, Http2Use, Outgoing, Slot};
 use super::core::{Cluster, Core, Endpoint, Holder};
-use super::encode;
-use super::exchange::{Exchange, Expiry};
-use super::headers;
-use super::hyper_in::{self, Door};
-use super::hyper_out::{self, H1, H2Lease, H2Use, Sent, Slot, Upstream};
+use super::exchange::{Exchange, Expiry, Lent};
+use super::pump::{Download, Passed, Upload};
 use super::secure;
+use super::server::{Cut, Door, Incoming};
 use super::tally::{Tally, parse_grpc_status};
 use super::timer::NEVER;
 use super::tunnel::Upgraded;
@@ -41,64 +33,41 @@ type Stage = for<'p> fn(&'p Plan, &mut Checked, &mut StreamContext<'p>) -> Verdi
 /// Every request passes them in this order.
 const STAGES: [Stage; 4] = [listen::admit, route::choose, guard::admit, filter::request];
 
-/// The answer to one request. Nothing that is large is handed from one future to another: each would keep a copy.
-pub fn serve(
-    door: Rc<Door>,
-    exchange: Rc<Exchange>,
-    request: Request<Incoming>,
-) -> impl Future<Output = Result<Response<DownBody>, Infallible>> {
-    let (parts, incoming) = request.into_parts();
-    let mut original = Some(parts);
-    async move {
-        if door.is_http2() {
-            // hyper looks for a reset only after the first poll: so nothing is sent on for a stream that was opened and
-            // reset in one batch.
-            super::yield_once().await;
-        }
-        Ok(answer(&door, exchange, &mut original, incoming).await)
-    }
+/// How a request ended for the connection that it came by.
+pub enum Outcome {
+    /// Answered.
+    Done,
+    /// Answered with 101.
+    Upgraded(Box<Upgraded>),
+    /// There is nobody to answer.
+    Gone,
 }
 
-async fn answer(
+/// Serves one request.
+pub async fn serve(
     door: &Rc<Door>,
-    exchange: Rc<Exchange>,
-    original: &mut Option<Parts>,
-    incoming: Incoming,
-) -> Response<DownBody> {
+    mut incoming: Incoming<'_>,
+    request: Checked,
+    exchange: Lent,
+) -> Outcome {
     let core = &door.core;
+    let Some(exchange) = exchange.get() else {
+        return Outcome::Gone;
+    };
     let now_us = core.wheel.now_us();
     let mut plan = core.plan();
     let mut tally = Tally::new(core, plan.clone(), &door.watch, door.direction, now_us);
-    let Some(parts) = original else {
-        return hyper_in::reply(&own_fault(), false, false, tally);
+    let mut request = Returned {
+        request: Some(request),
+        core,
     };
-    let checked = hyper_in::check(core.workspace(), parts, &incoming, &core.limits);
-    let mut checked = match checked {
-        Ok(checked) => Returned {
-            checked: Some(checked),
-            door,
-        },
-        Err((refusal, workspace)) => {
-            core.put_workspace(workspace);
-            core.count(Event::Refused);
-            exchange.begin(now_us, false);
-            return hyper_in::reply(
-                &refusal.reply(),
-                false,
-                parts.method == http::Method::HEAD,
-                tally,
-            );
-        }
+    let Some(request) = &mut request.request else {
+        return Outcome::Gone;
     };
-    let Some(request) = &mut checked.checked else {
-        return hyper_in::reply(&own_fault(), false, false, tally);
-    };
-    let (grpc, bodyless) = (request.is_grpc(), request.method() == Method::Head);
+    let grpc = request.is_grpc();
     tally.is_grpc(grpc);
-    exchange.begin(
-        now_us,
-        !request.framing().is_empty() && !hyper::body::Body::is_end_stream(&incoming),
-    );
+    let has_body = !request.framing().is_empty();
+    exchange.begin(now_us, has_body);
     let mut parked = false;
     let context = loop {
         let guarded = core.secure.is_some();
@@ -110,7 +79,8 @@ async fn answer(
                 if reply.reason == Some(Reason::Unauthenticated) {
                     door.refused();
                 }
-                return hyper_in::reply(&reply, grpc, bodyless, tally);
+                incoming.reply(core, &reply, grpc, tally);
+                return Outcome::Done;
             }
             Verdict::Park => {}
         }
@@ -120,7 +90,8 @@ async fn answer(
             true => Err(Reason::NoHealthyUpstream),
         };
         if let Err(reason) = waited {
-            return hyper_in::reply(&Reply::of(reason), grpc, bodyless, tally);
+            incoming.reply(core, &Reply::of(reason), grpc, tally);
+            return Outcome::Done;
         }
         plan = core.plan();
     };
@@ -129,7 +100,8 @@ async fn answer(
         .and_then(|place| plan.cluster(place))
         .zip(context.forward);
     let Some((cluster, forward)) = chosen else {
-        return hyper_in::reply(&own_fault(), grpc, bodyless, tally);
+        incoming.reply(core, &Reply::of(Reason::Fault), grpc, tally); // a defect of ours
+        return Outcome::Done;
     };
     let permit = Permit::take(
         Holder(cluster.clone()),
@@ -139,7 +111,8 @@ async fn answer(
     let overflow = permit.is_none();
     tally.assign(cluster, door.edges(cluster), permit);
     if overflow {
-        return hyper_in::reply(&Reply::of(Reason::Overflow), grpc, bodyless, tally);
+        incoming.reply(core, &Reply::of(Reason::Overflow), grpc, tally);
+        return Outcome::Done;
     }
     let streaming = grpc || request.upgrade().is_some();
     let (allowed, head_only) = match forward.request_timeout_ms {
@@ -148,33 +121,25 @@ async fn answer(
         None => (0, false),
     };
     exchange.allow(streaming, allowed, head_only);
-    let body = (!exchange.is_request_done()).then(|| {
-        RequestBody::new(
-            incoming,
-            request.framing(),
-            exchange.clone(),
-            door.is_http2(),
-            core.limits.replay_bytes,
-        )
-    });
     let mut run = Run {
         door,
-        exchange: &exchange,
+        exchange,
         cluster,
         forward,
         request,
         context: &context,
-        original,
-        body,
+        incoming,
+        upload: Upload::new(core, has_body),
         answered_us: now_us,
     };
-    let ended = run.attempts(&mut tally).await;
-    match ended {
-        Ok(answer) => run.pass_on(answer, tally, bodyless),
-        Err(reply) => {
+    match run.attempts(&mut tally).await {
+        Ok(answer) => run.pass_on(answer, tally).await,
+        Err(Unanswered::Reply(reply)) => {
             tally.end_attempt();
-            hyper_in::reply(&reply, grpc, bodyless, tally)
+            run.incoming.reply(core, &reply, grpc, tally);
+            Outcome::Done
         }
+        Err(Unanswered::Gone) => Outcome::Gone,
     }
 }
 
@@ -201,21 +166,17 @@ async fn host(core: &Rc<Core>, plan: &Plan, request: &Checked) -> Result<(), Rea
     desk.wait(authority, is_there).await
 }
 
-/// A defect of ours, told as a fault and not as a panic.
-fn own_fault() -> Reply {
-    Reply::of(Reason::Fault)
-}
-
 /// Gives the request's memory back, however the request ends.
 struct Returned<'d> {
-    checked: Option<Checked>,
-    door: &'d Door,
+    request: Option<Checked>,
+    core: &'d Core,
 }
 
 impl Drop for Returned<'_> {
     fn drop(&mut self) {
-        if let Some(checked) = self.checked.take() {
-            self.door.core.put_workspace(checked.into_workspace());
+        if let Some(request) = self.request.take() {
+            let pool = &mut self.core.memory.borrow_mut().pool;
+            pool.put_workspace(request.into_workspace());
         }
     }
 }
@@ -223,14 +184,13 @@ impl Drop for Returned<'_> {
 /// What all attempts of one request share.
 struct Run<'r> {
     door: &'r Rc<Door>,
-    exchange: &'r Rc<Exchange>,
+    exchange: &'r Exchange,
     cluster: &'r Rc<Cluster>,
     forward: &'r ForwardPlan,
     request: &'r Checked,
     context: &'r StreamContext<'r>,
-    /// hyper's own parts, whose memory the first attempt takes.
-    original: &'r mut Option<Parts>,
-    body: Option<Rc<RequestBody>>,
+    incoming: Incoming<'r>,
+    upload: Upload,
     /// When the last attempt ended.
     answered_us: u64,
 }
@@ -238,8 +198,7 @@ struct Run<'r> {
 /// An answer that could go downstream.
 struct Answer {
     head: ResponseHead,
-    map: HeaderMap,
-    upstream: Upstream,
+    outgoing: Outgoing,
     grpc_status: Option<u8>,
     reason: Option<Reason>,
 }
@@ -256,7 +215,7 @@ impl Answer {
 
 impl Run<'_> {
     /// Tries until an answer may be passed on, or there is nothing more to try.
-    async fn attempts(&mut self, tally: &mut Tally) -> Result<Answer, Reply> {
+    async fn attempts(&mut self, tally: &mut Tally) -> Result<Answer, Unanswered> {
         let core = &self.door.core;
         let mut tried = Tried::default();
         let mut rng = core.random();
@@ -274,7 +233,7 @@ impl Run<'_> {
                 in_panic,
             }) = picked
             else {
-                return Err(Reply::of(Reason::NoHealthyUpstream));
+                return Err(Reply::of(Reason::NoHealthyUpstream).into());
             };
             if is_far {
                 core.count(Event::PickedFar);
@@ -291,11 +250,15 @@ impl Run<'_> {
             let heard = match &ended {
                 Ok(answer) => answer.heard(),
                 Err(Missed::Fault(fault)) => Heard::Fault(*fault),
-                Err(Missed::Expired(expiry)) => return Err(self.expired(*expiry, tally, now_us)),
+                Err(Missed::Expired(expiry)) => {
+                    return Err(self.expired(*expiry, tally, now_us).into());
+                }
+                // The caller's doing, no word about the endpoint.
+                Err(Missed::Cut(Cut::Gone)) => return Err(Unanswered::Gone),
+                Err(Missed::Cut(Cut::Broken)) => {
+                    return Err(Reply::of(Reason::BadRequest).and_close().into());
+                }
             };
-            if self.body.as_ref().is_some_and(|body| body.is_broken()) {
-                return Err(Reply::of(Reason::BadRequest).and_close()); // the caller's doing, no word about the endpoint
-            }
             tally.learn(heard.evidence(), now_us);
             if number >= self.forward.retry.attempts
                 || !self.forward.retry.allows(heard, idempotent)
@@ -322,14 +285,13 @@ impl Run<'_> {
     }
 
     fn may_repeat(&self) -> bool {
-        self.request.upgrade().is_none()
-            && self.body.as_ref().is_none_or(|body| body.is_repeatable())
+        self.request.upgrade().is_none() && self.upload.is_repeatable()
     }
 
     /// Waits the backoff out, and then for a share of the retry budget, a few times over if need be: the budget bounds
     /// how many retries are under way, not how many requests may be saved. What never reached the application costs it
     /// nothing and needs no budget.
-    async fn wait(&self, number: u32, heard: Heard, rng: &mut fastrand::Rng) -> Waited {
+    async fn wait(&mut self, number: u32, heard: Heard, rng: &mut fastrand::Rng) -> Waited {
         for _ in 0..BUDGET_WAITS {
             // Full jitter above the minimum, doubling.
             let base = self.forward.retry.backoff_ms;
@@ -358,13 +320,15 @@ impl Run<'_> {
     }
 
     /// False when another deadline came first.
-    async fn pause(&self, pause_ms: u64) -> bool {
+    async fn pause(&mut self, pause_ms: u64) -> bool {
         if pause_ms == 0 {
             return true;
         }
         self.exchange
             .begin_pause(self.door.core.wheel.now_ms().saturating_add(pause_ms));
-        poll_fn(|cx| self.exchange.poll_expiry(cx)).await == Expiry::Pause
+        self.within(std::future::pending::<()>())
+            .await
+            .is_err_and(|missed| matches!(missed, Missed::Expired(Expiry::Pause)))
     }
 
     fn expired(&self, expiry: Expiry, tally: &mut Tally, now_us: u64) -> Reply {
@@ -446,80 +410,76 @@ impl Run<'_> {
             return Err(Missed::Fault(Fault::ConnectFailed));
         };
         let port = plan.port_field.as_ref();
-        let (response, upstream) = if self.speaks_http2() {
-            let stream = self.acquire_h2(endpoint, port.is_some()).await?;
-            let answer = pin!(stream.send(self.encode(true, port)));
-            let response = hyper_out::answer_h2(&stream, answer, |cx| self.expiry(cx)).await;
-            let response = response.inspect_err(|sent| self.refused_by(endpoint, sent))?;
-            let (parts, incoming) = response.into_parts();
-            (
-                parts,
-                Upstream::H2 {
-                    incoming,
-                    _stream: stream,
-                },
-            )
-        } else {
-            let mut lease = self.acquire_h1(endpoint, fresh).await?;
-            let answer = pin!(lease.connection.send(self.encode(false, port)));
-            let response = hyper_out::answer_h1(&mut lease, answer, |cx| self.expiry(cx)).await;
-            let response = response.inspect_err(|sent| self.refused_by(endpoint, sent))?;
-            let (parts, incoming) = response.into_parts();
-            (parts, Upstream::H1 { incoming, lease })
-        };
-        self.read(response, upstream, port.is_some())
-    }
-
-    /// Who did not take our certificate would not take it in the next moment either.
-    fn refused_by(&self, endpoint: &Endpoint, sent: &Sent<Expiry>) {
-        if let Sent::Failed(Fault::Mistrust) = sent {
-            endpoint.bar(self.door.core.wheel.now_ms());
-        }
-    }
-
-    /// Checks the head of an answer. `meshed`: the endpoint has a sidecar, which speaks for itself and lets its
-    /// application not do so.
-    fn read(
-        &self,
-        parts: http::response::Parts,
-        upstream: Upstream,
-        meshed: bool,
-    ) -> Result<Answer, Missed> {
         let core = &self.door.core;
-        let mut head = core.head();
-        let status = parts.status.as_u16();
-        let bodyless = self.request.method() == Method::Head || matches!(status, 204 | 304);
-        let filled = head.fill(
-            status,
-            headers::fields(&parts.headers),
-            bodyless,
-            &core.limits,
-        );
-        if filled.is_err() || (status == 101 && self.request.upgrade().is_none()) {
-            core.put_head(head);
+        let outgoing = if self.speaks_http2() {
+            let lease = self.acquire_http2(endpoint, port.is_some()).await?;
+            Outgoing::Http2(lease.open(self.request, port)?)
+        } else {
+            let lease = self.acquire_http1(endpoint, fresh).await?;
+            Outgoing::http1(lease, core, self.request, port)
+        };
+        self.upload.again();
+        let (head, outgoing) = self.answer(outgoing).await.inspect_err(|missed| {
+            // Who did not take our certificate would not take it in the next moment either.
+            if let Missed::Fault(Fault::Mistrust) = missed {
+                endpoint.bar(core.wheel.now_ms());
+            }
+        })?;
+        self.read(head, outgoing, port.is_some())
+    }
+
+    /// Sends the body, and waits for the head of the answer.
+    async fn answer(&mut self, mut outgoing: Outgoing) -> Result<(ResponseHead, Outgoing), Missed> {
+        let Self {
+            door,
+            exchange,
+            incoming,
+            upload,
+            ..
+        } = self;
+        let core = &door.core;
+        let head = poll_fn(|cx| {
+            upload.poll(cx, exchange, incoming, &mut outgoing);
+            if let Some(cut) = upload.cut() {
+                return Poll::Ready(Err(Missed::Cut(cut)));
+            }
+            if let Poll::Ready(head) = outgoing.poll_head(cx, core) {
+                return Poll::Ready(head.map_err(Missed::Fault));
+            }
+            if upload.is_ended() && incoming.poll_gone(cx, core).is_ready() {
+                return Poll::Ready(Err(Missed::Cut(Cut::Gone)));
+            }
+            exchange
+                .poll_expiry(cx)
+                .map(|expiry| Err(Missed::Expired(expiry)))
+        });
+        let head = head.await?;
+        Ok((head, outgoing))
+    }
+
+    /// Reads the head of an answer. `meshed`: the endpoint has a sidecar, which speaks for itself and lets its application
+    /// not do so.
+    fn read(&self, head: ResponseHead, outgoing: Outgoing, meshed: bool) -> Result<Answer, Missed> {
+        if head.status == 101 && self.request.upgrade().is_none() {
             return Err(Missed::Fault(Fault::BadAnswer));
         }
         let reason = head.headers.get(names::X_PHALANX_REASON).filter(|_| meshed);
         let reason = reason.and_then(|reason| Reason::parse(std::str::from_utf8(reason).ok()?));
-        let grpc_status = head
-            .headers
-            .get(names::GRPC_STATUS)
-            .and_then(parse_grpc_status);
+        let grpc_status = head.headers.get(names::GRPC_STATUS);
+        let grpc_status = grpc_status.and_then(parse_grpc_status);
         Ok(Answer {
             head,
-            map: parts.headers,
-            upstream,
+            outgoing,
             grpc_status,
             reason,
         })
     }
 
-    /// Sends the answer downstream; its body follows as it comes.
-    fn pass_on(&mut self, answer: Answer, mut tally: Tally, bodyless: bool) -> Response<DownBody> {
+    /// Sends the answer downstream.
+    async fn pass_on(mut self, answer: Answer, mut tally: Tally) -> Outcome {
         let Answer {
             mut head,
-            map,
-            upstream,
+            mut outgoing,
             grpc_status,
             reason: _,
         } = answer;
@@ -527,21 +487,58 @@ impl Run<'_> {
         filter::response(&mut head, self.context);
         tally.answer(head.status, grpc_status, None);
         self.exchange.answered(self.answered_us / 1000);
-        if let Some(body) = &self.body {
-            body.release();
+        self.upload.release();
+        let (exchange, incoming, upload) = (self.exchange, &mut self.incoming, &mut self.upload);
+        let begun = incoming.respond(core, &head, self.door.watch.is_draining());
+        let status = head.status;
+        core.memory.borrow_mut().pool.put_head(head);
+        if begun.is_err() {
+            return Outcome::Gone;
         }
-        let bodyless = bodyless || matches!(head.status, 204 | 304);
-        let body = match (head.status, upstream) {
-            (101, Upstream::H1 { lease, .. }) => {
-                let upgraded = Upgraded::new(core, lease.connection, tally);
-                *self.door.upgraded.borrow_mut() = Some(upgraded);
-                DownBody::Empty(None)
+        if status == 101 {
+            let Outgoing::Http1(lease) = outgoing else {
+                return Outcome::Gone;
+            };
+            let upgraded = Upgraded::new(core, lease.connection, tally);
+            return Outcome::Upgraded(Box::new(upgraded));
+        }
+        let mut download = Download::default();
+        let ended = poll_fn(|cx| {
+            let passed = download.poll(cx, core, exchange, incoming, &mut outgoing, &mut tally);
+            if let Poll::Ready(passed) = passed {
+                return Poll::Ready(Ok(passed));
             }
-            (_, upstream) => DownBody::stream(upstream, self.exchange.clone(), tally),
-        };
-        let response = hyper_in::answer(&head, map, body, bodyless);
-        core.put_head(head);
-        response
+            upload.poll(cx, exchange, incoming, &mut outgoing);
+            if let Some(cut) = upload.cut() {
+                return Poll::Ready(Err(Missed::Cut(cut)));
+            }
+            if upload.is_ended() && incoming.poll_gone(cx, core).is_ready() {
+                return Poll::Ready(Err(Missed::Cut(Cut::Gone)));
+            }
+            exchange
+                .poll_expiry(cx)
+                .map(|expiry| Err(Missed::Expired(expiry)))
+        })
+        .await;
+        match ended {
+            Ok(Passed::Whole) => {
+                let now_us = core.wheel.now_us();
+                outgoing.finish(core, now_us / 1000);
+                tally.finish(now_us);
+                return Outcome::Done;
+            }
+            Err(Missed::Cut(Cut::Gone)) => return Outcome::Gone,
+            Err(Missed::Expired(expiry)) => {
+                if let Some(event) = expiry.event() {
+                    core.count(event);
+                }
+            }
+            Ok(Passed::Broken) | Err(Missed::Cut(Cut::Broken) | Missed::Fault(_)) => {}
+        }
+        drop(outgoing);
+        tally.broke_off();
+        self.incoming.break_off();
+        Outcome::Done
     }
 
     /// By the cluster's protocol, else as the caller speaks; WebSockets need HTTP/1.
@@ -554,84 +551,95 @@ impl Run<'_> {
         }
     }
 
-    fn encode(&mut self, http2: bool, port: Option<&Field>) -> Request<UpBody> {
-        let body = self.body.as_ref().map_or(UpBody::Empty, RequestBody::again);
-        encode::request(self.request, self.original.take(), port, http2, body)
-    }
-
-    #[inline]
-    fn expiry(&self, cx: &mut Context<'_>) -> Poll<Expiry> {
-        self.exchange.poll_expiry(cx)
-    }
-
-    /// Runs `future` unless a deadline comes first.
-    async fn within<T>(&self, future: impl Future<Output = T>) -> Result<T, Missed> {
+    /// Runs `future` unless a deadline comes first, or the caller goes away.
+    async fn within<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Missed> {
         let mut future = std::pin::pin!(future);
-        poll_fn(|cx| match future.as_mut().poll(cx) {
-            Poll::Ready(value) => Poll::Ready(Ok(value)),
-            Poll::Pending => self.expiry(cx).map(|expiry| Err(Missed::Expired(expiry))),
+        let Self {
+            door,
+            exchange,
+            incoming,
+            upload,
+            ..
+        } = self;
+        poll_fn(|cx| {
+            if let Poll::Ready(value) = future.as_mut().poll(cx) {
+                return Poll::Ready(Ok(value));
+            }
+            if upload.is_ended() && incoming.poll_gone(cx, &door.core).is_ready() {
+                return Poll::Ready(Err(Missed::Cut(Cut::Gone)));
+            }
+            exchange
+                .poll_expiry(cx)
+                .map(|expiry| Err(Missed::Expired(expiry)))
         })
         .await
     }
 
     /// An idle connection, or a new one. What is not needed for the first lies in a box: the future of every request
     /// would be four times as large.
-    async fn acquire_h1(
-        &self,
+    async fn acquire_http1(
+        &mut self,
         endpoint: &Rc<Endpoint>,
         fresh: bool,
-    ) -> Result<Lease<Box<H1>>, Missed> {
-        match self.idle_h1(endpoint, fresh).await {
+    ) -> Result<Lease<Box<Http1>>, Missed> {
+        match self.idle_http1(endpoint, fresh).await {
             Some(lease) => Ok(lease),
-            None => Box::pin(self.open_h1(endpoint, fresh)).await,
+            None => Box::pin(self.open_http1(endpoint, fresh)).await,
         }
     }
 
-    async fn idle_h1(&self, endpoint: &Rc<Endpoint>, fresh: bool) -> Option<Lease<Box<H1>>> {
+    async fn idle_http1(&self, endpoint: &Rc<Endpoint>, fresh: bool) -> Option<Lease<Box<Http1>>> {
         if fresh {
             return None;
         }
         let lease = |cx: &mut Context<'_>| endpoint.h1.lease(|idle| idle.is_usable_in(cx));
-        let leased = poll_fn(|cx| Poll::Ready(lease(cx))).await?;
+        let leased = poll_fn(|cx: &mut Context<'_>| Poll::Ready(lease(cx))).await?;
         self.door.core.count(Event::PoolReused);
         Some(leased)
     }
 
     /// A new connection within the limit, or the first that becomes free.
-    async fn open_h1(
-        &self,
+    async fn open_http1(
+        &mut self,
         endpoint: &Rc<Endpoint>,
         fresh: bool,
-    ) -> Result<Lease<Box<H1>>, Missed> {
+    ) -> Result<Lease<Box<Http1>>, Missed> {
         let (core, pool) = (&self.door.core, &self.cluster.plan.pool);
         let mut waiting = None;
         loop {
             if let Some(slot) = self.slot() {
                 let stream = secure::connect(core, endpoint, Alpn::Http1, pool.connect_timeout);
                 let stream = self.within(stream).await??;
-                let requests_max = pool.max_requests_per_connection;
-                let opened = H1::open(stream, &core.limits, requests_max, slot).await?;
+                let opened = Http1::new(stream, pool.max_requests_per_connection, slot);
                 core.count(Event::PoolOpened);
                 return Ok(endpoint.h1.adopt(opened));
             }
             self.wait_freed(&mut waiting).await?;
-            if let Some(lease) = self.idle_h1(endpoint, fresh).await {
+            if let Some(lease) = self.idle_http1(endpoint, fresh).await {
                 return Ok(lease);
             }
         }
     }
 
-    async fn acquire_h2(&self, endpoint: &Rc<Endpoint>, meshed: bool) -> Result<H2Lease, Missed> {
+    async fn acquire_http2(
+        &mut self,
+        endpoint: &Rc<Endpoint>,
+        meshed: bool,
+    ) -> Result<Http2Lease, Missed> {
         match endpoint.h2.lease(self.door.core.limits.streams) {
             Some(stream) => Ok(stream),
-            None => Box::pin(self.open_h2(endpoint, meshed)).await,
+            None => Box::pin(self.open_http2(endpoint, meshed)).await,
         }
     }
 
     /// A stream on a new connection: opened by this request, or by another that is already at it.
-    async fn open_h2(&self, endpoint: &Rc<Endpoint>, meshed: bool) -> Result<H2Lease, Missed> {
+    async fn open_http2(
+        &mut self,
+        endpoint: &Rc<Endpoint>,
+        meshed: bool,
+    ) -> Result<Http2Lease, Missed> {
         let (core, pool) = (&self.door.core, &self.cluster.plan.pool);
-        let how = H2Use {
+        let how = Http2Use {
             requests_max: pool.max_requests_per_connection,
             pings: core.pings.filter(|_| meshed),
         };
@@ -682,7 +690,7 @@ impl Run<'_> {
 
     /// Waits until something of the cluster becomes free on this core; looks again after a while, since another core
     /// may have freed it.
-    async fn wait_freed(&self, waiting: &mut Option<Permit<Holder>>) -> Result<(), Missed> {
+    async fn wait_freed(&mut self, waiting: &mut Option<Permit<Holder>>) -> Result<(), Missed> {
         if waiting.is_none() {
             let limit = self.cluster.plan.limits.max_pending_requests;
             let permit = Permit::take(Holder(self.cluster.clone()), Share::Pending, limit);
@@ -704,6 +712,7 @@ enum Waited {
 enum Missed {
     Fault(Fault),
     Expired(Expiry),
+    Cut(Cut),
 }
 
 impl From<Fault> for Missed {
@@ -712,21 +721,26 @@ impl From<Fault> for Missed {
     }
 }
 
-impl From<Sent<Expiry>> for Missed {
-    fn from(sent: Sent<Expiry>) -> Self {
-        match sent {
-            Sent::Failed(fault) => Self::Fault(fault),
-            Sent::Expired(expiry) => Self::Expired(expiry),
-        }
+/// Why a request has no answer of an upstream.
+enum Unanswered {
+    Reply(Reply),
+    /// Nobody waits for one.
+    Gone,
+}
+
+impl From<Reply> for Unanswered {
+    fn from(reply: Reply) -> Self {
+        Self::Reply(reply)
     }
 }
 
 /// The last word of the backend, or ours for want of one.
-fn passed(ended: Result<Answer, Missed>) -> Result<Answer, Reply> {
+fn passed(ended: Result<Answer, Missed>) -> Result<Answer, Unanswered> {
     ended.map_err(|missed| match missed {
-        Missed::Fault(Fault::BadAnswer) => Reply::of(Reason::UpstreamReset).with_status(502),
-        Missed::Fault(fault) => Reply::of(fault.reason()),
-        Missed::Expired(_) => Reply::of(Reason::Timeout),
+        Missed::Fault(Fault::BadAnswer) => Reply::of(Reason::UpstreamReset).with_status(502).into(),
+        Missed::Fault(fault) => Reply::of(fault.reason()).into(),
+        Missed::Expired(_) => Reply::of(Reason::Timeout).into(),
+        Missed::Cut(_) => Unanswered::Gone,
     })
 }
 

@@ -2,12 +2,12 @@
 
 use std::rc::Rc;
 
-use http::HeaderMap;
 use phalanx_model::name::Direction;
 use phalanx_model::reason::Reason;
+use phalanx_relay::{HeaderList, names};
 
 use super::core::{Cluster, Core, CorePlan, Holder};
-use super::socket::Watch;
+use super::deadline::Watch;
 use crate::account::{Edge, EdgeCell, Ending, Event, Traffic};
 use crate::balance::Evidence;
 use crate::plan::cluster::Edges;
@@ -90,10 +90,6 @@ impl Tally {
             permit: None,
             ended: false,
         }
-    }
-
-    pub fn is_http2(&self) -> bool {
-        self.watch.is_http2()
     }
 
     pub fn is_grpc(&mut self, grpc: bool) {
@@ -186,9 +182,9 @@ impl Tally {
     }
 
     /// Of gRPC: how it really ended.
-    pub fn trailers(&mut self, trailers: &HeaderMap) {
-        if let Some(status) = trailers.get("grpc-status") {
-            self.grpc_status = parse_grpc_status(status.as_bytes());
+    pub fn trailers(&mut self, trailers: &HeaderList) {
+        if let Some(status) = trailers.get(names::GRPC_STATUS) {
+            self.grpc_status = parse_grpc_status(status);
         }
     }
 

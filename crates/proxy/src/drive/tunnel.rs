@@ -12,8 +12,8 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::client::Http1;
 use super::core::Core;
-use super::hyper_out::H1;
 use super::stream::{Stream, TlsIo};
 use super::tally::Tally;
 use crate::account::Event;
@@ -21,12 +21,12 @@ use crate::account::Event;
 /// A WebSocket between its 101 and its end.
 pub struct Upgraded {
     core: Rc<Core>,
-    upstream: Box<H1>,
+    upstream: Box<Http1>,
     tally: Tally,
 }
 
 impl Upgraded {
-    pub fn new(core: &Rc<Core>, upstream: Box<H1>, tally: Tally) -> Self {
+    pub fn new(core: &Rc<Core>, upstream: Box<Http1>, tally: Tally) -> Self {
         Self {
             core: core.clone(),
             upstream,
@@ -36,11 +36,13 @@ impl Upgraded {
 
     /// `early`: what the caller sent behind its request.
     pub async fn run(mut self, downstream: Stream, early: Bytes) {
-        let (upstream, answered_early, _slot) = self.upstream.into_tunnel().await;
+        let Some((upstream, answered_early, _slot)) = self.upstream.into_tunnel() else {
+            return;
+        };
         let (downstream, upstream) = (End::new(downstream), End::new(upstream));
         let mut tunnel = Tunnel::new(&downstream, &upstream);
         tunnel.up.pending = early;
-        tunnel.down.pending = answered_early;
+        tunnel.down.pending = answered_early.into();
         let ended = tunnel
             .run(&self.core, self.core.deadlines.stream_idle, |_, _| {})
             .await;

@@ -179,6 +179,11 @@ impl Client {
         self.0.phase()
     }
 
+    /// Frames that the peer has begun, modulo 2³²: whether it moves on.
+    pub fn frames(&self) -> u32 {
+        self.0.frames
+    }
+
     /// Gives back what an idle connection needs no memory for.
     pub fn rest(&mut self) {
         self.0.streams.rest();

@@ -162,6 +162,8 @@ pub(super) struct Connection {
     pub(super) calm: Calm,
     pub(super) resets: Resets,
     pub(super) batch: u32,
+    /// Frames begun, modulo 2³².
+    pub(super) frames: u32,
     /// Streams that the peer took back in the batch that brought them.
     pub(super) withdrawn: Vec<Stream>,
     pub(super) broken: bool,
@@ -221,6 +223,7 @@ impl Connection {
             calm: Calm::default(),
             resets: Resets::default(),
             batch: 0,
+            frames: 0,
             withdrawn: Vec::new(),
             broken: false,
         }

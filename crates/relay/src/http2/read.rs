@@ -143,6 +143,7 @@ impl Connection {
         batch: &mut Batch,
         out: &mut Vec<u8>,
     ) -> Result<(), Broken> {
+        self.frames = self.frames.wrapping_add(1);
         if head.len > PAYLOAD_MAX {
             return Err(Broken::FrameSize("a frame that is too large"));
         }

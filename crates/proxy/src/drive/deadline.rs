@@ -1,17 +1,10 @@
-//! A connection from downstream and the watch on it: what it is doing, and since when it should have moved on.
+//! The watch on a connection from downstream: what it is doing, and since when it should have moved on.
 
-use std::cell::{Cell, RefCell};
-use std::io;
+use std::cell::Cell;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
-
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::core::Core;
-use super::frames::Frames;
-use super::stream::Stream;
 use super::timer::{Alarm, NEVER};
 use crate::account::Event;
 
@@ -26,7 +19,7 @@ pub enum Phase {
     Busy,
 }
 
-/// Shared by a connection's socket, its driver and its requests.
+/// Shared by a connection and its requests.
 pub struct Watch {
     pub alarm: Alarm,
     /// Of the peer.
@@ -41,8 +34,6 @@ pub struct Watch {
     draining: Cell<bool>,
     doomed: Cell<bool>,
     /// Speaks HTTP/2: bytes may come between requests, and heads during them.
-    http2: Cell<bool>,
-    frames: RefCell<Frames>,
     /// HTTP/2: a head has begun and not ended.
     head_open: Cell<bool>,
     /// Requests seen, and those that the peer gave up before their answer.
@@ -63,8 +54,6 @@ impl Watch {
             idle_since_ms: Cell::new(core.wheel.now_ms()),
             draining: Cell::new(false),
             doomed: Cell::new(false),
-            http2: Cell::new(false),
-            frames: RefCell::default(),
             head_open: Cell::new(false),
             requests: Cell::new(0),
             resets: Cell::new(0),
@@ -73,16 +62,7 @@ impl Watch {
     }
 
     pub fn speaks_http2(&self) {
-        self.http2.set(true);
         self.phase.set(Phase::Idle);
-    }
-
-    pub fn is_http2(&self) -> bool {
-        self.http2.get()
-    }
-
-    pub fn phase(&self) -> Phase {
-        self.phase.get()
     }
 
     /// A request came.
@@ -197,13 +177,21 @@ impl Watch {
         }
     }
 
-    /// HTTP/2: what the bytes just read begin or end. The clock of a head starts when the connection settles.
+    /// HTTP/1: the first byte of a head came.
     #[inline]
-    fn follow(&self, bytes: &[u8]) {
-        let mut frames = self.frames.borrow_mut();
-        let ended = frames.read(bytes);
-        let was_open = self.head_open.replace(frames.is_midway());
-        if was_open && ended {
+    pub fn head_begun(&self) {
+        if self.phase.get() == Phase::Idle {
+            self.phase.set(Phase::Head);
+            self.head_timed.set(false);
+        }
+    }
+
+    /// HTTP/2: whether what was read last ends within a head or another frame that is taken whole, and whether a frame
+    /// ended in it. The clock starts when the connection settles.
+    #[inline]
+    pub fn in_head(&self, open: bool, moved: bool) {
+        let was_open = self.head_open.replace(open);
+        if was_open && (moved || !open) {
             self.head_timed.set(false);
             if !self.write_stalled.get() {
                 self.alarm.set(NEVER);
@@ -213,7 +201,7 @@ impl Watch {
 
     /// The clock that was stopped for the stall starts anew when the connection settles.
     #[inline]
-    fn wrote(&self, pending: bool) {
+    pub fn wrote(&self, pending: bool) {
         if pending {
             self.write_stalled.set(true);
         } else if self.write_stalled.replace(false) {
@@ -221,113 +209,5 @@ impl Watch {
             self.head_timed.set(false);
             self.alarm.set(NEVER);
         }
-    }
-}
-
-/// What hyper reads from and writes to.
-pub struct Socket {
-    stream: Stream,
-    side: Side,
-}
-
-enum Side {
-    Downstream(Rc<Watch>),
-    /// Counts the bytes that were read; the request's own deadlines watch the rest.
-    Upstream(Rc<Cell<usize>>),
-}
-
-impl Socket {
-    /// From downstream.
-    pub fn watched(stream: Stream, watch: Rc<Watch>) -> Self {
-        Self {
-            stream,
-            side: Side::Downstream(watch),
-        }
-    }
-
-    /// To upstream. `read` grows with every byte that comes.
-    pub fn upstream(stream: Stream, read: Rc<Cell<usize>>) -> Self {
-        Self {
-            stream,
-            side: Side::Upstream(read),
-        }
-    }
-
-    pub fn into_stream(self) -> Stream {
-        self.stream
-    }
-
-    #[inline]
-    fn noted(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Side::Downstream(watch) = &self.side {
-            watch.wrote(result.is_pending());
-        }
-        result
-    }
-}
-
-impl AsyncRead for Socket {
-    #[inline]
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        let read = buf.filled().get(before..).unwrap_or_default();
-        if read.is_empty() {
-            return result;
-        }
-        match &self.side {
-            Side::Downstream(watch) if watch.http2.get() => watch.follow(read),
-            Side::Downstream(watch) if watch.phase.get() == Phase::Idle => {
-                watch.phase.set(Phase::Head);
-                watch.head_timed.set(false);
-            }
-            Side::Downstream(_) => {}
-            Side::Upstream(count) => count.set(count.get().saturating_add(read.len())),
-        }
-        result
-    }
-}
-
-impl AsyncWrite for Socket {
-    #[inline]
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.noted(result)
-    }
-
-    #[inline]
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.noted(result)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    /// Of TLS a write is done when it is flushed.
-    #[inline]
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let result = Pin::new(&mut self.stream).poll_flush(cx);
-        if let (Stream::Tls(_), Side::Downstream(watch)) = (&self.stream, &self.side) {
-            watch.wrote(result.is_pending());
-        }
-        result
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

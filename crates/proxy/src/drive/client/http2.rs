@@ -1,0 +1,401 @@
+//! Connections that many requests share, at most a few per endpoint and core.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use phalanx_relay::http2::{Client, Event, Why};
+use phalanx_relay::{Checked, Field, HeaderList, ResponseHead};
+use tokio::sync::Notify;
+
+use super::super::core::{Core, Endpoint};
+use super::super::http2::{Connection, Handle, Inbox, Inner, Lost, Piece};
+use super::super::secure;
+use super::super::stream::{Link, Stream};
+use super::super::timer::ms;
+use super::super::wire::Wire;
+use super::{Slot, unless_rejected};
+use crate::plan::Alpn;
+use crate::upstream::Fault;
+
+/// HTTP/2 connections to one endpoint.
+#[derive(Default)]
+pub struct Http2Pool {
+    connections: RefCell<Vec<Rc<Http2>>>,
+    connecting: Cell<bool>,
+    /// A connection was opened, or could not be.
+    pub changed: Notify,
+    /// Connections that could not be opened, and why the last one could not.
+    failures: Cell<u32>,
+    failed: Cell<Option<Fault>>,
+    retired: Cell<bool>,
+}
+
+/// A connection shared by streams.
+pub struct Http2 {
+    connection: Rc<Connection<Client>>,
+    active: Cell<u32>,
+    served: Cell<u32>,
+    requests_max: u32,
+    /// As the sweeps see it.
+    idle_since_ms: Cell<u64>,
+    /// The peer ended it, or is about to; or it is to end when its streams have.
+    ending: Cell<bool>,
+    /// When it is secured.
+    link: Option<Rc<Link>>,
+    slot: Slot,
+}
+
+/// The right to open one stream.
+pub struct Http2Lease(Rc<Http2>);
+
+impl Drop for Http2Lease {
+    fn drop(&mut self) {
+        let connection = &self.0;
+        connection
+            .active
+            .set(connection.active.get().saturating_sub(1));
+        connection.slot.freed.notify_waiters();
+        if connection.ending.get() {
+            connection.connection.bell.ring();
+        }
+    }
+}
+
+/// Held by the one request that opens a connection for all that wait.
+pub struct Connecting(Rc<Http2Pool>);
+
+impl Drop for Connecting {
+    fn drop(&mut self) {
+        self.0.connecting.set(false);
+        self.0.changed.notify_waiters();
+    }
+}
+
+impl Http2Pool {
+    /// A stream on the first connection that has room.
+    pub fn lease(&self, streams_max: u32) -> Option<Http2Lease> {
+        let connections = self.connections.borrow();
+        let connection = connections.iter().find(|c| c.has_room(streams_max))?;
+        connection.active.set(connection.active.get() + 1);
+        connection
+            .served
+            .set(connection.served.get().saturating_add(1));
+        Some(Http2Lease(connection.clone()))
+    }
+
+    pub fn failures(&self) -> u32 {
+        self.failures.get()
+    }
+
+    /// Why a connection could not be opened, if one was tried in vain since there were `failures`: who waited for it need
+    /// not try again.
+    pub fn failed_since(&self, failures: u32) -> Option<Fault> {
+        self.failed
+            .get()
+            .filter(|_| self.failures.get() != failures)
+    }
+
+    /// The right to open a connection; none while another request does.
+    pub fn connecting(self: &Rc<Self>) -> Option<Connecting> {
+        if self.connecting.replace(true) {
+            None
+        } else {
+            Some(Connecting(self.clone()))
+        }
+    }
+
+    pub fn sweep(&self, now_ms: u64, timeout_ms: u64) {
+        let mut connections = self.connections.borrow_mut();
+        for connection in connections.iter() {
+            if connection.active.get() > 0 || connection.idle_since_ms.get() == NEW {
+                connection.idle_since_ms.set(now_ms);
+            }
+        }
+        let idle = |connection: &Http2| {
+            let idle_ms = now_ms.saturating_sub(connection.idle_since_ms.get());
+            connection.active.get() == 0 && idle_ms >= timeout_ms
+        };
+        let gone: Vec<_> = connections
+            .extract_if(.., |connection| connection.ending.get() || idle(connection))
+            .collect();
+        drop(connections);
+        gone.iter().for_each(|connection| connection.leave());
+    }
+
+    /// Drops one connection without streams; false when there is none.
+    pub fn evict(&self) -> bool {
+        let mut connections = self.connections.borrow_mut();
+        let idle = connections.iter().position(|c| c.active.get() == 0);
+        let evicted = idle.map(|place| connections.remove(place));
+        drop(connections);
+        evicted.inspect(|connection| connection.leave()).is_some()
+    }
+
+    /// No new stream; those under way go on.
+    pub fn retire(&self) {
+        self.retired.set(true);
+        let gone = std::mem::take(&mut *self.connections.borrow_mut());
+        gone.iter().for_each(|connection| connection.leave());
+    }
+}
+
+/// How an HTTP/2 connection is used.
+#[derive(Clone, Copy, Debug)]
+pub struct Http2Use {
+    /// Over its life; 0 for no limit.
+    pub requests_max: u32,
+    /// Interval and time to answer. Only for peers that are known not to mind: many gRPC servers end a connection that
+    /// is pinged often.
+    pub pings: Option<(Duration, Duration)>,
+}
+
+impl Connecting {
+    /// Opens a connection, and shares it.
+    ///
+    /// # Errors
+    /// As [`secure::connect`]; those who wait hear it too.
+    pub async fn open(
+        self,
+        core: &Rc<Core>,
+        endpoint: &Endpoint,
+        timeout: Duration,
+        how: Http2Use,
+        slot: Slot,
+    ) -> Result<Http2Lease, Fault> {
+        match secure::connect(core, endpoint, Alpn::Http2, timeout).await {
+            Ok(stream) => Ok(self.speak(core, stream, how, slot)),
+            Err(fault) => {
+                self.0.failed.set(Some(fault));
+                self.0.failures.set(self.0.failures.get().wrapping_add(1));
+                Err(fault)
+            }
+        }
+    }
+
+    fn speak(&self, core: &Rc<Core>, stream: Stream, how: Http2Use, slot: Slot) -> Http2Lease {
+        let link = stream.link().cloned();
+        let mut wire = Wire::new(stream);
+        wire.prepare(core);
+        let codec = Client::new(&core.http2.client, &mut wire.out);
+        let opened = Rc::new(Http2 {
+            connection: Connection::new(core, wire, codec),
+            active: Cell::new(1),
+            served: Cell::new(1),
+            requests_max: how.requests_max,
+            idle_since_ms: Cell::new(NEW),
+            ending: Cell::new(false),
+            link,
+            slot,
+        });
+        tokio::task::spawn_local(opened.clone().run(how.pings));
+        if self.0.retired.get() {
+            opened.ending.set(true);
+        } else {
+            let mut connections = self.0.connections.borrow_mut();
+            connections.retain(|known| !known.ending.get());
+            connections.push(opened.clone());
+        }
+        Http2Lease(opened)
+    }
+}
+
+impl Http2 {
+    fn has_room(&self, streams_max: u32) -> bool {
+        let worn_out = self.requests_max > 0 && self.served.get() >= self.requests_max;
+        if worn_out || self.ending.get() {
+            return false;
+        }
+        let inner = self.connection.inner.borrow();
+        let leased = self.active.get().saturating_sub(inner.codec.streams());
+        self.active.get() < streams_max && inner.codec.room() > leased
+    }
+
+    /// Out of the pool: ends when its streams have.
+    fn leave(&self) {
+        self.ending.set(true);
+        self.connection.bell.ring();
+    }
+
+    async fn run(self: Rc<Self>, pings: Option<(Duration, Duration)>) {
+        let connection = &self.connection;
+        let core = &connection.core;
+        let mut pulse = pings.map(|(every, answer)| Pulse::new(core, ms(every), ms(answer)));
+        let mut said_goodbye = false;
+        poll_fn(|cx| {
+            loop {
+                let mut answered = false;
+                let (polled, _) = connection.poll(cx, |_, event, _| match event {
+                    Event::Pong => answered = true,
+                    Event::GoAway { .. } => self.ending.set(true),
+                    _ => {}
+                });
+                if polled.is_ready() {
+                    return Poll::Ready(());
+                }
+                if self.ending.get() && self.active.get() == 0 && !said_goodbye {
+                    said_goodbye = true;
+                    let inner = &mut *connection.inner.borrow_mut();
+                    inner.wire.prepare(core);
+                    inner.codec.drain(&mut inner.wire.out);
+                    continue; // writes it
+                }
+                let Some(pulse) = &mut pulse else {
+                    return Poll::Pending;
+                };
+                let inner = &mut *connection.inner.borrow_mut();
+                match pulse.poll(cx, core, answered, &mut inner.codec) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Beat::Dead) => return Poll::Ready(()),
+                    Poll::Ready(Beat::Ping) => {
+                        inner.wire.prepare(core);
+                        inner.codec.ping(&mut inner.wire.out);
+                    }
+                }
+            }
+        })
+        .await;
+        self.ending.set(true);
+        connection.abandon();
+    }
+}
+
+/// Finds out whether a peer that says nothing is there, while streams wait for it.
+struct Pulse {
+    alarm: super::super::timer::Alarm,
+    every_ms: u64,
+    answer_ms: u64,
+    frames: u32,
+    asked: bool,
+}
+
+enum Beat {
+    Ping,
+    Dead,
+}
+
+impl Pulse {
+    fn new(core: &Core, every_ms: u64, answer_ms: u64) -> Self {
+        let alarm = core.wheel.alarm();
+        alarm.set(core.wheel.now_ms().saturating_add(every_ms));
+        Self {
+            alarm,
+            every_ms,
+            answer_ms,
+            frames: 0,
+            asked: false,
+        }
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        core: &Core,
+        answered: bool,
+        codec: &mut Client,
+    ) -> Poll<Beat> {
+        if answered {
+            self.asked = false;
+        }
+        while self.alarm.poll(cx).is_ready() {
+            let moved = std::mem::replace(&mut self.frames, codec.frames()) != codec.frames();
+            if self.asked && !moved {
+                return Poll::Ready(Beat::Dead);
+            }
+            let ask = !moved && codec.streams() > 0;
+            let wait = if ask { self.answer_ms } else { self.every_ms };
+            self.asked = ask;
+            self.alarm.set(core.wheel.now_ms().saturating_add(wait));
+            if ask {
+                return Poll::Ready(Beat::Ping);
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Http2Lease {
+    /// Opens the stream with the head of its request.
+    ///
+    /// # Errors
+    /// [`Fault::Unprocessed`]: to be sent on another connection.
+    pub fn open(self, request: &Checked, extra: Option<&Field>) -> Result<Http2Stream, Fault> {
+        let connection = self.0.connection.clone();
+        let mut inner = connection.inner.borrow_mut();
+        inner.wire.prepare(&connection.core);
+        let begun_at = inner.wire.queued();
+        let Inner { wire, codec, .. } = &mut *inner;
+        let Ok(stream) = codec.open(request, extra, &mut wire.out) else {
+            return Err(Fault::Unprocessed);
+        };
+        let inbox = Inbox::new(false);
+        inbox.begun_at.set(begun_at);
+        inner.enter(stream, inbox.clone());
+        drop(inner);
+        connection.bell.ring();
+        let handle = Handle {
+            connection,
+            stream,
+            inbox,
+            code: Cell::new(None),
+        };
+        Ok(Http2Stream {
+            handle,
+            lease: self,
+        })
+    }
+}
+
+/// One stream of a connection.
+pub struct Http2Stream {
+    handle: Handle<Client>,
+    lease: Http2Lease,
+}
+
+impl Http2Stream {
+    pub fn body(&self, data: &[u8]) -> Option<usize> {
+        self.handle
+            .with(|codec, stream, out| codec.body(stream, data, false, out))
+            .ok()
+    }
+
+    pub fn end(&self, trailers: Option<&HeaderList>) {
+        let ended = self
+            .handle
+            .with(|codec, stream, out| codec.end(stream, trailers, out));
+        let _ = ended; // of a stream that was reset its answer tells
+    }
+
+    pub fn poll_head(&self, cx: &Context<'_>) -> Poll<Result<ResponseHead, Fault>> {
+        self.handle.poll_head(cx).map_err(|lost| self.fault(lost))
+    }
+
+    pub fn poll_piece(
+        &self,
+        cx: &Context<'_>,
+        take: impl FnOnce(&[u8]),
+    ) -> Poll<Result<Piece, Fault>> {
+        self.handle
+            .poll_piece(cx, take)
+            .map_err(|lost| self.fault(lost))
+    }
+
+    /// RFC 9113 §8.7: a stream refused, or above the last one of a GOAWAY, was not processed.
+    fn fault(&self, lost: Lost) -> Fault {
+        let connection = &self.lease.0;
+        let fault = match lost {
+            Lost::Reset(why) if why.is_unprocessed() => {
+                connection.ending.set(true);
+                Fault::Unprocessed
+            }
+            Lost::Reset(Why::Broken(_)) => Fault::BadAnswer,
+            Lost::Connection { unsent: true } => Fault::Unprocessed,
+            Lost::Reset(_) | Lost::Connection { .. } => Fault::Reset,
+        };
+        unless_rejected(&connection.link, fault)
+    }
+}
+
+const NEW: u64 = u64::MAX;

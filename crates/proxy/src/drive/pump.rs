@@ -1,0 +1,245 @@
+//! Bodies on their way: the caller's up, as often as there are attempts, and the answer's down.
+
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use phalanx_relay::HeaderList;
+
+use super::client::Outgoing;
+use super::core::Core;
+use super::exchange::Exchange;
+use super::http2::Piece;
+use super::server::{Cut, Incoming};
+use super::tally::Tally;
+
+/// A request's body, as far as it has come.
+pub struct Upload {
+    core: Rc<Core>,
+    /// What came and may be needed again, or could not be sent yet.
+    kept: Vec<u8>,
+    /// How much of it the attempt under way has sent.
+    sent: usize,
+    /// All of it is kept, for another attempt.
+    whole: bool,
+    ended: bool,
+    trailers: Option<HeaderList>,
+    cut: Option<Cut>,
+    /// The attempt under way has all of it, or takes no more.
+    over: bool,
+    /// There is one.
+    any: bool,
+    /// The caller was told to send it.
+    asked: bool,
+}
+
+impl Upload {
+    pub fn new(core: &Rc<Core>, any: bool) -> Self {
+        Self {
+            core: core.clone(),
+            kept: Vec::new(),
+            sent: 0,
+            whole: true,
+            ended: !any,
+            trailers: None,
+            cut: None,
+            over: !any,
+            any,
+            asked: false,
+        }
+    }
+
+    /// For the next attempt, from its beginning.
+    pub fn again(&mut self) {
+        self.sent = 0;
+        self.over = !self.any;
+    }
+
+    /// Whether another attempt could send all of it.
+    pub fn is_repeatable(&self) -> bool {
+        self.cut.is_none() && self.whole
+    }
+
+    /// Why the caller's side ended before its end, so that no attempt can succeed.
+    pub fn cut(&self) -> Option<Cut> {
+        self.cut
+    }
+
+    pub fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// No further attempt will be made.
+    pub fn release(&mut self) {
+        self.whole = false;
+    }
+
+    /// Moves what can be moved now.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        exchange: &Exchange,
+        incoming: &mut Incoming<'_>,
+        outgoing: &mut Outgoing,
+    ) {
+        let core = self.core.clone();
+        while !self.over && self.cut.is_none() {
+            let rest = self.kept.get(self.sent..).unwrap_or_default();
+            if !rest.is_empty() {
+                match outgoing.body(&core, rest) {
+                    Some(0) => break,
+                    Some(sent) => self.sent += sent,
+                    None => self.over = true, // its answer tells why
+                }
+                continue;
+            }
+            if !self.whole && self.sent > 0 {
+                self.kept.clear();
+                self.sent = 0;
+            }
+            if self.ended {
+                outgoing.end(&core, self.trailers.as_ref());
+                self.over = true;
+                break;
+            }
+            if outgoing.poll_ready(cx, &core).is_pending() {
+                break;
+            }
+            if !std::mem::replace(&mut self.asked, true) {
+                incoming.proceed(&core);
+            }
+            let (kept, sent, whole) = (&mut self.kept, &mut self.sent, &mut self.whole);
+            let came = incoming.poll_piece(cx, &core, |data| {
+                if *whole && kept.len() + data.len() > core.limits.replay_bytes {
+                    *whole = false;
+                    kept.clear();
+                    *sent = 0;
+                }
+                let direct = if *whole {
+                    0
+                } else {
+                    outgoing.body(&core, data).unwrap_or(data.len())
+                };
+                let rest = data.get(direct..).unwrap_or_default();
+                if !rest.is_empty() {
+                    if kept.capacity() == 0 {
+                        *kept = core.memory.borrow_mut().pool.buffer();
+                    }
+                    kept.extend_from_slice(rest);
+                }
+            });
+            match came {
+                Poll::Ready(Ok(Piece::Data(len))) => exchange.request_moved(len),
+                Poll::Ready(Ok(Piece::End(trailers))) => {
+                    self.ended = true;
+                    self.trailers = trailers;
+                    exchange.request_complete();
+                }
+                Poll::Ready(Err(cut)) => self.cut = Some(cut),
+                Poll::Pending => {
+                    let _ = incoming.flush(cx, &core); // the word to go on
+                    break;
+                }
+            }
+        }
+        outgoing.flush(cx, &core);
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let pool = &mut self.core.memory.borrow_mut().pool;
+        pool.put_buffer(std::mem::take(&mut self.kept));
+        if let Some(trailers) = self.trailers.take() {
+            pool.put_list(trailers);
+        }
+    }
+}
+
+/// An answer's body passing through.
+#[derive(Default)]
+pub struct Download {
+    /// What came and the caller could not take yet: no more than one read brings.
+    pending: Vec<u8>,
+    sent: usize,
+}
+
+/// How an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passed {
+    Whole,
+    /// The upstream broke off, or said what can't be passed on.
+    Broken,
+}
+
+impl Download {
+    /// Moves what can be moved now.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        core: &Core,
+        exchange: &Exchange,
+        incoming: &mut Incoming<'_>,
+        outgoing: &mut Outgoing,
+        tally: &mut Tally,
+    ) -> Poll<Passed> {
+        loop {
+            if !self.pending.is_empty() {
+                let rest = self.pending.get(self.sent..).unwrap_or_default();
+                match incoming.body(core, rest) {
+                    Ok(sent) => self.sent += sent,
+                    Err(_) => return Poll::Ready(Passed::Broken),
+                }
+                if self.sent < self.pending.len() {
+                    exchange.stalled(true);
+                    return Poll::Pending;
+                }
+                let mut empty = std::mem::take(&mut self.pending);
+                empty.clear();
+                core.memory.borrow_mut().pool.put_buffer(empty);
+                self.sent = 0;
+            }
+            if incoming.poll_ready(cx, core).is_pending() {
+                exchange.stalled(true);
+                return Poll::Pending;
+            }
+            exchange.stalled(false);
+            let (pending, mut failed) = (&mut self.pending, false);
+            let came = outgoing.poll_piece(cx, core, |data| match incoming.body(core, data) {
+                Ok(sent) => {
+                    let rest = data.get(sent..).unwrap_or_default();
+                    if !rest.is_empty() {
+                        if pending.capacity() == 0 {
+                            *pending = core.memory.borrow_mut().pool.buffer();
+                        }
+                        pending.extend_from_slice(rest);
+                    }
+                }
+                Err(_) => failed = true,
+            });
+            match came {
+                Poll::Ready(Ok(Piece::Data(_))) if failed => return Poll::Ready(Passed::Broken),
+                Poll::Ready(Ok(Piece::Data(_))) => exchange.moved(),
+                Poll::Ready(Ok(Piece::End(trailers))) => {
+                    if let Some(trailers) = &trailers {
+                        tally.trailers(trailers);
+                    }
+                    let ended = incoming.end(core, trailers.as_ref());
+                    if let Some(trailers) = trailers {
+                        core.memory.borrow_mut().pool.put_list(trailers);
+                    }
+                    return Poll::Ready(match ended {
+                        Ok(()) => Passed::Whole,
+                        Err(_) => Passed::Broken,
+                    });
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(Passed::Broken),
+                Poll::Pending => {
+                    if incoming.flush(cx, core).is_pending() {
+                        exchange.stalled(true);
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+}
