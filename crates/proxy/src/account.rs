@@ -196,7 +196,6 @@ events! {
     Http2Head "http2_head",
     Http2Block "http2_block",
     Http2Continuations "http2_continuations",
-    Http2Resets "http2_resets",
     Http2Control "http2_control",
     Http2Settings "http2_settings",
     Http2Unread "http2_unread",

@@ -133,11 +133,10 @@ impl Refusal {
         }
     }
 
-    /// The answer; where the codec may have lost its place in the stream, the connection ends with it.
+    /// The answer. On HTTP/1 the connection ends with it: where the request ends is known of no refused one.
     pub fn reply(self) -> Reply {
         let reply = Reply::of(self.reason());
         match self {
-            Self::Path => reply,
             Self::Method => reply.with_status(405).and_close(),
             Self::Expectation => reply.with_status(417).and_close(),
             Self::Version => reply.with_status(505).and_close(),

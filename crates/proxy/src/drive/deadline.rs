@@ -32,13 +32,9 @@ pub struct Watch {
     write_stalled_timed: Cell<bool>,
     idle_since_ms: Cell<u64>,
     draining: Cell<bool>,
-    doomed: Cell<bool>,
     /// Speaks HTTP/2: bytes may come between requests, and heads during them.
     /// HTTP/2: a head has begun and not ended.
     head_open: Cell<bool>,
-    /// Requests seen, and those that the peer gave up before their answer.
-    pub requests: Cell<u32>,
-    pub resets: Cell<u32>,
 }
 
 impl Watch {
@@ -53,10 +49,7 @@ impl Watch {
             write_stalled_timed: Cell::new(false),
             idle_since_ms: Cell::new(core.wheel.now_ms()),
             draining: Cell::new(false),
-            doomed: Cell::new(false),
             head_open: Cell::new(false),
-            requests: Cell::new(0),
-            resets: Cell::new(0),
         };
         Rc::new(watch)
     }
@@ -69,7 +62,6 @@ impl Watch {
     #[inline]
     pub fn enter(&self) {
         self.active.set(self.active.get() + 1);
-        self.requests.set(self.requests.get().saturating_add(1));
         self.phase.set(Phase::Busy);
         if self.head_open.get() {
             return;
@@ -117,16 +109,6 @@ impl Watch {
 
     pub fn is_draining(&self) -> bool {
         self.draining.get()
-    }
-
-    /// Ends the connection at the next look.
-    pub fn doom(&self) {
-        self.doomed.set(true);
-        self.alarm.wake();
-    }
-
-    pub fn is_doomed(&self) -> bool {
-        self.doomed.get()
     }
 
     /// After each poll of the connection: starts the clocks for what it is now waiting for.

@@ -305,7 +305,7 @@ fn over(bound: Bound) -> account::Event {
         Bound::Head => account::Event::Http2Head,
         Bound::Block => account::Event::Http2Block,
         Bound::Continuations => account::Event::Http2Continuations,
-        Bound::Resets => account::Event::Http2Resets,
+        Bound::Resets => account::Event::ResetLimit,
         Bound::Control => account::Event::Http2Control,
         Bound::Settings => account::Event::Http2Settings,
         Bound::Unread => account::Event::Http2Unread,
@@ -497,7 +497,7 @@ impl<C: Codec> Drop for Handle<C> {
 pub struct Configs {
     /// From anybody.
     pub server: Arc<Config>,
-    /// From sidecars: their one connection carries everybody's calls, so that no number of resets is held against it.
+    /// From sidecars: their one connection carries everybody's calls, and everybody may give up some.
     pub peer: Arc<Config>,
     pub client: Arc<Config>,
 }
@@ -510,7 +510,7 @@ impl Configs {
             ..config
         };
         let resets = Limits {
-            resets: u32::MAX,
+            resets: limits.resets.saturating_mul(PEER_RESETS),
             ..limits.clone()
         };
         Self {
@@ -530,6 +530,8 @@ fn connection_window(limits: &Limits) -> u32 {
 
 /// What one stream may have in flight towards us.
 const STREAM_WINDOW: u32 = 64 << 10;
+/// As many times the resets are allowed to a connection that carries calls of many.
+const PEER_RESETS: u32 = 100;
 /// RFC 9113 §6.9.1.
 const WINDOW_MAX: u32 = (1 << 31) - 1;
 /// Reads before others of the core get a turn.

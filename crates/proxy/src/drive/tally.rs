@@ -240,7 +240,7 @@ impl Tally {
 }
 
 impl Drop for Tally {
-    /// Dropped before its end: the caller went away. Many of those are an attack (rapid reset).
+    /// Dropped before its end: the caller went away.
     fn drop(&mut self) {
         if self.ended {
             return;
@@ -248,18 +248,6 @@ impl Drop for Tally {
         self.core.count(Event::DownstreamAborted);
         // Nobody failed: whatever head went out, the answer was not wanted to its end.
         self.status = 0;
-        let resets = self.watch.resets.get() + 1;
-        self.watch.resets.set(resets);
-        if resets
-            > self
-                .core
-                .limits
-                .resets
-                .saturating_add(self.watch.requests.get() / RESETS_PER_REQUEST)
-        {
-            self.core.count(Event::ResetLimit);
-            self.watch.doom();
-        }
         self.finish_now();
     }
 }
@@ -270,5 +258,3 @@ pub fn parse_grpc_status(value: &[u8]) -> Option<u8> {
 }
 
 const GRPC_UNKNOWN: u8 = 2;
-/// One reset in five requests is taken for honest.
-const RESETS_PER_REQUEST: u32 = 5;

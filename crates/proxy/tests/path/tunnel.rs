@@ -55,12 +55,12 @@ fn websocket_passes_both_sidecars() {
 }
 
 #[test]
-fn refused_upgrade_is_an_answer_like_any_other() {
+fn refused_upgrade_is_answered_and_ends_the_connection() {
     let app = Upstream::start(|_, _| ok("no websocket here"));
     let sidecar = Setup::battle(&[app.address]).start();
     let mut client = Client::connect(sidecar.outbound);
     assert_eq!(client.ask(UPGRADE).text(), "no websocket here");
-    assert_eq!(client.get("battle", "/").status(), 200);
+    assert!(client.is_closed(), "what follows could be no HTTP any more");
 }
 
 #[test]

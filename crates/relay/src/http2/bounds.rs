@@ -10,7 +10,7 @@ pub enum Bound {
     /// A list of fields over the limit. Answered with 431, or the answer is refused.
     #[error("a head over the limits")]
     Head,
-    /// A block of HEADERS and CONTINUATION that is larger than any list within the limits.
+    /// A block of HEADERS and CONTINUATION of twice what any list within the limits takes.
     #[error("a header block over the limits")]
     Block,
     /// Frames of one block, or one that adds nothing.

@@ -89,9 +89,6 @@ async fn watched<F: Future<Output = Outcome>>(
             return Poll::Ready(Some(outcome));
         }
         watch.settle(core);
-        if watch.is_doomed() {
-            return Poll::Ready(None);
-        }
         while watch.alarm.poll(cx).is_ready() {
             if let Some(event) = watch.missed(core) {
                 core.count(event);
@@ -117,7 +114,12 @@ impl Http1 {
                 Read::Body(_) | Read::End(_) => None,
             });
             match next {
-                Poll::Ready(Ok(Some(request))) => return Poll::Ready(Next::Request(request)),
+                Poll::Ready(Ok(Some(request))) => {
+                    if request.framing().is_empty() {
+                        self.take_end(core);
+                    }
+                    return Poll::Ready(Next::Request(request));
+                }
                 Poll::Ready(Err(Some(Broken::Refused(refusal)))) => {
                     return Poll::Ready(Next::Refused(refusal));
                 }
@@ -129,9 +131,6 @@ impl Http1 {
             }
         }
         watch.settle(core);
-        if watch.is_doomed() {
-            return Poll::Ready(Next::Nothing);
-        }
         while watch.alarm.poll(cx).is_ready() {
             if let Some(event) = watch.missed(core) {
                 if event != Event::IdleDeadline || !watch.is_draining() {
@@ -200,6 +199,12 @@ impl Http1 {
                 Err(broken) => return Poll::Ready(Err(Some(broken))),
             }
         }
+    }
+
+    /// The end of a request without body, which takes no byte.
+    fn take_end(&mut self, core: &Core) {
+        let pool = &mut core.memory.borrow_mut().pool;
+        let _ = self.codec.read(&mut &[][..], pool, &core.limits);
     }
 
     pub fn poll_piece(

@@ -65,9 +65,6 @@ pub async fn serve(door: &Rc<Door>, stream: Stream) {
             }
             watch.wrote(stalled);
             watch.settle(core);
-            if watch.is_doomed() {
-                return Poll::Ready(Ended::Gone);
-            }
             if watch.is_draining() && !std::mem::replace(&mut ending, true) {
                 goodbye(core, &connection); // streams under way go on
                 continue;

@@ -74,7 +74,8 @@ impl Connection {
         pool: &mut Pool,
         out: &mut Vec<u8>,
     ) -> Result<(), Broken> {
-        let max = Self::head_max(self.role, &self.config.limits);
+        // Somewhat over the limit it is still read, to be answered rather than cut off.
+        let max = Self::head_max(self.role, &self.config.limits).saturating_mul(2);
         let ends = head.has(flag::END_HEADERS);
         let Some(block) = &mut self.block else {
             return Ok(());
