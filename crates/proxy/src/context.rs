@@ -44,6 +44,8 @@ pub struct StreamContext<'p> {
     pub prefix_len: Option<usize>,
     /// The application port that the caller's sidecar asked for.
     pub asked_port: Option<u16>,
+    /// It came to the caller's sidecar over HTTP/1, and is to leave ours so.
+    pub began_as_http1: bool,
     /// The other end of the connection.
     pub peer: Option<IpAddr>,
     /// Of the request's key, where the chosen cluster goes by keys.
@@ -71,6 +73,7 @@ impl<'p> StreamContext<'p> {
             cluster: None,
             prefix_len: None,
             asked_port: None,
+            began_as_http1: false,
             peer: None,
             hash: None,
             cookie: None,

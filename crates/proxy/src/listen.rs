@@ -10,11 +10,13 @@ use crate::plan::Plan;
 
 /// Reads what the caller's sidecar says to ours, and strips the rest of its kind.
 ///
-/// `x-phalanx-port` only picks among the ports of this sidecar's own application, so anybody may send it.
+/// `x-phalanx-port` only picks among the ports of this sidecar's own application, and `x-phalanx-http` the protocol that it
+/// is spoken to in, so anybody may send them.
 pub fn admit<'p>(_: &'p Plan, request: &mut Checked, context: &mut StreamContext<'p>) -> Verdict {
     if context.direction == Direction::Inbound {
         let asked = request.headers().get(names::X_PHALANX_PORT);
         context.asked_port = asked.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+        context.began_as_http1 = request.headers().get(names::X_PHALANX_HTTP) == Some(b"1");
     }
     request
         .headers_mut()

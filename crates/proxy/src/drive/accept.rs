@@ -228,7 +228,7 @@ async fn secured(core: &Rc<Core>, watch: &Rc<Watch>, stream: TcpStream) {
         caller,
     } = accepted;
     match (alpn, caller) {
-        (Some(Alpn::Http2), caller) => {
+        (Some(Alpn::Http2 | Alpn::Mesh), caller) => {
             let door = Door::new(core, watch, Direction::Inbound, caller);
             server::serve_http2(&door, stream).await;
         }
@@ -391,7 +391,7 @@ async fn sniff(
         let wanted: &[Alpn] = match (takes_tls, raw.alone) {
             (true, true) => &[Alpn::Tcp],
             (true, false) => &Alpn::ALL,
-            (false, _) => &[Alpn::Http2, Alpn::Http1],
+            (false, _) => &[Alpn::Mesh, Alpn::Http2, Alpn::Http1],
         };
         let ours = in_time(core, async { Some(secure::is_ours(stream, wanted).await) }).await;
         return match ours {
@@ -549,7 +549,7 @@ async fn relay(
         };
         let timeout = cluster.plan.pool.connect_timeout;
         match secure::connect(core, endpoint, Alpn::Tcp, timeout).await {
-            Ok(upstream) => {
+            Ok((upstream, _)) => {
                 core.account.witness().reached(endpoint.address);
                 report(Evidence::Success);
                 endpoint.load.begin();

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
 use phalanx_model::name::{ClusterName, Direction};
 use phalanx_relay::http2::Batch;
-use phalanx_relay::{Deadlines, Limits};
+use phalanx_relay::{Deadlines, Field, Limits, names};
 use slab::Slab;
 use tokio::sync::Notify;
 
@@ -43,6 +43,8 @@ pub struct Core {
     pub memory: RefCell<Memory>,
     pub exchanges: RefCell<Vec<Exchange>>,
     pub http2: Configs,
+    /// Tells another sidecar to go on over HTTP/1.
+    pub began_as_http1: Field,
     pub connections: RefCell<Slab<Rc<Watch>>>,
     pub sources: RefCell<HashMap<IpAddr, u32>>,
     /// None for a sidecar that lives in plain text.
@@ -127,6 +129,8 @@ pub struct Endpoint {
     pub tls: Option<Arc<PeerPlan>>,
     /// It was not whom we expected, and is not asked again before.
     pub barred_until_ms: Cell<u64>,
+    /// Whether a sidecar of ours answered there last, over TLS.
+    pub is_sidecar: Cell<Option<bool>>,
     pub load: Load,
     pub h1: Rc<Pool<Box<Http1>>>,
     pub h2: Rc<Http2Pool>,
@@ -138,6 +142,7 @@ impl Endpoint {
             address,
             tls,
             barred_until_ms: Cell::new(0),
+            is_sidecar: Cell::new(None),
             load: Load::default(),
             h1: Rc::default(),
             h2: Rc::default(),
@@ -248,6 +253,7 @@ impl Core {
             renewed: Notify::new(),
             account,
             http2: Configs::new(&limits),
+            began_as_http1: Field::of(names::X_PHALANX_HTTP, "1"),
             limits,
             deadlines: Rc::new(deadlines.into()),
             pings: Some((deadlines.ping, deadlines.ping_answer))

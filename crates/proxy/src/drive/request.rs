@@ -10,7 +10,7 @@ use phalanx_model::instance::Protocol;
 use phalanx_model::reason::Reason;
 use phalanx_relay::{Checked, Reply, ResponseHead, Upgrade, Verdict, Version, names};
 
-use super::client::{Http1, Http2Lease, Http2Use, Outgoing, Slot};
+use super::client::{Http1, Http2Use, Opened, Outgoing, Slot};
 use super::core::{Cluster, Core, Endpoint, Holder};
 use super::exchange::{Exchange, Expiry, Lent};
 use super::pump::{Download, Passed, Upload};
@@ -411,12 +411,29 @@ impl Run<'_> {
         };
         let port = plan.port_field.as_ref();
         let core = &self.door.core;
-        let outgoing = if self.speaks_http2() {
-            let lease = self.acquire_http2(endpoint, port.is_some()).await?;
-            Outgoing::Http2(lease.open(self.request, port)?)
-        } else {
-            let lease = self.acquire_http1(endpoint, fresh).await?;
-            Outgoing::http1(lease, core, self.request, port)
+        let outgoing = match self.speaks(endpoint) {
+            Speaks::Http1 => {
+                let lease = self.acquire_http1(endpoint, fresh).await?;
+                Outgoing::http1(lease, core, self.request, port)
+            }
+            speaks => match self
+                .acquire_shared(endpoint, speaks, port.is_some())
+                .await?
+            {
+                Some(Opened::Shared(lease)) => {
+                    let began = (speaks == Speaks::Mesh).then_some(&core.began_as_http1);
+                    Outgoing::Http2(lease.open(self.request, port.into_iter().chain(began))?)
+                }
+                Some(Opened::Alone(stream, slot)) => {
+                    let requests_max = cluster.plan.pool.max_requests_per_connection;
+                    let lease = endpoint.h1.adopt(Http1::new(stream, requests_max, slot));
+                    Outgoing::http1(lease, core, self.request, port)
+                }
+                None => {
+                    let lease = self.acquire_http1(endpoint, fresh).await?;
+                    Outgoing::http1(lease, core, self.request, port)
+                }
+            },
         };
         self.upload.again();
         let (head, outgoing) = self.answer(outgoing).await.inspect_err(|missed| {
@@ -541,13 +558,23 @@ impl Run<'_> {
         Outcome::Done
     }
 
-    /// By the cluster's protocol, else as the caller speaks; WebSockets need HTTP/1.
-    fn speaks_http2(&self) -> bool {
-        match self.cluster.plan.protocol {
-            _ if self.request.upgrade() == Some(Upgrade::WebSocket) => false,
+    /// By the cluster's protocol, else as the caller speaks; WebSockets need HTTP/1. To another sidecar everything but
+    /// those goes over HTTP/2, where many requests share a connection and a write.
+    fn speaks(&self, endpoint: &Endpoint) -> Speaks {
+        let http2 = match self.cluster.plan.protocol {
+            _ if self.request.upgrade() == Some(Upgrade::WebSocket) => return Speaks::Http1,
             Protocol::H2c | Protocol::Grpc => true,
             Protocol::Http1 => false,
-            Protocol::Auto | Protocol::Tcp => self.request.version() == Version::Http2,
+            Protocol::Auto | Protocol::Tcp => {
+                self.request.version() == Version::Http2 && !self.context.began_as_http1
+            }
+        };
+        match http2 {
+            true => Speaks::Http2,
+            false if endpoint.tls.is_some() && endpoint.is_sidecar.get() != Some(false) => {
+                Speaks::Mesh
+            }
+            false => Speaks::Http1,
         }
     }
 
@@ -609,7 +636,7 @@ impl Run<'_> {
         loop {
             if let Some(slot) = self.slot() {
                 let stream = secure::connect(core, endpoint, Alpn::Http1, pool.connect_timeout);
-                let stream = self.within(stream).await??;
+                let (stream, _) = self.within(stream).await??;
                 let opened = Http1::new(stream, pool.max_requests_per_connection, slot);
                 core.count(Event::PoolOpened);
                 return Ok(endpoint.h1.adopt(opened));
@@ -621,25 +648,30 @@ impl Run<'_> {
         }
     }
 
-    async fn acquire_http2(
+    /// A stream on a connection that many share; none where there is no sidecar of ours, if one was wanted.
+    async fn acquire_shared(
         &mut self,
         endpoint: &Rc<Endpoint>,
+        speaks: Speaks,
         meshed: bool,
-    ) -> Result<Http2Lease, Missed> {
-        match endpoint.h2.lease(self.door.core.limits.streams) {
-            Some(stream) => Ok(stream),
-            None => Box::pin(self.open_http2(endpoint, meshed)).await,
+    ) -> Result<Option<Opened>, Missed> {
+        let mesh = speaks == Speaks::Mesh;
+        match endpoint.h2.lease(self.door.core.limits.streams, mesh) {
+            Some(stream) => Ok(Some(Opened::Shared(stream))),
+            None => Box::pin(self.open_shared(endpoint, mesh, meshed)).await,
         }
     }
 
     /// A stream on a new connection: opened by this request, or by another that is already at it.
-    async fn open_http2(
+    async fn open_shared(
         &mut self,
         endpoint: &Rc<Endpoint>,
+        mesh: bool,
         meshed: bool,
-    ) -> Result<Http2Lease, Missed> {
+    ) -> Result<Option<Opened>, Missed> {
         let (core, pool) = (&self.door.core, &self.cluster.plan.pool);
         let how = Http2Use {
+            alpn: if mesh { Alpn::Mesh } else { Alpn::Http2 },
             requests_max: pool.max_requests_per_connection,
             pings: core.pings.filter(|_| meshed),
         };
@@ -647,8 +679,11 @@ impl Run<'_> {
         let mut waiting = None;
         loop {
             let changed = endpoint.h2.changed.notified();
-            if let Some(stream) = endpoint.h2.lease(core.limits.streams) {
-                return Ok(stream);
+            if mesh && endpoint.is_sidecar.get() == Some(false) {
+                return Ok(None);
+            }
+            if let Some(stream) = endpoint.h2.lease(core.limits.streams, mesh) {
+                return Ok(Some(Opened::Shared(stream)));
             }
             if let Some(fault) = endpoint.h2.failed_since(failures) {
                 return Err(Missed::Fault(fault));
@@ -661,7 +696,7 @@ impl Run<'_> {
                 let opened = connecting.open(core, endpoint, pool.connect_timeout, how, slot);
                 let opened = self.within(opened).await??;
                 core.count(Event::PoolOpened);
-                return Ok(opened);
+                return Ok(Some(opened));
             }
             drop(connecting);
             self.wait_freed(&mut waiting).await?;
@@ -700,6 +735,15 @@ impl Run<'_> {
         let waited = tokio::time::timeout(PENDING_LOOK, freed);
         self.within(waited).await.map(|_| ())
     }
+}
+
+/// What an endpoint is spoken to in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Speaks {
+    Http1,
+    Http2,
+    /// HTTP/2 to a sidecar of ours, which goes on over HTTP/1; HTTP/1 where there turns out to be none.
+    Mesh,
 }
 
 enum Waited {

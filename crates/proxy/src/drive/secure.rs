@@ -157,7 +157,8 @@ async fn part(mut stream: TcpStream) {
     let _ = tokio::time::timeout(PARTING, parting).await;
 }
 
-/// Opens a connection to an endpoint, secured if the endpoint takes nothing else, all within `timeout`.
+/// Opens a connection to an endpoint, secured if the endpoint takes nothing else, all within `timeout`. Tells what was
+/// agreed on of what `alpn` offers.
 ///
 /// # Errors
 /// [`Fault::Refused`], [`Fault::ConnectFailed`], [`Fault::Mistrust`], or [`Fault::NoCredentials`] when we have nothing to
@@ -167,14 +168,14 @@ pub async fn connect(
     endpoint: &Endpoint,
     alpn: Alpn,
     timeout: Duration,
-) -> Result<Stream, Fault> {
+) -> Result<(Stream, Alpn), Fault> {
     match &endpoint.tls {
         None => {
             let connecting = tcp(endpoint.address);
             let connected = tokio::time::timeout(timeout, connecting).await;
             connected
                 .map_err(|_| Fault::ConnectFailed)?
-                .map(Stream::Plain)
+                .map(|stream| (Stream::Plain(stream), alpn))
         }
         Some(plan) => Box::pin(connect_secured(core, endpoint, plan, alpn, timeout)).await,
     }
@@ -197,7 +198,7 @@ async fn connect_secured(
     plan: &PeerPlan,
     alpn: Alpn,
     timeout: Duration,
-) -> Result<Stream, Fault> {
+) -> Result<(Stream, Alpn), Fault> {
     let address = endpoint.address;
     let refuse = |reason| {
         core.refuse_tls(Direction::Outbound, reason, address);
@@ -238,25 +239,21 @@ async fn connect_secured(
     let done = connected?;
     let (_, connection) = done.get_ref();
     let admitted = client.admit(connection).map_err(TlsRefused::Peer);
-    let agreed = connection.alpn_protocol() == Some(alpn.as_str().as_bytes());
-    let admitted = admitted.and_then(|peer| {
-        if agreed {
-            Ok(peer)
-        } else {
-            Err(TlsRefused::Peer(Refusal::NoProtocol))
-        }
+    let agreed = connection.alpn_protocol().and_then(Alpn::parse);
+    let agreed = agreed.filter(|agreed| alpn.offers().contains(agreed));
+    let admitted = admitted.and_then(|peer| match agreed {
+        Some(agreed) => Ok((peer, agreed)),
+        None => Err(TlsRefused::Peer(Refusal::NoProtocol)),
     });
-    let peer = admitted.map_err(|reason| {
+    let (peer, agreed) = admitted.map_err(|reason| {
         endpoint.bar(core.wheel.now_ms());
         refuse(reason)
     })?;
-    Ok(enter(
-        core,
-        done.into(),
-        Direction::Outbound,
-        address,
-        Some(peer),
-    ))
+    if alpn.offers().contains(&Alpn::Mesh) {
+        endpoint.is_sidecar.set(Some(agreed == Alpn::Mesh));
+    }
+    let stream = enter(core, done.into(), Direction::Outbound, address, Some(peer));
+    Ok((stream, agreed))
 }
 
 fn enter(

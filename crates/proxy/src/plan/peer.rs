@@ -11,21 +11,34 @@ use phalanx_pki::verifier::{CrlPolicy, Expected, StaplePolicy};
 /// What two sidecars agree on before the first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alpn {
-    Http1,
+    /// HTTP/2 between two sidecars, whatever their applications speak: each tells the other.
+    Mesh,
     Http2,
+    Http1,
     /// Bytes that nobody reads.
     Tcp,
 }
 
 impl Alpn {
     /// In the order of preference.
-    pub const ALL: [Self; 3] = [Self::Http2, Self::Http1, Self::Tcp];
+    pub const ALL: [Self; 4] = [Self::Mesh, Self::Http2, Self::Http1, Self::Tcp];
 
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Http1 => "http/1.1",
+            Self::Mesh => "phalanx-h2",
             Self::Http2 => "h2",
+            Self::Http1 => "http/1.1",
             Self::Tcp => "phalanx-tcp",
+        }
+    }
+
+    /// What is offered where this is meant: who is no sidecar of ours takes what stands behind it.
+    pub fn offers(self) -> &'static [Self] {
+        match self {
+            Self::Mesh => &[Self::Mesh, Self::Http1],
+            Self::Http2 => &[Self::Mesh, Self::Http2],
+            Self::Http1 => &[Self::Http1],
+            Self::Tcp => &[Self::Tcp],
         }
     }
 
@@ -74,7 +87,7 @@ impl PeerPlan {
             expected: Expected::ids(self.ids.iter().cloned()),
             crl: CrlPolicy::IfPresent,
             staple: StaplePolicy::IfPresent,
-            alpn: vec![alpn.as_str().into()],
+            alpn: alpn.offers().iter().map(|a| a.as_str().into()).collect(),
         };
         let made = ClientTls::try_new(identity.clone(), options)?;
         Ok(slot.get_or_init(|| made).clone())

@@ -54,7 +54,7 @@ fn caller_is_named_to_the_application_and_to_those_who_count() {
         assert_eq!(connection.direction, direction);
         assert_eq!(
             (&*connection.protocol, connection.version),
-            ("http/1.1", "1.3")
+            ("phalanx-h2", "1.3")
         );
         assert!(address.is_none_or(|address| address == connection.address));
         let security = Security::Mutual(Some(Box::new(own.id.clone())));
@@ -338,5 +338,5 @@ fn many_streams_share_one_connection() {
     });
     assert_eq!(seen.lock().unwrap().len(), 300);
     let (count, open) = called.account.secured().open(9);
-    assert_eq!((count, &*open[0].protocol), (1, "h2"));
+    assert_eq!((count, &*open[0].protocol), (1, "phalanx-h2"));
 }

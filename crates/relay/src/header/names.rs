@@ -88,6 +88,7 @@ well_known! {
     X_FORWARDED_HOST "x-forwarded-host",
     X_FORWARDED_PROTO "x-forwarded-proto",
     X_GAME_SESSION "x-game-session",
+    X_PHALANX_HTTP "x-phalanx-http",
     X_PHALANX_PORT "x-phalanx-port",
     X_PHALANX_REASON "x-phalanx-reason",
     X_REQUEST_ID "x-request-id",

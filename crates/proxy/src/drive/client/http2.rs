@@ -39,6 +39,8 @@ pub struct Http2 {
     active: Cell<u32>,
     served: Cell<u32>,
     requests_max: u32,
+    /// To a sidecar of ours, over TLS.
+    mesh: bool,
     /// As the sweeps see it.
     idle_since_ms: Cell<u64>,
     /// The peer ended it, or is about to; or it is to end when its streams have.
@@ -75,10 +77,11 @@ impl Drop for Connecting {
 }
 
 impl Http2Pool {
-    /// A stream on the first connection that has room.
-    pub fn lease(&self, streams_max: u32) -> Option<Http2Lease> {
+    /// A stream on the first connection that has room; with `mesh`, one to a sidecar of ours.
+    pub fn lease(&self, streams_max: u32, mesh: bool) -> Option<Http2Lease> {
         let connections = self.connections.borrow();
-        let connection = connections.iter().find(|c| c.has_room(streams_max))?;
+        let fits = |c: &&Rc<Http2>| (c.mesh || !mesh) && c.has_room(streams_max);
+        let connection = connections.iter().find(fits)?;
         connection.active.set(connection.active.get() + 1);
         connection
             .served
@@ -145,11 +148,20 @@ impl Http2Pool {
 /// How an HTTP/2 connection is used.
 #[derive(Clone, Copy, Debug)]
 pub struct Http2Use {
+    /// What is offered over TLS.
+    pub alpn: Alpn,
     /// Over its life; 0 for no limit.
     pub requests_max: u32,
     /// Interval and time to answer. Only for peers that are known not to mind: many gRPC servers end a connection that
     /// is pinged often.
     pub pings: Option<(Duration, Duration)>,
+}
+
+/// What came of opening a connection for many.
+pub enum Opened {
+    Shared(Http2Lease),
+    /// The peer speaks HTTP/1 only.
+    Alone(Stream, Slot),
 }
 
 impl Connecting {
@@ -164,9 +176,13 @@ impl Connecting {
         timeout: Duration,
         how: Http2Use,
         slot: Slot,
-    ) -> Result<Http2Lease, Fault> {
-        match secure::connect(core, endpoint, Alpn::Http2, timeout).await {
-            Ok(stream) => Ok(self.speak(core, stream, how, slot)),
+    ) -> Result<Opened, Fault> {
+        match secure::connect(core, endpoint, how.alpn, timeout).await {
+            Ok((stream, Alpn::Http1)) => Ok(Opened::Alone(stream, slot)),
+            Ok((stream, agreed)) => {
+                let mesh = agreed == Alpn::Mesh;
+                Ok(Opened::Shared(self.speak(core, stream, mesh, how, slot)))
+            }
             Err(fault) => {
                 self.0.failed.set(Some(fault));
                 self.0.failures.set(self.0.failures.get().wrapping_add(1));
@@ -175,7 +191,14 @@ impl Connecting {
         }
     }
 
-    fn speak(&self, core: &Rc<Core>, stream: Stream, how: Http2Use, slot: Slot) -> Http2Lease {
+    fn speak(
+        &self,
+        core: &Rc<Core>,
+        stream: Stream,
+        mesh: bool,
+        how: Http2Use,
+        slot: Slot,
+    ) -> Http2Lease {
         let link = stream.link().cloned();
         let mut wire = Wire::new(stream);
         wire.prepare(core);
@@ -185,6 +208,7 @@ impl Connecting {
             active: Cell::new(1),
             served: Cell::new(1),
             requests_max: how.requests_max,
+            mesh,
             idle_since_ms: Cell::new(NEW),
             ending: Cell::new(false),
             link,
@@ -321,7 +345,11 @@ impl Http2Lease {
     ///
     /// # Errors
     /// [`Fault::Unprocessed`]: to be sent on another connection.
-    pub fn open(self, request: &Checked, extra: Option<&Field>) -> Result<Http2Stream, Fault> {
+    pub fn open<'e>(
+        self,
+        request: &Checked,
+        extra: impl IntoIterator<Item = &'e Field>,
+    ) -> Result<Http2Stream, Fault> {
         let connection = self.0.connection.clone();
         let mut inner = connection.inner.borrow_mut();
         inner.wire.prepare(&connection.core);
