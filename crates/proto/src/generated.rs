@@ -93,6 +93,11 @@ pub mod envoy {
                 }
             }
             pub mod http {
+                pub mod cors {
+                    pub mod v3 {
+                        include!("generated/envoy.extensions.filters.http.cors.v3.rs");
+                    }
+                }
                 pub mod fault {
                     pub mod v3 {
                         include!("generated/envoy.extensions.filters.http.fault.v3.rs");

@@ -17,6 +17,7 @@ const ROOTS: &[&str] = &[
     "envoy.config.endpoint.v3.ClusterLoadAssignment",
     "envoy.config.listener.v3.Listener",
     "envoy.config.route.v3.*",
+    "envoy.extensions.filters.http.cors.v3.*",
     "envoy.extensions.filters.http.fault.v3.HTTPFault",
     "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
     "envoy.extensions.filters.http.ratelimit.v3.*",
