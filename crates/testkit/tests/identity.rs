@@ -444,3 +444,57 @@ async fn a_certificate_of_days_is_renewed_at_once_when_its_root_goes() -> anyhow
     };
     replace_the_root("72h", renewed).await
 }
+
+#[tokio::test]
+async fn a_revoked_sidecar_joins_anew_by_another_token_and_another_key() -> anyhow::Result<()> {
+    let plane = Guarded::start().await?;
+    let app = App::start(&plane)?;
+    let (battle, kept) = (
+        token(&plane, "battle", "battle.token")?,
+        plane.folder().join("battle"),
+    );
+    let options = [
+        "--token-file",
+        text(&battle),
+        "--identity-dir",
+        text(&kept),
+        "--cert-check",
+        "500ms",
+    ];
+    let given = Given::new(&plane, "battle", &app);
+    let mut sidecar = given.start(&options)?;
+    sidecar.ready().await?;
+    let key = fs::read(kept.join("key.pem"))?;
+    plane.does(&["cert", "revoke", "--service", "battle", "--yes"])?;
+    // It says so by itself, and the token that it had is of no use.
+    sidecar.says("revoked").await?;
+    sidecar.process.kill();
+
+    // Started again with another token, in the directory that it had.
+    token(&plane, "battle", "battle.token")?;
+    let mut again = given.start(&options)?;
+    again.ready().await?;
+    eventually("another key", LIMIT, async || {
+        (fs::read(kept.join("key.pem")).ok()? != key).then_some(())
+    })
+    .await?;
+    assert!(
+        again.process.log().contains("revoked"),
+        "{}",
+        again.process.log()
+    );
+    eventually("the instance to be registered", LIMIT, async || {
+        let said = plane.phalanx(&["instances", "-o", "json"]).ok()?;
+        let is_there = said.text.contains(&given.ip.to_string()) && said.text.contains("\"live\"");
+        is_there.then_some(())
+    })
+    .await?;
+
+    // And without a restart, as soon as there is another in the file.
+    plane.does(&["cert", "revoke", "--service", "battle", "--yes"])?;
+    again.says("revoked").await?;
+    token(&plane, "battle", "battle.token")?;
+    again.ready().await?;
+    again.process.kill();
+    Ok(())
+}

@@ -202,9 +202,10 @@ impl Door {
         stream: TcpStream,
         remote: SocketAddr,
     ) -> Option<(TlsStream<TcpStream>, Option<Arc<Peer>>)> {
-        let _turn = self.handshakes.acquire().await.ok()?;
+        let turn = self.handshakes.acquire().await.ok()?;
         let acceptor = TlsAcceptor::from(secured.tls.config().clone());
-        let shaken = match timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
+        let shaking = acceptor.accept(stream).into_fallible();
+        let shaken = match timeout(HANDSHAKE_MAX, shaking).await {
             Ok(shaken) => shaken,
             Err(_) => {
                 self.refuse(remote, "timeout", "the handshake took too long");
@@ -213,9 +214,13 @@ impl Door {
         };
         let stream = match shaken {
             Ok(stream) => stream,
-            Err(error) => {
+            Err((error, stream)) => {
+                drop(turn);
                 match tls_error(&error) {
-                    Some(error) => self.refuse_peer(remote, Refusal::of_handshake(error)),
+                    Some(error) => {
+                        self.refuse_peer(remote, Refusal::of_handshake(error));
+                        let _ = timeout(ANSWER_MAX, close_softly(stream)).await;
+                    }
                     None => self.refuse(remote, "broken", "the peer went during the handshake"),
                 }
                 return None;
@@ -274,6 +279,20 @@ impl Door {
             }
         }
     }
+}
+
+/// Reads what the peer has said already, and a little more: what isn't read makes the kernel reset the connection, and the
+/// alert that says why is lost.
+async fn close_softly(mut stream: TcpStream) -> io::Result<()> {
+    stream.shutdown().await?;
+    let (mut words, mut left) = ([0; WORDS], LINGER_BYTES_MAX);
+    while left > 0 {
+        match stream.read(&mut words).await? {
+            0 => return Ok(()),
+            count => left = left.saturating_sub(count),
+        }
+    }
+    Ok(())
 }
 
 /// The one behind it, if it is TLS's.
@@ -465,6 +484,8 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// What is read of its words at once.
 const WORDS: usize = 4096;
+/// What is read of somebody who was refused.
+const LINGER_BYTES_MAX: usize = 64 << 10;
 /// An error code of HTTP/2.
 const INADEQUATE_SECURITY: u32 = 0xc;
 const SPEAKS_TLS: &str = "this port speaks TLS, plain text is not taken";
