@@ -109,7 +109,7 @@ async fn of(api: &Api, target: u64) -> api::Status {
         findings: published.findings.iter().map(told_finding).collect(),
         held: held.chain(held_keys).collect(),
         services: found.as_ref().map(services),
-        unhealthy: world.unhealthy(),
+        unhealthy: api.inner.health.unhealthy(&world),
         read_only: store.fatal.or(store.read_only),
         canary: canary.current,
         last_canary: canary.last,
