@@ -155,6 +155,13 @@ pub mod envoy {
             }
         }
         pub mod http {
+            pub mod early_header_mutation {
+                pub mod header_mutation {
+                    pub mod v3 {
+                        include!("generated/envoy.extensions.http.early_header_mutation.header_mutation.v3.rs");
+                    }
+                }
+            }
             pub mod stateful_session {
                 pub mod cookie {
                     pub mod v3 {
