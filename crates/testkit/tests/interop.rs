@@ -158,8 +158,15 @@ async fn agree(protocol: Protocol) -> anyhow::Result<()> {
     ] {
         assert_eq!(envoy.stat(stat).await?, 0, "{stat}");
     }
-    let status = mesh.client().status(None).await?;
-    assert!(status.refused.is_empty() && status.complete(), "{status:?}");
+    let complete = eventually("both to have everything", READY_MAX, async || {
+        mesh.client()
+            .status(None)
+            .await
+            .ok()
+            .filter(|s| s.complete())
+    });
+    let status = complete.await?;
+    assert!(status.refused.is_empty(), "{status:?}");
     Ok(())
 }
 
