@@ -7,9 +7,9 @@ use crate::identity::{SpiffeId, TrustDomain};
 use crate::instance::{Labels, Protocol};
 use crate::name::ServiceName;
 use crate::resource::{
-    AccessPolicy, AccessRule, Caller, CircuitBreaker, ConnectionPool, Effect, HashOn, HeaderEdit,
-    HealthCheck, LoadBalancer, Locality, MtlsMode, OutlierDetection, Redirect, Retry, RetryBudget,
-    Rewrite, RuleMatch, SlowStart,
+    AccessPolicy, AccessRule, Caller, CircuitBreaker, ConnectionPool, Cors, Effect, HashOn,
+    HeaderEdit, HealthCheck, LoadBalancer, Locality, MtlsMode, OutlierDetection, Redirect, Retry,
+    RetryBudget, Rewrite, RuleMatch, Session, SlowStart,
 };
 
 /// A checked document.
@@ -211,6 +211,8 @@ pub struct ParentRef {
     pub service: ServiceName,
     /// None: every port of the Service.
     pub port: Option<u16>,
+    /// The name of a port (`sectionName`); beside `port` both have to mean the same one.
+    pub section: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -225,10 +227,23 @@ pub struct RouteRule {
     pub redirect: Option<Redirect>,
     /// May be empty (then 500 `invalid_backend`, unless it redirects).
     pub backends: Vec<BackendRef>,
+    pub mirrors: Vec<MirrorRef>,
+    pub cors: Option<Cors>,
+    /// Zero: without limit.
     pub request_timeout: Option<Duration>,
     pub attempt_timeout: Option<Duration>,
     /// None: the default retries.
     pub retry: Option<Retry>,
+    pub session: Option<Session>,
+}
+
+/// Where copies of requests go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MirrorRef {
+    pub service: ServiceName,
+    pub port: u16,
+    /// Of a million requests, how many; may be 0.
+    pub per_million: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

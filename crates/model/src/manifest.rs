@@ -1,10 +1,11 @@
 //! Manifests: YAML (or JSON, which is YAML) becomes checked documents, all problems told at once, each with its place.
 //! Text goes in by [`parse`]; nothing here opens files or knows what other documents exist (control's admission does).
 //!
-//! Module order: access, peer, backend, route, filter, service, value, cursor, json, place, tree, report.
+//! Module order: access, peer, backend, route, session, filter, cors, service, value, cursor, json, place, tree, report.
 
 mod access;
 mod backend;
+mod cors;
 mod cursor;
 mod filter;
 mod json;
@@ -13,6 +14,7 @@ mod place;
 mod report;
 mod route;
 mod service;
+mod session;
 mod tree;
 mod value;
 

@@ -69,6 +69,7 @@ fn resources(upstream: SocketAddr, protocol: Protocol) -> Result<Resources, Stri
         attempt_timeout: None,
         retry: Retry::default(),
         hash_on: None,
+        ..Forward::default()
     };
     let rule = Rule {
         name: "all".into(),

@@ -161,6 +161,7 @@ fn table(name: &ClusterName) -> RouteTable {
         attempt_timeout: None,
         retry: Retry::default(),
         hash_on: None,
+        ..Forward::default()
     };
     let rule = Rule {
         name: "all".into(),

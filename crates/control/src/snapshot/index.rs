@@ -177,8 +177,12 @@ impl Index {
                     self.routes.set(parent.service.clone(), id, is_there);
                     touched.rules.insert(parent.service.clone());
                 }
-                for backend in route.rules.iter().flat_map(|rule| &rule.backends) {
-                    self.users.set(backend.service.clone(), id, is_there);
+                for rule in &route.rules {
+                    let backends = rule.backends.iter().map(|backend| &backend.service);
+                    let mirrors = rule.mirrors.iter().map(|mirror| &mirror.service);
+                    for used in backends.chain(mirrors) {
+                        self.users.set(used.clone(), id, is_there);
+                    }
                 }
             }
             Document::AuthorizationPolicy(policy) => {

@@ -82,6 +82,7 @@ pub fn forward(service: &str) -> Forward {
         attempt_timeout: None,
         retry: Retry::default(),
         hash_on: None,
+        ..Forward::default()
     }
 }
 

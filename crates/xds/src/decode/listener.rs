@@ -226,17 +226,18 @@ fn connection_manager(
     }
 }
 
-/// The router, and nothing before it.
+/// The router, and before it only what routes can ask for.
 #[expect(deprecated, reason = "every field is named")]
 fn filters(at: At<'_>, mut filters: Vec<hcm_v3::HttpFilter>) -> Result<(), DecodeError> {
     let last = filters.pop().ok_or_else(|| {
         at.field("http_filters")
             .invalid("the router filter is required")
     })?;
-    if !filters.is_empty() {
-        return Err(at.item("http_filters", 0).unsupported());
+    let known = encode::routes::beside::filters();
+    if let Some(place) = filters.iter().position(|filter| !known.contains(filter)) {
+        return Err(at.item("http_filters", place).unsupported());
     }
-    let at = at.item("http_filters", 0);
+    let at = at.item("http_filters", filters.len());
     let hcm_v3::HttpFilter {
         name: _,
         is_optional: _,

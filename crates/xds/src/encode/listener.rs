@@ -15,7 +15,7 @@ use phalanx_proto::envoy::extensions::filters::network::http_connection_manager:
 use phalanx_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_v3;
 
 use super::inbound::{self, Spoken};
-use super::routes::set_header;
+use super::routes::{beside, set_header};
 use super::{address, ads, any, duration, tls};
 
 pub(crate) const HTTP_FILTER: &str = "envoy.filters.network.http_connection_manager";
@@ -132,11 +132,17 @@ pub(crate) fn connection_manager(
         config_source: Some(ads()),
         route_config_name: route_table.to_owned(),
     };
+    // What routes can ask for, they ask of callers' sidecars.
+    let mut http_filters = match direction {
+        Direction::Inbound => Vec::new(),
+        Direction::Outbound => beside::filters(),
+    };
+    http_filters.push(router());
     hcm_v3::HttpConnectionManager {
         codec_type: CodecType::Auto.into(),
         stat_prefix: name.to_owned(),
         route_specifier: Some(RouteSpecifier::Rds(rds)),
-        http_filters: vec![router()],
+        http_filters,
         common_http_protocol_options: Some(common_options(direction)),
         http2_protocol_options: Some(http2_options()),
         // As our sidecar: an answer's `server` is the application's.
@@ -158,7 +164,7 @@ pub(crate) fn connection_manager(
     }
 }
 
-/// The last filter, and for now the only one. Envoy takes a connection manager without it and then lets requests hang.
+/// The last filter. Envoy takes a connection manager without it and then lets requests hang.
 pub(super) fn router() -> hcm_v3::HttpFilter {
     let router = Router {
         suppress_envoy_headers: true,
