@@ -1,6 +1,7 @@
 //! What the stages know of one request beside its head: where it came in, and what earlier stages decided.
 
-use std::net::IpAddr;
+use std::cell::Cell;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use phalanx_model::name::Direction;
@@ -8,6 +9,7 @@ use phalanx_pki::verifier::Peer;
 use phalanx_relay::Field;
 
 use crate::plan::Entry;
+use crate::plan::session::Held;
 use crate::plan::table::{BackendPlan, ForwardPlan, RulePlan};
 
 /// Who is at the other end of a connection from downstream.
@@ -50,6 +52,16 @@ pub struct StreamContext<'p> {
     pub hash: Option<u64>,
     /// A cookie that the caller is to keep: the key that its request did not have.
     pub cookie: Option<Field>,
+    /// The session that the request belongs to.
+    pub session: Option<Held>,
+    /// Where that is: the member of the chosen cluster that the first attempt goes to, unless it is ejected.
+    pub wanted: Option<usize>,
+    /// The endpoint of the attempt under way, for what the answer says of its session.
+    pub endpoint: Cell<Option<SocketAddr>>,
+    /// What the answer says of the request's origin.
+    pub origin: Option<Field>,
+    /// Clusters that get a copy, in [`crate::plan::Plan::clusters`].
+    pub mirrors: Vec<usize>,
 }
 
 impl<'p> StreamContext<'p> {
@@ -74,6 +86,11 @@ impl<'p> StreamContext<'p> {
             peer: None,
             hash: None,
             cookie: None,
+            session: None,
+            wanted: None,
+            endpoint: Cell::new(None),
+            origin: None,
+            mirrors: Vec::new(),
         }
     }
 }

@@ -4,10 +4,12 @@
 //! (ejection, breaker counts) and what was counted lives on by name and address.
 
 pub mod cluster;
+pub mod cors;
 pub mod entry;
 pub mod hosts;
 pub mod key;
 pub mod peer;
+pub mod session;
 pub mod table;
 
 use std::collections::BTreeMap;

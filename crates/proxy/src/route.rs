@@ -2,10 +2,11 @@
 
 use phalanx_model::name::Direction;
 use phalanx_model::reason::Reason;
+use phalanx_model::resource::Health;
 use phalanx_relay::{Checked, Reply, Verdict};
 
 use crate::context::StreamContext;
-use crate::plan::table::{ActionPlan, RedirectPlan, rewritten};
+use crate::plan::table::{ActionPlan, BackendPlan, ForwardPlan, RedirectPlan, RulePlan, rewritten};
 use crate::plan::{Outbound, Plan, Routes};
 
 /// Outbound: the host by authority, then the first rule, then a backend by weight. Inbound: the application's port.
@@ -64,34 +65,92 @@ fn choose_rule<'p>(
     context.rule = Some(&rule.attachment);
     context.prefix_len = rule.prefix_len();
     match &rule.attachment.action {
-        ActionPlan::Respond(reason) => (*reason).into(),
+        ActionPlan::Respond(reason) => own(&rule.attachment, Reply::of(*reason)),
         ActionPlan::Redirect(redirect) => match location(redirect, request, context.prefix_len) {
-            Some(location) => Verdict::Respond(Reply::redirect(redirect.status, location)),
+            Some(location) => own(&rule.attachment, Reply::redirect(redirect.status, location)),
             None => Reason::BadPath.into(),
         },
-        ActionPlan::Forward(forward) => {
-            let Some(backend) = forward.choose(&mut context.rng) else {
-                return Reason::InvalidBackend.into();
-            };
-            let Some(cluster) = backend.cluster else {
-                return Reason::InvalidBackend.into();
-            };
-            context.forward = Some(forward);
-            context.backend = Some(backend);
-            context.cluster = routes.clusters.get(cluster).copied().flatten();
-            if let Some(key) = &forward.key
-                && let Some(cluster) = context.cluster.and_then(|place| plan.clusters.get(place))
-                && cluster.group.is_keyed()
-            {
-                let found = key.find(request.headers(), context.peer, &mut context.rng);
-                (context.hash, context.cookie) = found;
-            }
-            match context.cluster {
-                Some(_) => Verdict::Continue,
-                None => Reason::NoHealthyUpstream.into(), // the cluster has not come yet
-            }
+        ActionPlan::Forward(forward) => forward_to(plan, routes, forward, request, context),
+    }
+}
+
+/// An answer by the rule itself, which its header edits hold for too.
+fn own(rule: &RulePlan, reply: Reply) -> Verdict {
+    Verdict::Respond(Reply {
+        fields: rule.response.given(),
+        ..reply
+    })
+}
+
+fn forward_to<'p>(
+    plan: &'p Plan,
+    routes: &'p Routes,
+    forward: &'p ForwardPlan,
+    request: &mut Checked,
+    context: &mut StreamContext<'p>,
+) -> Verdict {
+    if let Some(cors) = &forward.cors {
+        if let Some(fields) = cors.preflight(request) {
+            return Verdict::Respond(Reply::with_fields(fields));
+        }
+        context.origin = cors.allowed(request.headers());
+    }
+    context.forward = Some(forward);
+    if let Some(session) = &forward.session {
+        context.session = session.find(request.headers());
+    }
+    let kept = context
+        .session
+        .and_then(|held| keeper(plan, routes, forward, held.address));
+    let backend = match kept {
+        Some((backend, member)) => {
+            context.wanted = Some(member);
+            backend
+        }
+        None => match forward.choose(&mut context.rng) {
+            Some(backend) => backend,
+            None => return Reason::InvalidBackend.into(),
+        },
+    };
+    let Some(cluster) = backend.cluster else {
+        return Reason::InvalidBackend.into();
+    };
+    let place = |cluster: usize| routes.clusters.get(cluster).copied().flatten();
+    context.backend = Some(backend);
+    context.cluster = place(cluster);
+    if let Some(key) = &forward.key
+        && let Some(cluster) = context.cluster.and_then(|place| plan.clusters.get(place))
+        && cluster.group.is_keyed()
+    {
+        let found = key.find(request.headers(), context.peer, &mut context.rng);
+        (context.hash, context.cookie) = found;
+    }
+    for mirror in &forward.mirrors {
+        if mirror.takes(&mut context.rng) {
+            context.mirrors.extend(place(mirror.cluster));
         }
     }
+    match context.cluster {
+        Some(_) => Verdict::Continue,
+        None => Reason::NoHealthyUpstream.into(), // the cluster has not come yet
+    }
+}
+
+/// The backend that has the endpoint at this address, and which of its members that is. Weights don't count: a session
+/// outlives them. A draining endpoint keeps its sessions, an unhealthy one does not.
+fn keeper<'p>(
+    plan: &Plan,
+    routes: &Routes,
+    forward: &'p ForwardPlan,
+    address: SocketAddr,
+) -> Option<(&'p BackendPlan, usize)> {
+    forward.backends.iter().find_map(|backend| {
+        let place = routes.clusters.get(backend.cluster?).copied().flatten()?;
+        let cluster = plan.clusters.get(place)?;
+        let member = cluster.find(address)?;
+        let keeps = cluster.group.member(member)?.health != Health::Unhealthy;
+        keeps.then_some((backend, member))
+    })
 }
 
 /// Scheme, host, port and path by the rule, else the request's; a scheme's own port is left out. The query stays.

@@ -2,6 +2,8 @@
 
 use phalanx_model::Reason;
 
+use crate::header::Field;
+
 /// A stage is `fn(&Plan, &mut Checked, &mut StreamContext) -> Verdict`; plan and context belong to the proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
@@ -22,6 +24,10 @@ pub struct Reply {
     pub reason: Option<Reason>,
     /// Where to, of a redirect.
     pub location: Option<String>,
+    /// What else it says.
+    pub fields: Vec<Field>,
+    /// Of an answer to gRPC, where that of the reason doesn't do.
+    pub grpc_status: Option<u8>,
     /// Whether the connection it came by can't be trusted any further.
     pub close: bool,
 }
@@ -32,6 +38,8 @@ impl Reply {
             status: reason.http_status(),
             reason: Some(reason),
             location: None,
+            fields: Vec::new(),
+            grpc_status: None,
             close: false,
         }
     }
@@ -48,11 +56,25 @@ impl Reply {
         }
     }
 
+    /// Nothing is wrong, and these fields say all.
+    pub fn with_fields(fields: Vec<Field>) -> Self {
+        Self {
+            status: 200,
+            reason: None,
+            location: None,
+            fields,
+            grpc_status: None,
+            close: false,
+        }
+    }
+
     pub fn redirect(status: u16, location: String) -> Self {
         Self {
             status,
             reason: None,
             location: Some(location),
+            fields: Vec::new(),
+            grpc_status: None,
             close: false,
         }
     }

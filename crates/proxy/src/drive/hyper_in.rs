@@ -366,6 +366,12 @@ pub fn reply(reply: &Reply, grpc: bool, bodyless: bool, mut tally: Tally) -> Res
     {
         map.insert(header::LOCATION, location);
     }
+    for field in &reply.fields {
+        let name = HeaderName::from_bytes(field.name().as_str().as_bytes());
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(field.value().as_bytes())) {
+            map.append(name, value);
+        }
+    }
     let mut status = reply.status;
     match reply.reason {
         Some(reason) if grpc => {

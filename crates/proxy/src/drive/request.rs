@@ -106,7 +106,8 @@ async fn answer(
         context.peer = door.watch.address.map(|address| address.ip());
         match walk(&plan.plan, request, &mut context) {
             Verdict::Continue => break context,
-            Verdict::Respond(reply) => {
+            Verdict::Respond(mut reply) => {
+                filter::own(&mut reply, &context);
                 if reply.reason == Some(Reason::Unauthenticated) {
                     door.refused();
                 }
@@ -171,7 +172,8 @@ async fn answer(
     let ended = run.attempts(&mut tally).await;
     match ended {
         Ok(answer) => run.pass_on(answer, tally, bodyless),
-        Err(reply) => {
+        Err(mut reply) => {
+            filter::own(&mut reply, &context);
             tally.end_attempt();
             hyper_in::reply(&reply, grpc, bodyless, tally)
         }
@@ -265,9 +267,10 @@ impl Run<'_> {
         let mut number = 0;
         let mut now_us = self.exchange.started_us.get();
         loop {
-            let picked = self
-                .cluster
-                .pick(&tried, &mut rng, self.context.hash, now_us);
+            let keeps = |member: &usize| self.cluster.plan.group.keeps(*member, now_us / 1000);
+            let wanted = self.context.wanted.filter(|_| number == 0).filter(keeps);
+            let pick = |rng| self.cluster.pick(&tried, rng, self.context.hash, now_us);
+            let picked = wanted.map(Picked::wanted).or_else(|| pick(&mut rng));
             let Some(Picked {
                 member,
                 is_far,
@@ -283,6 +286,7 @@ impl Run<'_> {
                 core.count(Event::PickedInPanic);
             }
             tried.add(member);
+            self.context.endpoint.set(self.address(member));
             tally.attempt(member, number > 0, now_us);
             let ended = self.attempt(member, tally).await;
             drop(budget.take());
