@@ -5,7 +5,7 @@
 //! over xDS.
 //!
 //! Module order (a module imports only later ones): admin, api, observe, registry, identity, health, channel,
-//! secure, inspect, backoff.
+//! secure, inspect, why, backoff.
 
 pub mod admin;
 pub mod api;
@@ -17,3 +17,4 @@ pub mod inspect;
 pub mod observe;
 pub mod registry;
 pub mod secure;
+pub mod why;

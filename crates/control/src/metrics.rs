@@ -468,6 +468,14 @@ fn of_ca(out: &mut Exposition, ca: &Ca) {
     for ((kind, outcome), count) in ca.requests() {
         samples.sample(&[("kind", kind), ("outcome", outcome)], count);
     }
+    let family = Family::counter(
+        "phalanx_ocsp_answers_total",
+        "What OCSP said of each certificate it was asked about, or of a request that it refused.",
+    );
+    let mut samples = out.family(&family);
+    for (answer, count) in ca.ocsp_answers() {
+        samples.sample(&[("answer", answer)], count);
+    }
     gauge(
         out,
         "phalanx_ca_followers",

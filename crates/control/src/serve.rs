@@ -288,6 +288,9 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         let secure = Secure::try_new(ca.own(), Protocol::Http1).map_err(ServeError::Tls)?;
         registry.planes().prove(secure);
     }
+    if let Some(ca) = &ca {
+        registry.heed(ca);
+    }
     let loads = Loads::new(config.load_interval, published.clone());
     let discovery = Discovery::new(
         published.clone(),

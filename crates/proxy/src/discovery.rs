@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use phalanx_client::backoff::Backoff;
+use phalanx_client::why::why;
 use phalanx_proto::envoy::config::core::v3::Node;
 use phalanx_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use phalanx_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
@@ -73,6 +74,8 @@ pub struct Known {
     crowded_out: Counter,
     /// The `system_version_info` of the last response, when that is a number: the store's revision.
     revision: AtomicU64,
+    /// Why there is no stream; empty while there is one. Held for an instant.
+    trouble: Mutex<String>,
     connected: Gauge,
     connects: Counter,
     losses: Counter,
@@ -190,6 +193,7 @@ impl Default for Known {
                 "Hosts let go because too many were called.",
             ),
             revision: AtomicU64::new(0),
+            trouble: Mutex::default(),
             connected: Gauge::new(
                 "phalanx_xds_connected",
                 "Whether a discovery stream is open.",
@@ -210,6 +214,17 @@ impl Known {
         self.configuration
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why there is no stream; empty while there is one.
+    pub fn trouble(&self) -> String {
+        let trouble = self.trouble.lock();
+        trouble.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn lost(&self, why: &str) {
+        let trouble = self.trouble.lock();
+        why.clone_into(&mut trouble.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// 0 when not known.
@@ -289,9 +304,10 @@ impl Stream {
             }
             self.known.losses.add(1);
             let error = match &outcome {
-                Ok(()) => "the control plane ended it",
-                Err(error) => error.message(),
+                Ok(()) => "the control plane ended it".to_owned(),
+                Err(error) => why(error),
             };
+            self.known.lost(&error);
             if was_open {
                 info!(
                     error,
@@ -330,6 +346,7 @@ impl Stream {
             .into_inner();
         self.set_connected(true);
         self.known.connects.add(1);
+        self.known.lost("");
         info!("discovery stream open");
         loop {
             let more = tokio::select! {

@@ -185,7 +185,8 @@ async fn a_token_lets_one_sidecar_of_one_service_in_and_nobody_else() -> anyhow:
 
     // Whoever says nothing of who it is gets nothing.
     let nobody = Given::new(&plane, "battle", &app).start(&[])?;
-    nobody.says("no configuration").await?;
+    nobody.says("asks for an identity").await?;
+    assert!(nobody.process.log().contains("start with --token-file"));
     Ok(())
 }
 

@@ -8,6 +8,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use phalanx_pki::authority::{Authority, Phase};
 use phalanx_pki::clock::UnixMillis;
@@ -25,6 +26,8 @@ use super::record::{
 use super::token::PRUNED_AT_ONCE;
 use super::{Ca, CaError};
 
+/// How long after the start of a control plane its sidecars may take to be back.
+pub const SETTLE: Duration = Duration::from_secs(6);
 /// Most that a status names.
 pub const NAMED_MAX: usize = 50;
 /// Who is told as the author of a step that was taken without one.
@@ -53,6 +56,8 @@ pub struct RotationStatus {
     pub untrusting: usize,
     /// Those of them that are connected somewhere.
     pub connected: usize,
+    /// This control plane has just started: those that are not connected may be on their way.
+    pub settling: bool,
     /// Some of them, those that are connected first.
     pub waiting: Vec<Waiting>,
     /// Certificates under the old roots that are neither expired nor revoked, and when the last one ends.
@@ -111,6 +116,7 @@ impl Ca {
                 new: Vec::new(),
                 untrusting: 0,
                 connected: 0,
+                settling: false,
                 waiting: Vec::new(),
                 outstanding: 0,
                 outstanding_until: None,
@@ -153,6 +159,7 @@ impl Ca {
             new: rotation.new.clone(),
             untrusting,
             connected,
+            settling: untrusting > connected && !self.settles_in().is_zero(),
             waiting,
             outstanding: old.len(),
             outstanding_until: old.iter().map(|line| line.record.not_after).max(),
@@ -309,7 +316,8 @@ impl Ca {
     /// Step 2: the new root's intermediate signs. Peers that are connected nowhere are not waited for.
     ///
     /// # Errors
-    /// [`CaError::Untrusting`] as long as one that is connected does not trust the new root.
+    /// [`CaError::Untrusting`] as long as one that is connected does not trust the new root, [`CaError::Settling`] as long as
+    /// that is not known of all.
     pub async fn rotate_switch(&self, author: &str) -> Result<RotationStatus, CaError> {
         self.say_trusting().await?;
         let status = self.rotation();
@@ -320,8 +328,18 @@ impl Ca {
                 first: first.map(|w| w.id.to_string()).unwrap_or_default(),
             });
         }
+        self.led().await?;
+        if status.settling {
+            let again = self.settles_in();
+            return Err(CaError::Settling { again });
+        }
         self.switch(author).await?;
         Ok(self.rotation())
+    }
+
+    /// Until whoever was connected before a restart has had the time to be so again.
+    fn settles_in(&self) -> Duration {
+        self.now().until(self.0.opened.plus(SETTLE))
     }
 
     async fn switch(&self, author: &str) -> Result<(), CaError> {

@@ -100,10 +100,9 @@ impl View {
         }
         let complete = self.known.configuration().is_complete();
         (!complete).then(|| {
-            format!(
-                "no configuration from the control plane at {} yet",
-                self.control
-            )
+            let (control, trouble) = (&self.control, self.known.trouble());
+            let colon = if trouble.is_empty() { "" } else { ": " };
+            format!("no configuration from the control plane at {control} yet{colon}{trouble}")
         })
     }
 

@@ -195,6 +195,10 @@ impl Renewing {
         if !is_valid {
             return self.join(false).await;
         }
+        if self.holding.is_revoked() {
+            // Its last connection may have been made with one that is not.
+            self.control.reconnect();
+        }
         let refused = match self.renew().await {
             Err(error) if error.is_refusal() || self.rejection().is_some() => error,
             done => return done,
