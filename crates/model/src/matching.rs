@@ -1,10 +1,11 @@
 //! Which rule a request meets: a [`RouteTable`] is compiled once and then asked per request, without allocation in the
 //! common case. Paths and authorities are expected in the form that [`canonical`] gives; [`order`] says which match comes
 //! first when documents are compiled, [`peers`] which word about mutual TLS holds, [`pattern`] is the one place where
-//! regular expressions are made.
+//! regular expressions are made, [`compare`] tells people what was compared.
 
 pub mod access;
 pub mod canonical;
+pub mod compare;
 pub mod order;
 pub mod pattern;
 pub mod peers;

@@ -8,6 +8,7 @@ use clap::Args;
 use phalanx_model::identity::TrustDomain;
 use phalanx_model::resource::Probe;
 use phalanx_model::{Labels, ServiceName};
+use phalanx_proxy::config::{AccessLogConfig, LogPolicy, Sample, Target};
 use phalanx_proxy::config::{IdentityConfig, Proof, Source, TRUST_DOMAIN};
 use phalanx_proxy::{Config, serve};
 
@@ -66,7 +67,40 @@ pub struct Options {
     #[arg(long, default_value = "5s", value_parser = demo::parse_duration)]
     drain: Duration,
     #[command(flatten)]
+    log: Log,
+    #[command(flatten)]
     identity: Identity,
+}
+
+/// One line of JSON for each request that is chosen, once it is over.
+#[derive(Args)]
+#[command(next_help_heading = "Access log")]
+struct Log {
+    /// Where requests are logged, `-` for standard output; a file that was moved is opened anew, at once on SIGHUP
+    #[arg(long, value_name = "FILE|-")]
+    access_log: Option<String>,
+    /// Which part of all traces; the same traces at every hop
+    #[arg(long, value_name = "SHARE", default_value = "1%", value_parser = Sample::parse, requires = "access_log")]
+    access_log_sample: Sample,
+    /// Requests that end in an error are logged whatever the sample says
+    #[arg(long, requires = "access_log")]
+    access_log_errors: bool,
+    /// With their query, where secrets may stand
+    #[arg(long, requires = "access_log")]
+    access_log_query: bool,
+}
+
+impl Log {
+    fn config(self) -> Option<AccessLogConfig> {
+        Some(AccessLogConfig {
+            target: Target::parse(&self.access_log?),
+            policy: LogPolicy {
+                sample: self.access_log_sample,
+                errors: self.access_log_errors,
+                query: self.access_log_query,
+            },
+        })
+    }
 }
 
 /// Without any of these the sidecar speaks plain text, which only a `control --open` takes.
@@ -141,6 +175,7 @@ fn configure(options: Options) -> Result<Config, Failure> {
         ttl: options.ttl,
         unused: options.unused,
         drain: options.drain,
+        access_log: options.log.config(),
         identity,
         ..defaults
     })

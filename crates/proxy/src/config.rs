@@ -11,8 +11,10 @@ use phalanx_model::{Labels, ServiceName};
 use tokio::net::{UdpSocket, lookup_host};
 
 mod identity;
+mod log;
 
 pub use identity::{IdentityConfig, Proof, Source, TRUST_DOMAIN};
+pub use log::{AccessLogConfig, LogPolicy, Sample, Target};
 
 pub const INBOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 15006);
 pub const OUTBOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15001);
@@ -51,6 +53,8 @@ pub struct Config {
     pub ttl: Duration,
     /// How long a host is held that nobody calls any more.
     pub unused: Duration,
+    /// None: no request is logged.
+    pub access_log: Option<AccessLogConfig>,
     /// None: nothing is encrypted, and nobody knows for sure who is who.
     pub identity: Option<IdentityConfig>,
 }
@@ -74,6 +78,7 @@ impl Config {
             drain: DRAIN,
             ttl: TTL,
             unused: UNUSED,
+            access_log: None,
             identity: None,
         }
     }

@@ -33,6 +33,8 @@ pub struct StreamContext<'p> {
     pub caller: &'p Caller,
     /// This sidecar has an identity: what is asked of callers comes from the mesh, and is waited for.
     pub guarded: bool,
+    /// Nobody sent it, somebody asks what would happen: nothing may be taken from it (tokens, leases, counts).
+    pub dry: bool,
     /// What is asked of callers of the chosen port; none when that is not known.
     pub entry: Option<&'p Entry>,
     pub rng: fastrand::Rng,
@@ -75,6 +77,7 @@ impl<'p> StreamContext<'p> {
             direction,
             caller,
             guarded,
+            dry: false,
             entry: None,
             rng,
             rule: None,

@@ -41,6 +41,7 @@ use tokio::sync::{mpsc, watch};
 
 use self::accept::Service;
 use self::core::Core;
+pub(crate) use self::request::walk;
 use self::secure::Secure;
 use crate::account::{Account, Event};
 use crate::plan::Plan;

@@ -51,7 +51,8 @@ fn named(request: &mut Checked, context: &StreamContext<'_>) -> Verdict {
     Verdict::Continue
 }
 
-struct Asked<'r>(&'r Checked);
+/// A request as policies ask for it.
+pub(crate) struct Asked<'r>(pub(crate) &'r Checked);
 
 impl AccessRequest for Asked<'_> {
     fn method(&self) -> &str {

@@ -3,10 +3,11 @@
 //!
 //! Nothing here knows manifests, the store or the control plane's code.
 //!
-//! Module order (a module imports only later ones): serve, admin, report, register, health, discovery,
+//! Module order (a module imports only later ones): serve, admin, explain, tap, accesslog, report, register, health, discovery,
 //! identity, drive, listen, route, guard, filter, context, plan, desk, upstream, balance, account, config.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+pub mod accesslog;
 pub mod account;
 pub mod admin;
 pub mod balance;
@@ -15,6 +16,7 @@ pub mod context;
 pub mod desk;
 pub mod discovery;
 pub mod drive;
+pub mod explain;
 pub mod filter;
 pub mod guard;
 pub mod health;
@@ -25,6 +27,7 @@ pub mod register;
 pub mod report;
 pub mod route;
 pub mod serve;
+pub mod tap;
 pub mod upstream;
 
 pub use config::Config;

@@ -18,12 +18,14 @@ use phalanx_model::{ClusterName, Instance, InstanceId, InstancePort};
 use phalanx_pki::clock::SystemClock;
 use phalanx_pki::identity::Identity;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::sync::watch::Receiver;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
+use crate::accesslog::{AccessLog, AccessLogError};
 use crate::account::{Account, EdgeTotals};
 use crate::admin::{self, View};
 use crate::config::{Config, ConfigError};
@@ -80,6 +82,9 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
 
     // Traffic: what arrives for the application is served from now on, by what we know of ourselves.
     let account = Arc::new(Account::new(config.workers));
+    let log = config.access_log.as_ref();
+    let log = log.map(|log| AccessLog::open(log, &account)).transpose()?;
+    let log = log.map(Arc::new);
     let bootstrap = bootstrap(&config);
     let first = Plan::assemble(&Resources::default(), &bootstrap, &Plan::empty(), &account);
     let plan = Arc::new(ArcSwap::from_pointee(first));
@@ -101,7 +106,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         control.clone(),
         node.clone(),
         bootstrap,
-        plan,
+        plan.clone(),
         account.clone(),
         config.unused,
     );
@@ -146,6 +151,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         inbound,
         outbound,
         account,
+        plan,
         known: discovery.known().clone(),
         registration: register
             .as_ref()
@@ -155,6 +161,9 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         certificates: certificates.as_ref().map(identity::Running::shown),
         draining: AtomicBool::new(false),
     });
+    if let Some(log) = &log {
+        tasks.spawn(reopen(log.clone()));
+    }
     tasks.spawn(admin::serve(listener, view.clone()));
     info!(node = %view.instance.id, %inbound, %outbound, %admin, control = view.control, "sidecar started");
     Ok(Running {
@@ -167,8 +176,19 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         register,
         reporting,
         certificates,
+        log,
         tasks,
     })
+}
+
+/// On SIGHUP, as programs that rotate logs send it.
+async fn reopen(log: Arc<AccessLog>) {
+    let Ok(mut hangups) = signal(SignalKind::hangup()) else {
+        return;
+    };
+    while hangups.recv().await.is_some() {
+        log.reopen();
+    }
 }
 
 /// A sidecar at work. Dropped, it stops at once.
@@ -182,6 +202,8 @@ pub struct Running {
     register: Option<Register>,
     reporting: Reporting,
     certificates: Option<identity::Running>,
+    /// Written to its end when this is dropped.
+    log: Option<Arc<AccessLog>>,
     tasks: JoinSet<()>,
 }
 
@@ -215,6 +237,7 @@ impl Running {
             register,
             reporting,
             certificates,
+            log,
             mut tasks,
             ..
         } = self;
@@ -239,6 +262,7 @@ impl Running {
         reporting.finish().await;
         drop((discovery, checks, certificates));
         tasks.shutdown().await;
+        drop(log);
         info!("drained");
     }
 }
@@ -385,6 +409,8 @@ pub enum ServeError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    #[error(transparent)]
+    AccessLog(#[from] AccessLogError),
     #[error(transparent)]
     Channel(#[from] ChannelError),
     #[error("cannot listen on {address} for {what}: {hint} ({flag} takes another address)")]

@@ -66,7 +66,8 @@ fn host(host: &VirtualHost) -> Value {
     json!({ "name": host.name, "domains": host.domains, "rules": rules })
 }
 
-fn rule(rule: &Rule) -> Value {
+/// A rule in the words of this page.
+pub fn rule(rule: &Rule) -> Value {
     let mut out = Map::new();
     out.insert("name".into(), json!(rule.name));
     out.insert("matches".into(), matches(&rule.matches));

@@ -18,6 +18,7 @@ use super::exchange::{Exchange, Expiry};
 use super::headers::fields;
 use super::hyper_out::Upstream;
 use super::tally::Tally;
+use crate::account::Flow;
 use crate::upstream::Replay;
 
 /// Why a body breaks off. hyper only needs to hear that it does.
@@ -42,6 +43,7 @@ pub struct RequestBody {
     broken: Cell<bool>,
     /// The attempt that may read. HTTP/2 lets go of a body some time after its stream was given up.
     reader: Cell<u32>,
+    flow: Option<Rc<Flow>>,
 }
 
 impl RequestBody {
@@ -52,6 +54,7 @@ impl RequestBody {
         exchange: Rc<Exchange>,
         http2: bool,
         replay_bytes: usize,
+        flow: Option<Rc<Flow>>,
     ) -> Rc<Self> {
         Rc::new(Self {
             incoming: RefCell::new(incoming),
@@ -62,6 +65,7 @@ impl RequestBody {
             http2,
             broken: Cell::new(false),
             reader: Cell::new(0),
+            flow,
         })
     }
 
@@ -127,6 +131,9 @@ impl RequestBody {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(chunk) => {
                     self.exchange.request_moved(chunk.len());
+                    if let Some(flow) = &self.flow {
+                        flow.request(&chunk);
+                    }
                     self.replay.borrow_mut().keep(&chunk);
                     *place += 1;
                     if self.incoming.borrow().is_end_stream() {
@@ -258,6 +265,7 @@ impl Streamed {
             }
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(chunk) => {
+                    self.tally.sent(&chunk);
                     let ended = self.upstream.as_ref().is_some_and(Upstream::is_end_stream);
                     if ended {
                         self.finish();

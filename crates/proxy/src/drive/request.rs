@@ -81,6 +81,7 @@ async fn answer(
         Err((refusal, workspace)) => {
             core.put_workspace(workspace);
             core.count(Event::Refused);
+            tally.refused(parts.method.as_str());
             exchange.begin(now_us, false);
             return hyper_in::reply(
                 &refusal.reply(),
@@ -94,7 +95,7 @@ async fn answer(
         return hyper_in::reply(&own_fault(), false, false, tally);
     };
     let (grpc, bodyless) = (request.is_grpc(), request.method() == Method::Head);
-    tally.is_grpc(grpc);
+    tally.came(request);
     exchange.begin(
         now_us,
         !request.framing().is_empty() && !hyper::body::Body::is_end_stream(&incoming),
@@ -104,7 +105,11 @@ async fn answer(
         let guarded = core.secure.is_some();
         let mut context = StreamContext::new(door.direction, &door.caller, guarded, core.random());
         context.peer = door.watch.address.map(|address| address.ip());
-        match walk(&plan.plan, request, &mut context) {
+        let verdict = walk(&plan.plan, request, &mut context);
+        if verdict != Verdict::Park {
+            tally.routed(request, &context);
+        }
+        match verdict {
             Verdict::Continue => break context,
             Verdict::Respond(mut reply) => {
                 filter::own(&mut reply, &context);
@@ -156,6 +161,7 @@ async fn answer(
             exchange.clone(),
             door.is_http2(),
             core.limits.replay_bytes,
+            tally.flow(),
         )
     });
     let mut run = Run {
@@ -180,7 +186,12 @@ async fn answer(
     }
 }
 
-fn walk<'p>(plan: &'p Plan, request: &mut Checked, context: &mut StreamContext<'p>) -> Verdict {
+/// Also what `explain` goes through.
+pub(crate) fn walk<'p>(
+    plan: &'p Plan,
+    request: &mut Checked,
+    context: &mut StreamContext<'p>,
+) -> Verdict {
     for stage in STAGES {
         match stage(plan, request, context) {
             Verdict::Continue => {}

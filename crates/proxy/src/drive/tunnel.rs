@@ -16,7 +16,7 @@ use super::core::Core;
 use super::hyper_out::H1;
 use super::stream::{Stream, TlsIo};
 use super::tally::Tally;
-use crate::account::Event;
+use crate::account::{Event, Flow as Counted};
 
 /// A WebSocket between its 101 and its end.
 pub struct Upgraded {
@@ -38,7 +38,14 @@ impl Upgraded {
     pub async fn run(mut self, downstream: Stream, early: Bytes) {
         let (upstream, answered_early, _slot) = self.upstream.into_tunnel().await;
         let (downstream, upstream) = (End::new(downstream), End::new(upstream));
+        let seen = self.tally.flow();
         let mut tunnel = Tunnel::new(&downstream, &upstream);
+        if let Some(seen) = seen.as_deref() {
+            seen.request(&early);
+            seen.response(&answered_early);
+            tunnel.up.seen = Some((seen, Counted::request));
+            tunnel.down.seen = Some((seen, Counted::response));
+        }
         tunnel.up.pending = early;
         tunnel.down.pending = answered_early;
         let ended = tunnel
@@ -149,6 +156,8 @@ struct Flow<'s> {
     read_end: bool,
     closed: bool,
     moved: u64,
+    /// Where what is read is counted by messages, and in which direction.
+    seen: Option<(&'s Counted, fn(&Counted, &[u8]))>,
 }
 
 impl<'s> Tunnel<'s> {
@@ -160,6 +169,7 @@ impl<'s> Tunnel<'s> {
             read_end: false,
             closed: false,
             moved: 0,
+            seen: None,
         };
         Self {
             up: flow(downstream, upstream),
@@ -244,6 +254,9 @@ impl Flow<'_> {
             return Poll::Ready(Ok(()));
         }
         let chunk = scratch.get(..read).unwrap_or_default();
+        if let Some((seen, count)) = self.seen {
+            count(seen, chunk);
+        }
         let written = match self.to.poll_write(cx, chunk) {
             Poll::Ready(written) => written?,
             Poll::Pending => 0,

@@ -30,6 +30,8 @@ pub struct Table {
 
 /// What follows a match.
 pub struct RulePlan {
+    /// As the table names it; empty for what leads to the own application.
+    pub name: Box<str>,
     pub request: Edits,
     pub response: Edits,
     pub action: ActionPlan,
@@ -196,6 +198,7 @@ impl Clusters {
 impl RulePlan {
     fn compile(rule: &Rule, clusters: &mut Clusters) -> Result<Self, TableError> {
         Ok(Self {
+            name: rule.name.as_str().into(),
             request: Edits::compile(&rule.request_headers)?,
             response: Edits::compile(&rule.response_headers)?,
             action: match &rule.action {
@@ -227,6 +230,7 @@ impl RulePlan {
             cors: None,
         };
         Self {
+            name: Box::default(),
             request: Edits::default(),
             response: Edits::default(),
             action: ActionPlan::Forward(forward),
