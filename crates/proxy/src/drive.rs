@@ -16,6 +16,7 @@ mod hyper_in;
 mod hyper_out;
 mod request;
 mod secure;
+mod shut;
 mod socket;
 mod stream;
 mod tally;

@@ -32,12 +32,14 @@ use super::exchange::Exchange;
 use super::headers;
 use super::hyper_out::{MIN_BUF, STREAM_WINDOW, connection_window};
 use super::request;
+use super::shut;
 use super::socket::{Phase, Socket, Watch};
 use super::stream::Stream as Connection;
 use super::tally::Tally;
 use super::tunnel::Upgraded;
 use crate::account::{Event, TlsRefused};
 use crate::context::Caller;
+use crate::guard::Lasting;
 use crate::plan::cluster::Edges;
 
 /// What the requests of one downstream connection share.
@@ -52,6 +54,8 @@ pub struct Door {
     spare: RefCell<Option<Rc<Exchange>>>,
     /// Set by a request that was answered with 101.
     pub upgraded: RefCell<Option<Upgraded>>,
+    /// What let that in.
+    pub lasting: RefCell<Option<Lasting>>,
     /// The HTTP/2 stream that hyper is about to spawn.
     stream: RefCell<Option<Rc<Exchange>>>,
     http2: Cell<bool>,
@@ -72,6 +76,7 @@ impl Door {
             edges: RefCell::default(),
             spare: RefCell::default(),
             upgraded: RefCell::default(),
+            lasting: RefCell::default(),
             stream: RefCell::default(),
             http2: Cell::new(false),
         })
@@ -185,9 +190,9 @@ pub async fn serve_http1(door: &Rc<Door>, stream: Connection) {
     let upgraded = door.upgraded.borrow_mut().take();
     if let (true, Some(upgraded)) = (ended, upgraded) {
         let parts = connection.into_parts();
-        upgraded
-            .run(parts.io.into_inner().into_stream(), parts.read_buf)
-            .await;
+        let running = upgraded.run(parts.io.into_inner().into_stream(), parts.read_buf);
+        let lasting = door.lasting.borrow_mut().take();
+        shut::while_allowed(core, lasting, running).await;
     }
 }
 

@@ -30,6 +30,7 @@ use super::tunnel::Upgraded;
 use crate::account::Event;
 use crate::balance::{Picked, Tried};
 use crate::context::StreamContext;
+use crate::guard::Lasting;
 use crate::plan::table::ForwardPlan;
 use crate::plan::{Alpn, Outbound, Plan};
 use crate::upstream::retry::retries_allowed;
@@ -550,6 +551,9 @@ impl Run<'_> {
             (101, Upstream::H1 { lease, .. }) => {
                 let upgraded = Upgraded::new(core, lease.connection, tally);
                 *self.door.upgraded.borrow_mut() = Some(upgraded);
+                let port = self.cluster.plan.name.port;
+                let lasting = Lasting::of(port, self.request, self.context);
+                *self.door.lasting.borrow_mut() = lasting;
                 DownBody::Empty(None)
             }
             (_, upstream) => DownBody::stream(upstream, self.exchange.clone(), tally),
