@@ -143,8 +143,19 @@ ports: [{{name: http, port: {}}}]
     text
 }
 
+/// On a host of its own, so that a port that was given up is nobody else's before it is asked or taken again.
 async fn listen() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    static HOSTS: AtomicU64 = AtomicU64::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let host = [
+        127,
+        1 + high % 31,
+        low,
+        HOSTS.fetch_add(1, Ordering::Relaxed) as u8,
+    ];
+    let listener = TcpListener::bind((std::net::Ipv4Addr::from(host), 0))
+        .await
+        .unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
 }
