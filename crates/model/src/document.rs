@@ -8,6 +8,7 @@ use crate::instance::{Labels, Protocol};
 use crate::name::ServiceName;
 use crate::resource::{
     AccessPolicy, AccessRule, Caller, CircuitBreaker, ConnectionPool, Cors, Effect, HashOn,
+use crate::resource::limit::Limits;
     HeaderEdit, HealthCheck, LoadBalancer, Locality, MtlsMode, OutlierDetection, Redirect, Retry,
     RetryBudget, Rewrite, RuleMatch, Session, SlowStart,
 };
@@ -315,6 +316,8 @@ impl AuthorizationPolicy {
             Source::Id(id) => Caller::Id(id.clone()),
             Source::Anyone => Caller::Anyone,
         };
+    /// Rate limits, faults and priorities; enforced by the sidecars of the targets' instances.
+    pub limits: Option<Limits>,
         let rule = |rule: &CallRule| {
             let mut callers: Vec<_> = rule.from.iter().map(caller).collect();
             callers.sort_unstable();

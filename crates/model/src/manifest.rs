@@ -1,7 +1,7 @@
 //! Manifests: YAML (or JSON, which is YAML) becomes checked documents, all problems told at once, each with its place.
 //! Text goes in by [`parse`]; nothing here opens files or knows what other documents exist (control's admission does).
 //!
-//! Module order: access, peer, backend, route, session, filter, cors, service, value, cursor, json, place, tree, report.
+//! Module order: access, peer, backend, limit, stream, route, gateway, session, filter, cors, service, value, cursor, json, place, tree, report.
 
 mod access;
 mod backend;
@@ -10,6 +10,7 @@ mod cursor;
 mod filter;
 mod json;
 mod peer;
+mod limit;
 mod place;
 mod report;
 mod route;

@@ -3,6 +3,8 @@
 //! Each type has one Envoy v3 counterpart; room `xds` converts both ways, so a stock Envoy, a proxyless client and our
 //! sidecar get the same. Only what all of them can honour, plus what our sidecar adds, stands here.
 
+pub mod gateway;
+pub mod limit;
 pub mod route;
 
 use std::collections::BTreeMap;
@@ -40,6 +42,8 @@ pub enum ListenerProtocol {
         trust_domain: TrustDomain,
         rules: Inbound,
     },
+    /// What comes from outside the mesh.
+    Gateway(self::gateway::GatewayPort),
 }
 
 /// The routes of one listener. A host is chosen by authority, then the first rule that matches.
@@ -548,6 +552,8 @@ pub struct Inbound {
 pub struct InboundRule {
     pub mode: MtlsMode,
     pub access: Access,
+    /// By policy, each with something to say.
+    pub limits: Vec<limit::Limits>,
 }
 
 /// Whether callers have to show who they are (PeerAuthentication).

@@ -336,6 +336,11 @@ pub mod phalanx {
             include!("generated/phalanx.identity.v1.rs");
         }
     }
+    pub mod limits {
+        pub mod v1 {
+            include!("generated/phalanx.limits.v1.rs");
+        }
+    }
     pub mod observe {
         pub mod v1 {
             include!("generated/phalanx.observe.v1.rs");

@@ -55,7 +55,7 @@ fn main() -> Result<(), Error> {
     let battle = Workload::parse(&domain, "default", "battle", None)?;
 
     let mut resources = Resources {
-        inbound: Some(Arc::new(Entries::compile(&Inbound::default())?)),
+        inbound: Some(Arc::new(Entries::compile(&Inbound::default(), None)?)),
         ..Resources::default()
     };
     let app = AppPort {

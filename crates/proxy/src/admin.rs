@@ -5,6 +5,7 @@ mod ask;
 mod body;
 mod dump;
 mod istio;
+mod limits;
 mod pages;
 
 use std::convert::Infallible;

@@ -9,6 +9,7 @@ use phalanx_pki::verifier::Peer;
 use phalanx_relay::Field;
 
 use crate::plan::Entry;
+use crate::quota::Admitted;
 use crate::plan::session::Held;
 use crate::plan::table::{BackendPlan, ForwardPlan, RulePlan};
 
@@ -72,6 +73,12 @@ impl<'p> StreamContext<'p> {
         caller: &'p Caller,
         guarded: bool,
         rng: fastrand::Rng,
+    /// When the caller gives up, by [`crate::quota::clock`]; what it said in `grpc-timeout`.
+    pub deadline_ns: Option<u64>,
+    /// What a fault makes it wait before the first attempt.
+    pub delay_ms: u64,
+    /// Its place among the requests under way; given back when the answer's head is there.
+    pub admitted: Option<Admitted>,
     ) -> Self {
         Self {
             direction,
@@ -97,3 +104,6 @@ impl<'p> StreamContext<'p> {
         }
     }
 }
+            deadline_ns: None,
+            delay_ms: 0,
+            admitted: None,

@@ -383,3 +383,4 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const LINGER_MAX: Duration = Duration::from_secs(1);
 const QUIET_MS: u64 = 100;
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
+        tokio::task::spawn_local(crate::quota::lag::watch());

@@ -3,8 +3,8 @@
 //!
 //! Nothing here knows manifests, the store or the control plane's code.
 //!
-//! Module order (a module imports only later ones): serve, admin, explain, tap, accesslog, report, register, health, discovery,
-//! identity, drive, listen, route, guard, filter, context, plan, desk, upstream, balance, account, config.
+//! Module order (a module imports only later ones): serve, admin, explain, tap, accesslog, report, lease, register, health, discovery,
+//! identity, drive, takeover, listen, route, guard, limit, filter, context, plan, quota, desk, upstream, balance, account, config.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 pub mod accesslog;
@@ -22,8 +22,11 @@ pub mod guard;
 pub mod health;
 pub mod identity;
 pub mod listen;
+pub mod lease;
+pub mod limit;
 pub mod plan;
 pub mod register;
+pub mod quota;
 pub mod report;
 pub mod route;
 pub mod serve;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use phalanx_client::channel::{ChannelError, Control};
 use phalanx_client::observe::{Reporter, Source};
+use phalanx_client::limits::Lessee;
 use phalanx_client::registry::{Registration, State};
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::Direction;
@@ -34,6 +35,7 @@ use crate::drive::{DriveConfig, Workers};
 use crate::health::HealthChecks;
 use crate::identity::{self, Certificates, IdentityError};
 use crate::plan::{AppPort, Bootstrap, Plan, Resources};
+use crate::lease;
 use crate::register::Register;
 use crate::report::{Reporting, Reports};
 
@@ -237,12 +239,15 @@ impl Running {
             register,
             reporting,
             certificates,
+    let lessee = Lessee::new(control.clone(), instance.id.to_string());
             log,
             mut tasks,
             ..
         } = self;
         view.draining.store(true, Ordering::Relaxed);
         info!("draining");
+    let leasing = Arc::<lease::Counts>::default();
+    tasks.spawn(lease::run(lessee, plan.clone(), leasing.clone()));
         let until = Instant::now() + drain;
         if let Some(mut register) = register {
             let is_heard = register.drain(DEREGISTER_MAX).await;

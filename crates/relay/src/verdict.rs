@@ -20,7 +20,7 @@ pub enum Verdict {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     pub status: u16,
-    /// Why; none only for a redirect.
+    /// Why; none for a redirect, or what a route answers by itself.
     pub reason: Option<Reason>,
     /// Where to, of a redirect.
     pub location: Option<String>,
@@ -47,6 +47,14 @@ impl Reply {
     /// The same reason under another status.
     pub fn with_status(self, status: u16) -> Self {
         Self { status, ..self }
+    }
+
+    /// The same reason under another code of gRPC.
+    pub fn with_grpc_status(self, code: u8) -> Self {
+        Self {
+            grpc_status: Some(code),
+            ..self
+        }
     }
 
     pub fn and_close(self) -> Self {

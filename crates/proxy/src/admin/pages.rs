@@ -17,10 +17,12 @@ use serde_json::{Value, json};
 
 use super::dump;
 use super::istio::{self, Own};
+use super::limits;
 use crate::account::{Account, EdgeTotals, SecuredConnection};
 use crate::discovery::{Held, Known, Refused};
 use crate::health::Checks;
 use crate::identity::Shown;
+use crate::lease;
 use crate::plan::Plan;
 use crate::report::Reports;
 
@@ -38,6 +40,7 @@ pub struct View {
     pub registration: Option<Arc<Registration>>,
     pub reports: Arc<Reports>,
     pub checks: Arc<Checks>,
+    pub leasing: Arc<lease::Counts>,
     /// None in plain text.
     pub certificates: Option<Shown>,
     /// Set once, when the process is told to end.
@@ -152,6 +155,8 @@ impl View {
         self.reports.write(&mut out);
         self.account.lookout().write(&mut out);
         self.checks.write(&mut out);
+        limits::write(&mut out, &self.plan.load());
+        self.leasing.write(&mut out);
         if let Some(certificates) = &self.certificates {
             certificates.metrics(&mut out);
         }

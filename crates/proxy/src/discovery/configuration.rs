@@ -149,7 +149,7 @@ impl Configuration {
         match &resource {
             Resource::Listener(listener) => {
                 if let ListenerProtocol::Inbound { rules, .. } = &listener.protocol {
-                    resources.inbound = Some(Arc::new(Entries::compile(rules)?));
+                    resources.inbound = Some(Arc::new(Entries::compile(rules, resources.inbound.as_deref())?));
                 }
                 let listeners = &mut resources.listeners;
                 listeners.insert(name.to_owned(), listener.clone());

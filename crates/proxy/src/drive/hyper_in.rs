@@ -381,19 +381,20 @@ pub fn reply(reply: &Reply, grpc: bool, bodyless: bool, mut tally: Tally) -> Res
     match reply.reason {
         Some(reason) if grpc => {
             status = 200;
+            let code = reply.grpc_status.unwrap_or(reason.grpc_status());
             map.insert(
                 header::CONTENT_TYPE,
                 HeaderValue::from_static("application/grpc"),
             );
             map.insert(
                 HeaderName::from_static("grpc-status"),
-                HeaderValue::from(u16::from(reason.grpc_status())),
+                HeaderValue::from(u16::from(code)),
             );
             map.insert(
                 HeaderName::from_static("grpc-message"),
                 HeaderValue::from_static(reason.as_str()),
             );
-            tally.answer(status, Some(reason.grpc_status()), Some(reason));
+            tally.answer(status, Some(code), Some(reason));
         }
         _ => tally.answer(status, None, reply.reason),
     }

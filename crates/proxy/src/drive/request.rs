@@ -35,12 +35,18 @@ use crate::plan::table::ForwardPlan;
 use crate::plan::{Alpn, Outbound, Plan};
 use crate::upstream::retry::retries_allowed;
 use crate::upstream::{Fault, Heard, Lease, Permit, Share};
-use crate::{filter, guard, listen, route};
+use crate::{filter, guard, limit, listen, route};
 
 type Stage = for<'p> fn(&'p Plan, &mut Checked, &mut StreamContext<'p>) -> Verdict;
 
 /// Every request passes them in this order.
-const STAGES: [Stage; 4] = [listen::admit, route::choose, guard::admit, filter::request];
+const STAGES: [Stage; 5] = [
+    listen::admit,
+    route::choose,
+    guard::admit,
+    limit::admit,
+    filter::request,
+];
 
 /// The answer to one request. Nothing that is large is handed from one future to another: each would keep a copy.
 pub fn serve(
@@ -154,6 +160,10 @@ async fn answer(
         None if forward.default_timeout && !streaming => (core.deadlines.route, true),
         None => (0, false),
     };
+    let (allowed, head_only) = match limit::left_ms(&context) {
+        Some(left) if head_only || allowed == 0 || left < allowed => (left, false),
+        _ => (allowed, head_only),
+    };
     exchange.allow(streaming, allowed, head_only);
     let body = (!exchange.is_request_done()).then(|| {
         RequestBody::new(
@@ -176,7 +186,10 @@ async fn answer(
         body,
         answered_us: now_us,
     };
-    let ended = run.attempts(&mut tally).await;
+    let ended = match run.pause(context.delay_ms).await {
+        true => run.attempts(&mut tally).await,
+        false => Err(Reply::of(Reason::Timeout)),
+    };
     match ended {
         Ok(answer) => run.pass_on(answer, tally, bodyless),
         Err(mut reply) => {
@@ -240,7 +253,7 @@ struct Run<'r> {
     exchange: &'r Rc<Exchange>,
     cluster: &'r Rc<Cluster>,
     forward: &'r ForwardPlan,
-    request: &'r Checked,
+    request: &'r mut Checked,
     context: &'r StreamContext<'r>,
     /// hyper's own parts, whose memory the first attempt takes.
     original: &'r mut Option<Parts>,
@@ -275,6 +288,7 @@ impl Run<'_> {
         let mut tried = Tried::default();
         let mut rng = core.random();
         let idempotent = self.request.method().is_idempotent();
+            limit::carry(self.request, self.context)?;
         let mut budget: Option<Permit<Holder>> = None;
         let mut number = 0;
         let mut now_us = self.exchange.started_us.get();

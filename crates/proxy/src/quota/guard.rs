@@ -88,6 +88,10 @@ impl Guard {
         self.0.is_empty()
     }
 
+    pub fn standings(&self) -> impl Iterator<Item = &Arc<Standing>> {
+        self.0.iter()
+    }
+
     /// # Errors
     /// The answer to a request that does not pass.
     pub fn admit(&self, request: &Checked, mut asker: Asker<'_>) -> Result<Passed, Reply> {

@@ -114,7 +114,12 @@ impl Leases {
         if self.silent.load(Ordering::Relaxed) {
             return !self.limit.closed && slot.alone.take(self.pace, now_ns);
         }
-        if slot.debt.fetch_add(1, Ordering::Relaxed) < self.credit() {
+        // Where there was nothing a moment ago, others will ask too.
+        let credit = match slot.dry.load(Ordering::Relaxed) {
+            true => 1,
+            false => self.credit(),
+        };
+        if slot.debt.fetch_add(1, Ordering::Relaxed) < credit {
             return true;
         }
         slot.debt.fetch_sub(1, Ordering::Relaxed);
@@ -218,16 +223,17 @@ impl Leases {
         if slot.key.load(Ordering::Relaxed) != ask.key || ask.returned > 0 {
             return;
         }
-        let holds = match grant.dry_ns {
-            0 => LEASE,
-            dry => dry,
-        };
         if grant.tokens > 0 {
             slot.tokens.fetch_max(0, Ordering::Relaxed);
             slot.tokens
                 .fetch_add(i64::from(grant.tokens), Ordering::Relaxed);
             held.insert(ask.slot);
         }
+        let leased = slot.tokens.load(Ordering::Relaxed) > 0;
+        let holds = match grant.dry_ns {
+            dry if leased || dry == 0 => dry.max(LEASE),
+            dry => dry,
+        };
         slot.dry.store(grant.dry_ns > 0, Ordering::Relaxed);
         slot.holds_until_ns
             .store(now_ns.saturating_add(holds), Ordering::Release);

@@ -187,7 +187,7 @@ impl Setup {
             .tables
             .insert("outbound".into(), Arc::new(compile_table(&table).unwrap()));
         let inbound = self.inbound.as_ref();
-        resources.inbound = inbound.map(|rules| Arc::new(Entries::compile(rules).unwrap()));
+        resources.inbound = inbound.map(|rules| Arc::new(Entries::compile(rules, None).unwrap()));
         resources
     }
 

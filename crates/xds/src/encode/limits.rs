@@ -10,10 +10,12 @@ use phalanx_model::resource::limit::{
 };
 use phalanx_model::resource::{HeaderMatch, ValueMatch};
 use phalanx_proto::envoy::config::core::v3 as core_v3;
+use phalanx_proto::envoy::config::ratelimit::v3 as ratelimit_v3;
 use phalanx_proto::envoy::config::route::v3 as route_v3;
 use phalanx_proto::envoy::extensions::filters::common::fault::v3 as common_v3;
 use phalanx_proto::envoy::extensions::filters::http::fault::v3 as fault_v3;
 use phalanx_proto::envoy::extensions::filters::http::local_ratelimit::v3 as local_v3;
+use phalanx_proto::envoy::extensions::filters::http::ratelimit::v3 as asking_v3;
 use phalanx_proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm_v3;
 use phalanx_proto::envoy::r#type::matcher::v3 as matcher_v3;
 use phalanx_proto::envoy::r#type::v3 as type_v3;
@@ -158,12 +160,18 @@ fn boolean(value: bool) -> Value {
     }
 }
 
-/// In the order in which our sidecar goes through them. Global limits and shedding are no part of it.
-pub(crate) fn filters(limits: &[Limits]) -> Vec<hcm_v3::HttpFilter> {
+/// In the order in which our sidecar goes through them. `asking`: also those by which Envoy asks about global limits, by
+/// request; a key that it can't make of a request is left out, and shedding is no filter of its.
+pub(crate) fn filters(limits: &[Limits], asking: bool) -> Vec<hcm_v3::HttpFilter> {
     let local = limits.iter().filter_map(|limits| {
         let rate = limits.local.as_ref()?;
         let name = format!("phalanx.limit/{}", limits.policy);
         Some(filter(name, &local(&limits.policy, rate)))
+    });
+    let asked = limits.iter().filter(|_| asking).filter_map(|limits| {
+        let limit = limits.global.as_ref()?;
+        let name = format!("phalanx.global/{}", limits.policy);
+        Some(filter(name, &question(&limits.policy, limit)?))
     });
     let faults = limits.iter().flat_map(|limits| {
         let faults = limits.faults.iter().enumerate();
@@ -172,7 +180,7 @@ pub(crate) fn filters(limits: &[Limits]) -> Vec<hcm_v3::HttpFilter> {
             filter(name, &injected(one))
         })
     });
-    local.chain(faults).collect()
+    local.chain(asked).chain(faults).collect()
 }
 
 fn filter<M: Name>(name: String, config: &M) -> hcm_v3::HttpFilter {
@@ -207,6 +215,53 @@ fn local(policy: &str, rate: &Rate) -> local_v3::LocalRateLimit {
         ..Default::default()
     }
 }
+
+/// None where Envoy has no such key.
+fn question(policy: &str, limit: &GlobalLimit) -> Option<asking_v3::RateLimit> {
+    use core_v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
+    use route_v3::rate_limit::action::{ActionSpecifier, GenericKey, RequestHeaders};
+    let action = match &limit.by {
+        LimitKey::All => ActionSpecifier::GenericKey(GenericKey {
+            descriptor_value: "all".to_owned(),
+            ..Default::default()
+        }),
+        LimitKey::Header(name) => ActionSpecifier::RequestHeaders(RequestHeaders {
+            header_name: name.clone(),
+            descriptor_key: "value".to_owned(),
+            ..Default::default()
+        }),
+        LimitKey::Caller => return None,
+    };
+    let service = core_v3::GrpcService {
+        target_specifier: Some(TargetSpecifier::EnvoyGrpc(EnvoyGrpc {
+            cluster_name: CONTROL.to_owned(),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    let of_route = route_v3::RateLimit {
+        actions: vec![route_v3::rate_limit::Action {
+            action_specifier: Some(action),
+        }],
+        ..Default::default()
+    };
+    Some(asking_v3::RateLimit {
+        domain: policy.to_owned(),
+        timeout: Some(duration(ANSWER)),
+        failure_mode_deny: limit.closed,
+        rate_limited_as_resource_exhausted: true,
+        rate_limit_service: Some(ratelimit_v3::RateLimitServiceConfig {
+            grpc_service: Some(service),
+            transport_api_version: core_v3::ApiVersion::V3.into(),
+        }),
+        rate_limits: vec![of_route],
+        ..Default::default()
+    })
+}
+
+/// The control plane's cluster in an Envoy's bootstrap, as `docs/envoy.md` has it.
+const CONTROL: &str = "xds";
+const ANSWER: Duration = Duration::from_millis(500);
 
 fn injected(fault: &Fault) -> fault_v3::HttpFault {
     use common_v3::fault_delay::FaultDelaySecifier;

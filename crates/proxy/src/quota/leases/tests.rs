@@ -47,7 +47,8 @@ fn refusal_holds_until_a_token_can_be_there() {
     };
     leases.grant(&asks[0], dry, SECOND, &mut held);
     assert_eq!(taken(&leases, 0, 10, SECOND + 69 * MILLISECOND), 0);
-    assert_eq!(taken(&leases, 0, 10, SECOND + 70 * MILLISECOND), 5);
+    // One, to ask about: there may be many who would.
+    assert_eq!(taken(&leases, 0, 10, SECOND + 70 * MILLISECOND), 1);
 }
 
 #[test]
