@@ -193,7 +193,7 @@ async fn a_token_lets_one_sidecar_of_one_service_in_and_nobody_else() -> anyhow:
 #[tokio::test]
 async fn certificates_of_seconds_are_renewed_and_an_outage_ends_by_a_new_token()
 -> anyhow::Result<()> {
-    let mut plane = Guarded::start_with(&["--leaf-ttl", "6s"]).await?;
+    let mut plane = Guarded::start_with(&["--leaf-ttl", "10s"]).await?;
     let app = App::start(&plane)?;
     let (battle, kept) = (
         token(&plane, "battle", "battle.token")?,
@@ -205,7 +205,7 @@ async fn certificates_of_seconds_are_renewed_and_an_outage_ends_by_a_new_token()
         "--identity-dir",
         text(&kept),
         "--renew-before",
-        "4s",
+        "8s",
         "--cert-check",
         "100ms",
     ];
@@ -377,7 +377,7 @@ async fn replace_the_root(
         let token = token(&plane, service, service)?;
         let kept = plane.folder().join(format!("{service}-identity"));
         let options = ["--token-file", text(&token), "--identity-dir", text(&kept)];
-        let intervals = ["--renew-before", "4s", "--cert-check", "100ms"];
+        let intervals = ["--renew-before", "8s", "--cert-check", "100ms"];
         let given = Given::new(&plane, service, &app);
         sidecars.push(given.start(&[&options[..], &intervals].concat())?);
     }
@@ -431,7 +431,7 @@ async fn no_call_fails_while_the_root_is_replaced_under_certificates_of_seconds(
             .is_some_and(|roots| roots.len() == 1)
             && before["roots"][0]["sha256"] != now["roots"][0]["sha256"]
     };
-    replace_the_root("6s", only_the_new).await
+    replace_the_root("10s", only_the_new).await
 }
 
 #[tokio::test]
