@@ -8,6 +8,7 @@ mod backend;
 mod cors;
 mod cursor;
 mod filter;
+mod gateway;
 mod json;
 mod peer;
 mod limit;
@@ -16,6 +17,7 @@ mod report;
 mod route;
 mod service;
 mod session;
+mod stream;
 mod tree;
 mod value;
 
@@ -168,6 +170,10 @@ fn document(at: &At<'_>, default_namespace: &str) -> Option<Document> {
     match kind {
         Kind::Service => service::service(&spec, meta).map(Document::Service),
         Kind::HttpRoute | Kind::GrpcRoute => route::route(&spec, meta, kind).map(Document::Route),
+        Kind::Gateway => gateway::gateway(&spec, meta).map(Document::Gateway),
+        Kind::TlsRoute | Kind::TcpRoute => {
+            stream::route(&spec, meta, kind).map(Document::StreamRoute)
+        }
         Kind::BackendPolicy => backend::policy(&spec, meta).map(Document::BackendPolicy),
         Kind::AuthorizationPolicy => access::policy(&spec, meta).map(Document::AuthorizationPolicy),
         Kind::PeerAuthentication => peer::policy(&spec, meta).map(Document::PeerAuthentication),
@@ -176,11 +182,8 @@ fn document(at: &At<'_>, default_namespace: &str) -> Option<Document> {
 }
 
 fn kind(fields: &mut Fields<'_>) -> Option<Kind> {
-    const LATER: [&str; 10] = [
-        "TCPRoute",
+    const LATER: [&str; 7] = [
         "UDPRoute",
-        "TLSRoute",
-        "Gateway",
         "ColourPolicy",
         "Rollout",
         "Telemetry",
@@ -195,7 +198,7 @@ fn kind(fields: &mut Fields<'_>) -> Option<Kind> {
     let version = fields.need("apiVersion");
     let kind = kind?;
     let (version, expected) = (version?, kind.api_version());
-    if version.text()? != expected {
+    if version.text()? != expected && !kind.api_versions_before().contains(&version.text()?) {
         version.refuse_with::<()>(
             format!(
                 "{} is no apiVersion of {}",
@@ -217,7 +220,7 @@ fn metadata(at: &At<'_>, kind: Kind, default_namespace: &str) -> Option<Meta> {
         "deletionGracePeriodSeconds",
     ]);
     let name = fields.need("name").and_then(|at| {
-        if kind == Kind::Service {
+        if matches!(kind, Kind::Service | Kind::Gateway) {
             at.dns_label()
         } else {
             at.dns_name()

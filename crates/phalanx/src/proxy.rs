@@ -1,6 +1,6 @@
 //! `proxy`: the sidecar of one application.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use phalanx_model::identity::TrustDomain;
 use phalanx_model::resource::Probe;
 use phalanx_model::{Labels, ServiceName};
 use phalanx_proxy::config::{AccessLogConfig, LogPolicy, Sample, Target};
-use phalanx_proxy::config::{IdentityConfig, Proof, Source, TRUST_DOMAIN};
+use phalanx_proxy::config::{GatewayConfig, IdentityConfig, Proof, Source, TRUST_DOMAIN};
 use phalanx_proxy::{Config, serve};
 
 use crate::exit::{Failure, Outcome};
@@ -18,12 +18,12 @@ use crate::{demo, signal};
 #[derive(Args)]
 pub struct Options {
     /// Service the application belongs to
-    #[arg(long, value_name = "NAME")]
-    service: String,
+    #[arg(long, value_name = "NAME", required_unless_present = "gateway")]
+    service: Option<String>,
     #[arg(short, long, default_value = "default")]
     namespace: String,
     /// Where the application listens; with a name when it has several ports
-    #[arg(long, required = true, value_name = "[NAME=]HOST:PORT", value_parser = parse_app)]
+    #[arg(long, required_unless_present = "gateway", value_name = "[NAME=]HOST:PORT", value_parser = parse_app)]
     app: Vec<(String, SocketAddr)>,
     /// Labels of the instance, such as version=v1,zone=az1
     #[arg(long, value_delimiter = ',', value_name = "KEY=VALUE", value_parser = parse_label)]
@@ -69,7 +69,24 @@ pub struct Options {
     #[command(flatten)]
     log: Log,
     #[command(flatten)]
+    edge: Edge,
+    #[command(flatten)]
     identity: Identity,
+}
+
+/// At the edge there is no application: what comes from outside goes to the mesh as the Gateway and its routes say.
+#[derive(Args)]
+#[command(next_help_heading = "Gateway")]
+struct Edge {
+    /// Run this Gateway instead of standing beside an application; its identity is that of a service of the same name
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["service", "app", "tcp", "ready", "inbound", "outbound", "advertise"])]
+    gateway: Option<String>,
+    /// Where to listen, whatever the Gateway's addresses are
+    #[arg(long, value_name = "IP", requires = "gateway")]
+    bind: Option<IpAddr>,
+    /// Certificates for HTTPS: <name>/tls.crt and <name>/tls.key by the names of certificateRefs; watched
+    #[arg(long, value_name = "DIR", requires = "gateway")]
+    tls_dir: Option<PathBuf>,
 }
 
 /// One line of JSON for each request that is chosen, once it is over.
@@ -153,8 +170,21 @@ pub fn run(options: Options) -> Outcome {
 }
 
 fn configure(options: Options) -> Result<Config, Failure> {
-    let service =
-        ServiceName::parse(&options.namespace, &options.service).map_err(Failure::usage)?;
+    let gateway = options.edge.gateway.as_deref();
+    let name = gateway.or(options.service.as_deref()).unwrap_or_default();
+    let service = ServiceName::parse(&options.namespace, name).map_err(Failure::usage)?;
+    let gateway = gateway.map(|_| GatewayConfig {
+        bind: options.edge.bind,
+        tls_dir: options.edge.tls_dir,
+    });
+    // An edge is known by where it is and its pages are: it has no other address of its own.
+    let inbound = match &gateway {
+        None => options.inbound,
+        Some(gateway) => {
+            let ip = gateway.bind.unwrap_or(options.inbound.ip());
+            SocketAddr::new(ip, options.admin.port())
+        }
+    };
     let tcp = options
         .tcp
         .iter()
@@ -164,7 +194,8 @@ fn configure(options: Options) -> Result<Config, Failure> {
     let defaults = Config::new(service, options.app);
     Ok(Config {
         labels: options.labels.into_iter().collect::<Labels>(),
-        inbound: options.inbound,
+        inbound,
+        gateway,
         outbound: options.outbound,
         admin: options.admin,
         tcp,

@@ -31,7 +31,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let any: SocketAddr = "127.0.0.1:0".parse()?;
     let config = DriveConfig {
-        inbound: any,
+        is_edge: false,
+            inbound: any,
         outbound: listen.parse()?,
         tcp: Vec::new(),
         workers: 1,

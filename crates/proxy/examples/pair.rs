@@ -127,7 +127,8 @@ fn start(
     resources: &Resources,
 ) -> Result<Workers, Error> {
     let config = DriveConfig {
-        inbound: "127.0.0.1:0".parse()?,
+        is_edge: false,
+            inbound: "127.0.0.1:0".parse()?,
         outbound,
         tcp: Vec::new(),
         workers: 1,

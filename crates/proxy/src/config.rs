@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use phalanx_model::name::{NameError, check_label};
@@ -57,6 +58,17 @@ pub struct Config {
     pub access_log: Option<AccessLogConfig>,
     /// None: nothing is encrypted, and nobody knows for sure who is who.
     pub identity: Option<IdentityConfig>,
+    /// It is no application's sidecar, but runs the Gateway that is called like its service.
+    pub gateway: Option<GatewayConfig>,
+}
+
+/// How a Gateway is run here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GatewayConfig {
+    /// Where to listen; none: where the Gateway says.
+    pub bind: Option<IpAddr>,
+    /// Certificates, as [`crate::edge::TlsDir`] reads them.
+    pub tls_dir: Option<PathBuf>,
 }
 
 impl Config {
@@ -80,6 +92,7 @@ impl Config {
             unused: UNUSED,
             access_log: None,
             identity: None,
+            gateway: None,
         }
     }
 

@@ -20,6 +20,16 @@ pub enum Caller {
     /// Over TLS, without a certificate.
     Nobody,
     Known(Box<KnownCaller>),
+    /// Somebody outside the mesh, whoever that is.
+    Outside(Outside),
+}
+
+/// Where somebody came in.
+pub struct Outside {
+    /// The name of the route table.
+    pub table: Arc<str>,
+    /// Over TLS.
+    pub is_secured: bool,
 }
 
 pub struct KnownCaller {

@@ -23,7 +23,7 @@ use phalanx_xds::client::Client;
 use tokio::sync::watch::{Receiver, Sender, channel};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -32,10 +32,11 @@ use tracing::{info, warn};
 use self::usage::Usage;
 use crate::account::Account;
 use crate::desk::Desk;
+use crate::edge::Edge;
 use crate::plan::{Bootstrap, Plan};
 
 pub use configuration::{Configuration, Held, Refused};
-pub use node::node;
+pub use node::{edge_node, node};
 
 /// Waits between attempts to open the stream.
 const RECONNECT_MIN: Duration = Duration::from_millis(100);
@@ -48,6 +49,8 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests on their way out.
 const REQUESTS_MAX: usize = 64;
+/// Between attempts to serve what this machine could not.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Hosts in one request.
 const HOSTS_AT_ONCE: usize = 256;
 /// Between looks for hosts that nobody uses, as a part of the time that they are kept; never longer than the second.
@@ -111,6 +114,7 @@ impl Discovery {
         plan: Arc<ArcSwap<Plan>>,
         account: Arc<Account>,
         idle: Duration,
+        edge: Option<Arc<Edge>>,
     ) -> Self {
         let (desk, questions) = Desk::new();
         let known = Arc::new(Known {
@@ -118,6 +122,9 @@ impl Discovery {
             ..Known::default()
         });
         known.configuration().on_demand(desk);
+        if let Some(edge) = edge {
+            known.configuration().at_edge(edge);
+        }
         let mut client = Client::new(node);
         // Raw TCP has no host to wait for: its clusters are wanted from the start.
         let tcp = bootstrap.tcp.iter().map(|(_, cluster)| cluster.to_string());
@@ -356,6 +363,10 @@ impl Stream {
                 },
                 Some(host) = self.questions.recv() => self.want(&host).into_iter().collect(),
                 () = sleep_until(self.look_at) => self.look().into_iter().collect(),
+                () = sleep(AGAIN), if self.known.configuration().is_waiting() => {
+                    self.again()?;
+                    Vec::new()
+                }
             };
             send(&requests, more).await?;
         }
@@ -400,6 +411,27 @@ impl Stream {
             requests.extend(self.follow());
         }
         Ok(requests)
+    }
+
+    /// Tries what this machine could not serve. A control plane that was told so hears the contrary with a new stream only.
+    fn again(&mut self) -> Result<(), Status> {
+        let taken = {
+            let mut configuration = self.known.configuration();
+            let taken = configuration.again();
+            if !taken.is_empty() {
+                self.swap(&configuration);
+            }
+            taken
+        };
+        if taken.is_empty() {
+            return Ok(());
+        }
+        for (name, version) in taken {
+            info!(name, "a listener that was refused is open now");
+            self.client.took(Kind::Listener, name, version);
+        }
+        drop(self.follow()); // asked for with the next stream
+        Err(Status::aborted("what was refused is in force now, to be told anew"))
     }
 
     fn swap(&self, configuration: &Configuration) {

@@ -11,6 +11,7 @@ mod core;
 mod encode;
 mod exchange;
 mod frames;
+mod gates;
 mod headers;
 mod hyper_in;
 mod hyper_out;
@@ -42,9 +43,11 @@ use tokio::sync::{mpsc, watch};
 
 use self::accept::Service;
 use self::core::Core;
+use self::gates::{Gates, Opened};
 pub(crate) use self::request::walk;
 use self::secure::Secure;
 use crate::account::{Account, Event};
+use crate::edge::Sockets;
 use crate::plan::Plan;
 
 /// Where to listen and with how many workers.
@@ -60,6 +63,8 @@ pub struct DriveConfig {
     pub deadlines: Deadlines,
     /// Who this sidecar is, as it stands; none for one that lives in plain text.
     pub identity: Option<Arc<Identity>>,
+    /// There is no application: neither `inbound` nor `outbound` is bound, listeners come by [`Workers::sockets`].
+    pub is_edge: bool,
 }
 
 impl DriveConfig {
@@ -83,6 +88,7 @@ pub struct Addresses {
 /// The running workers. Dropped without [`Workers::drain`], they stop at once.
 pub struct Workers {
     addresses: Addresses,
+    gates: Arc<Gates>,
     stage: watch::Sender<Stage>,
     /// Closed when the last worker has ended.
     ended: mpsc::Receiver<()>,
@@ -112,22 +118,25 @@ impl Workers {
         account: Arc<Account>,
     ) -> io::Result<Workers> {
         let cores = config.cores();
-        let inbound = Bound::open("inbound", config.inbound, cores)?;
-        let outbound = Bound::open("outbound", config.outbound, cores)?;
+        let mut services = Vec::new();
+        if !config.is_edge {
+            let inbound = Bound::open("inbound", config.inbound, cores)?;
+            let outbound = Bound::open("outbound", config.outbound, cores)?;
+            services.push((Service::Http(Direction::Inbound), inbound));
+            services.push((Service::Http(Direction::Outbound), outbound));
+        }
+        let at = |place: usize, told| services.get(place).map_or(told, |(_, bound)| bound.address);
+        let (inbound, outbound) = (at(0, config.inbound), at(1, config.outbound));
         let tcp = config
             .tcp
             .iter()
             .map(|address| Bound::open("tcp", *address, cores))
             .collect::<io::Result<Vec<_>>>()?;
         let addresses = Addresses {
-            inbound: inbound.address,
-            outbound: outbound.address,
+            inbound,
+            outbound,
             tcp: tcp.iter().map(|bound| bound.address).collect(),
         };
-        let mut services = vec![
-            (Service::Http(Direction::Inbound), inbound),
-            (Service::Http(Direction::Outbound), outbound),
-        ];
         services.extend(
             tcp.into_iter()
                 .enumerate()
@@ -137,7 +146,8 @@ impl Workers {
         let (alive, ended) = mpsc::channel(1);
         let shared = Arc::<Shared>::default();
         let secure = config.identity.clone().map(Secure::new).map(Arc::new);
-        for index in 0..cores {
+        let (gates, opened) = Gates::new(cores);
+        for (index, opened) in opened.into_iter().enumerate() {
             let worker = Worker {
                 index,
                 config: config.clone(),
@@ -147,6 +157,7 @@ impl Workers {
                     .iter_mut()
                     .filter_map(|(service, bound)| Some((*service, bound.listeners.pop()?)))
                     .collect(),
+                opened,
                 shared: shared.clone(),
                 secure: secure.clone(),
                 stage: stage.subscribe(),
@@ -158,9 +169,15 @@ impl Workers {
         }
         Ok(Workers {
             addresses,
+            gates,
             stage,
             ended,
         })
+    }
+
+    /// Opens more listeners, as an edge is told.
+    pub fn sockets(&self) -> Arc<dyn Sockets> {
+        self.gates.clone()
     }
 
     pub fn addresses(&self) -> &Addresses {
@@ -253,6 +270,7 @@ struct Worker {
     plan: Arc<ArcSwap<Plan>>,
     account: Arc<Account>,
     listeners: Vec<(Service, TcpListener)>,
+    opened: mpsc::Receiver<Opened>,
     shared: Arc<Shared>,
     secure: Option<Arc<Secure>>,
     stage: watch::Receiver<Stage>,
@@ -298,6 +316,9 @@ impl Worker {
             tokio::task::spawn_local(follow(core.clone(), secure));
         }
         let (close, closing) = watch::channel(false);
+        let opened = std::mem::replace(&mut self.opened, mpsc::channel(1).1);
+        let following = gates::follow(core.clone(), self.shared.clone(), opened, closing.clone());
+        tokio::task::spawn_local(following);
         for (service, listener) in std::mem::take(&mut self.listeners) {
             match tokio::net::TcpListener::from_std(listener) {
                 Ok(listener) => {

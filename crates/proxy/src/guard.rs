@@ -22,7 +22,7 @@ pub fn admit<'p>(_: &'p Plan, request: &mut Checked, context: &mut StreamContext
     let known = match context.caller {
         Caller::Known(known) => Some(known),
         Caller::Plain => None,
-        Caller::Nobody => return refused(),
+        Caller::Nobody | Caller::Outside(_) => return refused(),
     };
     let Some(entry) = context.entry else {
         // Not the caller's mistake, and it may come.

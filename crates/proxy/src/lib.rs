@@ -16,6 +16,7 @@ pub mod context;
 pub mod desk;
 pub mod discovery;
 pub mod drive;
+pub mod edge;
 pub mod explain;
 pub mod filter;
 pub mod guard;

@@ -32,7 +32,7 @@ pub fn admit<'p>(_: &'p Plan, request: &mut Checked, context: &mut StreamContext
     }
     let caller = match context.caller {
         Caller::Known(known) => Some(&known.peer.id),
-        Caller::Plain | Caller::Nobody => None,
+        Caller::Plain | Caller::Nobody | Caller::Outside(_) => None,
     };
     let asker = Asker {
         caller,

@@ -1,6 +1,8 @@
 //! The door. A checked head enters; at the inbound listener, which is an edge as long as it has no mutual TLS, headers
 //! that only the mesh may set are taken away.
 
+mod outside;
+
 use phalanx_model::name::Direction;
 use phalanx_relay::checked::is_internal;
 use phalanx_relay::{Checked, Verdict, names};
@@ -34,7 +36,7 @@ pub fn admit<'p>(_: &'p Plan, request: &mut Checked, context: &mut StreamContext
 /// How urgent a request is, this sidecar's own application may say, and whoever has shown that it is of the mesh.
 fn tells_priority(context: &StreamContext<'_>) -> bool {
     match context.direction {
-        Direction::Outbound => true,
+        Direction::Outbound => !matches!(context.caller, Caller::Outside(_)),
         Direction::Inbound => matches!(context.caller, Caller::Known(_)),
     }
 }

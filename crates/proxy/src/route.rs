@@ -5,7 +5,7 @@ use phalanx_model::reason::Reason;
 use phalanx_model::resource::Health;
 use phalanx_relay::{Checked, Reply, Verdict};
 
-use crate::context::StreamContext;
+use crate::context::{Caller, StreamContext};
 use crate::plan::table::{ActionPlan, BackendPlan, ForwardPlan, RedirectPlan, RulePlan, rewritten};
 use crate::plan::{Outbound, Plan, Routes};
 
@@ -17,6 +17,12 @@ pub fn choose<'p>(
 ) -> Verdict {
     match context.direction {
         Direction::Inbound => choose_app(plan, context),
+        Direction::Outbound if let Caller::Outside(outside) = context.caller => {
+            match plan.gates.routes(&outside.table) {
+                Some(routes) => choose_rule(plan, routes, request, context),
+                None => Reason::NoHealthyUpstream.into(), // not the caller's mistake, and it may come
+            }
+        }
         Direction::Outbound => match &plan.outbound {
             Outbound::All(routes) => choose_rule(plan, routes, request, context),
             Outbound::Demand { hosts, .. } => match hosts.find(request.authority()) {
@@ -56,8 +62,13 @@ fn choose_rule<'p>(
     context: &mut StreamContext<'p>,
 ) -> Verdict {
     let rules = routes.table.rules();
+    // At an edge the port says how somebody came there, not what is meant.
+    let (authority, is_secured) = match context.caller {
+        Caller::Outside(outside) => (request.host(), outside.is_secured),
+        _ => (request.authority(), false),
+    };
     let Some(rule) = rules
-        .host(request.authority())
+        .host(authority)
         .and_then(|host| host.find(request))
     else {
         return Reason::NoRoute.into();
@@ -66,7 +77,7 @@ fn choose_rule<'p>(
     context.prefix_len = rule.prefix_len();
     match &rule.attachment.action {
         ActionPlan::Respond(reason) => own(&rule.attachment, Reply::of(*reason)),
-        ActionPlan::Redirect(redirect) => match location(redirect, request, context.prefix_len) {
+        ActionPlan::Redirect(redirect) => match location(redirect, request, context.prefix_len, is_secured) {
             Some(location) => own(&rule.attachment, Reply::redirect(redirect.status, location)),
             None => Reason::BadPath.into(),
         },
@@ -158,8 +169,10 @@ fn location(
     redirect: &RedirectPlan,
     request: &Checked,
     prefix_len: Option<usize>,
+    is_secured: bool,
 ) -> Option<String> {
-    let scheme = redirect.scheme.as_deref().unwrap_or("http");
+    let own = if is_secured { "https" } else { "http" };
+    let scheme = redirect.scheme.as_deref().unwrap_or(own);
     let host = redirect
         .hostname
         .as_deref()

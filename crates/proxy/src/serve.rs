@@ -32,6 +32,7 @@ use crate::admin::{self, View};
 use crate::config::{Config, ConfigError};
 use crate::discovery::{self, Discovery};
 use crate::drive::{DriveConfig, Workers};
+use crate::edge::{Edge, TlsDir, tls_dir};
 use crate::health::HealthChecks;
 use crate::identity::{self, Certificates, IdentityError};
 use crate::plan::{AppPort, Bootstrap, Plan, Resources};
@@ -103,7 +104,12 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         .map(|certificates| certificates.spawn(planes.clone(), &config.control))
         .transpose()?;
     let instance = instance(&config, config.advertised(inbound).await?, admin);
-    let node = discovery::node(&instance, outbound);
+    let node = match &config.gateway {
+        None => discovery::node(&instance, outbound),
+        Some(gateway) => discovery::edge_node(&instance, gateway.bind),
+    };
+    let shown = config.gateway.as_ref().map(|gateway| TlsDir::new(gateway.tls_dir.clone()));
+    let edge = shown.as_ref().map(|shown| Edge::new(workers.sockets(), shown.clone()));
     let discovery = Discovery::spawn(
         control.clone(),
         node.clone(),
@@ -111,11 +117,15 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         plan.clone(),
         account.clone(),
         config.unused,
+        edge,
     );
 
     let checks = HealthChecks::spawn(control.clone(), node, identity, discovery.complete());
 
     let mut tasks = JoinSet::new();
+    if let Some(shown) = shown {
+        tasks.spawn(watch(shown));
+    }
     if let Some(certificates) = &certificates {
         tasks.spawn(joined(certificates.ready(), discovery.retry()));
     }
@@ -181,6 +191,17 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         log,
         tasks,
     })
+}
+
+/// Files are looked at where nobody waits.
+async fn watch(shown: Arc<TlsDir>) {
+    loop {
+        sleep(tls_dir::LOOK).await;
+        let shown = shown.clone();
+        if tokio::task::spawn_blocking(move || shown.look()).await.is_err() {
+            warn!("the certificates could not be looked at");
+        }
+    }
 }
 
 /// On SIGHUP, as programs that rotate logs send it.
@@ -316,9 +337,9 @@ fn probe(config: &Config) -> Result<(), ServeError> {
         ("inbound traffic", "--inbound", config.inbound),
         ("the application's calls", "--outbound", config.outbound),
     ];
+    let listeners = listeners.into_iter().filter(|_| config.gateway.is_none());
     let mut open = Vec::new();
     for (what, flag, address) in listeners
-        .into_iter()
         .chain(tcp)
         .filter(|(.., address)| address.port() != 0)
     {
@@ -370,6 +391,7 @@ fn drive(config: &Config, identity: Option<Arc<Identity>>) -> DriveConfig {
         limits: Default::default(),
         deadlines: Default::default(),
         identity,
+        is_edge: config.gateway.is_some(),
     }
 }
 

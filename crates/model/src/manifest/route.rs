@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use super::cursor::{At, Fields};
 use super::filter::{Edits, Filters, edits, filters};
+use super::gateway::{hostnames, is_gateway, push};
 use super::report::quoted;
 use super::session::session;
 use super::value::{MatchType, match_type, service_ref, value_match, without_trailing_slash};
-use crate::document::{BackendRef, Kind, Meta, ParentRef, Route, RouteRule};
+use crate::document::{BackendRef, GatewayRef, Kind, Meta, ParentRef, Route, RouteRule};
 use crate::matching::order::{GrpcName, grpc_path};
 use crate::resource::{HeaderMatch, PathMatch, PathRewrite, QueryMatch, Retry, RuleMatch};
 
@@ -30,12 +31,21 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 pub(super) fn route(spec: &At<'_>, meta: Meta, kind: Kind) -> Option<Route> {
     let mut fields = spec.fields()?;
-    fields.later(&["hostnames", "useDefaultGateways"]);
+    fields.later(&["useDefaultGateways"]);
+    let mut gateways = Vec::new();
+    let hostnames_at = fields.get("hostnames");
+    let hostnames = hostnames(&mut fields);
     let parents = fields.need("parentRefs").map_or_else(Vec::new, |at| {
         let items = at.items(PARENTS_MAX);
         at.check(!items.is_empty(), "a route has at least one parent");
-        parents(&items, &meta)
+        parents(&items, &meta, &mut gateways)
     });
+    if let Some(at) = hostnames_at.filter(|_| gateways.is_empty()) {
+        at.refuse_with::<()>(
+            "hostnames are those of a Gateway, and no parent is one",
+            "leave them out: a Service is called by its own names",
+        );
+    }
     let items = fields.get("rules").map(|at| at.items(RULES_MAX));
     let rules: Vec<RouteRule> = match &items {
         Some(items) => items
@@ -54,13 +64,20 @@ pub(super) fn route(spec: &At<'_>, meta: Meta, kind: Kind) -> Option<Route> {
         meta,
         kind,
         parents,
+        gateways,
+        hostnames,
         rules,
     })
 }
 
-fn parents(items: &[At<'_>], meta: &Meta) -> Vec<ParentRef> {
+/// Services; Gateways go to `gateways`.
+fn parents(items: &[At<'_>], meta: &Meta, gateways: &mut Vec<GatewayRef>) -> Vec<ParentRef> {
     let mut parents: Vec<ParentRef> = Vec::new();
-    for at in items {
+    for (index, at) in items.iter().enumerate() {
+        if is_gateway(at) {
+            push(gateways, at, meta, index);
+            continue;
+        }
         let Some(parent) = parent(at, meta) else {
             continue;
         };

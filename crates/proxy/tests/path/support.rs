@@ -206,6 +206,7 @@ impl Setup {
 
     pub fn start(self) -> Sidecar {
         let config = DriveConfig {
+            is_edge: false,
             inbound: any_port(),
             outbound: any_port(),
             tcp: self.tcp.iter().map(|_| any_port()).collect(),

@@ -12,7 +12,7 @@ use phalanx_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_v3;
 use prost::Name;
 
 use super::field::{At, address, ads, cluster_name, fixed, nonempty, refuse, single, unpack};
-use super::{DecodeError, inbound};
+use super::{DecodeError, gateway, inbound};
 use crate::encode;
 
 #[expect(deprecated, reason = "every field is named")]
@@ -22,6 +22,9 @@ pub(super) fn resource(message: listener_v3::Listener) -> Result<Listener, Decod
         let domain = TrustDomain::parse(domain);
         let domain = domain.map_err(|error| at.field("metadata").invalid(format!("{error}")))?;
         return inbound::resource(message, domain);
+    }
+    if gateway::is_ours(&message) {
+        return gateway::resource(message);
     }
     let listener_v3::Listener {
         name,

@@ -16,7 +16,7 @@ use phalanx_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_v3;
 
 use super::inbound::{self, Spoken};
 use super::routes::{beside, set_header};
-use super::{address, ads, any, duration, tls};
+use super::{address, ads, any, duration, gateway, tls};
 
 pub(crate) const HTTP_FILTER: &str = "envoy.filters.network.http_connection_manager";
 pub(crate) const TCP_FILTER: &str = "envoy.filters.network.tcp_proxy";
@@ -68,6 +68,9 @@ pub(crate) fn message(listener: &Listener) -> listener_v3::Listener {
             let (name, socket) = (&listener.name, listener.address);
             return inbound::message(name, socket, trust_domain, rules, Spoken::Http);
         }
+        ListenerProtocol::Gateway(port) => {
+            return gateway::message(&listener.name, listener.address, port);
+        }
     };
     let config_type = Some(listener_v3::filter::ConfigType::TypedConfig(config));
     let filters = vec![listener_v3::Filter {
@@ -92,6 +95,7 @@ pub(crate) fn refs(listener: &Listener) -> Vec<String> {
         ListenerProtocol::Http { route_table } => vec![route_table.clone()],
         ListenerProtocol::Tcp { cluster } => vec![cluster.to_string()],
         ListenerProtocol::Inbound { .. } => vec![inbound::NAME.to_owned()],
+        ListenerProtocol::Gateway(port) => gateway::refs(port),
     }
 }
 
