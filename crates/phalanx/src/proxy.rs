@@ -9,7 +9,7 @@ use phalanx_model::identity::TrustDomain;
 use phalanx_model::resource::Probe;
 use phalanx_model::{Labels, ServiceName};
 use phalanx_proxy::config::{AccessLogConfig, LogPolicy, Sample, Target};
-use phalanx_proxy::config::{GatewayConfig, IdentityConfig, Proof, Source, TRUST_DOMAIN};
+use phalanx_proxy::config::{GatewayConfig, IdentityConfig, Proof, Source, TRUST_DOMAIN, UpgradeConfig};
 use phalanx_proxy::{Config, serve};
 
 use crate::exit::{Failure, Outcome};
@@ -67,6 +67,8 @@ pub struct Options {
     #[arg(long, default_value = "5s", value_parser = demo::parse_duration)]
     drain: Duration,
     #[command(flatten)]
+    upgrade: Upgrade,
+    #[command(flatten)]
     log: Log,
     #[command(flatten)]
     edge: Edge,
@@ -79,7 +81,7 @@ pub struct Options {
 #[command(next_help_heading = "Gateway")]
 struct Edge {
     /// Run this Gateway instead of standing beside an application; its identity is that of a service of the same name
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["service", "app", "tcp", "ready", "inbound", "outbound", "advertise"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["service", "app", "tcp", "ready", "inbound", "outbound", "advertise", "upgrade_socket"])]
     gateway: Option<String>,
     /// Where to listen, whatever the Gateway's addresses are
     #[arg(long, value_name = "IP", requires = "gateway")]
@@ -118,6 +120,22 @@ impl Log {
             },
         })
     }
+}
+
+/// Without these, connections are refused between the end of one sidecar and the start of the next.
+#[derive(Args)]
+#[command(next_help_heading = "Upgrade")]
+struct Upgrade {
+    /// A Unix socket for this user only: a sidecar started with the path of one that runs takes its listeners, its
+    /// connections to come and its registration over, and that one ends when its streams have
+    #[arg(long, value_name = "PATH")]
+    upgrade_socket: Option<PathBuf>,
+    /// How long streams may go on in the sidecar that is replaced
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = demo::parse_duration, requires = "upgrade_socket")]
+    upgrade_drain: Duration,
+    /// How long this sidecar may take to get its configuration and certificate before it leaves the other one alone
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = demo::parse_duration, requires = "upgrade_socket")]
+    upgrade_wait: Duration,
 }
 
 /// Without any of these the sidecar speaks plain text, which only a `control --open` takes.
@@ -208,6 +226,14 @@ fn configure(options: Options) -> Result<Config, Failure> {
         drain: options.drain,
         access_log: options.log.config(),
         identity,
+        upgrade: options
+            .upgrade
+            .upgrade_socket
+            .map(|socket| UpgradeConfig {
+                socket,
+                drain: options.upgrade.upgrade_drain,
+                wait: options.upgrade.upgrade_wait,
+            }),
         ..defaults
     })
 }

@@ -27,6 +27,10 @@ pub const TTL: Duration = Duration::from_secs(30);
 pub const UNUSED: Duration = Duration::from_secs(600);
 /// How long requests in flight may take after SIGTERM.
 pub const DRAIN: Duration = Duration::from_secs(30);
+/// How long streams may go on in a process that was replaced.
+pub const UPGRADE_DRAIN: Duration = Duration::from_secs(600);
+/// How long a process may take to get ready to replace another.
+pub const UPGRADE_WAIT: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -58,6 +62,8 @@ pub struct Config {
     pub access_log: Option<AccessLogConfig>,
     /// None: nothing is encrypted, and nobody knows for sure who is who.
     pub identity: Option<IdentityConfig>,
+    /// None: it can't be replaced while it serves.
+    pub upgrade: Option<UpgradeConfig>,
     /// It is no application's sidecar, but runs the Gateway that is called like its service.
     pub gateway: Option<GatewayConfig>,
 }
@@ -69,6 +75,28 @@ pub struct GatewayConfig {
     pub bind: Option<IpAddr>,
     /// Certificates, as [`crate::edge::TlsDir`] reads them.
     pub tls_dir: Option<PathBuf>,
+}
+
+/// How a sidecar is replaced by another process while it serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpgradeConfig {
+    /// A Unix socket: whoever serves listens there, whoever starts asks there first.
+    pub socket: PathBuf,
+    /// How long streams may go on in the process that was replaced.
+    pub drain: Duration,
+    /// How long a process may take to get ready to replace another.
+    pub wait: Duration,
+}
+
+impl UpgradeConfig {
+    /// With every default.
+    pub fn new(socket: PathBuf) -> Self {
+        Self {
+            socket,
+            drain: UPGRADE_DRAIN,
+            wait: UPGRADE_WAIT,
+        }
+    }
 }
 
 impl Config {
@@ -92,6 +120,7 @@ impl Config {
             unused: UNUSED,
             access_log: None,
             identity: None,
+            upgrade: None,
             gateway: None,
         }
     }

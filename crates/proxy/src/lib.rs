@@ -22,15 +22,16 @@ pub mod filter;
 pub mod guard;
 pub mod health;
 pub mod identity;
-pub mod listen;
 pub mod lease;
 pub mod limit;
+pub mod listen;
 pub mod plan;
-pub mod register;
 pub mod quota;
+pub mod register;
 pub mod report;
 pub mod route;
 pub mod serve;
+pub mod takeover;
 pub mod tap;
 pub mod upstream;
 

@@ -40,7 +40,9 @@ pub enum FromHeir {
 #[serde(rename_all = "snake_case")]
 pub enum FromHolder {
     Offer(Offer),
-    Refused { reason: String },
+    Refused {
+        reason: String,
+    },
     /// Asserts its registration no more; none: there is none.
     Yielded(Option<Yielded>),
     Draining,
@@ -94,25 +96,37 @@ pub enum TakeoverError {
         #[source]
         source: io::Error,
     },
-    #[error("the process behind {path} belongs to user {uid}, not to ours ({own}): its listeners are not taken")]
+    #[error(
+        "the process behind {path} belongs to user {uid}, not to ours ({own}): its listeners are not taken"
+    )]
     Stranger { path: PathBuf, uid: u32, own: u32 },
     #[error("the running sidecar does not hand over: {reason}")]
     Refused { reason: String },
-    #[error("the running sidecar speaks another takeover protocol ({0}); stop it before this one is started")]
+    #[error(
+        "the running sidecar speaks another takeover protocol ({0}); stop it before this one is started"
+    )]
     Protocol(String),
-    #[error("the running sidecar serves instance `{theirs}`, this one would be `{ours}`: an upgrade keeps the instance")]
+    #[error(
+        "the running sidecar serves instance `{theirs}`, this one would be `{ours}`: an upgrade keeps the instance"
+    )]
     Instance { theirs: String, ours: String },
-    #[error("the running sidecar has its {role} listener at {theirs}, this one wants {ours}: an upgrade keeps addresses")]
+    #[error(
+        "the running sidecar has its {role} listener at {theirs}, this one wants {ours}: an upgrade keeps addresses"
+    )]
     Address {
         role: &'static str,
         theirs: String,
         ours: String,
     },
-    #[error("the running sidecar does not answer for {0:?}: it hangs, or another process is about to take over")]
+    #[error(
+        "the running sidecar does not answer for {0:?}: it hangs, or another process is about to take over"
+    )]
     Busy(std::time::Duration),
     #[error("the running sidecar broke off")]
     Talk(#[source] io::Error),
-    #[error("not ready after {0:?}: {1}; the running sidecar goes on (--upgrade-wait waits longer)")]
+    #[error(
+        "not ready after {0:?}: {1}; the running sidecar goes on (--upgrade-wait waits longer)"
+    )]
     NotReady(std::time::Duration, &'static str),
 }
 

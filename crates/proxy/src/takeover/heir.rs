@@ -160,7 +160,8 @@ async fn offered(holder: &mut Parley, hello: Hello) -> Result<Offer, TakeoverErr
         ErrorKind::TimedOut => TakeoverError::Busy(BUSY_MAX),
         _ => TakeoverError::Talk(error),
     };
-    holder.say(&FromHeir::Hello(hello)).await.map_err(talk)?;
+    // Whoever refuses us unheard has said why.
+    let _ = holder.say(&FromHeir::Hello(hello)).await;
     match holder.hear_within(BUSY_MAX).await.map_err(talk)? {
         FromHolder::Offer(offer) if offer.protocol == PROTOCOL => Ok(offer),
         FromHolder::Offer(offer) => Err(TakeoverError::Protocol(format!(
@@ -172,10 +173,7 @@ async fn offered(holder: &mut Parley, hello: Hello) -> Result<Offer, TakeoverErr
     }
 }
 
-async fn taken(
-    holder: &Parley,
-    offer: &Offer,
-) -> io::Result<(Inherited, Option<StdUnixListener>)> {
+async fn taken(holder: &Parley, offer: &Offer) -> io::Result<(Inherited, Option<StdUnixListener>)> {
     let sockets: usize = offer.listeners.iter().map(|told| told.sockets).sum();
     if sockets > SOCKETS_MAX {
         return Err(io::Error::new(

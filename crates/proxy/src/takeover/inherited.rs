@@ -65,8 +65,7 @@ impl Inherited {
         let mut sockets = Vec::with_capacity(files.len());
         for file in files {
             let socket = Socket::from(file);
-            let is_it = socket.is_listener()?
-                && socket.local_addr()?.as_socket() == Some(address);
+            let is_it = socket.is_listener()? && socket.local_addr()?.as_socket() == Some(address);
             if !is_it {
                 return Err(wrong());
             }
@@ -77,7 +76,11 @@ impl Inherited {
     }
 
     /// The sockets of a listener of ours; port 0 is whatever port the one before had.
-    pub fn take(&mut self, role: &str, wanted: SocketAddr) -> Option<(SocketAddr, Vec<TcpListener>)> {
+    pub fn take(
+        &mut self,
+        role: &str,
+        wanted: SocketAddr,
+    ) -> Option<(SocketAddr, Vec<TcpListener>)> {
         let is_it = |(other, address, _): &(String, SocketAddr, _)| {
             other == role && is_at(*address, wanted)
         };
@@ -103,7 +106,9 @@ impl Inherited {
 
     /// Whether a socket at that address is among them.
     pub fn has(&self, wanted: SocketAddr) -> bool {
-        self.bundles.iter().any(|(_, address, _)| *address == wanted)
+        self.bundles
+            .iter()
+            .any(|(_, address, _)| *address == wanted)
     }
 }
 

@@ -88,7 +88,12 @@ fn send_batch(stream: &UnixStream, batch: &[BorrowedFd<'_>]) -> io::Result<()> {
     if !control.push(SendAncillaryMessage::ScmRights(batch)) {
         return Err(ErrorKind::InvalidInput.into());
     }
-    sendmsg(stream, &[IoSlice::new(b"f")], &mut control, SendFlags::NOSIGNAL)?;
+    sendmsg(
+        stream,
+        &[IoSlice::new(b"f")],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
     Ok(())
 }
 
