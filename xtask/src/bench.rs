@@ -30,9 +30,9 @@ pub struct Options {
     /// Seconds of load per measurement
     #[arg(long, default_value_t = 3)]
     seconds: u64,
-    /// Only this case: h1, h2 or pair
-    #[arg(long)]
-    case: Option<String>,
+    /// Only these cases: h1, h2, pair, tcp, tcp-small, tcp-short
+    #[arg(long, value_delimiter = ',')]
+    case: Vec<String>,
     /// Only these proxies, by name
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -77,12 +77,7 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     let load = Duration::from_secs(options.seconds.max(1));
     let cases: Vec<Case> = Case::ALL
         .into_iter()
-        .filter(|c| {
-            options
-                .case
-                .as_ref()
-                .is_none_or(|wanted| wanted == c.name())
-        })
+        .filter(|c| options.case.is_empty() || options.case.iter().any(|wanted| wanted == c.name()))
         .collect();
     let mut rows = Vec::new();
     for round in 0..options.rounds {
@@ -101,10 +96,11 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
                     .start(root, &work, case)
                     .with_context(|| format!("cannot start {}", proxy.name))?;
                 let sample = case
-                    .measure(&running, load)
+                    .measure(root, &running, load)
                     .with_context(|| format!("{} in case {}", proxy.name, case.name()))?;
+                let unit = case.unit();
                 println!(
-                    "round {} {:3} {:8} {:6.2} CPU-\u{b5}s/request {:9.0} requests/s  {:5.1} MB idle",
+                    "round {} {:3} {:8} {:6.2} CPU-\u{b5}s/{unit} {:9.0} {unit}s/s  {:5.1} MB idle",
                     round + 1,
                     case.name(),
                     proxy.name,

@@ -27,14 +27,24 @@ const BENCH_PROGRAMS: &[(&str, &str)] = &[
     ("taskset", "util-linux"),
 ];
 
+/// Beside `nginx-light`, for raw TCP.
+const NGINX_STREAM: (&str, &str) = (
+    "/usr/lib/nginx/modules/ngx_stream_module.so",
+    "libnginx-mod-stream",
+);
+
 pub fn run(root: &Path, bench: bool) -> anyhow::Result<()> {
     let wanted = TEST_PROGRAMS
         .iter()
         .chain(if bench { BENCH_PROGRAMS } else { &[] });
-    let missing: Vec<&str> = wanted
+    let mut missing: Vec<&str> = wanted
         .filter(|(program, _)| !shell::has(program))
         .map(|(_, package)| *package)
         .collect();
+    let (module, package) = NGINX_STREAM;
+    if bench && !Path::new(module).exists() {
+        missing.push(package);
+    }
     install(&missing)?;
     install_envoy(root)?;
     grpc::install(root)

@@ -15,16 +15,18 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use phalanx_pki::identity::Identity;
+use phalanx_pki::x509::Serial;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 use tonic::codegen::Service;
 use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::secure::{Protocol, Secure};
+use crate::secure::{Protocol, Rejection, Secure};
+use crate::why::NO_CERTIFICATE;
 
 /// Until a connection attempt counts as failed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -161,6 +163,12 @@ impl Control {
         }
     }
 
+    /// Which certificate of ours the control plane did not take last; none in plain text.
+    pub fn rejected(&self) -> Option<watch::Receiver<Option<Rejection>>> {
+        let secure = self.several.as_ref()?.secure.as_ref()?;
+        Some(secure.rejected())
+    }
+
     /// Leads the connection there from now on: what goes over it breaks off, and finds that one when it tries again.
     pub fn prefer(&self, at: usize) {
         if let Some(several) = &self.several {
@@ -245,6 +253,7 @@ impl Several {
                     return Ok(Line {
                         wire,
                         over: Box::pin(over),
+                        unheard: self.secure.as_ref().map(Unheard::new),
                     });
                 }
                 Err(error) => {
@@ -268,8 +277,7 @@ type Over = Pin<Box<dyn Future<Output = ()> + Send>>;
 async fn dial(address: &str, secure: Option<&Secure>, most: Duration) -> io::Result<(Wire, Over)> {
     let late = |_| Err(ErrorKind::TimedOut.into());
     if secure.is_some_and(|secure| !secure.is_ready()) {
-        let why = "there is no certificate to show yet";
-        return Err(io::Error::new(ErrorKind::NotConnected, why));
+        return Err(io::Error::new(ErrorKind::NotConnected, NO_CERTIFICATE));
     }
     let stream = timeout(most, TcpStream::connect(address)).await;
     let stream = stream.unwrap_or_else(late)?;
@@ -319,7 +327,11 @@ impl Service<Uri> for Dialer {
                 Self::Shared(several) => several.dial().await?,
                 Self::Direct(address, secure) => {
                     let (wire, over) = dial(&address, Some(&secure), CONNECT_TIMEOUT).await?;
-                    Line { wire, over }
+                    Line {
+                        wire,
+                        over,
+                        unheard: Some(Unheard::new(&secure)),
+                    }
                 }
             };
             Ok(TokioIo::new(line))
@@ -331,6 +343,23 @@ impl Service<Uri> for Dialer {
 struct Line {
     wire: Wire,
     over: Over,
+    /// Until the first byte, or alert, of the other side.
+    unheard: Option<Unheard>,
+}
+
+/// Who is to be told whether our certificate was taken.
+struct Unheard {
+    secure: Secure,
+    shown: Option<Serial>,
+}
+
+impl Unheard {
+    fn new(secure: &Secure) -> Self {
+        Self {
+            secure: secure.clone(),
+            shown: secure.shown(),
+        }
+    }
 }
 
 enum Wire {
@@ -347,10 +376,20 @@ impl AsyncRead for Line {
         if self.over.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
         }
-        match &mut self.wire {
+        let before = into.filled().len();
+        let read = match &mut self.wire {
             Wire::Plain(stream) => Pin::new(stream).poll_read(context, into),
             Wire::Tls(stream) => Pin::new(stream).poll_read(context, into),
+        };
+        if let (Poll::Ready(read), Some(unheard)) =
+            (&read, self.unheard.take_if(|_| read.is_ready()))
+        {
+            let said = read.as_ref().copied();
+            if said.is_err() || into.filled().len() > before {
+                unheard.secure.heard(unheard.shown.as_ref(), said);
+            }
         }
+        read
     }
 }
 

@@ -4,7 +4,6 @@
 
 mod wire;
 
-use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
@@ -22,6 +21,8 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
+
+use crate::why::why;
 
 /// Of one call. A control plane that restarts has a whole fleet before its door.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -221,7 +222,7 @@ impl CallError {
 
 impl From<Status> for CallError {
     fn from(status: Status) -> Self {
-        let message = clip(&why(&status));
+        let message = why(&status);
         match status.code() {
             code @ (Code::InvalidArgument
             | Code::NotFound
@@ -233,30 +234,6 @@ impl From<Status> for CallError {
             _ => Self::Unavailable { message },
         }
     }
-}
-
-/// The last cause says the most: of a handshake, for one, which certificate was not taken and why.
-fn why(status: &Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut next = status.source();
-    while let Some(error) = next {
-        let more = error.to_string();
-        if !more.is_empty() && !text.contains(&more) {
-            text = if text.is_empty() {
-                more
-            } else {
-                format!("{text}: {more}")
-            };
-        }
-        next = error.source();
-    }
-    text
-}
-
-/// What of a foreign text is fit to be shown.
-fn clip(text: &str) -> String {
-    let plain = |c: char| if c.is_control() { ' ' } else { c };
-    text.chars().take(MESSAGE_MAX).map(plain).collect()
 }
 
 /// What is wrong with an answer.

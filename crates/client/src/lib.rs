@@ -4,8 +4,8 @@
 //! Model types go in and come out; what travels between stays in here. Configuration does not come this way: it comes
 //! over xDS.
 //!
-//! Module order (a module imports only later ones): admin, api, observe, registry, identity, health, channel,
-//! secure, inspect, backoff.
+//! Module order (a module imports only later ones): admin, api, limits, observe, registry, identity, health, channel,
+//! secure, inspect, why, backoff.
 
 pub mod admin;
 pub mod api;
@@ -14,6 +14,8 @@ pub mod channel;
 pub mod health;
 pub mod identity;
 pub mod inspect;
+pub mod limits;
 pub mod observe;
 pub mod registry;
 pub mod secure;
+pub mod why;

@@ -23,6 +23,7 @@ use tracing::{info, warn};
 
 use crate::backoff::Backoff;
 use crate::channel::Control;
+use crate::why::{is_joining, why};
 
 pub use watch::{Update, Watch, WatchError};
 pub use wire::{InvalidInstance, from_wire, id_from_wire, state_from_wire, state_to_wire, to_wire};
@@ -34,6 +35,8 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// The same where there is another control plane to ask.
 const CALL_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(1);
+/// Changes that a successor may have asserted before it failed.
+const SUCCESSOR_CHANGES_MAX: u64 = 1000;
 /// A grant below this would be a heartbeat storm.
 const TTL_MIN: Duration = Duration::from_millis(300);
 
@@ -44,7 +47,18 @@ pub struct Registration {
     desired: Sender<Desired>,
     state: Receiver<State>,
     counts: Arc<Counts>,
+    /// See [`Asserter::lead`].
+    lead: Arc<AtomicU64>,
     task: JoinHandle<()>,
+}
+
+/// A registration as its next holder has to go on with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Succession {
+    /// Later than all that was asserted.
+    pub epoch: u64,
+    pub ready: bool,
+    pub traffic: Traffic,
 }
 
 /// What the control plane is known to hold.
@@ -93,9 +107,7 @@ impl Registration {
     /// Starts asserting that `instance` is *not* there, which also ends what an earlier life of it may have left, until
     /// [`Registration::set_ready`]. `ttl` is what is asked for; the control plane may grant another.
     pub fn spawn(control: impl Into<Control>, instance: Instance, ttl: Duration) -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        let epoch = since.map_or(1, |since| since.as_millis() as u64);
-        Self::spawn_at(control, instance, ttl, epoch)
+        Self::spawn_at(control, instance, ttl, now_ms())
     }
 
     /// The same by another clock. `epoch` should be later than all of the instance's earlier lives; where it is not, because
@@ -106,15 +118,32 @@ impl Registration {
         ttl: Duration,
         epoch: u64,
     ) -> Self {
+        let before = Succession {
+            epoch,
+            ready: false,
+            traffic: Traffic::Accepting,
+        };
+        Self::succeed(control, instance, ttl, before)
+    }
+
+    /// Goes on with what another process held, and gave up by [`Registration::suspend`]: the instance stays as it is there.
+    pub fn succeed(
+        control: impl Into<Control>,
+        instance: Instance,
+        ttl: Duration,
+        before: Succession,
+    ) -> Self {
         let control = control.into();
         let (desired, changes) = channel(Desired {
             instance: Arc::new(instance),
-            ready: false,
-            traffic: Traffic::Accepting,
-            epoch,
+            ready: before.ready,
+            traffic: before.traffic,
+            epoch: before.epoch,
+            suspended: false,
         });
         let (published, state) = channel(State::Unknown);
         let counts = Arc::new(Counts::default());
+        let lead = Arc::<AtomicU64>::default();
         let client = RegistryClient::new(control.channel());
         let asserter = Asserter {
             client,
@@ -124,7 +153,7 @@ impl Registration {
             counts: counts.clone(),
             known: State::Unknown,
             warned: false,
-            lead: 0,
+            lead: lead.clone(),
             acknowledged: false,
         };
         let task = tokio::spawn(asserter.run(changes));
@@ -132,6 +161,7 @@ impl Registration {
             desired,
             state,
             counts,
+            lead,
             task,
         }
     }
@@ -183,6 +213,32 @@ impl Registration {
         });
     }
 
+    /// Asserts nothing from now on, because another process will ([`Registration::succeed`]), or until
+    /// [`Registration::resume`]. The lease runs on.
+    pub fn suspend(&self) -> Succession {
+        self.desired.send_modify(|desired| desired.suspended = true);
+        let desired = self.desired.borrow();
+        Succession {
+            epoch: self.asserted(desired.epoch).max(now_ms()) + 1,
+            ready: desired.ready,
+            traffic: desired.traffic,
+        }
+    }
+
+    /// Takes it back from a successor that did not come to hold it.
+    pub fn resume(&self, given: Succession) {
+        let lead = self.lead.load(Ordering::Relaxed);
+        self.desired.send_modify(|desired| {
+            let later = given.epoch.saturating_add(SUCCESSOR_CHANGES_MAX);
+            desired.epoch = desired.epoch.max(later.saturating_sub(lead));
+            desired.suspended = false;
+        });
+    }
+
+    fn asserted(&self, epoch: u64) -> u64 {
+        epoch.saturating_add(self.lead.load(Ordering::Relaxed))
+    }
+
     /// Asserts now instead of at the next beat. For whoever saw the connection to the control plane go or come back.
     pub fn assert_now(&self) {
         self.desired.send_modify(|_| ());
@@ -221,6 +277,8 @@ struct Desired {
     traffic: Traffic,
     /// Unix milliseconds of the start, plus one per change: a call that comes late can't undo a later one.
     epoch: u64,
+    /// Another asserts it.
+    suspended: bool,
 }
 
 struct Asserter {
@@ -233,7 +291,7 @@ struct Asserter {
     /// A failure was logged and no success since.
     warned: bool,
     /// Added to epochs, because the clock they come from went back since an earlier life.
-    lead: u64,
+    lead: Arc<AtomicU64>,
     /// This life was registered once: whoever is newer now is another one.
     acknowledged: bool,
 }
@@ -243,6 +301,13 @@ impl Asserter {
         let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         loop {
             let desired = changes.borrow_and_update().clone();
+            if desired.suspended {
+                self.known = State::Unknown;
+                match changes.changed().await {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                }
+            }
             // A change interrupts a call: what it would assert is no longer wanted, and epochs order what arrives.
             let outcome = tokio::select! {
                 outcome = self.assert_somewhere(&desired) => outcome,
@@ -320,7 +385,8 @@ impl Asserter {
         let Some(current) = newer_epoch(status).filter(|_| !self.acknowledged) else {
             return false;
         };
-        self.lead = current.saturating_add(1).saturating_sub(epoch);
+        let lead = current.saturating_add(1).saturating_sub(epoch);
+        self.lead.store(lead, Ordering::Relaxed);
         warn!(
             epoch,
             current, "the clock went back since this instance was registered last"
@@ -329,7 +395,7 @@ impl Asserter {
     }
 
     fn sent(&self, epoch: u64) -> u64 {
-        epoch.saturating_add(self.lead)
+        epoch.saturating_add(self.lead.load(Ordering::Relaxed))
     }
 
     async fn register(&mut self, desired: &Desired) -> Result<State, Status> {
@@ -406,13 +472,20 @@ impl Asserter {
 
     fn fail(&mut self, status: &Status, id: &InstanceId) {
         self.counts.failures.fetch_add(1, Ordering::Relaxed);
-        if !self.warned {
-            warn!(instance = %id, code = ?status.code(), error = status.message(), "the registry does not answer, trying again");
+        // Whoever joins is not warned of it.
+        if !self.warned && !is_joining(status) {
+            warn!(instance = %id, code = ?status.code(), error = why(status), "the registry does not answer, trying again");
             self.warned = true;
         }
         self.known = State::Unknown;
         self.published.send_replace(State::Unknown);
     }
+}
+
+/// Of the Unix epoch; 1 where the clock is before that.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(1, |since| since.as_millis() as u64)
 }
 
 /// Tells a client whose epoch is too old which one is registered.

@@ -12,9 +12,11 @@ use phalanx_pki::name::ServiceName;
 use phalanx_pki::roots::Roots;
 use phalanx_pki::tls::{ClientOptions, ClientTls};
 use phalanx_pki::verifier::{CrlPolicy, Expected, Peer, Refusal, StaplePolicy};
+use phalanx_pki::x509::Serial;
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, InvalidMessage};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -32,6 +34,42 @@ pub struct Secure {
     tls: ClientTls,
     /// Nothing is dialled before there is a certificate to show.
     waits: bool,
+    /// The last certificate that was not taken, until one is.
+    rejected: watch::Sender<Option<Rejection>>,
+}
+
+/// A control plane did not take a certificate of ours, by its word in TLS: nobody else's, for it had proven who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    pub serial: Serial,
+    pub alert: AlertDescription,
+}
+
+impl Rejection {
+    /// Why, as a word that people search for.
+    pub fn reason(&self) -> &'static str {
+        match self.alert {
+            AlertDescription::CertificateRevoked => "revoked",
+            AlertDescription::CertificateExpired => "expired",
+            AlertDescription::UnknownCA => "of a root that is not trusted",
+            _ => "not taken",
+        }
+    }
+
+    fn of(alert: AlertDescription, serial: Serial) -> Option<Self> {
+        use AlertDescription as A;
+        let is_about_ours = matches!(
+            alert,
+            A::CertificateRevoked
+                | A::CertificateExpired
+                | A::UnknownCA
+                | A::BadCertificate
+                | A::UnsupportedCertificate
+                | A::CertificateUnknown
+                | A::AccessDenied
+        );
+        is_about_ours.then_some(Self { serial, alert })
+    }
 }
 
 impl Secure {
@@ -55,6 +93,7 @@ impl Secure {
             identity,
             tls,
             waits: false,
+            rejected: watch::Sender::new(None),
         })
     }
 
@@ -82,7 +121,10 @@ impl Secure {
         address: &str,
     ) -> Result<(TlsStream<TcpStream>, Arc<Peer>), SecureError> {
         let connector = TlsConnector::from(self.tls.config().clone());
+        let shown = self.shown();
         let stream = connector.connect(server_name(address), stream).await;
+        // A server of TLS 1.2 says it here.
+        let stream = stream.inspect_err(|error| self.heard(shown.as_ref(), Err(error)));
         let stream = stream.map_err(SecureError::of)?;
         let peer = self.tls.admit(stream.get_ref().1);
         let peer = peer.map_err(SecureError::Refused)?;
@@ -91,6 +133,38 @@ impl Secure {
 
     pub fn identity(&self) -> &Arc<Identity> {
         &self.identity
+    }
+
+    /// The certificate that a connection which begins now shows.
+    pub fn shown(&self) -> Option<Serial> {
+        let credentials = self.identity.credentials();
+        credentials.map(|credentials| credentials.peer().serial.clone())
+    }
+
+    /// Which certificate of ours was not taken last; none once one was.
+    pub fn rejected(&self) -> watch::Receiver<Option<Rejection>> {
+        self.rejected.subscribe()
+    }
+
+    /// What the first read of a connection that showed `shown` came to: a server of TLS 1.3 takes or refuses a client then.
+    pub fn heard(&self, shown: Option<&Serial>, first: Result<(), &io::Error>) {
+        let next = match first {
+            Ok(()) => None,
+            Err(error) => match (SecureError::of_alert(error), shown) {
+                (Some(SecureError::Alert(alert)), Some(serial)) => {
+                    match Rejection::of(alert, serial.clone()) {
+                        Some(rejection) => Some(rejection),
+                        None => return,
+                    }
+                }
+                _ => return,
+            },
+        };
+        self.rejected.send_if_modified(|known| {
+            let is_news = *known != next;
+            *known = next;
+            is_news
+        });
     }
 }
 

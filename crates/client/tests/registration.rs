@@ -442,3 +442,30 @@ async fn a_watch_folds_the_full_state_and_changes() {
     );
     assert_eq!(watch.next().await.unwrap(), None);
 }
+
+#[tokio::test]
+async fn a_successor_holds_the_instance_without_a_gap_and_gives_it_back_when_it_fails() {
+    let book = Book::default();
+    let server = Server::start(&book, any_port());
+    let first = register_with(&server);
+    first.set_ready(true);
+    until("registered", || first.state().is_registered()).await;
+    let withdrawals = book.calls("deregister");
+    let given = first.suspend();
+    assert!(given.ready && Some(given.epoch) > book.epoch());
+    let control = channel(&server.address.to_string()).unwrap();
+    let second = Registration::succeed(control, instance(), TTL, given);
+    until("registered", || second.state().is_registered()).await;
+    assert_eq!(book.epoch(), Some(given.epoch));
+    // What changes at the first meanwhile is asserted only when it holds the instance again.
+    first.set_traffic(phalanx_model::instance::State::NotReady);
+    until("a beat", || second.counts().heartbeats() > 1).await;
+    assert_eq!(
+        (book.epoch(), first.counts().failures()),
+        (Some(given.epoch), 0)
+    );
+    drop(second);
+    first.resume(given);
+    assert!(first.settled(DEADLINE).await && book.epoch() > Some(given.epoch));
+    assert_eq!(book.calls("deregister"), withdrawals);
+}

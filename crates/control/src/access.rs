@@ -3,10 +3,12 @@
 //!
 //! Decided once per request or stream, never per message. Sockets are `listen`'s, what is asked for is everybody else's.
 
+mod calls;
 mod crowd;
 mod gate;
 mod local;
 mod refusals;
+mod shares;
 mod users;
 
 use std::collections::BTreeMap;
@@ -20,10 +22,13 @@ use phalanx_model::identity::{CONTROL_SERVICE, SYSTEM_NAMESPACE, SpiffeId};
 use phalanx_pki::verifier::Peer;
 use tonic::Status;
 
+use calls::{DISCOVERY_PER_SERVICE_MAX, PER_CERTIFICATE_MAX};
+
 pub use crowd::{Crowd, Place, Standing};
 pub use gate::{METHODS, gated};
 pub use local::{Local, LocalError};
 pub use refusals::Refusals;
+pub use shares::{Share, Shares};
 pub use users::{Token, UserError, UserRecord, Users};
 
 /// Who is at the other end of a request. It stands in the extensions of each one; where it is missing, nobody is let in.
@@ -89,6 +94,7 @@ struct Inner {
     ids: BTreeMap<SpiffeId, Role>,
     users: Users,
     refusals: Refusals,
+    calls: calls::Calls,
 }
 
 impl Access {
@@ -104,6 +110,7 @@ impl Access {
             ids,
             users,
             refusals,
+            calls: calls::Calls::default(),
         }))
     }
 
@@ -275,10 +282,14 @@ pub enum Denied {
     Role { has: Role, needs: Role },
     #[error("there is no such method")]
     Unknown,
+    #[error(
+        "too many calls of this certificate, or streams of this service, are under way (most: {PER_CERTIFICATE_MAX}, {DISCOVERY_PER_SERVICE_MAX})"
+    )]
+    TooMany,
 }
 
 impl Denied {
-    pub const ALL: [&'static str; 8] = [
+    pub const ALL: [&'static str; 9] = [
         "plain",
         "secret",
         "no_token",
@@ -287,6 +298,7 @@ impl Denied {
         "no_user",
         "role",
         "unknown",
+        "too_many",
     ];
 
     /// A metric's label.
@@ -300,6 +312,7 @@ impl Denied {
             Self::NoUser => "no_user",
             Self::Role { .. } => "role",
             Self::Unknown => "unknown",
+            Self::TooMany => "too_many",
         }
     }
 
@@ -322,6 +335,9 @@ impl Denied {
                 "an administrator can make a token with that role (`phalanx user add`)"
             }
             Self::Unknown => "is the client of another version?",
+            Self::TooMany => {
+                "give each workload a certificate of its own; is one of them stolen, or does a client leave its streams open?"
+            }
         }
     }
 

@@ -37,6 +37,7 @@ use crate::console;
 use crate::discovery::{Canaries, Fleet, Loads};
 use crate::dns;
 use crate::health::Health;
+use crate::limits::Limits;
 use crate::import::{self, Imports};
 use crate::observe::Observe;
 use crate::registry::Registry;
@@ -67,6 +68,7 @@ struct Inner {
     fleet: Fleet,
     loads: Loads,
     health: Health,
+    limits: Limits,
     dns: Option<Arc<dns::Counts>>,
     address: SocketAddr,
     /// Of services that register in an etcd by themselves, where those are looked for.
@@ -90,6 +92,7 @@ impl Api {
         fleet: Fleet,
         loads: Loads,
         health: Health,
+        limits: Limits,
         dns: Option<Arc<dns::Counts>>,
         address: SocketAddr,
         stop: CancellationToken,
@@ -109,6 +112,7 @@ impl Api {
                 fleet,
                 loads,
                 health,
+                limits,
                 dns,
                 address,
                 imports: OnceLock::new(),

@@ -14,6 +14,7 @@ mod issue;
 mod jwks;
 mod log;
 mod mesh;
+mod often;
 mod open;
 mod own;
 mod peers;
@@ -62,6 +63,7 @@ use self::counts::Counts;
 use self::jwks::Jwks;
 use self::log::Log;
 use self::mesh::Mesh;
+use self::often::Often;
 use self::peers::Peers;
 use self::revoke::Revocation;
 use self::staple::Staples;
@@ -116,6 +118,9 @@ struct Inner {
     revocation: Revocation,
     staples: Staples,
     counts: Counts,
+    often: Often,
+    /// Since when it has been there: who is connected is known a little later.
+    opened: UnixMillis,
     /// Streams end with it.
     stopped: CancellationToken,
 }
@@ -225,6 +230,11 @@ pub enum CaError {
     Revoked { serial: String },
     #[error("the certificate {serial} ended at {until}, so it renews nothing")]
     Ended { serial: String, until: UnixMillis },
+    #[error(
+        "{id} renews too often: ask again in {}s",
+        again.as_secs() + 1
+    )]
+    TooOften { id: SpiffeId, again: Duration },
     #[error("{id} has {max} living certificates, which is the most")]
     LeavesFull { id: SpiffeId, max: usize },
     #[error("the issuance log is full: {max} certificates are alive")]
@@ -247,6 +257,11 @@ pub enum CaError {
     Revoke(#[from] RevokeError),
     #[error("{peers} peers that are connected do not trust the new root yet, {first} among them")]
     Untrusting { peers: usize, first: String },
+    #[error(
+        "this control plane has just started, and who is connected is not known yet: ask again in {}s, or with --wait",
+        again.as_secs() + 1
+    )]
+    Settling { again: Duration },
     #[error(
         "{leaves} certificates under the old root are neither expired nor revoked, the last until {until}"
     )]
@@ -313,10 +328,12 @@ impl CaError {
             | Self::RootEnds { .. }
             | Self::RotationUnderWay { .. }
             | Self::Untrusting { .. }
+            | Self::Settling { .. }
             | Self::Outstanding { .. }
             | Self::Place(_)
             | Self::Issue(IssueError::Expired { .. }) => Fault::State,
             Self::TokensFull { .. }
+            | Self::TooOften { .. }
             | Self::LeavesFull { .. }
             | Self::LogFull { .. }
             | Self::Jwks(_)

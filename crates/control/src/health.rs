@@ -174,6 +174,18 @@ impl Health {
         state.board.views(name)
     }
 
+    /// Endpoints that are unhealthy, by the same rule as the list of them: of those that this control plane sees to its own
+    /// word counts, which the store has a moment later; of all others what the world says.
+    pub fn unhealthy(&self, world: &World) -> usize {
+        let state = self.state();
+        let of_others = world.health.iter().flat_map(|(service, of)| {
+            let verdicts = of.iter().filter(|(_, verdict)| verdict.is_unhealthy());
+            verdicts.map(move |(address, _)| (service.clone(), *address))
+        });
+        let of_others = of_others.filter(|key| !state.board.contains(key)).count();
+        of_others + state.board.unhealthy().count()
+    }
+
     /// Whether anybody is asking about this endpoint, as far as this control plane knows.
     pub fn is_checked(&self, service: &ServiceName, address: SocketAddr) -> bool {
         self.state().board.contains(&(service.clone(), address))

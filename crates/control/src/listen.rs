@@ -5,6 +5,7 @@
 //! spoken on a connection is the servers' business. A peer that is revoked, or whose root is trusted no more, is cut off.
 
 mod door;
+mod turns;
 
 use std::future::Future;
 use std::io;

@@ -12,6 +12,7 @@ use crate::ca::Ca;
 use crate::discovery::{Fleet, Load, Loads, PUSH_BOUNDS_MS, Summary};
 use crate::dns;
 use crate::health::Health;
+use crate::limits::Limits;
 use crate::observe::Observe;
 use crate::registry::Registry;
 use crate::snapshot::Published;
@@ -28,6 +29,7 @@ pub struct Sources<'a> {
     pub dns: Option<&'a dns::Counts>,
     pub refusals: &'a Refusals,
     pub ca: Option<&'a Ca>,
+    pub limits: &'a Limits,
 }
 
 /// The whole text.
@@ -43,6 +45,7 @@ pub fn write(sources: &Sources<'_>) -> String {
         dns,
         refusals,
         ca,
+        limits,
     } = *sources;
     let mut out = Exposition::new();
     process::write(&mut out);
@@ -56,6 +59,7 @@ pub fn write(sources: &Sources<'_>) -> String {
         of_dns(&mut out, dns);
     }
     of_refusals(&mut out, refusals);
+    of_limits(&mut out, limits);
     if let Some(ca) = ca {
         of_ca(&mut out, ca);
     }
@@ -72,6 +76,41 @@ pub fn write(sources: &Sources<'_>) -> String {
         observe.dropped(),
     );
     out.finish()
+}
+
+fn of_limits(out: &mut Exposition, limits: &Limits) {
+    let counts = limits.counts();
+    let told = [
+        (
+            "phalanx_control_limit_tokens_leased_total",
+            "Tokens of global rate limits leased to sidecars.",
+            &counts.leased,
+        ),
+        (
+            "phalanx_control_limit_tokens_spent_total",
+            "Requests that sidecars let through on credit.",
+            &counts.spent,
+        ),
+        (
+            "phalanx_control_limit_dry_total",
+            "Questions that found an empty bucket.",
+            &counts.dry,
+        ),
+        (
+            "phalanx_control_limit_unanswered_total",
+            "Questions about limits that the asker has not.",
+            &counts.unanswered,
+        ),
+    ];
+    for (name, help, count) in told {
+        counter(out, name, help, count.load(Ordering::Relaxed));
+    }
+    gauge(
+        out,
+        "phalanx_control_limit_buckets",
+        "Buckets of global rate limits in memory.",
+        limits.held() as u64,
+    );
 }
 
 fn of_store(out: &mut Exposition, store: &Store) {
@@ -467,6 +506,14 @@ fn of_ca(out: &mut Exposition, ca: &Ca) {
     let mut samples = out.family(&family);
     for ((kind, outcome), count) in ca.requests() {
         samples.sample(&[("kind", kind), ("outcome", outcome)], count);
+    }
+    let family = Family::counter(
+        "phalanx_ocsp_answers_total",
+        "What OCSP said of each certificate it was asked about, or of a request that it refused.",
+    );
+    let mut samples = out.family(&family);
+    for (answer, count) in ca.ocsp_answers() {
+        samples.sample(&[("answer", answer)], count);
     }
     gauge(
         out,

@@ -9,6 +9,7 @@ mod evidence;
 mod inquire;
 pub mod leases;
 mod operate;
+mod revoked;
 mod watch;
 mod writer;
 
@@ -33,6 +34,7 @@ use tonic::{Request, Response, Status, Streaming};
 use self::agree::Agreed;
 use self::evidence::Evidence;
 use self::leases::{LeaseError, LeaseState, Leases, TICK_MS, TtlBounds};
+use self::revoked::Revoked;
 use self::writer::{Wish, Writer, refusal};
 use crate::access::Who;
 use crate::planes::{Held, Identity, Keeper, Planes};
@@ -52,6 +54,7 @@ struct Inner {
     leases: Mutex<Leases>,
     /// Likewise; touched when a caller was refused, and by the expiry task.
     evidence: Mutex<Evidence>,
+    revoked: Revoked,
     started: Instant,
     /// Of the time since then, how long the process stood still.
     stood_ms: AtomicU64,
@@ -121,6 +124,7 @@ impl Registry {
         let inner = Inner {
             leases: Mutex::new(Leases::new(bounds)),
             evidence: Mutex::default(),
+            revoked: Revoked::default(),
             started: Instant::now(),
             stood_ms: AtomicU64::new(0),
             writer,
@@ -228,6 +232,11 @@ impl Registry {
         let held = self.inner.planes.held();
         held.is_some_and(|held| *self.inner.agreed.borrow() == held.term)
             && self.inner.planes.duty(world).has(registered)
+    }
+
+    /// A revocation is a sign of death too: whoever is revoked can't beat any more.
+    pub fn heed(&self, ca: &crate::ca::Ca) {
+        self.inner.revoked.heed(ca);
     }
 
     /// A caller was refused there. Whoever is silent, too, is dead.
@@ -403,7 +412,8 @@ impl Registry {
                 || addresses().any(|address| {
                     let verdict = world.verdict(&id.service, &address);
                     verdict.is_some_and(|verdict| verdict.is_unhealthy())
-                });
+                })
+                || self.inner.revoked.is_dead(known);
             buried.set(buried.get() + u64::from(dead));
             dead
         };
@@ -423,6 +433,7 @@ impl Registry {
         }
         for id in &expired {
             tracing::warn!(instance = %id, "expired");
+            self.inner.revoked.forget(id);
         }
         bump(&self.inner.counts.expirations, expired.len() as u64);
         bump(&self.inner.counts.buried, buried.get());
@@ -586,7 +597,15 @@ impl wire::registry_server::Registry for Registry {
                 own_label(instance)?;
             }
         }
-        self.assert(request).await.map(Response::new)
+        let id = request
+            .instance
+            .as_ref()
+            .map(|i| key(&i.namespace, &i.service, &i.id));
+        let answer = self.assert(request).await?;
+        if let Some(Ok(id)) = id {
+            self.inner.revoked.shows(id, &who);
+        }
+        Ok(Response::new(answer))
     }
 
     async fn heartbeat(
@@ -619,6 +638,9 @@ impl wire::registry_server::Registry for Registry {
         let who = Who::of(request.extensions());
         let request = request.into_inner();
         who.owns(&named(&request.namespace, &request.service))?;
+        if let Ok(id) = key(&request.namespace, &request.service, &request.id) {
+            self.inner.revoked.forget(&id);
+        }
         self.withdraw(request).await.map(Response::new)
     }
 

@@ -14,6 +14,8 @@ use phalanx_client::secure::{Protocol, Secure};
 use phalanx_model::identity::{SpiffeId, TrustDomain};
 use phalanx_model::name::{NameError, check_label};
 use phalanx_pki::issuer::ISSUER;
+use phalanx_proto::envoy::service::ratelimit::v3::rate_limit_service_server::RateLimitServiceServer;
+use phalanx_proto::phalanx::limits::v1::limits_server::LimitsServer;
 use phalanx_proto::phalanx::observe::v1::observe_server::ObserveServer;
 use phalanx_proto::phalanx::registry::v1::registry_server::RegistryServer;
 use phalanx_store::{EtcdConfig, Store};
@@ -30,6 +32,7 @@ use crate::discovery::{Canaries, Discovery, Fleet, Hds, LOAD_INTERVAL, Loads, Pu
 use crate::dns::{Dns, Sockets};
 use crate::health::Health;
 use crate::import::Import;
+use crate::limits::{Limits, RedisAddress};
 use crate::listen::{ADMIN, ADMIN_MAX, Connections, Door, OCSP, XDS, XDS_MAX, within_descriptors};
 use crate::observe::Observe;
 use crate::ocsp;
@@ -65,6 +68,8 @@ pub struct Config {
     pub plane: Option<String>,
     /// How often stock data planes are asked to report their load.
     pub load_interval: Duration,
+    /// Where the buckets of global rate limits are; none: in this process.
+    pub limits: Option<RedisAddress>,
 }
 
 /// Who is trusted, and by what certificates.
@@ -120,6 +125,7 @@ impl Default for Config {
             services: None,
             plane: None,
             load_interval: LOAD_INTERVAL,
+            limits: None,
         }
     }
 }
@@ -288,6 +294,9 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         let secure = Secure::try_new(ca.own(), Protocol::Http1).map_err(ServeError::Tls)?;
         registry.planes().prove(secure);
     }
+    if let Some(ca) = &ca {
+        registry.heed(ca);
+    }
     let loads = Loads::new(config.load_interval, published.clone());
     let discovery = Discovery::new(
         published.clone(),
@@ -312,6 +321,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     );
     let observe = Observe::telling(registry.clone());
     loads.tell(observe.clone());
+    let limits = Limits::new(worlds.clone(), config.limits.clone());
     let admission = Admission::new(store.clone(), worlds.clone());
     let admission = Arc::new(admission.compiling_from(published.clone()));
     let canaries = Canaries::new(
@@ -334,6 +344,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         fleet,
         loads,
         health,
+        limits.clone(),
         dns.as_ref().map(Dns::counts),
         admin_address,
         stop.clone(),
@@ -343,7 +354,9 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         .services()
         .add_service(hds.into_service())
         .add_service(RegistryServer::new(registry.clone()))
-        .add_service(ObserveServer::new(observe));
+        .add_service(ObserveServer::new(observe))
+        .add_service(LimitsServer::new(limits.clone()))
+        .add_service(RateLimitServiceServer::new(limits));
     if let Some(ca) = &ca {
         services = services.add_service(ca.service());
     }
@@ -413,6 +426,10 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         tracing::info!(
             "to use it from this machine: export PHALANX_ROOTS={} PHALANX_TOKEN_FILE={}",
             roots.display(),
+            token.display()
+        );
+        tracing::info!(
+            "console: https://{admin_address}, with the token in {} at its log-in",
             token.display()
         );
     }

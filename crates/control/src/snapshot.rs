@@ -7,6 +7,7 @@
 mod asks;
 mod catalog;
 mod demand;
+mod gateway;
 mod inbound;
 mod index;
 mod node;
@@ -29,7 +30,8 @@ use index::{Index, Touched};
 pub use asks::{Asks, host};
 pub use catalog::{Catalog, CatalogPort, Ports};
 pub use demand::{DEMAND, Demand};
-pub use node::{Node, NodeError, NodeTls};
+pub use gateway::{AtGateway, Gateways};
+pub use node::{Edge, Node, NodeError, NodeTls};
 pub use own::Own;
 pub use proxyless::{Proxyless, SERVER_LISTENER, Unmet};
 pub use publish::{Changes, Compiler, Published, Resources, encode_table};
@@ -70,6 +72,7 @@ pub struct Mesh {
     pub clusters: SharedMap<ClusterName, Arc<Cluster>>,
     pub assignments: SharedMap<ClusterName, Arc<Assignment>>,
     pub rules: Rules,
+    pub gateways: Gateways,
     /// Sorted, each once.
     pub findings: Arc<Vec<Finding>>,
     index: Index,
@@ -83,6 +86,8 @@ struct Notes {
     /// By namespace, with an empty name.
     of_namespace: Noted,
     of_rules: Noted,
+    /// By the Gateway.
+    of_gateways: Noted,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -118,6 +123,7 @@ impl Mesh {
         let Touched {
             mut services,
             mut rules,
+            mut gateways,
             namespaces,
             everything,
         } = mesh.index.follow(before, world);
@@ -141,14 +147,17 @@ impl Mesh {
         for service in catalog::compile(&mut mesh, world, services) {
             // A backend that comes or goes changes the rules that name it.
             rules.extend(mesh.index.parents_of_users(world, &service));
+            gateways.extend(mesh.index.gateways_of_users(world, &service));
             rules.insert(service);
         }
         routes::compile(&mut mesh, world, rules);
+        gateway::compile(&mut mesh, world, gateways);
         let (was, is) = (&self.notes, &mesh.notes);
         let pairs = [
             (&was.of_service, &is.of_service),
             (&was.of_namespace, &is.of_namespace),
             (&was.of_rules, &is.of_rules),
+            (&was.of_gateways, &is.of_gateways),
         ];
         if !pairs.iter().all(|(was, is)| was.0.same(&is.0)) {
             mesh.findings = Arc::new(mesh.notes.collect());
@@ -178,7 +187,12 @@ impl Mesh {
 
 impl Notes {
     fn collect(&self) -> Vec<Finding> {
-        let all = [&self.of_service, &self.of_namespace, &self.of_rules];
+        let all = [
+            &self.of_service,
+            &self.of_namespace,
+            &self.of_rules,
+            &self.of_gateways,
+        ];
         let notes = all.into_iter().flat_map(|noted| noted.0.values());
         let mut findings: Vec<_> = notes.flat_map(|of_one| of_one.iter()).cloned().collect();
         findings.sort_unstable();

@@ -272,12 +272,6 @@ impl World {
         self.health.get(service)?.get(address)
     }
 
-    /// Endpoints that health checks found unhealthy.
-    pub fn unhealthy(&self) -> usize {
-        let verdicts = self.health.values().flat_map(|of| of.values());
-        verdicts.filter(|verdict| verdict.is_unhealthy()).count()
-    }
-
     /// The application behind a name: the `app` its Service selects, else the name itself.
     pub fn app<'a>(&'a self, service: &'a ServiceName) -> &'a str {
         self.service(service)

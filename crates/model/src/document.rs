@@ -1,15 +1,23 @@
 //! Documents: what users write, after [`crate::manifest`] has checked it. Names resolved to a namespace, defaults filled in.
 
+pub mod gateway;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::instance::{Labels, Protocol};
 use crate::name::ServiceName;
+use crate::resource::limit::Limits;
 use crate::resource::{
-    AccessPolicy, AccessRule, Caller, CircuitBreaker, ConnectionPool, Effect, HashOn, HeaderEdit,
-    HealthCheck, LoadBalancer, Locality, MtlsMode, OutlierDetection, Redirect, Retry, RetryBudget,
-    Rewrite, RuleMatch, SlowStart,
+    AccessPolicy, AccessRule, Caller, CircuitBreaker, ConnectionPool, Cors, Effect, HashOn,
+    HeaderEdit, HealthCheck, LoadBalancer, Locality, MtlsMode, OutlierDetection, Redirect, Retry,
+    RetryBudget, Rewrite, RuleMatch, Session, SlowStart,
+};
+
+pub use self::gateway::{
+    AllowedNamespaces, Gateway, GatewayListener, GatewayProtocol, GatewayRef, StreamBackend,
+    StreamRoute,
 };
 
 /// A checked document.
@@ -19,6 +27,9 @@ pub enum Document {
     EndpointSlice(EndpointSlice),
     /// HTTPRoute or GRPCRoute.
     Route(Route),
+    Gateway(Gateway),
+    /// TCPRoute or TLSRoute.
+    StreamRoute(StreamRoute),
     BackendPolicy(BackendPolicy),
     AuthorizationPolicy(AuthorizationPolicy),
     PeerAuthentication(PeerAuthentication),
@@ -31,17 +42,23 @@ pub enum Kind {
     EndpointSlice,
     HttpRoute,
     GrpcRoute,
+    Gateway,
+    TlsRoute,
+    TcpRoute,
     BackendPolicy,
     AuthorizationPolicy,
     PeerAuthentication,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 10] = [
         Self::Service,
         Self::EndpointSlice,
         Self::HttpRoute,
         Self::GrpcRoute,
+        Self::Gateway,
+        Self::TlsRoute,
+        Self::TcpRoute,
         Self::BackendPolicy,
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
@@ -54,6 +71,9 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
+            Self::Gateway => "Gateway",
+            Self::TlsRoute => "TLSRoute",
+            Self::TcpRoute => "TCPRoute",
             Self::BackendPolicy => "BackendPolicy",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
@@ -64,10 +84,24 @@ impl Kind {
         match self {
             Self::Service => "v1",
             Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::HttpRoute | Self::GrpcRoute => "gateway.networking.k8s.io/v1",
+            Self::HttpRoute | Self::GrpcRoute | Self::Gateway | Self::TlsRoute => {
+                "gateway.networking.k8s.io/v1"
+            }
+            Self::TcpRoute => "gateway.networking.k8s.io/v1alpha2",
             Self::BackendPolicy | Self::AuthorizationPolicy | Self::PeerAuthentication => {
                 "phalanx.dev/v1alpha1"
             }
+        }
+    }
+
+    /// Older ones with the same fields.
+    pub fn api_versions_before(self) -> &'static [&'static str] {
+        match self {
+            Self::TlsRoute => &[
+                "gateway.networking.k8s.io/v1alpha3",
+                "gateway.networking.k8s.io/v1alpha2",
+            ],
+            _ => &[],
         }
     }
 
@@ -79,6 +113,9 @@ impl Kind {
             "endpointslice" | "endpointslices" => Self::EndpointSlice,
             "httproute" | "httproutes" => Self::HttpRoute,
             "grpcroute" | "grpcroutes" => Self::GrpcRoute,
+            "gateway" | "gateways" | "gtw" => Self::Gateway,
+            "tlsroute" | "tlsroutes" => Self::TlsRoute,
+            "tcproute" | "tcproutes" => Self::TcpRoute,
             "backendpolicy" | "backendpolicies" => Self::BackendPolicy,
             "authorizationpolicy" | "authorizationpolicies" => Self::AuthorizationPolicy,
             "peerauthentication" | "peerauthentications" => Self::PeerAuthentication,
@@ -107,6 +144,8 @@ impl Document {
             Self::Service(d) => (Kind::Service, &d.meta),
             Self::EndpointSlice(d) => (Kind::EndpointSlice, &d.meta),
             Self::Route(d) => (d.kind, &d.meta),
+            Self::Gateway(d) => (Kind::Gateway, &d.meta),
+            Self::StreamRoute(d) => (d.kind, &d.meta),
             Self::BackendPolicy(d) => (Kind::BackendPolicy, &d.meta),
             Self::AuthorizationPolicy(d) => (Kind::AuthorizationPolicy, &d.meta),
             Self::PeerAuthentication(d) => (Kind::PeerAuthentication, &d.meta),
@@ -123,6 +162,8 @@ impl Document {
             Self::Service(d) => &d.meta,
             Self::EndpointSlice(d) => &d.meta,
             Self::Route(d) => &d.meta,
+            Self::Gateway(d) => &d.meta,
+            Self::StreamRoute(d) => &d.meta,
             Self::BackendPolicy(d) => &d.meta,
             Self::AuthorizationPolicy(d) => &d.meta,
             Self::PeerAuthentication(d) => &d.meta,
@@ -203,6 +244,10 @@ pub struct Route {
     pub kind: Kind,
     /// Services whose traffic it routes.
     pub parents: Vec<ParentRef>,
+    /// Gateways at which it takes requests from outside.
+    pub gateways: Vec<GatewayRef>,
+    /// Those of Gateways' hosts that it is for, exact or `*.suffix`; none: all. Services have their own.
+    pub hostnames: Vec<String>,
     pub rules: Vec<RouteRule>,
 }
 
@@ -211,6 +256,8 @@ pub struct ParentRef {
     pub service: ServiceName,
     /// None: every port of the Service.
     pub port: Option<u16>,
+    /// The name of a port (`sectionName`); beside `port` both have to mean the same one.
+    pub section: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -225,10 +272,23 @@ pub struct RouteRule {
     pub redirect: Option<Redirect>,
     /// May be empty (then 500 `invalid_backend`, unless it redirects).
     pub backends: Vec<BackendRef>,
+    pub mirrors: Vec<MirrorRef>,
+    pub cors: Option<Cors>,
+    /// Zero: without limit.
     pub request_timeout: Option<Duration>,
     pub attempt_timeout: Option<Duration>,
     /// None: the default retries.
     pub retry: Option<Retry>,
+    pub session: Option<Session>,
+}
+
+/// Where copies of requests go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MirrorRef {
+    pub service: ServiceName,
+    pub port: u16,
+    /// Of a million requests, how many; may be 0.
+    pub per_million: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -256,6 +316,8 @@ pub struct BackendPolicy {
     pub retry_budget: Option<RetryBudget>,
     /// None: nobody asks.
     pub health_check: Option<HealthCheck>,
+    /// Rate limits, faults and priorities; enforced by the sidecars of the targets' instances.
+    pub limits: Option<Limits>,
 }
 
 /// `phalanx.dev/v1alpha1` AuthorizationPolicy: whose calls the instances of a Service take. Where a Service has policies

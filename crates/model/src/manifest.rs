@@ -1,18 +1,23 @@
 //! Manifests: YAML (or JSON, which is YAML) becomes checked documents, all problems told at once, each with its place.
 //! Text goes in by [`parse`]; nothing here opens files or knows what other documents exist (control's admission does).
 //!
-//! Module order: access, peer, backend, route, filter, service, value, cursor, json, place, tree, report.
+//! Module order: access, peer, backend, limit, stream, route, gateway, session, filter, cors, service, value, cursor, json, place, tree, report.
 
 mod access;
 mod backend;
+mod cors;
 mod cursor;
 mod filter;
+mod gateway;
 mod json;
+mod limit;
 mod peer;
 mod place;
 mod report;
 mod route;
 mod service;
+mod session;
+mod stream;
 mod tree;
 mod value;
 
@@ -165,6 +170,10 @@ fn document(at: &At<'_>, default_namespace: &str) -> Option<Document> {
     match kind {
         Kind::Service => service::service(&spec, meta).map(Document::Service),
         Kind::HttpRoute | Kind::GrpcRoute => route::route(&spec, meta, kind).map(Document::Route),
+        Kind::Gateway => gateway::gateway(&spec, meta).map(Document::Gateway),
+        Kind::TlsRoute | Kind::TcpRoute => {
+            stream::route(&spec, meta, kind).map(Document::StreamRoute)
+        }
         Kind::BackendPolicy => backend::policy(&spec, meta).map(Document::BackendPolicy),
         Kind::AuthorizationPolicy => access::policy(&spec, meta).map(Document::AuthorizationPolicy),
         Kind::PeerAuthentication => peer::policy(&spec, meta).map(Document::PeerAuthentication),
@@ -173,11 +182,8 @@ fn document(at: &At<'_>, default_namespace: &str) -> Option<Document> {
 }
 
 fn kind(fields: &mut Fields<'_>) -> Option<Kind> {
-    const LATER: [&str; 10] = [
-        "TCPRoute",
+    const LATER: [&str; 7] = [
         "UDPRoute",
-        "TLSRoute",
-        "Gateway",
         "ColourPolicy",
         "Rollout",
         "Telemetry",
@@ -192,7 +198,7 @@ fn kind(fields: &mut Fields<'_>) -> Option<Kind> {
     let version = fields.need("apiVersion");
     let kind = kind?;
     let (version, expected) = (version?, kind.api_version());
-    if version.text()? != expected {
+    if version.text()? != expected && !kind.api_versions_before().contains(&version.text()?) {
         version.refuse_with::<()>(
             format!(
                 "{} is no apiVersion of {}",
@@ -214,7 +220,7 @@ fn metadata(at: &At<'_>, kind: Kind, default_namespace: &str) -> Option<Meta> {
         "deletionGracePeriodSeconds",
     ]);
     let name = fields.need("name").and_then(|at| {
-        if kind == Kind::Service {
+        if matches!(kind, Kind::Service | Kind::Gateway) {
             at.dns_label()
         } else {
             at.dns_name()

@@ -1,10 +1,12 @@
 //! Which rule a request meets: a [`RouteTable`] is compiled once and then asked per request, without allocation in the
 //! common case. Paths and authorities are expected in the form that [`canonical`] gives; [`order`] says which match comes
 //! first when documents are compiled, [`peers`] which word about mutual TLS holds, [`pattern`] is the one place where
-//! regular expressions are made.
+//! regular expressions are made, [`compare`] tells people what was compared.
 
 pub mod access;
 pub mod canonical;
+pub mod compare;
+pub mod hostname;
 pub mod order;
 pub mod pattern;
 pub mod peers;
@@ -301,6 +303,30 @@ impl ValueTest {
             Expected::Exact(text) => **text == *value,
             Expected::Regex(pattern) => pattern.matches(value),
         }
+    }
+}
+
+/// Conditions on headers outside of a table.
+#[derive(Debug, Default)]
+pub struct HeaderTests(Box<[ValueTest]>);
+
+impl HeaderTests {
+    /// # Errors
+    /// The first pattern that doesn't compile.
+    pub fn compile(headers: &[HeaderMatch]) -> Result<Self, PatternError> {
+        let tests = headers
+            .iter()
+            .map(|m| ValueTest::compile(&m.name, &m.value));
+        tests.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// All of them; none holds always.
+    pub fn hold(&self, request: &impl Request) -> bool {
+        let holds = |test: &ValueTest| {
+            let value = request.header(&test.name);
+            value.is_some_and(|value| test.holds(&value))
+        };
+        self.0.iter().all(holds)
     }
 }
 

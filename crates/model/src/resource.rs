@@ -3,6 +3,10 @@
 //! Each type has one Envoy v3 counterpart; room `xds` converts both ways, so a stock Envoy, a proxyless client and our
 //! sidecar get the same. Only what all of them can honour, plus what our sidecar adds, stands here.
 
+pub mod gateway;
+pub mod limit;
+pub mod route;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,6 +15,8 @@ use crate::identity::{SpiffeId, TrustDomain};
 use crate::instance::Protocol;
 use crate::name::{ClusterName, Direction};
 use crate::reason::Reason;
+
+pub use self::route::{ANY, Carrier, Cors, MILLION, Mirror, Session};
 
 /// A socket the data plane listens on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +42,8 @@ pub enum ListenerProtocol {
         trust_domain: TrustDomain,
         rules: Inbound,
     },
+    /// What comes from outside the mesh.
+    Gateway(self::gateway::GatewayPort),
 }
 
 /// The routes of one listener. A host is chosen by authority, then the first rule that matches.
@@ -140,13 +148,13 @@ pub enum Action {
     Respond(Reason),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forward {
     /// Never empty and not all of weight zero: those are [`Action::Respond`].
     pub backends: Vec<Backend>,
     pub rewrite: Rewrite,
-    /// Of the whole exchange, retries included; none means no limit was asked for. Streams of gRPC are not cut by it
-    /// unless it is set.
+    /// Of the whole exchange, retries included; none means no limit was asked for, zero that none was wanted, not even
+    /// the data plane's own. Streams of gRPC are not cut by it unless it is set.
     pub request_timeout: Option<Duration>,
     /// Of one attempt.
     pub attempt_timeout: Option<Duration>,
@@ -154,6 +162,10 @@ pub struct Forward {
     /// What of a request leads it to the same endpoint again, where the cluster's balancer goes by keys. Without one, or
     /// where the request has none, it picks at random.
     pub hash_on: Option<HashOn>,
+    /// Each gets a copy of its share of requests.
+    pub mirrors: Vec<Mirror>,
+    pub session: Option<Session>,
+    pub cors: Option<Cors>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -540,6 +552,8 @@ pub struct Inbound {
 pub struct InboundRule {
     pub mode: MtlsMode,
     pub access: Access,
+    /// By policy, each with something to say.
+    pub limits: Vec<limit::Limits>,
 }
 
 /// Whether callers have to show who they are (PeerAuthentication).

@@ -12,7 +12,7 @@ use phalanx_client::api::{
 
 use crate::exit::{Failure, Outcome};
 use crate::output::{self, Format};
-use crate::{AdminOptions, NamespaceOptions, canary, diff, files, lint, status};
+use crate::{AdminOptions, NamespaceOptions, canary, diff, files, get, lint, status};
 
 #[derive(Args)]
 pub struct Options {
@@ -65,8 +65,7 @@ pub struct DeleteOptions {
         conflicts_with = "kind"
     )]
     files: Vec<PathBuf>,
-    /// Kind, such as httproute
-    #[arg(requires = "names")]
+    /// Kind, such as httproute, and names; or KIND/NAME, several times
     kind: Option<String>,
     #[arg(value_name = "NAME")]
     names: Vec<String>,
@@ -144,10 +143,11 @@ pub async fn delete(options: DeleteOptions) -> Outcome {
         return Err(Failure::usage("nothing named to delete")
             .hint("phalanx delete KIND NAME, or phalanx delete -f FILE"));
     }
-    let named = options.names.iter().map(|name| DocumentRef {
-        kind: options.kind.clone().unwrap_or_default(),
+    let named = named(options.kind.as_deref(), &options.names)?;
+    let named = named.into_iter().map(|(kind, name)| DocumentRef {
+        kind: kind.to_owned(),
         namespace: change.namespace.namespace.clone(),
-        name: name.clone(),
+        name: name.to_owned(),
     });
     let files = files::read_all(&options.files)?;
     lint::check_syntax(&files)?;
@@ -165,6 +165,30 @@ pub async fn delete(options: DeleteOptions) -> Outcome {
     let answer = client.delete(&request).await?;
     show(change.output, &answer)?;
     arrived(&client, &answer, options.wait).await
+}
+
+/// `KIND NAME…`, or `KIND/NAME…`, as kubectl has it.
+fn named<'a>(
+    first: Option<&'a str>,
+    names: &'a [String],
+) -> Result<Vec<(&'a str, &'a str)>, Failure> {
+    let Some(first) = first else {
+        return Ok(Vec::new());
+    };
+    if first.contains('/') {
+        let all = std::iter::once(first).chain(names.iter().map(String::as_str));
+        let pairs = all.map(|word| {
+            get::one(word).ok_or_else(|| {
+                Failure::usage(format!("`{word}` is no KIND/NAME, as the first one is"))
+            })
+        });
+        return pairs.collect();
+    }
+    if names.is_empty() {
+        let text = format!("which {first}? a kind needs names");
+        return Err(Failure::usage(text).hint("phalanx delete KIND NAME, or KIND/NAME"));
+    }
+    Ok(names.iter().map(|name| (first, name.as_str())).collect())
 }
 
 /// Exit code 1 when something would change, as `diff` and `kubectl diff` do.

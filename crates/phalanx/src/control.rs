@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use phalanx_control::access::Role;
 use phalanx_control::ca::{JwksConfig, JwksSource};
+use phalanx_control::limits::RedisAddress;
 use phalanx_control::{ServeError, serve};
 use phalanx_model::identity::{SpiffeId, TrustDomain};
 use phalanx_store::{Error, EtcdConfig};
@@ -51,6 +52,10 @@ pub struct Options {
     /// Its name among several control planes over one etcd; made of the host's name and the port by default
     #[arg(long, value_name = "NAME")]
     plane: Option<String>,
+    /// Where the buckets of global rate limits are kept, so that several control planes share them and they outlive a
+    /// restart; in memory by default
+    #[arg(long, value_name = "redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE]")]
+    rate_limit_store: Option<RedisAddress>,
     /// Take plain-text clients that do not prove who they are too, on loopback only
     #[arg(long)]
     open: bool,
@@ -198,6 +203,7 @@ pub fn run(options: Options) -> Outcome {
         open: options.open,
         trust: options.trust.trust()?,
         plane: options.plane,
+        limits: options.rate_limit_store,
         ..serve::Config::default()
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()

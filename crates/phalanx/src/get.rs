@@ -10,7 +10,7 @@ use crate::{AdminOptions, NamespaceOptions};
 
 #[derive(Args)]
 pub struct Options {
-    /// Kind, such as service or httproute; `all` for every kind
+    /// Kind, such as service or httproute; `all` for every kind; or KIND/NAME
     kind: String,
     name: Option<String>,
     /// Every namespace
@@ -24,7 +24,16 @@ pub struct Options {
     admin: AdminOptions,
 }
 
-pub async fn run(options: Options) -> Outcome {
+pub async fn run(mut options: Options) -> Outcome {
+    if let Some((kind, name)) = one(&options.kind) {
+        if options.name.is_some() || options.all_namespaces {
+            return Err(Failure::usage(format!(
+                "`{kind}/{name}` names one document, and nothing else goes with it"
+            )));
+        }
+        options.name = Some(name.to_owned());
+        options.kind = kind.to_owned();
+    }
     let kind = match options.kind.as_str() {
         "all" => None,
         text => Some(
@@ -51,6 +60,12 @@ pub async fn run(options: Options) -> Outcome {
         return output::print(&documents.collect::<Vec<_>>().join("---\n"));
     }
     output::show(options.output, &found, || table(&found.items))
+}
+
+/// `KIND/NAME`, as kubectl has it.
+pub fn one(text: &str) -> Option<(&str, &str)> {
+    let (kind, name) = text.split_once('/')?;
+    (!kind.is_empty() && !name.is_empty()).then_some((kind, name))
 }
 
 fn table(documents: &[StoredDocument]) -> String {

@@ -56,7 +56,7 @@ pub fn run(options: &Options) -> Outcome {
     Ok(())
 }
 
-fn told(problem: manifest::Problem) -> Problem {
+pub fn told(problem: manifest::Problem) -> Problem {
     Problem {
         file: problem.file,
         line: u32::try_from(problem.line).unwrap_or(u32::MAX),

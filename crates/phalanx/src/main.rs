@@ -12,6 +12,7 @@ mod diff;
 mod drain;
 mod etcd;
 mod exit;
+mod explain;
 mod files;
 mod get;
 mod health;
@@ -20,6 +21,7 @@ mod lint;
 mod migrate;
 mod observe;
 mod output;
+mod page;
 mod progress;
 mod proxy;
 mod release;
@@ -27,6 +29,7 @@ mod resident;
 mod restore;
 mod signal;
 mod status;
+mod tap;
 mod usage;
 mod user;
 
@@ -83,6 +86,8 @@ enum Verb {
     Canary(canary::Options),
     /// Check files without a control plane
     Lint(lint::Options),
+    /// Say what becomes of a request and why: which route, rule and match, who may, which endpoints
+    Explain(Box<explain::Options>),
     /// Deal in identities: join tokens, certificates, revocation, the rotation of the root
     Cert(cert::Options),
     /// Say who may ask the control plane, and what they may do
@@ -107,6 +112,8 @@ enum Verb {
     Edges(observe::WindowOptions),
     /// Show each service's golden metrics, summed over its callers
     Stat(observe::WindowOptions),
+    /// Show live requests as the sidecars see them
+    Tap(Box<tap::Options>),
     /// Services and bots of the demo game
     #[command(hide = true)]
     Arena(arena::Options),
@@ -195,6 +202,8 @@ impl Verb {
             Self::Health(options) => health::run(options).await,
             Self::Edges(options) => observe::edges(options).await,
             Self::Stat(options) => observe::stat(options).await,
+            Self::Explain(options) => explain::run(*options).await,
+            Self::Tap(options) => tap::run(*options).await,
             Self::Demo(_)
             | Self::Control(_)
             | Self::Proxy(_)

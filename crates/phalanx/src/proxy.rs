@@ -1,6 +1,6 @@
 //! `proxy`: the sidecar of one application.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +8,8 @@ use clap::Args;
 use phalanx_model::identity::TrustDomain;
 use phalanx_model::resource::Probe;
 use phalanx_model::{Labels, ServiceName};
-use phalanx_proxy::config::{IdentityConfig, Proof, Source, TRUST_DOMAIN};
+use phalanx_proxy::config::{AccessLogConfig, LogPolicy, Sample, Target};
+use phalanx_proxy::config::{GatewayConfig, IdentityConfig, Proof, Source, TRUST_DOMAIN, UpgradeConfig};
 use phalanx_proxy::{Config, serve};
 
 use crate::exit::{Failure, Outcome};
@@ -17,12 +18,12 @@ use crate::{demo, signal};
 #[derive(Args)]
 pub struct Options {
     /// Service the application belongs to
-    #[arg(long, value_name = "NAME")]
-    service: String,
+    #[arg(long, value_name = "NAME", required_unless_present = "gateway")]
+    service: Option<String>,
     #[arg(short, long, default_value = "default")]
     namespace: String,
     /// Where the application listens; with a name when it has several ports
-    #[arg(long, required = true, value_name = "[NAME=]HOST:PORT", value_parser = parse_app)]
+    #[arg(long, required_unless_present = "gateway", value_name = "[NAME=]HOST:PORT", value_parser = parse_app)]
     app: Vec<(String, SocketAddr)>,
     /// Labels of the instance, such as version=v1,zone=az1
     #[arg(long, value_delimiter = ',', value_name = "KEY=VALUE", value_parser = parse_label)]
@@ -66,7 +67,75 @@ pub struct Options {
     #[arg(long, default_value = "5s", value_parser = demo::parse_duration)]
     drain: Duration,
     #[command(flatten)]
+    upgrade: Upgrade,
+    #[command(flatten)]
+    log: Log,
+    #[command(flatten)]
+    edge: Edge,
+    #[command(flatten)]
     identity: Identity,
+}
+
+/// At the edge there is no application: what comes from outside goes to the mesh as the Gateway and its routes say.
+#[derive(Args)]
+#[command(next_help_heading = "Gateway")]
+struct Edge {
+    /// Run this Gateway instead of standing beside an application; its identity is that of a service of the same name
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["service", "app", "tcp", "ready", "inbound", "outbound", "advertise", "upgrade_socket"])]
+    gateway: Option<String>,
+    /// Where to listen, whatever the Gateway's addresses are
+    #[arg(long, value_name = "IP", requires = "gateway")]
+    bind: Option<IpAddr>,
+    /// Certificates for HTTPS: <name>/tls.crt and <name>/tls.key by the names of certificateRefs; watched
+    #[arg(long, value_name = "DIR", requires = "gateway")]
+    tls_dir: Option<PathBuf>,
+}
+
+/// One line of JSON for each request that is chosen, once it is over.
+#[derive(Args)]
+#[command(next_help_heading = "Access log")]
+struct Log {
+    /// Where requests are logged, `-` for standard output; a file that was moved is opened anew, at once on SIGHUP
+    #[arg(long, value_name = "FILE|-")]
+    access_log: Option<String>,
+    /// Which part of all traces; the same traces at every hop
+    #[arg(long, value_name = "SHARE", default_value = "1%", value_parser = Sample::parse, requires = "access_log")]
+    access_log_sample: Sample,
+    /// Requests that end in an error are logged whatever the sample says
+    #[arg(long, requires = "access_log")]
+    access_log_errors: bool,
+    /// With their query, where secrets may stand
+    #[arg(long, requires = "access_log")]
+    access_log_query: bool,
+}
+
+impl Log {
+    fn config(self) -> Option<AccessLogConfig> {
+        Some(AccessLogConfig {
+            target: Target::parse(&self.access_log?),
+            policy: LogPolicy {
+                sample: self.access_log_sample,
+                errors: self.access_log_errors,
+                query: self.access_log_query,
+            },
+        })
+    }
+}
+
+/// Without these, connections are refused between the end of one sidecar and the start of the next.
+#[derive(Args)]
+#[command(next_help_heading = "Upgrade")]
+struct Upgrade {
+    /// A Unix socket for this user only: a sidecar started with the path of one that runs takes its listeners, its
+    /// connections to come and its registration over, and that one ends when its streams have
+    #[arg(long, value_name = "PATH")]
+    upgrade_socket: Option<PathBuf>,
+    /// How long streams may go on in the sidecar that is replaced
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = demo::parse_duration, requires = "upgrade_socket")]
+    upgrade_drain: Duration,
+    /// How long this sidecar may take to get its configuration and certificate before it leaves the other one alone
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = demo::parse_duration, requires = "upgrade_socket")]
+    upgrade_wait: Duration,
 }
 
 /// Without any of these the sidecar speaks plain text, which only a `control --open` takes.
@@ -119,8 +188,21 @@ pub fn run(options: Options) -> Outcome {
 }
 
 fn configure(options: Options) -> Result<Config, Failure> {
-    let service =
-        ServiceName::parse(&options.namespace, &options.service).map_err(Failure::usage)?;
+    let gateway = options.edge.gateway.as_deref();
+    let name = gateway.or(options.service.as_deref()).unwrap_or_default();
+    let service = ServiceName::parse(&options.namespace, name).map_err(Failure::usage)?;
+    let gateway = gateway.map(|_| GatewayConfig {
+        bind: options.edge.bind,
+        tls_dir: options.edge.tls_dir,
+    });
+    // An edge is known by where it is and its pages are: it has no other address of its own.
+    let inbound = match &gateway {
+        None => options.inbound,
+        Some(gateway) => {
+            let ip = gateway.bind.unwrap_or(options.inbound.ip());
+            SocketAddr::new(ip, options.admin.port())
+        }
+    };
     let tcp = options
         .tcp
         .iter()
@@ -130,7 +212,8 @@ fn configure(options: Options) -> Result<Config, Failure> {
     let defaults = Config::new(service, options.app);
     Ok(Config {
         labels: options.labels.into_iter().collect::<Labels>(),
-        inbound: options.inbound,
+        inbound,
+        gateway,
         outbound: options.outbound,
         admin: options.admin,
         tcp,
@@ -141,7 +224,16 @@ fn configure(options: Options) -> Result<Config, Failure> {
         ttl: options.ttl,
         unused: options.unused,
         drain: options.drain,
+        access_log: options.log.config(),
         identity,
+        upgrade: options
+            .upgrade
+            .upgrade_socket
+            .map(|socket| UpgradeConfig {
+                socket,
+                drain: options.upgrade.upgrade_drain,
+                wait: options.upgrade.upgrade_wait,
+            }),
         ..defaults
     })
 }

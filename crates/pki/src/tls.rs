@@ -189,7 +189,7 @@ impl ClientTls {
 }
 
 /// aws-lc, the hybrid post-quantum group first.
-fn provider_of() -> Arc<CryptoProvider> {
+pub fn provider() -> Arc<CryptoProvider> {
     let kx_groups = vec![
         provider::kx_group::X25519MLKEM768,
         provider::kx_group::X25519,
@@ -321,7 +321,7 @@ impl End {
         Arc::new(Self {
             identity: identity.clone(),
             policy,
-            provider: provider_of(),
+            provider: provider(),
         })
     }
 

@@ -126,6 +126,23 @@ pub struct Peer {
     must_staple: bool,
 }
 
+impl Peer {
+    /// Somebody of this name whom nobody has seen: for asking what would be said to them. It has no chain, so nothing that
+    /// checks one takes it.
+    pub fn supposed(id: SpiffeId) -> Self {
+        Self {
+            id,
+            dns_names: Vec::new(),
+            serial: Serial::none(),
+            not_before: UnixMillis(0),
+            not_after: UnixMillis(0),
+            fingerprint: [0; 32],
+            links: Vec::new(),
+            must_staple: false,
+        }
+    }
+}
+
 /// A verified path, before time, names and revocation are looked at again.
 #[derive(Clone, Debug)]
 pub(crate) struct Path {

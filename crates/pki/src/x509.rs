@@ -102,6 +102,11 @@ impl Serial {
         Self::of_bytes(&bytes)
     }
 
+    /// Of no certificate.
+    pub(crate) fn none() -> Self {
+        Self(Vec::new())
+    }
+
     pub(crate) fn of_bytes(bytes: &[u8]) -> Result<Self, X509Error> {
         let zeros = bytes.iter().take_while(|b| **b == 0).count();
         let bytes = bytes.get(zeros..).unwrap_or_default();

@@ -93,6 +93,11 @@ pub mod envoy {
                 }
             }
             pub mod http {
+                pub mod cors {
+                    pub mod v3 {
+                        include!("generated/envoy.extensions.filters.http.cors.v3.rs");
+                    }
+                }
                 pub mod fault {
                     pub mod v3 {
                         include!("generated/envoy.extensions.filters.http.fault.v3.rs");
@@ -150,6 +155,13 @@ pub mod envoy {
             }
         }
         pub mod http {
+            pub mod early_header_mutation {
+                pub mod header_mutation {
+                    pub mod v3 {
+                        include!("generated/envoy.extensions.http.early_header_mutation.header_mutation.v3.rs");
+                    }
+                }
+            }
             pub mod stateful_session {
                 pub mod cookie {
                     pub mod v3 {
@@ -322,6 +334,11 @@ pub mod phalanx {
     pub mod identity {
         pub mod v1 {
             include!("generated/phalanx.identity.v1.rs");
+        }
+    }
+    pub mod limits {
+        pub mod v1 {
+            include!("generated/phalanx.limits.v1.rs");
         }
     }
     pub mod observe {

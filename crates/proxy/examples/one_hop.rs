@@ -31,6 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let any: SocketAddr = "127.0.0.1:0".parse()?;
     let config = DriveConfig {
+        is_edge: false,
         inbound: any,
         outbound: listen.parse()?,
         tcp: Vec::new(),
@@ -69,6 +70,7 @@ fn resources(upstream: SocketAddr, protocol: Protocol) -> Result<Resources, Stri
         attempt_timeout: None,
         retry: Retry::default(),
         hash_on: None,
+        ..Forward::default()
     };
     let rule = Rule {
         name: "all".into(),

@@ -55,7 +55,7 @@ fn main() -> Result<(), Error> {
     let battle = Workload::parse(&domain, "default", "battle", None)?;
 
     let mut resources = Resources {
-        inbound: Some(Arc::new(Entries::compile(&Inbound::default())?)),
+        inbound: Some(Arc::new(Entries::compile(&Inbound::default(), None)?)),
         ..Resources::default()
     };
     let app = AppPort {
@@ -127,6 +127,7 @@ fn start(
     resources: &Resources,
 ) -> Result<Workers, Error> {
     let config = DriveConfig {
+        is_edge: false,
         inbound: "127.0.0.1:0".parse()?,
         outbound,
         tcp: Vec::new(),
@@ -161,6 +162,7 @@ fn table(name: &ClusterName) -> RouteTable {
         attempt_timeout: None,
         retry: Retry::default(),
         hash_on: None,
+        ..Forward::default()
     };
     let rule = Rule {
         name: "all".into(),

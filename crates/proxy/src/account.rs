@@ -4,8 +4,11 @@
 
 pub mod edge;
 pub mod endings;
+pub mod flow;
 mod histogram;
+pub mod lookout;
 mod secured;
+pub mod sight;
 mod witness;
 
 use std::collections::BTreeMap;
@@ -14,8 +17,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 pub use self::edge::{Edge, EdgeCell, EdgeKey, EdgeTotals, Ending, Security, Traffic};
+pub use self::flow::{Flow, Speaks};
 pub use self::histogram::{BOUNDS_US, Durations};
+pub use self::lookout::Lookout;
 pub use self::secured::{Secured, SecuredConnection, TlsRefused};
+pub use self::sight::Sight;
 pub use self::witness::Witness;
 
 /// All counts of one sidecar.
@@ -27,6 +33,7 @@ pub struct Account {
     events: Box<[EventCells]>,
     witness: Witness,
     secured: Secured,
+    lookout: Arc<Lookout>,
 }
 
 impl Account {
@@ -40,7 +47,13 @@ impl Account {
             events: (0..cores).map(|_| EventCells::default()).collect(),
             witness: Witness::default(),
             secured: Secured::new(cores),
+            lookout: Arc::default(),
         }
+    }
+
+    /// Of single requests, for logs and taps.
+    pub fn lookout(&self) -> &Arc<Lookout> {
+        &self.lookout
     }
 
     /// Connections over TLS, and those that were refused.

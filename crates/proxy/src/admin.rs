@@ -1,8 +1,11 @@
-//! The sidecar's own pages: `/healthz`, `/readyz`, `/metrics`, `/certs`, `/connections`, `/config_dump`. Read only; one small
-//! HTTP/1.1 server on the housekeeping runtime, that can't take more than it was given.
+//! The sidecar's own pages: `/healthz`, `/readyz`, `/metrics`, `/certs`, `/connections`, `/config_dump`, `/explain`, `/tap`.
+//! Read only; one small HTTP/1.1 server on the housekeeping runtime, that can't take more than it was given.
 
+mod ask;
+mod body;
 mod dump;
 mod istio;
+mod limits;
 mod pages;
 
 use std::convert::Infallible;
@@ -10,8 +13,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -25,6 +27,8 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::debug;
 
+use self::body::PageBody;
+pub use dump::rule as rule_json;
 pub use pages::View;
 
 /// Connections beyond this wait in the backlog.
@@ -63,8 +67,8 @@ pub async fn serve(listener: TcpListener, view: Arc<View>) {
 
 async fn connection(stream: TcpStream, view: Arc<View>, loopback_only: bool) -> hyper::Result<()> {
     let service = service_fn(move |request| {
-        let answer = answer(&request, &view, loopback_only);
-        async move { Ok::<_, Infallible>(answer) }
+        let view = view.clone();
+        async move { Ok::<_, Infallible>(answer(&request, &view, loopback_only).await) }
     });
     http1::Builder::new()
         .timer(TokioTimer::new())
@@ -74,7 +78,11 @@ async fn connection(stream: TcpStream, view: Arc<View>, loopback_only: bool) -> 
         .await
 }
 
-fn answer(request: &Request<Incoming>, view: &View, loopback_only: bool) -> Response<Full<Bytes>> {
+async fn answer(
+    request: &Request<Incoming>,
+    view: &View,
+    loopback_only: bool,
+) -> Response<PageBody> {
     // A page in a browser may have had its name pointed at this address: what it asks carries that name.
     if loopback_only && !request.headers().get(HOST).is_some_and(names_loopback) {
         return problem(
@@ -106,6 +114,8 @@ fn answer(request: &Request<Incoming>, view: &View, loopback_only: bool) -> Resp
         "/metrics" => page(StatusCode::OK, metrics::CONTENT_TYPE, view.metrics()),
         "/connections" => json_page(StatusCode::OK, format!("{:#}", view.connections())),
         "/config_dump" => json_page(StatusCode::OK, format!("{:#}", view.config_dump())),
+        "/explain" => ask::explain(view, request.uri().query().unwrap_or_default()).await,
+        "/tap" => ask::tap(view, request.uri().query().unwrap_or_default()),
         "/certs" => match view.certs() {
             Some(certs) => json_page(StatusCode::OK, format!("{certs:#}")),
             None => problem(
@@ -117,7 +127,7 @@ fn answer(request: &Request<Incoming>, view: &View, loopback_only: bool) -> Resp
         _ => problem(
             StatusCode::NOT_FOUND,
             "no such page",
-            "there are /healthz, /readyz, /metrics, /certs, /connections and /config_dump",
+            "there are /healthz, /readyz, /metrics, /certs, /connections, /config_dump, /explain and /tap",
         ),
     }
 }
@@ -135,16 +145,16 @@ fn names_loopback(host: &HeaderValue) -> bool {
         || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-fn problem(status: StatusCode, error: &str, hint: &str) -> Response<Full<Bytes>> {
+fn problem(status: StatusCode, error: &str, hint: &str) -> Response<PageBody> {
     json_page(status, json!({ "error": error, "hint": hint }).to_string())
 }
 
-fn json_page(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+fn json_page(status: StatusCode, body: String) -> Response<PageBody> {
     page(status, "application/json", body)
 }
 
-fn page(status: StatusCode, media: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn page(status: StatusCode, media: &'static str, body: String) -> Response<PageBody> {
+    let mut response = Response::new(PageBody::text(body));
     *response.status_mut() = status;
     response
         .headers_mut()

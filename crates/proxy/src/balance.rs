@@ -345,6 +345,12 @@ impl Group {
         self.member(member as usize).map_or(1, |m| m.weight.max(1))
     }
 
+    /// Whether a session that is at this member may stay there.
+    pub fn keeps(&self, member: usize, now_ms: u64) -> bool {
+        self.member(member)
+            .is_some_and(|m| m.health != Health::Unhealthy && !m.outlier.is_ejected(now_ms))
+    }
+
     /// Whether endpoints are compared with each other.
     #[inline]
     pub fn compares(&self) -> bool {
@@ -399,6 +405,15 @@ impl Group {
 }
 
 impl Picked {
+    /// By a session.
+    pub fn wanted(member: usize) -> Self {
+        Self {
+            member,
+            is_far: false,
+            in_panic: false,
+        }
+    }
+
     fn plain(member: u32) -> Self {
         Self {
             member: member as usize,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use phalanx_model::name::{NameError, check_label};
@@ -11,8 +12,10 @@ use phalanx_model::{Labels, ServiceName};
 use tokio::net::{UdpSocket, lookup_host};
 
 mod identity;
+mod log;
 
 pub use identity::{IdentityConfig, Proof, Source, TRUST_DOMAIN};
+pub use log::{AccessLogConfig, LogPolicy, Sample, Target};
 
 pub const INBOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 15006);
 pub const OUTBOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15001);
@@ -24,6 +27,10 @@ pub const TTL: Duration = Duration::from_secs(30);
 pub const UNUSED: Duration = Duration::from_secs(600);
 /// How long requests in flight may take after SIGTERM.
 pub const DRAIN: Duration = Duration::from_secs(30);
+/// How long streams may go on in a process that was replaced.
+pub const UPGRADE_DRAIN: Duration = Duration::from_secs(600);
+/// How long a process may take to get ready to replace another.
+pub const UPGRADE_WAIT: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -51,8 +58,45 @@ pub struct Config {
     pub ttl: Duration,
     /// How long a host is held that nobody calls any more.
     pub unused: Duration,
+    /// None: no request is logged.
+    pub access_log: Option<AccessLogConfig>,
     /// None: nothing is encrypted, and nobody knows for sure who is who.
     pub identity: Option<IdentityConfig>,
+    /// None: it can't be replaced while it serves.
+    pub upgrade: Option<UpgradeConfig>,
+    /// It is no application's sidecar, but runs the Gateway that is called like its service.
+    pub gateway: Option<GatewayConfig>,
+}
+
+/// How a Gateway is run here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GatewayConfig {
+    /// Where to listen; none: where the Gateway says.
+    pub bind: Option<IpAddr>,
+    /// Certificates, as [`crate::edge::TlsDir`] reads them.
+    pub tls_dir: Option<PathBuf>,
+}
+
+/// How a sidecar is replaced by another process while it serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpgradeConfig {
+    /// A Unix socket: whoever serves listens there, whoever starts asks there first.
+    pub socket: PathBuf,
+    /// How long streams may go on in the process that was replaced.
+    pub drain: Duration,
+    /// How long a process may take to get ready to replace another.
+    pub wait: Duration,
+}
+
+impl UpgradeConfig {
+    /// With every default.
+    pub fn new(socket: PathBuf) -> Self {
+        Self {
+            socket,
+            drain: UPGRADE_DRAIN,
+            wait: UPGRADE_WAIT,
+        }
+    }
 }
 
 impl Config {
@@ -74,7 +118,10 @@ impl Config {
             drain: DRAIN,
             ttl: TTL,
             unused: UNUSED,
+            access_log: None,
             identity: None,
+            upgrade: None,
+            gateway: None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! What the stages know of one request beside its head: where it came in, and what earlier stages decided.
 
-use std::net::IpAddr;
+use std::cell::Cell;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use phalanx_model::name::Direction;
@@ -8,7 +9,9 @@ use phalanx_pki::verifier::Peer;
 use phalanx_relay::Field;
 
 use crate::plan::Entry;
+use crate::plan::session::Held;
 use crate::plan::table::{BackendPlan, ForwardPlan, RulePlan};
+use crate::quota::Admitted;
 
 /// Who is at the other end of a connection from downstream.
 pub enum Caller {
@@ -17,6 +20,16 @@ pub enum Caller {
     /// Over TLS, without a certificate.
     Nobody,
     Known(Box<KnownCaller>),
+    /// Somebody outside the mesh, whoever that is.
+    Outside(Outside),
+}
+
+/// Where somebody came in.
+pub struct Outside {
+    /// The name of the route table.
+    pub table: Arc<str>,
+    /// Over TLS.
+    pub is_secured: bool,
 }
 
 pub struct KnownCaller {
@@ -31,6 +44,8 @@ pub struct StreamContext<'p> {
     pub caller: &'p Caller,
     /// This sidecar has an identity: what is asked of callers comes from the mesh, and is waited for.
     pub guarded: bool,
+    /// Nobody sent it, somebody asks what would happen: nothing may be taken from it (tokens, leases, counts).
+    pub dry: bool,
     /// What is asked of callers of the chosen port; none when that is not known.
     pub entry: Option<&'p Entry>,
     pub rng: fastrand::Rng,
@@ -52,6 +67,22 @@ pub struct StreamContext<'p> {
     pub hash: Option<u64>,
     /// A cookie that the caller is to keep: the key that its request did not have.
     pub cookie: Option<Field>,
+    /// The session that the request belongs to.
+    pub session: Option<Held>,
+    /// Where that is: the member of the chosen cluster that the first attempt goes to, unless it is ejected.
+    pub wanted: Option<usize>,
+    /// The endpoint of the attempt under way, for what the answer says of its session.
+    pub endpoint: Cell<Option<SocketAddr>>,
+    /// What the answer says of the request's origin.
+    pub origin: Option<Field>,
+    /// When the caller gives up, by [`crate::quota::clock`]; what it said in `grpc-timeout`.
+    pub deadline_ns: Option<u64>,
+    /// What a fault makes it wait before the first attempt.
+    pub delay_ms: u64,
+    /// Its place among the requests under way; given back when the answer's head is there.
+    pub admitted: Option<Admitted>,
+    /// Clusters that get a copy, in [`crate::plan::Plan::clusters`].
+    pub mirrors: Vec<usize>,
 }
 
 impl<'p> StreamContext<'p> {
@@ -65,6 +96,7 @@ impl<'p> StreamContext<'p> {
             direction,
             caller,
             guarded,
+            dry: false,
             entry: None,
             rng,
             rule: None,
@@ -77,6 +109,14 @@ impl<'p> StreamContext<'p> {
             peer: None,
             hash: None,
             cookie: None,
+            session: None,
+            wanted: None,
+            endpoint: Cell::new(None),
+            origin: None,
+            deadline_ns: None,
+            delay_ms: 0,
+            admitted: None,
+            mirrors: Vec::new(),
         }
     }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use phalanx_client::backoff::Backoff;
+use phalanx_client::why::{is_joining, why};
 use phalanx_proto::envoy::config::core::v3::Node;
 use phalanx_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use phalanx_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
@@ -22,7 +23,7 @@ use phalanx_xds::client::Client;
 use tokio::sync::watch::{Receiver, Sender, channel};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -31,10 +32,11 @@ use tracing::{info, warn};
 use self::usage::Usage;
 use crate::account::Account;
 use crate::desk::Desk;
+use crate::edge::Edge;
 use crate::plan::{Bootstrap, Plan};
 
 pub use configuration::{Configuration, Held, Refused};
-pub use node::node;
+pub use node::{edge_node, node};
 
 /// Waits between attempts to open the stream.
 const RECONNECT_MIN: Duration = Duration::from_millis(100);
@@ -47,6 +49,8 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests on their way out.
 const REQUESTS_MAX: usize = 64;
+/// Between attempts to serve what this machine could not.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Hosts in one request.
 const HOSTS_AT_ONCE: usize = 256;
 /// Between looks for hosts that nobody uses, as a part of the time that they are kept; never longer than the second.
@@ -73,6 +77,8 @@ pub struct Known {
     crowded_out: Counter,
     /// The `system_version_info` of the last response, when that is a number: the store's revision.
     revision: AtomicU64,
+    /// Why there is no stream; empty while there is one. Held for an instant.
+    trouble: Mutex<String>,
     connected: Gauge,
     connects: Counter,
     losses: Counter,
@@ -108,6 +114,7 @@ impl Discovery {
         plan: Arc<ArcSwap<Plan>>,
         account: Arc<Account>,
         idle: Duration,
+        edge: Option<Arc<Edge>>,
     ) -> Self {
         let (desk, questions) = Desk::new();
         let known = Arc::new(Known {
@@ -115,6 +122,9 @@ impl Discovery {
             ..Known::default()
         });
         known.configuration().on_demand(desk);
+        if let Some(edge) = edge {
+            known.configuration().at_edge(edge);
+        }
         let mut client = Client::new(node);
         // Raw TCP has no host to wait for: its clusters are wanted from the start.
         let tcp = bootstrap.tcp.iter().map(|(_, cluster)| cluster.to_string());
@@ -190,6 +200,7 @@ impl Default for Known {
                 "Hosts let go because too many were called.",
             ),
             revision: AtomicU64::new(0),
+            trouble: Mutex::default(),
             connected: Gauge::new(
                 "phalanx_xds_connected",
                 "Whether a discovery stream is open.",
@@ -210,6 +221,17 @@ impl Known {
         self.configuration
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why there is no stream; empty while there is one.
+    pub fn trouble(&self) -> String {
+        let trouble = self.trouble.lock();
+        trouble.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn lost(&self, why: &str) {
+        let trouble = self.trouble.lock();
+        why.clone_into(&mut trouble.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// 0 when not known.
@@ -289,18 +311,20 @@ impl Stream {
             }
             self.known.losses.add(1);
             let error = match &outcome {
-                Ok(()) => "the control plane ended it",
-                Err(error) => error.message(),
+                Ok(()) => "the control plane ended it".to_owned(),
+                Err(error) => why(error),
             };
+            self.known.lost(&error);
+            let joins = outcome.as_ref().is_err_and(is_joining);
             if was_open {
                 info!(
                     error,
                     "discovery stream lost, serving by the last configuration"
                 );
-            } else if !warned {
+            } else if !warned && !joins {
                 warn!(error, "the control plane can't be reached, trying again");
             }
-            warned = !was_open;
+            warned = !was_open && !joins;
             let until = Instant::now() + self.backoff.wait();
             loop {
                 tokio::select! {
@@ -330,6 +354,7 @@ impl Stream {
             .into_inner();
         self.set_connected(true);
         self.known.connects.add(1);
+        self.known.lost("");
         info!("discovery stream open");
         loop {
             let more = tokio::select! {
@@ -339,6 +364,10 @@ impl Stream {
                 },
                 Some(host) = self.questions.recv() => self.want(&host).into_iter().collect(),
                 () = sleep_until(self.look_at) => self.look().into_iter().collect(),
+                () = sleep(AGAIN), if self.known.configuration().is_waiting() => {
+                    self.again()?;
+                    Vec::new()
+                }
             };
             send(&requests, more).await?;
         }
@@ -383,6 +412,29 @@ impl Stream {
             requests.extend(self.follow());
         }
         Ok(requests)
+    }
+
+    /// Tries what this machine could not serve. A control plane that was told so hears the contrary with a new stream only.
+    fn again(&mut self) -> Result<(), Status> {
+        let taken = {
+            let mut configuration = self.known.configuration();
+            let taken = configuration.again();
+            if !taken.is_empty() {
+                self.swap(&configuration);
+            }
+            taken
+        };
+        if taken.is_empty() {
+            return Ok(());
+        }
+        for (name, version) in taken {
+            info!(name, "a listener that was refused is open now");
+            self.client.took(Kind::Listener, name, version);
+        }
+        drop(self.follow()); // asked for with the next stream
+        Err(Status::aborted(
+            "what was refused is in force now, to be told anew",
+        ))
     }
 
     fn swap(&self, configuration: &Configuration) {

@@ -9,11 +9,13 @@ mod client;
 mod core;
 mod deadline;
 mod exchange;
+mod gates;
 mod http2;
 mod pump;
 mod request;
 mod secure;
 mod server;
+mod shut;
 mod stream;
 mod tally;
 mod timer;
@@ -22,7 +24,7 @@ mod wire;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::task::Poll;
@@ -39,9 +41,14 @@ use tokio::sync::{mpsc, watch};
 
 use self::accept::Service;
 use self::core::Core;
+use self::deadline::Watch;
+use self::gates::{Gates, Opened};
+pub(crate) use self::request::walk;
 use self::secure::Secure;
 use crate::account::{Account, Event};
+use crate::edge::Sockets;
 use crate::plan::Plan;
+use crate::takeover::{Bundle, Inherited};
 
 /// Where to listen and with how many workers.
 #[derive(Clone, Debug)]
@@ -56,6 +63,8 @@ pub struct DriveConfig {
     pub deadlines: Deadlines,
     /// Who this sidecar is, as it stands; none for one that lives in plain text.
     pub identity: Option<Arc<Identity>>,
+    /// There is no application: neither `inbound` nor `outbound` is bound, listeners come by [`Workers::sockets`].
+    pub is_edge: bool,
 }
 
 impl DriveConfig {
@@ -79,6 +88,8 @@ pub struct Addresses {
 /// The running workers. Dropped without [`Workers::drain`], they stop at once.
 pub struct Workers {
     addresses: Addresses,
+    bundles: Vec<Bundle>,
+    gates: Arc<Gates>,
     stage: watch::Sender<Stage>,
     /// Closed when the last worker has ended.
     ended: mpsc::Receiver<()>,
@@ -86,9 +97,20 @@ pub struct Workers {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
+    /// Ready, and nobody is accepted yet.
+    Hold,
     Run,
-    Drain { until: Instant },
+    Drain(Drain),
     Stop,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Drain {
+    until: Instant,
+    /// From the first connection that is told to the last.
+    spread: Duration,
+    /// Another process accepts from our sockets.
+    is_succeeded: bool,
 }
 
 /// Counted over all workers.
@@ -107,42 +129,67 @@ impl Workers {
         plan: Arc<ArcSwap<Plan>>,
         account: Arc<Account>,
     ) -> io::Result<Workers> {
+        let workers = Self::prepare(config, plan, account, &mut Inherited::default(), false)?;
+        workers.open();
+        Ok(workers)
+    }
+
+    /// The same, with sockets of the process before where there are such, and nobody is accepted before
+    /// [`Workers::open`]. `keeps`: [`Workers::bundles`] will be asked for.
+    ///
+    /// # Errors
+    /// As [`Workers::spawn`].
+    pub fn prepare(
+        config: &DriveConfig,
+        plan: Arc<ArcSwap<Plan>>,
+        account: Arc<Account>,
+        inherited: &mut Inherited,
+        keeps: bool,
+    ) -> io::Result<Workers> {
         let cores = config.cores();
-        let inbound = Bound::open("inbound", config.inbound, cores)?;
-        let outbound = Bound::open("outbound", config.outbound, cores)?;
-        let tcp = config
-            .tcp
-            .iter()
-            .map(|address| Bound::open("tcp", *address, cores))
-            .collect::<io::Result<Vec<_>>>()?;
+        let mut bind = |role, address| Bound::take(role, address, cores, inherited);
+        let mut services = Vec::new();
+        if !config.is_edge {
+            let inbound = bind("inbound", config.inbound)?;
+            let outbound = bind("outbound", config.outbound)?;
+            services.push((Service::Http(Direction::Inbound), inbound));
+            services.push((Service::Http(Direction::Outbound), outbound));
+        }
+        let at = |place: usize, told| services.get(place).map_or(told, |(_, bound)| bound.address);
+        let (inbound, outbound) = (at(0, config.inbound), at(1, config.outbound));
+        let tcp = config.tcp.iter().map(|address| bind("tcp", *address));
+        let tcp = tcp.collect::<io::Result<Vec<_>>>()?;
         let addresses = Addresses {
-            inbound: inbound.address,
-            outbound: outbound.address,
+            inbound,
+            outbound,
             tcp: tcp.iter().map(|bound| bound.address).collect(),
         };
-        let mut services = vec![
-            (Service::Http(Direction::Inbound), inbound),
-            (Service::Http(Direction::Outbound), outbound),
-        ];
         services.extend(
             tcp.into_iter()
                 .enumerate()
                 .map(|(place, bound)| (Service::Tcp(place), bound)),
         );
-        let (stage, _) = watch::channel(Stage::Run);
+        let bundles = services.iter().filter(|_| keeps);
+        let bundles = bundles.map(|(_, bound)| bound.bundle());
+        let bundles = bundles.collect::<io::Result<Vec<_>>>()?;
+        let (stage, _) = watch::channel(Stage::Hold);
         let (alive, ended) = mpsc::channel(1);
         let shared = Arc::<Shared>::default();
         let secure = config.identity.clone().map(Secure::new).map(Arc::new);
-        for index in 0..cores {
+        let (gates, opened) = Gates::new(cores);
+        for (index, opened) in opened.into_iter().enumerate() {
+            let mut listeners = Vec::new();
+            for (service, bound) in &mut services {
+                let own = bound.share(index, cores)?;
+                listeners.extend(own.into_iter().map(|listener| (*service, listener)));
+            }
             let worker = Worker {
                 index,
                 config: config.clone(),
                 plan: plan.clone(),
                 account: account.clone(),
-                listeners: services
-                    .iter_mut()
-                    .filter_map(|(service, bound)| Some((*service, bound.listeners.pop()?)))
-                    .collect(),
+                listeners,
+                opened,
                 shared: shared.clone(),
                 secure: secure.clone(),
                 stage: stage.subscribe(),
@@ -154,23 +201,53 @@ impl Workers {
         }
         Ok(Workers {
             addresses,
+            bundles,
+            gates,
             stage,
             ended,
         })
+    }
+
+    /// Whoever connects is served from now on.
+    pub fn open(&self) {
+        let _ = self.stage.send(Stage::Run);
+    }
+
+    /// All listening sockets, for a process that takes over. While one lives here, its backlog is open.
+    pub fn bundles(&mut self) -> Vec<Bundle> {
+        std::mem::take(&mut self.bundles)
+    }
+
+    /// Opens more listeners, as an edge is told.
+    pub fn sockets(&self) -> Arc<dyn Sockets> {
+        self.gates.clone()
     }
 
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
     }
 
-    /// Ends every connection after its request, takes new ones only for a moment more (so that none that is on its way
-    /// is lost), and waits for the rest until `deadline`. When this returns, the workers have ended.
-    pub async fn drain(mut self, deadline: Duration) {
-        let _ = self.stage.send(Stage::Drain {
-            until: Instant::now() + deadline,
-        });
+    /// Ends every connection after its request, one after the other, takes new ones only for a moment more (so that none
+    /// that is on its way is lost), and waits for the rest until `deadline`. When this returns, the workers have ended.
+    pub async fn drain(self, deadline: Duration) {
+        self.end(deadline, false).await;
+    }
+
+    /// The same where another process accepts from our sockets: no new ones are taken at all.
+    pub async fn hand_over(self, deadline: Duration) {
+        self.end(deadline, true).await;
+    }
+
+    async fn end(mut self, deadline: Duration, is_succeeded: bool) {
+        self.bundles.clear();
+        let now = Instant::now();
+        let _ = self.stage.send(Stage::Drain(Drain {
+            until: now.checked_add(deadline).unwrap_or(now + DEADLINE_MAX),
+            spread: (deadline / SPREAD_PART).min(SPREAD_MAX),
+            is_succeeded,
+        }));
         let ended = async { while self.ended.recv().await.is_some() {} };
-        let _ = tokio::time::timeout(deadline + STOP_GRACE, ended).await;
+        let _ = tokio::time::timeout(deadline.saturating_add(STOP_GRACE), ended).await;
         let _ = self.stage.send(Stage::Stop);
     }
 }
@@ -181,19 +258,54 @@ impl Drop for Workers {
     }
 }
 
-/// One address, bound once per worker (SO_REUSEPORT).
+/// One address, bound once per worker (SO_REUSEPORT), or as often as the process before had it.
 struct Bound {
+    role: &'static str,
     address: SocketAddr,
     listeners: Vec<TcpListener>,
 }
 
 impl Bound {
-    fn open(role: &str, address: SocketAddr, count: usize) -> io::Result<Self> {
+    fn take(
+        role: &'static str,
+        address: SocketAddr,
+        count: usize,
+        inherited: &mut Inherited,
+    ) -> io::Result<Self> {
+        match inherited.take(role, address) {
+            Some((address, listeners)) => Ok(Self {
+                role,
+                address,
+                listeners,
+            }),
+            None => Self::open(role, address, count),
+        }
+    }
+
+    fn bundle(&self) -> io::Result<Bundle> {
+        Bundle::of(self.role, self.address, &self.listeners)
+    }
+
+    /// What the worker at `index` of `workers` listens at: every socket is somebody's, and every worker has one.
+    fn share(&self, index: usize, workers: usize) -> io::Result<Vec<TcpListener>> {
+        let count = self.listeners.len().max(1);
+        let is_own = |at: &usize| match count >= workers {
+            true => at % workers == index,
+            false => *at == index % count,
+        };
+        let own = (0..count).filter(is_own);
+        own.filter_map(|at| self.listeners.get(at))
+            .map(TcpListener::try_clone)
+            .collect()
+    }
+
+    fn open(role: &'static str, address: SocketAddr, count: usize) -> io::Result<Self> {
         if address.port() != 0 {
             // Alone first: shared with a stranger, half of the connections would be his.
             drop(Self::listen(address, false).map_err(|error| explain(role, address, &error))?);
         }
         let mut bound = Self {
+            role,
             address,
             listeners: Vec::with_capacity(count),
         };
@@ -249,6 +361,7 @@ struct Worker {
     plan: Arc<ArcSwap<Plan>>,
     account: Arc<Account>,
     listeners: Vec<(Service, TcpListener)>,
+    opened: mpsc::Receiver<Opened>,
     shared: Arc<Shared>,
     secure: Option<Arc<Secure>>,
     stage: watch::Receiver<Stage>,
@@ -283,6 +396,7 @@ impl Worker {
         );
         let wheel = core.wheel.clone();
         tokio::task::spawn_local(async move { wheel.run().await });
+        tokio::task::spawn_local(crate::quota::lag::watch());
         let swept = core.clone();
         tokio::task::spawn_local(async move {
             loop {
@@ -293,7 +407,14 @@ impl Worker {
         if let Some(secure) = self.secure.clone() {
             tokio::task::spawn_local(follow(core.clone(), secure));
         }
+        if !self.is_opened().await {
+            return;
+        }
         let (close, closing) = watch::channel(false);
+        let mut accepting = Vec::new();
+        let opened = std::mem::replace(&mut self.opened, mpsc::channel(1).1);
+        let following = gates::follow(core.clone(), self.shared.clone(), opened, closing.clone());
+        accepting.push(tokio::task::spawn_local(following));
         for (service, listener) in std::mem::take(&mut self.listeners) {
             match tokio::net::TcpListener::from_std(listener) {
                 Ok(listener) => {
@@ -304,7 +425,7 @@ impl Worker {
                         self.shared.clone(),
                         closing.clone(),
                     );
-                    tokio::task::spawn_local(run);
+                    accepting.push(tokio::task::spawn_local(run));
                 }
                 Err(error) => tracing::error!(%error, "listener can't be used"),
             }
@@ -312,8 +433,14 @@ impl Worker {
         loop {
             let stage = *self.stage.borrow_and_update();
             match stage {
-                Stage::Run => {}
-                Stage::Drain { until } => return self.drain(&core, until, &close).await,
+                Stage::Hold | Stage::Run => {}
+                Stage::Drain(drain) => {
+                    if drain.is_succeeded {
+                        // What waits in the backlog is the other's.
+                        accepting.iter().for_each(|task| task.abort());
+                    }
+                    return self.drain(&core, drain, &close).await;
+                }
                 Stage::Stop => return,
             }
             if self.stage.changed().await.is_err() {
@@ -322,17 +449,29 @@ impl Worker {
         }
     }
 
-    async fn drain(&mut self, core: &Core, until: Instant, close: &watch::Sender<bool>) {
-        core.drain();
+    /// Waits until connections may be taken; false when there is nothing to wait for.
+    async fn is_opened(&mut self) -> bool {
+        let stage = self.stage.wait_for(|stage| *stage != Stage::Hold).await;
+        stage.is_ok_and(|stage| *stage != Stage::Stop)
+    }
+
+    async fn drain(&mut self, core: &Core, drain: Drain, close: &watch::Sender<bool>) {
+        let Drain { until, spread, .. } = drain;
+        let mut rollout = Rollout::new(core, spread);
         let linger = (until.saturating_duration_since(Instant::now()) / 2).min(LINGER_MAX);
         let lingers_until = Instant::now() + linger;
-        while Instant::now() < lingers_until && !(core.live() == 0 && core.quiet_ms() >= QUIET_MS) {
+        while !drain.is_succeeded
+            && Instant::now() < lingers_until
+            && !(core.live() == 0 && core.quiet_ms() >= QUIET_MS)
+        {
+            rollout.tell(core);
             if !self.rest().await {
                 return;
             }
         }
         let _ = close.send(true);
         while Instant::now() < until && (core.live() > 0 || close.receiver_count() > 1) {
+            rollout.tell(core);
             if !self.rest().await {
                 return;
             }
@@ -345,6 +484,40 @@ impl Worker {
         tokio::select! {
             () = tokio::time::sleep(DRAIN_LOOK) => true,
             changed = self.stage.changed() => changed.is_ok() && *self.stage.borrow() != Stage::Stop,
+        }
+    }
+}
+
+/// Which connection is told when that it ends after its request (GOAWAY, `connection: close`): told all at once, all their
+/// callers would come back at once.
+struct Rollout {
+    /// The last one first.
+    left: Vec<(Instant, Weak<Watch>)>,
+}
+
+impl Rollout {
+    fn new(core: &Core, spread: Duration) -> Self {
+        let now = Instant::now();
+        let mut watches = core.begin_drain();
+        core.random().shuffle(&mut watches);
+        // The first one at once: where there is only one there is nothing to spread.
+        let share = spread / u32::try_from(watches.len()).unwrap_or(u32::MAX).max(1);
+        let mut due = now;
+        let mut left = Vec::with_capacity(watches.len());
+        for watch in watches {
+            left.push((due, watch));
+            due += share;
+        }
+        left.reverse();
+        Self { left }
+    }
+
+    fn tell(&mut self, core: &Core) {
+        let now = Instant::now();
+        while let Some((_, watch)) = self.left.pop_if(|(due, _)| *due <= now) {
+            if let Some(watch) = watch.upgrade() {
+                watch.drain(core);
+            }
         }
     }
 }
@@ -373,6 +546,11 @@ async fn yield_once() {
 }
 
 const BACKLOG: i32 = 1024;
+/// Connections are told that we drain over this part of the time that they have, and no longer than that.
+const SPREAD_PART: u32 = 3;
+const SPREAD_MAX: Duration = Duration::from_secs(30);
+/// Longer than any process lives.
+const DEADLINE_MAX: Duration = Duration::from_secs(10 * 365 * 86_400);
 const STOP_GRACE: Duration = Duration::from_secs(1);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a draining worker goes on accepting, unless nobody comes for [`QUIET_MS`].

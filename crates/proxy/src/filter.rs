@@ -7,7 +7,7 @@
 use phalanx_model::name::Direction;
 use phalanx_model::reason::Reason;
 use phalanx_relay::checked::is_internal;
-use phalanx_relay::{Checked, ResponseHead, Value, Verdict, names};
+use phalanx_relay::{Checked, Reply, ResponseHead, Value, Verdict, names};
 use phalanx_telemetry::trace::{TraceContext, tracestate_valid};
 
 use crate::context::StreamContext;
@@ -89,7 +89,8 @@ fn request_id(rng: &mut fastrand::Rng) -> [u8; 36] {
     out
 }
 
-/// An answer on its way back, with the cookie that keeps its caller's requests together. What an application says in the proxy's name is not passed on.
+/// An answer on its way back, with what keeps its caller's requests together and word for browsers. What an application
+/// says in the proxy's name is not passed on.
 pub fn response(head: &mut ResponseHead, context: &StreamContext<'_>) {
     if context.direction == Direction::Inbound {
         head.headers.remove_where(|name, _| {
@@ -104,6 +105,26 @@ pub fn response(head: &mut ResponseHead, context: &StreamContext<'_>) {
     }
     if let Some(rule) = context.rule {
         rule.response.apply(&mut head.headers);
+    }
+    let Some(forward) = context.forward else {
+        return;
+    };
+    if let (Some(cors), Some(origin)) = (&forward.cors, &context.origin) {
+        cors.answer(origin, |field| head.headers.set_field(field));
+    }
+    if let (Some(session), Some(endpoint)) = (&forward.session, context.endpoint.get())
+        && let Some(token) = session.renewed(context.session.as_ref(), endpoint)
+    {
+        session.answer(&token, &mut head.headers);
+    }
+}
+
+/// An answer of our own to a request whose route was found: a page of another origin may read it like any other.
+pub fn own(reply: &mut Reply, context: &StreamContext<'_>) {
+    if let Some(forward) = context.forward
+        && let (Some(cors), Some(origin)) = (&forward.cors, &context.origin)
+    {
+        cors.answer(origin, |field| reply.fields.push(field.clone()));
     }
 }
 

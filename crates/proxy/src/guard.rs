@@ -1,14 +1,18 @@
 //! Who may come in: the mode of the port that was chosen, then the policies, over the request as it was checked. Whoever is
 //! let in with a certificate is named to the application.
 
+mod lasting;
+
 use phalanx_model::matching::access::AccessRequest;
 use phalanx_model::name::Direction;
 use phalanx_model::reason::Reason;
 use phalanx_model::resource::MtlsMode;
-use phalanx_relay::{Checked, Reply, Verdict, names};
+use phalanx_relay::{Checked, HeaderList, Reply, Verdict, names};
 
 use crate::context::{Caller, StreamContext};
 use crate::plan::Plan;
+
+pub use self::lasting::Lasting;
 
 /// Outbound nobody is asked: the caller is this sidecar's own application.
 pub fn admit<'p>(_: &'p Plan, request: &mut Checked, context: &mut StreamContext<'p>) -> Verdict {
@@ -18,7 +22,7 @@ pub fn admit<'p>(_: &'p Plan, request: &mut Checked, context: &mut StreamContext
     let known = match context.caller {
         Caller::Known(known) => Some(known),
         Caller::Plain => None,
-        Caller::Nobody => return refused(),
+        Caller::Nobody | Caller::Outside(_) => return refused(),
     };
     let Some(entry) = context.entry else {
         // Not the caller's mistake, and it may come.
@@ -51,7 +55,8 @@ fn named(request: &mut Checked, context: &StreamContext<'_>) -> Verdict {
     Verdict::Continue
 }
 
-struct Asked<'r>(&'r Checked);
+/// A request as policies ask for it.
+pub(crate) struct Asked<'r>(pub(crate) &'r Checked);
 
 impl AccessRequest for Asked<'_> {
     fn method(&self) -> &str {
@@ -64,21 +69,30 @@ impl AccessRequest for Asked<'_> {
 
     /// With those of the name's twins, which many servers can't tell from it.
     fn each_value<'r>(&'r self, name: &str, each: &mut dyn FnMut(&'r [u8]) -> bool) {
-        if name.as_bytes() == names::HOST.as_bytes() {
-            each(self.0.authority().as_bytes());
-            return;
-        }
-        for (field, value) in self.0.headers().iter() {
-            if reads_as(field.as_bytes(), name.as_bytes()) && !each(value) {
-                return;
-            }
-        }
+        each_of(self.0.authority().as_bytes(), self.0.headers(), name, each);
     }
 
     /// A host is the same with and without its port.
     fn also_read(&self, name: &str) -> Option<&[u8]> {
         let has_port = name.as_bytes() == names::HOST.as_bytes() && self.0.port().is_some();
         has_port.then(|| self.0.host().as_bytes())
+    }
+}
+
+fn each_of<'r>(
+    authority: &'r [u8],
+    headers: &'r HeaderList,
+    name: &str,
+    each: &mut dyn FnMut(&'r [u8]) -> bool,
+) {
+    if name.as_bytes() == names::HOST.as_bytes() {
+        each(authority);
+        return;
+    }
+    for (field, value) in headers.iter() {
+        if reads_as(field.as_bytes(), name.as_bytes()) && !each(value) {
+            return;
+        }
     }
 }
 

@@ -3,10 +3,11 @@
 //!
 //! Nothing here knows manifests, the store or the control plane's code.
 //!
-//! Module order (a module imports only later ones): serve, admin, report, register, health, discovery,
-//! identity, drive, listen, route, guard, filter, context, plan, desk, upstream, balance, account, config.
+//! Module order (a module imports only later ones): serve, admin, explain, tap, accesslog, report, lease, register, health, discovery,
+//! identity, drive, takeover, listen, route, guard, limit, filter, context, plan, quota, desk, upstream, balance, account, config.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+pub mod accesslog;
 pub mod account;
 pub mod admin;
 pub mod balance;
@@ -15,16 +16,23 @@ pub mod context;
 pub mod desk;
 pub mod discovery;
 pub mod drive;
+pub mod edge;
+pub mod explain;
 pub mod filter;
 pub mod guard;
 pub mod health;
 pub mod identity;
+pub mod lease;
+pub mod limit;
 pub mod listen;
 pub mod plan;
+pub mod quota;
 pub mod register;
 pub mod report;
 pub mod route;
 pub mod serve;
+pub mod takeover;
+pub mod tap;
 pub mod upstream;
 
 pub use config::Config;

@@ -4,10 +4,13 @@
 //! (ejection, breaker counts) and what was counted lives on by name and address.
 
 pub mod cluster;
+pub mod cors;
 pub mod entry;
+pub mod gateway;
 pub mod hosts;
 pub mod key;
 pub mod peer;
+pub mod session;
 pub mod table;
 
 use std::collections::BTreeMap;
@@ -20,11 +23,15 @@ use phalanx_model::resource::{Assignment, Cluster, Listener, ListenerProtocol};
 
 use self::cluster::ClusterPlan;
 pub use self::entry::{Entries, Entry};
+use self::gateway::Gates;
 pub use self::hosts::{Hosts, Routes};
 pub use self::peer::{Alpn, PeerPlan};
 pub use self::table::{Table, compile_table};
 use crate::account::{Account, Edge, EdgeKey, Security, Traffic};
 use crate::desk::Desk;
+use crate::edge;
+use crate::quota::Standing;
+use crate::quota::leases::Leases;
 
 /// What discovery holds, accepted and complete.
 #[derive(Clone, Default)]
@@ -38,6 +45,8 @@ pub struct Resources {
     pub assignments: BTreeMap<ClusterName, Arc<Assignment>>,
     /// What callers of the application are asked for, compiled where it was accepted; none until it has come.
     pub inbound: Option<Arc<Entries>>,
+    /// For one that runs a Gateway.
+    pub edge: Option<Arc<edge::Edge>>,
 }
 
 impl Resources {
@@ -46,12 +55,16 @@ impl Resources {
     pub fn outbound_table(&self) -> Option<&str> {
         let of = |listener: &'_ Listener| match &listener.protocol {
             ListenerProtocol::Http { .. } => listener.direction == Direction::Outbound,
-            ListenerProtocol::Tcp { .. } | ListenerProtocol::Inbound { .. } => false,
+            ListenerProtocol::Tcp { .. }
+            | ListenerProtocol::Inbound { .. }
+            | ListenerProtocol::Gateway(_) => false,
         };
         let listener = self.listeners.values().find(|listener| of(listener))?;
         match &listener.protocol {
             ListenerProtocol::Http { route_table } => Some(route_table),
-            ListenerProtocol::Tcp { .. } | ListenerProtocol::Inbound { .. } => None,
+            ListenerProtocol::Tcp { .. }
+            | ListenerProtocol::Inbound { .. }
+            | ListenerProtocol::Gateway(_) => None,
         }
     }
 
@@ -96,6 +109,8 @@ pub struct Plan {
     pub clusters: Box<[Arc<ClusterPlan>]>,
     inbound_from: usize,
     pub edges: OwnEdges,
+    /// What is taken from outside the mesh.
+    pub gates: Gates,
 }
 
 /// Edges for requests that ended before a cluster was chosen.
@@ -157,6 +172,7 @@ impl Plan {
         };
         Plan {
             outbound: Outbound::Unknown,
+            gates: Gates::default(),
             inbound: Inbound {
                 apps: Box::default(),
                 rule: table::RulePlan::inbound(),
@@ -222,7 +238,32 @@ impl Plan {
             .map(|(_, name)| plan.place(name))
             .collect();
         plan.outbound = outbound(resources, |name| plan.place(name), previous);
+        if let Some(edge) = &resources.edge {
+            let listeners = resources.listeners.values();
+            let certificates = edge.certificates();
+            let place = |name: &ClusterName| plan.place(name);
+            plan.gates = Gates::new(listeners, &resources.tables, certificates, place);
+        }
         plan
+    }
+
+    /// Each policy with limits that holds for some port.
+    pub fn limits(&self) -> Vec<Arc<Standing>> {
+        let entries = self
+            .inbound
+            .apps
+            .iter()
+            .filter_map(|app| app.entry.as_ref());
+        let standings = entries.flat_map(|entry| entry.limits.standings());
+        let by_name: BTreeMap<_, _> = standings.map(|one| (&one.policy, one)).collect();
+        by_name.into_values().cloned().collect()
+    }
+
+    /// Those that other sidecars share.
+    pub fn leases(&self) -> Vec<Arc<Leases>> {
+        let limits = self.limits();
+        let leases = limits.iter().filter_map(|standing| standing.leases.clone());
+        leases.collect()
     }
 
     pub fn cluster(&self, name: &ClusterName) -> Option<&Arc<ClusterPlan>> {

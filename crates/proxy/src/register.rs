@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phalanx_client::health::{Checker, State as Health, Target};
-use phalanx_client::registry::Registration;
+use phalanx_client::registry::{Registration, Succession};
 use phalanx_model::instance::State;
 use phalanx_model::resource::{HealthCheck, Probe};
 use tokio::io::AsyncReadExt;
@@ -46,9 +46,11 @@ impl Register {
     /// Watches `apps` and, once `complete` or after `patience`, registers while all of them accept; asserts anew whenever
     /// `connected`, the state of the discovery stream, changes: its end may mean a control plane that forgot us.
     ///
-    /// With `ready`, the first of `apps` is asked that, too; until it says yes it gets no traffic.
+    /// With `ready`, the first of `apps` is asked that, too; until it says yes it gets no traffic. What is known `before`,
+    /// from a process that watched it until now, holds until it is found to be otherwise.
     pub fn spawn(
         registration: Registration,
+        before: Option<Succession>,
         apps: &[SocketAddr],
         ready: Option<Probe>,
         mut complete: Receiver<bool>,
@@ -56,16 +58,18 @@ impl Register {
         connected: Receiver<bool>,
     ) -> Self {
         let registration = Arc::new(registration);
-        let (report, up) = channel(Ports::down(apps.len()));
+        let was_up = before.is_some_and(|before| before.ready);
+        let was_ready = before.is_some_and(|before| before.traffic == State::Accepting);
+        let (report, up) = channel(Ports::all_same(apps.len(), was_up));
         let report = Arc::new(report);
         let mut tasks = JoinSet::new();
         for (port, app) in apps.iter().enumerate() {
             tasks.spawn(watch_port(*app, port, report.clone()));
         }
-        let (said, is_ready) = channel(ready.is_none());
+        let (said, is_ready) = channel(ready.is_none() || was_ready);
         let asking = ready
             .zip(apps.first())
-            .map(|(probe, app)| ask(*app, probe, said));
+            .map(|(probe, app)| ask(*app, probe, was_ready, said));
         let following = follow(registration.clone(), up, is_ready, connected);
         tasks.spawn(async move {
             if timeout(patience, complete.wait_for(|complete| *complete))
@@ -126,7 +130,7 @@ async fn follow(
 }
 
 /// Asks again and again; `said` is true while the answers are good.
-fn ask(app: SocketAddr, probe: Probe, said: Sender<bool>) -> Checker<()> {
+fn ask(app: SocketAddr, probe: Probe, was_ready: bool, said: Sender<bool>) -> Checker<()> {
     let target = Target {
         address: app,
         check: HealthCheck {
@@ -138,7 +142,10 @@ fn ask(app: SocketAddr, probe: Probe, said: Sender<bool>) -> Checker<()> {
         port: 0,
         http2: false,
         tls: None,
-        before: Health::Unhealthy,
+        before: match was_ready {
+            true => Health::Healthy,
+            false => Health::Unhealthy,
+        },
     };
     let checker = Checker::spawn(1, None, move |(), finding| {
         let ready = finding.state == Health::Healthy;
@@ -164,8 +171,8 @@ fn ask(app: SocketAddr, probe: Probe, said: Sender<bool>) -> Checker<()> {
 struct Ports(Vec<bool>);
 
 impl Ports {
-    fn down(count: usize) -> Self {
-        Self(vec![false; count])
+    fn all_same(count: usize, up: bool) -> Self {
+        Self(vec![up; count])
     }
 
     fn all(&self) -> bool {

@@ -1,11 +1,14 @@
 //! Which rule a request meets and which backend gets it.
 
+use std::net::SocketAddr;
+
 use phalanx_model::name::Direction;
 use phalanx_model::reason::Reason;
+use phalanx_model::resource::Health;
 use phalanx_relay::{Checked, Reply, Verdict};
 
-use crate::context::StreamContext;
-use crate::plan::table::{ActionPlan, RedirectPlan, rewritten};
+use crate::context::{Caller, StreamContext};
+use crate::plan::table::{ActionPlan, BackendPlan, ForwardPlan, RedirectPlan, RulePlan, rewritten};
 use crate::plan::{Outbound, Plan, Routes};
 
 /// Outbound: the host by authority, then the first rule, then a backend by weight. Inbound: the application's port.
@@ -16,6 +19,12 @@ pub fn choose<'p>(
 ) -> Verdict {
     match context.direction {
         Direction::Inbound => choose_app(plan, context),
+        Direction::Outbound if let Caller::Outside(outside) = context.caller => {
+            match plan.gates.routes(&outside.table) {
+                Some(routes) => choose_rule(plan, routes, request, context),
+                None => Reason::NoHealthyUpstream.into(), // not the caller's mistake, and it may come
+            }
+        }
         Direction::Outbound => match &plan.outbound {
             Outbound::All(routes) => choose_rule(plan, routes, request, context),
             Outbound::Demand { hosts, .. } => match hosts.find(request.authority()) {
@@ -55,43 +64,105 @@ fn choose_rule<'p>(
     context: &mut StreamContext<'p>,
 ) -> Verdict {
     let rules = routes.table.rules();
-    let Some(rule) = rules
-        .host(request.authority())
-        .and_then(|host| host.find(request))
-    else {
+    // At an edge the port says how somebody came there, not what is meant.
+    let (authority, is_secured) = match context.caller {
+        Caller::Outside(outside) => (request.host(), outside.is_secured),
+        _ => (request.authority(), false),
+    };
+    let Some(rule) = rules.host(authority).and_then(|host| host.find(request)) else {
         return Reason::NoRoute.into();
     };
     context.rule = Some(&rule.attachment);
     context.prefix_len = rule.prefix_len();
     match &rule.attachment.action {
-        ActionPlan::Respond(reason) => (*reason).into(),
-        ActionPlan::Redirect(redirect) => match location(redirect, request, context.prefix_len) {
-            Some(location) => Verdict::Respond(Reply::redirect(redirect.status, location)),
-            None => Reason::BadPath.into(),
-        },
-        ActionPlan::Forward(forward) => {
-            let Some(backend) = forward.choose(&mut context.rng) else {
-                return Reason::InvalidBackend.into();
-            };
-            let Some(cluster) = backend.cluster else {
-                return Reason::InvalidBackend.into();
-            };
-            context.forward = Some(forward);
-            context.backend = Some(backend);
-            context.cluster = routes.clusters.get(cluster).copied().flatten();
-            if let Some(key) = &forward.key
-                && let Some(cluster) = context.cluster.and_then(|place| plan.clusters.get(place))
-                && cluster.group.is_keyed()
-            {
-                let found = key.find(request.headers(), context.peer, &mut context.rng);
-                (context.hash, context.cookie) = found;
-            }
-            match context.cluster {
-                Some(_) => Verdict::Continue,
-                None => Reason::NoHealthyUpstream.into(), // the cluster has not come yet
+        ActionPlan::Respond(reason) => own(&rule.attachment, Reply::of(*reason)),
+        ActionPlan::Redirect(redirect) => {
+            match location(redirect, request, context.prefix_len, is_secured) {
+                Some(location) => own(&rule.attachment, Reply::redirect(redirect.status, location)),
+                None => Reason::BadPath.into(),
             }
         }
+        ActionPlan::Forward(forward) => forward_to(plan, routes, forward, request, context),
     }
+}
+
+/// An answer by the rule itself, which its header edits hold for too.
+fn own(rule: &RulePlan, reply: Reply) -> Verdict {
+    Verdict::Respond(Reply {
+        fields: rule.response.given(),
+        ..reply
+    })
+}
+
+fn forward_to<'p>(
+    plan: &'p Plan,
+    routes: &'p Routes,
+    forward: &'p ForwardPlan,
+    request: &mut Checked,
+    context: &mut StreamContext<'p>,
+) -> Verdict {
+    if let Some(cors) = &forward.cors {
+        if let Some(fields) = cors.preflight(request) {
+            return Verdict::Respond(Reply::with_fields(fields));
+        }
+        context.origin = cors.allowed(request.headers());
+    }
+    context.forward = Some(forward);
+    if let Some(session) = &forward.session {
+        context.session = session.find(request.headers());
+    }
+    let kept = context
+        .session
+        .and_then(|held| keeper(plan, routes, forward, held.address));
+    let backend = match kept {
+        Some((backend, member)) => {
+            context.wanted = Some(member);
+            backend
+        }
+        None => match forward.choose(&mut context.rng) {
+            Some(backend) => backend,
+            None => return Reason::InvalidBackend.into(),
+        },
+    };
+    let Some(cluster) = backend.cluster else {
+        return Reason::InvalidBackend.into();
+    };
+    let place = |cluster: usize| routes.clusters.get(cluster).copied().flatten();
+    context.backend = Some(backend);
+    context.cluster = place(cluster);
+    if let Some(key) = &forward.key
+        && let Some(cluster) = context.cluster.and_then(|place| plan.clusters.get(place))
+        && cluster.group.is_keyed()
+    {
+        let found = key.find(request.headers(), context.peer, &mut context.rng);
+        (context.hash, context.cookie) = found;
+    }
+    for mirror in &forward.mirrors {
+        if mirror.takes(&mut context.rng) {
+            context.mirrors.extend(place(mirror.cluster));
+        }
+    }
+    match context.cluster {
+        Some(_) => Verdict::Continue,
+        None => Reason::NoHealthyUpstream.into(), // the cluster has not come yet
+    }
+}
+
+/// The backend that has the endpoint at this address, and which of its members that is. Weights don't count: a session
+/// outlives them. A draining endpoint keeps its sessions, an unhealthy one does not.
+fn keeper<'p>(
+    plan: &Plan,
+    routes: &Routes,
+    forward: &'p ForwardPlan,
+    address: SocketAddr,
+) -> Option<(&'p BackendPlan, usize)> {
+    forward.backends.iter().find_map(|backend| {
+        let place = routes.clusters.get(backend.cluster?).copied().flatten()?;
+        let cluster = plan.clusters.get(place)?;
+        let member = cluster.find(address)?;
+        let keeps = cluster.group.member(member)?.health != Health::Unhealthy;
+        keeps.then_some((backend, member))
+    })
 }
 
 /// Scheme, host, port and path by the rule, else the request's; a scheme's own port is left out. The query stays.
@@ -99,8 +170,10 @@ fn location(
     redirect: &RedirectPlan,
     request: &Checked,
     prefix_len: Option<usize>,
+    is_secured: bool,
 ) -> Option<String> {
-    let scheme = redirect.scheme.as_deref().unwrap_or("http");
+    let own = if is_secured { "https" } else { "http" };
+    let scheme = redirect.scheme.as_deref().unwrap_or(own);
     let host = redirect
         .hostname
         .as_deref()
@@ -125,3 +198,6 @@ fn location(
         .unwrap_or_default();
     Some(format!("{scheme}://{host}{port}{path}{query}"))
 }
+
+#[cfg(test)]
+mod tests;

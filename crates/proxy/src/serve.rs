@@ -4,36 +4,45 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use phalanx_client::channel::{ChannelError, Control};
+use phalanx_client::limits::Lessee;
 use phalanx_client::observe::{Reporter, Source};
-use phalanx_client::registry::{Registration, State};
+use phalanx_client::registry::{Registration, State, Succession};
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::Direction;
 use phalanx_model::{ClusterName, Instance, InstanceId, InstancePort};
 use phalanx_pki::clock::SystemClock;
 use phalanx_pki::identity::Identity;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::sync::watch::Receiver;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
+use crate::accesslog::{AccessLog, AccessLogError};
 use crate::account::{Account, EdgeTotals};
 use crate::admin::{self, View};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, UpgradeConfig};
 use crate::discovery::{self, Discovery};
 use crate::drive::{DriveConfig, Workers};
+use crate::edge::{Edge, TlsDir, tls_dir};
 use crate::health::HealthChecks;
 use crate::identity::{self, Certificates, IdentityError};
+use crate::lease;
 use crate::plan::{AppPort, Bootstrap, Plan, Resources};
 use crate::register::Register;
 use crate::report::{Reporting, Reports};
+use crate::takeover::{
+    self, Bundle, Committed, Estate, Heir, Holder, Inherited, OfHolder, TakeoverError,
+};
 
 /// How long the first configuration may keep an instance from registering: without one its application can't call.
 const CONFIGURATION_WAIT: Duration = Duration::from_secs(5);
@@ -42,26 +51,49 @@ const DEREGISTER_MAX: Duration = Duration::from_secs(1);
 /// From there until peers have heard of it and send no more.
 const PEERS_LEARN: Duration = Duration::from_millis(500);
 
+/// How long the control plane may take to acknowledge that the instance is ours.
+const REGISTER_MAX: Duration = Duration::from_secs(10);
+/// Told to the other side of an upgrade, for people.
+const RELEASE: &str = env!("CARGO_PKG_VERSION");
+
 /// Between two looks at what is in flight.
 const QUIET_PAUSE: Duration = Duration::from_millis(20);
 
-/// Runs a sidecar until `shutdown`, then drains it.
+/// Runs a sidecar until `shutdown`, or until another process took over, then drains it.
 ///
 /// # Errors
 /// [`ServeError`], before anything is served.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
-    let running = start(config).await?;
-    shutdown.await;
-    running.shutdown().await;
+    let mut shutdown = std::pin::pin!(shutdown);
+    let mut running = tokio::select! {
+        started = start(config) => started?,
+        // Nothing is served yet, and a process that would be replaced goes on.
+        () = &mut shutdown => return Ok(()),
+    };
+    let succeeded = tokio::select! {
+        committed = running.succeeded() => Some(committed),
+        () = &mut shutdown => None,
+    };
+    let Some(Committed { drain }) = succeeded else {
+        running.shutdown().await;
+        return Ok(());
+    };
+    let own_drain = running.drain;
+    tokio::select! {
+        () = running.hand_over(drain) => {}
+        () = async { shutdown.await; sleep(own_drain).await } => {}
+    }
     Ok(())
 }
 
-/// Starts a sidecar; when this returns, its listeners are open. The control plane need not be there.
+/// Starts a sidecar; when this returns, its listeners are open. The control plane need not be there, unless a process that
+/// serves is to be replaced: that goes on until this one is ready.
 ///
 /// # Errors
 /// [`ServeError`]; nothing is left running then.
 pub async fn start(config: Config) -> Result<Running, ServeError> {
     config.check()?;
+    let (mut heir, mut inherited) = ask(&config).await?.unzip();
     // Who we are; without that everything is plain text, and with it nothing is.
     let certificates = certificates(&config)?;
     let identity = certificates.as_ref().map(|c| c.identity().clone());
@@ -70,25 +102,38 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         None => Control::parse(&config.control)?,
     };
     let control = planes.channel();
-    probe(&config)?;
-    let listener = TcpListener::bind(config.admin)
-        .await
-        .map_err(|source| ServeError::admin(config.admin, source))?;
+    probe(&config, inherited.as_ref())?;
+    let mut inherited = inherited.take().unwrap_or_default();
+    let listener = match inherited.take("admin", config.admin) {
+        Some((_, sockets)) => sockets.into_iter().next(),
+        None => None,
+    };
+    let listener = match listener {
+        Some(listener) => TcpListener::from_std(listener),
+        None => TcpListener::bind(config.admin).await,
+    };
+    let listener = listener.map_err(|source| ServeError::admin(config.admin, source))?;
     let admin = listener
         .local_addr()
         .map_err(|source| ServeError::admin(config.admin, source))?;
 
     // Traffic: what arrives for the application is served from now on, by what we know of ourselves.
     let account = Arc::new(Account::new(config.workers));
+    let log = config.access_log.as_ref();
+    let log = log.map(|log| AccessLog::open(log, &account)).transpose()?;
+    let log = log.map(Arc::new);
     let bootstrap = bootstrap(&config);
     let first = Plan::assemble(&Resources::default(), &bootstrap, &Plan::empty(), &account);
     let plan = Arc::new(ArcSwap::from_pointee(first));
-    let workers = Workers::spawn(
+    let mut workers = Workers::prepare(
         &drive(&config, identity.clone()),
         plan.clone(),
         account.clone(),
+        &mut inherited,
+        config.upgrade.is_some(),
     )
     .map_err(ServeError::Workers)?;
+    drop(inherited); // what the one before had beyond ours is nobody's when that ends
     let (inbound, outbound) = (workers.addresses().inbound, workers.addresses().outbound);
 
     // What the control plane has for us, as soon as it can know who we are.
@@ -96,35 +141,107 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         .map(|certificates| certificates.spawn(planes.clone(), &config.control))
         .transpose()?;
     let instance = instance(&config, config.advertised(inbound).await?, admin);
-    let node = discovery::node(&instance, outbound);
+    if let Some(heir) = heir
+        .as_ref()
+        .filter(|heir| heir.instance != instance.id.to_string())
+    {
+        return Err(ServeError::Takeover(TakeoverError::Instance {
+            theirs: heir.instance.clone(),
+            ours: instance.id.to_string(),
+        }));
+    }
+    let node = match &config.gateway {
+        None => discovery::node(&instance, outbound),
+        Some(gateway) => discovery::edge_node(&instance, gateway.bind),
+    };
+    let shown = config
+        .gateway
+        .as_ref()
+        .map(|gateway| TlsDir::new(gateway.tls_dir.clone()));
+    let edge = shown
+        .as_ref()
+        .map(|shown| Edge::new(workers.sockets(), shown.clone()));
     let discovery = Discovery::spawn(
         control.clone(),
         node.clone(),
         bootstrap,
-        plan,
+        plan.clone(),
         account.clone(),
         config.unused,
+        edge,
     );
 
-    let checks = HealthChecks::spawn(control.clone(), node, identity, discovery.complete());
-
     let mut tasks = JoinSet::new();
+    if let Some(shown) = shown {
+        tasks.spawn(watch(shown));
+    }
     if let Some(certificates) = &certificates {
         tasks.spawn(joined(certificates.ready(), discovery.retry()));
     }
-    let register = (!config.apps.is_empty()).then(|| {
-        let registration = Registration::spawn(planes, instance.clone(), config.ttl);
-        tasks.spawn(pass_on(registration.states(), discovery.retry()));
-        let apps: Vec<SocketAddr> = config.apps.iter().map(|(_, app)| *app).collect();
-        Register::spawn(
-            registration,
-            &apps,
-            config.ready.clone(),
-            discovery.complete(),
-            CONFIGURATION_WAIT,
-            discovery.connected(),
-        )
-    });
+
+    // Behind the back of the one that serves, everything but the last word.
+    let mut before = None;
+    if let (Some(one), Some(upgrade)) = (&mut heir, &config.upgrade) {
+        let certificate = certificates.as_ref().map(identity::Running::ready);
+        match succeed(one, discovery.complete(), certificate, upgrade).await? {
+            OfHolder::Said(succession) => before = succession,
+            OfHolder::Gone => warn!("the sidecar before ended by itself, going on alone"),
+        }
+    }
+    let register = match config.apps.is_empty() {
+        true => None,
+        false => {
+            let (planes, instance) = (planes, instance.clone());
+            let registration = match before {
+                Some(before) => Registration::succeed(planes, instance, config.ttl, before),
+                None => Registration::spawn(planes, instance, config.ttl),
+            };
+            if before.is_some() && !registration.settled(REGISTER_MAX).await {
+                let what = "the control plane does not take the registration";
+                return Err(TakeoverError::NotReady(REGISTER_MAX, what).into());
+            }
+            tasks.spawn(pass_on(registration.states(), discovery.retry()));
+            let apps: Vec<SocketAddr> = config.apps.iter().map(|(_, app)| *app).collect();
+            Some(Register::spawn(
+                registration,
+                before,
+                &apps,
+                config.ready.clone(),
+                discovery.complete(),
+                CONFIGURATION_WAIT,
+                discovery.connected(),
+            ))
+        }
+    };
+    let mut upgrades = None;
+    if let (Some(heir), Some(upgrade)) = (heir, &config.upgrade) {
+        upgrades = heir.commit(upgrade.drain).await?;
+    }
+    workers.open();
+    let bundles = workers.bundles();
+    let registration = register
+        .as_ref()
+        .map(|register| register.registration().clone());
+    let holder = match &config.upgrade {
+        None => None,
+        Some(upgrade) => {
+            let bundle = admin_bundle(&listener, admin)
+                .map_err(|source| ServeError::admin(config.admin, source))?;
+            let estate = Estate {
+                release: RELEASE,
+                service: instance.id.service.to_string(),
+                instance: instance.id.to_string(),
+                bundles: bundles.into_iter().chain([bundle]).collect(),
+                registration: registration.clone(),
+            };
+            let socket = match upgrades {
+                Some(inherited) => inherited,
+                None => takeover::listen(&upgrade.socket)?,
+            };
+            Some(Holder::spawn(&upgrade.socket, socket, estate).map_err(ServeError::Workers)?)
+        }
+    };
+    let checks = HealthChecks::spawn(control.clone(), node, identity, discovery.complete());
 
     // What was seen.
     let reports = Arc::new(Reports::default());
@@ -134,41 +251,74 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         service: instance.id.service.name.clone(),
         version: instance.version().to_owned(),
     };
+    let lessee = Lessee::new(control.clone(), instance.id.to_string());
     let reporting = Reporting::spawn(
         Reporter::new(control, source),
         account.clone(),
         discovery.known().clone(),
         reports.clone(),
     );
+    let leasing = Arc::<lease::Counts>::default();
+    tasks.spawn(lease::run(lessee, plan.clone(), leasing.clone()));
     let view = Arc::new(View {
         instance,
         control: config.control,
         inbound,
         outbound,
         account,
+        plan,
         known: discovery.known().clone(),
-        registration: register
-            .as_ref()
-            .map(|register| register.registration().clone()),
+        registration,
         reports,
         checks: checks.checks().clone(),
+        leasing,
         certificates: certificates.as_ref().map(identity::Running::shown),
         draining: AtomicBool::new(false),
     });
-    tasks.spawn(admin::serve(listener, view.clone()));
+    if let Some(log) = &log {
+        tasks.spawn(reopen(log.clone()));
+    }
+    let pages = tasks.spawn(admin::serve(listener, view.clone()));
     info!(node = %view.instance.id, %inbound, %outbound, %admin, control = view.control, "sidecar started");
     Ok(Running {
         admin,
         drain: config.drain,
         view,
+        pages,
+        holder,
         workers,
         discovery,
         checks,
         register,
         reporting,
         certificates,
+        log,
         tasks,
     })
+}
+
+/// Files are looked at where nobody waits.
+async fn watch(shown: Arc<TlsDir>) {
+    loop {
+        sleep(tls_dir::LOOK).await;
+        let shown = shown.clone();
+        if tokio::task::spawn_blocking(move || shown.look())
+            .await
+            .is_err()
+        {
+            warn!("the certificates could not be looked at");
+        }
+    }
+}
+
+/// On SIGHUP, as programs that rotate logs send it.
+async fn reopen(log: Arc<AccessLog>) {
+    let Ok(mut hangups) = signal(SignalKind::hangup()) else {
+        return;
+    };
+    while hangups.recv().await.is_some() {
+        log.reopen();
+    }
 }
 
 /// A sidecar at work. Dropped, it stops at once.
@@ -176,12 +326,17 @@ pub struct Running {
     admin: SocketAddr,
     drain: Duration,
     view: Arc<View>,
+    pages: AbortHandle,
+    /// None: it can't be replaced while it serves.
+    holder: Option<Holder>,
     workers: Workers,
     discovery: Discovery,
     checks: HealthChecks,
     register: Option<Register>,
     reporting: Reporting,
     certificates: Option<identity::Running>,
+    /// Written to its end when this is dropped.
+    log: Option<Arc<AccessLog>>,
     tasks: JoinSet<()>,
 }
 
@@ -203,22 +358,62 @@ impl Running {
         &self.workers.addresses().tcp
     }
 
-    /// Leaves the mesh without losing a request: says that it drains, while what is in flight and sessions that stay go on
-    /// for at most half of the time; then deregisters, lets peers hear of it, ends the rest, tells the last counts.
-    pub async fn shutdown(self) {
+    /// Resolves when another process has taken over; never where that is not possible.
+    pub async fn succeeded(&mut self) -> Committed {
+        match &mut self.holder {
+            Some(holder) => holder.committed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Leaves everything to the process that took over, and lets what is in flight end within `deadline`. The instance
+    /// stays registered: it is the other's now.
+    pub async fn hand_over(self, deadline: Duration) {
         let Self {
-            drain,
             view,
+            pages,
+            holder,
             workers,
             discovery,
             checks,
             register,
             reporting,
             certificates,
+            log,
             mut tasks,
             ..
         } = self;
         view.draining.store(true, Ordering::Relaxed);
+        pages.abort();
+        drop((holder, register, checks));
+        info!(?deadline, "replaced, draining");
+        workers.hand_over(deadline).await;
+        reporting.finish().await;
+        drop((discovery, certificates));
+        tasks.shutdown().await;
+        drop(log);
+        info!("drained");
+    }
+
+    /// Leaves the mesh without losing a request: says that it drains, while what is in flight and sessions that stay go on
+    /// for at most half of the time; then deregisters, lets peers hear of it, ends the rest, tells the last counts.
+    pub async fn shutdown(self) {
+        let Self {
+            drain,
+            view,
+            holder,
+            workers,
+            discovery,
+            checks,
+            register,
+            reporting,
+            certificates,
+            log,
+            mut tasks,
+            ..
+        } = self;
+        view.draining.store(true, Ordering::Relaxed);
+        drop(holder);
         info!("draining");
         let until = Instant::now() + drain;
         if let Some(mut register) = register {
@@ -239,8 +434,56 @@ impl Running {
         reporting.finish().await;
         drop((discovery, checks, certificates));
         tasks.shutdown().await;
+        drop(log);
         info!("drained");
     }
+}
+
+/// What is taken over, if another process serves; `None` if nobody does.
+async fn ask(config: &Config) -> Result<Option<(Heir, Inherited)>, ServeError> {
+    let Some(upgrade) = &config.upgrade else {
+        return Ok(None);
+    };
+    let service = config.service.to_string();
+    let asked = Heir::ask(&upgrade.socket, RELEASE, &service).await?;
+    if let Some((_, inherited)) = &asked {
+        inherited.expect("inbound", config.inbound)?;
+        inherited.expect("outbound", config.outbound)?;
+        inherited.expect("admin", config.admin)?;
+    }
+    Ok(asked)
+}
+
+/// Waits until there is all that it takes to serve, then asks for the registration.
+async fn succeed(
+    heir: &mut Heir,
+    mut complete: Receiver<bool>,
+    certificate: Option<Receiver<bool>>,
+    upgrade: &UpgradeConfig,
+) -> Result<OfHolder<Option<Succession>>, TakeoverError> {
+    let until = Instant::now() + upgrade.wait;
+    let mut missing = "there is no certificate";
+    let ready = async {
+        if let Some(mut certificate) = certificate {
+            let _ = certificate.wait_for(|ready| *ready).await;
+        }
+        missing = "there is no configuration from the control plane";
+        let _ = complete.wait_for(|complete| *complete).await;
+    };
+    let is_ready = tokio::select! {
+        () = ready => true,
+        parted = heir.parted() => return parted.map(|()| OfHolder::Gone),
+        () = sleep_until(until) => false,
+    };
+    if !is_ready {
+        return Err(TakeoverError::NotReady(upgrade.wait, missing));
+    }
+    heir.ready().await
+}
+
+fn admin_bundle(listener: &TcpListener, address: SocketAddr) -> io::Result<Bundle> {
+    let socket = listener.as_fd().try_clone_to_owned()?;
+    Bundle::of("admin", address, &[std::net::TcpListener::from(socket)])
 }
 
 /// Waits until no request for the application is in flight, at most `limit`.
@@ -278,7 +521,7 @@ fn certificates(config: &Config) -> Result<Option<Certificates>, IdentityError> 
 
 /// Whether every listener can be opened. Workers share their ports with each other (SO_REUSEPORT), so a second sidecar
 /// of the same user would silently share them too; a plain socket tells.
-fn probe(config: &Config) -> Result<(), ServeError> {
+fn probe(config: &Config, inherited: Option<&Inherited>) -> Result<(), ServeError> {
     let tcp = config
         .tcp
         .iter()
@@ -287,11 +530,12 @@ fn probe(config: &Config) -> Result<(), ServeError> {
         ("inbound traffic", "--inbound", config.inbound),
         ("the application's calls", "--outbound", config.outbound),
     ];
+    let listeners = listeners.into_iter().filter(|_| config.gateway.is_none());
+    let is_ours = |address: &SocketAddr| inherited.is_some_and(|all| all.has(*address));
     let mut open = Vec::new();
     for (what, flag, address) in listeners
-        .into_iter()
         .chain(tcp)
-        .filter(|(.., address)| address.port() != 0)
+        .filter(|(.., address)| address.port() != 0 && !is_ours(address))
     {
         let socket = std::net::TcpListener::bind(address);
         open.push(socket.map_err(|source| ServeError::Listen {
@@ -341,6 +585,7 @@ fn drive(config: &Config, identity: Option<Arc<Identity>>) -> DriveConfig {
         limits: Default::default(),
         deadlines: Default::default(),
         identity,
+        is_edge: config.gateway.is_some(),
     }
 }
 
@@ -386,6 +631,8 @@ pub enum ServeError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     #[error(transparent)]
+    AccessLog(#[from] AccessLogError),
+    #[error(transparent)]
     Channel(#[from] ChannelError),
     #[error("cannot listen on {address} for {what}: {hint} ({flag} takes another address)")]
     Listen {
@@ -396,6 +643,8 @@ pub enum ServeError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot take over from the sidecar that runs")]
+    Takeover(#[from] TakeoverError),
     #[error("cannot start the workers")]
     Workers(#[source] io::Error),
 }

@@ -215,7 +215,10 @@ impl Field {
 
     /// A field of ours; a control character in `value` ends it there.
     pub fn of(name: Name<'_>, value: &str) -> Self {
-        let value = value.split(|c: char| c.is_control()).next().unwrap_or_default();
+        let value = value
+            .split(|c: char| c.is_control())
+            .next()
+            .unwrap_or_default();
         Self {
             name: name.bytes.into(),
             hash: name.hash,

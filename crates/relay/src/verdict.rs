@@ -2,6 +2,8 @@
 
 use phalanx_model::Reason;
 
+use crate::header::Field;
+
 /// A stage is `fn(&Plan, &mut Checked, &mut StreamContext) -> Verdict`; plan and context belong to the proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
@@ -18,10 +20,14 @@ pub enum Verdict {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     pub status: u16,
-    /// Why; none only for a redirect.
+    /// Why; none for a redirect, or what a route answers by itself.
     pub reason: Option<Reason>,
     /// Where to, of a redirect.
     pub location: Option<String>,
+    /// What else it says.
+    pub fields: Vec<Field>,
+    /// Of an answer to gRPC, where that of the reason doesn't do.
+    pub grpc_status: Option<u8>,
     /// Whether the connection it came by can't be trusted any further.
     pub close: bool,
 }
@@ -32,6 +38,8 @@ impl Reply {
             status: reason.http_status(),
             reason: Some(reason),
             location: None,
+            fields: Vec::new(),
+            grpc_status: None,
             close: false,
         }
     }
@@ -41,10 +49,30 @@ impl Reply {
         Self { status, ..self }
     }
 
+    /// The same reason under another code of gRPC.
+    pub fn with_grpc_status(self, code: u8) -> Self {
+        Self {
+            grpc_status: Some(code),
+            ..self
+        }
+    }
+
     pub fn and_close(self) -> Self {
         Self {
             close: true,
             ..self
+        }
+    }
+
+    /// Nothing is wrong, and these fields say all.
+    pub fn with_fields(fields: Vec<Field>) -> Self {
+        Self {
+            status: 200,
+            reason: None,
+            location: None,
+            fields,
+            grpc_status: None,
+            close: false,
         }
     }
 
@@ -53,6 +81,8 @@ impl Reply {
             status,
             reason: None,
             location: Some(location),
+            fields: Vec::new(),
+            grpc_status: None,
             close: false,
         }
     }

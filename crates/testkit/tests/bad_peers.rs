@@ -14,7 +14,7 @@ use phalanx_testkit::http::{self, Answer, Call};
 use phalanx_testkit::process::{Process, executable};
 use phalanx_testkit::{address, eventually};
 
-const WAIT: Duration = Duration::from_secs(10);
+const WAIT: Duration = Duration::from_secs(30);
 /// Debug builds on two busy cores.
 const READY_MAX: Duration = Duration::from_secs(30);
 const GOOD: &str = "URI:spiffe://phalanx.local/ns/default/sa/battle";
@@ -178,12 +178,13 @@ async fn is_refused(plane: &Guarded, reason: &str, options: &str) -> anyhow::Res
         "{reason}\n{}",
         said.text
     );
-    let log = plane.process.log();
-    let is_logged = log
-        .lines()
-        .any(|line| line.contains("refused") && line.contains(reason));
-    anyhow::ensure!(is_logged, "no line of the log says {reason}\n{log}");
-    Ok(())
+    // Counted first, then said.
+    let what = format!("a line of the log that says {reason}");
+    let is_line = |line: &str| line.contains("refused") && line.contains(reason);
+    let logged = eventually(&what, WAIT, async || {
+        plane.process.log().lines().any(is_line).then_some(())
+    });
+    logged.await.with_context(|| plane.process.log())
 }
 
 #[tokio::test]
@@ -288,12 +289,11 @@ impl Sidecar {
             (self.refused(direction, reason).await? > before).then_some(())
         });
         counted.await.with_context(|| self.process.log())?;
-        let log = self.process.log();
-        anyhow::ensure!(
-            log.lines().any(|line| line.contains(reason)),
-            "no {reason} in\n{log}"
-        );
-        Ok(())
+        let what = format!("{reason} in the log");
+        let logged = eventually(&what, WAIT, async || {
+            self.process.log().contains(reason).then_some(())
+        });
+        logged.await.with_context(|| self.process.log())
     }
 
     /// Shows something to the inbound port, which has to refuse it.

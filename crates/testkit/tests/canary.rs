@@ -1,9 +1,8 @@
 //! A change for few proxies first: what the command line shows, who has it meanwhile, and how it ends.
 
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
-use phalanx_client::api::CanaryStatus;
+use phalanx_client::api::{CanaryStatus, History};
 use phalanx_testkit::etcd::Etcd;
 use phalanx_testkit::eventually;
 use phalanx_testkit::http::{Call, call};
@@ -33,6 +32,12 @@ fn phalanx(mesh: &Mesh, arguments: &[&str], input: &str) -> anyhow::Result<Outpu
 fn said(output: &Output) -> String {
     let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
     format!("{out}{err}")
+}
+
+fn ends_of(history: &History) -> usize {
+    let entries = history.entries.iter();
+    let promoted = entries.filter(|e| e.canary.as_deref() == Some("promoted"));
+    promoted.count()
 }
 
 const SERVICES: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: shop}\nspec:\n  selector: {app: shop}\n  ports: [{port: 80, appProtocol: http}]\n---\napiVersion: v1\nkind: Service\nmetadata: {name: next}\nspec:\n  selector: {app: next}\n  ports: [{port: 80, appProtocol: http}]\n";
@@ -251,7 +256,7 @@ async fn a_control_plane_killed_in_the_middle_goes_on_where_it_was() -> anyhow::
     let mut town = town().await?;
     let staged = phalanx(
         &town.mesh,
-        &["apply", "-f", "-", "--canary", "50%", "--watch", "3s"],
+        &["apply", "-f", "-", "--canary", "50%", "--watch", "5s"],
         &route("next"),
     )?;
     assert_eq!(staged.status.code(), Some(0), "{}", said(&staged));
@@ -308,7 +313,7 @@ async fn it_can_be_aborted_by_hand() -> anyhow::Result<()> {
     let aborted = phalanx(&town.mesh, &["status", "--abort"], "")?;
     assert!(said(&aborted).contains("last canary"), "{}", said(&aborted));
     let back = async || (town.answers().await == ["shop", "shop"]).then_some(());
-    eventually("all to have the old one", Duration::from_secs(10), back).await?;
+    eventually("all to have the old one", READY_MAX, back).await?;
     let again = phalanx(&town.mesh, &["canary", "abort"], "")?;
     assert_eq!(again.status.code(), Some(1), "{}", said(&again));
     Ok(())
@@ -331,13 +336,20 @@ async fn two_control_planes_over_one_store_speak_for_all_proxies_and_decide_once
         .apply(&format!("{SERVICES}---\n{}", route("shop")))
         .await?;
     for mesh in [&first, &second] {
-        let status = mesh.client().status(None).await?;
-        assert_eq!((status.proxies, status.applied), (3, 3), "{status:?}");
+        let all = async || {
+            let status = mesh.client().status(None).await.ok()?;
+            ((status.proxies, status.applied) == (3, 3)).then_some(status)
+        };
+        let status = eventually("all to have it", READY_MAX, all).await?;
         let shares: Vec<_> = status.planes.iter().map(|p| p.proxies).collect();
         assert_eq!(shares.iter().sum::<usize>(), 3, "{:?}", status.planes);
     }
     // It asks the second for what the first is asked to change.
-    assert_eq!(call(far, &Call::get("shop", "/")).await?.status, 200);
+    eventually("an answer of the shop", READY_MAX, async || {
+        let answer = call(far, &Call::get("shop", "/")).await.ok()?;
+        (answer.status == 200).then_some(())
+    })
+    .await?;
     let dry = phalanx(&first, &["apply", "-f", "-", "--dry-run"], &route("next"))?;
     assert!(
         said(&dry).contains("effect on 1 of 3 proxies"),
@@ -357,12 +369,13 @@ async fn two_control_planes_over_one_store_speak_for_all_proxies_and_decide_once
     );
     let answer = call(far, &Call::get("shop", "/")).await?;
     assert_eq!((answer.status, answer.header("x-echo")), (200, "next"));
-    let history = second.client().history(None).await?;
-    let ends = history
-        .entries
-        .iter()
-        .filter(|e| e.canary.as_deref() == Some("promoted"));
-    assert_eq!(ends.count(), 1, "{history:?}");
+    // The other follows the store, a moment behind.
+    let history = eventually("the end in the other's history", READY_MAX, async || {
+        let history = second.client().history(None).await.ok()?;
+        (ends_of(&history) > 0).then_some(history)
+    });
+    let history = history.await?;
+    assert_eq!(ends_of(&history), 1, "{history:?}");
 
     second.control.pause()?;
     let status = first.client().status(None).await?;

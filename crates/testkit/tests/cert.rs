@@ -14,7 +14,7 @@ use phalanx_testkit::guarded::Guarded;
 use phalanx_testkit::process::{Process, executable};
 use serde_json::Value;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 
 fn json(plane: &Guarded, words: &[&str]) -> anyhow::Result<Value> {
     let text = plane.does(&[words, &["-o", "json"]].concat())?;
@@ -340,7 +340,7 @@ async fn a_root_is_rotated_step_by_step_and_each_step_may_be_asked_twice() -> an
         "--finish",
         "--wait",
         "--timeout",
-        "20s",
+        "60s",
     ];
     let done = json(&plane, &wait)?;
     assert_eq!(text(&done["phase"]), "steady");

@@ -276,6 +276,5 @@ async fn an_envoy_calls_and_is_called_with_mutual_tls_and_its_certificate_rotate
     plane.restart().await?;
     plane.does(&["delete", "authorizationpolicy", "battle"])?;
     stranger.meets("battle", 200).await?;
-    assert_eq!(gate.calls("battle", "/").await?.status, 200);
-    Ok(())
+    gate.meets("battle", 200).await.map(drop)
 }

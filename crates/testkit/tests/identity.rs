@@ -185,14 +185,15 @@ async fn a_token_lets_one_sidecar_of_one_service_in_and_nobody_else() -> anyhow:
 
     // Whoever says nothing of who it is gets nothing.
     let nobody = Given::new(&plane, "battle", &app).start(&[])?;
-    nobody.says("no configuration").await?;
+    nobody.says("asks for an identity").await?;
+    assert!(nobody.process.log().contains("start with --token-file"));
     Ok(())
 }
 
 #[tokio::test]
 async fn certificates_of_seconds_are_renewed_and_an_outage_ends_by_a_new_token()
 -> anyhow::Result<()> {
-    let mut plane = Guarded::start_with(&["--leaf-ttl", "6s"]).await?;
+    let mut plane = Guarded::start_with(&["--leaf-ttl", "10s"]).await?;
     let app = App::start(&plane)?;
     let (battle, kept) = (
         token(&plane, "battle", "battle.token")?,
@@ -204,7 +205,7 @@ async fn certificates_of_seconds_are_renewed_and_an_outage_ends_by_a_new_token()
         "--identity-dir",
         text(&kept),
         "--renew-before",
-        "4s",
+        "8s",
         "--cert-check",
         "100ms",
     ];
@@ -376,7 +377,7 @@ async fn replace_the_root(
         let token = token(&plane, service, service)?;
         let kept = plane.folder().join(format!("{service}-identity"));
         let options = ["--token-file", text(&token), "--identity-dir", text(&kept)];
-        let intervals = ["--renew-before", "4s", "--cert-check", "100ms"];
+        let intervals = ["--renew-before", "8s", "--cert-check", "100ms"];
         let given = Given::new(&plane, service, &app);
         sidecars.push(given.start(&[&options[..], &intervals].concat())?);
     }
@@ -430,7 +431,7 @@ async fn no_call_fails_while_the_root_is_replaced_under_certificates_of_seconds(
             .is_some_and(|roots| roots.len() == 1)
             && before["roots"][0]["sha256"] != now["roots"][0]["sha256"]
     };
-    replace_the_root("6s", only_the_new).await
+    replace_the_root("10s", only_the_new).await
 }
 
 #[tokio::test]
@@ -443,4 +444,58 @@ async fn a_certificate_of_days_is_renewed_at_once_when_its_root_goes() -> anyhow
             && serial(before) != serial(now)
     };
     replace_the_root("72h", renewed).await
+}
+
+#[tokio::test]
+async fn a_revoked_sidecar_joins_anew_by_another_token_and_another_key() -> anyhow::Result<()> {
+    let plane = Guarded::start().await?;
+    let app = App::start(&plane)?;
+    let (battle, kept) = (
+        token(&plane, "battle", "battle.token")?,
+        plane.folder().join("battle"),
+    );
+    let options = [
+        "--token-file",
+        text(&battle),
+        "--identity-dir",
+        text(&kept),
+        "--cert-check",
+        "500ms",
+    ];
+    let given = Given::new(&plane, "battle", &app);
+    let mut sidecar = given.start(&options)?;
+    sidecar.ready().await?;
+    let key = fs::read(kept.join("key.pem"))?;
+    plane.does(&["cert", "revoke", "--service", "battle", "--yes"])?;
+    // It says so by itself, and the token that it had is of no use.
+    sidecar.says("revoked").await?;
+    sidecar.process.kill();
+
+    // Started again with another token, in the directory that it had.
+    token(&plane, "battle", "battle.token")?;
+    let mut again = given.start(&options)?;
+    again.ready().await?;
+    eventually("another key", LIMIT, async || {
+        (fs::read(kept.join("key.pem")).ok()? != key).then_some(())
+    })
+    .await?;
+    assert!(
+        again.process.log().contains("revoked"),
+        "{}",
+        again.process.log()
+    );
+    eventually("the instance to be registered", LIMIT, async || {
+        let said = plane.phalanx(&["instances", "-o", "json"]).ok()?;
+        let is_there = said.text.contains(&given.ip.to_string()) && said.text.contains("\"live\"");
+        is_there.then_some(())
+    })
+    .await?;
+
+    // And without a restart, as soon as there is another in the file.
+    plane.does(&["cert", "revoke", "--service", "battle", "--yes"])?;
+    again.says("revoked").await?;
+    token(&plane, "battle", "battle.token")?;
+    again.ready().await?;
+    again.process.kill();
+    Ok(())
 }

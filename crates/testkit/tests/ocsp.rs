@@ -201,9 +201,11 @@ async fn a_revoked_workload_is_refused_at_every_port() -> anyhow::Result<()> {
             said.text.contains("certificate revoked").then_some(())
         });
         refused.await?;
-        let metrics = plane.metrics()?;
         let counted = format!("phalanx_tls_refused_total{{port=\"{port}\",reason=\"revoked\"}}");
-        anyhow::ensure!(metrics.contains(&counted), "{metrics}");
+        eventually(&counted, REVOKED_MAX, async || {
+            plane.metrics().ok()?.contains(&counted).then_some(())
+        })
+        .await?;
     }
     Ok(())
 }

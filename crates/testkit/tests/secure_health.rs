@@ -122,7 +122,7 @@ async fn until(plane: &Guarded, state: &str, who: &str) -> anyhow::Result<Endpoi
 fn apply(plane: &Guarded, text: &str) -> anyhow::Result<()> {
     let file = plane.folder().join("documents.yaml");
     std::fs::write(&file, text)?;
-    plane.does(&["apply", "-f", &file.display().to_string()])?;
+    plane.does(&["apply", "-f", &file.display().to_string(), "--wait"])?;
     Ok(())
 }
 
@@ -145,8 +145,8 @@ async fn who_takes_mutual_tls_only_is_asked_so_and_only_where_policies_let_the_a
     until(&plane, "healthy", "gateway").await?;
     // A policy that names others: no exemption for questions, and no word about the application.
     apply(&plane, &allowing(""))?;
-    tokio::time::sleep(Duration::from_secs(2)).await;
     works.store(false, Ordering::Relaxed);
+    // Time for several questions, of which two would be enough.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let found = plane.client()?.health(Some("battle"), None).await?;
     assert!(

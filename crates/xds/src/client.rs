@@ -227,6 +227,11 @@ impl Client {
         requests
     }
 
+    /// A resource that was refused is in force after all. The server hears of it with the next stream.
+    pub fn took(&mut self, kind: Kind, name: String, version: String) {
+        self.table(kind).hold(name, version);
+    }
+
     /// Name and version of every resource of `kind` that is in force, in order.
     pub fn held(&self, kind: Kind) -> impl Iterator<Item = (&str, &str)> {
         let held = self.tables[kind.index()].held().iter();

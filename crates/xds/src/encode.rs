@@ -6,9 +6,11 @@
 pub(crate) mod access;
 pub(crate) mod cluster;
 pub(crate) mod endpoints;
+pub(crate) mod gateway;
 pub mod grpc;
 pub(crate) mod hds;
 pub(crate) mod inbound;
+pub(crate) mod limits;
 pub(crate) mod listener;
 pub(crate) mod routes;
 pub mod secret;
@@ -45,8 +47,17 @@ pub fn listener(listener: &Listener) -> Encoded {
     .with_secrets(listener::secrets(listener))
 }
 
+/// The inbound listener as a stock Envoy is to run it.
+pub fn envoy_inbound(told: &Listener) -> Encoded {
+    inbound_of(told, inbound::Spoken::HttpOfEnvoy)
+}
+
 /// The inbound listener for an application that speaks raw TCP; any other listener as [`listener`] has it.
 pub fn tcp_inbound(told: &Listener) -> Encoded {
+    inbound_of(told, inbound::Spoken::Tcp)
+}
+
+fn inbound_of(told: &Listener, spoken: inbound::Spoken) -> Encoded {
     let ListenerProtocol::Inbound {
         trust_domain,
         rules,
@@ -55,7 +66,7 @@ pub fn tcp_inbound(told: &Listener) -> Encoded {
         return listener(told);
     };
     let (name, socket) = (&told.name, told.address);
-    let message = inbound::message(name, socket, trust_domain, rules, inbound::Spoken::Tcp);
+    let message = inbound::message(name, socket, trust_domain, rules, spoken);
     encoded(Kind::Listener, name, &message, listener::refs(told))
         .with_secrets(listener::secrets(told))
 }

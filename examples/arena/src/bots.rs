@@ -249,9 +249,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_gateway_that_refuses_connections_is_counted_with_its_reason() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let closed = listener.local_addr().unwrap();
-        drop(listener);
+        // Held, but nobody listens.
+        let held = tokio::net::TcpSocket::new_v4().unwrap();
+        held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let closed = held.local_addr().unwrap();
         let config = BotConfig {
             gateway: vec![closed],
             bots: 6,

@@ -10,6 +10,7 @@ use super::peer::{Child, LOAD_CORE, Running, wait_for_port};
 
 pub const BACKEND_H1: &str = "127.0.0.1:18101";
 pub const BACKEND_H2: &str = "127.0.0.1:18102";
+const BACKEND_TCP: &str = "127.0.0.1:18103";
 /// Where every proxy listens, one at a time.
 pub const LISTEN: &str = "127.0.0.1:18100";
 
@@ -24,6 +25,12 @@ pub enum Case {
     H2,
     /// As `H1`, through two proxies with mutual TLS between them, and HTTP/2 where the proxy can; both are counted.
     Pair,
+    /// Raw TCP in both directions, 8 connections.
+    Tcp,
+    /// Raw TCP: messages of 1 KB and their echoes, 64 connections.
+    TcpSmall,
+    /// Raw TCP: connections of 16 KB there and back.
+    TcpShort,
 }
 
 pub struct Sample {
@@ -35,13 +42,23 @@ pub struct Sample {
 }
 
 impl Case {
-    pub const ALL: [Self; 3] = [Self::H1, Self::H2, Self::Pair];
+    pub const ALL: [Self; 6] = [
+        Self::H1,
+        Self::H2,
+        Self::Pair,
+        Self::Tcp,
+        Self::TcpSmall,
+        Self::TcpShort,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::H1 => "h1",
             Self::H2 => "h2",
             Self::Pair => "pair",
+            Self::Tcp => "tcp",
+            Self::TcpSmall => "tcp-small",
+            Self::TcpShort => "tcp-short",
         }
     }
 
@@ -56,6 +73,33 @@ impl Case {
             Self::Pair => {
                 "HTTP/1.1 \u{2192} mutual TLS \u{2192} HTTP/1.1 through a pair of proxies, the sum of both (`wrk -t1 -c64`)"
             }
+            Self::Tcp => "Raw TCP, 4 connections in each direction, as fast as they go",
+            Self::TcpSmall => "Raw TCP, 64 connections, messages of 1 KB and their echoes",
+            Self::TcpShort => "Raw TCP, connections of 16 KB there and back, 16 at a time",
+        }
+    }
+
+    pub fn is_tcp(self) -> bool {
+        self.tcp().is_some()
+    }
+
+    /// The load's name and its connections.
+    fn tcp(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::H1 | Self::H2 | Self::Pair => None,
+            Self::Tcp => Some(("bulk", "8")),
+            Self::TcpSmall => Some(("small", "64")),
+            Self::TcpShort => Some(("short", "16")),
+        }
+    }
+
+    /// What the CPU time is divided by.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::H1 | Self::H2 | Self::Pair => "request",
+            Self::Tcp => "MB",
+            Self::TcpSmall => "message",
+            Self::TcpShort => "connection",
         }
     }
 
@@ -63,6 +107,15 @@ impl Case {
         match self {
             Self::H1 | Self::Pair => BACKEND_H1,
             Self::H2 => BACKEND_H2,
+            Self::Tcp | Self::TcpSmall | Self::TcpShort => BACKEND_TCP,
+        }
+    }
+
+    fn protocol(self) -> &'static str {
+        match self {
+            Self::H1 | Self::Pair => "h1",
+            Self::H2 => "h2",
+            Self::Tcp | Self::TcpSmall | Self::TcpShort => "tcp",
         }
     }
 
@@ -71,19 +124,19 @@ impl Case {
         command
             .args(["-c", LOAD_CORE])
             .arg(root.join("target/release/bench-backend"))
-            .args([if self == Self::H2 { "h2" } else { "h1" }, self.backend()]);
+            .args([self.protocol(), self.backend()]);
         let child = Child::spawn(&mut command, "backend")?;
         wait_for_port(self.backend())?;
         Ok(child)
     }
 
     /// A second of warm-up, then `load` of measured traffic; CPU time is the difference over the measured part.
-    pub fn measure(self, proxy: &Running, load: Duration) -> anyhow::Result<Sample> {
+    pub fn measure(self, root: &Path, proxy: &Running, load: Duration) -> anyhow::Result<Sample> {
         std::thread::sleep(SETTLED);
         let idle_mb = proxy.resident_mb()?;
-        self.generate(Duration::from_secs(1))?;
+        self.generate(root, Duration::from_secs(1))?;
         let (before, started) = (proxy.cpu_ns()?, Instant::now());
-        let output = self.generate(load)?;
+        let output = self.generate(root, load)?;
         let (cpu, elapsed) = (proxy.cpu_ns()?.saturating_sub(before), started.elapsed());
         let requests = self.completed(&output)?;
         Ok(Sample {
@@ -94,7 +147,7 @@ impl Case {
         })
     }
 
-    fn generate(self, load: Duration) -> anyhow::Result<String> {
+    fn generate(self, root: &Path, load: Duration) -> anyhow::Result<String> {
         let seconds = load.as_secs().to_string();
         let mut command = Command::new("taskset");
         command.args(["-c", LOAD_CORE]);
@@ -132,6 +185,11 @@ impl Case {
                     .arg(&body)
                     .arg(format!("--connect-to={LISTEN}"));
                 command.arg("http://backend:80/bench.Bench/Call");
+            }
+            Self::Tcp | Self::TcpSmall | Self::TcpShort => {
+                let (kind, connections) = self.tcp().unwrap_or_default();
+                command.arg(root.join("target/release/bench-backend"));
+                command.args(["load", kind, LISTEN, connections, &seconds]);
             }
         }
         let output = command
@@ -182,6 +240,11 @@ impl Case {
                     bail!("not all requests went well: {line}");
                 }
                 count("succeeded")
+            }
+            Self::Tcp | Self::TcpSmall | Self::TcpShort => {
+                let line = output.lines().find_map(|line| line.strip_prefix("moved "));
+                let moved: f64 = line.context("the generator printed no count")?.parse()?;
+                Ok(if self == Self::Tcp { moved / 1e6 } else { moved })
             }
         }
     }

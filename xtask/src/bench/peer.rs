@@ -1,6 +1,7 @@
 //! The proxies: how each is started with one worker on core 0, and what the kernel says of it.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
@@ -161,6 +162,15 @@ impl Running {
     /// A listening proxy may not have its routes yet.
     fn wait_until_routed(&self, case: Case) -> anyhow::Result<()> {
         let deadline = Instant::now() + Duration::from_secs(20);
+        if case.is_tcp() {
+            while Instant::now() < deadline {
+                if echoes().unwrap_or(false) {
+                    return Ok(());
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            bail!("it listens on {LISTEN} but passes no bytes on")
+        }
         let version = if case == Case::H2 {
             "--http2-prior-knowledge"
         } else {
@@ -195,6 +205,16 @@ impl Running {
         }
         bail!("it listens on {LISTEN} but never answered 200")
     }
+}
+
+/// Whether the backend is behind it.
+fn echoes() -> std::io::Result<bool> {
+    let mut stream = TcpStream::connect(LISTEN)?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    stream.write_all(b"echo")?;
+    let mut answer = [0; 3];
+    stream.read_exact(&mut answer)?;
+    Ok(answer == *b"cho")
 }
 
 pub fn wait_for_port(address: &str) -> anyhow::Result<()> {
@@ -252,6 +272,11 @@ fn phalanx(root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
             String::from_utf8_lossy(&applied.stderr)
         );
     }
+    let tcp = format!("{LISTEN}=backend:80");
+    let listen: &[&str] = match case.is_tcp() {
+        true => &["--tcp", &tcp, "--outbound", "127.0.0.1:18114"],
+        false => &["--outbound", LISTEN],
+    };
     let proxy = Child::spawn(
         pinned(&binary)
             .args([
@@ -262,12 +287,9 @@ fn phalanx(root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
                 case.backend(),
                 "--control",
                 XDS,
-                "--outbound",
-                LISTEN,
-                "--workers",
-                "1",
             ])
-            .args(["--inbound", "127.0.0.1:18112", "--admin", "127.0.0.1:18113"]),
+            .args(listen)
+            .args(["--workers", "1", "--inbound", "127.0.0.1:18112", "--admin", "127.0.0.1:18113"]),
         "the sidecar",
     )?;
     Ok(Running::of(vec![proxy], vec![control]))
@@ -275,7 +297,11 @@ fn phalanx(root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
 
 fn manifest(case: Case) -> String {
     let (address, port) = case.backend().split_once(':').unwrap_or_default();
-    let protocol = if case == Case::H2 { "grpc" } else { "http" };
+    let protocol = match case {
+        Case::H2 => "grpc",
+        _ if case.is_tcp() => "tcp",
+        _ => "http",
+    };
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: backend}}\nspec:\n  ports: [{{name: main, port: 80, targetPort: {port}, appProtocol: {protocol}}}]\n---\n\
          apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: backend-1, labels: {{kubernetes.io/service-name: backend}}}}\n\
@@ -292,6 +318,10 @@ fn envoy(root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
     } else {
         "http_protocol_options: {}"
     };
+    let filter = match case.is_tcp() {
+        true => TCP_PROXY,
+        false => HTTP_PROXY,
+    };
     let config = write(
         work,
         "envoy.yaml",
@@ -302,18 +332,7 @@ fn envoy(root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
     address: {{socket_address: {{address: {listen}, port_value: {listen_port}}}}}
     filter_chains:
     - filters:
-      - name: envoy.filters.network.http_connection_manager
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: bench
-          codec_type: AUTO
-          route_config:
-            virtual_hosts:
-            - {{name: backend, domains: ["*"], routes: [{{match: {{prefix: "/"}}, route: {{cluster: backend}}}}]}}
-          http_filters:
-          - name: envoy.filters.http.router
-            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
-  clusters:
+{filter}  clusters:
   - name: backend
     type: STATIC
     typed_extension_protocol_options:
@@ -339,14 +358,38 @@ fn envoy(root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
     Ok(Running::of(vec![proxy], Vec::new()))
 }
 
+/// Envoy's filter chain.
+const HTTP_PROXY: &str = r#"      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: bench
+          codec_type: AUTO
+          route_config:
+            virtual_hosts:
+            - {name: backend, domains: ["*"], routes: [{match: {prefix: "/"}, route: {cluster: backend}}]}
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+"#;
+const TCP_PROXY: &str = r#"      - name: envoy.filters.network.tcp_proxy
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+          stat_prefix: bench
+          cluster: backend
+"#;
+
 fn haproxy(_: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
     let protocol = if case == Case::H2 { "proto h2" } else { "" };
+    let mode = match case.is_tcp() {
+        true => "mode tcp\n  option splice-auto\n  option splice-request\n  option splice-response",
+        false => "mode http\n  http-reuse always",
+    };
     let config = write(
         work,
         "haproxy.cfg",
         &format!(
-            "global\n  nbthread 1\n  maxconn 4000\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
-             \x20 http-reuse always\nfrontend bench\n  bind {LISTEN} {protocol}\n  default_backend backend\nbackend backend\n  server one {} {protocol}\n",
+            "global\n  nbthread 1\n  maxconn 4000\ndefaults\n  {mode}\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
+             frontend bench\n  bind {LISTEN} {protocol}\n  default_backend backend\nbackend backend\n  server one {} {protocol}\n",
             case.backend()
         ),
     )?;
@@ -358,15 +401,18 @@ fn haproxy(_: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
 }
 
 fn nginx(_: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
+    if case.is_tcp() {
+        return nginx_stream(work, case);
+    }
     let (listen, pass) = match case {
-        Case::H1 | Case::Pair => (
-            LISTEN.to_owned(),
-            "proxy_pass http://backend; proxy_http_version 1.1; proxy_set_header Connection \"\";"
-                .to_owned(),
-        ),
         Case::H2 => (
             format!("{LISTEN} http2"),
             "grpc_pass grpc://backend;".to_owned(),
+        ),
+        _ => (
+            LISTEN.to_owned(),
+            "proxy_pass http://backend; proxy_http_version 1.1; proxy_set_header Connection \"\";"
+                .to_owned(),
         ),
     };
     let config = write(
@@ -382,14 +428,27 @@ fn nginx(_: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
             case.backend()
         ),
     )?;
-    let proxy = Child::spawn(
-        pinned("/usr/sbin/nginx")
-            .arg("-g")
-            .arg("daemon off;")
-            .arg("-c")
-            .arg(&config),
-        "nginx",
+    start_nginx(&config)
+}
+
+fn nginx_stream(work: &Path, case: Case) -> anyhow::Result<Running> {
+    let config = write(
+        work,
+        "nginx-stream.conf",
+        &format!(
+            "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\nworker_processes 1;\npid {}/nginx.pid;\nerror_log /dev/null;\n\
+             events {{ worker_connections 4096; }}\nstream {{ server {{ listen {LISTEN}; proxy_pass {}; }} }}\n",
+            work.display(),
+            case.backend()
+        ),
     )?;
+    start_nginx(&config)
+}
+
+fn start_nginx(config: &Path) -> anyhow::Result<Running> {
+    let mut nginx = pinned("/usr/sbin/nginx");
+    nginx.args(["-g", "daemon off;", "-c"]).arg(config);
+    let proxy = Child::spawn(&mut nginx, "nginx")?;
     Ok(Running::of(vec![proxy], Vec::new()))
 }
 

@@ -8,7 +8,7 @@ use super::{Options, Row};
 
 pub fn render(rows: &[Row], options: &Options, versions: &[(&'static str, String)]) -> String {
     let mut text = String::from(
-        "# Measured side by side\n\nWritten by `cargo xtask bench`; do not edit by hand. The proxy runs alone on core 0 with one worker, load generator and\nbackend share core 1, everything on loopback. **CPU** is on-CPU time of the proxy per completed request (scheduler's account, all\nthreads); median (min\u{2013}max) over the rounds. **Ratio** is to Envoy in the same round. These machines are noisy: ratios and CPU time\ndecide, requests/s are bounded by the generator's core. Ours runs the product as users do: routes by xDS from a control plane,\nmetrics and trace context on.\n\n",
+        "# Measured side by side\n\nWritten by `cargo xtask bench`; do not edit by hand. The proxy runs alone on core 0 with one worker, load generator and\nbackend share core 1, everything on loopback. **CPU** is on-CPU time of the proxy per completed request (scheduler's account, all\nthreads); median (min\u{2013}max) over the rounds. **Ratios** are within the same round;\nof raw TCP, 1000 / CPU-\u{b5}s per MB are GB per CPU-second. These machines are noisy: ratios and CPU time\ndecide, requests/s are bounded by the generator's core. Ours runs the product as users do: routes by xDS from a control plane,\nmetrics and trace context on.\n\n",
     );
     let _ = writeln!(
         text,
@@ -28,7 +28,11 @@ pub fn render(rows: &[Row], options: &Options, versions: &[(&'static str, String
 
 fn section(text: &mut String, rows: &[Row], case: Case) {
     let _ = writeln!(text, "\n## {}\n", case.title());
-    text.push_str("| proxy | CPU-\u{b5}s/request | ratio to Envoy | requests/s | p50 / p99 \u{b5}s | resident, idle MB |\n|---|---|---|---|---|---|\n");
+    let unit = case.unit();
+    let _ = writeln!(
+        text,
+        "| proxy | CPU-\u{b5}s/{unit} | ratio to Envoy | to haproxy | {unit}s/s | p50 / p99 \u{b5}s | resident, idle MB |\n|---|---|---|---|---|---|---|"
+    );
     for peer in peer::ALL {
         let mine: Vec<&Row> = rows
             .iter()
@@ -37,10 +41,11 @@ fn section(text: &mut String, rows: &[Row], case: Case) {
         if mine.is_empty() {
             continue;
         }
-        let ratios: Vec<f64> = mine
-            .iter()
-            .filter_map(|r| Some(r.sample.cpu_us / envoy_of(rows, case, r.round)?))
-            .collect();
+        let ratios = |to: &str| -> Vec<f64> {
+            mine.iter()
+                .filter_map(|r| Some(r.sample.cpu_us / cpu_of(rows, case, r.round, to)?))
+                .collect()
+        };
         let latency = |pick: fn((f64, f64)) -> f64| {
             spread(
                 mine.iter()
@@ -51,10 +56,11 @@ fn section(text: &mut String, rows: &[Row], case: Case) {
         };
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {} / {} | {} |",
+            "| {} | {} | {} | {} | {} | {} / {} | {} |",
             peer.name,
             spread(mine.iter().map(|r| r.sample.cpu_us).collect(), 1),
-            spread(ratios, 2),
+            spread(ratios("envoy"), 2),
+            spread(ratios("haproxy"), 2),
             spread(mine.iter().map(|r| r.sample.per_second).collect(), 0),
             latency(|l| l.0),
             latency(|l| l.1),
@@ -63,9 +69,9 @@ fn section(text: &mut String, rows: &[Row], case: Case) {
     }
 }
 
-fn envoy_of(rows: &[Row], case: Case, round: usize) -> Option<f64> {
+fn cpu_of(rows: &[Row], case: Case, round: usize, proxy: &str) -> Option<f64> {
     rows.iter()
-        .find(|r| r.case == case && r.round == round && r.proxy == "envoy")
+        .find(|r| r.case == case && r.round == round && r.proxy == proxy)
         .map(|r| r.sample.cpu_us)
 }
 

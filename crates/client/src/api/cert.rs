@@ -251,6 +251,9 @@ pub struct Rotation {
     pub unconfirmed: u64,
     /// Those of them that are connected somewhere: without them it does not go on.
     pub unconfirmed_connected: u64,
+    /// The control plane has just started: who is not connected may be on its way.
+    #[serde(default)]
+    pub settling: bool,
     /// Some of them, those that are connected first.
     pub waiting: Vec<Unconfirmed>,
     /// Certificates under the roots that go, neither expired nor revoked.

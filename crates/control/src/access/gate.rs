@@ -9,10 +9,11 @@ use tonic::service::Routes;
 use tonic::transport::server::TcpConnectInfo;
 use tonic::{Code, Status};
 
+use super::calls::{self, Call};
 use super::{Access, Arrival, Denied, Needs, Role, Standing, Who};
 
 /// By service and method; `*` is every method of a service.
-pub const METHODS: [(&str, &str, Needs); 18] = [
+pub const METHODS: [(&str, &str, Needs); 20] = [
     ("phalanx.identity.v1.Identity", "Join", Needs::Tls),
     ("phalanx.identity.v1.Identity", "Renew", Needs::Certificate),
     ("phalanx.identity.v1.Identity", "Trust", Needs::Certificate),
@@ -34,6 +35,12 @@ pub const METHODS: [(&str, &str, Needs); 18] = [
     ),
     ("phalanx.registry.v1.Registry", "Watch", Needs::DataPlane),
     ("phalanx.observe.v1.Observe", "Report", Needs::DataPlane),
+    ("phalanx.limits.v1.Limits", "Lease", Needs::DataPlane),
+    (
+        "envoy.service.ratelimit.v3.RateLimitService",
+        "*",
+        Needs::DataPlane,
+    ),
     (ADS, "*", Needs::DataPlane),
     (
         "envoy.service.cluster.v3.ClusterDiscoveryService",
@@ -87,13 +94,17 @@ pub fn gated(services: Routes, access: Access) -> Routes {
 
 async fn gate(State(access): State<Access>, mut request: Request, next: Next) -> Response {
     match admit(&access, &mut request) {
-        Ok(()) => next.run(request).await,
+        Ok(None) => next.run(request).await,
+        Ok(Some(call)) => {
+            let answer = next.run(request).await;
+            answer.map(|body| calls::counted(body, call))
+        }
         Err(status) => status.into_http(),
     }
 }
 
 /// With who it is, and the addresses where tonic looks for them.
-fn admit(access: &Access, request: &mut Request) -> Result<(), Status> {
+fn admit(access: &Access, request: &mut Request) -> Result<Option<Call>, Status> {
     let arrival = request.extensions_mut().remove::<Arrival>();
     let (who, local_addr, remote_addr, standing) = match arrival {
         Some(arrival) => (arrival.who, arrival.local, arrival.remote, arrival.standing),
@@ -106,7 +117,8 @@ fn admit(access: &Access, request: &mut Request) -> Result<(), Status> {
         Some(needs) => access.judge(&who, token, needs),
         None => Err(Denied::Unknown),
     };
-    let who = judged.map_err(|denied| {
+    let counted = judged.and_then(|who| Ok((begin(access, &who, path)?, who)));
+    let (call, who) = counted.map_err(|denied| {
         if access.refusals().may_tell() {
             tracing::info!(peer = ?remote_addr, path, reason = denied.as_str(), "a call is refused");
         }
@@ -121,7 +133,19 @@ fn admit(access: &Access, request: &mut Request) -> Result<(), Status> {
     };
     request.extensions_mut().insert(info);
     request.extensions_mut().insert(who);
-    Ok(())
+    Ok(call)
+}
+
+/// Within its share, whoever comes with a certificate.
+fn begin(access: &Access, who: &Who, path: &str) -> Result<Option<Call>, Denied> {
+    let Who::Workload(peer) = who else {
+        return Ok(None);
+    };
+    let call = access.0.calls.begin(peer, path);
+    if call.is_none() {
+        access.refusals().denied(Denied::TooMany.as_str());
+    }
+    call.map(Some).ok_or(Denied::TooMany)
 }
 
 /// None: it isn't served.
@@ -134,6 +158,7 @@ fn needs(path: &str) -> Option<Needs> {
 fn status(denied: Denied) -> Status {
     let code = match denied {
         Denied::Unknown => Code::Unimplemented,
+        Denied::TooMany => Code::ResourceExhausted,
         denied if denied.is_unproven() => Code::Unauthenticated,
         _ => Code::PermissionDenied,
     };

@@ -10,7 +10,7 @@ use phalanx_model::resource::{Action, Assignment, Forward, Rule, VirtualHost};
 use phalanx_xds::{Kind, Snapshot};
 
 use super::leaves::{bounded, differences};
-use crate::snapshot::{Asks, Compiler, Finding, Mesh, Node, Own, Published, host};
+use crate::snapshot::{Asks, AtGateway, Compiler, Finding, Mesh, Node, Own, Published, host};
 use crate::world::World;
 
 /// Who is there to receive something.
@@ -166,6 +166,14 @@ fn received<'n>(
                 Arc::new(changed(&old, &new))
             });
             let names = with_own(names, &before, &after, node);
+            if !names.is_empty() {
+                received.push((node, names));
+            }
+            continue;
+        }
+        if node.edge.is_some() {
+            let of = |published: &Arc<Published>| AtGateway::default().snapshot(published, node);
+            let names = Arc::new(changed(&of(&before), &of(&after)));
             if !names.is_empty() {
                 received.push((node, names));
             }

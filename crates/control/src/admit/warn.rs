@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use phalanx_client::api::{File, Problem};
 use phalanx_model::ServiceName;
-use phalanx_model::document::{AuthorizationPolicy, Document, DocumentId, PeerAuthentication};
+use phalanx_model::document::{
+    AuthorizationPolicy, Document, DocumentId, GatewayRef, PeerAuthentication,
+};
 use phalanx_model::manifest::Places;
 
 use super::{Admitted, Step};
@@ -62,9 +64,14 @@ fn path_of(document: &Document, message: &str) -> String {
     };
     match document {
         Document::Route(route) => {
-            let index = route.parents.iter().position(|p| names(&p.service));
-            indexed("parentRefs", index)
+            let at_gateways: Vec<usize> = route.gateways.iter().map(|p| p.index).collect();
+            let services = (0..).filter(|index| !at_gateways.contains(index));
+            let mut services = route.parents.iter().zip(services);
+            let service = services.find(|(p, _)| names(&p.service));
+            let index = service.map(|(_, index)| index);
+            indexed("parentRefs", index.or_else(|| parent(&route.gateways, message)))
         }
+        Document::StreamRoute(route) => indexed("parentRefs", parent(&route.gateways, message)),
         Document::BackendPolicy(policy) => {
             let index = policy
                 .targets
@@ -83,24 +90,46 @@ fn path_of(document: &Document, message: &str) -> String {
     }
 }
 
+/// The parent that is a Gateway which a finding speaks of.
+fn parent(gateways: &[GatewayRef], message: &str) -> Option<usize> {
+    let named = |p: &&GatewayRef| message.contains(&format!("Gateway {} ", p.gateway));
+    gateways.iter().find(named).map(|p| p.index)
+}
+
+/// None where there is such a port.
+fn lacks(mesh: &Mesh, service: &ServiceName, port: u16) -> Option<String> {
+    if mesh.catalog.port(service, port).is_some() {
+        return None;
+    }
+    Some(match mesh.catalog.services.contains_key(service) {
+        true => format!("backend Service {service} has no port {port}"),
+        false => format!("backend Service {service} does not exist (yet)"),
+    })
+}
+
 /// Each missing port of a Service once.
 fn missing_backends(document: &Document, mesh: &Mesh) -> Vec<(String, String)> {
-    let Document::Route(route) = document else {
-        return Vec::new();
-    };
     let mut missing = BTreeMap::new();
+    if let Document::StreamRoute(route) = document {
+        for (index, backend) in route.backends.iter().enumerate() {
+            let (service, port) = (&backend.service, backend.port);
+            if let Some(lacks) = lacks(mesh, service, port) {
+                let path = format!("spec.rules[0].backendRefs[{index}]");
+                let text = format!("{lacks}: its share of connections is closed");
+                missing.entry((service, port)).or_insert((path, text));
+            }
+        }
+    }
+    let Document::Route(route) = document else {
+        return missing.into_values().collect();
+    };
     for (rule, of_rule) in route.rules.iter().enumerate() {
         for (index, backend) in of_rule.backends.iter().enumerate() {
             let (service, port) = (&backend.service, backend.port);
-            if mesh.catalog.port(service, port).is_some() {
+            let Some(lacks) = lacks(mesh, service, port) else {
                 continue;
-            }
-            let path = format!("spec.rules[{rule}].backendRefs[{index}]");
-            let lacks = if mesh.catalog.services.contains_key(service) {
-                format!("backend Service {service} has no port {port}")
-            } else {
-                format!("backend Service {service} does not exist (yet)")
             };
+            let path = format!("spec.rules[{rule}].backendRefs[{index}]");
             let text = format!("{lacks}: its share is answered with 500 `invalid_backend`");
             missing.entry((service, port)).or_insert((path, text));
         }

@@ -315,6 +315,7 @@ fn of_rotation(ca: &Ca, status: RotationStatus) -> Rotation {
         new: status.new,
         unconfirmed: count(status.untrusting),
         unconfirmed_connected: count(status.connected),
+        settling: status.settling,
         waiting: waiting.collect(),
         outstanding: count(status.outstanding),
         outstanding_until_ms: status.outstanding_until.map(ms),

@@ -54,6 +54,7 @@ pub async fn metrics(State(api): State<Api>) -> impl IntoResponse {
         dns: inner.dns.as_deref(),
         refusals: inner.access.refusals(),
         ca: inner.ca.as_ref(),
+        limits: &inner.limits,
     });
     (
         [(

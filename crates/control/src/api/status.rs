@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use phalanx_client::api::{self, PlaneView};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Api;
 use super::answer::{Failure, Params};
@@ -33,6 +33,11 @@ pub async fn status(State(api): State<Api>, query: RawQuery) -> Result<Json<api:
             format!("revision {target} does not exist yet, the store is at {stored}"),
         ));
     }
+    // Whoever was told that a change is taken sees what became of it: a world is compiled a moment after it is read.
+    let read = api.world().revision;
+    let mut published = api.inner.published.clone();
+    let compiled = published.wait_for(|published| published.revision >= read);
+    let _ = timeout(COMPILE_MAX, compiled).await;
     let wait = Duration::from_millis(params.number("wait_ms")?.unwrap_or(0)).min(WAIT_MAX);
     let deadline = Instant::now() + wait;
     let mut changes = api.inner.fleet.changes();
@@ -109,7 +114,7 @@ async fn of(api: &Api, target: u64) -> api::Status {
         findings: published.findings.iter().map(told_finding).collect(),
         held: held.chain(held_keys).collect(),
         services: found.as_ref().map(services),
-        unhealthy: world.unhealthy(),
+        unhealthy: api.inner.health.unhealthy(&world),
         read_only: store.fatal.or(store.read_only),
         canary: canary.current,
         last_canary: canary.last,
@@ -271,6 +276,8 @@ pub fn refusals(proxy: &ProxyState) -> Vec<api::Refusal> {
     proxy.refused.iter().map(refusal).collect()
 }
 
+/// Until a world that was read is compiled; a status that is older says so by its revision.
+const COMPILE_MAX: Duration = Duration::from_secs(5);
 /// Of one long poll.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Between two looks of a long poll.

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use phalanx_pki::csr::CsrError;
 use phalanx_pki::join::JoinError;
 
+use super::staple::OCSP;
 use super::{Ca, CaError, JwksError};
 
 /// Kind and outcome. Held for an increment.
@@ -22,6 +23,19 @@ impl Counts {
 impl Ca {
     /// Joins and renewals since the start, by kind and outcome (`granted`, or why not).
     pub fn requests(&self) -> BTreeMap<(&'static str, &'static str), u64> {
+        let mut counts = self.counted();
+        counts.retain(|(kind, _), _| *kind != OCSP);
+        counts
+    }
+
+    /// What OCSP answered: of each certificate asked about, or of the request if it was refused.
+    pub fn ocsp_answers(&self) -> BTreeMap<&'static str, u64> {
+        let counts = self.counted().into_iter();
+        let answers = counts.filter(|((kind, _), _)| *kind == OCSP);
+        answers.map(|((_, answer), n)| (answer, n)).collect()
+    }
+
+    fn counted(&self) -> BTreeMap<(&'static str, &'static str), u64> {
         let counts = self.0.counts.0.lock();
         counts.unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -49,6 +63,7 @@ impl CaError {
             Self::Csr(_) => "bad_request",
             Self::Name(_) => "bad_name",
             Self::LeavesFull { .. } | Self::LogFull { .. } => "log_full",
+            Self::TooOften { .. } => "too_often",
             Self::Store(_) => "store",
             Self::Issue(_) | Self::Authority(_) => "authority",
             _ => "other",

@@ -1,7 +1,7 @@
 //! Which certificates are in use: of each line of renewals the last one, and how much of its life is left. For status, metrics
 //! and alarms; nothing is decided here.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use phalanx_pki::examine::is_late;
@@ -35,21 +35,19 @@ pub struct Census {
     pub expired: u64,
 }
 
-/// Who has which certificate after the one that they once showed.
-pub struct Successors(HashMap<Serial, Arc<Line>>);
+/// Which certificate each holder got last. Whoever renews over a connection that is older than its certificate gets several in
+/// the place of one, so all that go back to one first certificate are one holder's.
+pub struct Successors {
+    /// The first certificate behind each.
+    firsts: HashMap<Serial, Serial>,
+    /// By the first one.
+    last: HashMap<Serial, Arc<Line>>,
+}
 
 impl Ca {
     /// Of every certificate that the log has: those in between have ended when a connection is older than two lives.
     pub fn successors(&self) -> Successors {
-        let mut successors = HashMap::new();
-        for line in self.log().newest() {
-            // Of several, for an answer may have been lost, the newest.
-            if let Some(replaced) = &line.record.replaces {
-                let next = successors.entry(replaced.clone());
-                next.or_insert_with(|| line.clone());
-            }
-        }
-        Successors(successors)
+        Successors::of(self.log().newest().rev())
     }
 
     /// What somebody shows by now whose connection was made with `peer`'s certificate.
@@ -72,17 +70,14 @@ impl Ca {
     pub fn census(&self) -> Census {
         let now = self.now();
         let lines: Vec<Arc<Line>> = self.log().newest().cloned().collect();
-        let replaced: HashSet<&Serial> = lines
-            .iter()
-            .filter_map(|l| l.record.replaces.as_ref())
-            .collect();
+        let successors = Successors::of(lines.iter().rev());
         let mut census = Census::default();
         for line in &lines {
             let (begin, end) = (line.record.not_before, line.record.not_after);
             let state = match () {
                 () if self.is_revoked(&line.serial).is_some() => &mut census.revoked,
                 () if end <= now => &mut census.expired,
-                () if replaced.contains(&line.serial) => &mut census.renewed,
+                () if successors.last(&line.serial).is_some() => &mut census.renewed,
                 () if is_late(begin.until(end), now.until(end)) => &mut census.late,
                 () => &mut census.good,
             };
@@ -93,16 +88,77 @@ impl Ca {
 }
 
 impl Successors {
-    /// The last of those that came after one; none when none did.
-    fn last(&self, first: &Serial) -> Option<Arc<Line>> {
-        let mut last = self.0.get(first)?;
-        // A line replaces an older one, so this ends; the bound is for a log that somebody has tampered with.
-        for _ in 0..self.0.len() {
-            match self.0.get(&last.serial) {
-                Some(next) => last = next,
-                None => break,
-            }
+    /// Lines, oldest first.
+    fn of<'a>(lines: impl Iterator<Item = &'a Arc<Line>>) -> Self {
+        let (mut firsts, mut last) = (HashMap::new(), HashMap::new());
+        for line in lines {
+            let before = line.record.replaces.as_ref();
+            // One that is forgotten stands for those before it.
+            let first = before.map(|before| firsts.get(before).unwrap_or(before));
+            let first = first.unwrap_or(&line.serial).clone();
+            last.insert(first.clone(), line.clone());
+            firsts.insert(line.serial.clone(), first);
         }
-        Some(last.clone())
+        Self { firsts, last }
+    }
+
+    /// The last one of the holder of this one; none when it is that.
+    fn last(&self, serial: &Serial) -> Option<Arc<Line>> {
+        let first = self.firsts.get(serial).unwrap_or(serial);
+        let last = self.last.get(first)?;
+        (last.serial != *serial).then(|| last.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use phalanx_model::ServiceName;
+    use phalanx_pki::issuer::Attestation;
+    use phalanx_pki::name::{SpiffeId, TrustDomain};
+
+    use super::*;
+    use crate::ca::record::IssuedRecord;
+
+    fn line(at: i64, replaces: Option<&Arc<Line>>) -> Arc<Line> {
+        let record = IssuedRecord {
+            id: SpiffeId {
+                trust_domain: TrustDomain::default(),
+                service: ServiceName::new("arena", "battle"),
+            },
+            zone: None,
+            hosts: Vec::new(),
+            not_before: UnixMillis(at),
+            not_after: UnixMillis(at + 10),
+            issued_at: UnixMillis(at),
+            issuer: Serial::random().unwrap(),
+            issuer_key: String::new(),
+            fingerprint: String::new(),
+            attested: Attestation::Operator { name: "t".into() },
+            replaces: replaces.map(|line| line.serial.clone()),
+            bundle: String::new(),
+            plane: "p".into(),
+        };
+        let serial = Serial::random().unwrap();
+        Arc::new(Line { serial, record })
+    }
+
+    #[test]
+    fn renewals_over_one_connection_are_one_holders() {
+        let first = line(0, None);
+        // Two over the connection that the first one made, one over a later connection.
+        let (second, third) = (line(1, Some(&first)), line(2, Some(&first)));
+        let fourth = line(3, Some(&second));
+        let other = line(4, None);
+        let log = [&first, &second, &third, &fourth, &other];
+        let successors = Successors::of(log.into_iter());
+        for line in [&first, &second, &third] {
+            let last = successors.last(&line.serial).unwrap();
+            assert_eq!(last.serial, fourth.serial);
+        }
+        assert!(successors.last(&fourth.serial).is_none());
+        assert!(successors.last(&other.serial).is_none());
+        // The first ones are forgotten a week after their end.
+        let successors = Successors::of([&third, &fourth].into_iter());
+        assert_eq!(successors.last(&first.serial).unwrap().serial, third.serial);
     }
 }

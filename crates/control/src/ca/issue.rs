@@ -111,7 +111,7 @@ impl Ca {
     /// The next certificate of somebody who has one: the same names, and no others.
     ///
     /// # Errors
-    /// [`CaError::Revoked`], [`CaError::Ended`], [`CaError`]
+    /// [`CaError::Revoked`], [`CaError::Ended`], [`CaError::TooOften`], [`CaError`]
     pub async fn renew(&self, peer: &Peer, csr: &Csr) -> Result<Issued, CaError> {
         let workload = self.workload_of(peer)?;
         self.check_workload(&workload)?;
@@ -124,6 +124,12 @@ impl Ca {
             });
         }
         csr.check_owned(&workload)?;
+        let first = self.log().first(&peer.serial).clone();
+        let life = self.0.config.leaf_ttl;
+        if let Err(again) = self.0.often.take(&first, life, self.now()) {
+            let id = peer.id.clone();
+            return Err(CaError::TooOften { id, again });
+        }
         let serial = peer.serial.clone();
         let terms = Terms {
             replaces: Some(serial.clone()),

@@ -41,6 +41,8 @@ pub(super) struct Log {
     /// By the end of their certificates.
     ends: BTreeSet<(UnixMillis, Place)>,
     by_id: HashMap<SpiffeId, BTreeSet<(UnixMillis, Place)>>,
+    /// Of those that came in the place of another: the first one of the same holder.
+    firsts: HashMap<Serial, Serial>,
     next: u64,
 }
 
@@ -53,6 +55,10 @@ impl Log {
         self.next += 1;
         let place = (record.issued_at, self.next);
         let end = (record.not_after, place);
+        if let Some(before) = &record.replaces {
+            let first = self.first(before).clone();
+            self.firsts.insert(serial.clone(), first);
+        }
         self.places.insert(serial.clone(), place);
         self.ends.insert(end);
         self.by_id.entry(record.id.clone()).or_default().insert(end);
@@ -64,6 +70,7 @@ impl Log {
         let Some(place) = self.places.remove(serial) else {
             return;
         };
+        self.firsts.remove(serial);
         let Some(line) = self.lines.remove(&place) else {
             return;
         };
@@ -75,6 +82,11 @@ impl Log {
                 self.by_id.remove(&line.record.id);
             }
         }
+    }
+
+    /// The first certificate of the holder of this one, which may be this one.
+    pub fn first<'a>(&'a self, serial: &'a Serial) -> &'a Serial {
+        self.firsts.get(serial).unwrap_or(serial)
     }
 
     pub fn entry(&self, serial: &Serial) -> Option<Arc<Line>> {
@@ -97,7 +109,7 @@ impl Log {
     }
 
     /// Newest first.
-    pub fn newest(&self) -> impl Iterator<Item = &Arc<Line>> {
+    pub fn newest(&self) -> impl DoubleEndedIterator<Item = &Arc<Line>> {
         self.lines.values().rev()
     }
 

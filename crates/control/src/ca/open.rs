@@ -19,6 +19,7 @@ use super::follow::Stored;
 use super::jwks::Jwks;
 use super::log::Log;
 use super::mesh::{self, Mesh};
+use super::often::Often;
 use super::place::{self, PlaceError};
 use super::record::{self, MeshRecord, issuer_key, root_key};
 use super::revoke::Revocation;
@@ -51,6 +52,7 @@ impl Ca {
         let revocation = Revocation::load(store.clone()).await?;
         let jwks = config.jwks.clone().map(Jwks::new);
         let own = Arc::new(Identity::new(clock.clone()));
+        let opened = clock.now();
         let ca = Self(Arc::new(Inner {
             config,
             store,
@@ -69,6 +71,8 @@ impl Ca {
             revocation,
             staples: Staples::default(),
             counts: Counts::default(),
+            often: Often::default(),
+            opened,
             stopped: CancellationToken::new(),
         }));
         ca.reconcile().await?;

@@ -116,6 +116,17 @@ impl Ca {
         Ok(released)
     }
 
+    /// Whether a service has certificates that have not expired, and each of them is revoked.
+    pub fn is_revoked_workload(&self, service: &ServiceName) -> bool {
+        let id = SpiffeId {
+            trust_domain: self.trust_domain().clone(),
+            service: service.clone(),
+        };
+        let living = self.log().live(&id, self.now());
+        let mut living = living.iter().peekable();
+        living.peek().is_some() && living.all(|line| self.is_revoked(&line.serial).is_some())
+    }
+
     pub fn is_revoked(&self, serial: &Serial) -> Option<Arc<Revoked>> {
         self.revocation().of(serial)
     }

@@ -8,6 +8,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use phalanx_pki::authority::{Authority, Phase};
 use phalanx_pki::clock::UnixMillis;
@@ -18,6 +19,7 @@ use phalanx_store::{Revision, Txn};
 
 use super::log::Line;
 use super::mesh;
+use super::peers::Stream;
 use super::place::{self, IntermediateFiles};
 use super::record::{
     ROTATION, RotationRecord, Step, TrustingRecord, issuer_key, root_key, trusting_key,
@@ -25,6 +27,8 @@ use super::record::{
 use super::token::PRUNED_AT_ONCE;
 use super::{Ca, CaError};
 
+/// How long after the start of a control plane its sidecars may take to be back.
+pub const SETTLE: Duration = Duration::from_secs(6);
 /// Most that a status names.
 pub const NAMED_MAX: usize = 50;
 /// Who is told as the author of a step that was taken without one.
@@ -53,6 +57,8 @@ pub struct RotationStatus {
     pub untrusting: usize,
     /// Those of them that are connected somewhere.
     pub connected: usize,
+    /// This control plane has just started: those that are not connected may be on their way.
+    pub settling: bool,
     /// Some of them, those that are connected first.
     pub waiting: Vec<Waiting>,
     /// Certificates under the old roots that are neither expired nor revoked, and when the last one ends.
@@ -111,6 +117,7 @@ impl Ca {
                 new: Vec::new(),
                 untrusting: 0,
                 connected: 0,
+                settling: false,
                 waiting: Vec::new(),
                 outstanding: 0,
                 outstanding_until: None,
@@ -153,6 +160,7 @@ impl Ca {
             new: rotation.new.clone(),
             untrusting,
             connected,
+            settling: untrusting > connected && !self.settles_in().is_zero(),
             waiting,
             outstanding: old.len(),
             outstanding_until: old.iter().map(|line| line.record.not_after).max(),
@@ -207,11 +215,18 @@ impl Ca {
     fn untrusting(&self, living: &[Arc<Line>], bundle: &str) -> Vec<Waiting> {
         let peers = self.peers();
         let said = peers.stored();
+        // What is said here is in the store a moment later.
+        let here: HashMap<&Serial, &Stream> = peers.known().collect();
+        let own = self.own().credentials().map(|c| c.peer().serial.clone());
+        let own_roots = self.own().roots();
+        let own_trusts = own_roots.is_some_and(|roots| mesh::bundle_of(&roots) == bundle);
+        let is_here = |serial: &Serial| here.contains_key(serial) || own.as_ref() == Some(serial);
         let trusts = |line: &Line| {
+            let serial = &line.serial;
             line.record.bundle == bundle
-                || said
-                    .get(&line.serial)
-                    .is_some_and(|said| said.bundle == bundle)
+                || said.get(serial).is_some_and(|said| said.bundle == bundle)
+                || here.get(serial).is_some_and(|here| here.bundle == bundle)
+                || (own_trusts && own.as_ref() == Some(serial))
         };
         // Renewals of one certificate are one holder's: its connection may be older than what it shows.
         let mut holders = Holders::default();
@@ -235,7 +250,9 @@ impl Ca {
                 id: line.record.id.clone(),
                 serial: line.serial.clone(),
                 not_after: line.record.not_after,
-                plane: connected.map(|said| said.plane.clone()),
+                plane: connected
+                    .map(|said| said.plane.clone())
+                    .or_else(|| is_here(&line.serial).then(|| self.0.config.plane.clone())),
                 error: connected.map(|said| said.error.clone()).unwrap_or_default(),
             }
         };
@@ -309,7 +326,8 @@ impl Ca {
     /// Step 2: the new root's intermediate signs. Peers that are connected nowhere are not waited for.
     ///
     /// # Errors
-    /// [`CaError::Untrusting`] as long as one that is connected does not trust the new root.
+    /// [`CaError::Untrusting`] as long as one that is connected does not trust the new root, [`CaError::Settling`] as long as
+    /// that is not known of all.
     pub async fn rotate_switch(&self, author: &str) -> Result<RotationStatus, CaError> {
         self.say_trusting().await?;
         let status = self.rotation();
@@ -320,8 +338,18 @@ impl Ca {
                 first: first.map(|w| w.id.to_string()).unwrap_or_default(),
             });
         }
+        self.led().await?;
+        if status.settling {
+            let again = self.settles_in();
+            return Err(CaError::Settling { again });
+        }
         self.switch(author).await?;
         Ok(self.rotation())
+    }
+
+    /// Until whoever was connected before a restart has had the time to be so again.
+    fn settles_in(&self) -> Duration {
+        self.now().until(self.0.opened.plus(SETTLE))
     }
 
     async fn switch(&self, author: &str) -> Result<(), CaError> {

@@ -21,6 +21,23 @@ const KEPT_MAX: usize = 50_000;
 /// `OCSPResponse { internalError }`
 const INTERNAL_ERROR: [u8; 5] = [0x30, 0x03, 0x0a, 0x01, 0x02];
 
+/// What answers are counted as.
+pub(super) const OCSP: &str = "ocsp";
+
+/// The word of an answer that says nothing of a certificate (RFC 6960, 4.2.1): these have no more than a status.
+fn refusal(answer: &[u8]) -> Option<&'static str> {
+    let [0x30, 0x03, 0x0a, 0x01, status] = answer else {
+        return None;
+    };
+    Some(match status {
+        1 => "malformed_request",
+        2 => "internal_error",
+        3 => "try_later",
+        6 => "unauthorized",
+        _ => "refused",
+    })
+}
+
 /// Staples that were asked for, and what signs them.
 #[derive(Default)]
 pub(super) struct Staples {
@@ -61,11 +78,25 @@ impl Ca {
     /// Answers an OCSP request, whatever bytes it is.
     pub(crate) fn answer(&self, request: &[u8]) -> Vec<u8> {
         let Some(responder) = self.responder() else {
+            self.0.counts.add(OCSP, "internal_error");
             return INTERNAL_ERROR.to_vec();
         };
-        responder.respond(request, self.now(), |key, serial| {
-            self.status(&hex(key), serial)
-        })
+        let answer = responder.respond(request, self.now(), |key, serial| {
+            let status = self.status(&hex(key), serial);
+            self.0.counts.add(
+                OCSP,
+                match &status {
+                    Status::Good => "good",
+                    Status::Revoked { .. } => "revoked",
+                    _ => "unknown",
+                },
+            );
+            status
+        });
+        if let Some(refusal) = refusal(&answer) {
+            self.0.counts.add(OCSP, refusal);
+        }
+        answer
     }
 
     /// Good is only what the log knows, of that issuer.

@@ -268,12 +268,15 @@ async fn a_thousand_renewals_at_once_cost_few_transactions() {
     let plane = Plane::of("a", store, Arc::new(ManualClock::at(SystemClock.now())));
     let ca = plane.open().await;
     let (_, csr) = request(&workload("battle"));
-    let peer = peer(&ca, &leaf(&ca, "battle").await);
+    let mut peers = Vec::new();
+    for _ in 0..100 {
+        peers.push(peer(&ca, &leaf(&ca, "battle").await));
+    }
     let before = plane.store.revision();
     let groups = plane.store.status().groups;
     let renewals: Vec<_> = (0..1000)
-        .map(|_| {
-            let (ca, csr, peer) = (ca.clone(), csr.clone(), peer.clone());
+        .map(|n| {
+            let (ca, csr, peer) = (ca.clone(), csr.clone(), peers[n % 100].clone());
             tokio::spawn(async move { ca.renew(&peer, &csr).await.map(|i| i.record.serial) })
         })
         .collect();
@@ -288,6 +291,31 @@ async fn a_thousand_renewals_at_once_cost_few_transactions() {
     let groups = plane.store.status().groups - groups;
     assert!(groups <= 50, "{groups}");
     println!("1,000 renewals: {transactions} transactions, {groups} groups");
+}
+
+#[tokio::test]
+async fn a_holder_that_renews_all_the_time_is_refused_and_others_are_not() {
+    let plane = Plane::first().await;
+    let ca = plane.open().await;
+    let (_, csr) = request(&workload("battle"));
+    let mut held = peer(&ca, &leaf(&ca, "battle").await);
+    let other = peer(&ca, &leaf(&ca, "battle").await);
+    let mut given = 0;
+    // By the newest each time: it is the same holder's.
+    let refused = loop {
+        match ca.renew(&held, &csr).await {
+            Ok(issued) => (given, held) = (given + 1, peer(&ca, &issued)),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, CaError::TooOften { .. }), "{refused:?}");
+    assert_eq!(
+        (given, refused.reason()),
+        (super::often::BURST, "too_often")
+    );
+    ca.renew(&other, &csr).await.unwrap();
+    plane.clock.advance(HOUR);
+    ca.renew(&held, &csr).await.unwrap();
 }
 
 #[tokio::test]

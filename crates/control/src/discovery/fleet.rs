@@ -470,6 +470,7 @@ mod tests {
             outbound: None,
             agent: "envoy".into(),
             tls: Default::default(),
+            edge: None,
         }
     }
 

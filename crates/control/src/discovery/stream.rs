@@ -23,7 +23,7 @@ use super::separate::{Rewrite, Rewrites};
 use super::wishes::Wishes;
 use crate::access::Who as Caller;
 use crate::ca::Ca;
-use crate::snapshot::{Asks, Demand, Node, Own, Proxyless, Published, Resources, Unmet};
+use crate::snapshot::{Asks, AtGateway, Demand, Node, Own, Proxyless, Published, Resources, Unmet};
 
 /// What all streams have in common; cheap to clone.
 #[derive(Clone)]
@@ -55,6 +55,8 @@ struct Peer {
     secrets: Option<Secrets>,
     /// Where it gets what it asks for and no more.
     demand: Option<Demand>,
+    /// Where it runs a Gateway.
+    gateway: Option<AtGateway>,
     /// Where it is gRPC itself.
     proxyless: Option<Proxyless>,
     isolation: Isolation,
@@ -130,7 +132,8 @@ impl Driver {
         seat: Seat,
     ) -> Peer {
         let is_delta = M::PROTOCOL == "delta";
-        let demand = Demand::asked(first.node(), &node).filter(|_| is_delta);
+        let demand = Demand::asked(first.node(), &node);
+        let demand = demand.filter(|_| is_delta && node.edge.is_none());
         if demand.is_some() {
             self.session.trust_order();
         }
@@ -150,6 +153,7 @@ impl Driver {
             own: Own::default(),
             secrets: None,
             demand,
+            gateway: node.edge.is_some().then(AtGateway::default),
             proxyless: Proxyless::of(&node),
             isolation: recalled.isolation,
             lost: Lost::default(),
@@ -295,6 +299,9 @@ impl Driver {
         if let Some(demand) = &mut peer.demand {
             demand.isolate(peer.isolation.mesh(&published));
         }
+        if let Some(gateway) = &mut peer.gateway {
+            gateway.isolate(peer.isolation.mesh(&published));
+        }
         self.resnapshot(peer, &published);
     }
 
@@ -325,6 +332,9 @@ impl Driver {
                 }
             }
             return snapshot;
+        }
+        if let Some(gateway) = &mut peer.gateway {
+            return gateway.snapshot(published, &peer.node);
         }
         match &mut peer.demand {
             Some(demand) => demand.snapshot(published, &peer.node, &self.session),

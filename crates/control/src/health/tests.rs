@@ -143,8 +143,19 @@ ports: [{{name: http, port: {}}}]
     text
 }
 
+/// On a host of its own, so that a port that was given up is nobody else's before it is asked or taken again.
 async fn listen() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    static HOSTS: AtomicU64 = AtomicU64::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let host = [
+        127,
+        1 + high % 31,
+        low,
+        HOSTS.fetch_add(1, Ordering::Relaxed) as u8,
+    ];
+    let listener = TcpListener::bind((std::net::Ipv4Addr::from(host), 0))
+        .await
+        .unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
 }
@@ -347,6 +358,21 @@ async fn a_restarted_control_plane_goes_on_from_what_was_found() {
 }
 
 #[tokio::test]
+async fn how_many_are_unhealthy_is_told_as_soon_as_which() {
+    let (listener, address) = listen().await;
+    drop(listener);
+    let plane = Plane::new(&manifests(&[address], "tcp: true")).await;
+    let before = plane.published.borrow().world.clone();
+    assert_eq!(plane.health.unhealthy(&before), 0);
+    until(async || {
+        let views = plane.health.views();
+        views.iter().any(super::board::View::is_unhealthy)
+    })
+    .await;
+    assert_eq!(plane.health.unhealthy(&before), 1, "of a world without it");
+}
+
+#[tokio::test]
 async fn of_two_control_planes_over_a_store_each_endpoint_is_one_s() {
     let mut gone = Vec::new();
     for _ in 0..12 {
@@ -367,6 +393,10 @@ async fn of_two_control_planes_over_a_store_each_endpoint_is_one_s() {
                 .until_endpoint(*address, EndpointState::Unhealthy)
                 .await;
         }
+    }
+    for plane in [&one, &two] {
+        let world = plane.published.borrow().world.clone();
+        assert_eq!(plane.health.unhealthy(&world), gone.len());
     }
     let revision = one.store.revision();
     tokio::time::sleep(Duration::from_millis(500)).await;

@@ -11,19 +11,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use phalanx_client::why::SPEAKS_TLS;
+use phalanx_pki::clock::UnixMillis;
 use phalanx_pki::identity::Identity;
-use phalanx_pki::name::TrustDomain;
+use phalanx_pki::name::{SpiffeId, TrustDomain};
 use phalanx_pki::tls::{ClientAuth, ServerOptions, ServerTls};
 use phalanx_pki::verifier::{CrlPolicy, Expected, Peer, Refusal};
+use phalanx_pki::x509::Serial;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{Arrival, Crowd, Place, Refusals, Standing, Who};
+use super::turns::Turns;
+use crate::access::{Arrival, Crowd, Place, Refusals, Share, Shares, Standing, Who};
 
 /// The names of ports, as a metric's label.
 pub const XDS: &str = "xds";
@@ -37,7 +41,10 @@ pub struct Door {
     /// Takes plain text.
     open: bool,
     refusals: Refusals,
-    handshakes: Semaphore,
+    handshakes: Turns,
+    /// Connections of one certificate, and of one service.
+    certificates: Shares<Serial>,
+    services: Shares<SpiffeId>,
     /// Who has not said a word yet.
     silent: Arc<Crowd>,
     /// Who came in over TLS and proved nothing.
@@ -80,20 +87,23 @@ impl Door {
             secure: secure.transpose()?,
             open,
             refusals,
-            handshakes: Semaphore::new(HANDSHAKES_MAX),
+            handshakes: Turns::new(),
+            certificates: Shares::new(PER_CERTIFICATE_MAX),
+            services: Shares::new(usize::MAX),
             silent: Crowd::new(CROWD_MAX),
             strangers: Crowd::new(CROWD_MAX),
             live: Arc::default(),
         })
     }
 
-    /// For a port with so many seats: those who prove nothing never take more than half of them.
+    /// For a port with so many seats: those who prove nothing never take more than half of them, nor one service all.
     #[must_use]
     pub fn with_seats(self, seats: usize) -> Self {
         let most = (seats / 4).min(CROWD_MAX);
         Self {
             silent: Crowd::new(most),
             strangers: Crowd::new(most),
+            services: Shares::new((seats / 4 * 3).max(1)),
             ..self
         }
     }
@@ -119,6 +129,10 @@ impl Door {
         match (&self.secure, first == HANDSHAKE) {
             (Some(secured), true) => {
                 let (stream, peer) = self.shake(secured, stream, remote).await?;
+                let shares = match &peer {
+                    Some(peer) => Some(self.shares(peer, remote)?),
+                    None => None,
+                };
                 let cut = match &peer {
                     Some(peer) => Some(self.live(secured, peer, remote)?),
                     None => None,
@@ -132,6 +146,7 @@ impl Door {
                     arrival: arrival(who, standing),
                     cut,
                     place,
+                    _shares: shares,
                     is_over: false,
                 })
             }
@@ -148,6 +163,7 @@ impl Door {
                 arrival: arrival(Who::Open, Standing::default()),
                 cut: None,
                 place: None,
+                _shares: None,
                 is_over: false,
             }),
             (_, false) => {
@@ -184,6 +200,23 @@ impl Door {
         }
     }
 
+    /// What one who is let in may take of the port.
+    fn shares(&self, peer: &Peer, remote: SocketAddr) -> Option<(Share<Serial>, Share<SpiffeId>)> {
+        let shares = (
+            self.certificates.take(&peer.serial),
+            self.services.take(&peer.id),
+        );
+        let (Some(certificate), Some(service)) = shares else {
+            let words = format!(
+                "{} has as many connections as one may have ({PER_CERTIFICATE_MAX} by one certificate, three quarters of the port by one service)",
+                peer.id
+            );
+            self.refuse(remote, TOO_MANY, &words);
+            return None;
+        };
+        Some((certificate, service))
+    }
+
     /// Looked at again once it can be cut off: it may have been revoked since its handshake.
     fn live(&self, secured: &Secured, peer: &Arc<Peer>, remote: SocketAddr) -> Option<Cut> {
         let cut = self.live.enter(peer.clone());
@@ -202,9 +235,17 @@ impl Door {
         stream: TcpStream,
         remote: SocketAddr,
     ) -> Option<(TlsStream<TcpStream>, Option<Arc<Peer>>)> {
-        let _turn = self.handshakes.acquire().await.ok()?;
+        let Some(turn) = self.handshakes.take(remote.ip()).await else {
+            self.refuse(
+                remote,
+                CROWDED,
+                "too many handshakes of this source are under way",
+            );
+            return None;
+        };
         let acceptor = TlsAcceptor::from(secured.tls.config().clone());
-        let shaken = match timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
+        let shaking = acceptor.accept(stream).into_fallible();
+        let shaken = match timeout(HANDSHAKE_MAX, shaking).await {
             Ok(shaken) => shaken,
             Err(_) => {
                 self.refuse(remote, "timeout", "the handshake took too long");
@@ -213,9 +254,13 @@ impl Door {
         };
         let stream = match shaken {
             Ok(stream) => stream,
-            Err(error) => {
+            Err((error, stream)) => {
+                drop(turn);
                 match tls_error(&error) {
-                    Some(error) => self.refuse_peer(remote, Refusal::of_handshake(error)),
+                    Some(error) => {
+                        self.refuse_peer(remote, Refusal::of_handshake(error));
+                        let _ = timeout(ANSWER_MAX, close_softly(stream)).await;
+                    }
                     None => self.refuse(remote, "broken", "the peer went during the handshake"),
                 }
                 return None;
@@ -262,10 +307,15 @@ impl Door {
             return;
         };
         let mut changes = identity.changes();
+        let mut ticks = tokio::time::interval(EXPIRED_LOOK);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = changes.changed() => if changed.is_err() { return },
+                _ = ticks.tick() => {
+                    self.end_expired(identity.now());
+                    continue;
+                }
             }
             for (peer, refusal) in self.live.recheck(identity) {
                 let reason = refusal.as_str();
@@ -274,6 +324,37 @@ impl Door {
             }
         }
     }
+}
+
+impl Door {
+    /// Whoever has renewed connects anew with what it has by now; it had a while to do so by itself.
+    fn end_expired(&self, now: UnixMillis) {
+        for peer in self.live.expired(now) {
+            if self.refusals.tls(self.port, ENDED) {
+                tracing::info!(port = self.port, peer = %peer.id, serial = %peer.serial, "a connection ends with its certificate");
+            }
+        }
+    }
+}
+
+/// How long a connection outlives the certificate that it was made with: a tenth of that one's life, a minute at most.
+fn grace(peer: &Peer) -> Duration {
+    let life = peer.not_before.until(peer.not_after);
+    (life / 10).clamp(GRACE_MIN, GRACE_MAX)
+}
+
+/// Reads what the peer has said already, and a little more: what isn't read makes the kernel reset the connection, and the
+/// alert that says why is lost.
+async fn close_softly(mut stream: TcpStream) -> io::Result<()> {
+    stream.shutdown().await?;
+    let (mut words, mut left) = ([0; WORDS], LINGER_BYTES_MAX);
+    while left > 0 {
+        match stream.read(&mut words).await? {
+            0 => return Ok(()),
+            count => left = left.saturating_sub(count),
+        }
+    }
+    Ok(())
 }
 
 /// The one behind it, if it is TLS's.
@@ -287,6 +368,7 @@ pub struct Entered {
     pub arrival: Arrival,
     cut: Option<Cut>,
     place: Option<Place>,
+    _shares: Option<(Share<Serial>, Share<SpiffeId>)>,
     is_over: bool,
 }
 
@@ -344,6 +426,19 @@ impl Live {
             let checked = identity.recheck_trust(peer);
             out.extend(checked.err().map(|refusal| (peer.clone(), refusal)));
             checked.is_ok()
+        });
+        out
+    }
+
+    /// Cuts those whose certificate ended a while ago.
+    fn expired(&self, now: UnixMillis) -> Vec<Arc<Peer>> {
+        let mut out = Vec::new();
+        self.peers().retain(|_, (peer, _)| {
+            let is_over = peer.not_after.plus(grace(peer)) < now;
+            if is_over {
+                out.push(peer.clone());
+            }
+            !is_over
         });
         out
     }
@@ -452,22 +547,32 @@ impl AsyncWrite for Wire {
 
 /// The first byte of TLS: a record of a handshake. No method of HTTP and no preface begins with it.
 const HANDSHAKE: u8 = 0x16;
-/// Of a port, under way at the same time; others wait their turn.
-const HANDSHAKES_MAX: usize = 1024;
+/// Connections of one certificate: a workload's own, and what shares its files.
+const PER_CERTIFICATE_MAX: usize = 256;
+/// A reason: it has its share.
+const TOO_MANY: &str = "too_many";
+/// A reason: it was let in, and its certificate ended since.
+const ENDED: &str = "ended";
+/// Between two looks at whose certificate has ended.
+const EXPIRED_LOOK: Duration = Duration::from_secs(1);
+const GRACE_MIN: Duration = Duration::from_secs(1);
+const GRACE_MAX: Duration = Duration::from_secs(60);
 /// Most of a port who have said nothing, and most who proved nothing.
 const CROWD_MAX: usize = 2048;
 /// A reason: others came after it.
 const CROWDED: &str = "crowded";
 /// Until the first byte.
 const FIRST_MAX: Duration = Duration::from_secs(10);
-const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+/// From one's turn on; a good one takes milliseconds.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(3);
 /// For an answer to somebody who isn't let in.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// What is read of its words at once.
 const WORDS: usize = 4096;
+/// What is read of somebody who was refused.
+const LINGER_BYTES_MAX: usize = 64 << 10;
 /// An error code of HTTP/2.
 const INADEQUATE_SECURITY: u32 = 0xc;
-const SPEAKS_TLS: &str = "this port speaks TLS, plain text is not taken";
 const HINT: &str = "export PHALANX_ROOTS and PHALANX_TOKEN_FILE as the control plane says at its start, or give a sidecar --token-file";
 
 #[cfg(test)]

@@ -445,6 +445,15 @@ fn policy<'a>(
     Some(policy)
 }
 
+/// The policy in force for a service.
+pub(super) fn policy_of<'a>(
+    world: &'a World,
+    index: &Index,
+    service: &ServiceName,
+) -> Option<&'a BackendPolicy> {
+    policy(world, index, service, &mut Vec::new())
+}
+
 fn merge(cluster: &mut Cluster, policy: &BackendPolicy) {
     cluster.load_balancer = policy.load_balancer.unwrap_or(cluster.load_balancer);
     cluster.slow_start = policy.slow_start;

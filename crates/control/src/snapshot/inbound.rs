@@ -9,12 +9,13 @@ use phalanx_model::document::{Document, DocumentId, PeerAuthentication, Service}
 use phalanx_model::identity::TrustDomain;
 use phalanx_model::instance::Labels;
 use phalanx_model::matching::peers::Peers;
+use phalanx_model::resource::limit::Limits;
 use phalanx_model::resource::{
     Access, AccessPolicy, AccessRule, Effect, Inbound, InboundRule, MtlsMode,
 };
 use phalanx_model::{Instance, InstanceId, ServiceName};
 
-use super::catalog::{finding, pick};
+use super::catalog::{self, finding, pick};
 use super::index::{Index, takes};
 use super::{Finding, Mesh, Node};
 use crate::world::{DocumentEntry, Registered, World};
@@ -135,6 +136,7 @@ impl Mesh {
         let services = stand.services(world, index);
         let peers = stand.peers(world, index);
         let said = |services: &BTreeSet<ServiceName>| self.access(world, services.iter());
+        let limited = |services: &BTreeSet<ServiceName>| self.limits(world, services.iter());
         let of_all = said(&services);
         let undeclared = world.service(&node.service).is_none();
         let default = match registered {
@@ -147,6 +149,7 @@ impl Mesh {
             default: InboundRule {
                 mode: peers.default_mode(),
                 access: default,
+                limits: limited(&services),
             },
             ports: BTreeMap::new(),
         };
@@ -166,12 +169,15 @@ impl Mesh {
             .collect();
         for number in numbers {
             let leading = instance.map(|instance| leading(instance, number));
-            let access = match leading.filter(|leading| !leading.is_empty()) {
-                Some(leading) => said(&leading),
-                None => rules.default.access.clone(),
+            let (access, limits) = match leading.filter(|leading| !leading.is_empty()) {
+                Some(leading) => (said(&leading), limited(&leading)),
+                None => (rules.default.access.clone(), rules.default.limits.clone()),
             };
-            let mode = peers.mode(number);
-            let rule = InboundRule { mode, access };
+            let rule = InboundRule {
+                mode: peers.mode(number),
+                access,
+                limits,
+            };
             if rule != rules.default {
                 rules.ports.insert(number, rule);
             }
@@ -192,8 +198,11 @@ impl Mesh {
             .tls
             .app
             .map_or(peers.default_mode(), |app| peers.mode(app.port()));
-        let access = self.access(world, services.into_iter());
-        let default = InboundRule { mode, access };
+        let default = InboundRule {
+            mode,
+            access: self.access(world, services.into_iter()),
+            limits: self.limits(world, services.into_iter()),
+        };
         let rules = Inbound {
             default,
             ports: BTreeMap::new(),
@@ -216,6 +225,19 @@ impl Mesh {
             .flat_map(|service| self.index.guards.of(service))
             .collect();
         said(world, ids.into_iter(), &self.trust_domain)
+    }
+
+    /// What the policies in force for these services say of their sidecars; each once.
+    fn limits<'s>(
+        &self,
+        world: &World,
+        services: impl Iterator<Item = &'s ServiceName>,
+    ) -> Vec<Limits> {
+        let policies =
+            services.filter_map(|service| catalog::policy_of(world, &self.index, service));
+        let limits = policies.filter_map(|policy| policy.limits.as_ref());
+        let by_name: BTreeMap<_, _> = limits.map(|limits| (&limits.policy, limits)).collect();
+        by_name.into_values().cloned().collect()
     }
 
     fn of_namespace(&self, world: &World, namespace: &str) -> Access {

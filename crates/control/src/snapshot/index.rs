@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use phalanx_model::document::{Document, DocumentId, Service};
+use phalanx_model::document::{Document, DocumentId, GatewayRef, Service};
 use phalanx_model::identity::SYSTEM_NAMESPACE;
 use phalanx_model::instance::Labels;
 use phalanx_model::{ServiceName, SharedMap};
@@ -30,8 +30,10 @@ pub(super) struct Index {
     broad_guards: Sets<String, DocumentId>,
     /// Routes by parent.
     pub(super) routes: Sets<ServiceName, DocumentId>,
-    /// Routes by backend.
+    /// Routes by backend and by where copies go.
     users: Sets<ServiceName, DocumentId>,
+    /// Routes of whatever kind by the Gateway they want to be attached to.
+    pub(super) at_gateways: Sets<ServiceName, DocumentId>,
     /// Services by their namespace and the `app` they select; none: they select by other labels.
     selecting: Sets<(String, Option<String>), ServiceName>,
     /// Names under which instances are registered, with how many, by namespace and `app`.
@@ -45,6 +47,8 @@ pub(super) struct Touched {
     pub(super) services: BTreeSet<ServiceName>,
     /// Their rules.
     pub(super) rules: BTreeSet<ServiceName>,
+    /// Gateways, with what is attached to them.
+    pub(super) gateways: BTreeSet<ServiceName>,
     /// All services of these: who may call them is said otherwise.
     pub(super) namespaces: BTreeSet<String>,
     /// All services of all.
@@ -134,6 +138,22 @@ impl Index {
         parents.map(|parent| parent.service.clone()).collect()
     }
 
+    /// Gateways at which a route leads to this service.
+    pub(super) fn gateways_of_users(
+        &self,
+        world: &World,
+        backend: &ServiceName,
+    ) -> Vec<ServiceName> {
+        let routes = self.users.of(backend);
+        let documents = routes.filter_map(|id| world.documents.get(id)?.document.as_deref());
+        let gateways = documents.flat_map(|document| match document {
+            Document::Route(route) => route.gateways.as_slice(),
+            Document::StreamRoute(route) => route.gateways.as_slice(),
+            _ => &[],
+        });
+        gateways.map(|parent| parent.gateway.clone()).collect()
+    }
+
     /// Names under which instances with this `app` are registered.
     pub(super) fn names<'a>(
         &'a self,
@@ -172,13 +192,25 @@ impl Index {
                     touched.services.insert(target.clone());
                 }
             }
+            Document::Gateway(gateway) => drop(touched.gateways.insert(gateway.name())),
+            Document::StreamRoute(route) => {
+                self.at_gateways(&route.gateways, id, is_there, touched);
+                for backend in &route.backends {
+                    self.users.set(backend.service.clone(), id, is_there);
+                }
+            }
             Document::Route(route) => {
+                self.at_gateways(&route.gateways, id, is_there, touched);
                 for parent in &route.parents {
                     self.routes.set(parent.service.clone(), id, is_there);
                     touched.rules.insert(parent.service.clone());
                 }
-                for backend in route.rules.iter().flat_map(|rule| &rule.backends) {
-                    self.users.set(backend.service.clone(), id, is_there);
+                for rule in &route.rules {
+                    let backends = rule.backends.iter().map(|backend| &backend.service);
+                    let mirrors = rule.mirrors.iter().map(|mirror| &mirror.service);
+                    for used in backends.chain(mirrors) {
+                        self.users.set(used.clone(), id, is_there);
+                    }
                 }
             }
             Document::AuthorizationPolicy(policy) => {
@@ -201,6 +233,19 @@ impl Index {
                 }
                 touched.namespaces.insert(namespace);
             }
+        }
+    }
+
+    fn at_gateways(
+        &mut self,
+        parents: &[GatewayRef],
+        id: &DocumentId,
+        is_there: bool,
+        touched: &mut Touched,
+    ) {
+        for parent in parents {
+            self.at_gateways.set(parent.gateway.clone(), id, is_there);
+            touched.gateways.insert(parent.gateway.clone());
         }
     }
 

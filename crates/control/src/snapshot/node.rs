@@ -19,6 +19,17 @@ pub struct Node {
     /// `phalanx` or `envoy`, with the version if one was told.
     pub agent: String,
     pub tls: NodeTls,
+    /// It runs the Gateway that is called like its service.
+    pub edge: Option<Edge>,
+}
+
+/// How a data plane runs a Gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Edge {
+    /// Where it listens, whatever the Gateway's addresses are.
+    pub bind: Option<IpAddr>,
+    /// Where it keeps certificates, if it can't know that by itself.
+    pub certificates_in: String,
 }
 
 /// How a data plane takes part in mutual TLS.
@@ -59,6 +70,8 @@ pub enum NodeError {
         "node `{id}`: metadata `inbound` is `{value}`, expected the inbound listener's ip:port or port, and beside it `app`, the application's"
     )]
     Inbound { id: String, value: String },
+    #[error("node `{id}`: metadata `bind` is `{value}`, expected an IP address")]
+    Bind { id: String, value: String },
     #[error(
         "node `{id}` is proxyless gRPC (`{agent}`) and does not say whose it is (bootstrap: node.cluster is the caller's own service; node.metadata.namespace its namespace, `default` when left out)"
     )]
@@ -83,6 +96,7 @@ impl Node {
             outbound: None,
             agent,
             tls: NodeTls::default(),
+            edge: None,
         }
     }
 
@@ -109,7 +123,8 @@ impl Node {
                 agent: agent.clone(),
             })?
         } else {
-            (required("namespace")?, required("service")?)
+            let service = text(node, "gateway").map_or_else(|| required("service"), Ok)?;
+            (required("namespace")?, service)
         };
         let service = ServiceName::parse(&namespace, &service).map_err(|e| NodeError::Name {
             id: id.clone(),
@@ -125,6 +140,7 @@ impl Node {
             })
             .transpose()?;
         let tls = tls(node, &id)?;
+        let edge = edge(node, &id)?;
         let optional = |key| text(node, key).unwrap_or_default();
         let zone = text(node, "zone")
             .or_else(|| node.locality.as_ref().map(|l| l.zone.clone()))
@@ -137,6 +153,7 @@ impl Node {
             outbound,
             agent,
             tls,
+            edge,
             id,
         })
     }
@@ -176,6 +193,24 @@ fn tls(node: &core::Node, id: &str) -> Result<NodeTls, NodeError> {
         app: app.transpose()?,
         has_providers: matches!(providers, Some(ValueKind::BoolValue(true))),
     })
+}
+
+/// None where it does not say that it is a Gateway's.
+fn edge(node: &core::Node, id: &str) -> Result<Option<Edge>, NodeError> {
+    if text(node, "gateway").is_none() {
+        return Ok(None);
+    }
+    let bind = text(node, "bind");
+    let bind = bind.map(|value| {
+        value.parse().map_err(|_| NodeError::Bind {
+            id: id.to_owned(),
+            value,
+        })
+    });
+    Ok(Some(Edge {
+        bind: bind.transpose()?,
+        certificates_in: text(node, "certificates_in").unwrap_or_default(),
+    }))
 }
 
 /// A port alone is taken on every address.

@@ -87,7 +87,8 @@ impl Own {
     fn follow(&mut self, published: &Published, node: &Node) {
         let is_sidecar = node.is_sidecar();
         let envoy = node.tls.inbound.zip(node.tls.app);
-        if node.is_proxyless() || !(is_sidecar || envoy.is_some()) {
+        let has_own = is_sidecar || envoy.is_some();
+        if node.is_proxyless() || node.edge.is_some() || !has_own {
             return;
         }
         let world = &published.world;
@@ -129,9 +130,10 @@ impl Own {
                     rules: rules.clone(),
                 },
             };
-            let encoded = match is_tcp {
-                true => encode::tcp_inbound(&listener),
-                false => encode::listener(&listener),
+            let encoded = match (is_sidecar, is_tcp) {
+                (true, _) => encode::listener(&listener),
+                (false, true) => encode::tcp_inbound(&listener),
+                (false, false) => encode::envoy_inbound(&listener),
             };
             published.inbounds.shared(encoded)
         });

@@ -14,7 +14,7 @@ use super::demand::Hosts;
 use super::own::Inbounds;
 use super::proxyless::Dialect;
 use super::table::Tables;
-use super::{Finding, Mesh, Node, listener};
+use super::{Finding, Mesh, Node, gateway, listener};
 use crate::world::World;
 
 pub use phalanx_xds::Resources;
@@ -161,7 +161,7 @@ impl Published {
     /// The documents that a cluster or an endpoint set of this name is made of.
     pub fn sources(&self, name: &str) -> Vec<DocumentId> {
         let Ok(cluster) = name.parse::<ClusterName>() else {
-            return Vec::new();
+            return gateway::source(name).into_iter().collect();
         };
         let ServiceName { namespace, name } = cluster.service.clone();
         let service = DocumentId {

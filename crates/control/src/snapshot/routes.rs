@@ -10,12 +10,12 @@ use phalanx_model::document::{BackendRef, Document, Kind, Route, RouteRule};
 use phalanx_model::instance::Protocol;
 use phalanx_model::matching::order::precedence;
 use phalanx_model::resource::{
-    Action, Backend, Forward, HashOn, HeaderEdit, Retry, Rewrite, RouteTable, Rule, RuleMatch,
-    VirtualHost,
+    Action, Backend, Forward, HashOn, HeaderEdit, Mirror, Retry, Rewrite, RouteTable, Rule,
+    RuleMatch, Session, VirtualHost,
 };
 use phalanx_model::{ClusterName, Reason, ServiceName, SharedMap};
 
-use super::catalog::{finding, replace};
+use super::catalog::{CatalogPort, finding, replace};
 use super::{Catalog, Finding, Mesh, hosts};
 use crate::world::{DocumentEntry, World};
 
@@ -141,7 +141,7 @@ fn find(
         let rules = if routes.is_empty() {
             vec![plain(service, *port, of_port.hash_on.clone())]
         } else {
-            merged(routes, &mesh.catalog)
+            merged(routes, &mesh.catalog, findings)
         };
         let hosted = Hosted {
             rules: Arc::new(rules),
@@ -206,21 +206,37 @@ fn parents(
     let mut ports = BTreeSet::new();
     let here = route.parents.iter().filter(|p| p.service == *service);
     for parent in here {
-        match (catalog.services.get(service), parent.port) {
-            (None, _) => findings.push(finding(
+        let Some(all) = catalog.services.get(service) else {
+            findings.push(finding(
                 entry,
                 format!(
                     "unattached: its parent Service {service} does not exist, so it has no effect there yet"
                 ),
-            )),
-            (Some(all), Some(port)) if !all.contains_key(&port) => {
-                findings.push(finding(entry, format!("unattached: its parent Service {service} has no port {port}, so it has no effect there yet")));
-            }
-            (Some(_), Some(port)) => {
-                ports.insert(port);
-            }
-            (Some(all), None) => ports.extend(all.keys().copied()),
+            ));
+            continue;
+        };
+        let is_meant = |(port, of_port): &(&u16, &CatalogPort)| {
+            parent.port.is_none_or(|number| number == **port)
+                && (parent.section.as_ref()).is_none_or(|name| *name == of_port.name)
+        };
+        let mut found = all
+            .iter()
+            .filter(is_meant)
+            .map(|(port, _)| *port)
+            .peekable();
+        let said = match (parent.port, &parent.section) {
+            (None, None) => None,
+            (Some(port), None) => Some(port.to_string()),
+            (None, Some(name)) => Some(format!("`{name}`")),
+            (Some(port), Some(name)) => Some(format!("{port} called `{name}`")),
+        };
+        if let Some(said) = said.filter(|_| found.peek().is_none()) {
+            findings.push(finding(
+                entry,
+                format!("unattached: its parent Service {service} has no port {said}, so it has no effect there yet"),
+            ));
         }
+        ports.extend(found);
     }
     ports
 }
@@ -245,12 +261,17 @@ fn plain(service: &ServiceName, port: u16, hash_on: Option<HashOn>) -> Rule {
             attempt_timeout: None,
             retry: Retry::default(),
             hash_on,
+            ..Forward::default()
         }),
     }
 }
 
 /// One rule per match, ordered.
-fn merged(mut routes: Vec<(&DocumentEntry, &Route)>, catalog: &Catalog) -> Vec<Rule> {
+fn merged(
+    mut routes: Vec<(&DocumentEntry, &Route)>,
+    catalog: &Catalog,
+    findings: &mut Vec<Finding>,
+) -> Vec<Rule> {
     routes.sort_by_key(|(entry, _)| {
         (
             entry.created_ms,
@@ -262,7 +283,7 @@ fn merged(mut routes: Vec<(&DocumentEntry, &Route)>, catalog: &Catalog) -> Vec<R
     let mut rules = Vec::new();
     for (entry, route) in routes {
         for (index, rule) in route.rules.iter().enumerate() {
-            rules.extend(split(entry, index, rule, catalog));
+            rules.extend(split(entry, index, rule, catalog, findings));
         }
     }
     // Stable: what is equal by match keeps the order of age, name and place.
@@ -270,9 +291,19 @@ fn merged(mut routes: Vec<(&DocumentEntry, &Route)>, catalog: &Catalog) -> Vec<R
     rules
 }
 
-fn split(entry: &DocumentEntry, index: usize, rule: &RouteRule, catalog: &Catalog) -> Vec<Rule> {
+pub(super) fn split(
+    entry: &DocumentEntry,
+    index: usize,
+    rule: &RouteRule,
+    catalog: &Catalog,
+    findings: &mut Vec<Finding>,
+) -> Vec<Rule> {
     let place = rule.name.clone().unwrap_or_else(|| index.to_string());
-    let action = action(rule, catalog);
+    let mut action = action(rule, catalog);
+    if let Action::Forward(forward) = &mut action {
+        forward.mirrors = mirrors(entry, rule, catalog, findings);
+        forward.session = rule.session.as_ref().map(|of| session(entry, &place, of));
+    }
     let of_match = |matches: &RuleMatch| Rule {
         name: format!("{}/{place}", entry.id),
         matches: matches.clone(),
@@ -301,7 +332,47 @@ fn action(rule: &RouteRule, catalog: &Catalog) -> Action {
         attempt_timeout: rule.attempt_timeout,
         retry: rule.retry.clone().unwrap_or_default(),
         hash_on: hash_on(rule, catalog),
+        cors: rule.cors.clone(),
+        ..Forward::default()
     })
+}
+
+/// Copies go only to what exists.
+fn mirrors(
+    entry: &DocumentEntry,
+    rule: &RouteRule,
+    catalog: &Catalog,
+    findings: &mut Vec<Finding>,
+) -> Vec<Mirror> {
+    let mut mirrors = Vec::new();
+    for mirror in rule.mirrors.iter().filter(|mirror| mirror.per_million > 0) {
+        let (service, port) = (&mirror.service, mirror.port);
+        match catalog.port(service, port) {
+            Some(of_port) if of_port.protocol != Protocol::Tcp => mirrors.push(Mirror {
+                cluster: ClusterName::outbound(service.clone(), port),
+                per_million: mirror.per_million,
+            }),
+            _ => findings.push(finding(
+                entry,
+                format!("mirrors to nobody: Service {service} has no port {port} that speaks HTTP"),
+            )),
+        }
+    }
+    mirrors
+}
+
+/// Under its own name, or one that no other rule has.
+fn session(entry: &DocumentEntry, place: &str, of: &Session) -> Session {
+    let mut session = of.clone();
+    if session.name.is_empty() {
+        let id = &entry.id;
+        let kind = match id.kind {
+            Kind::GrpcRoute => "grpc",
+            _ => "http",
+        };
+        session.name = format!("session.{kind}.{}.{}.{place}", id.namespace, id.name);
+    }
+    session
 }
 
 /// A request has one key, whoever gets it: that of the first backend with one.

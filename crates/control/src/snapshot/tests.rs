@@ -574,5 +574,6 @@ fn node() -> Node {
         outbound: Some("127.0.0.4:15001".parse().unwrap()),
         agent: "phalanx".into(),
         tls: Default::default(),
+        edge: None,
     }
 }

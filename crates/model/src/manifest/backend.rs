@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::cursor::{At, Fields};
+use super::limit;
 use super::value::service_ref;
 use crate::document::{BackendPolicy, Meta};
 use crate::name::ServiceName;
@@ -57,6 +58,7 @@ pub(super) fn policy(spec: &At<'_>, meta: Meta) -> Option<BackendPolicy> {
         outlier_detection: section(&mut fields, "outlierDetection", outlier_detection),
         retry_budget: section(&mut fields, "retryBudget", retry_budget),
         health_check: section(&mut fields, "healthCheck", health_check),
+        limits: limit::limits(&mut fields, &meta),
         meta,
     })
 }

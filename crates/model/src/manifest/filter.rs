@@ -1,12 +1,13 @@
-//! Filters of a route's rule or backend: header edits, rewrites and redirects; each at most once.
+//! Filters of a route's rule or backend: header edits, rewrites, redirects, CORS, each at most once, and mirrors.
 
 use std::collections::HashSet;
 
+use super::cors::cors;
 use super::cursor::{At, Fields};
 use super::report::quoted;
-use super::value::without_trailing_slash;
-use crate::document::Kind;
-use crate::resource::{HeaderEdit, PathRewrite, Redirect, Rewrite};
+use super::value::{service_ref, without_trailing_slash};
+use crate::document::{Kind, Meta, MirrorRef};
+use crate::resource::{Cors, HeaderEdit, MILLION, PathRewrite, Redirect, Rewrite};
 
 const FILTERS_MAX: usize = 16;
 const EDITS_MAX: usize = 16;
@@ -31,6 +32,8 @@ pub(super) struct Filters {
     pub edits: Edits,
     pub rewrite: Rewrite,
     pub redirect: Option<Redirect>,
+    pub mirrors: Vec<MirrorRef>,
+    pub cors: Option<Cors>,
 }
 
 #[derive(Default)]
@@ -45,30 +48,35 @@ enum Type {
     ResponseHeaders,
     Redirect,
     Rewrite,
+    Mirror,
+    Cors,
 }
 
 const REQUEST_HEADERS: (&str, Type) = ("RequestHeaderModifier", Type::RequestHeaders);
 const RESPONSE_HEADERS: (&str, Type) = ("ResponseHeaderModifier", Type::ResponseHeaders);
-const LATER: [&str; 4] = ["RequestMirror", "CORS", "ExtensionRef", "ExternalAuth"];
+const MIRROR: (&str, Type) = ("RequestMirror", Type::Mirror);
+const LATER: [&str; 2] = ["ExtensionRef", "ExternalAuth"];
 
 /// The field `filters` of a rule.
-pub(super) fn filters(fields: &mut Fields<'_>, kind: Kind) -> Filters {
+pub(super) fn filters(fields: &mut Fields<'_>, meta: &Meta, kind: Kind) -> Filters {
     let http = [
         REQUEST_HEADERS,
         RESPONSE_HEADERS,
         ("RequestRedirect", Type::Redirect),
         ("URLRewrite", Type::Rewrite),
+        MIRROR,
+        ("CORS", Type::Cors),
     ];
     let choices = if kind == Kind::HttpRoute {
         &http[..]
     } else {
-        &[REQUEST_HEADERS, RESPONSE_HEADERS]
+        &[REQUEST_HEADERS, RESPONSE_HEADERS, MIRROR]
     };
-    read(fields, choices, &LATER)
+    read(fields, meta, choices, &LATER)
 }
 
 /// The field `filters` of a backend, which may only edit headers.
-pub(super) fn edits(fields: &mut Fields<'_>, kind: Kind) -> Edits {
+pub(super) fn edits(fields: &mut Fields<'_>, meta: &Meta, kind: Kind) -> Edits {
     let later = [
         "RequestRedirect",
         "URLRewrite",
@@ -80,19 +88,19 @@ pub(super) fn edits(fields: &mut Fields<'_>, kind: Kind) -> Edits {
     let later = if kind == Kind::HttpRoute {
         &later[..]
     } else {
-        &LATER
+        &["RequestMirror", "ExtensionRef"]
     };
-    read(fields, &[REQUEST_HEADERS, RESPONSE_HEADERS], later).edits
+    read(fields, meta, &[REQUEST_HEADERS, RESPONSE_HEADERS], later).edits
 }
 
-fn read(fields: &mut Fields<'_>, choices: &[(&str, Type)], later: &[&str]) -> Filters {
+fn read(fields: &mut Fields<'_>, meta: &Meta, choices: &[(&str, Type)], later: &[&str]) -> Filters {
     let mut filters = Filters::default();
     let mut seen = HashSet::new();
     for at in fields.list("filters", FILTERS_MAX) {
-        let Some(kind) = filter(&at, choices, later, &mut filters) else {
+        let Some(kind) = filter(&at, meta, choices, later, &mut filters) else {
             continue;
         };
-        if !seen.insert(kind) {
+        if !seen.insert(kind) && kind != Type::Mirror {
             at.refuse_with::<()>(
                 "a filter of this type stands in this list already",
                 "join them",
@@ -104,6 +112,7 @@ fn read(fields: &mut Fields<'_>, choices: &[(&str, Type)], later: &[&str]) -> Fi
 
 fn filter(
     at: &At<'_>,
+    meta: &Meta,
     choices: &[(&str, Type)],
     later: &[&str],
     into: &mut Filters,
@@ -133,8 +142,53 @@ fn filter(
             )
         }
         Type::Rewrite => into.rewrite = fields.need("urlRewrite").and_then(|at| rewrite(&at))?,
+        Type::Mirror => into.mirrors.push(
+            fields
+                .need("requestMirror")
+                .and_then(|at| mirror(&at, meta))?,
+        ),
+        Type::Cors => into.cors = Some(fields.need("cors").and_then(|at| cors(&at))?),
     }
     Some(kind)
+}
+
+fn mirror(at: &At<'_>, meta: &Meta) -> Option<MirrorRef> {
+    let mut fields = at.fields()?;
+    let target = fields.need("backendRef").and_then(|at| {
+        let mut fields = at.fields()?;
+        let service = service_ref(&mut fields, meta, "Service");
+        let port = fields.need("port").and_then(|at| at.port());
+        service.zip(port)
+    });
+    let percent = fields
+        .get("percent")
+        .map(|at| Some(at.number(0..=100)? * (MILLION / 100)));
+    let fraction = fields.get("fraction").map(|at| fraction(&at));
+    if percent.is_some() && fraction.is_some() {
+        at.refuse_with::<()>("`percent` and `fraction` say the same", "drop one of them");
+    }
+    let (service, port) = target?;
+    Some(MirrorRef {
+        service,
+        port,
+        per_million: percent.or(fraction).unwrap_or(Some(MILLION))?,
+    })
+}
+
+/// Rounded to millionths, but not to nothing.
+fn fraction(at: &At<'_>) -> Option<u32> {
+    let mut fields = at.fields()?;
+    let max = i32::MAX.unsigned_abs();
+    let numerator = fields.need("numerator").and_then(|at| at.number(0..=max));
+    let denominator = fields.number("denominator", 1..=max, 100);
+    let numerator = numerator?;
+    at.check(
+        numerator <= denominator,
+        "the numerator is more than the denominator",
+    )?;
+    let (part, whole) = (u64::from(numerator), u64::from(denominator));
+    let per_million = (part * u64::from(MILLION) + whole / 2) / whole;
+    u32::try_from(per_million.max(part.min(1))).ok()
 }
 
 fn header_edit(at: &At<'_>) -> Option<HeaderEdit> {
@@ -168,7 +222,7 @@ fn pairs(items: &[At<'_>]) -> Vec<(String, String)> {
     pairs
 }
 
-fn header_to_edit(at: &At<'_>) -> Option<String> {
+pub(super) fn header_to_edit(at: &At<'_>) -> Option<String> {
     let name = at.header_name()?;
     if name == "host" {
         return at.refuse_with(

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use super::cursor::{At, Fields};
 use super::filter::{Edits, Filters, edits, filters};
+use super::gateway::{hostnames, is_gateway, push};
 use super::report::quoted;
+use super::session::session;
 use super::value::{MatchType, match_type, service_ref, value_match, without_trailing_slash};
-use crate::document::{BackendRef, Kind, Meta, ParentRef, Route, RouteRule};
+use crate::document::{BackendRef, GatewayRef, Kind, Meta, ParentRef, Route, RouteRule};
 use crate::matching::order::{GrpcName, grpc_path};
 use crate::resource::{HeaderMatch, PathMatch, PathRewrite, QueryMatch, Retry, RuleMatch};
 
@@ -29,12 +31,21 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 pub(super) fn route(spec: &At<'_>, meta: Meta, kind: Kind) -> Option<Route> {
     let mut fields = spec.fields()?;
-    fields.later(&["hostnames", "useDefaultGateways"]);
+    fields.later(&["useDefaultGateways"]);
+    let mut gateways = Vec::new();
+    let hostnames_at = fields.get("hostnames");
+    let hostnames = hostnames(&mut fields);
     let parents = fields.need("parentRefs").map_or_else(Vec::new, |at| {
         let items = at.items(PARENTS_MAX);
         at.check(!items.is_empty(), "a route has at least one parent");
-        parents(&items, &meta)
+        parents(&items, &meta, &mut gateways)
     });
+    if let Some(at) = hostnames_at.filter(|_| gateways.is_empty()) {
+        at.refuse_with::<()>(
+            "hostnames are those of a Gateway, and no parent is one",
+            "leave them out: a Service is called by its own names",
+        );
+    }
     let items = fields.get("rules").map(|at| at.items(RULES_MAX));
     let rules: Vec<RouteRule> = match &items {
         Some(items) => items
@@ -53,13 +64,20 @@ pub(super) fn route(spec: &At<'_>, meta: Meta, kind: Kind) -> Option<Route> {
         meta,
         kind,
         parents,
+        gateways,
+        hostnames,
         rules,
     })
 }
 
-fn parents(items: &[At<'_>], meta: &Meta) -> Vec<ParentRef> {
+/// Services; Gateways go to `gateways`.
+fn parents(items: &[At<'_>], meta: &Meta, gateways: &mut Vec<GatewayRef>) -> Vec<ParentRef> {
     let mut parents: Vec<ParentRef> = Vec::new();
-    for at in items {
+    for (index, at) in items.iter().enumerate() {
+        if is_gateway(at) {
+            push(gateways, at, meta, index);
+            continue;
+        }
         let Some(parent) = parent(at, meta) else {
             continue;
         };
@@ -73,14 +91,17 @@ fn parents(items: &[At<'_>], meta: &Meta) -> Vec<ParentRef> {
 
 fn parent(at: &At<'_>, meta: &Meta) -> Option<ParentRef> {
     let mut fields = at.fields()?;
-    fields.later(&["sectionName"]);
     let service = service_ref(&mut fields, meta, "Gateway");
     let port = fields
         .get("port")
         .map_or(Some(None), |at| at.port().map(Some));
+    let section = fields
+        .get("sectionName")
+        .map_or(Some(None), |at| at.dns_name().map(Some));
     Some(ParentRef {
         service: service?,
         port: port?,
+        section: section?,
     })
 }
 
@@ -103,9 +124,12 @@ fn everything(kind: Kind) -> RouteRule {
         rewrite: Default::default(),
         redirect: None,
         backends: Vec::new(),
+        mirrors: Vec::new(),
+        cors: None,
         request_timeout: None,
         attempt_timeout: None,
         retry: None,
+        session: None,
     }
 }
 
@@ -118,11 +142,9 @@ fn any_match(kind: Kind) -> RuleMatch {
 
 fn rule(at: &At<'_>, meta: &Meta, kind: Kind) -> Option<RouteRule> {
     let mut fields = at.fields()?;
-    fields.later(if kind == Kind::HttpRoute {
-        &["sessionPersistence"]
-    } else {
-        &["sessionPersistence", "timeouts", "retry"]
-    });
+    if kind == Kind::GrpcRoute {
+        fields.later(&["timeouts", "retry"]);
+    }
     let name = fields.get("name").map(|at| at.dns_name());
     let matches = fields.list("matches", MATCHES_MAX);
     let mut matches: Vec<RuleMatch> = matches
@@ -142,7 +164,9 @@ fn rule(at: &At<'_>, meta: &Meta, kind: Kind) -> Option<RouteRule> {
         edits,
         rewrite,
         redirect,
-    } = filters(&mut fields, kind);
+        mirrors,
+        cors,
+    } = filters(&mut fields, meta, kind);
     let backends: Vec<BackendRef> = fields
         .list("backendRefs", BACKENDS_MAX)
         .iter()
@@ -153,6 +177,7 @@ fn rule(at: &At<'_>, meta: &Meta, kind: Kind) -> Option<RouteRule> {
     } else {
         (None, None, None)
     };
+    let session = session(&mut fields);
 
     if redirect.is_some() && !backends.is_empty() {
         at.refuse_with::<()>(
@@ -164,6 +189,12 @@ fn rule(at: &At<'_>, meta: &Meta, kind: Kind) -> Option<RouteRule> {
         at.refuse_with::<()>(
             "a rule that redirects rewrites nothing",
             "drop one of the filters",
+        );
+    }
+    if redirect.is_some() && (!mirrors.is_empty() || cors.is_some() || session.is_some()) {
+        at.refuse_with::<()>(
+            "a rule that redirects has no mirror, no CORS and no session",
+            "drop one of them",
         );
     }
     let replaced = redirect
@@ -191,9 +222,12 @@ fn rule(at: &At<'_>, meta: &Meta, kind: Kind) -> Option<RouteRule> {
         rewrite,
         redirect,
         backends,
+        mirrors,
+        cors,
         request_timeout,
         attempt_timeout,
         retry,
+        session,
     })
 }
 
@@ -376,7 +410,7 @@ fn backend(at: &At<'_>, meta: &Meta, kind: Kind) -> Option<BackendRef> {
     let service = service_ref(&mut fields, meta, "Service");
     let port = fields.need("port").and_then(|at| at.port());
     let weight = fields.number("weight", 0..=WEIGHT_MAX, 1);
-    let Edits { request, response } = edits(&mut fields, kind);
+    let Edits { request, response } = edits(&mut fields, meta, kind);
     Some(BackendRef {
         service: service?,
         port: port?,
@@ -396,19 +430,15 @@ fn http_only(fields: &mut Fields<'_>) -> (Option<Duration>, Option<Duration>, Op
     (request, attempt, retry)
 }
 
-/// (of the whole exchange, of one attempt); zero means none.
+/// (of the whole exchange, of one attempt). Zero is no limit, which for the whole is another word than none at all.
 fn timeouts(at: &At<'_>) -> Option<(Option<Duration>, Option<Duration>)> {
     let mut fields = at.fields()?;
-    let mut timeout = |key| {
-        fields
-            .get(key)
-            .and_then(|at| at.gateway_duration())
-            .filter(|timeout| !timeout.is_zero())
-    };
-    let (request, attempt) = (timeout("request"), timeout("backendRequest"));
+    let mut timeout = |key| fields.get(key).and_then(|at| at.gateway_duration());
+    let request = timeout("request");
+    let attempt = timeout("backendRequest").filter(|timeout| !timeout.is_zero());
     if request
         .zip(attempt)
-        .is_some_and(|(request, attempt)| attempt > request)
+        .is_some_and(|(request, attempt)| !request.is_zero() && attempt > request)
     {
         at.refuse::<()>("`backendRequest` is longer than `request`");
     }

@@ -1,3 +1,5 @@
+mod beside;
+
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -60,6 +62,7 @@ fn http_route_is_read_whole() {
     let parent = |namespace, port| ParentRef {
         service: ServiceName::new(namespace, "board"),
         port,
+        section: None,
     };
     assert_eq!(
         route.parents,
@@ -489,7 +492,7 @@ fn stored_text_reads_back_to_the_same_document() {
 }
 
 #[test]
-fn timeout_of_zero_means_none() {
+fn timeout_of_zero_is_no_limit() {
     let text = "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: a}, spec: {parentRefs: [{kind: Service, name: a}], \
                 rules: [{timeouts: {request: 0s, backendRequest: 5s}}]}}";
     let [Document::Route(route)] = &good(text)[..] else {
@@ -500,7 +503,7 @@ fn timeout_of_zero_means_none() {
             route.rules[0].request_timeout,
             route.rules[0].attempt_timeout
         ),
-        (None, Some(Duration::from_secs(5)))
+        (Some(Duration::ZERO), Some(Duration::from_secs(5)))
     );
 }
 

@@ -249,7 +249,7 @@ pub(super) fn is_label_value(value: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
 }
 
-fn is_dns_name(text: &str) -> bool {
+pub(super) fn is_dns_name(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(|label| check_label(label).is_ok())
 }
 

@@ -107,6 +107,18 @@ impl CompiledAccess {
         })
     }
 
+    /// The policy by which the request is let in, where there are policies that allow; for people.
+    pub fn allowed_by(
+        &self,
+        caller: Option<&SpiffeId>,
+        request: &impl AccessRequest,
+    ) -> Option<&str> {
+        let paths = Readings::of(request.path());
+        let means = |rule: &Rule| rule.means(caller) && rule.holds(request, &paths, false);
+        let policy = self.allow.iter().find(|p| p.rules.iter().any(means))?;
+        Some(&policy.name)
+    }
+
     /// Of a connection whose bytes are not read. What a rule says of methods, paths and headers can't be seen: a denial
     /// takes it for true, a permission for false.
     pub fn decide_unread(&self, caller: Option<&SpiffeId>) -> Decision<'_> {

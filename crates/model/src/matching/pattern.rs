@@ -48,6 +48,15 @@ impl Pattern {
     pub fn matches(&self, value: &[u8]) -> bool {
         self.0.is_match(value)
     }
+
+    /// Its text, in RE2's meaning.
+    pub fn written(&self) -> &str {
+        let whole = self.0.as_str();
+        let inner = whole.strip_prefix(r"\A(?:");
+        inner
+            .and_then(|inner| inner.strip_suffix(r")\z"))
+            .unwrap_or(whole)
+    }
 }
 
 fn build(pattern: &str) -> Result<Regex, PatternError> {

@@ -62,7 +62,7 @@ impl Target {
 pub async fn show(options: ShowOptions) -> Outcome {
     match Target::parse(&options.what)? {
         Target::File(path) => {
-            let found = described(&certificates(&chain_file(&path))?)?;
+            let found = described(&chain_of(&path)?)?;
             output::show(options.output, &found, || sheets(&found))
         }
         Target::Address(address) => {
@@ -93,6 +93,22 @@ fn chain_file(path: &Path) -> PathBuf {
         true => path.join(CERT_FILE),
         false => path.to_owned(),
     }
+}
+
+/// Of a file, or of what lies in a folder.
+fn chain_of(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
+    let file = chain_file(path);
+    if path.is_dir() && !file.exists() {
+        let what = match path.join("authority.json").exists() {
+            true => {
+                "is where a control plane keeps its authority: it has no certificate of a workload"
+            }
+            false => "has no cert.pem",
+        };
+        let hint = "a folder is one that `phalanx cert issue --out` or a sidecar's --identity-dir has filled; any file of certificates in PEM can be given by its name";
+        return Err(Failure::file(format!("{} {what}", path.display())).hint(hint));
+    }
+    certificates(&file)
 }
 
 fn described(chain: &[CertificateDer<'static>]) -> Result<Vec<Description>, Failure> {
@@ -242,7 +258,7 @@ async fn of_file(options: &VerifyOptions, path: &Path) -> Result<Report, Failure
     if options.own.is_some() {
         return Err(Failure::usage("--as goes with an address"));
     }
-    let chain = certificates(&chain_file(path))?;
+    let chain = chain_of(path)?;
     let beside = |name: &str| {
         let folder = if path.is_dir() { path } else { path.parent()? };
         Some(folder.join(name)).filter(|file| file.exists())

@@ -120,6 +120,9 @@ fn waiting(rotation: &Rotation) -> String {
     }
     for who in rotation.waiting.iter().take(SHOWN_MAX) {
         let state = match (who.plane.as_str(), who.error.as_str()) {
+            ("", _) if rotation.settling => {
+                "not seen yet by a control plane that has just started".to_owned()
+            }
             ("", _) => "not connected".to_owned(),
             (plane, "") => format!("connected to {plane}"),
             (_, error) => format!("refuses: {error}"),

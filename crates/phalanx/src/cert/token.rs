@@ -86,9 +86,18 @@ pub async fn run(options: Options) -> Outcome {
             shown.namespace,
             shown.service,
             path.display(),
-            left(shown.expires_ms)
+            whole(options.ttl)
         )
     })
+}
+
+/// As it was asked for: what is left of it is a moment less.
+fn whole(ttl: Duration) -> String {
+    match ttl.as_secs() {
+        secs if secs > 0 && secs % 86_400 == 0 => format!("{}d", secs / 86_400),
+        secs if secs > 0 && secs % 3600 == 0 => format!("{}h", secs / 3600),
+        _ => phalanx_pki::examine::span(ttl),
+    }
 }
 
 #[derive(Args)]

@@ -118,6 +118,10 @@ pub struct EdgeCell {
     tcp_closed: AtomicU64,
     tcp_sent: AtomicU64,
     tcp_received: AtomicU64,
+    request_bytes: AtomicU64,
+    response_bytes: AtomicU64,
+    request_messages: AtomicU64,
+    response_messages: AtomicU64,
 }
 
 impl EdgeCell {
@@ -171,6 +175,20 @@ impl EdgeCell {
         bump(&self.tcp_received, received);
     }
 
+    /// Towards the endpoint, on a stream that is open.
+    #[inline]
+    pub fn request_moved(&self, bytes: u64, messages: u64) {
+        bump(&self.request_bytes, bytes);
+        bump(&self.request_messages, messages);
+    }
+
+    /// From the endpoint, on a stream that is open.
+    #[inline]
+    pub fn response_moved(&self, bytes: u64, messages: u64) {
+        bump(&self.response_bytes, bytes);
+        bump(&self.response_messages, messages);
+    }
+
     fn add_to(&self, totals: &mut EdgeTotals) {
         let of = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
         totals.active = totals.active.wrapping_add(of(&self.active));
@@ -184,6 +202,10 @@ impl EdgeCell {
         totals.tcp_closed += of(&self.tcp_closed);
         totals.tcp_sent_bytes += of(&self.tcp_sent);
         totals.tcp_received_bytes += of(&self.tcp_received);
+        totals.request_bytes += of(&self.request_bytes);
+        totals.response_bytes += of(&self.response_bytes);
+        totals.request_messages += of(&self.request_messages);
+        totals.response_messages += of(&self.response_messages);
     }
 }
 
@@ -220,6 +242,11 @@ pub struct EdgeTotals {
     /// Towards the endpoint.
     pub tcp_sent_bytes: u64,
     pub tcp_received_bytes: u64,
+    /// Of gRPC streams and WebSockets, the open ones included; as they pass.
+    pub request_bytes: u64,
+    pub response_bytes: u64,
+    pub request_messages: u64,
+    pub response_messages: u64,
 }
 
 impl EdgeTotals {
@@ -240,6 +267,10 @@ impl EdgeTotals {
             tcp_closed: 0,
             tcp_sent_bytes: 0,
             tcp_received_bytes: 0,
+            request_bytes: 0,
+            response_bytes: 0,
+            request_messages: 0,
+            response_messages: 0,
         }
     }
 
@@ -267,6 +298,10 @@ impl EdgeTotals {
         self.tcp_closed += other.tcp_closed;
         self.tcp_sent_bytes += other.tcp_sent_bytes;
         self.tcp_received_bytes += other.tcp_received_bytes;
+        self.request_bytes += other.request_bytes;
+        self.response_bytes += other.response_bytes;
+        self.request_messages += other.request_messages;
+        self.response_messages += other.response_messages;
     }
 
     fn summed(mut self) -> Self {

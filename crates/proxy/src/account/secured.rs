@@ -53,6 +53,8 @@ pub enum TlsRefused {
     Busy,
     /// This peer was refused just before.
     Again,
+    /// Nobody here has the name that it asked for.
+    Name,
 }
 
 impl TlsRefused {
@@ -67,6 +69,7 @@ impl TlsRefused {
             Self::Gone => "gone",
             Self::Busy => "busy",
             Self::Again => "again",
+            Self::Name => "name",
         }
     }
 }
@@ -83,6 +86,7 @@ impl std::fmt::Display for TlsRefused {
             Self::Gone => f.write_str("the peer left during the handshake"),
             Self::Busy => f.write_str("too many handshakes at once"),
             Self::Again => f.write_str("the peer was refused just before"),
+            Self::Name => f.write_str("nobody here has the name that it asked for"),
         }
     }
 }

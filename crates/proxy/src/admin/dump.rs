@@ -1,6 +1,7 @@
 //! `/config_dump`: the resources in use as JSON, as this sidecar understood them. Fields are named as in room `model`;
 //! what is at its default or absent is left out where that reads better.
 
+use phalanx_model::resource::gateway::{Chain, ChainTarget, ChainTls, GatewayPort};
 use phalanx_model::resource::{
     Action, Assignment, Backend, Cluster, Endpoint, Forward, HeaderEdit, Health, Inbound,
     InboundRule, Listener, ListenerProtocol, LoadBalancer, PathMatch, PathRewrite, Redirect,
@@ -26,12 +27,40 @@ fn listener(listener: &Listener) -> Value {
             trust_domain,
             rules,
         } => return inbound(listener, trust_domain.as_str(), rules),
+        ListenerProtocol::Gateway(port) => return gateway(listener, port),
     };
     json!({
         "address": listener.address.to_string(),
         "direction": listener.direction.as_str(),
         "protocol": protocol,
         key: target,
+    })
+}
+
+fn gateway(listener: &Listener, port: &GatewayPort) -> Value {
+    let chain = |chain: &Chain| {
+        let target = match &chain.target {
+            ChainTarget::Http(table) => json!({ "route_table": table }),
+            ChainTarget::Stream(shares) => shares
+                .iter()
+                .map(|share| {
+                    let cluster = share.cluster.as_ref().map(ToString::to_string);
+                    json!({ "cluster": cluster, "weight": share.weight })
+                })
+                .collect(),
+        };
+        let (tls, certificates) = match &chain.tls {
+            ChainTls::Off => ("off", &[][..]),
+            ChainTls::Passthrough => ("passthrough", &[][..]),
+            ChainTls::Terminate(certificates) => ("terminate", &certificates[..]),
+        };
+        json!({ "names": chain.names, "tls": tls, "certificates": certificates, "target": target })
+    };
+    json!({
+        "address": listener.address.to_string(),
+        "protocol": "gateway",
+        "gateway": port.gateway.to_string(),
+        "chains": port.chains.iter().map(chain).collect::<Vec<_>>(),
     })
 }
 
@@ -66,7 +95,8 @@ fn host(host: &VirtualHost) -> Value {
     json!({ "name": host.name, "domains": host.domains, "rules": rules })
 }
 
-fn rule(rule: &Rule) -> Value {
+/// A rule in the words of this page.
+pub fn rule(rule: &Rule) -> Value {
     let mut out = Map::new();
     out.insert("name".into(), json!(rule.name));
     out.insert("matches".into(), matches(&rule.matches));

@@ -20,6 +20,22 @@ const DURATION: Family = Family::histogram(
     "istio_request_duration_milliseconds",
     "Time from a request's head to the end of its answer.",
 );
+const REQUEST_MESSAGES: Family = Family::counter(
+    "istio_request_messages_total",
+    "Messages from callers on gRPC streams and WebSockets, open ones included.",
+);
+const RESPONSE_MESSAGES: Family = Family::counter(
+    "istio_response_messages_total",
+    "Messages to callers on gRPC streams and WebSockets, open ones included.",
+);
+const REQUEST_BYTES: Family = Family::counter(
+    "phalanx_stream_request_bytes_total",
+    "Bytes from callers on gRPC streams and WebSockets, open ones included.",
+);
+const RESPONSE_BYTES: Family = Family::counter(
+    "phalanx_stream_response_bytes_total",
+    "Bytes to callers on gRPC streams and WebSockets, open ones included.",
+);
 const TCP_OPENED: Family = Family::counter(
     "istio_tcp_connections_opened_total",
     "TCP connections opened.",
@@ -82,6 +98,7 @@ pub fn write(out: &mut Exposition, own: &Own, edges: &[EdgeTotals]) {
         .partition(|(_, edge)| edge.key.traffic == Traffic::Tcp);
     write_requests(out, &http);
     write_durations(out, &http);
+    write_streams(out, &http);
     write_tcp(out, &tcp);
 }
 
@@ -118,6 +135,26 @@ fn write_durations(out: &mut Exposition, edges: &[&(EdgeLabels<'_>, &EdgeTotals)
             &counts,
             edge.durations.sum_us as f64 / 1000.0,
         );
+    }
+}
+
+/// Of edges on which a stream ever moved something.
+fn write_streams(out: &mut Exposition, edges: &[&(EdgeLabels<'_>, &EdgeTotals)]) {
+    type Count = fn(&EdgeTotals) -> u64;
+    let families: [(&Family, Count); 4] = [
+        (&REQUEST_MESSAGES, |edge| edge.request_messages),
+        (&RESPONSE_MESSAGES, |edge| edge.response_messages),
+        (&REQUEST_BYTES, |edge| edge.request_bytes),
+        (&RESPONSE_BYTES, |edge| edge.response_bytes),
+    ];
+    let moved = |(_, edge): &&&(EdgeLabels<'_>, &EdgeTotals)| {
+        edge.request_bytes > 0 || edge.response_bytes > 0
+    };
+    for (family, count) in families {
+        let mut samples = out.family(family);
+        for (labels, edge) in edges.iter().filter(moved) {
+            samples.sample(&labels.with(&[]), count(edge));
+        }
     }
 }
 

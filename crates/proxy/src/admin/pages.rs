@@ -5,8 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use phalanx_client::registry::{Registration, State};
 use phalanx_model::Instance;
+use phalanx_model::identity::TrustDomain;
+use phalanx_model::resource::ListenerProtocol;
 use phalanx_telemetry::metrics::{Exposition, Family};
 use phalanx_telemetry::process;
 use phalanx_xds::Kind;
@@ -14,10 +17,13 @@ use serde_json::{Value, json};
 
 use super::dump;
 use super::istio::{self, Own};
+use super::limits;
 use crate::account::{Account, EdgeTotals, SecuredConnection};
 use crate::discovery::{Held, Known, Refused};
 use crate::health::Checks;
 use crate::identity::Shown;
+use crate::lease;
+use crate::plan::Plan;
 use crate::report::Reports;
 
 /// Everything a page may need.
@@ -27,11 +33,14 @@ pub struct View {
     pub inbound: SocketAddr,
     pub outbound: SocketAddr,
     pub account: Arc<Account>,
+    /// In force.
+    pub plan: Arc<ArcSwap<Plan>>,
     pub known: Arc<Known>,
     /// None without an application.
     pub registration: Option<Arc<Registration>>,
     pub reports: Arc<Reports>,
     pub checks: Arc<Checks>,
+    pub leasing: Arc<lease::Counts>,
     /// None in plain text.
     pub certificates: Option<Shown>,
     /// Set once, when the process is told to end.
@@ -100,11 +109,21 @@ impl View {
         }
         let complete = self.known.configuration().is_complete();
         (!complete).then(|| {
-            format!(
-                "no configuration from the control plane at {} yet",
-                self.control
-            )
+            let (control, trouble) = (&self.control, self.known.trouble());
+            let colon = if trouble.is_empty() { "" } else { ": " };
+            format!("no configuration from the control plane at {control} yet{colon}{trouble}")
         })
+    }
+
+    /// As the control plane tells it, with what is asked of callers.
+    pub fn trust_domain(&self) -> TrustDomain {
+        let configuration = self.known.configuration();
+        let mut listeners = configuration.resources().listeners.values();
+        let told = listeners.find_map(|listener| match &listener.protocol {
+            ListenerProtocol::Inbound { trust_domain, .. } => Some(trust_domain.clone()),
+            _ => None,
+        });
+        told.unwrap_or_default()
     }
 
     fn is_draining(&self) -> bool {
@@ -134,7 +153,10 @@ impl View {
         self.known.write(&mut out);
         self.write_registration(&mut out);
         self.reports.write(&mut out);
+        self.account.lookout().write(&mut out);
         self.checks.write(&mut out);
+        limits::write(&mut out, &self.plan.load());
+        self.leasing.write(&mut out);
         if let Some(certificates) = &self.certificates {
             certificates.metrics(&mut out);
         }

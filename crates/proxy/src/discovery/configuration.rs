@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use phalanx_model::ClusterName;
-use phalanx_model::resource::ListenerProtocol;
+use phalanx_model::resource::gateway::{ChainTarget, GatewayPort};
+use phalanx_model::resource::{Listener, ListenerProtocol};
 use phalanx_xds::Kind;
 use phalanx_xds::decode::{self, Resource};
 
 use crate::desk::Desk;
+use crate::edge::Edge;
 use crate::plan::{Entries, Resources, Table, compile_table};
 
 /// Name, version and body of a resource as it came.
@@ -33,6 +35,8 @@ pub struct Configuration {
     held: BTreeMap<(Kind, String), Held>,
     /// What is offered and was refused last.
     refused: BTreeMap<(Kind, String), Refused>,
+    /// Version and body of listeners that can't be served here, for now.
+    waiting: BTreeMap<String, (String, Vec<u8>)>,
     /// Of which kinds there was an answer, empty or not.
     answered: [bool; Kind::ALL.len()],
 }
@@ -117,13 +121,20 @@ impl Configuration {
     /// The route tables that listeners name: those to subscribe to.
     pub fn tables_named(&self) -> BTreeSet<String> {
         let table = |protocol: &ListenerProtocol| match protocol {
-            ListenerProtocol::Http { route_table } => Some(route_table.clone()),
-            ListenerProtocol::Tcp { .. } | ListenerProtocol::Inbound { .. } => None,
+            ListenerProtocol::Http { route_table } => vec![route_table.clone()],
+            ListenerProtocol::Tcp { .. } | ListenerProtocol::Inbound { .. } => Vec::new(),
+            ListenerProtocol::Gateway(port) => {
+                let tables = port.chains.iter().filter_map(|chain| match &chain.target {
+                    ChainTarget::Http(table) => Some(table.clone()),
+                    ChainTarget::Stream(_) => None,
+                });
+                tables.collect()
+            }
         };
         self.resources
             .listeners
             .values()
-            .filter_map(|listener| table(&listener.protocol))
+            .flat_map(|listener| table(&listener.protocol))
             .filter(|name| !name.ends_with('/'))
             .collect()
     }
@@ -149,8 +160,20 @@ impl Configuration {
         match &resource {
             Resource::Listener(listener) => {
                 if let ListenerProtocol::Inbound { rules, .. } = &listener.protocol {
-                    resources.inbound = Some(Arc::new(Entries::compile(rules)?));
+                    resources.inbound = Some(Arc::new(Entries::compile(
+                        rules,
+                        resources.inbound.as_deref(),
+                    )?));
                 }
+                if let ListenerProtocol::Gateway(port) = &listener.protocol
+                    && let Err(why) = opened(resources, listener, port)
+                {
+                    // Of this machine, and no fault of the resource: it may become possible.
+                    let offered = (version.to_owned(), body.to_vec());
+                    self.waiting.insert(name.to_owned(), offered);
+                    return Err(why);
+                }
+                self.waiting.remove(name);
                 let listeners = &mut resources.listeners;
                 listeners.insert(name.to_owned(), listener.clone());
             }
@@ -212,6 +235,34 @@ impl Configuration {
         }
     }
 
+    /// Tries again what this machine could not serve when it came; returns what is in force by now, with its version.
+    pub fn again(&mut self) -> Vec<(String, String)> {
+        let waiting = std::mem::take(&mut self.waiting);
+        let mut taken = Vec::new();
+        for (name, (version, body)) in waiting {
+            match self.upsert(Kind::Listener, &name, &version, &body) {
+                Ok(()) => {
+                    self.refused.remove(&(Kind::Listener, name.clone()));
+                    taken.push((name, version));
+                }
+                Err(message) => {
+                    let refused = Refused { version, message };
+                    self.refused.insert((Kind::Listener, name), refused);
+                }
+            }
+        }
+        taken
+    }
+
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// It runs a Gateway.
+    pub fn at_edge(&mut self, edge: Arc<Edge>) {
+        self.resources.edge = Some(edge);
+    }
+
     fn remove(&mut self, kind: Kind, name: &str) {
         let key = (kind, name.to_owned());
         self.held.remove(&key);
@@ -219,7 +270,11 @@ impl Configuration {
         let cluster = || name.parse::<ClusterName>().ok();
         match kind {
             Kind::Listener => {
+                self.waiting.remove(name);
                 let gone = self.resources.listeners.remove(name);
+                if let (Some(gone), Some(edge)) = (&gone, &self.resources.edge) {
+                    edge.close(gone.address);
+                }
                 let protocol = gone.as_ref().map(|listener| &listener.protocol);
                 if matches!(protocol, Some(ListenerProtocol::Inbound { .. })) {
                     self.resources.inbound = None; // not known any more, which lets nobody in where it matters
@@ -234,6 +289,25 @@ impl Configuration {
             Kind::Secret => {}
         }
     }
+}
+
+/// What the listener needs of this machine.
+fn opened(resources: &Resources, listener: &Listener, port: &GatewayPort) -> Result<(), String> {
+    let Some(edge) = &resources.edge else {
+        return Err("this sidecar runs no Gateway (--gateway NAME)".to_owned());
+    };
+    let address = listener.address;
+    let others = resources.listeners.values();
+    let mut others = others.filter(|other| other.name != listener.name);
+    if let Some(other) = others.find(|other| other.address == address) {
+        return Err(format!("{address} is listener `{}` already", other.name));
+    }
+    edge.open(address, port)?;
+    let before = resources.listeners.get(&listener.name);
+    if let Some(before) = before.filter(|before| before.address != address) {
+        edge.close(before.address);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,12 +1,31 @@
 //! Who we are, as the control plane is told with the first request of each stream.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use phalanx_model::Instance;
 use phalanx_proto::envoy::config::core::v3::node::UserAgentVersionType;
 use phalanx_proto::envoy::config::core::v3::{Locality, Node};
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
+
+/// Runs the Gateway that is called like its service; `bind`: where it listens, whatever that says.
+pub fn edge_node(instance: &Instance, bind: Option<IpAddr>) -> Node {
+    let mut node = node(instance, SocketAddr::from(([127, 0, 0, 1], 1)));
+    let text = |text: String| Value {
+        kind: Some(Kind::StringValue(text)),
+    };
+    if let Some(metadata) = &mut node.metadata {
+        let fields = &mut metadata.fields;
+        // It has no application that calls, and wants all that its Gateway leads to.
+        fields.remove("outbound");
+        fields.remove("demand");
+        fields.insert("gateway".to_owned(), text(instance.id.service.name.clone()));
+        if let Some(bind) = bind {
+            fields.insert("bind".to_owned(), text(bind.to_string()));
+        }
+    }
+    node
+}
 
 /// `outbound` is where our listener for the application's own calls is; the control plane sends a listener for it.
 pub fn node(instance: &Instance, outbound: SocketAddr) -> Node {

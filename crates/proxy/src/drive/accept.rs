@@ -1,6 +1,8 @@
 //! From a listener to a connection that knows what it speaks. Each connection is a task: a panic ends that one, and is
 //! counted.
 
+mod edge;
+
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
@@ -36,6 +38,8 @@ pub enum Service {
     Http(Direction),
     /// By place in the plan's `tcp`.
     Tcp(usize),
+    /// Where a Gateway says so, at this address.
+    Gateway(SocketAddr),
 }
 
 /// Accepts until told to close; then takes what is in the backlog already, and closes.
@@ -104,6 +108,9 @@ fn admit(
         let _ = stream.set_nodelay(true); // a slower connection is still one
         match service {
             Service::Http(direction) => serve(&core, &live.watch, stream, direction).await,
+            Service::Gateway(address) => {
+                Box::pin(edge::serve(&core, &live.watch, stream, address)).await;
+            }
             Service::Tcp(place) => {
                 let plan = core.plan();
                 if let Some(cluster) = plan
@@ -249,7 +256,7 @@ async fn secured(core: &Rc<Core>, watch: &Rc<Watch>, stream: TcpStream) {
                 while_allowed(core, caller, relay(core, cluster, stream, caller)).await;
             }
         }
-        (Some(Alpn::Tcp), Caller::Plain | Caller::Nobody) => {}
+        (Some(Alpn::Tcp), Caller::Plain | Caller::Nobody | Caller::Outside(_)) => {}
     }
 }
 

@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -364,18 +364,14 @@ impl Core {
         self.draining.get()
     }
 
-    /// Tells every connection to end after its request, and those to come too.
-    pub fn drain(&self) {
+    /// Tells connections to come to end after their first request. Those that are there are told by whoever gets them.
+    pub fn begin_drain(&self) -> Vec<Weak<Watch>> {
         self.draining.set(true);
-        let watches: Vec<Rc<Watch>> = self
-            .connections
-            .borrow()
+        let connections = self.connections.borrow();
+        connections
             .iter()
-            .map(|(_, watch)| watch.clone())
-            .collect();
-        for watch in watches {
-            watch.drain(self);
-        }
+            .map(|(_, watch)| Rc::downgrade(watch))
+            .collect()
     }
 
     /// Once in a while: takes a new plan though nobody asks, and closes upstream connections that idled too long.

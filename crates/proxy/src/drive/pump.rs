@@ -11,6 +11,7 @@ use super::exchange::Exchange;
 use super::http2::Piece;
 use super::server::{Cut, Incoming};
 use super::tally::Tally;
+use crate::account::Flow;
 
 /// A request's body, as far as it has come.
 pub struct Upload {
@@ -30,10 +31,12 @@ pub struct Upload {
     any: bool,
     /// The caller was told to send it.
     asked: bool,
+    /// Counts what moves, where somebody does.
+    flow: Option<Rc<Flow>>,
 }
 
 impl Upload {
-    pub fn new(core: &Rc<Core>, any: bool) -> Self {
+    pub fn new(core: &Rc<Core>, any: bool, flow: Option<Rc<Flow>>) -> Self {
         Self {
             core: core.clone(),
             kept: Vec::new(),
@@ -45,6 +48,7 @@ impl Upload {
             over: !any,
             any,
             asked: false,
+            flow,
         }
     }
 
@@ -108,7 +112,11 @@ impl Upload {
                 incoming.proceed(&core);
             }
             let (kept, sent, whole) = (&mut self.kept, &mut self.sent, &mut self.whole);
+            let flow = self.flow.as_deref();
             let came = incoming.poll_piece(cx, &core, |data| {
+                if let Some(flow) = flow {
+                    flow.request(data);
+                }
                 if *whole && kept.len() + data.len() > core.limits.replay_bytes {
                     *whole = false;
                     kept.clear();
@@ -204,17 +212,19 @@ impl Download {
             }
             exchange.stalled(false);
             let (pending, mut failed) = (&mut self.pending, false);
-            let came = outgoing.poll_piece(cx, core, |data| match incoming.body(core, data) {
-                Ok(sent) => {
-                    let rest = data.get(sent..).unwrap_or_default();
-                    if !rest.is_empty() {
-                        if pending.capacity() == 0 {
-                            *pending = core.memory.borrow_mut().pool.buffer();
-                        }
-                        pending.extend_from_slice(rest);
+            let came = outgoing.poll_piece(cx, core, |data| {
+                tally.sent(data);
+                let Ok(sent) = incoming.body(core, data) else {
+                    failed = true;
+                    return;
+                };
+                let rest = data.get(sent..).unwrap_or_default();
+                if !rest.is_empty() {
+                    if pending.capacity() == 0 {
+                        *pending = core.memory.borrow_mut().pool.buffer();
                     }
+                    pending.extend_from_slice(rest);
                 }
-                Err(_) => failed = true,
             });
             match came {
                 Poll::Ready(Ok(Piece::Data(_))) if failed => return Poll::Ready(Passed::Broken),

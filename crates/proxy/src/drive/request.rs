@@ -22,23 +22,30 @@ use super::tunnel::Upgraded;
 use crate::account::Event;
 use crate::balance::{Picked, Tried};
 use crate::context::StreamContext;
+use crate::guard::Lasting;
 use crate::plan::table::ForwardPlan;
 use crate::plan::{Alpn, Outbound, Plan};
 use crate::upstream::retry::retries_allowed;
 use crate::upstream::{Fault, Heard, Lease, Permit, Share};
-use crate::{filter, guard, listen, route};
+use crate::{filter, guard, limit, listen, route};
 
 type Stage = for<'p> fn(&'p Plan, &mut Checked, &mut StreamContext<'p>) -> Verdict;
 
 /// Every request passes them in this order.
-const STAGES: [Stage; 4] = [listen::admit, route::choose, guard::admit, filter::request];
+const STAGES: [Stage; 5] = [
+    listen::admit,
+    route::choose,
+    guard::admit,
+    limit::admit,
+    filter::request,
+];
 
 /// How a request ended for the connection that it came by.
 pub enum Outcome {
     /// Answered.
     Done,
-    /// Answered with 101.
-    Upgraded(Box<Upgraded>),
+    /// Answered with 101; and what let that in.
+    Upgraded(Box<Upgraded>, Option<Lasting>),
     /// There is nobody to answer.
     Gone,
 }
@@ -65,7 +72,7 @@ pub async fn serve(
         return Outcome::Gone;
     };
     let grpc = request.is_grpc();
-    tally.is_grpc(grpc);
+    tally.came(request);
     let has_body = !request.framing().is_empty();
     exchange.begin(now_us, has_body);
     let mut parked = false;
@@ -73,9 +80,14 @@ pub async fn serve(
         let guarded = core.secure.is_some();
         let mut context = StreamContext::new(door.direction, &door.caller, guarded, core.random());
         context.peer = door.watch.address.map(|address| address.ip());
-        match walk(&plan.plan, request, &mut context) {
+        let verdict = walk(&plan.plan, request, &mut context);
+        if verdict != Verdict::Park {
+            tally.routed(request, &context);
+        }
+        match verdict {
             Verdict::Continue => break context,
-            Verdict::Respond(reply) => {
+            Verdict::Respond(mut reply) => {
+                filter::own(&mut reply, &context);
                 if reply.reason == Some(Reason::Unauthenticated) {
                     door.refused();
                 }
@@ -120,6 +132,10 @@ pub async fn serve(
         None if forward.default_timeout && !streaming => (core.deadlines.route, true),
         None => (0, false),
     };
+    let (allowed, head_only) = match limit::left_ms(&context) {
+        Some(left) if head_only || allowed == 0 || left < allowed => (left, false),
+        _ => (allowed, head_only),
+    };
     exchange.allow(streaming, allowed, head_only);
     let mut run = Run {
         door,
@@ -129,12 +145,17 @@ pub async fn serve(
         request,
         context: &context,
         incoming,
-        upload: Upload::new(core, has_body),
+        upload: Upload::new(core, has_body, tally.flow()),
         answered_us: now_us,
     };
-    match run.attempts(&mut tally).await {
+    let ended = match run.pause(context.delay_ms).await {
+        true => run.attempts(&mut tally).await,
+        false => Err(Reply::of(Reason::Timeout).into()),
+    };
+    match ended {
         Ok(answer) => run.pass_on(answer, tally).await,
-        Err(Unanswered::Reply(reply)) => {
+        Err(Unanswered::Reply(mut reply)) => {
+            filter::own(&mut reply, &context);
             tally.end_attempt();
             run.incoming.reply(core, &reply, grpc, tally);
             Outcome::Done
@@ -143,7 +164,12 @@ pub async fn serve(
     }
 }
 
-fn walk<'p>(plan: &'p Plan, request: &mut Checked, context: &mut StreamContext<'p>) -> Verdict {
+/// Also what `explain` goes through.
+pub(crate) fn walk<'p>(
+    plan: &'p Plan,
+    request: &mut Checked,
+    context: &mut StreamContext<'p>,
+) -> Verdict {
     for stage in STAGES {
         match stage(plan, request, context) {
             Verdict::Continue => {}
@@ -187,7 +213,7 @@ struct Run<'r> {
     exchange: &'r Exchange,
     cluster: &'r Rc<Cluster>,
     forward: &'r ForwardPlan,
-    request: &'r Checked,
+    request: &'r mut Checked,
     context: &'r StreamContext<'r>,
     incoming: Incoming<'r>,
     upload: Upload,
@@ -224,9 +250,11 @@ impl Run<'_> {
         let mut number = 0;
         let mut now_us = self.exchange.started_us.get();
         loop {
-            let picked = self
-                .cluster
-                .pick(&tried, &mut rng, self.context.hash, now_us);
+            limit::carry(self.request, self.context)?;
+            let keeps = |member: &usize| self.cluster.plan.group.keeps(*member, now_us / 1000);
+            let wanted = self.context.wanted.filter(|_| number == 0).filter(keeps);
+            let pick = |rng| self.cluster.pick(&tried, rng, self.context.hash, now_us);
+            let picked = wanted.map(Picked::wanted).or_else(|| pick(&mut rng));
             let Some(Picked {
                 member,
                 is_far,
@@ -242,6 +270,7 @@ impl Run<'_> {
                 core.count(Event::PickedInPanic);
             }
             tried.add(member);
+            self.context.endpoint.set(self.address(member));
             tally.attempt(member, number > 0, now_us);
             let ended = self.attempt(member, tally).await;
             drop(budget.take());
@@ -517,7 +546,8 @@ impl Run<'_> {
                 return Outcome::Gone;
             };
             let upgraded = Upgraded::new(core, lease.connection, tally);
-            return Outcome::Upgraded(Box::new(upgraded));
+            let lasting = Lasting::of(self.cluster.plan.name.port, self.request, self.context);
+            return Outcome::Upgraded(Box::new(upgraded), lasting);
         }
         let mut download = Download::default();
         let ended = poll_fn(|cx| {

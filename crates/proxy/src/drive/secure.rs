@@ -16,12 +16,13 @@ use phalanx_pki::identity::Identity;
 use phalanx_pki::tls::{ClientAuth, ServerOptions, ServerTls};
 use phalanx_pki::verifier::{CrlPolicy, Expected, Peer, Refusal};
 use phalanx_relay::Field;
-use rustls::HandshakeKind;
 use rustls::pki_types::ServerName;
-use rustls::server::Acceptor;
+use rustls::server::{Acceptor, ClientHello};
+use rustls::{HandshakeKind, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio_rustls::server::TlsStream as ServerStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use super::core::{Core, Endpoint};
@@ -82,36 +83,11 @@ pub struct Accepted {
 pub async fn accept(core: &Rc<Core>, stream: TcpStream) -> Option<Accepted> {
     let address = stream.peer_addr().ok()?;
     let refuse = |reason| core.refuse_tls(Direction::Inbound, reason, address);
-    let turn = core.handshakes.begin();
     let Some(server) = core.secure.as_ref().and_then(|secure| secure.server()) else {
         refuse(TlsRefused::NoCredentials);
         return None;
     };
-    let handshake = TlsAcceptor::from(server.config().clone()).accept(stream);
-    let handshake = handshake.into_fallible();
-    let within = Duration::from_millis(core.deadlines.handshake);
-    let ended = tokio::select! {
-        biased;
-        ended = tokio::time::timeout(within, handshake) => ended,
-        () = turn.over.notified() => {
-            refuse(TlsRefused::Busy);
-            return None;
-        }
-    };
-    let done = match ended {
-        Ok(Ok(done)) => done,
-        Ok(Err((error, stream))) => {
-            refuse(why(&error));
-            drop(turn);
-            part(stream).await;
-            return None;
-        }
-        Err(_) => {
-            core.count(Event::HandshakeDeadline);
-            refuse(TlsRefused::Deadline);
-            return None;
-        }
-    };
+    let done = shake(core, stream, server.config(), address).await?;
     let (_, connection) = done.get_ref();
     let alpn = connection.alpn_protocol().and_then(Alpn::parse);
     let peer = match server.admit(connection) {
@@ -140,6 +116,56 @@ pub async fn accept(core: &Rc<Core>, stream: TcpStream) -> Option<Accepted> {
         alpn,
         caller,
     })
+}
+
+/// The same of somebody outside the mesh, who shows nothing and is shown one of the edge's own certificates.
+pub async fn terminate(
+    core: &Rc<Core>,
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+) -> Option<(Stream, Option<Alpn>)> {
+    let address = stream.peer_addr().ok()?;
+    let done = shake(core, stream, &config, address).await?;
+    let (_, connection) = done.get_ref();
+    let alpn = connection.alpn_protocol().and_then(Alpn::parse);
+    let stream = enter(core, done.into(), Direction::Inbound, address, None);
+    Some((stream, alpn))
+}
+
+/// The handshake itself. None when it failed, which was counted.
+async fn shake(
+    core: &Rc<Core>,
+    stream: TcpStream,
+    config: &Arc<ServerConfig>,
+    address: SocketAddr,
+) -> Option<ServerStream<TcpStream>> {
+    let refuse = |reason| core.refuse_tls(Direction::Inbound, reason, address);
+    let turn = core.handshakes.begin();
+    let handshake = TlsAcceptor::from(config.clone()).accept(stream);
+    let handshake = handshake.into_fallible();
+    let within = Duration::from_millis(core.deadlines.handshake);
+    let ended = tokio::select! {
+        biased;
+        ended = tokio::time::timeout(within, handshake) => ended,
+        () = turn.over.notified() => {
+            refuse(TlsRefused::Busy);
+            return None;
+        }
+    };
+    match ended {
+        Ok(Ok(done)) => Some(done),
+        Ok(Err((error, stream))) => {
+            refuse(why(&error));
+            drop(turn);
+            part(stream).await;
+            None
+        }
+        Err(_) => {
+            core.count(Event::HandshakeDeadline);
+            refuse(TlsRefused::Deadline);
+            None
+        }
+    }
 }
 
 /// Lets the peer read why: closed with bytes of it unread, the connection would be reset, and the alert lost.
@@ -299,31 +325,42 @@ fn known(core: &Core, peer: &Arc<Peer>) -> Caller {
 /// Whether a handshake that a peer has begun is meant for us rather than for the application. Its bytes stay in the
 /// socket.
 pub async fn is_ours(stream: &TcpStream, wanted: &[Alpn]) -> bool {
+    let is_wanted = |hello: ClientHello<'_>| {
+        let mut named = hello.alpn().into_iter().flatten();
+        named.any(|name| Alpn::parse(name).is_some_and(|a| wanted.contains(&a)))
+    };
+    hello(stream, is_wanted).await.unwrap_or_default()
+}
+
+/// The name in a handshake that a peer has begun, in lower case, if it has one; None when it is no handshake. Its bytes stay
+/// in the socket.
+pub async fn named(stream: &TcpStream) -> Option<Option<String>> {
+    let name = |hello: ClientHello<'_>| hello.server_name().map(str::to_ascii_lowercase);
+    hello(stream, name).await
+}
+
+/// None for what is no beginning of a handshake, or too long for one.
+async fn hello<T>(stream: &TcpStream, look: impl FnOnce(ClientHello<'_>) -> T) -> Option<T> {
     let mut seen = vec![0; HELLO_MAX];
     let mut pause = HELLO_LOOK;
     loop {
         let Ok(count @ 1..) = stream.peek(&mut seen).await else {
-            return false;
+            return None;
         };
         let mut acceptor = Acceptor::default();
         let mut bytes = seen.get(..count).unwrap_or_default();
         while !bytes.is_empty() {
             if acceptor.read_tls(&mut bytes).is_err() {
-                return false;
+                return None;
             }
             match acceptor.accept() {
                 Ok(None) => {}
-                Ok(Some(hello)) => {
-                    let hello = hello.client_hello();
-                    let mut named = hello.alpn().into_iter().flatten();
-                    return named
-                        .any(|name| Alpn::parse(name).is_some_and(|a| wanted.contains(&a)));
-                }
-                Err(_) => return false,
+                Ok(Some(hello)) => return Some(look(hello.client_hello())),
+                Err(_) => return None,
             }
         }
         if count == HELLO_MAX {
-            return false;
+            return None;
         }
         tokio::time::sleep(pause).await; // peek can't wait for more bytes than there are
         pause = (pause * 2).min(HELLO_LOOK_MAX);

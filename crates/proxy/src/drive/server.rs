@@ -185,16 +185,14 @@ impl Incoming<'_> {
     pub fn reply(&mut self, core: &Core, reply: &Reply, grpc: bool, mut tally: Tally) {
         match reply.reason {
             Some(reason) if grpc => {
-                tally.answer(200, Some(reason.grpc_status()), Some(reason));
+                let code = reply.grpc_status.unwrap_or(reason.grpc_status());
+                tally.answer(200, Some(code), Some(reason));
                 let mut head = core.memory.borrow_mut().pool.head();
                 head.own(200, Framing::None);
                 let mut status = [0; 3];
                 let fields = [
                     (names::CONTENT_TYPE, &b"application/grpc"[..]),
-                    (
-                        names::GRPC_STATUS,
-                        decimal(reason.grpc_status(), &mut status),
-                    ),
+                    (names::GRPC_STATUS, decimal(code, &mut status)),
                     (names::GRPC_MESSAGE, reason.as_str().as_bytes()),
                     (names::X_PHALANX_REASON, reason.as_str().as_bytes()),
                 ];
@@ -203,6 +201,10 @@ impl Incoming<'_> {
                         head.headers.push(name, value);
                     }
                 }
+                reply
+                    .fields
+                    .iter()
+                    .for_each(|field| head.headers.push_field(field));
                 let _ = self.respond(core, &head, reply.close); // to a caller who is gone
                 let _ = self.end(core, None);
                 core.memory.borrow_mut().pool.put_head(head);

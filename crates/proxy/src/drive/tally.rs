@@ -1,15 +1,20 @@
 //! The one place where a request is counted: made when it comes, ended exactly once, however it ends.
 
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use phalanx_model::name::Direction;
 use phalanx_model::reason::Reason;
-use phalanx_relay::{HeaderList, names};
+use phalanx_relay::{Checked, HeaderList, Upgrade, names};
+use phalanx_telemetry::trace::TraceContext;
 
 use super::core::{Cluster, Core, CorePlan, Holder};
 use super::deadline::Watch;
-use crate::account::{Edge, EdgeCell, Ending, Event, Traffic};
+use crate::account::sight::is_secret;
+use crate::account::{Edge, EdgeCell, Ending, Event, Flow, Sight, Speaks, Traffic};
 use crate::balance::Evidence;
+use crate::context::{Caller, StreamContext};
 use crate::plan::cluster::Edges;
 use crate::upstream::Permit;
 
@@ -30,6 +35,10 @@ pub struct Tally {
     member: Option<usize>,
     attempt: Option<Attempt>,
     permit: Option<Permit<Holder>>,
+    /// Of a stream that is counted while it is open.
+    flow: Option<Rc<Flow>>,
+    /// What is remembered of it, if somebody looks.
+    sight: Option<Box<Sight>>,
     ended: bool,
 }
 
@@ -44,12 +53,16 @@ struct Attempt {
 }
 
 impl Attempt {
-    fn cell(&self) -> Option<&EdgeCell> {
+    fn edge(&self) -> Option<&Arc<Edge>> {
         let edges = match &self.edges {
             Some(edges) => edges,
             None => &self.cluster.endpoint(self.member)?.1.edges,
         };
-        Some(edges.of_traffic(self.traffic).cell(self.core.index))
+        Some(edges.of_traffic(self.traffic))
+    }
+
+    fn cell(&self) -> Option<&EdgeCell> {
+        Some(self.edge()?.cell(self.core.index))
     }
 }
 
@@ -88,7 +101,114 @@ impl Tally {
             member: None,
             attempt: None,
             permit: None,
+            flow: None,
+            sight: None,
             ended: false,
+        }
+    }
+
+    /// A head came in, and is what it was checked to be; nothing has changed it yet.
+    #[inline]
+    pub fn came(&mut self, request: &Checked) {
+        self.is_grpc(request.is_grpc());
+        let speaks = match request.upgrade() {
+            Some(Upgrade::WebSocket) => Some(Speaks::WebSocket),
+            None if request.is_grpc() => Some(Speaks::Grpc),
+            None => None,
+        };
+        if !self.core.account.lookout().wanted().nothing() {
+            self.look(request);
+        }
+        let speaks = match self.sight {
+            Some(_) => Some(speaks.unwrap_or(Speaks::Bytes)),
+            None => speaks,
+        };
+        self.flow = speaks.map(|speaks| Rc::new(Flow::new(self.core.index, speaks)));
+    }
+
+    #[cold]
+    fn look(&mut self, request: &Checked) {
+        let wanted = self.core.account.lookout().wanted();
+        let mut sight = Sight::take();
+        sight.method.push_str(request.method_str());
+        sight.authority.push_str(request.authority());
+        sight.path.push_str(request.path());
+        if wanted.query() {
+            sight.query = request.query().map(str::to_owned);
+        }
+        if wanted.headers() {
+            let headers = request.headers().iter().take(HEADERS_MAX);
+            let shown = headers.map(|(name, value)| match is_secret(name.as_str()) {
+                true => (name.as_str().to_owned(), "[redacted]".to_owned()),
+                false => {
+                    let text = String::from_utf8_lossy(value);
+                    (name.as_str().to_owned(), text.into_owned())
+                }
+            });
+            sight.headers = shown.collect();
+        }
+        self.sight = Some(sight);
+    }
+
+    /// A head was refused at the door; of what it said only the method is told.
+    pub fn refused(&mut self, method: &str) {
+        if self.core.account.lookout().wanted().nothing() {
+            return;
+        }
+        let mut sight = Sight::take();
+        sight.method.extend(method.chars().take(METHOD_MAX));
+        if self.core.account.lookout().keeps(&mut sight) {
+            self.sight = Some(sight);
+        }
+    }
+
+    /// The stages have decided: where it goes, or what it is answered.
+    #[inline]
+    pub fn routed(&mut self, request: &Checked, context: &StreamContext<'_>) {
+        if let Some(sight) = self.sight.take() {
+            self.sight = self.look_on(sight, request, context);
+        }
+    }
+
+    #[cold]
+    fn look_on(
+        &self,
+        mut sight: Box<Sight>,
+        request: &Checked,
+        context: &StreamContext<'_>,
+    ) -> Option<Box<Sight>> {
+        use std::fmt::Write as _;
+        let headers = request.headers();
+        if let Some(trace) = TraceContext::of(headers.get_all(names::TRACEPARENT)) {
+            sight.trace_id = trace.trace_id();
+        }
+        if !self.core.account.lookout().keeps(&mut sight) {
+            sight.put();
+            return None;
+        }
+        if let Some(id) = headers.get(names::X_REQUEST_ID) {
+            let id = String::from_utf8_lossy(id);
+            sight.request_id.extend(id.chars().take(REQUEST_ID_MAX));
+        }
+        if let Some(rule) = context.rule {
+            sight.rule.push_str(&rule.name);
+        }
+        if let Caller::Known(known) = context.caller {
+            let _ = write!(sight.caller, "{}", known.peer.id);
+        }
+        Some(sight)
+    }
+
+    /// What moves on it is to be told here, chunk by chunk; none where nobody counts it.
+    pub fn flow(&self) -> Option<Rc<Flow>> {
+        self.flow.clone()
+    }
+
+    /// Bytes of the answer's body go downstream.
+    #[inline]
+    pub fn sent(&self, chunk: &[u8]) {
+        if let Some(flow) = &self.flow {
+            flow.response(chunk);
         }
     }
 
@@ -128,6 +248,15 @@ impl Tally {
         }
         if let Some(cell) = attempt.cell() {
             cell.attempt(again);
+        }
+        if let (Some(flow), Some(edge)) = (&self.flow, attempt.edge()) {
+            flow.goes_to(edge);
+        }
+        if let Some(sight) = &mut self.sight {
+            sight.attempts += 1;
+            sight.upstream = cluster.endpoint(member).map(|(_, plan)| plan.address);
+            sight.phases.attempt_us = Some(now_us.saturating_sub(self.started_us));
+            sight.phases.head_us = None;
         }
         self.attempt = Some(attempt);
     }
@@ -179,6 +308,10 @@ impl Tally {
         self.status = status;
         self.grpc_status = grpc_status;
         self.reason = reason;
+        if let Some(sight) = &mut self.sight {
+            let head_us = self.core.wheel.now_us().saturating_sub(self.started_us);
+            sight.phases.head_us = Some(head_us);
+        }
     }
 
     /// Of gRPC: how it really ended.
@@ -217,7 +350,30 @@ impl Tally {
             duration_us: now_us.saturating_sub(self.started_us),
         };
         self.edge().cell(self.core.index).end(&ending);
+        if let Some(sight) = self.sight.take() {
+            self.tell(sight, &ending);
+        }
         self.watch.leave(&self.core, now_us / 1000);
+    }
+
+    #[cold]
+    fn tell(&self, mut sight: Box<Sight>, ending: &Ending) {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now_ms = unix.map_or(0, |unix| u64::try_from(unix.as_millis()).unwrap_or(0));
+        sight.time_ms = now_ms.saturating_sub(ending.duration_us / 1000);
+        sight.direction = self.direction;
+        sight.peer = self.watch.address;
+        sight.traffic = self.traffic;
+        let key = self.edge().key();
+        sight.cluster = key.cluster.clone();
+        sight.version.push_str(&key.version);
+        (sight.status, sight.reason) = (ending.status, ending.reason);
+        sight.grpc_status = ending.grpc_status;
+        sight.phases.end_us = ending.duration_us;
+        if let Some(flow) = &self.flow {
+            (sight.bytes, sight.messages) = (flow.bytes(), flow.messages());
+        }
+        self.core.account.lookout().tell(sight);
     }
 
     fn edge(&self) -> &Edge {
@@ -258,3 +414,8 @@ pub fn parse_grpc_status(value: &[u8]) -> Option<u8> {
 }
 
 const GRPC_UNKNOWN: u8 = 2;
+/// Of a request, for a tap.
+const HEADERS_MAX: usize = 64;
+/// Characters of what the caller may write at will.
+const METHOD_MAX: usize = 32;
+const REQUEST_ID_MAX: usize = 128;

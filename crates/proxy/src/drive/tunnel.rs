@@ -1,5 +1,8 @@
 //! Bytes both ways, unread: WebSockets after their 101, and raw TCP. A tunnel that is idle holds no buffer: all of a core
-//! read into the same one.
+//! read into the same one. A direction that moves much, in plain text on both sides, is spliced: the kernel passes its
+//! pages on, and none is copied here.
+
+mod pipe;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -9,14 +12,15 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use self::pipe::Pipe;
 use super::client::Http1;
 use super::core::Core;
 use super::stream::{Stream, TlsIo};
 use super::tally::Tally;
-use crate::account::Event;
+use crate::account::{Event, Flow as Counted};
 
 /// A WebSocket between its 101 and its end.
 pub struct Upgraded {
@@ -40,7 +44,14 @@ impl Upgraded {
             return;
         };
         let (downstream, upstream) = (End::new(downstream), End::new(upstream));
+        let seen = self.tally.flow();
         let mut tunnel = Tunnel::new(&downstream, &upstream);
+        if let Some(seen) = seen.as_deref() {
+            seen.request(&early);
+            seen.response(&answered_early);
+            tunnel.up.seen = Some((seen, Counted::request));
+            tunnel.down.seen = Some((seen, Counted::response));
+        }
         tunnel.up.pending = early;
         tunnel.down.pending = answered_early.into();
         let ended = tunnel
@@ -148,9 +159,17 @@ struct Flow<'s> {
     to: &'s End,
     /// Read and not yet written.
     pending: Bytes,
+    /// While it is spliced; between two loads of bytes it is given back.
+    pipe: Option<Pipe>,
+    /// Bytes that came in large reads, one after the other.
+    run: usize,
+    /// Loads in a row that were hardly worth a pipe.
+    meagre: u8,
     read_end: bool,
     closed: bool,
     moved: u64,
+    /// Where what is read is counted by messages, and in which direction.
+    seen: Option<(&'s Counted, fn(&Counted, &[u8]))>,
 }
 
 impl<'s> Tunnel<'s> {
@@ -159,9 +178,13 @@ impl<'s> Tunnel<'s> {
             from,
             to,
             pending: Bytes::new(),
+            pipe: None,
+            run: 0,
+            meagre: 0,
             read_end: false,
             closed: false,
             moved: 0,
+            seen: None,
         };
         Self {
             up: flow(downstream, upstream),
@@ -224,13 +247,17 @@ impl Flow<'_> {
                 self.pending.advance(written);
                 self.moved += written as u64;
             }
+            ready!(self.drain(cx))?;
             ready!(self.to.poll_flush(cx))?;
             if self.read_end {
                 ready!(self.to.poll_finish(cx));
                 self.closed = true;
                 return Poll::Ready(Ok(()));
             }
-            ready!(SCRATCH.with_borrow_mut(|scratch| self.pump(cx, scratch)))?;
+            match self.pipe() {
+                Some(pipe) => ready!(self.fill(cx, pipe))?,
+                None => ready!(SCRATCH.with_borrow_mut(|scratch| self.pump(cx, scratch)))?,
+            }
         }
         // Others of this core want their turn.
         cx.waker().wake_by_ref();
@@ -245,13 +272,77 @@ impl Flow<'_> {
             self.read_end = true;
             return Poll::Ready(Ok(()));
         }
+        self.run = match read >= LARGE_BYTES {
+            true => self.run.saturating_add(read),
+            false => 0,
+        };
         let chunk = scratch.get(..read).unwrap_or_default();
+        if let Some((seen, count)) = self.seen {
+            count(seen, chunk);
+        }
         let written = match self.to.poll_write(cx, chunk) {
             Poll::Ready(written) => written?,
             Poll::Pending => 0,
         };
         self.moved += written as u64;
         self.pending = Bytes::copy_from_slice(chunk.get(written..).unwrap_or_default());
+        Poll::Ready(Ok(()))
+    }
+
+    /// An empty pipe to move the next bytes through, if they are likely to be many.
+    fn pipe(&mut self) -> Option<Pipe> {
+        let is_plain = matches!((self.from, self.to), (End::Plain(_), End::Plain(_)));
+        if !is_plain || self.seen.is_some() || self.run < SPLICED_FROM_BYTES {
+            return None;
+        }
+        self.pipe.take().or_else(Pipe::take)
+    }
+
+    /// One load into the pipe, and as much of it out again as the other side takes.
+    fn fill(&mut self, cx: &mut Context<'_>, mut pipe: Pipe) -> Poll<io::Result<()>> {
+        let End::Plain(from) = self.from else {
+            return Poll::Ready(Ok(()));
+        };
+        let load = loop {
+            // Nothing to read for now: the pipe goes back.
+            ready!(from.poll_read_ready(cx))?;
+            match from.try_io(Interest::READABLE, || pipe.fill(from)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                load => break load?,
+            }
+        };
+        if load == 0 {
+            self.read_end = true;
+            return Poll::Ready(Ok(()));
+        }
+        self.meagre = match load < MEAGRE_BYTES {
+            true => self.meagre + 1,
+            false => 0,
+        };
+        if self.meagre >= MEAGRE_MAX {
+            (self.meagre, self.run) = (0, 0);
+        }
+        self.pipe = Some(pipe);
+        match self.drain(cx) {
+            Poll::Ready(drained) => Poll::Ready(drained),
+            // Waiting for the other side is the next round's first thing.
+            Poll::Pending => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Moves what the pipe holds to the other side.
+    fn drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let (Some(pipe), End::Plain(to)) = (&mut self.pipe, self.to) else {
+            return Poll::Ready(Ok(()));
+        };
+        while !pipe.is_empty() {
+            ready!(to.poll_write_ready(cx))?;
+            match to.try_io(Interest::WRITABLE, || pipe.drain(to)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                moved => self.moved += moved? as u64,
+            }
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -262,5 +353,12 @@ thread_local! {
 
 /// Measured: smaller ones cost a third more per byte.
 const BUFFER_BYTES: usize = 256 << 10;
+/// A direction is spliced after it has moved this much in large reads, one after the other: for less, and for many small
+/// messages, a pipe costs more than a copy.
+const SPLICED_FROM_BYTES: usize = 64 << 10;
+const LARGE_BYTES: usize = 16 << 10;
+/// It is copied again after so many loads in a row of less than this.
+const MEAGRE_BYTES: usize = 4 << 10;
+const MEAGRE_MAX: u8 = 8;
 /// Reads before others get a turn.
 const ROUNDS_MAX: usize = 8;

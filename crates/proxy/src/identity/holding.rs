@@ -9,7 +9,7 @@ use phalanx_pki::identity::Identity;
 use phalanx_pki::name::Workload;
 use phalanx_pki::revocation::{CrlError, Revocations};
 use phalanx_pki::roots::Roots;
-use phalanx_pki::verifier::SKEW;
+use phalanx_pki::verifier::{Refusal, SKEW};
 use phalanx_pki::x509::Cert;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{Mutex, Notify};
@@ -44,6 +44,15 @@ impl Holding {
             hurry: Notify::new(),
             folder: Mutex::new(folder),
         }
+    }
+
+    /// Whether our certificate is on a list that we were told.
+    pub fn is_revoked(&self) -> bool {
+        let credentials = self.identity.credentials();
+        credentials.is_some_and(|own| {
+            let checked = self.identity.recheck_trust(own.peer());
+            checked == Err(Refusal::Revoked)
+        })
     }
 
     /// What comes from files needs not be written there.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use phalanx_client::backoff::Backoff;
 use phalanx_client::channel::{ChannelError, Control};
 use phalanx_client::identity::{CallError, Client, Grant};
+use phalanx_client::secure::Rejection;
 use phalanx_pki::clock::UnixMillis;
 use phalanx_pki::credentials::{CredentialsError, Parts};
 use phalanx_pki::csr::{self, CsrError};
@@ -16,6 +17,7 @@ use phalanx_pki::key::{Key, KeyError, KeyKind};
 use phalanx_pki::name::Workload;
 use phalanx_pki::renewal::{Renewal, RenewalPolicy};
 use phalanx_pki::verifier::Peer;
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{error, warn};
 
@@ -48,6 +50,8 @@ pub struct Renewing {
     /// For good or ill: a join token is then good for no more.
     is_answered: bool,
     connection: Connection,
+    /// Which certificate the control plane did not take last.
+    rejected: watch::Receiver<Option<Rejection>>,
 }
 
 impl Renewing {
@@ -60,7 +64,10 @@ impl Renewing {
         policy: RenewalPolicy,
     ) -> Self {
         let longest = JOIN_RETRY_MAX.min(policy.check);
+        let rejected = control.rejected();
         Self {
+            // In plain text nobody is refused by a certificate.
+            rejected: rejected.unwrap_or_else(|| watch::channel(None).1),
             client: Client::new(control.channel()),
             connection: Connection::new(&holding.identity),
             holding,
@@ -77,20 +84,52 @@ impl Renewing {
     }
 
     pub async fn run(mut self) {
+        let mut wait = self.look().await;
         loop {
-            let wait = match self.due() {
-                Renewal::Keep { again } => again,
-                Renewal::Renew { remaining } => self.obtain(remaining).await,
-                Renewal::Expired => self.obtain(Duration::ZERO).await,
-            };
             if self.connection.is_due(&self.holding.identity) {
                 self.control.reconnect();
             }
-            tokio::select! {
-                () = sleep(wait) => {}
-                () = self.holding.hurry.notified() => drop(self.obtain(self.remaining()).await),
-            }
+            wait = tokio::select! {
+                () = sleep(wait) => self.look().await,
+                () = self.holding.hurry.notified() => {
+                    self.obtain(self.remaining()).await;
+                    self.look().await
+                }
+                () = rejection(&mut self.rejected) => self.heed().await,
+            };
         }
+    }
+
+    /// Does what is due; returns how long to wait until the next look.
+    async fn look(&mut self) -> Duration {
+        match self.due() {
+            // Another token may come into the file at any time.
+            Renewal::Keep { .. } if self.rejection().is_some() => {
+                self.obtain(self.remaining()).await
+            }
+            Renewal::Keep { again } => again,
+            Renewal::Renew { remaining } => self.obtain(remaining).await,
+            Renewal::Expired => self.obtain(Duration::ZERO).await,
+        }
+    }
+
+    /// Which of ours is not taken any more, by the control plane's word.
+    fn rejection(&self) -> Option<Rejection> {
+        let shown = self.holding.identity.credentials()?;
+        let rejected = self.rejected.borrow().clone();
+        rejected.filter(|rejected| rejected.serial == shown.peer().serial)
+    }
+
+    /// Our certificate was refused, or taken again: waiting mends the first as little as renewing does.
+    async fn heed(&mut self) -> Duration {
+        let rejection = self.rejection();
+        self.holding.status.rejected(rejection.as_ref());
+        let Some(rejection) = rejection else {
+            self.holding.status.settle(Topic::Renewal);
+            return self.look().await;
+        };
+        warn!(serial = %rejection.serial, reason = rejection.reason(), "the control plane does not take the certificate, joining anew");
+        self.obtain(self.remaining()).await
     }
 
     fn remaining(&self) -> Duration {
@@ -128,6 +167,7 @@ impl Renewing {
         let is_news = self.holding.status.failed(Topic::Renewal, why.clone());
         let has_any = self.holding.identity.credentials().is_some();
         let wait = match has_any || error.is_refusal() {
+            true if self.rejection().is_some() => self.policy.check,
             // Nothing is served by what expired, so there is nothing to hurry for either.
             true if remaining.is_zero() => self.policy.retry(self.failures, Duration::MAX),
             true => self.policy.retry(self.failures, remaining),
@@ -155,15 +195,23 @@ impl Renewing {
         if !is_valid {
             return self.join(false).await;
         }
+        if self.holding.is_revoked() {
+            // Its last connection may have been made with one that is not.
+            self.control.reconnect();
+        }
         let refused = match self.renew().await {
-            Err(error) if error.is_refusal() => error,
+            Err(error) if error.is_refusal() || self.rejection().is_some() => error,
             done => return done,
         };
         // What is refused may be the connection, of a time when another certificate was shown.
         self.control.reconnect();
-        match self.join(true).await {
-            Ok(()) => Ok(()),
-            Err(_) => Err(refused),
+        match (self.join(true).await, self.rejection()) {
+            (Ok(()), _) => Ok(()),
+            (Err(error), Some(rejection)) => Err(ObtainError::Rejected {
+                reason: rejection.reason(),
+                source: Box::new(error),
+            }),
+            (Err(_), None) => Err(refused),
         }
     }
 
@@ -216,6 +264,13 @@ fn request(key: &Key, own: &Workload) -> Result<Vec<u8>, CsrError> {
     csr::request(key, &own.without_zone())
 }
 
+/// When another certificate is refused, or none any more.
+async fn rejection(rejected: &mut watch::Receiver<Option<Rejection>>) {
+    if rejected.changed().await.is_err() {
+        std::future::pending().await
+    }
+}
+
 /// The certificate that the connection in use was made with.
 pub struct Connection(Option<Arc<Peer>>);
 
@@ -250,8 +305,18 @@ fn is_ending(shown: &Peer, now: UnixMillis) -> bool {
 
 #[derive(Debug, thiserror::Error)]
 enum ObtainError {
-    #[error("there is nothing to join by that was not used before")]
+    #[error(
+        "there is nothing to join by that was not used before (--token-file FILE takes what `phalanx cert token` wrote)"
+    )]
     NoProof,
+    #[error(
+        "the certificate is {reason}: the control plane takes it no more, and there is no other"
+    )]
+    Rejected {
+        reason: &'static str,
+        #[source]
+        source: Box<ObtainError>,
+    },
     #[error(transparent)]
     Proof(#[from] ProofError),
     #[error(transparent)]
@@ -271,6 +336,7 @@ impl ObtainError {
     fn is_refusal(&self) -> bool {
         match self {
             Self::Call(error) => error.is_refusal(),
+            Self::Rejected { source, .. } => source.is_refusal(),
             _ => true,
         }
     }

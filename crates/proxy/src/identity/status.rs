@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use phalanx_client::secure::Rejection;
 use phalanx_pki::clock::UnixMillis;
 use phalanx_pki::identity::Identity;
 use phalanx_pki::name::Workload;
@@ -93,6 +94,8 @@ struct State {
     last_error: Option<String>,
     trust_told_at: Option<UnixMillis>,
     staple_error: Option<String>,
+    /// Which certificate the control plane does not take.
+    rejected: Option<Rejection>,
 }
 
 impl Status {
@@ -155,6 +158,11 @@ impl Status {
         self.state().staple_error = error;
     }
 
+    /// Which certificate the control plane does not take any more; none: it takes what we have.
+    pub fn rejected(&self, rejection: Option<&Rejection>) {
+        self.state().rejected = rejection.cloned();
+    }
+
     pub fn not_ready(&self, identity: &Identity) -> Option<String> {
         let state = self.state();
         let why = |topics: &[Topic]| {
@@ -177,7 +185,15 @@ impl Status {
                 credentials.not_after(),
                 why(&topics)
             )),
-            Some(_) => None,
+            Some(credentials) => {
+                let serial = &credentials.peer().serial;
+                let rejected = state.rejected.as_ref().filter(|r| r.serial == *serial)?;
+                Some(format!(
+                    "the control plane does not take the certificate, it is {}{}",
+                    rejected.reason(),
+                    why(&topics)
+                ))
+            }
         }
     }
 

@@ -156,6 +156,9 @@ impl Follower {
                     );
                 }
                 debug!(version, "roots and revocations in force");
+                if self.holding.is_revoked() {
+                    self.holding.hurry.notify_one();
+                }
                 None
             }
             Err(error) => {

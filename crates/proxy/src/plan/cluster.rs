@@ -250,6 +250,12 @@ impl ClusterPlan {
         }
     }
 
+    /// The place of the endpoint at this address; endpoints come sorted.
+    pub fn find(&self, address: SocketAddr) -> Option<usize> {
+        let at = |endpoint: &EndpointPlan| endpoint.address;
+        self.endpoints.binary_search_by_key(&address, at).ok()
+    }
+
     fn member(&self, address: SocketAddr) -> Option<&Member> {
         let place = self
             .endpoints

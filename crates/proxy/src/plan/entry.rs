@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use phalanx_model::matching::access::{AccessError, CompiledAccess};
+use phalanx_model::matching::access::CompiledAccess;
 use phalanx_model::resource::{Inbound, InboundRule, MtlsMode};
+
+use crate::quota::guard::{Guard, Standings};
 
 /// The rules of every port; those for which nothing else is said share one.
 #[derive(Debug)]
 pub struct Entries {
     default: Arc<Entry>,
     ports: BTreeMap<u16, Arc<Entry>>,
+    limits: Standings,
 }
 
 /// The rule of a port.
@@ -18,32 +21,37 @@ pub struct Entries {
 pub struct Entry {
     pub mode: MtlsMode,
     pub access: CompiledAccess,
+    pub limits: Guard,
 }
 
 impl Entries {
+    /// `before`: whose limits go on counting where they were.
+    ///
     /// # Errors
     /// A sentence that names the policy; discovery refuses the resource with it.
-    pub fn compile(inbound: &Inbound) -> Result<Self, String> {
-        let entry = |rule: &InboundRule| Entry::compile(rule).map_err(|error| error.to_string());
+    pub fn compile(inbound: &Inbound, before: Option<&Self>) -> Result<Self, String> {
+        let mut limits = Standings::new();
+        let before = before.map(|before| &before.limits);
+        let mut entry = |rule: &InboundRule| {
+            let access = CompiledAccess::compile(&rule.access);
+            Ok::<_, String>(Arc::new(Entry {
+                mode: rule.mode,
+                access: access.map_err(|error| error.to_string())?,
+                limits: Guard::compile(&rule.limits, &mut limits, before)?,
+            }))
+        };
+        let default = entry(&inbound.default)?;
         let ports = inbound.ports.iter();
+        let ports = ports.map(|(port, rule)| Ok((*port, entry(rule)?)));
+        let ports = ports.collect::<Result<_, String>>()?;
         Ok(Self {
-            default: Arc::new(entry(&inbound.default)?),
-            ports: ports
-                .map(|(port, rule)| Ok((*port, Arc::new(entry(rule)?))))
-                .collect::<Result<_, String>>()?,
+            default,
+            ports,
+            limits,
         })
     }
 
     pub fn of(&self, port: u16) -> &Arc<Entry> {
         self.ports.get(&port).unwrap_or(&self.default)
-    }
-}
-
-impl Entry {
-    fn compile(rule: &InboundRule) -> Result<Self, AccessError> {
-        Ok(Self {
-            mode: rule.mode,
-            access: CompiledAccess::compile(&rule.access)?,
-        })
     }
 }

@@ -5,16 +5,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use phalanx_model::matching::CompiledTable;
 use phalanx_model::matching::canonical::{canonical_authority, canonical_path};
+use phalanx_model::matching::pattern::PatternError;
 use phalanx_model::name::ClusterName;
 use phalanx_model::reason::Reason;
 use phalanx_model::resource::{
-    Action, Backend, Forward, HeaderEdit, PathRewrite, Redirect, Rewrite, RouteTable, Rule,
-    RuleMatch, VirtualHost,
+    Action, Backend, Forward, HeaderEdit, MILLION, Mirror, PathRewrite, Redirect, Rewrite,
+    RouteTable, Rule, RuleMatch, VirtualHost,
 };
 use phalanx_relay::header::FieldError;
 use phalanx_relay::{Field, HeaderList};
 
+use super::cors::CorsPlan;
 use super::key::KeyPlan;
+use super::session::SessionPlan;
 use crate::upstream::RetryPlan;
 
 /// A table, accepted.
@@ -27,6 +30,8 @@ pub struct Table {
 
 /// What follows a match.
 pub struct RulePlan {
+    /// As the table names it; empty for what leads to the own application.
+    pub name: Box<str>,
     pub request: Edits,
     pub response: Edits,
     pub action: ActionPlan,
@@ -52,6 +57,24 @@ pub struct ForwardPlan {
     pub retry: RetryPlan,
     /// What a request is kept together by, for clusters that go by keys.
     pub key: Option<KeyPlan>,
+    pub mirrors: Box<[MirrorPlan]>,
+    pub session: Option<SessionPlan>,
+    pub cors: Option<Box<CorsPlan>>,
+}
+
+/// Where copies of some requests go.
+pub struct MirrorPlan {
+    /// In [`Table::clusters`].
+    pub cluster: usize,
+    per_million: u32,
+}
+
+impl MirrorPlan {
+    /// Whether this request is one of them.
+    #[inline]
+    pub fn takes(&self, rng: &mut fastrand::Rng) -> bool {
+        self.per_million >= MILLION || rng.u32(0..MILLION) < self.per_million
+    }
 }
 
 pub struct BackendPlan {
@@ -96,6 +119,8 @@ pub fn compile_table(table: &RouteTable) -> Result<Table, String> {
 pub enum TableError {
     #[error(transparent)]
     Header(#[from] FieldError),
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
     #[error("header `{0}` belongs to the proxy and can't be edited")]
     OwnHeader(String),
     #[error("the rewritten path `{0}` is not canonical")]
@@ -173,6 +198,7 @@ impl Clusters {
 impl RulePlan {
     fn compile(rule: &Rule, clusters: &mut Clusters) -> Result<Self, TableError> {
         Ok(Self {
+            name: rule.name.as_str().into(),
             request: Edits::compile(&rule.request_headers)?,
             response: Edits::compile(&rule.response_headers)?,
             action: match &rule.action {
@@ -199,8 +225,12 @@ impl RulePlan {
             attempt_timeout_ms: None,
             retry: RetryPlan::none(),
             key: None,
+            mirrors: Box::default(),
+            session: None,
+            cors: None,
         };
         Self {
+            name: Box::default(),
             request: Edits::default(),
             response: Edits::default(),
             action: ActionPlan::Forward(forward),
@@ -240,6 +270,17 @@ impl ForwardPlan {
             attempt_timeout_ms: limit(forward.attempt_timeout),
             retry: RetryPlan::new(&forward.retry),
             key: forward.hash_on.as_ref().map(KeyPlan::new).transpose()?,
+            mirrors: forward
+                .mirrors
+                .iter()
+                .map(|mirror| MirrorPlan::compile(mirror, clusters))
+                .collect(),
+            session: forward.session.as_ref().map(SessionPlan::new).transpose()?,
+            cors: forward
+                .cors
+                .as_ref()
+                .map(|cors| CorsPlan::new(cors).map(Box::new))
+                .transpose()?,
         })
     }
 
@@ -252,6 +293,15 @@ impl ForwardPlan {
         let ticket = rng.u32(0..*self.cumulative.last()?);
         self.backends
             .get(self.cumulative.partition_point(|sum| *sum <= ticket))
+    }
+}
+
+impl MirrorPlan {
+    fn compile(mirror: &Mirror, clusters: &mut Clusters) -> Self {
+        Self {
+            cluster: clusters.place(&mirror.cluster),
+            per_million: mirror.per_million,
+        }
     }
 }
 
@@ -321,6 +371,11 @@ impl Edits {
             set: fields(&edit.set)?,
             add: fields(&edit.add)?,
         })
+    }
+
+    /// All that an answer of our own gets by it.
+    pub fn given(&self) -> Vec<Field> {
+        self.set.iter().chain(&self.add).cloned().collect()
     }
 
     /// In the order remove, set, add.

@@ -29,6 +29,7 @@ fn table(backends: Vec<Backend>, edit: HeaderEdit) -> RouteTable {
         attempt_timeout: None,
         retry: Retry::default(),
         hash_on: None,
+        ..Forward::default()
     };
     let rule = Rule {
         name: "HTTPRoute/default/r/0".into(),

@@ -90,8 +90,16 @@ fn serial(running: &Running) -> String {
 }
 
 fn kept_serial(dir: &Path, now: phalanx_pki::clock::UnixMillis) -> String {
-    let kept = Credentials::load(dir, &workload("battle"), now).unwrap();
-    kept.peer().serial.to_string()
+    // Certificate and key are two files: between their swaps they are of two leaves.
+    let load = || Credentials::load(dir, &workload("battle"), now);
+    let kept = (0..100).find_map(|_| {
+        let kept = load();
+        if kept.is_err() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        kept.ok()
+    });
+    kept.unwrap_or_else(|| load().unwrap()).peer().serial.to_string()
 }
 
 fn page(running: &Running) -> Value {

@@ -122,6 +122,11 @@ fn request_that_a_caller_resets_without_an_error_is_not_taken_for_whole() {
         let mut sender = connect(sidecar.outbound).await;
         let (_answer, mut body) = sender.send_request(request("POST", "/"), false).unwrap();
         body.send_data(Bytes::from_static(b"half"), false).unwrap();
+        let until = std::time::Instant::now() + SHORT * 50;
+        while upstream.connections() == 0 {
+            assert!(std::time::Instant::now() < until, "it is not passed on");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         tokio::time::sleep(SHORT).await;
         body.send_reset(Reason::NO_ERROR);
         tokio::time::sleep(SHORT).await;
@@ -260,7 +265,7 @@ fn streams_that_wait_for_one_connection_hear_of_its_failure_together() {
         .with_cluster(|cluster| cluster.connection_pool.connect_timeout = SHORT)
         .with_forward(|forward| {
             forward.retry.attempts = 0;
-            forward.request_timeout = Some(SHORT * 10);
+            forward.request_timeout = Some(SHORT * 100);
         })
         .start();
     let outbound = sidecar.outbound;
@@ -397,8 +402,8 @@ fn slow_head_on_http2_is_not_waited_for() {
 fn head_in_many_pieces_is_taken_on_http2() {
     let upstream = Upstream::start(|_, _| ok("x"));
     let deadlines = Deadlines {
-        head: SHORT * 2,
-        idle: SHORT * 20,
+        head: SHORT * 5,
+        idle: SHORT * 50,
         ..Deadlines::default()
     };
     let sidecar = Setup {
@@ -420,7 +425,7 @@ fn head_in_many_pieces_is_taken_on_http2() {
         eventually("the request arrived", || {
             upstream.requests() as u32 == number.div_ceil(2)
         });
-        thread::sleep(SHORT * 3);
+        thread::sleep(SHORT * 6);
     }
     assert_eq!(sidecar.event(Event::HeadDeadline), 0);
 }

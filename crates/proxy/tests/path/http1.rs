@@ -6,6 +6,7 @@ use phalanx_model::instance::Protocol;
 use phalanx_model::reason::Reason;
 use phalanx_model::resource::*;
 use phalanx_proxy::account::Event;
+use phalanx_proxy::upstream::Share;
 
 use crate::support::*;
 
@@ -287,7 +288,7 @@ fn limits_of_a_cluster_answer_overflow() {
 
 #[test]
 fn requests_wait_for_a_connection_within_the_limit() {
-    let upstream = Upstream::start(|_, _| Act::Wait(Duration::from_millis(200)));
+    let upstream = Upstream::start(|_, _| Act::Wait(Duration::from_secs(1)));
     let narrow = |cluster: &mut Cluster| {
         cluster.circuit_breaker.max_connections = 1;
         cluster.circuit_breaker.max_pending_requests = 1;
@@ -300,7 +301,12 @@ fn requests_wait_for_a_connection_within_the_limit() {
     let first = ask();
     eventually("the first is under way", || upstream.requests() == 1);
     let second = ask();
-    std::thread::sleep(Duration::from_millis(50));
+    eventually("the second waits", || {
+        sidecar.plan.load().clusters[0]
+            .breaker
+            .count(Share::Pending)
+            == 1
+    });
     let third = ask().join().unwrap();
     assert_eq!((third.status(), third.reason()), (503, "overflow"));
     assert_eq!(

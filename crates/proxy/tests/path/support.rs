@@ -82,6 +82,7 @@ pub fn forward(service: &str) -> Forward {
         attempt_timeout: None,
         retry: Retry::default(),
         hash_on: None,
+        ..Forward::default()
     }
 }
 
@@ -186,7 +187,7 @@ impl Setup {
             .tables
             .insert("outbound".into(), Arc::new(compile_table(&table).unwrap()));
         let inbound = self.inbound.as_ref();
-        resources.inbound = inbound.map(|rules| Arc::new(Entries::compile(rules).unwrap()));
+        resources.inbound = inbound.map(|rules| Arc::new(Entries::compile(rules, None).unwrap()));
         resources
     }
 
@@ -205,6 +206,7 @@ impl Setup {
 
     pub fn start(self) -> Sidecar {
         let config = DriveConfig {
+            is_edge: false,
             inbound: any_port(),
             outbound: any_port(),
             tcp: self.tcp.iter().map(|_| any_port()).collect(),
@@ -239,9 +241,14 @@ pub fn any_port() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
 }
 
-/// An address where nobody listens.
+/// An address where nobody listens, and nobody will: its port is held for as long as the process lives, or another test might be
+/// given it a moment later.
 pub fn dead_end() -> SocketAddr {
-    TcpListener::bind(any_port()).unwrap().local_addr().unwrap()
+    let held = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    held.bind(&any_port().into()).unwrap();
+    let address = held.local_addr().unwrap().as_socket().unwrap();
+    std::mem::forget(held);
+    address
 }
 
 pub struct Sidecar {
@@ -297,7 +304,7 @@ impl Sidecar {
 
 /// Waits until `done`, for some seconds.
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(30);
     while !done() {
         assert!(Instant::now() < until, "not in time: {what}");
         thread::sleep(Duration::from_millis(5));

@@ -158,7 +158,7 @@ fn mixed_applications_are_told_apart_by_first_bytes_or_silence() {
 #[test]
 fn idle_tcp_tunnel_ends() {
     let deadlines = Deadlines {
-        tunnel_idle: Duration::from_millis(200),
+        tunnel_idle: Duration::from_millis(600),
         ..Deadlines::default()
     };
     let sidecar = Setup {

@@ -128,6 +128,7 @@ fn routes(host: &str, service: &str) -> Encoded {
         attempt_timeout: None,
         retry: Retry::default(),
         hash_on: None,
+        ..Forward::default()
     };
     let rule = Rule {
         name: "HTTPRoute/default/echo/0".into(),

@@ -101,6 +101,7 @@ well_known! {
     MAX_FORWARDS "max-forwards",
     REFRESH "refresh",
     STRICT_TRANSPORT_SECURITY "strict-transport-security",
+    X_PHALANX_PRIORITY "x-phalanx-priority",
 }
 
 /// Four bytes a step; also the length. A list is bounded, so collisions cost a comparison and no more.

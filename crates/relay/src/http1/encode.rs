@@ -217,6 +217,9 @@ pub(super) fn reply(reply: &Reply, meeting: Meeting, out: &mut Vec<u8>) {
     if let Some(location) = location.and_then(crate::header::Value::new) {
         field(names::LOCATION, location.as_bytes(), out);
     }
+    for extra in &reply.fields {
+        field(extra.name(), extra.value().as_bytes(), out);
+    }
     content_length(reason.len() as u64, out);
     if !meeting.keep_alive {
         out.extend_from_slice(b"connection: close\r\n");

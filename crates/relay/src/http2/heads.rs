@@ -282,6 +282,9 @@ pub(super) fn write_reply(reply: &Reply, body: &str, encoder: &mut Encoder, out:
     if let Some(location) = location.and_then(Value::new) {
         encoder.field(names::LOCATION, location.as_bytes(), false, out);
     }
+    for extra in &reply.fields {
+        encoder.field(extra.name(), extra.value().as_bytes(), false, out);
+    }
     write_length(body.len() as u64, encoder, out);
 }
 

@@ -4,7 +4,7 @@ mod caller;
 mod peer;
 mod secure;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use phalanx_client::api::{DeleteRequest, DocumentRef};
@@ -326,12 +326,13 @@ async fn what_grpc_cannot_follow_fails_and_is_told() -> anyhow::Result<()> {
         let ended = client.one(&fight).await?;
         assert!(answered(&ended), "{}: {ended:?}", client.name());
     }
-    let status = mesh.client().status(None).await?;
-    let told: Vec<_> = status
-        .refused
-        .iter()
-        .map(|r| (&*r.rule, &*r.message))
-        .collect();
+    // A client fails its calls a moment before it says why.
+    let refused = eventually("each to say what it refuses", READY_MAX, async || {
+        let refused = mesh.client().status(None).await.ok()?.refused;
+        (refused.len() >= clients.len()).then_some(refused)
+    });
+    let refused = refused.await?;
+    let told: Vec<_> = refused.iter().map(|r| (&*r.rule, &*r.message)).collect();
     assert_eq!(told.len(), clients.len(), "{told:?}");
     assert!(
         told.iter()
@@ -349,8 +350,7 @@ async fn a_server_denies_and_allows_at_run_time() -> anyhow::Result<()> {
     for stack in Stack::ALL {
         let service = format!("duel-{}", stack.name());
         // grpc-js listens on every address, whatever it is told; so the port is its own too.
-        let port = TcpListener::bind("0.0.0.0:0")?.local_addr()?.port();
-        let at = SocketAddr::new(address::fresh(), port);
+        let at = SocketAddr::new(address::fresh(), address::port()?);
         let server = peer::server(&Place::open(&mesh), stack, &service, at)?;
         servers.push((service.clone(), server));
         mesh.apply(&served(&service, at)).await?;
@@ -394,8 +394,13 @@ async fn a_server_denies_and_allows_at_run_time() -> anyhow::Result<()> {
         ends(service, fight(), 0).await?;
         ends(service, watch(), 0).await?;
     }
-    let status = mesh.client().status(None).await?;
-    assert!(status.refused.is_empty() && status.complete(), "{status:?}");
+    // What was changed last concerned one server; the others may not have said yet that it is well.
+    let client = mesh.client();
+    let complete = eventually("everybody to have everything", READY_MAX, async || {
+        client.status(None).await.ok().filter(|s| s.complete())
+    });
+    let status = complete.await?;
+    assert!(status.refused.is_empty(), "{status:?}");
     Ok(())
 }
 

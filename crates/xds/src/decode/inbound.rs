@@ -11,8 +11,8 @@ use phalanx_proto::envoy::extensions::filters::http::rbac::v3 as filter_v3;
 use phalanx_proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm_v3;
 
 use super::DecodeError;
-use super::access;
 use super::field::{At, address, nonempty, single, unpack};
+use super::{access, limits};
 use crate::encode;
 use crate::encode::inbound::{IN_PLAIN, OVER_TLS, Spoken, TRUST_DOMAIN};
 
@@ -42,18 +42,28 @@ pub(super) fn resource(
     for (index, chain) in message.filter_chains.iter().enumerate() {
         let at = at.item("filter_chains", index);
         let (port, mode, access) = rule(at, chain, &trust_domain)?;
+        let limits = limits::limits(&at, chain.metadata.as_ref())?;
         let known = match port {
             Some(port) => rules.ports.get_mut(&port),
             None => has_default.then_some(&mut rules.default),
         };
         let rule = match known {
             // The second chain of a rule: both ways are taken.
-            Some(known) if known.access == access && known.mode != mode => InboundRule {
-                mode: MtlsMode::Permissive,
-                access,
-            },
+            Some(known)
+                if known.access == access && known.limits == limits && known.mode != mode =>
+            {
+                InboundRule {
+                    mode: MtlsMode::Permissive,
+                    access,
+                    limits,
+                }
+            }
             Some(_) => return Err(at.invalid("is not one of two chains of one rule")),
-            None => InboundRule { mode, access },
+            None => InboundRule {
+                mode,
+                access,
+                limits,
+            },
         };
         match port {
             Some(port) => drop(rules.ports.insert(port, rule)),

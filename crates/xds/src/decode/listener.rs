@@ -12,7 +12,7 @@ use phalanx_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_v3;
 use prost::Name;
 
 use super::field::{At, address, ads, cluster_name, fixed, nonempty, refuse, single, unpack};
-use super::{DecodeError, inbound};
+use super::{DecodeError, gateway, inbound};
 use crate::encode;
 
 #[expect(deprecated, reason = "every field is named")]
@@ -22,6 +22,9 @@ pub(super) fn resource(message: listener_v3::Listener) -> Result<Listener, Decod
         let domain = TrustDomain::parse(domain);
         let domain = domain.map_err(|error| at.field("metadata").invalid(format!("{error}")))?;
         return inbound::resource(message, domain);
+    }
+    if gateway::is_ours(&message) {
+        return gateway::resource(message);
     }
     let listener_v3::Listener {
         name,
@@ -226,17 +229,18 @@ fn connection_manager(
     }
 }
 
-/// The router, and nothing before it.
+/// The router, and before it only what routes can ask for.
 #[expect(deprecated, reason = "every field is named")]
 fn filters(at: At<'_>, mut filters: Vec<hcm_v3::HttpFilter>) -> Result<(), DecodeError> {
     let last = filters.pop().ok_or_else(|| {
         at.field("http_filters")
             .invalid("the router filter is required")
     })?;
-    if !filters.is_empty() {
-        return Err(at.item("http_filters", 0).unsupported());
+    let known = encode::routes::beside::filters();
+    if let Some(place) = filters.iter().position(|filter| !known.contains(filter)) {
+        return Err(at.item("http_filters", place).unsupported());
     }
-    let at = at.item("http_filters", 0);
+    let at = at.item("http_filters", filters.len());
     let hcm_v3::HttpFilter {
         name: _,
         is_optional: _,

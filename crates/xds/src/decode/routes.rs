@@ -14,6 +14,7 @@ use super::DecodeError;
 use super::field::{At, each, header_name, is_token, nonempty, refuse};
 
 mod action;
+mod beside;
 
 pub(super) fn resource(message: route_v3::RouteConfiguration) -> Result<RouteTable, DecodeError> {
     let at = At::Root("RouteConfiguration");
@@ -40,16 +41,20 @@ pub(super) fn resource(message: route_v3::RouteConfiguration) -> Result<RouteTab
     } = message;
     refuse!(at;
         vhds, internal_only_headers, response_headers_to_add, response_headers_to_remove, request_headers_to_add,
-        request_headers_to_remove, cluster_specifier_plugins, request_mirror_policies, ignore_port_in_host_matching,
-        vhost_header, ignore_path_parameters_in_path_matching, typed_per_filter_config, route_specifiers,
+        request_headers_to_remove, cluster_specifier_plugins, request_mirror_policies, vhost_header, ignore_path_parameters_in_path_matching, typed_per_filter_config, route_specifiers,
     );
     if validate_clusters == Some(true) {
         return Err(at.field("validate_clusters").unsupported());
     }
-    Ok(RouteTable {
+    let table = RouteTable {
         name: nonempty(&at.field("name"), name)?,
         hosts: each(&at, "virtual_hosts", virtual_hosts, host)?,
-    })
+    };
+    if table.ignores_ports() != ignore_port_in_host_matching {
+        let why = format!("must be {} for this table", table.ignores_ports());
+        return Err(at.field("ignore_port_in_host_matching").invalid(why));
+    }
+    Ok(table)
 }
 
 #[expect(deprecated, reason = "every field is named")]
@@ -112,7 +117,7 @@ fn rule(at: At<'_>, message: route_v3::Route) -> Result<Rule, DecodeError> {
     let route_v3::Route {
         name,
         r#match,
-        metadata: _,
+        metadata,
         decorator,
         typed_per_filter_config,
         request_headers_to_add,
@@ -127,15 +132,24 @@ fn rule(at: At<'_>, message: route_v3::Route) -> Result<Rule, DecodeError> {
         action,
     } = message;
     refuse!(at;
-        decorator, typed_per_filter_config, tracing, per_request_buffer_limit_bytes, request_body_buffer_limit,
-        route_specifiers,
+        decorator, tracing, per_request_buffer_limit_bytes, request_body_buffer_limit, route_specifiers,
     );
+    let beside = beside::read(&at, typed_per_filter_config, metadata)?;
+    if !beside.is_empty() && !matches!(action, Some(Sent::Route(_))) {
+        let why = "only of routes that forward";
+        return Err(at.field("typed_per_filter_config").invalid(why));
+    }
     let matches = route_match(
         at.field("match"),
         r#match.ok_or_else(|| at.field("match").missing())?,
     )?;
     let action = match action {
-        Some(Sent::Route(to)) => Action::Forward(action::forward(at.field("route"), to, &matches)?),
+        Some(Sent::Route(to)) => Action::Forward(action::forward(
+            at.field("route"),
+            to,
+            &matches,
+            beside,
+        )?),
         Some(Sent::Redirect(to)) => {
             Action::Redirect(action::redirect(at.field("redirect"), to, &matches.path)?)
         }
@@ -343,7 +357,7 @@ fn query_text(at: &At<'_>, sent: &str) -> Result<String, DecodeError> {
         .map_err(|_| at.invalid(format!("`{sent}` holds escapes that make no UTF-8")))
 }
 
-fn string_match(at: At<'_>, matcher: matcher_v3::StringMatcher) -> Result<ValueMatch, DecodeError> {
+pub(super) fn string_match(at: At<'_>, matcher: matcher_v3::StringMatcher) -> Result<ValueMatch, DecodeError> {
     use matcher_v3::string_matcher::MatchPattern;
     let matcher_v3::StringMatcher {
         ignore_case,

@@ -132,7 +132,13 @@ fn slow_start(slow: SlowStart) -> cluster_v3::cluster::SlowStartConfig {
 
 /// Below this share of healthy endpoints Envoy sends to all of them, even those that drain.
 pub(crate) fn common_lb_config(panic_percent: u32) -> cluster_v3::cluster::CommonLbConfig {
+    use core_v3::HealthStatus::{Degraded, Draining, Healthy, Unknown};
+    let kept = [Unknown, Healthy, Degraded, Draining];
     cluster_v3::cluster::CommonLbConfig {
+        // Endpoints that keep their sessions.
+        override_host_status: Some(core_v3::HealthStatusSet {
+            statuses: kept.map(i32::from).into(),
+        }),
         healthy_panic_threshold: Some(Percent {
             value: panic_percent.into(),
         }),

@@ -20,14 +20,14 @@ use phalanx_proto::envoy::extensions::upstreams::http::v3 as upstreams_v3;
 use prost::Name;
 
 use super::listener::{self, HTTP_FILTER, TCP_FILTER};
-use super::{access, address, any, cluster, duration, metadata, tls};
+use super::{access, address, any, cluster, duration, limits, metadata, tls};
 
 /// The listener, its cluster and its routes.
 pub const NAME: &str = "inbound";
 /// Under [`super::METADATA`].
 pub(crate) const TRUST_DOMAIN: &str = "trust_domain";
 
-const INSPECTOR: &str = "envoy.filters.listener.tls_inspector";
+pub(crate) const INSPECTOR: &str = "envoy.filters.listener.tls_inspector";
 const NETWORK_RBAC: &str = "envoy.filters.network.rbac";
 /// What the inspector makes of the first bytes.
 pub(crate) const OVER_TLS: &str = "tls";
@@ -37,6 +37,8 @@ pub(crate) const IN_PLAIN: &str = "raw_buffer";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Spoken {
     Http,
+    /// By a stock Envoy, which asks the control plane about global limits.
+    HttpOfEnvoy,
     Tcp,
 }
 
@@ -82,8 +84,13 @@ fn chains(
         MtlsMode::Off => &[IN_PLAIN],
     };
     let filters = match spoken {
-        Spoken::Http => vec![http(&rule.access, trust_domain)],
+        Spoken::Http | Spoken::HttpOfEnvoy => vec![http(rule, trust_domain, spoken)],
         Spoken::Tcp => tcp(&rule.access, trust_domain),
+    };
+    // Nothing is known of raw TCP that could be limited.
+    let words = match spoken {
+        Spoken::Http | Spoken::HttpOfEnvoy => limits::words(&rule.limits),
+        Spoken::Tcp => None,
     };
     let chain = |transport: &str| listener_v3::FilterChain {
         filter_chain_match: Some(listener_v3::FilterChainMatch {
@@ -96,6 +103,7 @@ fn chains(
             OVER_TLS => tls::downstream(trust_domain, spoken == Spoken::Tcp),
             _ => tls::plain(),
         }),
+        metadata: words.clone(),
         name: match port {
             Some(port) => format!("{port} {transport}"),
             None => transport.to_owned(),
@@ -110,7 +118,7 @@ fn chains(
 }
 
 /// The caller's id replaces whatever it says of itself; nobody's is taken away.
-fn http(access: &Access, trust_domain: &TrustDomain) -> listener_v3::Filter {
+fn http(rule: &InboundRule, trust_domain: &TrustDomain, spoken: Spoken) -> listener_v3::Filter {
     use hcm_v3::http_connection_manager::{
         ForwardClientCertDetails, RouteSpecifier, SetCurrentClientCertDetails,
     };
@@ -118,8 +126,9 @@ fn http(access: &Access, trust_domain: &TrustDomain) -> listener_v3::Filter {
     let router = manager.http_filters.clone();
     let manager = hcm_v3::HttpConnectionManager {
         route_specifier: Some(RouteSpecifier::RouteConfig(routes())),
-        http_filters: access::filters(access, trust_domain)
+        http_filters: access::filters(&rule.access, trust_domain)
             .into_iter()
+            .chain(limits::filters(&rule.limits, spoken == Spoken::HttpOfEnvoy))
             .chain(router)
             .collect(),
         forward_client_cert_details: ForwardClientCertDetails::SanitizeSet.into(),

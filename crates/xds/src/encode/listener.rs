@@ -15,8 +15,8 @@ use phalanx_proto::envoy::extensions::filters::network::http_connection_manager:
 use phalanx_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_v3;
 
 use super::inbound::{self, Spoken};
-use super::routes::set_header;
-use super::{address, ads, any, duration, tls};
+use super::routes::{beside, set_header};
+use super::{address, ads, any, duration, gateway, tls};
 
 pub(crate) const HTTP_FILTER: &str = "envoy.filters.network.http_connection_manager";
 pub(crate) const TCP_FILTER: &str = "envoy.filters.network.tcp_proxy";
@@ -68,6 +68,9 @@ pub(crate) fn message(listener: &Listener) -> listener_v3::Listener {
             let (name, socket) = (&listener.name, listener.address);
             return inbound::message(name, socket, trust_domain, rules, Spoken::Http);
         }
+        ListenerProtocol::Gateway(port) => {
+            return gateway::message(&listener.name, listener.address, port);
+        }
     };
     let config_type = Some(listener_v3::filter::ConfigType::TypedConfig(config));
     let filters = vec![listener_v3::Filter {
@@ -92,6 +95,7 @@ pub(crate) fn refs(listener: &Listener) -> Vec<String> {
         ListenerProtocol::Http { route_table } => vec![route_table.clone()],
         ListenerProtocol::Tcp { cluster } => vec![cluster.to_string()],
         ListenerProtocol::Inbound { .. } => vec![inbound::NAME.to_owned()],
+        ListenerProtocol::Gateway(port) => gateway::refs(port),
     }
 }
 
@@ -132,11 +136,17 @@ pub(crate) fn connection_manager(
         config_source: Some(ads()),
         route_config_name: route_table.to_owned(),
     };
+    // What routes can ask for, they ask of callers' sidecars.
+    let mut http_filters = match direction {
+        Direction::Inbound => Vec::new(),
+        Direction::Outbound => beside::filters(),
+    };
+    http_filters.push(router());
     hcm_v3::HttpConnectionManager {
         codec_type: CodecType::Auto.into(),
         stat_prefix: name.to_owned(),
         route_specifier: Some(RouteSpecifier::Rds(rds)),
-        http_filters: vec![router()],
+        http_filters,
         common_http_protocol_options: Some(common_options(direction)),
         http2_protocol_options: Some(http2_options()),
         // As our sidecar: an answer's `server` is the application's.
@@ -158,7 +168,7 @@ pub(crate) fn connection_manager(
     }
 }
 
-/// The last filter, and for now the only one. Envoy takes a connection manager without it and then lets requests hang.
+/// The last filter. Envoy takes a connection manager without it and then lets requests hang.
 pub(super) fn router() -> hcm_v3::HttpFilter {
     let router = Router {
         suppress_envoy_headers: true,

@@ -1,6 +1,8 @@
 //! Route tables. Where Envoy's words mean something else than the model's, the form that means the same is taken; what
 //! it can't say at all (a backoff that is a minimum, resets retried by method) is listed in `envoy.md` of this crate.
 
+pub(crate) mod beside;
+
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -36,22 +38,25 @@ pub(crate) fn message(table: &RouteTable) -> route_v3::RouteConfiguration {
     route_v3::RouteConfiguration {
         name: table.name.clone(),
         virtual_hosts: table.hosts.iter().map(host).collect(),
+        ignore_port_in_host_matching: table.ignores_ports(),
         ..Default::default()
     }
 }
 
-/// The clusters it forwards to.
+/// The clusters it forwards to, copies included.
 pub(crate) fn refs(table: &RouteTable) -> Vec<String> {
     let rules = table.hosts.iter().flat_map(|host| &host.rules);
     let forwards = rules.filter_map(|rule| match &rule.action {
-        Action::Forward(forward) => Some(&forward.backends),
+        Action::Forward(forward) => Some(forward),
         Action::Redirect(_) | Action::Respond(_) => None,
     });
-    forwards
-        .flatten()
-        .filter_map(|backend| backend.cluster.as_ref())
-        .map(ToString::to_string)
-        .collect()
+    let named = |forward: &Forward| {
+        let backends = forward.backends.iter().filter_map(|b| b.cluster.as_ref());
+        let mirrors = forward.mirrors.iter().map(|mirror| &mirror.cluster);
+        let clusters = backends.chain(mirrors);
+        clusters.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    forwards.flat_map(named).collect()
 }
 
 fn host(host: &VirtualHost) -> route_v3::VirtualHost {
@@ -74,8 +79,14 @@ fn rule(rule: &Rule) -> route_v3::Route {
             Sent::DirectResponse(respond(*reason))
         }
     };
+    let (configs, words) = match &rule.action {
+        Action::Forward(to) => (beside::configs(to), beside::words(to)),
+        Action::Redirect(_) | Action::Respond(_) => Default::default(),
+    };
     route_v3::Route {
         name: rule.name.clone(),
+        typed_per_filter_config: configs,
+        metadata: words,
         r#match: Some(route_match(&rule.matches)),
         request_headers_to_add: added(&rule.request_headers),
         request_headers_to_remove: rule.request_headers.remove.clone(),
@@ -200,6 +211,7 @@ fn forward(to: &Forward, matches: &RuleMatch) -> route_v3::RouteAction {
         timeout: Some(duration(to.request_timeout.unwrap_or(Duration::ZERO))),
         retry_policy: Some(retry_policy(to, matches)),
         hash_policy: to.hash_on.iter().map(hash_policy).collect(),
+        request_mirror_policies: beside::mirrors(to),
         cluster_specifier: Some(clusters),
         host_rewrite_specifier: to
             .rewrite

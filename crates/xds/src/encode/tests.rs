@@ -41,6 +41,7 @@ fn forward() -> Forward {
         attempt_timeout: None,
         retry: Retry::default(),
         hash_on: None,
+        ..Forward::default()
     }
 }
 

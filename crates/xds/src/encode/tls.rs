@@ -25,12 +25,12 @@ pub(crate) const MODE: &str = "tlsMode";
 pub(crate) const MUTUAL: &str = "mutual";
 const PLAIN: &str = "plain";
 
-const TLS_SOCKET: &str = "envoy.transport_sockets.tls";
+pub(crate) const TLS_SOCKET: &str = "envoy.transport_sockets.tls";
 const RAW_SOCKET: &str = "envoy.transport_sockets.raw_buffer";
 
 /// Of raw TCP between sidecars.
 const ALPN_TCP: &str = "phalanx-tcp";
-const ALPN_HTTP: [&str; 2] = ["h2", "http/1.1"];
+pub(crate) const ALPN_HTTP: [&str; 2] = ["h2", "http/1.1"];
 
 /// The hybrid post-quantum group first.
 const GROUPS: [&str; 3] = ["X25519MLKEM768", "X25519", "P-256"];
@@ -184,7 +184,7 @@ fn common(
     }
 }
 
-fn params() -> tls_v3::TlsParameters {
+pub(crate) fn params() -> tls_v3::TlsParameters {
     use tls_v3::tls_parameters::TlsProtocol;
     tls_v3::TlsParameters {
         tls_minimum_protocol_version: TlsProtocol::TlSv12.into(),

@@ -3,6 +3,7 @@
 use super::*;
 use crate::ca::RotationPhase::{Overlap, Steady, Switched};
 use crate::ca::record::{ROTATION, Step};
+use crate::ca::rotate::SETTLE;
 
 /// A sidecar on a stream of trust.
 struct Follower {
@@ -69,6 +70,14 @@ async fn everybody_who_has_a_certificate_is_waited_for() {
     // The other one is away. By itself it waits, an operator need not.
     ca.progress().await.unwrap();
     assert_eq!(ca.rotation().phase, Overlap);
+    // Nor need he, once who was connected before a restart has had the time to come back.
+    assert!(ca.rotation().settling);
+    let refused = ca.rotate_switch("tester").await;
+    assert!(
+        matches!(refused, Err(CaError::Settling { .. })),
+        "{refused:?}"
+    );
+    plane.clock.advance(SETTLE);
     let status = ca.rotate_switch("tester").await.unwrap();
     assert_eq!(status.phase, Switched);
     // The two, and nobody else: our own is renewed under the new root.
@@ -183,6 +192,7 @@ async fn it_can_be_taken_back_until_the_new_root_signs() {
     assert!(ca.roots().is_same(&before));
     assert_eq!(ca.issuers().len(), 1);
     ca.rotate_begin("tester").await.unwrap();
+    plane.clock.advance(SETTLE);
     ca.rotate_switch("tester").await.unwrap();
     assert!(matches!(
         ca.rotate_abort("tester").await,
@@ -200,6 +210,7 @@ async fn a_restart_in_any_phase_goes_on_there() {
     assert_eq!(ca.rotation().phase, Overlap);
     assert_eq!(ca.roots().iter().count(), 2);
     assert_eq!(leaf(&ca, "battle").await.record.issuer, old.record.issuer);
+    plane.clock.advance(SETTLE);
     ca.rotate_switch("tester").await.unwrap();
     let ca = plane.open().await;
     assert_eq!(ca.rotation().phase, Switched);
@@ -316,6 +327,7 @@ async fn an_outside_root_is_replaced_by_what_lies_beside_it() {
     let dir = plane.config.outside.clone().unwrap();
     write_intermediate(&dir.join("next"), &files);
     ca.rotate_begin("tester").await.unwrap();
+    plane.clock.advance(SETTLE);
     ca.rotate_switch("tester").await.unwrap();
     let new = leaf(&ca, "battle").await;
     assert!(see(&new, &successor.roots(), plane.now()).is_ok());

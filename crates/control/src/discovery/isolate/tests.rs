@@ -27,6 +27,7 @@ impl Peer {
             outbound: None,
             agent: "envoy".into(),
             tls: Default::default(),
+            edge: None,
         };
         Self {
             isolation: Isolation::default(),

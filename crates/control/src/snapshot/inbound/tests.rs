@@ -59,6 +59,7 @@ fn node(has_identity: bool) -> Node {
             has_identity,
             ..NodeTls::default()
         },
+        edge: None,
     }
 }
 

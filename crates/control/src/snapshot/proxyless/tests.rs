@@ -48,6 +48,7 @@ fn node() -> Node {
         outbound: None,
         agent: "gRPC Go 1".into(),
         tls: Default::default(),
+        edge: None,
     }
 }
 

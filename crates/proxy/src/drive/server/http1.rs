@@ -12,6 +12,7 @@ use super::super::core::Core;
 use super::super::exchange::Lent;
 use super::super::http2::Piece;
 use super::super::request::{self, Outcome};
+use super::super::shut;
 use super::super::stream::Stream;
 use super::super::tally::Tally;
 use super::super::wire::{Scratch, Wire};
@@ -46,14 +47,12 @@ pub async fn serve(door: &Rc<Door>, stream: Stream) {
                     request::serve(door, Incoming::Http1(&mut connection), request, exchange);
                 match watched(door, Box::pin(serving)).await {
                     Some(Outcome::Done) => {}
-                    Some(Outcome::Upgraded(upgraded)) => {
-                        if poll_fn(|cx| connection.poll_flush(cx, core)).await == ()
-                            && !connection.cut
-                        {
+                    Some(Outcome::Upgraded(upgraded, lasting)) => {
+                        poll_fn(|cx| connection.poll_flush(cx, core)).await;
+                        if !connection.cut {
                             let early = connection.unread.as_slice().to_vec();
-                            upgraded
-                                .run(connection.wire.into_stream(), early.into())
-                                .await;
+                            let running = upgraded.run(connection.wire.into_stream(), early.into());
+                            shut::while_allowed(core, lasting, running).await;
                         }
                         return;
                     }
@@ -298,6 +297,7 @@ impl Http1 {
             core.wheel.now_us(),
         );
         core.count(Event::Refused);
+        tally.refused("");
         let reply = refusal.reply();
         tally.answer(reply.status, None, reply.reason);
         self.reply(core, &reply);

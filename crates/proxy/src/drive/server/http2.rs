@@ -147,6 +147,7 @@ fn count_refused(door: &Door, refusal: Refusal, answered: bool) {
         door.direction,
         core.wheel.now_us(),
     );
+    tally.refused("");
     let reply = refusal.reply();
     if answered {
         tally.answer(reply.status, None, reply.reason);

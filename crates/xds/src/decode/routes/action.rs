@@ -13,6 +13,7 @@ use super::super::DecodeError;
 use super::super::field::{
     At, cluster_name, duration, each, fixed, header_name, nonempty, positive, refuse,
 };
+use super::beside::{self, Beside};
 use super::{REQUEST, RESPONSE, edit};
 use crate::encode::routes::{NO_BACKOFF, PICKS_MAX, WHOLE_PATH, previous_hosts, removal, retry_on};
 
@@ -24,6 +25,7 @@ pub(super) fn forward(
     at: At<'_>,
     message: route_v3::RouteAction,
     matches: &RuleMatch,
+    beside: Beside,
 ) -> Result<Forward, DecodeError> {
     use route_v3::route_action::{
         ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier,
@@ -61,7 +63,7 @@ pub(super) fn forward(
     } = message;
     refuse!(at;
         metadata_match, path_rewrite_policy, path_rewrite, append_x_forwarded_host, idle_timeout, flush_timeout,
-        early_data_policy, retry_policy_typed_config, request_mirror_policies, priority, rate_limits,
+        early_data_policy, retry_policy_typed_config, priority, rate_limits,
         cors, max_grpc_timeout, grpc_timeout_offset, upgrade_configs, internal_redirect_policy,
         internal_redirect_action, hedge_policy, max_stream_duration,
     );
@@ -118,10 +120,15 @@ pub(super) fn forward(
     let (retry, attempt_timeout) = retry(at.field("retry_policy"), retry_policy, matches)?;
     let request_timeout = match timeout {
         None => Some(ROUTE_TIMEOUT),
-        Some(timeout) => {
-            Some(duration(&at.field("timeout"), timeout)?).filter(|timeout| !timeout.is_zero())
-        }
+        Some(timeout) => Some(duration(&at.field("timeout"), timeout)?)
+            .filter(|timeout| !timeout.is_zero() || beside.unlimited),
     };
+    let mirrors = each(
+        &at,
+        "request_mirror_policies",
+        request_mirror_policies,
+        beside::mirror,
+    )?;
     Ok(Forward {
         backends,
         rewrite: Rewrite { authority, path },
@@ -129,6 +136,9 @@ pub(super) fn forward(
         attempt_timeout,
         retry,
         hash_on: hash_on(at.field("hash_policy"), hash_policy)?,
+        mirrors,
+        session: beside.session,
+        cors: beside.cors,
     })
 }
 

@@ -159,21 +159,81 @@ fn hash_on() -> impl Strategy<Value = HashOn> {
     ]
 }
 
+fn mirror() -> impl Strategy<Value = Mirror> {
+    (cluster_name(), prop_oneof![Just(MILLION), 1..MILLION]).prop_map(|(cluster, per_million)| {
+        Mirror {
+            cluster,
+            per_million,
+        }
+    })
+}
+
+fn session() -> impl Strategy<Value = Session> {
+    let seconds = || (1u64..10_000_000).prop_map(Duration::from_secs);
+    let kind = prop_oneof![
+        option::of(seconds()).prop_map(|absolute| (Carrier::Cookie, absolute)),
+        seconds().prop_map(|absolute| (Carrier::PermanentCookie, Some(absolute))),
+        option::of(seconds()).prop_map(|absolute| (Carrier::Header, absolute)),
+    ];
+    ("[a-z.-]{1,12}", kind, option::of(seconds())).prop_map(|(name, (carrier, absolute), idle)| {
+        Session {
+            name,
+            carrier,
+            absolute,
+            idle,
+        }
+    })
+}
+
+fn cors() -> impl Strategy<Value = Cors> {
+    let origin = prop_oneof![
+        Just(ValueMatch::Exact(ANY.into())),
+        "https?://[a-z]{1,6}\\.[a-z]{1,3}".prop_map(ValueMatch::Exact),
+        "https?://\\[\\^/:\\]\\+\\\\\\.[a-z]{1,6}".prop_map(ValueMatch::Regex),
+    ];
+    let tokens = || {
+        prop_oneof![
+            Just(vec![ANY.to_owned()]),
+            vec("[a-zA-Z]{1,6}(-[a-z]{1,3})?", 0..3)
+        ]
+    };
+    let lists = (vec(origin, 0..3), tokens(), tokens(), tokens());
+    (lists, any::<bool>(), 0u32..86_400).prop_map(
+        |((origins, methods, headers, exposed), credentials, max_age)| Cors {
+            origins,
+            credentials,
+            methods,
+            headers,
+            exposed,
+            max_age,
+        },
+    )
+}
+
 fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
     let rewrite = (
         option::of("[a-z]{1,8}(:[0-9]{1,4})?"),
         option::of(path_rewrite(matched)),
     );
+    let limit = prop_oneof![Just(Duration::ZERO), duration()];
+    let beside = (
+        vec(mirror(), 0..3),
+        option::of(session()),
+        option::of(cors()),
+    );
     (
         backends(),
         rewrite,
-        option::of(duration()),
+        option::of(limit),
         option::of(duration()),
         retry(),
         option::of(hash_on()),
+        beside,
     )
         .prop_map(
-            |(backends, (authority, path), request_timeout, attempt_timeout, retry, hash_on)| {
+            |(backends, rewrite, request_timeout, attempt_timeout, retry, hash_on, beside)| {
+                let (authority, path) = rewrite;
+                let (mirrors, session, cors) = beside;
                 let rewrite = Rewrite { authority, path };
                 Action::Forward(Forward {
                     backends,
@@ -182,6 +242,9 @@ fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
                     attempt_timeout,
                     retry,
                     hash_on,
+                    mirrors,
+                    session,
+                    cors,
                 })
             },
         )

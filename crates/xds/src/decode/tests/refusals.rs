@@ -37,6 +37,7 @@ fn routes(change: impl FnOnce(&mut route_v3::RouteConfiguration)) -> String {
         attempt_timeout: None,
         retry: Retry::default(),
         hash_on: None,
+        ..Forward::default()
     };
     let rule = Rule {
         name: "r".into(),

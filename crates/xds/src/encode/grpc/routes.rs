@@ -68,6 +68,12 @@ pub fn losses(rule: &Rule) -> Vec<&'static str> {
     if to.hash_on.is_some() {
         losses.push("its key (hashOn): endpoints are taken in turn");
     }
+    if !to.mirrors.is_empty() {
+        losses.push("its mirrors: nothing is copied");
+    }
+    if to.session.is_some() {
+        losses.push("its sessions: each call may go to another endpoint");
+    }
     let codes = &to.retry.codes;
     if to.retry.attempts > 0 && codes.iter().any(|code| status(*code).is_empty()) {
         losses.push("retries of other statuses than 429, 499, 500, 502, 503 and 504");

@@ -36,6 +36,7 @@ fn forward() -> Forward {
         attempt_timeout: None,
         retry: Retry::default(),
         hash_on: None,
+        ..Forward::default()
     }
 }
 

@@ -1,0 +1,59 @@
+//! What a rule does besides forwarding a request: copies for others, sessions that stay where they began, and word to
+//! browsers about pages of other origins.
+
+use std::time::Duration;
+
+use super::ValueMatch;
+use crate::name::ClusterName;
+
+/// A copy of requests for one endpoint of another cluster. Nobody hears its answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mirror {
+    pub cluster: ClusterName,
+    /// Of a million requests, how many; at least 1.
+    pub per_million: u32,
+}
+
+/// Every request.
+pub const MILLION: u32 = 1_000_000;
+
+/// Requests that carry the same token go to the same endpoint, whatever the weights of backends, for as long as the
+/// endpoint is there and works, draining or not. The token is the endpoint's address, as Envoy encodes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Of the cookie, or of the header in lower case. In a document empty where the rule's own is to be taken.
+    pub name: String,
+    pub carrier: Carrier,
+    /// Whole seconds from the first answer after which the token means nothing any more.
+    pub absolute: Option<Duration>,
+    /// The same from the last answer.
+    pub idle: Option<Duration>,
+}
+
+/// What carries a session's token, both ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    /// That the client forgets when its own session ends.
+    Cookie,
+    /// That the client keeps for as long as [`Session::absolute`] says, which is always there.
+    PermanentCookie,
+    Header,
+}
+
+/// What is told to browsers whose page is of another origin (the Fetch standard's CORS protocol).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cors {
+    /// Whose pages may read answers: `*` for all, an origin, or a pattern of the whole of one.
+    pub origins: Vec<ValueMatch>,
+    pub credentials: bool,
+    /// `*`: whatever is asked for.
+    pub methods: Vec<String>,
+    /// `*`: whatever is asked for.
+    pub headers: Vec<String>,
+    pub exposed: Vec<String>,
+    /// Seconds for which an answer to a preflight holds.
+    pub max_age: u32,
+}
+
+/// As an origin, stands for all of them; as a method or header, for whatever is asked for.
+pub const ANY: &str = "*";

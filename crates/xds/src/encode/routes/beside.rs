@@ -1,0 +1,146 @@
+//! What a route does besides forwarding: mirror policies, and the filters for CORS and sessions, which do nothing but for
+//! routes that say so. What Envoy has no word for stands in the route's metadata.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use phalanx_model::resource::{Carrier, Cors, Forward, MILLION, Mirror, Session};
+use phalanx_proto::envoy::config::core::v3 as core_v3;
+use phalanx_proto::envoy::config::route::v3 as route_v3;
+use phalanx_proto::envoy::extensions::filters::http::cors::v3 as cors_v3;
+use phalanx_proto::envoy::extensions::filters::http::stateful_session::v3 as session_v3;
+use phalanx_proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm_v3;
+use phalanx_proto::envoy::extensions::http::stateful_session::cookie::v3::CookieBasedSessionState;
+use phalanx_proto::envoy::extensions::http::stateful_session::header::v3::HeaderBasedSessionState;
+use phalanx_proto::envoy::r#type::http::v3::Cookie;
+use phalanx_proto::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
+use prost::Name;
+
+use super::super::{any, duration, metadata};
+use super::string_match;
+
+pub(crate) const CORS_FILTER: &str = "envoy.filters.http.cors";
+pub(crate) const SESSION_FILTER: &str = "envoy.filters.http.stateful_session";
+const COOKIE_STATE: &str = "envoy.http.stateful_session.cookie";
+const HEADER_STATE: &str = "envoy.http.stateful_session.header";
+
+/// In the metadata of a route, under [`super::super::METADATA`].
+pub(crate) const TIMEOUT: &str = "timeout";
+pub(crate) const NO_TIMEOUT: &str = "none";
+pub(crate) const SESSION_IDLE: &str = "session_idle";
+/// Of a header, which has no time to live in Envoy.
+pub(crate) const SESSION_ABSOLUTE: &str = "session_absolute";
+/// Of a cookie with a time to live that is not told to clients.
+pub(crate) const SESSION_LIFETIME: &str = "session_lifetime";
+pub(crate) const OF_CLIENT: &str = "client";
+
+/// In the order in which requests pass them; the router comes after.
+pub(crate) fn filters() -> Vec<hcm_v3::HttpFilter> {
+    let session = session_v3::StatefulSession::default();
+    vec![
+        filter(CORS_FILTER, &cors_v3::Cors {}),
+        filter(SESSION_FILTER, &session),
+    ]
+}
+
+fn filter<M: Name>(name: &str, config: &M) -> hcm_v3::HttpFilter {
+    hcm_v3::HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(hcm_v3::http_filter::ConfigType::TypedConfig(any(config))),
+        ..Default::default()
+    }
+}
+
+pub(super) fn mirrors(to: &Forward) -> Vec<route_v3::route_action::RequestMirrorPolicy> {
+    to.mirrors.iter().map(mirror).collect()
+}
+
+/// Envoy would mark the copy's authority with `-shadow`.
+fn mirror(mirror: &Mirror) -> route_v3::route_action::RequestMirrorPolicy {
+    let share = FractionalPercent {
+        numerator: mirror.per_million,
+        denominator: DenominatorType::Million.into(),
+    };
+    let runtime_fraction =
+        (mirror.per_million < MILLION).then(|| core_v3::RuntimeFractionalPercent {
+            default_value: Some(share),
+            ..Default::default()
+        });
+    route_v3::route_action::RequestMirrorPolicy {
+        cluster: mirror.cluster.to_string(),
+        runtime_fraction,
+        disable_shadow_host_suffix_append: true,
+        ..Default::default()
+    }
+}
+
+pub(super) fn configs(to: &Forward) -> BTreeMap<String, prost_types::Any> {
+    let cors = to.cors.as_ref().map(|to| (CORS_FILTER, any(&cors(to))));
+    let session = to.session.as_ref();
+    let session = session.map(|to| (SESSION_FILTER, any(&stateful(to))));
+    let configs = cors.into_iter().chain(session);
+    configs
+        .map(|(name, config)| (name.to_owned(), config))
+        .collect()
+}
+
+/// What only our sidecar hears.
+pub(super) fn words(to: &Forward) -> Option<core_v3::Metadata> {
+    let seconds = |time: Option<Duration>| {
+        time.map(|time| time.as_secs().to_string())
+            .unwrap_or_default()
+    };
+    let is_unlimited = to.request_timeout == Some(Duration::ZERO);
+    let carrier = |of| to.session.as_ref().filter(|s| s.carrier == of);
+    let absolute = carrier(Carrier::Header).and_then(|session| session.absolute);
+    let lifetime = carrier(Carrier::Cookie).and_then(|session| session.absolute);
+    let idle = to.session.as_ref().and_then(|session| session.idle);
+    metadata(&[
+        (TIMEOUT, if is_unlimited { NO_TIMEOUT } else { "" }),
+        (SESSION_IDLE, &seconds(idle)),
+        (SESSION_ABSOLUTE, &seconds(absolute)),
+        (SESSION_LIFETIME, lifetime.map_or("", |_| OF_CLIENT)),
+    ])
+}
+
+/// Preflights of other origins are answered, not passed on: the application would decide by itself.
+fn cors(cors: &Cors) -> cors_v3::CorsPolicy {
+    cors_v3::CorsPolicy {
+        allow_origin_string_match: cors.origins.iter().map(string_match).collect(),
+        allow_methods: cors.methods.join(", "),
+        allow_headers: cors.headers.join(", "),
+        expose_headers: cors.exposed.join(", "),
+        max_age: cors.max_age.to_string(),
+        allow_credentials: Some(cors.credentials),
+        forward_not_matching_preflights: Some(false),
+        ..Default::default()
+    }
+}
+
+fn stateful(session: &Session) -> session_v3::StatefulSessionPerRoute {
+    use session_v3::stateful_session_per_route::Override;
+    let name = session.name.clone();
+    let (state, config) = match session.carrier {
+        Carrier::Header => (HEADER_STATE, any(&HeaderBasedSessionState { name })),
+        Carrier::Cookie | Carrier::PermanentCookie => {
+            let cookie = Cookie {
+                name,
+                ttl: session.absolute.map(duration),
+                path: "/".to_owned(),
+                attributes: Vec::new(),
+            };
+            let cookie = Some(cookie);
+            (COOKIE_STATE, any(&CookieBasedSessionState { cookie }))
+        }
+    };
+    let session_state = Some(core_v3::TypedExtensionConfig {
+        name: state.to_owned(),
+        typed_config: Some(config),
+    });
+    session_v3::StatefulSessionPerRoute {
+        r#override: Some(Override::StatefulSession(session_v3::StatefulSession {
+            session_state,
+            ..Default::default()
+        })),
+    }
+}
