@@ -8,9 +8,9 @@ use std::time::Duration;
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::instance::{Labels, Protocol};
 use crate::name::ServiceName;
+use crate::resource::limit::Limits;
 use crate::resource::{
     AccessPolicy, AccessRule, Caller, CircuitBreaker, ConnectionPool, Cors, Effect, HashOn,
-use crate::resource::limit::Limits;
     HeaderEdit, HealthCheck, LoadBalancer, Locality, MtlsMode, OutlierDetection, Redirect, Retry,
     RetryBudget, Rewrite, RuleMatch, Session, SlowStart,
 };
@@ -316,6 +316,8 @@ pub struct BackendPolicy {
     pub retry_budget: Option<RetryBudget>,
     /// None: nobody asks.
     pub health_check: Option<HealthCheck>,
+    /// Rate limits, faults and priorities; enforced by the sidecars of the targets' instances.
+    pub limits: Option<Limits>,
 }
 
 /// `phalanx.dev/v1alpha1` AuthorizationPolicy: whose calls the instances of a Service take. Where a Service has policies
@@ -360,8 +362,6 @@ impl AuthorizationPolicy {
             Source::Id(id) => Caller::Id(id.clone()),
             Source::Anyone => Caller::Anyone,
         };
-    /// Rate limits, faults and priorities; enforced by the sidecars of the targets' instances.
-    pub limits: Option<Limits>,
         let rule = |rule: &CallRule| {
             let mut callers: Vec<_> = rule.from.iter().map(caller).collect();
             callers.sort_unstable();
