@@ -7,7 +7,7 @@
 use phalanx_model::name::Direction;
 use phalanx_model::reason::Reason;
 use phalanx_relay::checked::is_internal;
-use phalanx_relay::{Checked, ResponseHead, Value, Verdict, names};
+use phalanx_relay::{Checked, Reply, ResponseHead, Value, Verdict, names};
 use phalanx_telemetry::trace::{TraceContext, tracestate_valid};
 
 use crate::context::StreamContext;

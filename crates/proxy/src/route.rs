@@ -1,5 +1,7 @@
 //! Which rule a request meets and which backend gets it.
 
+use std::net::SocketAddr;
+
 use phalanx_model::name::Direction;
 use phalanx_model::reason::Reason;
 use phalanx_model::resource::Health;
@@ -197,3 +199,6 @@ fn location(
         .unwrap_or_default();
     Some(format!("{scheme}://{host}{port}{path}{query}"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,10 @@
 
 use phalanx_testkit::envoy::{Envoy, Protocol};
 use phalanx_testkit::eventually;
-use phalanx_testkit::http::{Answer, Call, call};
-use phalanx_testkit::mesh::{Mesh, READY_MAX};
+use phalanx_testkit::http::{Answer, Call, Connection, call};
+use phalanx_testkit::mesh::{Instance, Mesh, READY_MAX};
+
+use std::net::SocketAddr;
 
 use hyper::Method;
 
@@ -17,26 +19,48 @@ struct Seen {
     /// Method, path, query and the headers the table is about, as the application got them.
     received: serde_json::Value,
     location: String,
-    marked: String,
+    /// Those of the answer that the table is about.
+    marked: Vec<String>,
     grpc: Option<String>,
 }
 
+/// Of requests as the application got them, and of answers.
+const RECEIVED: [&str; 5] = ["x-added", "x-set", "x-gone", "x-backend", "host"];
+const MARKED: [&str; 10] = [
+    "x-marked",
+    "x-app",
+    "x-gone",
+    "x-phalanx-reason",
+    "access-control-allow-origin",
+    "access-control-allow-credentials",
+    "access-control-allow-methods",
+    "access-control-allow-headers",
+    "access-control-expose-headers",
+    "access-control-max-age",
+];
+
 fn seen(answer: &Answer) -> Seen {
     let told = answer.json();
-    let header = |name: &str| told["headers"][name].clone();
+    let mut received = vec![
+        told["method"].clone(),
+        told["path"].clone(),
+        told["query"].clone(),
+    ];
+    received.extend(RECEIVED.map(|name| told["headers"][name].clone()));
+    // Of what it takes for no request at all, Envoy tells no reason.
+    let told_by_both = |name: &&&str| answer.status != 400 || **name != "x-phalanx-reason";
+    let all = |name: &&str| {
+        let values = answer.headers.get_all(*name).iter();
+        values
+            .map(|value| format!("{name}: {}", value.to_str().unwrap_or_default()))
+            .collect::<Vec<_>>()
+    };
     Seen {
         status: answer.status,
         by: answer.header("x-echo").to_owned(),
-        received: serde_json::json!([
-            told["method"],
-            told["path"],
-            told["query"],
-            header("x-added"),
-            header("x-set"),
-            header("x-gone")
-        ]),
+        received: received.into(),
         location: answer.header("location").to_owned(),
-        marked: answer.header("x-marked").to_owned(),
+        marked: MARKED.iter().filter(told_by_both).flat_map(all).collect(),
         grpc: answer.grpc_status().map(str::to_owned),
     }
 }
@@ -114,10 +138,159 @@ fn table() -> Vec<(Call, &'static str, u16)> {
     ]
 }
 
+/// Matches, one condition after the other and all together; which of several rules comes first.
+fn matches() -> Vec<(Call, &'static str, u16)> {
+    let at = |path: &str| Call::get("match", path);
+    let all = |path: &str, a: &str, b: &str| {
+        at(path)
+            .method(Method::PUT)
+            .header("X-A", a)
+            .header("x-b", b)
+    };
+    let order = || at("/order/x");
+    vec![
+        (all("/all/x?q=a%20b&r=xx", "1", "42"), "cart", 200),
+        (all("/all?r=x&z=1&q=a%20b", "1", "42"), "cart", 200),
+        (
+            all("/all?q=a%20b&r=xx", "1", "42").method(Method::GET),
+            "",
+            404,
+        ),
+        (all("/all?q=a%20b&r=xx", "2", "42"), "", 404),
+        (all("/all?q=a%20b&r=xx", "1", "421"), "", 404),
+        (all("/all?q=a&r=xx", "1", "42"), "", 404),
+        (all("/all?q=a%20b&r=xy", "1", "42"), "", 404),
+        (all("/all?q=a%20b", "1", "42"), "", 404),
+        (all("/all?Q=a%20b&r=xx", "1", "42"), "", 404),
+        // Twice: the first value counts.
+        (all("/all?q=a%20b&q=c&r=xx", "1", "42"), "cart", 200),
+        (all("/all?q=c&q=a%20b&r=xx", "1", "42"), "", 404),
+        (order(), "shop", 200),
+        (at("/order/exact"), "cart", 200),
+        (at("/order/exact/"), "shop", 200),
+        (at("/order/rab"), "cart", 200),
+        (at("/order/rab1"), "shop", 200),
+        (at("/order/long"), "cart", 200),
+        (at("/order/long/x"), "cart", 200),
+        (at("/order/longer"), "shop", 200),
+        (order().method(Method::DELETE), "cart", 200),
+        (order().header("x-one", "1"), "cart", 200),
+        (
+            order().header("x-one", "1").header("x-two", "2"),
+            "shop",
+            200,
+        ),
+        (at("/order/x?one=1"), "cart", 200),
+        (at("/order/x?one=1").header("x-two", "2"), "cart", 200),
+        (at("/tie"), "cart", 200),
+        (at("/"), "", 404),
+        (Call::get("duo", "/"), "shop", 200),
+        (Call::get("duo:8080", "/"), "cart", 200),
+    ]
+}
+
+/// What is done to requests and answers on their way.
+fn filters() -> Vec<(Call, &'static str, u16)> {
+    let at = |path: &str| Call::get("filter", path);
+    let moved = |path: &str| Call::get("shop", path);
+    let marked = |path: &str| {
+        at(path)
+            .header("x-answer", "x-marked=old")
+            .header("x-answer", "x-app=app")
+            .header("x-answer", "x-gone=app")
+    };
+    let of = |path: &str, origin: &str| at(path).header("origin", origin);
+    let asks = |path: &str, origin: &str| {
+        of(path, origin)
+            .method(Method::OPTIONS)
+            .header("access-control-request-method", "PUT")
+    };
+    vec![
+        (moved("/moved-port/a?x=1"), "", 307),
+        (moved("/moved-port"), "", 307),
+        (moved("/moved-303/a/"), "", 303),
+        (moved("/moved-308/a/b?q"), "", 308),
+        (moved("/moved-308"), "", 308),
+        (
+            marked("/backend/x")
+                .header("x-set", "old")
+                .header("x-gone", "1"),
+            "cart",
+            200,
+        ),
+        (marked("/answer").header("x-added", "a"), "cart", 200),
+        (at("/host/a"), "cart", 200),
+        (at("/both/a/b?c"), "cart", 200),
+        (at("/both"), "cart", 200),
+        (at("/again/flaky/1"), "cart", 200),
+        (at("/again/status/503"), "cart", 503),
+        (at("/again/status/500"), "cart", 500),
+        (at("/attempt/slow/900"), "", 504),
+        (at("/attempt/slow/1"), "cart", 200),
+        (at("/unlimited/slow/300"), "cart", 200),
+        (of("/cors", "https://www.foo.test"), "cart", 200),
+        (of("/cors", "https://a.b.bar.test"), "cart", 200),
+        (of("/cors", "http://baz.test:8080"), "cart", 200),
+        (of("/cors", "https://bar.test"), "cart", 200),
+        (of("/cors", "http://www.foo.test"), "cart", 200),
+        (of("/cors", "https://www.foo.test:8443"), "cart", 200),
+        (at("/cors"), "cart", 200),
+        (asks("/cors", "https://www.foo.test"), "", 200),
+        (
+            asks("/cors", "https://x.bar.test").header("access-control-request-headers", "x-z"),
+            "",
+            200,
+        ),
+        (asks("/cors", "https://evil.test"), "", 200),
+        // No preflight: nothing is asked for.
+        (
+            of("/cors", "https://www.foo.test").method(Method::OPTIONS),
+            "cart",
+            200,
+        ),
+        (of("/open/x", "https://any.test"), "cart", 200),
+        (
+            asks("/open", "https://any.test").header("access-control-request-headers", "x-a, x-b"),
+            "",
+            200,
+        ),
+        // Pages may read errors too.
+        (of("/open/slow/900", "https://any.test"), "", 504),
+    ]
+}
+
+fn calls() -> Vec<(Call, &'static str, u16)> {
+    let at = |path: &str| Call::grpc("calls", path);
+    let fight = || at("/arena.v1.Battle/Fight");
+    vec![
+        (at("/any.Service/Only"), "cart", 200),
+        (at("/any.Service/only"), "", 200),
+        (at("/arena.v2.Chat/Say"), "cart", 200),
+        (at("/arena.v2.Chat/Shout"), "cart", 200),
+        (at("/arena.vx.Chat/Say"), "", 200),
+        (at("/arena.v2.Chat/Whisper"), "", 200),
+        (fight(), "shop", 200),
+        (
+            fight().header("x-env", "staging").header("x-build", "b7"),
+            "cart",
+            200,
+        ),
+        (
+            fight().header("x-env", "staging").header("x-build", "b"),
+            "shop",
+            200,
+        ),
+        (at("/arena.v1.Battle"), "shop", 200),
+        // Not gRPC: no rule of a GRPCRoute is meant for it.
+        (Call::get("calls", "/arena.v1.Battle/Fight"), "", 404),
+    ]
+}
+
 async fn agree(protocol: Protocol) -> anyhow::Result<()> {
     let mut mesh = Mesh::start().await?;
     let _shop = mesh.instance("shop", "v1", "shop").await?;
     let _cart = mesh.instance("cart", "v1", "cart").await?;
+    let _glass = mesh.instance("glass", "v1", "glass").await?;
     let ours = mesh.instance("gateway", "v1", "gateway").await?;
     mesh.apply(MANIFESTS).await?;
     let envoy = Envoy::start(&mut mesh, "gateway", protocol).await?;
@@ -132,7 +305,8 @@ async fn agree(protocol: Protocol) -> anyhow::Result<()> {
     .await?;
 
     let mut differences = Vec::new();
-    for (request, by, status) in table() {
+    let tables = [table(), matches(), filters(), calls()];
+    for (request, by, status) in tables.into_iter().flatten() {
         let (mine, theirs) = (
             seen(&call(ours.outbound, &request).await?),
             seen(&call(envoy.outbound, &request).await?),
@@ -151,6 +325,10 @@ async fn agree(protocol: Protocol) -> anyhow::Result<()> {
         }
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
+    for outbound in [ours.outbound, envoy.outbound] {
+        shares(outbound).await?;
+    }
+    copies(&envoy, &ours).await?;
     for stat in [
         "cluster_manager.cds.update_rejected",
         "listener_manager.lds.update_rejected",
@@ -167,6 +345,52 @@ async fn agree(protocol: Protocol) -> anyhow::Result<()> {
     });
     let status = complete.await?;
     assert!(status.refused.is_empty(), "{status:?}");
+    Ok(())
+}
+
+/// A backend's part of 200 requests, and what is answered where there is none.
+async fn shares(outbound: SocketAddr) -> anyhow::Result<()> {
+    let mut connection = Connection::open(outbound, false).await?;
+    let mut part = async |path: &str, by: &str, status: u16| -> anyhow::Result<usize> {
+        let mut count = 0;
+        for _ in 0..200 {
+            let answer = connection.send(&Call::get("filter", path)).await?;
+            let is_other = answer.header("x-echo") != by || answer.status != status;
+            count += usize::from(!is_other);
+        }
+        Ok(count)
+    };
+    assert_eq!(part("/zero", "cart", 200).await?, 200);
+    // Seven standard deviations.
+    let half = part("/half", "", 500).await?;
+    assert!((50..=150).contains(&half), "{half} of 200 had no backend");
+    let tenth = part("/tenth", "cart", 200).await?;
+    assert!(
+        (1..=50).contains(&tenth),
+        "{tenth} of 200 went to the tenth"
+    );
+    Ok(())
+}
+
+/// Envoy's copies arrive: all at one, a quarter at another; whoever calls hears only its own answer.
+async fn copies(envoy: &Envoy, ours: &Instance) -> anyhow::Result<()> {
+    let seen = async |by: &str| -> anyhow::Result<u64> {
+        let answer = call(ours.outbound, &Call::get(by, "/seen")).await?;
+        Ok(answer.json()["seen"].as_u64().unwrap_or_default())
+    };
+    let before = [seen("shop").await?, seen("glass").await?];
+    let mut connection = Connection::open(envoy.outbound, false).await?;
+    for _ in 0..200 {
+        let answer = connection.send(&Call::get("filter", "/copy")).await?;
+        assert_eq!(answer.header("x-echo"), "cart");
+    }
+    eventually("all copies", READY_MAX, async || {
+        let all = seen("shop").await.ok()? - before[0];
+        (all >= 200).then_some(())
+    })
+    .await?;
+    let quarter = seen("glass").await? - before[1];
+    assert!((10..=100).contains(&quarter), "{quarter} of 200");
     Ok(())
 }
 

@@ -86,12 +86,15 @@ impl CorsPlan {
         let asked = self
             .headers
             .answer("access-control-allow-headers", said(&self.asked_headers));
+        let allowed = self.allowed(headers);
+        let exposed = self.exposed.clone().filter(|_| allowed.is_some());
         let fields = [
-            self.allowed(headers),
+            allowed,
             self.credentials.clone(),
             self.methods
                 .answer("access-control-allow-methods", Some(method)),
             asked,
+            exposed,
             self.max_age.clone(),
         ];
         Some(fields.into_iter().flatten().collect())

@@ -2,7 +2,8 @@
 //!
 //! HTTP/1.1 and HTTP/2 in plain text. `x-echo` names the application. The path decides the behaviour: `/status/503` answers
 //! that, `/slow/200` waits 200 ms, `/flaky/2` answers 503 twice and then 200 once, again and again, `/healthz` is healthy,
-//! everything else is answered with the request as JSON; gRPC requests get one message and trailers.
+//! `/seen` tells how many requests of `/copy…` there were, everything else is answered with the request as JSON; gRPC
+//! requests get one message and trailers. `x-answer: name=value` in a request becomes a field of its answer.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -14,7 +15,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Either, Empty, Full};
 use hyper::body::{Body, Incoming};
-use hyper::header::HeaderValue;
+use hyper::header::{HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -22,6 +23,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// Requests of `/flaky/…` so far.
 static FLAKY: AtomicU32 = AtomicU32::new(0);
+/// Requests of `/copy…` so far.
+static COPIES: AtomicU32 = AtomicU32::new(0);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
@@ -85,6 +88,7 @@ async fn answer(
                 status = 503;
             }
         }
+        (copy, _) if copy.starts_with("copy") => drop(COPIES.fetch_add(1, Ordering::Relaxed)),
         ("slow", Some(ms)) => tokio::time::sleep(Duration::from_millis(ms.into())).await,
         _ => {}
     }
@@ -94,10 +98,15 @@ async fn answer(
         .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
     // For gRPC a head that ends the stream, the only failure that all of its clients try again.
     let is_bare = grpc && verb == "flaky" && status != 200;
+    let joined = |name| {
+        let values = head.headers.get_all(name).iter();
+        let values = values.map(|value| String::from_utf8_lossy(value.as_bytes()));
+        values.collect::<Vec<_>>().join(", ")
+    };
     let headers: serde_json::Map<String, serde_json::Value> = head
         .headers
-        .iter()
-        .map(|(n, v)| (n.to_string(), String::from_utf8_lossy(v.as_bytes()).into()))
+        .keys()
+        .map(|name| (name.to_string(), joined(name).into()))
         .collect();
     let authority = head
         .uri
@@ -107,6 +116,7 @@ async fn answer(
     let told = serde_json::json!({
         "name": &*name, "method": head.method.as_str(), "path": path, "query": head.uri.query(), "authority": authority,
         "version": format!("{:?}", head.version), "headers": headers, "body_bytes": received.len(),
+        "seen": COPIES.load(Ordering::Relaxed),
     });
     let mut trailers = None;
     let (kind, bytes) = if grpc {
@@ -132,6 +142,15 @@ async fn answer(
     response
         .headers_mut()
         .insert("content-type", HeaderValue::from_static(kind));
+    for wanted in head.headers.get_all("x-answer") {
+        let wanted = wanted.to_str().ok().and_then(|text| text.split_once('='));
+        if let Some((name, value)) = wanted
+            && let Ok(name) = HeaderName::from_bytes(name.as_bytes())
+            && let Ok(value) = HeaderValue::from_str(value)
+        {
+            response.headers_mut().append(name, value);
+        }
+    }
     if let Ok(value) = HeaderValue::from_str(&name) {
         response.headers_mut().insert("x-echo", value);
     }
