@@ -26,6 +26,7 @@ use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::secure::{Protocol, Rejection, Secure};
+use crate::why::NO_CERTIFICATE;
 
 /// Until a connection attempt counts as failed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -276,8 +277,7 @@ type Over = Pin<Box<dyn Future<Output = ()> + Send>>;
 async fn dial(address: &str, secure: Option<&Secure>, most: Duration) -> io::Result<(Wire, Over)> {
     let late = |_| Err(ErrorKind::TimedOut.into());
     if secure.is_some_and(|secure| !secure.is_ready()) {
-        let why = "there is no certificate to show yet";
-        return Err(io::Error::new(ErrorKind::NotConnected, why));
+        return Err(io::Error::new(ErrorKind::NotConnected, NO_CERTIFICATE));
     }
     let stream = timeout(most, TcpStream::connect(address)).await;
     let stream = stream.unwrap_or_else(late)?;

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use crate::backoff::Backoff;
 use crate::channel::Control;
-use crate::why::why;
+use crate::why::{is_joining, why};
 
 pub use watch::{Update, Watch, WatchError};
 pub use wire::{InvalidInstance, from_wire, id_from_wire, state_from_wire, state_to_wire, to_wire};
@@ -472,7 +472,8 @@ impl Asserter {
 
     fn fail(&mut self, status: &Status, id: &InstanceId) {
         self.counts.failures.fetch_add(1, Ordering::Relaxed);
-        if !self.warned {
+        // Whoever joins is not warned of it.
+        if !self.warned && !is_joining(status) {
             warn!(instance = %id, code = ?status.code(), error = why(status), "the registry does not answer, trying again");
             self.warned = true;
         }

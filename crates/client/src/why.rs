@@ -6,6 +6,8 @@ use tonic::{Code, Status};
 
 /// What a control plane says that takes no plain text, in the version of HTTP that it was spoken to in.
 pub const SPEAKS_TLS: &str = "this port speaks TLS, plain text is not taken";
+/// Whoever has yet to join knocks nowhere before.
+pub const NO_CERTIFICATE: &str = "there is no certificate to show yet";
 /// Of what is foreign, what is passed on.
 const TEXT_MAX: usize = 500;
 
@@ -32,6 +34,12 @@ pub fn is_plain_refused(status: &Status) -> bool {
     let is_said = |text: &str| text.contains(SPEAKS_TLS);
     status.code() == Code::PermissionDenied
         && (is_said(status.message()) || causes(status).any(|cause| is_said(&cause)))
+}
+
+/// Whether nothing is wrong: the certificate is on its way.
+pub fn is_joining(status: &Status) -> bool {
+    let is_said = |text: &str| text.contains(NO_CERTIFICATE);
+    is_said(status.message()) || causes(status).any(|cause| is_said(&cause))
 }
 
 fn causes(status: &Status) -> impl Iterator<Item = String> {

@@ -428,6 +428,10 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
             roots.display(),
             token.display()
         );
+        tracing::info!(
+            "console: https://{admin_address}, with the token in {} at its log-in",
+            token.display()
+        );
     }
     tracing::info!(plane, xds = %xds_address, admin = %admin_address, dns = dns_address.map(tracing::field::display), ocsp = ocsp_address.map(tracing::field::display), "control plane serves");
     Ok(Running {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use phalanx_client::backoff::Backoff;
-use phalanx_client::why::why;
+use phalanx_client::why::{is_joining, why};
 use phalanx_proto::envoy::config::core::v3::Node;
 use phalanx_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use phalanx_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
@@ -315,15 +315,16 @@ impl Stream {
                 Err(error) => why(error),
             };
             self.known.lost(&error);
+            let joins = outcome.as_ref().is_err_and(is_joining);
             if was_open {
                 info!(
                     error,
                     "discovery stream lost, serving by the last configuration"
                 );
-            } else if !warned {
+            } else if !warned && !joins {
                 warn!(error, "the control plane can't be reached, trying again");
             }
-            warned = !was_open;
+            warned = !was_open && !joins;
             let until = Instant::now() + self.backoff.wait();
             loop {
                 tokio::select! {

@@ -19,6 +19,7 @@ use phalanx_store::{Revision, Txn};
 
 use super::log::Line;
 use super::mesh;
+use super::peers::Stream;
 use super::place::{self, IntermediateFiles};
 use super::record::{
     ROTATION, RotationRecord, Step, TrustingRecord, issuer_key, root_key, trusting_key,
@@ -214,11 +215,18 @@ impl Ca {
     fn untrusting(&self, living: &[Arc<Line>], bundle: &str) -> Vec<Waiting> {
         let peers = self.peers();
         let said = peers.stored();
+        // What is said here is in the store a moment later.
+        let here: HashMap<&Serial, &Stream> = peers.known().collect();
+        let own = self.own().credentials().map(|c| c.peer().serial.clone());
+        let own_roots = self.own().roots();
+        let own_trusts = own_roots.is_some_and(|roots| mesh::bundle_of(&roots) == bundle);
+        let is_here = |serial: &Serial| here.contains_key(serial) || own.as_ref() == Some(serial);
         let trusts = |line: &Line| {
+            let serial = &line.serial;
             line.record.bundle == bundle
-                || said
-                    .get(&line.serial)
-                    .is_some_and(|said| said.bundle == bundle)
+                || said.get(serial).is_some_and(|said| said.bundle == bundle)
+                || here.get(serial).is_some_and(|here| here.bundle == bundle)
+                || (own_trusts && own.as_ref() == Some(serial))
         };
         // Renewals of one certificate are one holder's: its connection may be older than what it shows.
         let mut holders = Holders::default();
@@ -242,7 +250,9 @@ impl Ca {
                 id: line.record.id.clone(),
                 serial: line.serial.clone(),
                 not_after: line.record.not_after,
-                plane: connected.map(|said| said.plane.clone()),
+                plane: connected
+                    .map(|said| said.plane.clone())
+                    .or_else(|| is_here(&line.serial).then(|| self.0.config.plane.clone())),
                 error: connected.map(|said| said.error.clone()).unwrap_or_default(),
             }
         };

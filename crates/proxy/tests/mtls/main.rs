@@ -9,6 +9,7 @@ mod pki;
 mod access;
 mod both_ends;
 mod hostile;
+mod lasting;
 mod modes;
 mod raw;
 mod refusals;
