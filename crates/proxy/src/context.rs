@@ -73,6 +73,12 @@ pub struct StreamContext<'p> {
     pub endpoint: Cell<Option<SocketAddr>>,
     /// What the answer says of the request's origin.
     pub origin: Option<Field>,
+    /// When the caller gives up, by [`crate::quota::clock`]; what it said in `grpc-timeout`.
+    pub deadline_ns: Option<u64>,
+    /// What a fault makes it wait before the first attempt.
+    pub delay_ms: u64,
+    /// Its place among the requests under way; given back when the answer's head is there.
+    pub admitted: Option<Admitted>,
     /// Clusters that get a copy, in [`crate::plan::Plan::clusters`].
     pub mirrors: Vec<usize>,
 }
@@ -83,12 +89,6 @@ impl<'p> StreamContext<'p> {
         caller: &'p Caller,
         guarded: bool,
         rng: fastrand::Rng,
-    /// When the caller gives up, by [`crate::quota::clock`]; what it said in `grpc-timeout`.
-    pub deadline_ns: Option<u64>,
-    /// What a fault makes it wait before the first attempt.
-    pub delay_ms: u64,
-    /// Its place among the requests under way; given back when the answer's head is there.
-    pub admitted: Option<Admitted>,
     ) -> Self {
         Self {
             direction,
@@ -110,10 +110,10 @@ impl<'p> StreamContext<'p> {
             wanted: None,
             endpoint: Cell::new(None),
             origin: None,
+            deadline_ns: None,
+            delay_ms: 0,
+            admitted: None,
             mirrors: Vec::new(),
         }
     }
 }
-            deadline_ns: None,
-            delay_ms: 0,
-            admitted: None,

@@ -29,11 +29,11 @@ pub use self::peer::{Alpn, PeerPlan};
 pub use self::table::{Table, compile_table};
 use crate::account::{Account, Edge, EdgeKey, Security, Traffic};
 use crate::desk::Desk;
+use crate::quota::Standing;
+use crate::quota::leases::Leases;
 use crate::edge;
 
 /// What discovery holds, accepted and complete.
-use crate::quota::Standing;
-use crate::quota::leases::Leases;
 #[derive(Clone, Default)]
 pub struct Resources {
     /// Where requests wait for hosts, if they may.
@@ -247,6 +247,21 @@ impl Plan {
         plan
     }
 
+    /// Each policy with limits that holds for some port.
+    pub fn limits(&self) -> Vec<Arc<Standing>> {
+        let entries = self.inbound.apps.iter().filter_map(|app| app.entry.as_ref());
+        let standings = entries.flat_map(|entry| entry.limits.standings());
+        let by_name: BTreeMap<_, _> = standings.map(|one| (&one.policy, one)).collect();
+        by_name.into_values().cloned().collect()
+    }
+
+    /// Those that other sidecars share.
+    pub fn leases(&self) -> Vec<Arc<Leases>> {
+        let limits = self.limits();
+        let leases = limits.iter().filter_map(|standing| standing.leases.clone());
+        leases.collect()
+    }
+
     pub fn cluster(&self, name: &ClusterName) -> Option<&Arc<ClusterPlan>> {
         let inbound = || self.clusters.get(self.inbound_from..);
         match self.place(name) {
@@ -265,21 +280,6 @@ impl Plan {
 /// Where listeners are still to come, a table of the agreed name will do.
 fn outbound(
     resources: &Resources,
-    /// Each policy with limits that holds for some port.
-    pub fn limits(&self) -> Vec<Arc<Standing>> {
-        let entries = self.inbound.apps.iter().filter_map(|app| app.entry.as_ref());
-        let standings = entries.flat_map(|entry| entry.limits.standings());
-        let by_name: BTreeMap<_, _> = standings.map(|one| (&one.policy, one)).collect();
-        by_name.into_values().cloned().collect()
-    }
-
-    /// Those that other sidecars share.
-    pub fn leases(&self) -> Vec<Arc<Leases>> {
-        let limits = self.limits();
-        let leases = limits.iter().filter_map(|standing| standing.leases.clone());
-        leases.collect()
-    }
-
     place: impl Fn(&ClusterName) -> Option<usize>,
     previous: &Plan,
 ) -> Outbound {

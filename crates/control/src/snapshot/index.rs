@@ -30,7 +30,7 @@ pub(super) struct Index {
     broad_guards: Sets<String, DocumentId>,
     /// Routes by parent.
     pub(super) routes: Sets<ServiceName, DocumentId>,
-    /// Routes by backend.
+    /// Routes by backend and by where copies go.
     users: Sets<ServiceName, DocumentId>,
     /// Routes of whatever kind by the Gateway they want to be attached to.
     pub(super) at_gateways: Sets<ServiceName, DocumentId>,

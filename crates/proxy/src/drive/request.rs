@@ -201,11 +201,7 @@ async fn answer(
 }
 
 /// Also what `explain` goes through.
-pub(crate) fn walk<'p>(
-    plan: &'p Plan,
-    request: &mut Checked,
-    context: &mut StreamContext<'p>,
-) -> Verdict {
+pub(crate) fn walk<'p>(plan: &'p Plan, request: &mut Checked, context: &mut StreamContext<'p>) -> Verdict {
     for stage in STAGES {
         match stage(plan, request, context) {
             Verdict::Continue => {}
@@ -288,11 +284,11 @@ impl Run<'_> {
         let mut tried = Tried::default();
         let mut rng = core.random();
         let idempotent = self.request.method().is_idempotent();
-            limit::carry(self.request, self.context)?;
         let mut budget: Option<Permit<Holder>> = None;
         let mut number = 0;
         let mut now_us = self.exchange.started_us.get();
         loop {
+            limit::carry(self.request, self.context)?;
             let keeps = |member: &usize| self.cluster.plan.group.keeps(*member, now_us / 1000);
             let wanted = self.context.wanted.filter(|_| number == 0).filter(keeps);
             let pick = |rng| self.cluster.pick(&tried, rng, self.context.hash, now_us);

@@ -78,7 +78,7 @@ mod tests {
         assert_eq!(read("250m"), Some(250_000_000));
         assert_eq!(read("5u"), Some(5_000));
         assert_eq!(read("0n"), Some(0));
-        assert_eq!(read("99999999H"), Some(u64::MAX.min(99_999_999 * 3_600_000_000_000)));
+        assert_eq!(read("99999999H"), Some(u64::MAX));
         for none in ["", "S", "1", "1s", "-1S", "+1S", "1.5S", "123456789S", " 1S", "1S "] {
             assert_eq!(read(none), None, "{none}");
         }
