@@ -15,6 +15,7 @@ const TEST_PROGRAMS: &[(&str, &str)] = &[
     ("curl", "curl"),
     ("dig", "bind9-dnsutils"),
     ("etcd", "etcd-server"),
+    ("redis-server", "redis-server"),
     ("python3", "python3"),
     ("node", "nodejs"),
     ("npm", "npm"),

@@ -457,21 +457,21 @@ impl Worker {
 
     async fn drain(&mut self, core: &Core, drain: Drain, close: &watch::Sender<bool>) {
         let Drain { until, spread, .. } = drain;
-        let mut rollout = Rollout::new(core, spread);
+        let mut rollout = Rollout::new(core, Instant::now(), spread);
         let linger = (until.saturating_duration_since(Instant::now()) / 2).min(LINGER_MAX);
         let lingers_until = Instant::now() + linger;
         while !drain.is_succeeded
             && Instant::now() < lingers_until
             && !(core.live() == 0 && core.quiet_ms() >= QUIET_MS)
         {
-            rollout.tell(core);
+            rollout.tell(core, Instant::now());
             if !self.rest().await {
                 return;
             }
         }
         let _ = close.send(true);
         while Instant::now() < until && (core.live() > 0 || close.receiver_count() > 1) {
-            rollout.tell(core);
+            rollout.tell(core, Instant::now());
             if !self.rest().await {
                 return;
             }
@@ -496,8 +496,7 @@ struct Rollout {
 }
 
 impl Rollout {
-    fn new(core: &Core, spread: Duration) -> Self {
-        let now = Instant::now();
+    fn new(core: &Core, now: Instant, spread: Duration) -> Self {
         let mut watches = core.begin_drain();
         core.random().shuffle(&mut watches);
         // The first one at once: where there is only one there is nothing to spread.
@@ -512,8 +511,7 @@ impl Rollout {
         Self { left }
     }
 
-    fn tell(&mut self, core: &Core) {
-        let now = Instant::now();
+    fn tell(&mut self, core: &Core, now: Instant) {
         while let Some((_, watch)) = self.left.pop_if(|(due, _)| *due <= now) {
             if let Some(watch) = watch.upgrade() {
                 watch.drain(core);
@@ -557,3 +555,6 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const LINGER_MAX: Duration = Duration::from_secs(1);
 const QUIET_MS: u64 = 100;
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests;

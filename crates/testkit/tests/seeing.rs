@@ -1,6 +1,9 @@
 //! What is said of requests is what happens to them: explanations against a running sidecar, access log, taps, messages of
 //! streams that are still open, reasons.
 
+#[path = "interop/table.rs"]
+mod table;
+
 mod seeing {
     pub mod logs;
     pub mod streams;

@@ -117,7 +117,11 @@ fn envoy_takes_inbound_listeners_of_http_and_of_tcp() {
     let mut listeners = Vec::new();
     for (index, mut listener) in samples(models::inbound()).into_iter().enumerate() {
         listener.address = ([127, 0, 0, 1], 0).into();
-        for encoded in [encode::listener(&listener), encode::tcp_inbound(&listener)] {
+        for encoded in [
+            encode::listener(&listener),
+            encode::envoy_inbound(&listener),
+            encode::tcp_inbound(&listener),
+        ] {
             let mut sent = listener_v3::Listener::decode(encoded.body).unwrap();
             sent.name = format!("{index} {}", listeners.len());
             listeners.push(sent);
@@ -126,9 +130,14 @@ fn envoy_takes_inbound_listeners_of_http_and_of_tcp() {
     let application =
         cluster_v3::Cluster::decode(encode::application(([127, 0, 0, 1], 8080).into()).body)
             .unwrap();
+    // Whom it asks about global limits, by the name that the bootstrap has.
+    let asked = cluster_v3::Cluster {
+        name: "xds".into(),
+        ..control()
+    };
     let resources = StaticResources {
         listeners,
-        clusters: vec![control(), application],
+        clusters: vec![control(), asked, application],
     };
     assert_eq!(refusal(&envoy, resources), None);
 }

@@ -1,11 +1,9 @@
-use std::sync::Arc;
-
 use phalanx_proto::phalanx::limits::v1::limits_server::Limits as _;
 use tonic::Code;
 
 use super::*;
 use crate::access::Who;
-use crate::world::fixture;
+use crate::world::fixture::Fixture;
 
 const POLICY: &str = "
 apiVersion: phalanx.dev/v1alpha1
@@ -17,7 +15,7 @@ spec:
 ";
 
 fn limits() -> Limits {
-    let world = fixture::world(&[POLICY], &[]);
+    let world = Fixture::yaml(POLICY).world();
     let (sender, worlds) = watch::channel(Arc::new(world));
     std::mem::forget(sender); // the world does not change any more
     Limits::new(worlds, None)

@@ -47,6 +47,7 @@ pub(super) fn policy(spec: &At<'_>, meta: Meta) -> Option<BackendPolicy> {
             "leave `slowStart` out, or choose one of these",
         );
     }
+    let health_check = section(&mut fields, "healthCheck", self::health_check);
     Some(BackendPolicy {
         targets,
         load_balancer,
@@ -57,8 +58,12 @@ pub(super) fn policy(spec: &At<'_>, meta: Meta) -> Option<BackendPolicy> {
         circuit_breaker: section(&mut fields, "circuitBreaker", circuit_breaker),
         outlier_detection: section(&mut fields, "outlierDetection", outlier_detection),
         retry_budget: section(&mut fields, "retryBudget", retry_budget),
-        health_check: section(&mut fields, "healthCheck", health_check),
-        limits: limit::limits(&mut fields, &meta),
+        limits: limit::limits(
+            &mut fields,
+            &meta,
+            health_check.as_ref().map(|check| &check.probe),
+        ),
+        health_check,
         meta,
     })
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::cursor::{At, Fields};
 use super::route::header_matches;
 use crate::document::Meta;
-use crate::resource::HeaderMatch;
+use crate::resource::{HeaderMatch, Probe};
 use crate::resource::limit::{
     Fault, FaultEffect, GlobalLimit, LimitKey, Limits, Overload, Priority, PriorityRule, Rate,
     SHARE_WHOLE,
@@ -23,7 +23,11 @@ const IN_FLIGHT_MAX: u32 = 1_000_000;
 const RATE_MAX: u32 = 10_000_000;
 
 /// None where nothing of the kind is said.
-pub(super) fn limits(fields: &mut Fields<'_>, meta: &Meta) -> Option<Limits> {
+pub(super) fn limits(
+    fields: &mut Fields<'_>,
+    meta: &Meta,
+    probe: Option<&Probe>,
+) -> Option<Limits> {
     let (local, global) = fields
         .get("rateLimit")
         .and_then(|at| rate_limit(&at))
@@ -35,6 +39,10 @@ pub(super) fn limits(fields: &mut Fields<'_>, meta: &Meta) -> Option<Limits> {
         global,
         faults: faults.iter().filter_map(fault).collect(),
         overload: fields.get("overload").and_then(|at| overload(&at)),
+        probe: match probe {
+            Some(Probe::Http { path }) => Some(path.clone()),
+            _ => None,
+        },
     };
     (!limits.is_empty()).then_some(limits)
 }

@@ -17,6 +17,8 @@ pub struct Limits {
     /// In their order; each by its own chance.
     pub faults: Vec<Fault>,
     pub overload: Option<Overload>,
+    /// Where the instances are asked for their health: neither limited nor shed, as gRPC's own health service never is.
+    pub probe: Option<String>,
 }
 
 impl Limits {
@@ -27,6 +29,7 @@ impl Limits {
             global,
             faults,
             overload,
+            probe: _,
         } = self;
         local.is_none() && global.is_none() && faults.is_empty() && overload.is_none()
     }

@@ -207,4 +207,15 @@ mod tests {
             wanted
         );
     }
+
+    #[test]
+    fn every_reason_stands_in_the_documents_with_its_status() {
+        let text = include_str!("../../../../docs/seeing.md");
+        for reason in phalanx_model::Reason::ALL {
+            let start = format!("| `{reason}` | {}", reason.http_status());
+            let row = text.lines().find(|line| line.starts_with(&start));
+            let grpc = format!("| {} |", reason.grpc_status());
+            assert!(row.is_some_and(|row| row.contains(&grpc)), "{start}");
+        }
+    }
 }

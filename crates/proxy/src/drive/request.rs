@@ -165,11 +165,7 @@ pub async fn serve(
 }
 
 /// Also what `explain` goes through.
-pub(crate) fn walk<'p>(
-    plan: &'p Plan,
-    request: &mut Checked,
-    context: &mut StreamContext<'p>,
-) -> Verdict {
+pub(crate) fn walk<'p>(plan: &'p Plan, request: &mut Checked, context: &mut StreamContext<'p>) -> Verdict {
     for stage in STAGES {
         match stage(plan, request, context) {
             Verdict::Continue => {}

@@ -60,18 +60,21 @@ impl Holding {
         self.identity.publish(credentials);
     }
 
-    /// Publishes a certificate that was issued to us and keeps it. One that can't be kept is published all the same: it is
-    /// good until the next start, and the alarm says so.
+    /// Keeps a certificate that was issued to us and publishes it, in this order: whoever is seen to be ready and is killed can
+    /// start again, though the token that let it in is used up. One that can't be kept is published all the same: it is good
+    /// until the next start, and the alarm says so.
     ///
     /// # Errors
     /// [`CredentialsError`] when peers would refuse it; what was in force stays.
     pub async fn take(&self, parts: Parts) -> Result<(), CredentialsError> {
-        let mut folder = self.folder.lock().await;
+        let folder = self.folder.lock().await;
         let credentials = self.check(parts)?;
         let peer = credentials.peer().clone();
+        let roots = credentials.parts().roots.clone();
+        self.keep(&folder, Arc::new(credentials.clone()), roots)
+            .await;
         self.identity.publish(credentials);
         info!(id = %peer.id, serial = %peer.serial, until = %peer.not_after, "certificate in force");
-        self.keep(&mut folder).await;
         Ok(())
     }
 
@@ -129,7 +132,11 @@ impl Holding {
         if let Some(folder) = folder.as_mut() {
             folder.keep_crls(&crls, &issuers);
         }
-        self.keep(&mut folder).await;
+        if let (Some(credentials), Some(roots)) =
+            (self.identity.credentials(), self.identity.roots())
+        {
+            self.keep(&folder, credentials, roots).await;
+        }
         if let Some(staple) = staple {
             self.staple(staple);
         }
@@ -160,12 +167,8 @@ impl Holding {
         }
     }
 
-    async fn keep(&self, folder: &mut Option<Folder>) {
-        let (Some(folder), Some(credentials), Some(roots)) = (
-            folder.clone(),
-            self.identity.credentials(),
-            self.identity.roots(),
-        ) else {
+    async fn keep(&self, folder: &Option<Folder>, credentials: Arc<Credentials>, roots: Roots) {
+        let Some(folder) = folder.clone() else {
             return;
         };
         let written = spawn_blocking(move || folder.save(&credentials, &roots)).await;

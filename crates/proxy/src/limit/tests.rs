@@ -5,11 +5,11 @@ use super::*;
 
 fn called(timeout: &str) -> (Checked, Verdict, Option<u64>, Result<(), Reply>) {
     let pseudo = Http2Pseudo {
-        method: Some(b"POST"),
-        scheme: Some(b"http"),
-        authority: Some(b"battle:8080"),
-        path: Some(b"/arena.Battle/Join"),
-        ..Http2Pseudo::default()
+        method: "POST",
+        authority: Some("battle:8080"),
+        path: "/arena.Battle/Join",
+        query: None,
+        ended: false,
     };
     let headers = [
         ("content-type", "application/grpc"),

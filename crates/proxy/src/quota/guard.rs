@@ -32,6 +32,7 @@ pub struct Standing {
     faults: Box<[Fault]>,
     priorities: Box<[(Priority, HeaderTests)]>,
     usual: Priority,
+    probe: Option<Box<str>>,
 }
 
 #[derive(Debug)]
@@ -149,6 +150,7 @@ impl Standing {
             leases,
             local,
             faults: limits.faults.iter().map(fault).collect::<Result<_, _>>()?,
+            probe: limits.probe.as_deref().map(Box::from),
             priorities: rules
                 .map(|rule| Ok((rule.priority, HeaderTests::compile(&rule.headers)?)))
                 .collect::<Result<_, _>>()?,
@@ -166,6 +168,10 @@ impl Standing {
         now_ns: u64,
         passed: &mut Passed,
     ) -> Result<(), Reply> {
+        // Who asks whether an instance works is to hear that, and not how busy it is.
+        if request.path() == GRPC_HEALTH || self.probe.as_deref() == Some(request.path()) {
+            return Ok(());
+        }
         if let Some(load) = &self.load {
             let priority = self.priority(request, asker.told);
             let Some(mut admitted) = load.enter(priority, lag::lag_ns(), now_ns) else {
@@ -242,6 +248,8 @@ impl Standing {
         Reply::of(reason)
     }
 }
+
+const GRPC_HEALTH: &str = "/grpc.health.v1.Health/Check";
 
 /// Neither part can hold the other's separator.
 fn key_of_caller(caller: &SpiffeId) -> u64 {

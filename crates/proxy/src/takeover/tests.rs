@@ -1,1 +1,133 @@
+//! What travels between two processes, here between two tasks.
 
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+
+use super::parley::Parley;
+use super::*;
+
+fn listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").unwrap()
+}
+
+#[tokio::test]
+async fn more_sockets_than_one_message_carries_arrive_in_order() {
+    let (one, other) = UnixStream::pair().unwrap();
+    let sent: Vec<TcpListener> = (0..150).map(|_| listener()).collect();
+    let files: Vec<_> = sent.iter().map(AsFd::as_fd).collect();
+    let (mut giver, mut taker) = (Parley::new(one), Parley::new(other));
+    let (given, taken) = tokio::join!(
+        async {
+            giver.give(&files).await.unwrap();
+            giver.say(&FromHolder::Draining).await
+        },
+        async {
+            let taken = taker.take(sent.len()).await.unwrap();
+            let said: FromHolder = taker.hear().await.unwrap();
+            assert_eq!(said, FromHolder::Draining);
+            taken
+        }
+    );
+    given.unwrap();
+    let ports = taken.into_iter().map(TcpListener::from);
+    let ports: Vec<_> = ports
+        .map(|listener| listener.local_addr().unwrap())
+        .collect();
+    let wanted: Vec<_> = sent
+        .iter()
+        .map(|listener| listener.local_addr().unwrap())
+        .collect();
+    assert_eq!(ports, wanted);
+}
+
+#[tokio::test]
+async fn fewer_descriptors_than_were_told_are_an_error() {
+    let (one, other) = UnixStream::pair().unwrap();
+    let (giver, taker) = (Parley::new(one), Parley::new(other));
+    let socket = listener();
+    giver.give(&[socket.as_fd()]).await.unwrap();
+    let error = taker.take(2).await.unwrap_err();
+    assert_eq!(error.to_string(), "1 descriptors of 2 came");
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_long_or_no_message_is_refused_unread() {
+    for bytes in [
+        &[0xff, 0xff, 0xff, 0xff][..],
+        &[0, 0, 0, 3, b'a', b'b', b'c'],
+    ] {
+        let (mut one, other) = UnixStream::pair().unwrap();
+        one.write_all(bytes).await.unwrap();
+        let heard = Parley::new(other).hear::<FromHeir>().await;
+        assert_eq!(heard.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+}
+
+#[test]
+fn the_first_words_stay_what_they_are() {
+    let hello = FromHeir::Hello(Hello {
+        protocols: vec![1],
+        release: "0.1.0".into(),
+        service: "default/battle".into(),
+    });
+    let refused = FromHolder::Refused {
+        reason: "why".into(),
+    };
+    assert_eq!(
+        serde_json::to_string(&hello).unwrap(),
+        r#"{"hello":{"protocols":[1],"release":"0.1.0","service":"default/battle"}}"#
+    );
+    assert_eq!(
+        serde_json::to_string(&refused).unwrap(),
+        r#"{"refused":{"reason":"why"}}"#
+    );
+    // What a later release adds to its hello does not matter.
+    let later = r#"{"hello":{"protocols":[2],"release":"9","service":"a/b","more":{}}}"#;
+    assert!(serde_json::from_str::<FromHeir>(later).is_ok());
+}
+
+#[test]
+fn only_listeners_at_their_address_are_inherited() {
+    let told = |address: String| Listeners {
+        role: "inbound".into(),
+        address,
+        sockets: 1,
+    };
+    let socket = listener();
+    let address = socket.local_addr().unwrap();
+    let mut inherited = Inherited::default();
+    let elsewhere = told("127.0.0.1:1".into());
+    assert!(
+        inherited
+            .add(&elsewhere, vec![OwnedFd::from(socket.try_clone().unwrap())])
+            .is_err()
+    );
+    let connected = std::net::TcpStream::connect(address).unwrap();
+    let local = connected.local_addr().unwrap().to_string();
+    assert!(inherited.add(&told(local), vec![connected.into()]).is_err());
+    let file = std::fs::File::open("/dev/null").unwrap();
+    assert!(
+        inherited
+            .add(&told(address.to_string()), vec![file.into()])
+            .is_err()
+    );
+    inherited
+        .add(&told(address.to_string()), vec![socket.into()])
+        .unwrap();
+    assert!(inherited.has(address));
+    assert!(
+        inherited
+            .expect("inbound", "127.0.0.1:0".parse().unwrap())
+            .is_ok()
+    );
+    let other = inherited
+        .expect("inbound", "127.0.0.1:1".parse().unwrap())
+        .unwrap_err();
+    assert!(other.to_string().contains(&address.to_string()), "{other}");
+    assert!(inherited.take("outbound", address).is_none());
+    assert!(inherited.take("inbound", address).is_some());
+    assert!(!inherited.has(address));
+}

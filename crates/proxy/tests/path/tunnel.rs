@@ -117,6 +117,72 @@ fn tcp_passes_both_sidecars_with_half_close() {
 }
 
 #[test]
+fn much_and_little_take_turns_in_one_tunnel() {
+    let sidecar = tcp_setup(echo_server()).start();
+    let mut client = Client::connect(sidecar.tcp[0]);
+    for round in 0..4 {
+        let much: Vec<u8> = (0..3_000_000).map(|i| ((i + round) % 251) as u8).collect();
+        let sent = much.clone();
+        let mut writer = client.stream.try_clone().unwrap();
+        let writing = std::thread::spawn(move || writer.write_all(&sent).unwrap());
+        assert!(client.exactly(much.len()).unwrap() == much, "round {round}");
+        writing.join().unwrap();
+        for little in 0..50_u8 {
+            client.send(&[little; 40]);
+            assert_eq!(client.exactly(40).unwrap(), [little; 40]);
+        }
+    }
+    eventually("every byte is counted", || {
+        sidecar.sum(|edge| edge.tcp_sent_bytes) == 4 * 3_002_000
+            && sidecar.sum(|edge| edge.tcp_received_bytes) == 4 * 3_002_000
+    });
+}
+
+#[test]
+fn whoever_reads_late_gets_every_byte_and_holds_up_nobody() {
+    let sidecar = tcp_setup(echo_server()).start();
+    let mut late = TcpStream::connect(sidecar.tcp[0]).unwrap();
+    let bytes: Vec<u8> = (0..20_000_000).map(|i| (i % 253) as u8).collect();
+    let sent = bytes.clone();
+    let mut writer = late.try_clone().unwrap();
+    let writing = std::thread::spawn(move || {
+        writer.write_all(&sent).unwrap();
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    // All that fits is on its way, and nothing moves any more.
+    let mut before = u64::MAX;
+    eventually("it stands still", || {
+        std::thread::sleep(Duration::from_millis(30));
+        let moved = sidecar.sum(|edge| edge.tcp_received_bytes);
+        std::mem::replace(&mut before, moved) == moved && moved > 0
+    });
+    let mut other = Client::connect(sidecar.tcp[0]);
+    other.send(b"ping");
+    assert_eq!(other.exactly(4).unwrap(), b"ping");
+    let mut back = Vec::new();
+    late.read_to_end(&mut back).unwrap();
+    writing.join().unwrap();
+    assert!(back == bytes);
+}
+
+#[test]
+fn a_tunnel_whose_bytes_nobody_takes_ends() {
+    let deadlines = Deadlines {
+        tunnel_idle: Duration::from_millis(300),
+        ..Deadlines::default()
+    };
+    let sidecar = Setup {
+        deadlines,
+        ..tcp_setup(echo_server())
+    }
+    .start();
+    let mut late = TcpStream::connect(sidecar.tcp[0]).unwrap();
+    let sent = late.write_all(&vec![0; 64 << 20]);
+    assert!(sent.is_err(), "the tunnel ended under it");
+    assert_eq!(sidecar.event(Event::TunnelIdleDeadline), 1);
+}
+
+#[test]
 fn tcp_goes_to_an_endpoint_that_listens() {
     let sidecar = {
         let mut setup = tcp_setup(dead_end());

@@ -45,7 +45,7 @@ async fn requests_are_logged_without_secrets_and_into_the_new_file_after_a_hangu
         let log = log.clone();
         async move || lines(&log).into_iter().find(|line| line["path"] == path)
     };
-    let line = eventually("the line", LIMIT, of("/cart/7").await).await?;
+    let line = eventually("the line", LIMIT, of("/cart/7")).await?;
     assert_eq!(line["direction"], "inbound");
     assert_eq!(
         (&line["method"], &line["status"]),
@@ -65,7 +65,7 @@ async fn requests_are_logged_without_secrets_and_into_the_new_file_after_a_hangu
     ] {
         assert!(line[key].is_f64(), "{key}: {line}");
     }
-    let failed = eventually("the failure", LIMIT, of("/status/503").await).await?;
+    let failed = eventually("the failure", LIMIT, of("/status/503")).await?;
     assert_eq!(failed["status"], 503);
     let own = eventually("the own answer", LIMIT, async || {
         lines(&log)
@@ -89,7 +89,7 @@ async fn requests_are_logged_without_secrets_and_into_the_new_file_after_a_hangu
             .status,
         200
     );
-    eventually("the later line", LIMIT, of("/later").await).await?;
+    eventually("the later line", LIMIT, of("/later")).await?;
     assert!(lines(&old).iter().all(|line| line["path"] != "/later"));
     let written = "phalanx_access_log_lines_total";
     assert!(metric(shop.admin, written, &[]).await? >= 4.0);

@@ -10,12 +10,15 @@ use serde_json::Value;
 
 use crate::{LIMIT, metric, page, phalanx};
 
+/// Requests beside those of the table.
+const DRAWN: usize = 200;
 const MANIFESTS: &str = include_str!("../interop.yaml");
 
 struct Running {
     mesh: Mesh,
     shop: Instance,
     cart: Instance,
+    glass: Instance,
     gateway: Instance,
 }
 
@@ -23,6 +26,7 @@ async fn start() -> anyhow::Result<Running> {
     let mut mesh = Mesh::start().await?;
     let shop = mesh.instance("shop", "v1", "shop").await?;
     let cart = mesh.instance("cart", "v1", "cart").await?;
+    let glass = mesh.instance("glass", "v1", "glass").await?;
     let gateway = mesh.instance("gateway", "v1", "gateway").await?;
     mesh.apply(MANIFESTS).await?;
     let ready = Call::get("shop", "/cart");
@@ -35,6 +39,7 @@ async fn start() -> anyhow::Result<Running> {
         mesh,
         shop,
         cart,
+        glass,
         gateway,
     })
 }
@@ -159,6 +164,7 @@ fn compare(running: &Running, told: &Value, answer: &Answer) -> Result<(), Strin
     let addresses = [
         (running.shop.inbound.to_string(), "shop"),
         (running.cart.inbound.to_string(), "cart"),
+        (running.glass.inbound.to_string(), "glass"),
     ];
     let forwarded: Vec<&str> = outcomes
         .iter()
@@ -236,7 +242,12 @@ fn from_files(running: &Running, file: &str, asked: &Call) -> anyhow::Result<(Va
     let url = format!("http://{}{}", asked.authority, asked.path);
     let mut arguments = vec!["explain".to_owned(), "-f".into(), file.into()];
     arguments.extend(["--from", "gateway", "--plain", "-o", "json"].map(String::from));
-    for (name, instance) in [("shop", &running.shop), ("cart", &running.cart)] {
+    let given = [
+        ("shop", &running.shop),
+        ("cart", &running.cart),
+        ("glass", &running.glass),
+    ];
+    for (name, instance) in given {
         // The sidecar is found at the same address.
         arguments.push("--instance".into());
         arguments.push(format!("{name}={},version=v1", instance.app_address));
@@ -264,11 +275,10 @@ async fn what_is_explained_is_what_a_running_sidecar_answers() -> anyhow::Result
     let mut differences = Vec::new();
     let mut reasons: BTreeMap<String, u32> = BTreeMap::new();
     let (mut forwarded, mut answered) = (0, 0);
-    for round in 0..250 {
-        let mut asked = pool.draw(&mut rng);
-        if round % 25 == 0 {
-            asked = Call::get("shop", "/impatient/slow/900");
-        }
+    let table: Vec<Call> = crate::table::all().map(|(call, ..)| call).collect();
+    let drawn = (0..DRAWN).map(|_| pool.draw(&mut rng));
+    let asked: Vec<Call> = table.into_iter().chain(drawn).collect();
+    for (round, asked) in asked.into_iter().enumerate() {
         let told = explained(&running, &asked).await?;
         let answer = call(running.gateway.outbound, &asked).await?;
         let name = format!(

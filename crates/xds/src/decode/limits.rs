@@ -39,6 +39,10 @@ fn policy(words: Words<'_>) -> Result<Limits, DecodeError> {
         global: words.inner("global")?.map(global).transpose()?,
         faults: words.each("faults", fault)?,
         overload: words.inner("overload")?.map(overload).transpose()?,
+        probe: match words.get("probe") {
+            Some(_) => Some(words.text("probe")?),
+            None => None,
+        },
     })
 }
 

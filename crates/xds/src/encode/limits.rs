@@ -47,6 +47,7 @@ fn policy(limits: &Limits) -> Value {
         global,
         faults,
         overload,
+        probe,
     } = limits;
     let mut said = fields([("policy", string(policy))]);
     let mut say = |key: &str, value| drop(said.fields.insert(key.to_owned(), value));
@@ -58,6 +59,9 @@ fn policy(limits: &Limits) -> Value {
     }
     if !faults.is_empty() {
         say("faults", list(faults.iter().map(|one| object(fault(one)))));
+    }
+    if let Some(probe) = probe {
+        say("probe", string(probe));
     }
     if let Some(overload) = overload {
         say("overload", object(self::overload(overload)));

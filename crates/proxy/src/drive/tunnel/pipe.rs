@@ -107,3 +107,55 @@ const PIPE_BYTES: usize = 256 << 10;
 const PIPES_MAX: usize = 256;
 /// Kept without use.
 const IDLE_MAX: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    fn joined() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (one, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn bytes_pass_a_pipe_in_order_and_it_is_used_again() {
+        let ((mut writer, from), (to, mut reader)) = (joined(), joined());
+        for round in 0..3_u8 {
+            let mut pipe = Pipe::take().unwrap();
+            writer.write_all(&[round; 1000]).unwrap();
+            assert_eq!(pipe.fill(&from).unwrap(), 1000);
+            assert!(!pipe.is_empty());
+            assert_eq!(pipe.drain(&to).unwrap(), 1000);
+            assert!(pipe.is_empty());
+            let mut got = [9; 1000];
+            reader.read_exact(&mut got).unwrap();
+            assert_eq!(got, [round; 1000]);
+            drop(pipe);
+            assert_eq!((IDLE.with_borrow(Vec::len), IN_USE.get()), (1, 0));
+        }
+        drop(writer);
+        assert_eq!(Pipe::take().unwrap().fill(&from).unwrap(), 0, "the end");
+    }
+
+    #[test]
+    fn a_pipe_with_bytes_in_it_is_nobody_elses() {
+        let (mut writer, from) = joined();
+        writer.write_all(b"secret").unwrap();
+        let mut pipe = Pipe::take().unwrap();
+        pipe.fill(&from).unwrap();
+        drop(pipe);
+        assert_eq!((IDLE.with_borrow(Vec::len), IN_USE.get()), (0, 0));
+    }
+
+    #[test]
+    fn a_core_has_no_more_than_it_may() {
+        let pipes: Vec<_> = std::iter::from_fn(Pipe::take).collect();
+        assert_eq!(pipes.len(), PIPES_MAX);
+        drop(pipes);
+        assert_eq!((IDLE.with_borrow(Vec::len), IN_USE.get()), (IDLE_MAX, 0));
+    }
+}

@@ -10,11 +10,11 @@ use super::*;
 
 fn request(headers: &[(&str, &str)]) -> Checked {
     let pseudo = Http2Pseudo {
-        method: Some(b"POST"),
-        scheme: Some(b"http"),
-        authority: Some(b"battle:8080"),
-        path: Some(b"/x"),
-        ..Http2Pseudo::default()
+        method: "POST",
+        authority: Some("battle:8080"),
+        path: "/x",
+        query: None,
+        ended: false,
     };
     let fields = headers.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
     Checked::http2(Workspace::default(), pseudo, fields, &Bounds::default()).unwrap()
@@ -88,6 +88,17 @@ fn local_limit_outlives_a_change_of_something_else() {
     limits.local = Some(rate(4));
     let (third, _) = guard(&limits, Some(&known));
     assert_eq!(passed(&ask(&third, &[], 5)), 4);
+}
+
+#[test]
+fn health_is_asked_past_every_limit() {
+    let limits = Limits {
+        local: Some(rate(1)),
+        probe: Some("/x".into()),
+        ..limits()
+    };
+    let (guard, _) = guard(&limits, None);
+    assert_eq!(passed(&ask(&guard, &[], 5)), 5);
 }
 
 #[test]

@@ -8,6 +8,10 @@ use phalanx_model::identity::{SpiffeId, TrustDomain};
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::{ClusterName, Direction, ServiceName};
 use phalanx_model::reason::Reason;
+use phalanx_model::resource::limit::{
+    Fault, FaultEffect, GlobalLimit, LimitKey, Limits, Overload, Priority, PriorityRule, Rate,
+    SHARE_WHOLE,
+};
 use phalanx_model::resource::*;
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
@@ -377,7 +381,82 @@ pub(super) fn access() -> impl Strategy<Value = Access> {
 
 fn inbound_rule() -> impl Strategy<Value = InboundRule> {
     let mode = select(vec![MtlsMode::Permissive, MtlsMode::Strict, MtlsMode::Off]);
-    (mode, access()).prop_map(|(mode, access)| InboundRule { mode, access })
+    let rule = (mode, access(), limits());
+    rule.prop_map(|(mode, access, limits)| InboundRule {
+        mode,
+        access,
+        limits,
+    })
+}
+
+fn rate() -> impl Strategy<Value = Rate> {
+    let per = (50u64..100_000).prop_map(Duration::from_millis);
+    (1u32..1_000_000, per, 1u32..1_000_000).prop_map(|(requests, per, burst)| Rate {
+        requests,
+        per,
+        burst,
+    })
+}
+
+fn conditions() -> impl Strategy<Value = Vec<HeaderMatch>> {
+    let value = prop_oneof![
+        "[a-z0-9 ]{1,12}".prop_map(ValueMatch::Exact),
+        "[a-z]{1,6}(\\.\\*)?".prop_map(ValueMatch::Regex)
+    ];
+    let header = (header_name(), value).prop_map(|(name, value)| HeaderMatch { name, value });
+    vec(header, 0..3)
+}
+
+fn limits() -> impl Strategy<Value = Vec<Limits>> {
+    let by = prop_oneof![
+        Just(LimitKey::All),
+        Just(LimitKey::Caller),
+        header_name().prop_map(LimitKey::Header)
+    ];
+    let global = (rate(), by, any::<bool>());
+    let global = global.prop_map(|(rate, by, closed)| GlobalLimit { rate, by, closed });
+    let effect = prop_oneof![
+        (1u64..100_000).prop_map(|ms| FaultEffect::Delay(Duration::from_millis(ms))),
+        (400u16..600).prop_map(FaultEffect::Status),
+        (1u8..=16).prop_map(FaultEffect::Grpc)
+    ];
+    let fault = (effect, 0..=SHARE_WHOLE, conditions()).prop_map(|(effect, share, headers)| Fault {
+        effect,
+        share,
+        headers,
+    });
+    let priority = || select(Priority::ALL.to_vec());
+    let rule = (priority(), conditions());
+    let rule = rule.prop_map(|(priority, headers)| PriorityRule { priority, headers });
+    let bounds = (1u32..100, 100u32..10_000, 1u64..1_000);
+    let overload = (bounds, vec(rule, 0..3), priority()).prop_map(|(bounds, priorities, default)| {
+        let (min_in_flight, max_in_flight, delay) = bounds;
+        Overload {
+            min_in_flight,
+            max_in_flight,
+            queue_delay: Duration::from_millis(delay),
+            priorities,
+            default,
+        }
+    });
+    let said = (
+        option::of(rate()),
+        option::of(global),
+        vec(fault, 0..3),
+        option::of(overload),
+        option::of(path_or_root()),
+    );
+    btree_map("BackendPolicy/[a-z]{1,4}/[a-z]{1,4}", said, 0..3).prop_map(|policies| {
+        let policy = |(policy, (local, global, faults, overload, probe))| Limits {
+            policy,
+            local,
+            global,
+            faults,
+            overload,
+            probe,
+        };
+        policies.into_iter().map(policy).collect()
+    })
 }
 
 pub(super) fn inbound() -> impl Strategy<Value = Listener> {

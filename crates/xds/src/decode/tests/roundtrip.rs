@@ -94,3 +94,76 @@ fn a_body_beyond_the_limit_is_refused_unread() {
     let error = decode::decode(Kind::Cluster, &vec![0; decode::BODY_MAX + 1]).unwrap_err();
     assert!(matches!(error, DecodeError::TooLarge { .. }), "{error}");
 }
+
+mod gateway {
+    use phalanx_model::ServiceName;
+    use phalanx_model::name::{ClusterName, Direction};
+    use phalanx_model::resource::gateway::{Chain, ChainTarget, ChainTls, GatewayPort, Share};
+    use phalanx_model::resource::{Listener, ListenerProtocol};
+
+    use super::*;
+
+    fn listener(chains: Vec<Chain>) -> Listener {
+        Listener {
+            name: "gateway/default/edge/127.0.0.1:443".into(),
+            address: ([127, 0, 0, 1], 443).into(),
+            direction: Direction::Outbound,
+            protocol: ListenerProtocol::Gateway(GatewayPort {
+                gateway: ServiceName::new("default", "edge"),
+                certificates_in: "/etc/tls".into(),
+                chains,
+            }),
+        }
+    }
+
+    fn chain(names: &[&str], tls: ChainTls, target: ChainTarget) -> Chain {
+        Chain {
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            tls,
+            target,
+        }
+    }
+
+    #[test]
+    fn listeners_of_an_edge_come_back() {
+        let cluster = ClusterName::outbound(ServiceName::new("default", "tls"), 443);
+        let shares = |clusters: &[Option<&ClusterName>]| {
+            let share = |(place, cluster): (usize, &Option<&ClusterName>)| Share {
+                cluster: cluster.cloned(),
+                weight: place as u32 + 1,
+            };
+            ChainTarget::Stream(clusters.iter().enumerate().map(share).collect())
+        };
+        let http = || ChainTarget::Http("gateway/default/edge/443/secure".into());
+        let certificates = ChainTls::Terminate(vec!["web".into(), "other".into()]);
+        for chains in [
+            vec![chain(&[], ChainTls::Off, http())],
+            vec![chain(&[], ChainTls::Off, shares(&[Some(&cluster), None]))],
+            vec![
+                chain(&["*.example.com", "a.org"], certificates, http()),
+                chain(&["pass.example.com"], ChainTls::Passthrough, shares(&[Some(&cluster)])),
+                chain(&[], ChainTls::Passthrough, shares(&[])),
+            ],
+        ] {
+            let listener = listener(chains);
+            let sent = encode::listener(&listener);
+            assert_eq!(decode::listener(&sent.name, &sent.body).unwrap(), listener);
+        }
+    }
+
+    #[test]
+    fn what_an_edge_can_not_honour_is_refused_by_chain() {
+        use phalanx_proto::envoy::config::listener::v3 as listener_v3;
+        use prost::Message;
+        let http = ChainTarget::Http("gateway/default/edge/443/secure".into());
+        let told = listener(vec![chain(&[], ChainTls::Off, http)]);
+        let sent = encode::listener(&told);
+        let mut message = listener_v3::Listener::decode(sent.body).unwrap();
+        message.filter_chains[0].name = "other".into();
+        let error = decode::listener(&sent.name, &message.encode_to_vec()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "Listener.filter_chains[0]: holds something that this sidecar can't honour"
+        );
+    }
+}

@@ -1,0 +1,63 @@
+//! What of the workers can be seen without running them.
+
+use std::sync::Arc;
+
+use super::*;
+
+fn core() -> Rc<Core> {
+    let account = Arc::new(Account::new(1));
+    let plan = Arc::new(ArcSwap::from_pointee(Plan::empty()));
+    Core::new(
+        0,
+        plan,
+        account,
+        Limits::default(),
+        &Deadlines::default(),
+        None,
+    )
+}
+
+#[test]
+fn every_socket_is_somebodys_and_every_worker_has_one() {
+    for sockets in 1..=5 {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let bound = Bound::open("inbound", any, sockets).unwrap();
+        let named = |listener: &TcpListener| {
+            use std::os::fd::AsRawFd;
+            let path = format!("/proc/self/fd/{}", listener.as_raw_fd());
+            std::fs::read_link(path).unwrap()
+        };
+        for workers in 1..=5 {
+            let shares = (0..workers).map(|index| bound.share(index, workers).unwrap());
+            let shares: Vec<Vec<_>> = shares.map(|s| s.iter().map(named).collect()).collect();
+            assert!(shares.iter().all(|share| !share.is_empty()));
+            let mut all: Vec<_> = shares.into_iter().flatten().collect();
+            assert_eq!(all.len(), sockets.max(workers));
+            all.sort();
+            all.dedup();
+            assert_eq!(all.len(), sockets, "{workers} workers");
+        }
+    }
+}
+
+#[test]
+fn connections_are_told_that_we_drain_one_after_the_other() {
+    let core = core();
+    let watches: Vec<_> = (0..1000).map(|_| Watch::new(&core, None)).collect();
+    for watch in &watches {
+        core.connections.borrow_mut().insert(watch.clone());
+    }
+    let (start, spread) = (Instant::now(), Duration::from_secs(10));
+    let mut rollout = Rollout::new(&core, start, spread);
+    let told = || watches.iter().filter(|watch| watch.is_draining()).count();
+    for (tenth, range) in [(1, 50..200), (5, 400..600), (9, 850..960)] {
+        rollout.tell(&core, start + spread * tenth / 10);
+        assert!(range.contains(&told()), "{} after {tenth}/10", told());
+    }
+    assert!(
+        core.is_draining(),
+        "who comes now is told with its first answer"
+    );
+    rollout.tell(&core, start + spread);
+    assert_eq!(told(), watches.len());
+}
