@@ -107,7 +107,7 @@ enum Stage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Drain {
     until: Instant,
-    /// From the first connection that is told to the last.
+    /// From the first connection that is told to the last, if they are many.
     spread: Duration,
     /// Another process accepts from our sockets.
     is_succeeded: bool,
@@ -497,17 +497,15 @@ struct Rollout {
 
 impl Rollout {
     fn new(core: &Core, now: Instant, spread: Duration) -> Self {
-        let mut watches = core.begin_drain();
-        core.random().shuffle(&mut watches);
-        // The first one at once: where there is only one there is nothing to spread.
-        let share = spread / u32::try_from(watches.len()).unwrap_or(u32::MAX).max(1);
-        let mut due = now;
-        let mut left = Vec::with_capacity(watches.len());
-        for watch in watches {
-            left.push((due, watch));
-            due += share;
-        }
-        left.reverse();
+        let mut rng = core.random();
+        let watches = core.begin_drain();
+        let count = u32::try_from(watches.len()).unwrap_or(u32::MAX);
+        let spread = spread.min(PACE.saturating_mul(count));
+        let mut left: Vec<_> = watches
+            .into_iter()
+            .map(|watch| (now + spread.mul_f64(rng.f64()), watch))
+            .collect();
+        left.sort_by_key(|(due, _)| std::cmp::Reverse(*due));
         Self { left }
     }
 
@@ -547,6 +545,8 @@ const BACKLOG: i32 = 1024;
 /// Connections are told that we drain over this part of the time that they have, and no longer than that.
 const SPREAD_PART: u32 = 3;
 const SPREAD_MAX: Duration = Duration::from_secs(30);
+/// Few connections need less time: so much for each, on average.
+const PACE: Duration = Duration::from_millis(5);
 /// Longer than any process lives.
 const DEADLINE_MAX: Duration = Duration::from_secs(10 * 365 * 86_400);
 const STOP_GRACE: Duration = Duration::from_secs(1);

@@ -47,9 +47,14 @@ fn connections_are_told_that_we_drain_one_after_the_other() {
     for watch in &watches {
         core.connections.borrow_mut().insert(watch.clone());
     }
-    let (start, spread) = (Instant::now(), Duration::from_secs(10));
-    let mut rollout = Rollout::new(&core, start, spread);
-    let told = || watches.iter().filter(|watch| watch.is_draining()).count();
+    let start = Instant::now();
+    let mut rollout = Rollout::new(&core, start, Duration::from_secs(60));
+    // 5 ms for each.
+    let spread = Duration::from_secs(5);
+    let told = || {
+        let told = watches.iter().filter(|watch| watch.is_draining());
+        told.count()
+    };
     for (tenth, range) in [(1, 50..200), (5, 400..600), (9, 850..960)] {
         rollout.tell(&core, start + spread * tenth / 10);
         assert!(range.contains(&told()), "{} after {tenth}/10", told());
@@ -60,4 +65,7 @@ fn connections_are_told_that_we_drain_one_after_the_other() {
     );
     rollout.tell(&core, start + spread);
     assert_eq!(told(), watches.len());
+    let mut hurried = Rollout::new(&core, start, Duration::from_secs(1));
+    hurried.tell(&core, start + Duration::from_secs(1));
+    assert!(hurried.left.is_empty());
 }
