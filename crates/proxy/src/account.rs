@@ -205,6 +205,7 @@ events! {
     SecuredRevoked "tls_revoked_closed",
     PickedFar "picked_other_zone",
     PickedInPanic "picked_in_panic",
+    MirrorDropped "mirror_dropped",
     Http2Streams "http2_streams",
     Http2Head "http2_head",
     Http2Block "http2_block",

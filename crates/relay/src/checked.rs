@@ -26,7 +26,7 @@ pub struct Checked(Box<Inner>);
 #[derive(Default)]
 pub struct Workspace(Box<Inner>);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Inner {
     method: Method,
     method_text: String,
@@ -201,6 +201,11 @@ impl Checked {
             Ok(()) => Ok(Self(inner)),
             Err(refusal) => Err((refusal, Workspace(inner))),
         }
+    }
+
+    /// The same request once more, for somebody else.
+    pub fn duplicate(&self) -> Self {
+        Self(self.0.clone())
     }
 
     /// Gives the memory back.

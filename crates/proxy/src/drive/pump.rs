@@ -9,6 +9,7 @@ use super::client::Outgoing;
 use super::core::Core;
 use super::exchange::Exchange;
 use super::http2::Piece;
+use super::mirror::Copies;
 use super::server::{Cut, Incoming};
 use super::tally::Tally;
 use crate::account::Flow;
@@ -33,6 +34,8 @@ pub struct Upload {
     asked: bool,
     /// Counts what moves, where somebody does.
     flow: Option<Rc<Flow>>,
+    /// To be sent when the body is complete.
+    copies: Option<Box<Copies>>,
 }
 
 impl Upload {
@@ -49,6 +52,23 @@ impl Upload {
             any,
             asked: false,
             flow,
+            copies: None,
+        }
+    }
+
+    /// One that is there as a whole.
+    pub fn of(core: &Rc<Core>, any: bool, body: &[u8]) -> Self {
+        let mut upload = Self::new(core, any, None);
+        upload.kept = body.to_vec();
+        upload.ended = true;
+        upload
+    }
+
+    /// Copies of the request, to be sent once all of it is there.
+    pub fn copy(&mut self, copies: Copies) {
+        match self.any {
+            true => self.copies = Some(Box::new(copies)),
+            false => copies.send(),
         }
     }
 
@@ -112,10 +132,13 @@ impl Upload {
                 incoming.proceed(&core);
             }
             let (kept, sent, whole) = (&mut self.kept, &mut self.sent, &mut self.whole);
-            let flow = self.flow.as_deref();
+            let (flow, copies) = (self.flow.as_deref(), &mut self.copies);
             let came = incoming.poll_piece(cx, &core, |data| {
                 if let Some(flow) = flow {
                     flow.request(data);
+                }
+                if copies.as_mut().is_some_and(|copies| !copies.keep(data)) {
+                    *copies = None;
                 }
                 if *whole && kept.len() + data.len() > core.limits.replay_bytes {
                     *whole = false;
@@ -140,6 +163,9 @@ impl Upload {
                 Poll::Ready(Ok(Piece::End(trailers))) => {
                     self.ended = true;
                     self.trailers = trailers;
+                    if let Some(copies) = self.copies.take() {
+                        copies.send();
+                    }
                     exchange.request_complete();
                 }
                 Poll::Ready(Err(cut)) => self.cut = Some(cut),

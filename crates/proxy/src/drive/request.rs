@@ -13,6 +13,7 @@ use phalanx_relay::{Checked, Reply, ResponseHead, Upgrade, Verdict, Version, nam
 use super::client::{Http1, Http2Use, Opened, Outgoing, Slot};
 use super::core::{Cluster, Core, Endpoint, Holder};
 use super::exchange::{Exchange, Expiry, Lent};
+use super::mirror::Copies;
 use super::pump::{Download, Passed, Upload};
 use super::secure;
 use super::server::{Cut, Door, Incoming};
@@ -137,6 +138,11 @@ pub async fn serve(
         _ => (allowed, head_only),
     };
     exchange.allow(streaming, allowed, head_only);
+    let mut upload = Upload::new(core, has_body, tally.flow());
+    if !context.mirrors.is_empty() {
+        let copies = Copies::new(core, &plan, &context.mirrors, door.direction, request);
+        copies.into_iter().for_each(|copies| upload.copy(copies));
+    }
     let mut run = Run {
         door,
         exchange,
@@ -145,7 +151,7 @@ pub async fn serve(
         request,
         context: &context,
         incoming,
-        upload: Upload::new(core, has_body, tally.flow()),
+        upload,
         answered_us: now_us,
     };
     let ended = match run.pause(context.delay_ms).await {
@@ -161,6 +167,42 @@ pub async fn serve(
             Outcome::Done
         }
         Err(Unanswered::Gone) => Outcome::Gone,
+    }
+}
+
+/// Sends a copy of a request once, and reads its answer for nobody.
+pub async fn send_copy(
+    door: &Rc<Door>,
+    exchange: &Lent,
+    cluster: &Rc<Cluster>,
+    request: &mut Checked,
+    body: &[u8],
+    mut tally: Tally,
+) {
+    let (core, Some(exchange)) = (&door.core, exchange.get()) else {
+        return;
+    };
+    let now_us = core.wheel.now_us();
+    exchange.begin(now_us, false);
+    exchange.allow(false, core.deadlines.route, false);
+    let context = StreamContext::new(door.direction, &door.caller, false, core.random());
+    let forward = ForwardPlan::plain();
+    let any = !request.framing().is_empty();
+    let mut run = Run {
+        door,
+        exchange,
+        cluster,
+        forward: &forward,
+        request,
+        context: &context,
+        incoming: Incoming::Nobody,
+        upload: Upload::of(core, any, body),
+        answered_us: now_us,
+    };
+    match run.attempts(&mut tally).await {
+        Ok(answer) => drop(run.pass_on(answer, tally).await),
+        Err(Unanswered::Reply(reply)) => run.incoming.reply(core, &reply, false, tally),
+        Err(Unanswered::Gone) => {}
     }
 }
 

@@ -77,6 +77,8 @@ impl Door {
 pub enum Incoming<'c> {
     Http1(&'c mut Http1),
     Http2(Handle<phalanx_relay::http2::Server>),
+    /// A copy of a request, whose answer nobody reads.
+    Nobody,
 }
 
 /// The caller's side of an exchange can't go on.
@@ -102,6 +104,7 @@ impl Incoming<'_> {
         match self {
             Self::Http1(connection) => connection.poll_piece(cx, core, take),
             Self::Http2(stream) => stream.poll_piece(cx, take).map_err(|_| Cut::Gone),
+            Self::Nobody => Poll::Ready(Ok(Piece::End(None))),
         }
     }
 
@@ -109,7 +112,7 @@ impl Incoming<'_> {
     pub fn poll_gone(&mut self, cx: &mut Context<'_>, core: &Core) -> Poll<()> {
         match self {
             Self::Http1(connection) => connection.poll_gone(cx, core),
-            Self::Http2(_) => Poll::Pending,
+            Self::Http2(_) | Self::Nobody => Poll::Pending,
         }
     }
 
@@ -118,6 +121,7 @@ impl Incoming<'_> {
         match self {
             Self::Http1(connection) => connection.proceed(core),
             Self::Http2(stream) => stream.with(|codec, id, out| codec.proceed(id, out)),
+            Self::Nobody => {}
         }
     }
 
@@ -128,6 +132,7 @@ impl Incoming<'_> {
             Self::Http2(stream) => stream
                 .with(|codec, id, out| codec.respond(id, head, out))
                 .map_err(|_| Cut::Gone),
+            Self::Nobody => Ok(()),
         }
     }
 
@@ -135,7 +140,7 @@ impl Incoming<'_> {
     pub fn poll_ready(&mut self, cx: &mut Context<'_>, core: &Core) -> Poll<()> {
         match self {
             Self::Http1(connection) => connection.poll_ready(cx, core),
-            Self::Http2(_) => Poll::Ready(()),
+            Self::Http2(_) | Self::Nobody => Poll::Ready(()),
         }
     }
 
@@ -149,6 +154,7 @@ impl Incoming<'_> {
             Self::Http2(stream) => stream
                 .with(|codec, id, out| codec.body(id, data, false, out))
                 .map_err(|_| Cut::Broken),
+            Self::Nobody => Ok(data.len()),
         }
     }
 
@@ -162,6 +168,7 @@ impl Incoming<'_> {
             Self::Http2(stream) => stream
                 .with(|codec, id, out| codec.end(id, trailers, out))
                 .map_err(|_| Cut::Broken),
+            Self::Nobody => Ok(()),
         }
     }
 
@@ -169,7 +176,7 @@ impl Incoming<'_> {
     pub fn flush(&mut self, cx: &mut Context<'_>, core: &Core) -> Poll<()> {
         match self {
             Self::Http1(connection) => connection.poll_flush(cx, core),
-            Self::Http2(_) => Poll::Ready(()),
+            Self::Http2(_) | Self::Nobody => Poll::Ready(()),
         }
     }
 
@@ -178,6 +185,7 @@ impl Incoming<'_> {
         match self {
             Self::Http1(connection) => connection.break_off(),
             Self::Http2(stream) => stream.code.set(Some(Code::INTERNAL_ERROR)),
+            Self::Nobody => {}
         }
     }
 
@@ -216,6 +224,7 @@ impl Incoming<'_> {
                     Self::Http2(stream) => {
                         let _ = stream.with(|codec, id, out| codec.reply(id, reply, out));
                     }
+                    Self::Nobody => {}
                 }
             }
         }

@@ -215,7 +215,19 @@ impl RulePlan {
 
     /// Everything goes to the application as it is. The caller's sidecar has the deadlines and retries.
     pub(super) fn inbound() -> Self {
-        let forward = ForwardPlan {
+        Self {
+            name: Box::default(),
+            request: Edits::default(),
+            response: Edits::default(),
+            action: ActionPlan::Forward(ForwardPlan::plain()),
+        }
+    }
+}
+
+impl ForwardPlan {
+    /// Once, as it is, without a limit.
+    pub fn plain() -> Self {
+        Self {
             backends: Box::default(),
             cumulative: Box::default(),
             authority: None,
@@ -228,17 +240,9 @@ impl RulePlan {
             mirrors: Box::default(),
             session: None,
             cors: None,
-        };
-        Self {
-            name: Box::default(),
-            request: Edits::default(),
-            response: Edits::default(),
-            action: ActionPlan::Forward(forward),
         }
     }
-}
 
-impl ForwardPlan {
     fn compile(forward: &Forward, clusters: &mut Clusters) -> Result<Self, TableError> {
         let mut total = 0u32;
         let mut cumulative = Vec::with_capacity(forward.backends.len());
