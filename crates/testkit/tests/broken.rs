@@ -65,8 +65,8 @@ fn broken(number: usize) -> (Vec<u8>, &'static str) {
             "matches[0].path"
         }
         Some(3) => {
-            document["kind"] = json!("Gateway");
-            "Gateway"
+            document["kind"] = json!("UDPRoute");
+            "UDPRoute"
         }
         Some(4) => {
             document["metadata"]["name"] = json!("somebody-else");
