@@ -258,7 +258,7 @@ pub enum CaError {
     #[error("{peers} peers that are connected do not trust the new root yet, {first} among them")]
     Untrusting { peers: usize, first: String },
     #[error(
-        "this control plane has just started, and who is connected is not known yet: ask again in {}s, or with --wait",
+        "this control plane has just started, and who is connected is not known yet: ask again in {}s",
         again.as_secs() + 1
     )]
     Settling { again: Duration },

@@ -157,15 +157,61 @@ fn a_refusal_names_the_field() {
 }
 
 #[test]
-fn mirroring_and_keys_that_we_do_not_have_are_refused_not_ignored() {
+fn copies_sessions_and_cors_that_we_do_not_have_are_refused_not_ignored() {
+    use phalanx_proto::envoy::extensions::filters::http::cors::v3::CorsPolicy;
+    use phalanx_proto::envoy::extensions::filters::http::stateful_session::v3 as session_v3;
+    use phalanx_proto::envoy::extensions::http::stateful_session::cookie::v3::CookieBasedSessionState;
+    use session_v3::stateful_session_per_route::Override;
     let mirror = route_v3::route_action::RequestMirrorPolicy {
-        cluster: "shadow".into(),
+        cluster_header: "x-shadow".into(),
         ..Default::default()
     };
+    let refused = action(|action| action.request_mirror_policies.push(mirror));
+    assert!(refused.contains("request_mirror_policies[0].cluster_header: not supported"));
+    let config = |name: &str, config| {
+        let name = name.to_owned();
+        route(|route| drop(route.typed_per_filter_config.insert(name, config)))
+    };
+    let shadow = CorsPolicy {
+        shadow_enabled: Some(Default::default()),
+        ..Default::default()
+    };
+    let refused = config("envoy.filters.http.cors", encode::any(&shadow));
     assert!(
-        action(|action| action.request_mirror_policies.push(mirror))
-            .contains(".request_mirror_policies:")
+        refused.contains("shadow_enabled: not supported"),
+        "{refused}"
     );
+    let cookie = CookieBasedSessionState {
+        cookie: Some(phalanx_proto::envoy::r#type::http::v3::Cookie {
+            name: "room".into(),
+            path: "/rooms".into(),
+            ..Default::default()
+        }),
+    };
+    let session = |strict| session_v3::StatefulSessionPerRoute {
+        r#override: Some(Override::StatefulSession(session_v3::StatefulSession {
+            session_state: Some(core_v3::TypedExtensionConfig {
+                name: "cookie".into(),
+                typed_config: Some(encode::any(&cookie)),
+            }),
+            strict,
+            ..Default::default()
+        })),
+    };
+    for (strict, why) in [(true, "strict: not supported"), (false, "for the path `/`")] {
+        let sent = encode::any(&session(strict));
+        let refused = config("envoy.filters.http.stateful_session", sent);
+        assert!(refused.contains(why), "{refused}");
+    }
+    let refused = config("envoy.filters.http.lua", encode::any(&shadow));
+    assert!(
+        refused.contains("`envoy.filters.http.lua` is not supported"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn keys_that_we_do_not_have_are_refused_not_ignored() {
     let policy = cluster_v3::cluster::LbPolicy::ClusterProvided;
     let refused = cluster(|cluster| cluster.lb_policy = policy.into()).unwrap_err();
     assert_eq!(refused, "Cluster.lb_policy: not supported by this sidecar");
