@@ -253,6 +253,8 @@ struct Counted {
     limits: Option<Limits>,
     cluster: Option<usize>,
     hash: Option<u64>,
+    /// Where its session is.
+    wanted: Option<usize>,
 }
 
 /// Through the stages, and as far as an endpoint.
@@ -290,6 +292,7 @@ fn go(
         limits: context.forward.map(|forward| limits(forward, streaming)),
         cluster: context.cluster,
         hash: context.hash,
+        wanted: context.wanted,
     };
     (counted, authorization)
 }
@@ -332,7 +335,7 @@ fn answered(reply: &Reply, grpc: bool, share_percent: f64) -> Outcome {
         ends: Ends::Answer,
         cluster: None,
         status: Some(of_grpc.map_or(reply.status, |_| 200)),
-        grpc_status: of_grpc.map(Reason::grpc_status),
+        grpc_status: of_grpc.map(|reason| reply.grpc_status.unwrap_or(reason.grpc_status())),
         reason: reply.reason.map(|reason| reason.as_str().to_owned()),
         location: reply.location.clone(),
     }
@@ -437,6 +440,7 @@ fn limits(forward: &ForwardPlan, streaming: bool) -> Limits {
 /// The backends of the rule that was met, each with its endpoints; inbound the application.
 fn backends(setting: &Setting<'_>, told: &Explanation, outcomes: &[Counted]) -> Vec<Backend> {
     let hash = outcomes.iter().find_map(|outcome| outcome.hash);
+    let session = outcomes.first().and_then(|o| o.cluster.zip(o.wanted));
     let resources = setting.configuration.resources();
     let of_cluster = |name: &ClusterName, weight, share| {
         let plan = setting.plan.cluster(name);
@@ -446,7 +450,13 @@ fn backends(setting: &Setting<'_>, told: &Explanation, outcomes: &[Counted]) -> 
             weight,
             share_percent: share,
             endpoints: plan
-                .map(|plan| endpoints(plan, sent, hash, setting.now_us))
+                .map(|plan| {
+                    let held = session.and_then(|(place, member)| {
+                        let of = setting.plan.clusters.get(place)?;
+                        Arc::ptr_eq(of, plan).then_some(member)
+                    });
+                    endpoints(plan, sent, (hash, held), setting.now_us)
+                })
                 .unwrap_or_default(),
             requests: plan.map_or((0, 0), |plan| {
                 (plan.breaker.count(Share::Request), plan.limits.max_requests)
@@ -496,13 +506,14 @@ fn backends(setting: &Setting<'_>, told: &Explanation, outcomes: &[Counted]) -> 
 fn endpoints(
     cluster: &ClusterPlan,
     sent: Option<&Assignment>,
-    hash: Option<u64>,
+    (hash, session): (Option<u64>, Option<usize>),
     now_us: u64,
 ) -> Vec<Endpoint> {
+    let session = session.filter(|member| cluster.group.keeps(*member, now_us / 1000));
     let mut counts = vec![0u64; cluster.endpoints.len()];
     let mut rng = Rng::with_seed(1);
     for _ in 0..PICKS {
-        let picked = pick(cluster, hash, &mut rng, now_us);
+        let picked = session.or_else(|| pick(cluster, hash, &mut rng, now_us));
         if let Some(count) = picked.and_then(|member| counts.get_mut(member)) {
             *count += 1;
         }
