@@ -99,7 +99,10 @@ fn kept_serial(dir: &Path, now: phalanx_pki::clock::UnixMillis) -> String {
         }
         kept.ok()
     });
-    kept.unwrap_or_else(|| load().unwrap()).peer().serial.to_string()
+    kept.unwrap_or_else(|| load().unwrap())
+        .peer()
+        .serial
+        .to_string()
 }
 
 fn page(running: &Running) -> Value {
