@@ -16,8 +16,9 @@ fn called(timeout: &str) -> (Checked, Verdict, Option<u64>, Result<(), Reply>) {
     let request = Checked::http2(Workspace::default(), pseudo, fields, &Limits::default());
     let mut request = request.unwrap();
     let rng = fastrand::Rng::new();
+    let plan = Plan::empty();
     let mut context = StreamContext::new(Direction::Outbound, &Caller::Plain, false, rng);
-    let verdict = admit(&Plan::empty(), &mut request, &mut context);
+    let verdict = admit(&plan, &mut request, &mut context);
     let left = left_ms(&context);
     std::thread::sleep(std::time::Duration::from_millis(5));
     let carried = carry(&mut request, &context);

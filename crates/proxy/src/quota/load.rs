@@ -137,15 +137,16 @@ impl Load {
         self.windows
             .store(windows.saturating_add(1), Ordering::Relaxed);
         let before = f64::from_bits(self.usual_us.load(Ordering::Relaxed));
-        let usual = usual(before, short_us, windows);
+        let limit = self.limit();
+        let is_pressed = peak >= limit / 2;
+        let usual = usual(before, short_us, windows, is_pressed);
         self.usual_us.store(usual.to_bits(), Ordering::Relaxed);
         let gradient = (TOLERANCE * usual / short_us.max(1.0)).clamp(0.5, 1.0);
-        let limit = self.limit();
         let next = if gradient < 1.0 {
             // From what was under way: a limit that nobody reached says nothing.
             let from = f64::from(limit.min(peak));
             (from * (1.0 - SMOOTHING) + from * gradient * SMOOTHING) as u32
-        } else if peak >= limit / 2 {
+        } else if is_pressed {
             limit + (f64::from(limit).sqrt() as u32).max(GROWTH_MIN)
         } else {
             limit
@@ -155,15 +156,15 @@ impl Load {
     }
 }
 
-/// The average of a minute, which a time of overload hardly lifts, and which follows when things have become better.
-fn usual(before: f64, short: f64, windows: u32) -> f64 {
+/// The average of a minute. What is slow while much is under way hardly lifts it, or a long overload would become the usual.
+fn usual(before: f64, short: f64, windows: u32, is_pressed: bool) -> f64 {
     if windows == 0 {
         return short;
     }
     let of = f64::from(windows.min(WINDOWS_MAX)) + 1.0;
-    let weight = match short > before * TOLERANCE {
-        true if windows >= WARM_UP => 2.0 / (of + 1.0) / 8.0,
-        _ => 2.0 / (of + 1.0),
+    let weight = match is_pressed && short > before {
+        true => 2.0 / (of + 1.0) / PRESSED_PART,
+        false => 2.0 / (of + 1.0),
     };
     let next = before + (short - before) * weight;
     if next > short * 2.0 { next * 0.95 } else { next }
@@ -195,7 +196,8 @@ const SMOOTHING: f64 = 0.5;
 const GROWTH_MIN: u32 = 2;
 const WINDOW: u64 = 100 * MILLISECOND;
 const WINDOWS_MAX: u32 = 600;
-const WARM_UP: u32 = 10;
+/// How much less a window counts then.
+const PRESSED_PART: f64 = 50.0;
 /// In a window.
 const SAMPLES_MIN: u32 = 10;
 /// What took longer is a stream that had nothing to say.
