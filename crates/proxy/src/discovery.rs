@@ -432,7 +432,9 @@ impl Stream {
             self.client.took(Kind::Listener, name, version);
         }
         drop(self.follow()); // asked for with the next stream
-        Err(Status::aborted("what was refused is in force now, to be told anew"))
+        Err(Status::aborted(
+            "what was refused is in force now, to be told anew",
+        ))
     }
 
     fn swap(&self, configuration: &Configuration) {

@@ -29,9 +29,9 @@ pub use self::peer::{Alpn, PeerPlan};
 pub use self::table::{Table, compile_table};
 use crate::account::{Account, Edge, EdgeKey, Security, Traffic};
 use crate::desk::Desk;
+use crate::edge;
 use crate::quota::Standing;
 use crate::quota::leases::Leases;
-use crate::edge;
 
 /// What discovery holds, accepted and complete.
 #[derive(Clone, Default)]
@@ -249,7 +249,11 @@ impl Plan {
 
     /// Each policy with limits that holds for some port.
     pub fn limits(&self) -> Vec<Arc<Standing>> {
-        let entries = self.inbound.apps.iter().filter_map(|app| app.entry.as_ref());
+        let entries = self
+            .inbound
+            .apps
+            .iter()
+            .filter_map(|app| app.entry.as_ref());
         let standings = entries.flat_map(|entry| entry.limits.standings());
         let by_name: BTreeMap<_, _> = standings.map(|one| (&one.policy, one)).collect();
         by_name.into_values().cloned().collect()

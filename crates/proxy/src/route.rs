@@ -69,20 +69,19 @@ fn choose_rule<'p>(
         Caller::Outside(outside) => (request.host(), outside.is_secured),
         _ => (request.authority(), false),
     };
-    let Some(rule) = rules
-        .host(authority)
-        .and_then(|host| host.find(request))
-    else {
+    let Some(rule) = rules.host(authority).and_then(|host| host.find(request)) else {
         return Reason::NoRoute.into();
     };
     context.rule = Some(&rule.attachment);
     context.prefix_len = rule.prefix_len();
     match &rule.attachment.action {
         ActionPlan::Respond(reason) => own(&rule.attachment, Reply::of(*reason)),
-        ActionPlan::Redirect(redirect) => match location(redirect, request, context.prefix_len, is_secured) {
-            Some(location) => own(&rule.attachment, Reply::redirect(redirect.status, location)),
-            None => Reason::BadPath.into(),
-        },
+        ActionPlan::Redirect(redirect) => {
+            match location(redirect, request, context.prefix_len, is_secured) {
+                Some(location) => own(&rule.attachment, Reply::redirect(redirect.status, location)),
+                None => Reason::BadPath.into(),
+            }
+        }
         ActionPlan::Forward(forward) => forward_to(plan, routes, forward, request, context),
     }
 }

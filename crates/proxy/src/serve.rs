@@ -35,12 +35,14 @@ use crate::discovery::{self, Discovery};
 use crate::drive::{DriveConfig, Workers};
 use crate::edge::{Edge, TlsDir, tls_dir};
 use crate::health::HealthChecks;
-use crate::lease;
 use crate::identity::{self, Certificates, IdentityError};
+use crate::lease;
 use crate::plan::{AppPort, Bootstrap, Plan, Resources};
 use crate::register::Register;
 use crate::report::{Reporting, Reports};
-use crate::takeover::{self, Bundle, Committed, Estate, Heir, Holder, Inherited, OfHolder, TakeoverError};
+use crate::takeover::{
+    self, Bundle, Committed, Estate, Heir, Holder, Inherited, OfHolder, TakeoverError,
+};
 
 /// How long the first configuration may keep an instance from registering: without one its application can't call.
 const CONFIGURATION_WAIT: Duration = Duration::from_secs(5);
@@ -139,7 +141,10 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         .map(|certificates| certificates.spawn(planes.clone(), &config.control))
         .transpose()?;
     let instance = instance(&config, config.advertised(inbound).await?, admin);
-    if let Some(heir) = heir.as_ref().filter(|heir| heir.instance != instance.id.to_string()) {
+    if let Some(heir) = heir
+        .as_ref()
+        .filter(|heir| heir.instance != instance.id.to_string())
+    {
         return Err(ServeError::Takeover(TakeoverError::Instance {
             theirs: heir.instance.clone(),
             ours: instance.id.to_string(),
@@ -149,8 +154,13 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         None => discovery::node(&instance, outbound),
         Some(gateway) => discovery::edge_node(&instance, gateway.bind),
     };
-    let shown = config.gateway.as_ref().map(|gateway| TlsDir::new(gateway.tls_dir.clone()));
-    let edge = shown.as_ref().map(|shown| Edge::new(workers.sockets(), shown.clone()));
+    let shown = config
+        .gateway
+        .as_ref()
+        .map(|gateway| TlsDir::new(gateway.tls_dir.clone()));
+    let edge = shown
+        .as_ref()
+        .map(|shown| Edge::new(workers.sockets(), shown.clone()));
     let discovery = Discovery::spawn(
         control.clone(),
         node.clone(),
@@ -209,7 +219,9 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     }
     workers.open();
     let bundles = workers.bundles();
-    let registration = register.as_ref().map(|register| register.registration().clone());
+    let registration = register
+        .as_ref()
+        .map(|register| register.registration().clone());
     let holder = match &config.upgrade {
         None => None,
         Some(upgrade) => {
@@ -290,7 +302,10 @@ async fn watch(shown: Arc<TlsDir>) {
     loop {
         sleep(tls_dir::LOOK).await;
         let shown = shown.clone();
-        if tokio::task::spawn_blocking(move || shown.look()).await.is_err() {
+        if tokio::task::spawn_blocking(move || shown.look())
+            .await
+            .is_err()
+        {
             warn!("the certificates could not be looked at");
         }
     }

@@ -234,13 +234,17 @@ async fn a_gateway_is_the_same_whoever_runs_it() -> anyhow::Result<()> {
     fs::write(&script, TLS_SERVER)?;
     let mut command = Command::new("python3");
     command.arg(&script).arg(&own);
-    command.arg(own.with_file_name("tls.key")).arg(tls_app.to_string());
+    command
+        .arg(own.with_file_name("tls.key"))
+        .arg(tls_app.to_string());
     let _tls = (
         Process::spawn(command, &mesh.folder().join("server.log"))?,
         mesh.sidecar("tls", "v1", tls_ip, &["--app", &format!("tcp={tls_app}")])?,
     );
-    mesh.registered("raw", SocketAddr::new(raw_ip, 15006)).await?;
-    mesh.registered("tls", SocketAddr::new(tls_ip, 15006)).await?;
+    mesh.registered("raw", SocketAddr::new(raw_ip, 15006))
+        .await?;
+    mesh.registered("tls", SocketAddr::new(tls_ip, 15006))
+        .await?;
     mesh.apply(GATEWAY).await?;
     let (ours, envoys) = (address::fresh(), address::fresh());
     let edge = edge(mesh.folder(), mesh.xds, ours, &tls_dir, &[])?;
@@ -251,7 +255,11 @@ async fn a_gateway_is_the_same_whoever_runs_it() -> anyhow::Result<()> {
         for (url, words, wanted) in [
             ("http://play.example.com:8080/", &[][..], "\"web\""),
             ("https://play.example.com:8443/", &secure, "\"web\""),
-            ("https://pass.example.com:8443/", &["--cacert", &own], "own handsh"),
+            (
+                "https://pass.example.com:8443/",
+                &["--cacert", &own],
+                "own handsh",
+            ),
             ("http://whatever:9000/", &[], "\"raw\""),
         ] {
             let met = answered(ip, url, words, wanted).await;
@@ -260,37 +268,104 @@ async fn a_gateway_is_the_same_whoever_runs_it() -> anyhow::Result<()> {
     }
 
     let forged = [
-        "-H", "x-env: canary", "-H", "x-canary-id: 1", "-H", "x-phalanx-test: 1", "-H", "x_twin: 1",
-        "-H", "x-plain: 1", "-H", "x-forwarded-proto: gopher", "-H", "x-forwarded-for: 1.2.3.4",
+        "-H",
+        "x-env: canary",
+        "-H",
+        "x-canary-id: 1",
+        "-H",
+        "x-phalanx-test: 1",
+        "-H",
+        "x_twin: 1",
+        "-H",
+        "x-plain: 1",
+        "-H",
+        "x-forwarded-proto: gopher",
+        "-H",
+        "x-forwarded-for: 1.2.3.4",
     ];
     let cases: [(&str, &[&str], &str); 19] = [
-        ("http://play.example.com:8080/api/x", &[], "0 200 x-edge: yes \"web\" \"/v1/x\" \"http\""),
-        ("http://play.example.com:8080/old/x", &[], "0 301 location: http://play.example.com:8080/new"),
-        ("https://play.example.com:8443/old/x", &secure, "0 301 location: https://play.example.com:8443/new"),
-        ("http://play.example.com:8080/nowhere", &[], "0 500 x-phalanx-reason: invalid_backend"),
+        (
+            "http://play.example.com:8080/api/x",
+            &[],
+            "0 200 x-edge: yes \"web\" \"/v1/x\" \"http\"",
+        ),
+        (
+            "http://play.example.com:8080/old/x",
+            &[],
+            "0 301 location: http://play.example.com:8080/new",
+        ),
+        (
+            "https://play.example.com:8443/old/x",
+            &secure,
+            "0 301 location: https://play.example.com:8443/new",
+        ),
+        (
+            "http://play.example.com:8080/nowhere",
+            &[],
+            "0 500 x-phalanx-reason: invalid_backend",
+        ),
         ("http://a.wide.example.com:8080/", &[], "0 200 \"web\""),
-        ("http://wide.example.com:8080/", &[], "0 404 x-phalanx-reason: no_route"),
-        ("http://only.example.com:8080/", &[], "0 404 x-phalanx-reason: no_route"),
-        ("http://other.org:8080/", &[], "0 404 x-phalanx-reason: no_route"),
-        ("https://play.example.com:8443/api/x", &secure, "0 200 x-edge: yes \"web\" \"/v1/x\" \"https\""),
-        ("https://play.example.com:8443/", &["--cacert", &ca, "--http2"], "0 200 \"web\""),
-        ("http://play.example.com:8080/", &forged, "0 200 \"web\" \"/\" \"http\" null \"1\" 1.2.3.4 nullnullnull"),
+        (
+            "http://wide.example.com:8080/",
+            &[],
+            "0 404 x-phalanx-reason: no_route",
+        ),
+        (
+            "http://only.example.com:8080/",
+            &[],
+            "0 404 x-phalanx-reason: no_route",
+        ),
+        (
+            "http://other.org:8080/",
+            &[],
+            "0 404 x-phalanx-reason: no_route",
+        ),
+        (
+            "https://play.example.com:8443/api/x",
+            &secure,
+            "0 200 x-edge: yes \"web\" \"/v1/x\" \"https\"",
+        ),
+        (
+            "https://play.example.com:8443/",
+            &["--cacert", &ca, "--http2"],
+            "0 200 \"web\"",
+        ),
+        (
+            "http://play.example.com:8080/",
+            &forged,
+            "0 200 \"web\" \"/\" \"http\" null \"1\" 1.2.3.4 nullnullnull",
+        ),
         ("https://play.example.com:8443/", &["--cacert", &own], "60 "),
-        ("https://other.example.com:8443/", &["-k"], "0 404 x-phalanx-reason: no_route"),
+        (
+            "https://other.example.com:8443/",
+            &["-k"],
+            "0 404 x-phalanx-reason: no_route",
+        ),
         ("https://play.example.org:8443/", &["-k"], "35 "),
         ("https://pass.example.com:8443/", &["--cacert", &ca], "60 "),
-        ("https://pass.example.com:8443/", &["--cacert", &own], "own handsh"),
+        (
+            "https://pass.example.com:8443/",
+            &["--cacert", &own],
+            "own handsh",
+        ),
         ("http://play.example.com:8443/", &[], ""),
         ("http://whatever:9000/x", &[], "0 200 \"raw\" \"/x\""),
-        ("http://play.example.com:8080/", &["-H", "host: play.example.com"], "0 200 \"web\""),
+        (
+            "http://play.example.com:8080/",
+            &["-H", "host: play.example.com"],
+            "0 200 \"web\"",
+        ),
     ];
     let mut differing = Vec::new();
     for (url, words, wanted) in cases {
         let (one, other) = (curl(ours, url, words)?, curl(envoys, url, words)?);
         let is_plain_at_tls = url.starts_with("http:") && url.contains(":8443");
-        let same = one == other || (is_plain_at_tls && !one.contains("200") && !other.contains("200"));
+        let same =
+            one == other || (is_plain_at_tls && !one.contains("200") && !other.contains("200"));
         if !same || !one.contains(wanted) {
-            differing.push(format!("{url} {words:?}\n  wanted {wanted}\n  ours   {one}\n  envoy  {other}"));
+            differing.push(format!(
+                "{url} {words:?}\n  wanted {wanted}\n  ours   {one}\n  envoy  {other}"
+            ));
         }
     }
     anyhow::ensure!(differing.is_empty(), "{}", differing.join("\n"));
@@ -322,7 +397,9 @@ async fn a_gateway_is_the_same_whoever_runs_it() -> anyhow::Result<()> {
     })
     .await
     .with_context(|| edge.log())?;
-    let later = certificate(&tls_dir, "later", "later.example.com")?.display().to_string();
+    let later = certificate(&tls_dir, "later", "later.example.com")?
+        .display()
+        .to_string();
     let words = ["--cacert", &*later];
     answered(ours, "https://later.example.com:8444/", &words, "0 404").await?;
     eventually("our edge to say that it has it", READY_MAX, async || {
@@ -330,13 +407,21 @@ async fn a_gateway_is_the_same_whoever_runs_it() -> anyhow::Result<()> {
     })
     .await?;
     // Another certificate in the same place.
-    let renewed = certificate(&tls_dir, "web", "play.example.com")?.display().to_string();
+    let renewed = certificate(&tls_dir, "web", "play.example.com")?
+        .display()
+        .to_string();
     let words = ["--cacert", &*renewed];
     answered(ours, "https://play.example.com:8443/", &words, "\"web\"").await?;
     // A Gateway that goes takes its sockets along.
     let gone = Call::get("play.example.com", "/");
     let mut command = Command::new(executable("phalanx")?);
-    command.args(["delete", "gateway", "edge", "--admin", &mesh.admin.to_string()]);
+    command.args([
+        "delete",
+        "gateway",
+        "edge",
+        "--admin",
+        &mesh.admin.to_string(),
+    ]);
     anyhow::ensure!(command.output()?.status.success());
     eventually("the sockets to close", READY_MAX, async || {
         let answer = call(SocketAddr::new(ours, 8080), &gone).await;
@@ -367,10 +452,20 @@ async fn an_edge_calls_the_mesh_with_its_own_identity() -> anyhow::Result<()> {
     let mut command = Command::new(executable("phalanx")?);
     command
         .args(["proxy", "--service", "web", "--workers", "1"])
-        .args(["--app", &app.to_string(), "--control", &plane.xds.to_string()])
+        .args([
+            "--app",
+            &app.to_string(),
+            "--control",
+            &plane.xds.to_string(),
+        ])
         .args(["--inbound", &at(15006), "--outbound", &at(15001)])
         .args(["--admin", &at(15000), "--drain", "1s"])
-        .args(["--token-file", &token("web")?, "--identity-dir", &kept("web")]);
+        .args([
+            "--token-file",
+            &token("web")?,
+            "--identity-dir",
+            &kept("web"),
+        ]);
     let _sidecar = Process::spawn(command, &plane.folder().join("sidecar.log"))?;
     let documents = r#"
 apiVersion: gateway.networking.k8s.io/v1
@@ -406,7 +501,13 @@ spec:
     let bind = address::fresh();
     let (token, kept) = (token("edge")?, kept("edge"));
     let joins = ["--token-file", &*token, "--identity-dir", &*kept];
-    let edge = edge(plane.folder(), plane.xds, bind, &plane.folder().join("tls"), &joins)?;
+    let edge = edge(
+        plane.folder(),
+        plane.xds,
+        bind,
+        &plane.folder().join("tls"),
+        &joins,
+    )?;
     let met = answered(bind, "http://play.example.com:8080/open", &[], "0 200").await;
     met.with_context(|| edge.log())?;
     let answer = curl(bind, "http://play.example.com:8080/closed", &[])?;

@@ -107,7 +107,9 @@ async fn agree(protocol: Protocol) -> anyhow::Result<()> {
     for outbound in [ours.outbound, envoy.outbound] {
         shares(outbound).await?;
     }
-    copies(&envoy, &ours).await?;
+    for sender in [envoy.outbound, ours.outbound] {
+        copies(sender, &ours).await?;
+    }
     for stat in [
         "cluster_manager.cds.update_rejected",
         "listener_manager.lds.update_rejected",
@@ -151,14 +153,14 @@ async fn shares(outbound: SocketAddr) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Envoy's copies arrive: all at one, a quarter at another; whoever calls hears only its own answer.
-async fn copies(envoy: &Envoy, ours: &Instance) -> anyhow::Result<()> {
+/// Copies arrive: all at one, a quarter at another; whoever calls hears only its own answer.
+async fn copies(sender: SocketAddr, ours: &Instance) -> anyhow::Result<()> {
     let seen = async |by: &str| -> anyhow::Result<u64> {
         let answer = call(ours.outbound, &Call::get(by, "/seen")).await?;
         Ok(answer.json()["seen"].as_u64().unwrap_or_default())
     };
     let before = [seen("shop").await?, seen("glass").await?];
-    let mut connection = Connection::open(envoy.outbound, false).await?;
+    let mut connection = Connection::open(sender, false).await?;
     for _ in 0..200 {
         let answer = connection.send(&Call::get("filter", "/copy")).await?;
         assert_eq!(answer.header("x-echo"), "cart");

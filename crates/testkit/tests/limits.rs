@@ -96,7 +96,8 @@ async fn our_sidecar_and_envoy_limit_and_injure_alike() -> anyhow::Result<()> {
     assert_eq!(refused.header("x-phalanx-reason"), "rate_limited");
     let metrics = call(battle.admin, &Call::get("localhost", "/metrics")).await?;
     let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
-    let counted = "phalanx_rate_limited_total{policy=\"BackendPolicy/default/p\",scope=\"local\"} 105";
+    let counted =
+        "phalanx_rate_limited_total{policy=\"BackendPolicy/default/p\",scope=\"local\"} 105";
     assert!(metrics.contains(counted), "{metrics}");
     Ok(())
 }
@@ -158,10 +159,14 @@ async fn sidecars_share_a_limit_by_key_and_keep_it_alone_while_nobody_answers() 
     })
     .await?;
     eventually("tokens to be leased again", READY_MAX, async || {
-        let metrics = call(battles[0].admin, &Call::get("localhost", "/metrics")).await.ok()?;
+        let metrics = call(battles[0].admin, &Call::get("localhost", "/metrics"))
+            .await
+            .ok()?;
         passed(&battles[..1], "d").await.ok()?;
         let alone = "phalanx_limit_alone{policy=\"BackendPolicy/default/p\"} 0";
-        String::from_utf8_lossy(&metrics.body).contains(alone).then_some(())
+        String::from_utf8_lossy(&metrics.body)
+            .contains(alone)
+            .then_some(())
     })
     .await?;
     let total = exhausted(&battles, "c").await?;
@@ -192,7 +197,14 @@ async fn buckets_in_a_redis_outlive_the_control_plane_and_are_envoys_too() -> an
     let mut command = Command::new("redis-server");
     command
         .args(["--bind", &ip.to_string(), "--port", &port.to_string()])
-        .args(["--save", "", "--appendonly", "no", "--requirepass", "secret"])
+        .args([
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--requirepass",
+            "secret",
+        ])
         .arg("--dir")
         .arg(folder.path());
     let _redis = Process::spawn(command, &folder.path().join("redis.log"))?;
@@ -232,7 +244,9 @@ async fn deadline_of_grpc_is_shrunk_and_what_has_passed_is_not_sent() -> anyhow:
     ))
     .await?;
     eventually("battle to be known", READY_MAX, async || {
-        let answer = call(caller.outbound, &Call::get("battle:8080", "/")).await.ok()?;
+        let answer = call(caller.outbound, &Call::get("battle:8080", "/"))
+            .await
+            .ok()?;
         (answer.status == 200).then_some(())
     })
     .await?;

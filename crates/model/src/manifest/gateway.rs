@@ -320,7 +320,12 @@ pub(super) fn push(gateways: &mut Vec<GatewayRef>, at: &At<'_>, meta: &Meta, ind
     let Some(parent) = gateway_ref(at, meta, index) else {
         return;
     };
-    let is_same = |known: &GatewayRef| GatewayRef { index, ..known.clone() } == parent;
+    let is_same = |known: &GatewayRef| {
+        GatewayRef {
+            index,
+            ..known.clone()
+        } == parent
+    };
     if gateways.iter().any(is_same) {
         at.refuse::<()>("the parent stands twice in this list");
     }

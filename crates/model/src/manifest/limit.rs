@@ -6,11 +6,11 @@ use std::time::Duration;
 use super::cursor::{At, Fields};
 use super::route::header_matches;
 use crate::document::Meta;
-use crate::resource::{HeaderMatch, Probe};
 use crate::resource::limit::{
     Fault, FaultEffect, GlobalLimit, LimitKey, Limits, Overload, Priority, PriorityRule, Rate,
     SHARE_WHOLE,
 };
+use crate::resource::{HeaderMatch, Probe};
 
 const FAULTS_MAX: usize = 16;
 const PRIORITIES_MAX: usize = 16;
@@ -92,10 +92,7 @@ fn key(at: &At<'_>) -> Option<LimitKey> {
     match (fields.get("header"), fields.get("caller")) {
         (Some(header), None) => {
             let name = header.header_name()?;
-            header.check(
-                name != "host",
-                "the host can't be a key: it is the service",
-            )?;
+            header.check(name != "host", "the host can't be a key: it is the service")?;
             Some(LimitKey::Header(name))
         }
         (None, Some(caller)) => match caller.boolean()? {

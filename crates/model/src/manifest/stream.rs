@@ -30,7 +30,10 @@ pub(super) fn route(spec: &At<'_>, meta: Meta, kind: Kind) -> Option<StreamRoute
         let rules = at.items(usize::from(u8::MAX));
         // Without matches a second one could never be met.
         at.check(rules.len() == 1, "a route of streams has one rule");
-        backends = rules.first().and_then(|at| rule(at, &meta)).unwrap_or_default();
+        backends = rules
+            .first()
+            .and_then(|at| rule(at, &meta))
+            .unwrap_or_default();
     }
     Some(StreamRoute {
         meta,

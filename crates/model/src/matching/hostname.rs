@@ -39,18 +39,32 @@ mod tests {
     #[test]
     fn a_wildcard_takes_names_below_it_and_not_its_own() {
         let takes = |outer, inner| covers(Some(outer), inner);
-        assert!(takes("*.example.com", "a.example.com") && takes("*.example.com", "a.b.example.com"));
-        assert!(takes("*.example.com", "*.example.com") && takes("*.example.com", "*.b.example.com"));
-        assert!(!takes("*.example.com", "example.com") && !takes("*.b.example.com", "*.example.com"));
-        assert!(!takes("*.example.com", "a.badexample.com") && !takes("a.example.com", "*.example.com"));
+        assert!(
+            takes("*.example.com", "a.example.com") && takes("*.example.com", "a.b.example.com")
+        );
+        assert!(
+            takes("*.example.com", "*.example.com") && takes("*.example.com", "*.b.example.com")
+        );
+        assert!(
+            !takes("*.example.com", "example.com") && !takes("*.b.example.com", "*.example.com")
+        );
+        assert!(
+            !takes("*.example.com", "a.badexample.com") && !takes("a.example.com", "*.example.com")
+        );
         assert!(covers(None, "a") && covers(None, "*.a"));
     }
 
     #[test]
     fn what_both_take_is_the_narrower() {
         let both = intersection;
-        assert_eq!(both("*.example.com", "a.example.com"), Some("a.example.com"));
-        assert_eq!(both("a.example.com", "*.example.com"), Some("a.example.com"));
+        assert_eq!(
+            both("*.example.com", "a.example.com"),
+            Some("a.example.com")
+        );
+        assert_eq!(
+            both("a.example.com", "*.example.com"),
+            Some("a.example.com")
+        );
         assert_eq!(both("*.com", "*.example.com"), Some("*.example.com"));
         assert_eq!(both("a.com", "b.com"), None);
         assert_eq!(both("*.a.com", "*.b.com"), None);
@@ -58,8 +72,23 @@ mod tests {
 
     #[test]
     fn the_narrower_come_first() {
-        let mut names = [None, Some("*.com"), Some("a.com"), Some("*.a.com"), Some("b.a.com")];
+        let mut names = [
+            None,
+            Some("*.com"),
+            Some("a.com"),
+            Some("*.a.com"),
+            Some("b.a.com"),
+        ];
         names.sort_by_key(|name| rank(*name));
-        assert_eq!(names, [Some("b.a.com"), Some("a.com"), Some("*.a.com"), Some("*.com"), None]);
+        assert_eq!(
+            names,
+            [
+                Some("b.a.com"),
+                Some("a.com"),
+                Some("*.a.com"),
+                Some("*.com"),
+                None
+            ]
+        );
     }
 }

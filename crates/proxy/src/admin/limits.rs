@@ -54,7 +54,11 @@ pub(super) fn write(out: &mut Exposition, plan: &Plan) {
         let mut samples = out.family(family);
         for standing in &standings {
             if let Some(load) = &standing.load {
-                let value = if limit { load.limit() } else { load.in_flight() };
+                let value = if limit {
+                    load.limit()
+                } else {
+                    load.in_flight()
+                };
                 samples.sample(&[("policy", &standing.policy)], u64::from(value));
             }
         }

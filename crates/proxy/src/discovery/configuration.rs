@@ -160,7 +160,10 @@ impl Configuration {
         match &resource {
             Resource::Listener(listener) => {
                 if let ListenerProtocol::Inbound { rules, .. } = &listener.protocol {
-                    resources.inbound = Some(Arc::new(Entries::compile(rules, resources.inbound.as_deref())?));
+                    resources.inbound = Some(Arc::new(Entries::compile(
+                        rules,
+                        resources.inbound.as_deref(),
+                    )?));
                 }
                 if let ListenerProtocol::Gateway(port) = &listener.protocol
                     && let Err(why) = opened(resources, listener, port)

@@ -104,6 +104,14 @@ impl Copy {
         let mut tally = Tally::new(core, self.plan, &watch, self.direction, now_us);
         tally.is_grpc(self.request.is_grpc());
         tally.assign(&self.cluster, None, Some(self.permit));
-        request::send_copy(&door, &exchange, &self.cluster, &mut self.request, &self.body, tally).await;
+        request::send_copy(
+            &door,
+            &exchange,
+            &self.cluster,
+            &mut self.request,
+            &self.body,
+            tally,
+        )
+        .await;
     }
 }

@@ -207,7 +207,11 @@ pub async fn send_copy(
 }
 
 /// Also what `explain` goes through.
-pub(crate) fn walk<'p>(plan: &'p Plan, request: &mut Checked, context: &mut StreamContext<'p>) -> Verdict {
+pub(crate) fn walk<'p>(
+    plan: &'p Plan,
+    request: &mut Checked,
+    context: &mut StreamContext<'p>,
+) -> Verdict {
     for stage in STAGES {
         match stage(plan, request, context) {
             Verdict::Continue => {}

@@ -161,9 +161,8 @@ struct Shown(Vec<Arc<ArcSwap<CertifiedKey>>>);
 impl ResolvesServerCert for Shown {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name();
-        let fits = |key: &Arc<CertifiedKey>| {
-            key.key.choose_scheme(hello.signature_schemes()).is_some()
-        };
+        let fits =
+            |key: &Arc<CertifiedKey>| key.key.choose_scheme(hello.signature_schemes()).is_some();
         let mut fitting = self.0.iter().map(|pair| pair.load_full()).filter(fits);
         let first = fitting.next()?;
         if self.0.len() == 1 || name.is_some_and(|name| is_for(&first, name)) {

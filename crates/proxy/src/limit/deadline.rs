@@ -79,7 +79,18 @@ mod tests {
         assert_eq!(read("5u"), Some(5_000));
         assert_eq!(read("0n"), Some(0));
         assert_eq!(read("99999999H"), Some(u64::MAX));
-        for none in ["", "S", "1", "1s", "-1S", "+1S", "1.5S", "123456789S", " 1S", "1S "] {
+        for none in [
+            "",
+            "S",
+            "1",
+            "1s",
+            "-1S",
+            "+1S",
+            "1.5S",
+            "123456789S",
+            " 1S",
+            "1S ",
+        ] {
             assert_eq!(read(none), None, "{none}");
         }
     }
@@ -93,7 +104,10 @@ mod tests {
             match Timeout::new(left_ns) {
                 Some(timeout) => {
                     let sent = parse(timeout.as_bytes()).unwrap();
-                    assert!(sent <= left_ns && sent >= left_ns / 1000 * 999, "{left_ns} {sent}");
+                    assert!(
+                        sent <= left_ns && sent >= left_ns / 1000 * 999,
+                        "{left_ns} {sent}"
+                    );
                 }
                 None => assert!(left_ns < 1_000, "{left_ns}"),
             }

@@ -11,7 +11,10 @@ fn called(timeout: &str) -> (Checked, Verdict, Option<u64>, Result<(), Reply>) {
         query: None,
         ended: false,
     };
-    let headers = [("content-type", "application/grpc"), ("grpc-timeout", timeout)];
+    let headers = [
+        ("content-type", "application/grpc"),
+        ("grpc-timeout", timeout),
+    ];
     let fields = headers.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes()));
     let request = Checked::http2(Workspace::default(), pseudo, fields, &Limits::default());
     let mut request = request.unwrap();
@@ -29,7 +32,10 @@ fn called(timeout: &str) -> (Checked, Verdict, Option<u64>, Result<(), Reply>) {
 fn deadline_is_read_and_sent_on_without_the_time_spent() {
     let (request, verdict, left, carried) = called("2S");
     assert_eq!(verdict, Verdict::Continue);
-    assert!(left.is_some_and(|left| left > 500 && left <= 2_000), "{left:?}");
+    assert!(
+        left.is_some_and(|left| left > 500 && left <= 2_000),
+        "{left:?}"
+    );
     assert!(carried.is_ok());
     let sent = deadline::parse(request.headers().get(names::GRPC_TIMEOUT).unwrap()).unwrap();
     assert!(sent <= 1_995_000_000, "{sent}");
@@ -48,5 +54,8 @@ fn passed_deadline_is_not_sent() {
 fn what_is_no_timeout_passes_as_it_is() {
     let (request, verdict, left, carried) = called("soon");
     assert_eq!((verdict, left, carried), (Verdict::Continue, None, Ok(())));
-    assert_eq!(request.headers().get(names::GRPC_TIMEOUT), Some(&b"soon"[..]));
+    assert_eq!(
+        request.headers().get(names::GRPC_TIMEOUT),
+        Some(&b"soon"[..])
+    );
 }

@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use phalanx_model::matching::hostname::{covers, rank};
 use phalanx_model::name::ClusterName;
-use phalanx_model::resource::gateway::{
-    ChainTarget, ChainTls, GATEWAY, GatewayPort, Share,
-};
+use phalanx_model::resource::gateway::{ChainTarget, ChainTls, GATEWAY, GatewayPort, Share};
 use phalanx_model::resource::{Listener, ListenerProtocol};
 use rustls::ServerConfig;
 

@@ -41,9 +41,12 @@ impl Bucket {
                 return false;
             }
             let next = from.saturating_add(pace.interval_ns);
-            let swapped =
-                self.full_ns
-                    .compare_exchange_weak(seen, next, Ordering::Relaxed, Ordering::Relaxed);
+            let swapped = self.full_ns.compare_exchange_weak(
+                seen,
+                next,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
             match swapped {
                 Ok(_) => return true,
                 Err(other) => seen = other,
@@ -79,7 +82,9 @@ mod tests {
         assert!(!at(99 * MILLISECOND));
         assert!(at(100 * MILLISECOND));
         assert!(!at(100 * MILLISECOND));
-        let taken = (0..5_000).filter(|ms| at(SECOND + ms * MILLISECOND)).count();
+        let taken = (0..5_000)
+            .filter(|ms| at(SECOND + ms * MILLISECOND))
+            .count();
         assert_eq!(taken, 3 + 49);
     }
 

@@ -81,7 +81,11 @@ impl Guard {
             known.insert(limits.policy.clone(), made.clone());
             Ok(made)
         };
-        limits.iter().map(&mut standing).collect::<Result<_, String>>().map(Self)
+        limits
+            .iter()
+            .map(&mut standing)
+            .collect::<Result<_, String>>()
+            .map(Self)
     }
 
     #[inline]
@@ -114,7 +118,10 @@ impl Standing {
             let pace = Pace::new(&rate);
             let known = before.and_then(|before| before.local.as_ref());
             let same = known.filter(|(known, _)| *known == pace);
-            (pace, same.map_or_else(Arc::default, |(_, bucket)| bucket.clone()))
+            (
+                pace,
+                same.map_or_else(Arc::default, |(_, bucket)| bucket.clone()),
+            )
         });
         let leases = limits.global.as_ref().map(|limit| {
             let known = before.and_then(|before| before.leases.as_ref());
@@ -125,7 +132,8 @@ impl Standing {
         let load = limits.overload.as_ref().map(|overload| {
             let known = before.and_then(|before| before.load.as_ref());
             let same = known.filter(|known| known.is_for(overload));
-            same.cloned().unwrap_or_else(|| Arc::new(Load::new(overload)))
+            same.cloned()
+                .unwrap_or_else(|| Arc::new(Load::new(overload)))
         });
         let fault = |fault: &phalanx_model::resource::limit::Fault| {
             Ok(Fault {
@@ -146,7 +154,10 @@ impl Standing {
             priorities: rules
                 .map(|rule| Ok((rule.priority, HeaderTests::compile(&rule.headers)?)))
                 .collect::<Result<_, _>>()?,
-            usual: limits.overload.as_ref().map_or_else(Priority::default, |one| one.default),
+            usual: limits
+                .overload
+                .as_ref()
+                .map_or_else(Priority::default, |one| one.default),
         })
     }
 

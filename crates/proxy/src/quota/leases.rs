@@ -80,7 +80,9 @@ impl Leases {
             policy: policy.to_owned(),
             limit: limit.clone(),
             pace: Pace::new(&limit.rate),
-            used: (0..slots.len().div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            used: (0..slots.len().div_ceil(64))
+                .map(|_| AtomicU64::new(0))
+                .collect(),
             slots,
             silent: AtomicBool::new(false),
         }
@@ -162,9 +164,9 @@ impl Leases {
         let Some((place, slot, held)) = spare else {
             return 0;
         };
-        let swapped =
-            slot.key
-                .compare_exchange(held, key, Ordering::Relaxed, Ordering::Relaxed);
+        let swapped = slot
+            .key
+            .compare_exchange(held, key, Ordering::Relaxed, Ordering::Relaxed);
         match swapped {
             Ok(0) => place,
             Ok(_) => {
@@ -261,7 +263,11 @@ impl Slot {
         let seen = self.seen.swap(0, Ordering::Relaxed);
         let tokens = self.tokens.load(Ordering::Relaxed).max(0);
         // Once in a while: not worth a lease. Else as much as for the next few questions.
-        let expected = if seen > 1 { seen.saturating_mul(AHEAD) } else { 0 };
+        let expected = if seen > 1 {
+            seen.saturating_mul(AHEAD)
+        } else {
+            0
+        };
         Ask {
             slot: place,
             key: self.key.load(Ordering::Relaxed),

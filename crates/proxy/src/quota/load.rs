@@ -117,12 +117,9 @@ impl Load {
             return;
         }
         let next = now_ns + WINDOW;
-        let closed = self.window_ends_ns.compare_exchange(
-            ends,
-            next,
-            Ordering::AcqRel,
-            Ordering::Relaxed,
-        );
+        let closed =
+            self.window_ends_ns
+                .compare_exchange(ends, next, Ordering::AcqRel, Ordering::Relaxed);
         if closed.is_ok() {
             let count = self.count.swap(0, Ordering::Relaxed).max(1);
             let sum_us = self.sum_us.swap(0, Ordering::Relaxed);
@@ -167,7 +164,11 @@ fn usual(before: f64, short: f64, windows: u32, is_pressed: bool) -> f64 {
         false => 2.0 / (of + 1.0),
     };
     let next = before + (short - before) * weight;
-    if next > short * 2.0 { next * 0.95 } else { next }
+    if next > short * 2.0 {
+        next * 0.95
+    } else {
+        next
+    }
 }
 
 /// Of the limit, in percent.

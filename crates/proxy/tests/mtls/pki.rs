@@ -101,7 +101,11 @@ pub fn revoke(identity: &Identity, issuer: &Issuer, serials: &[Serial], number: 
 
 pub fn inbound(mode: MtlsMode, access: Access) -> Inbound {
     Inbound {
-        default: InboundRule { mode, access, ..InboundRule::default() },
+        default: InboundRule {
+            mode,
+            access,
+            ..InboundRule::default()
+        },
         ports: BTreeMap::new(),
     }
 }

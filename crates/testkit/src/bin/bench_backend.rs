@@ -32,7 +32,13 @@ async fn main() -> anyhow::Result<()> {
         else {
             bail!("usage: bench-backend load bulk|small|short ADDRESS CONNECTIONS SECONDS")
         };
-        return load(&address, to.parse()?, connections.parse()?, seconds.parse()?).await;
+        return load(
+            &address,
+            to.parse()?,
+            connections.parse()?,
+            seconds.parse()?,
+        )
+        .await;
     }
     let address: SocketAddr = address.parse().context("no address")?;
     let listener = TcpListener::bind(address)

@@ -77,7 +77,10 @@ fn local_limit_outlives_a_change_of_something_else() {
     let answers = ask(&first, &[], 5);
     assert_eq!(passed(&answers), 3);
     let reply = answers[4].as_ref().unwrap_err();
-    assert_eq!((reply.status, reply.reason), (429, Some(Reason::RateLimited)));
+    assert_eq!(
+        (reply.status, reply.reason),
+        (429, Some(Reason::RateLimited))
+    );
     limits.overload = Some(Overload::default());
     let (second, known) = guard(&limits, Some(&known));
     assert_eq!(passed(&ask(&second, &[], 5)), 0);
@@ -137,22 +140,39 @@ fn faults_hit_their_share_of_what_they_mean() {
     };
     let limits = Limits {
         faults: vec![
-            fault(FaultEffect::Delay(Duration::from_millis(200)), SHARE_WHOLE, vec![]),
-            fault(FaultEffect::Status(503), 5_000, vec![header("x-chaos", "1")]),
+            fault(
+                FaultEffect::Delay(Duration::from_millis(200)),
+                SHARE_WHOLE,
+                vec![],
+            ),
+            fault(
+                FaultEffect::Status(503),
+                5_000,
+                vec![header("x-chaos", "1")],
+            ),
             fault(FaultEffect::Grpc(7), SHARE_WHOLE, vec![]),
         ],
         ..limits()
     };
     let (guard, known) = guard(&limits, None);
     let calm = ask(&guard, &[], 100);
-    assert!(calm.iter().all(|one| one.as_ref().is_ok_and(|p| p.delay_ms == 200)));
+    assert!(
+        calm.iter()
+            .all(|one| one.as_ref().is_ok_and(|p| p.delay_ms == 200))
+    );
     let chaos = ask(&guard, &[("x-chaos", "1")], 10_000);
     let aborted = chaos.len() - passed(&chaos);
     assert!((400..600).contains(&aborted), "{aborted}");
-    assert_eq!(known[&limits.policy].counts.of(Refused::Aborted), aborted as u64);
+    assert_eq!(
+        known[&limits.policy].counts.of(Refused::Aborted),
+        aborted as u64
+    );
     let reply = ask(&guard, &[("content-type", "application/grpc")], 1);
     let reply = reply[0].as_ref().unwrap_err();
-    assert_eq!((reply.reason, reply.grpc_status), (Some(Reason::Fault), Some(7)));
+    assert_eq!(
+        (reply.reason, reply.grpc_status),
+        (Some(Reason::Fault), Some(7))
+    );
 }
 
 #[test]

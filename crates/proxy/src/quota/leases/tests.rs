@@ -30,7 +30,10 @@ fn unknown_key_goes_on_credit_that_is_told() {
     assert_eq!(taken(&leases, 0, 20, SECOND), 5, "a tenth of the burst");
     let asks = leases.gather(SECOND, 100, &mut held);
     assert_eq!((asks.len(), asks[0].spent, asks[0].wanted), (1, 5, 80));
-    assert!(leases.gather(SECOND, 100, &mut held).is_empty(), "told once");
+    assert!(
+        leases.gather(SECOND, 100, &mut held).is_empty(),
+        "told once"
+    );
     leases.grant(&asks[0], granted(30), SECOND, &mut held);
     assert_eq!(taken(&leases, 0, 50, SECOND), 30 + 5);
 }
@@ -99,7 +102,8 @@ fn keys_are_apart_and_those_without_a_place_share_one() {
         && !asks.is_empty()
     {
         assert!(asks.len() <= 1_000);
-        asks.iter().for_each(|ask| leases.grant(ask, granted(0), SECOND, &mut held));
+        asks.iter()
+            .for_each(|ask| leases.grant(ask, granted(0), SECOND, &mut held));
     }
     let later = 4 * SECOND + 1;
     let fresh = (0..1_000u64).map(|n| key_of(&(1 << 40 | n).to_be_bytes()));
