@@ -141,6 +141,7 @@ impl HeaderEdit {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "nearly all of them forward")]
 pub enum Action {
     Forward(Forward),
     Redirect(Redirect),
