@@ -216,7 +216,11 @@ pub async fn rotate(
         ("begin", _) => ca.rotate_begin(&author).await,
         ("abort", _) => ca.rotate_abort(&author).await,
         ("switch", _) => ca.rotate_switch(&author).await,
-        ("finish", _) => ca.rotate_finish(&author).await,
+        ("finish", _) => match ca.rotate_finish(&author).await {
+            // It went on by itself at this very moment.
+            Err(CaError::NoRotation) => Ok(ca.rotation()),
+            finished => finished,
+        },
         _ => {
             return Err(wrong("that is no step").hint("steps are begin, abort, switch and finish"));
         }

@@ -93,7 +93,7 @@ impl Default for Sight {
 impl Sight {
     /// Empty, with memory of an earlier one where there is one.
     pub fn take() -> Box<Self> {
-        SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(Box::default)
+        SPARE.with_borrow_mut(Vec::pop).unwrap_or_default()
     }
 
     /// Gives its memory back.
@@ -302,6 +302,7 @@ fn rfc3339(unix_ms: u64) -> String {
 }
 
 thread_local! {
+    #[allow(clippy::vec_box, reason = "they come and go as boxes")]
     static SPARE: RefCell<Vec<Box<Sight>>> = const { RefCell::new(Vec::new()) };
 }
 
