@@ -64,7 +64,10 @@ impl Lessee {
             asks: asked.collect(),
         };
         let answer = timeout(CALL_TIMEOUT, self.client.lease(request)).await;
-        let grants = answer.map_err(|_| LeaseError::Timeout)??.into_inner().grants;
+        let grants = answer
+            .map_err(|_| LeaseError::Timeout)??
+            .into_inner()
+            .grants;
         if grants.len() != asks.len() {
             return Err(LeaseError::Grants);
         }

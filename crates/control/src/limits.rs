@@ -219,8 +219,9 @@ impl wire::limits_server::Limits for Limits {
             return Err(Status::unavailable(Unreachable.to_string()));
         }
         let mut given = given.unwrap_or_default().into_iter();
-        let grants = takes.iter().map(|take| {
-            match take.as_ref().and_then(|_| given.next()) {
+        let grants = takes
+            .iter()
+            .map(|take| match take.as_ref().and_then(|_| given.next()) {
                 Some(given) => wire::Grant {
                     tokens: given.tokens,
                     dry_ns: given.dry_ns,
@@ -234,8 +235,7 @@ impl wire::limits_server::Limits for Limits {
                         ..wire::Grant::default()
                     }
                 }
-            }
-        });
+            });
         let grants = grants.collect();
         Ok(Response::new(wire::LeaseResponse { grants }))
     }

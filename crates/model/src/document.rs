@@ -22,7 +22,10 @@ pub use self::gateway::{
 
 /// A checked document.
 #[derive(Clone, Debug, PartialEq)]
-#[allow(clippy::large_enum_variant, reason = "each is held once, and shared by reference")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "each is held once, and shared by reference"
+)]
 pub enum Document {
     Service(Service),
     EndpointSlice(EndpointSlice),

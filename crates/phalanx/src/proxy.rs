@@ -9,7 +9,9 @@ use phalanx_model::identity::TrustDomain;
 use phalanx_model::resource::Probe;
 use phalanx_model::{Labels, ServiceName};
 use phalanx_proxy::config::{AccessLogConfig, LogPolicy, Sample, Target};
-use phalanx_proxy::config::{GatewayConfig, IdentityConfig, Proof, Source, TRUST_DOMAIN, UpgradeConfig};
+use phalanx_proxy::config::{
+    GatewayConfig, IdentityConfig, Proof, Source, TRUST_DOMAIN, UpgradeConfig,
+};
 use phalanx_proxy::{Config, serve};
 
 use crate::exit::{Failure, Outcome};
@@ -226,14 +228,11 @@ fn configure(options: Options) -> Result<Config, Failure> {
         drain: options.drain,
         access_log: options.log.config(),
         identity,
-        upgrade: options
-            .upgrade
-            .upgrade_socket
-            .map(|socket| UpgradeConfig {
-                socket,
-                drain: options.upgrade.upgrade_drain,
-                wait: options.upgrade.upgrade_wait,
-            }),
+        upgrade: options.upgrade.upgrade_socket.map(|socket| UpgradeConfig {
+            socket,
+            drain: options.upgrade.upgrade_drain,
+            wait: options.upgrade.upgrade_wait,
+        }),
         ..defaults
     })
 }

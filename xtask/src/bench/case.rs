@@ -244,7 +244,11 @@ impl Case {
             Self::Tcp | Self::TcpSmall | Self::TcpShort => {
                 let line = output.lines().find_map(|line| line.strip_prefix("moved "));
                 let moved: f64 = line.context("the generator printed no count")?.parse()?;
-                Ok(if self == Self::Tcp { moved / 1e6 } else { moved })
+                Ok(if self == Self::Tcp {
+                    moved / 1e6
+                } else {
+                    moved
+                })
             }
         }
     }

@@ -289,7 +289,14 @@ fn phalanx(root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
                 XDS,
             ])
             .args(listen)
-            .args(["--workers", "1", "--inbound", "127.0.0.1:18112", "--admin", "127.0.0.1:18113"]),
+            .args([
+                "--workers",
+                "1",
+                "--inbound",
+                "127.0.0.1:18112",
+                "--admin",
+                "127.0.0.1:18113",
+            ]),
         "the sidecar",
     )?;
     Ok(Running::of(vec![proxy], vec![control]))

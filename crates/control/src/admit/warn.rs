@@ -69,7 +69,10 @@ fn path_of(document: &Document, message: &str) -> String {
             let mut services = route.parents.iter().zip(services);
             let service = services.find(|(p, _)| names(&p.service));
             let index = service.map(|(_, index)| index);
-            indexed("parentRefs", index.or_else(|| parent(&route.gateways, message)))
+            indexed(
+                "parentRefs",
+                index.or_else(|| parent(&route.gateways, message)),
+            )
         }
         Document::StreamRoute(route) => indexed("parentRefs", parent(&route.gateways, message)),
         Document::BackendPolicy(policy) => {

@@ -56,7 +56,9 @@ impl wire::rate_limit_service_server::RateLimitService for Limits {
                 ..DescriptorStatus::default()
             })
             .collect();
-        let over = statuses.iter().any(|s| s.code == i32::from(Code::OverLimit));
+        let over = statuses
+            .iter()
+            .any(|s| s.code == i32::from(Code::OverLimit));
         let overall = if over { Code::OverLimit } else { Code::Ok };
         Ok(Response::new(wire::RateLimitResponse {
             overall_code: overall.into(),

@@ -64,7 +64,10 @@ impl State {
             self.policies.insert(take.policy.clone(), HashMap::new());
         }
         let Some(buckets) = self.policies.get_mut(&take.policy) else {
-            return Given { tokens: 0, dry_ns: 0 };
+            return Given {
+                tokens: 0,
+                dry_ns: 0,
+            };
         };
         let key = match is_full && !buckets.contains_key(&take.key) {
             true => KEY_OTHERS,
@@ -195,7 +198,11 @@ mod tests {
         let ask = |key| memory.take(&[take(key, 20, 0)])[0];
         (2..102).for_each(|key| assert_eq!(ask(key), given(0, 100)));
         assert_eq!(ask(1_000), given(0, 100));
-        assert_eq!(ask(1_001), given(0, 2_100), "beyond the bound they share one");
+        assert_eq!(
+            ask(1_001),
+            given(0, 2_100),
+            "beyond the bound they share one"
+        );
         assert_eq!(memory.len(), 101);
         later(10_000).await;
         assert_eq!(ask(1_001), given(0, 100));

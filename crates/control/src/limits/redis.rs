@@ -23,7 +23,9 @@ pub struct RedisAddress {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RedisAddressError {
-    #[error("`rediss://` (TLS) is not supported by this version: use a Redis that this machine reaches safely")]
+    #[error(
+        "`rediss://` (TLS) is not supported by this version: use a Redis that this machine reaches safely"
+    )]
     Tls,
     #[error("expected redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE]")]
     Shape,
@@ -174,7 +176,11 @@ impl Connection {
         };
         if let Some(password) = &address.password {
             let user = address.user.as_deref();
-            let words: Vec<&str> = ["AUTH"].into_iter().chain(user).chain([password.as_str()]).collect();
+            let words: Vec<&str> = ["AUTH"]
+                .into_iter()
+                .chain(user)
+                .chain([password.as_str()])
+                .collect();
             connection.ask(&words).await?;
         }
         if address.database != 0 {
@@ -253,7 +259,10 @@ impl Connection {
     /// A list comes with as many nothings as it has items; none of ours holds another.
     async fn line(&mut self) -> Result<Value, RedisError> {
         let mut line = String::new();
-        let read = (&mut self.stream).take(LINE_MAX).read_line(&mut line).await?;
+        let read = (&mut self.stream)
+            .take(LINE_MAX)
+            .read_line(&mut line)
+            .await?;
         if read == 0 {
             return Err(RedisError::Io(std::io::ErrorKind::UnexpectedEof.into()));
         }
@@ -336,7 +345,14 @@ mod tests {
         assert_eq!(read("redis://127.0.0.1").unwrap().port, 6379);
         assert_eq!(read("redis://[::1]:1").unwrap().host, "::1");
         assert_eq!(read("rediss://x"), Err(RedisAddressError::Tls));
-        for wrong in ["", "redis://", "http://x", "redis://x:y", "redis://x/z", "redis://a@b"] {
+        for wrong in [
+            "",
+            "redis://",
+            "http://x",
+            "redis://x:y",
+            "redis://x/z",
+            "redis://a@b",
+        ] {
             assert_eq!(read(wrong), Err(RedisAddressError::Shape), "{wrong}");
         }
     }

@@ -15,9 +15,7 @@ use phalanx_model::instance::Protocol;
 use phalanx_model::matching::hostname::{covers, intersection, rank};
 use phalanx_model::matching::order::precedence;
 use phalanx_model::name::Direction;
-use phalanx_model::resource::gateway::{
-    Chain, ChainTarget, ChainTls, GATEWAY, GatewayPort, Share,
-};
+use phalanx_model::resource::gateway::{Chain, ChainTarget, ChainTls, GATEWAY, GatewayPort, Share};
 use phalanx_model::resource::{Listener, ListenerProtocol, RouteTable, Rule, VirtualHost};
 use phalanx_model::{ClusterName, ServiceName, SharedMap};
 use phalanx_xds::{Encoded, Kind, Snapshot, encode};
@@ -105,7 +103,10 @@ fn find(
         namespace: name.namespace.clone(),
         name: name.name.clone(),
     };
-    let document = world.documents.get(&id).map(|entry| entry.document.as_deref());
+    let document = world
+        .documents
+        .get(&id)
+        .map(|entry| entry.document.as_deref());
     let routes = mesh.index.at_gateways.of(name).filter_map(|id| {
         let entry = &**world.documents.get(id)?;
         Some((entry, Wanting::of(entry.document.as_deref()?)?))
@@ -161,7 +162,9 @@ fn attach<'a>(
         };
         let meant = gateway.listeners.iter().enumerate();
         let meant: Vec<_> = meant.filter(|(_, listener)| is_meant(listener)).collect();
-        let taking = meant.iter().filter(|(_, listener)| takes(listener, gateway, entry));
+        let taking = meant
+            .iter()
+            .filter(|(_, listener)| takes(listener, gateway, entry));
         let taking: Vec<_> = taking.collect();
         let named = taking.iter().filter_map(|(index, listener)| {
             let names = names(gateway, listener, route.hostnames());
@@ -182,8 +185,7 @@ fn attach<'a>(
                 continue;
             }
         };
-        let message =
-            format!("unattached: Gateway {name} {why}, so it has no effect there yet");
+        let message = format!("unattached: Gateway {name} {why}, so it has no effect there yet");
         findings.push(finding(entry, message));
     }
     attached.extend(at.into_iter().map(|(listener, names)| Attached {
@@ -364,7 +366,12 @@ impl<'a> Maker<'a> {
         }
     }
 
-    fn rules(&self, listener: usize, domain: Option<&str>, findings: &mut Vec<Finding>) -> Vec<Rule> {
+    fn rules(
+        &self,
+        listener: usize,
+        domain: Option<&str>,
+        findings: &mut Vec<Finding>,
+    ) -> Vec<Rule> {
         let mut ranked = Vec::new();
         for one in self.at(listener) {
             let Wanting::Http(route) = one.route else {
@@ -374,7 +381,12 @@ impl<'a> Maker<'a> {
                 Some(domain) => covers(**name, domain),
                 None => name.is_none(),
             };
-            let Some(best) = one.names.iter().filter(for_domain).map(|name| rank(*name)).min()
+            let Some(best) = one
+                .names
+                .iter()
+                .filter(for_domain)
+                .map(|name| rank(*name))
+                .min()
             else {
                 continue;
             };
@@ -385,7 +397,8 @@ impl<'a> Maker<'a> {
         }
         // Stable: what is equal by name and match keeps the order of age, name and place.
         ranked.sort_by(|(a, one), (b, other)| {
-            a.cmp(b).then_with(|| precedence(&one.matches, &other.matches))
+            a.cmp(b)
+                .then_with(|| precedence(&one.matches, &other.matches))
         });
         ranked.into_iter().map(|(_, rule)| rule).collect()
     }
@@ -425,7 +438,11 @@ impl<'a> Maker<'a> {
             }
             taken.extend(free.iter().map(|name| (*name, &one.entry.id)));
             let shares = self.shares(one.entry, route, findings);
-            let named: Vec<String> = free.iter().flatten().map(|name| (*name).to_owned()).collect();
+            let named: Vec<String> = free
+                .iter()
+                .flatten()
+                .map(|name| (*name).to_owned())
+                .collect();
             if free.contains(&None) {
                 chains.push(chain(Vec::new(), shares.clone()));
             }
@@ -560,7 +577,9 @@ pub(super) fn source(name: &str) -> Option<DocumentId> {
 }
 
 fn kept(encoded: impl Iterator<Item = Encoded>) -> Resources {
-    encoded.map(|one| (one.name.clone(), Arc::new(one))).collect()
+    encoded
+        .map(|one| (one.name.clone(), Arc::new(one)))
+        .collect()
 }
 
 impl Compiled {

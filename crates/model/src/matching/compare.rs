@@ -120,7 +120,7 @@ mod tests {
             self.1
         }
         fn header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
-            (name == "x-env" && !self.2.is_empty()).then(|| Cow::Borrowed(self.2.as_bytes()))
+            (name == "x-env" && !self.2.is_empty()).then_some(Cow::Borrowed(self.2.as_bytes()))
         }
         fn is_grpc(&self) -> bool {
             false

@@ -356,7 +356,7 @@ fn tls_1_2_is_taken_and_nothing_in_common_is_said() {
     let (client, server) = mesh.ends();
     let with = |versions: &[&'static rustls::SupportedProtocolVersion], alpn: &[u8]| {
         let verifier = Arc::new(Servers(client.end.clone()));
-        let mut config = ClientConfig::builder_with_provider(provider_of())
+        let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(versions)
             .unwrap()
             .dangerous()

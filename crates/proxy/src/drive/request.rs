@@ -46,7 +46,7 @@ pub enum Outcome {
     /// Answered.
     Done,
     /// Answered with 101; and what let that in.
-    Upgraded(Box<Upgraded>, Option<Lasting>),
+    Upgraded(Box<Upgraded>, Option<Box<Lasting>>),
     /// There is nobody to answer.
     Gone,
 }
@@ -589,6 +589,7 @@ impl Run<'_> {
             };
             let upgraded = Upgraded::new(core, lease.connection, tally);
             let lasting = Lasting::of(self.cluster.plan.name.port, self.request, self.context);
+            let lasting = lasting.map(Box::new);
             return Outcome::Upgraded(Box::new(upgraded), lasting);
         }
         let mut download = Download::default();

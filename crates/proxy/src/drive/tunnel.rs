@@ -169,8 +169,10 @@ struct Flow<'s> {
     closed: bool,
     moved: u64,
     /// Where what is read is counted by messages, and in which direction.
-    seen: Option<(&'s Counted, fn(&Counted, &[u8]))>,
+    seen: Option<(&'s Counted, Count)>,
 }
+
+type Count = fn(&Counted, &[u8]);
 
 impl<'s> Tunnel<'s> {
     pub fn new(downstream: &'s End, upstream: &'s End) -> Self {

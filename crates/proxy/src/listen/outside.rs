@@ -36,5 +36,5 @@ fn is_of_the_mesh(name: Name<'_>) -> bool {
     let begins = |prefix: &&str| name.starts_with(prefix.as_bytes());
     name.contains(&b'_')
         || STRIPPED.iter().any(|own| own.as_bytes() == name)
-        || STRIPPED_PREFIXES.iter().any(|prefix| begins(&prefix))
+        || STRIPPED_PREFIXES.iter().any(begins)
 }

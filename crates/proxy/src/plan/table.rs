@@ -37,6 +37,7 @@ pub struct RulePlan {
     pub action: ActionPlan,
 }
 
+#[allow(clippy::large_enum_variant, reason = "nearly all of them forward")]
 pub enum ActionPlan {
     Forward(ForwardPlan),
     Redirect(RedirectPlan),

@@ -15,8 +15,8 @@ static WANTED: AtomicUsize = AtomicUsize::new(0);
 #[derive(Debug)]
 pub struct Wanted(());
 
-impl Wanted {
-    pub fn new() -> Self {
+impl Default for Wanted {
+    fn default() -> Self {
         WANTED.fetch_add(1, Ordering::Relaxed);
         Self(())
     }
@@ -66,7 +66,7 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn busy_loop_is_late_and_recovers() {
-        let _wanted = Wanted::new();
+        let _wanted = Wanted::default();
         let local = tokio::task::LocalSet::new();
         local
             .run_until(async {

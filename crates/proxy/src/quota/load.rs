@@ -61,7 +61,7 @@ impl Load {
             window_ends_ns: AtomicU64::new(0),
             usual_us: AtomicU64::new(0),
             windows: AtomicU32::new(0),
-            _wanted: Wanted::new(),
+            _wanted: Wanted::default(),
         }
     }
 

@@ -199,7 +199,7 @@ async fn attend(
     let lent = estate.registration.as_ref().map(Lent::of);
     let committed = conclude(heir, lent.as_ref()).await?;
     if let Some(lent) = lent {
-        lent.is_gone();
+        lent.give_away();
     }
     // The heir serves, whether or not it hears of it.
     let _ = timeout(HELLO_MAX, heir.say(&FromHolder::Draining)).await;
@@ -257,7 +257,7 @@ impl<'r> Lent<'r> {
         }
     }
 
-    fn is_gone(mut self) {
+    fn give_away(mut self) {
         self.gone = true;
     }
 }

@@ -29,7 +29,11 @@ pub(super) fn resource(message: listener_v3::Listener) -> Result<Listener, Decod
     let name = nonempty(&at.field("name"), message.name.clone())?;
     let socket = address(&at.field("address"), message.address.clone())?;
     let words_at = at.field("metadata");
-    let words = metadata(&words_at, message.metadata.clone(), [GATEWAY, CERTIFICATES_IN])?;
+    let words = metadata(
+        &words_at,
+        message.metadata.clone(),
+        [GATEWAY, CERTIFICATES_IN],
+    )?;
     let [gateway, certificates_in] = words;
     let (namespace, service) = gateway
         .split_once('/')
@@ -89,10 +93,7 @@ fn chain(at: At<'_>, sent: &listener_v3::FilterChain) -> Result<Chain, DecodeErr
     })
 }
 
-fn certificates(
-    at: At<'_>,
-    socket: &core_v3::TransportSocket,
-) -> Result<Vec<String>, DecodeError> {
+fn certificates(at: At<'_>, socket: &core_v3::TransportSocket) -> Result<Vec<String>, DecodeError> {
     let Some(core_v3::transport_socket::ConfigType::TypedConfig(config)) = &socket.config_type
     else {
         return Err(at.field("typed_config").missing());

@@ -149,7 +149,8 @@ impl<'a> Words<'a> {
     fn number(&self, key: &str, min: u32) -> Result<u32, DecodeError> {
         match self.get(key) {
             Some(ValueKind::NumberValue(number))
-                if number.fract() == 0.0 && (f64::from(min)..=f64::from(u32::MAX)).contains(number) =>
+                if number.fract() == 0.0
+                    && (f64::from(min)..=f64::from(u32::MAX)).contains(number) =>
             {
                 Ok(*number as u32)
             }

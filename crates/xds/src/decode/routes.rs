@@ -144,12 +144,9 @@ fn rule(at: At<'_>, message: route_v3::Route) -> Result<Rule, DecodeError> {
         r#match.ok_or_else(|| at.field("match").missing())?,
     )?;
     let action = match action {
-        Some(Sent::Route(to)) => Action::Forward(action::forward(
-            at.field("route"),
-            to,
-            &matches,
-            beside,
-        )?),
+        Some(Sent::Route(to)) => {
+            Action::Forward(action::forward(at.field("route"), to, &matches, beside)?)
+        }
         Some(Sent::Redirect(to)) => {
             Action::Redirect(action::redirect(at.field("redirect"), to, &matches.path)?)
         }
@@ -357,7 +354,10 @@ fn query_text(at: &At<'_>, sent: &str) -> Result<String, DecodeError> {
         .map_err(|_| at.invalid(format!("`{sent}` holds escapes that make no UTF-8")))
 }
 
-pub(super) fn string_match(at: At<'_>, matcher: matcher_v3::StringMatcher) -> Result<ValueMatch, DecodeError> {
+pub(super) fn string_match(
+    at: At<'_>,
+    matcher: matcher_v3::StringMatcher,
+) -> Result<ValueMatch, DecodeError> {
     use matcher_v3::string_matcher::MatchPattern;
     let matcher_v3::StringMatcher {
         ignore_case,

@@ -31,11 +31,7 @@ pub(crate) const CERTIFICATES_IN: &str = "certificates_in";
 
 const STRIP: &str = "envoy.http.early_header_mutation.header_mutation";
 
-pub(crate) fn message(
-    name: &str,
-    socket: SocketAddr,
-    port: &GatewayPort,
-) -> listener_v3::Listener {
+pub(crate) fn message(name: &str, socket: SocketAddr, port: &GatewayPort) -> listener_v3::Listener {
     let reads_names = port.chains.iter().any(|chain| chain.tls != ChainTls::Off);
     let inspector = || listener_v3::ListenerFilter {
         name: INSPECTOR.to_owned(),

@@ -42,7 +42,9 @@ fn route(kind: &str, name: &str, spec: &str) -> String {
 
 fn mesh(routes: &[String]) -> Mesh {
     let fixture = Fixture::yaml(EDGE);
-    let fixture = routes.iter().fold(fixture, |fixture, text| fixture.and_yaml(text));
+    let fixture = routes
+        .iter()
+        .fold(fixture, |fixture, text| fixture.and_yaml(text));
     Mesh::compile(&fixture.world())
 }
 
@@ -75,8 +77,18 @@ const TO_WEB: &str = "rules: [{backendRefs: [{name: web, port: 80}]}]";
 #[test]
 fn a_name_is_the_narrowest_listeners_and_rules_of_narrower_names_come_first() {
     let mesh = mesh(&[
-        route("HTTPRoute", "wide", &format!("{{parentRefs: [{{name: edge, sectionName: secure}}], {TO_WEB}}}")),
-        route("HTTPRoute", "play", &format!("{{parentRefs: [{{name: edge}}], hostnames: [play.example.com, own.example.com], {TO_WEB}}}")),
+        route(
+            "HTTPRoute",
+            "wide",
+            &format!("{{parentRefs: [{{name: edge, sectionName: secure}}], {TO_WEB}}}"),
+        ),
+        route(
+            "HTTPRoute",
+            "play",
+            &format!(
+                "{{parentRefs: [{{name: edge}}], hostnames: [play.example.com, own.example.com], {TO_WEB}}}"
+            ),
+        ),
     ]);
     assert_eq!(
         hosts(&mesh),
@@ -100,16 +112,41 @@ fn a_route_that_is_not_attached_is_told_why() {
     );
     let foreign = foreign.replace("{name: foreign}", "{name: foreign, namespace: other}");
     let mesh = mesh(&[
-        route("HTTPRoute", "section", &format!("{{parentRefs: [{{name: edge, sectionName: nope}}], {TO_WEB}}}")),
-        route("HTTPRoute", "kind", &format!("{{parentRefs: [{{name: edge, port: 9000}}], {TO_WEB}}}")),
-        route("HTTPRoute", "host", &format!("{{parentRefs: [{{name: edge, sectionName: own}}], hostnames: [a.org], {TO_WEB}}}")),
-        route("HTTPRoute", "nobody", &format!("{{parentRefs: [{{name: nobody}}], {TO_WEB}}}")),
+        route(
+            "HTTPRoute",
+            "section",
+            &format!("{{parentRefs: [{{name: edge, sectionName: nope}}], {TO_WEB}}}"),
+        ),
+        route(
+            "HTTPRoute",
+            "kind",
+            &format!("{{parentRefs: [{{name: edge, port: 9000}}], {TO_WEB}}}"),
+        ),
+        route(
+            "HTTPRoute",
+            "host",
+            &format!(
+                "{{parentRefs: [{{name: edge, sectionName: own}}], hostnames: [a.org], {TO_WEB}}}"
+            ),
+        ),
+        route(
+            "HTTPRoute",
+            "nobody",
+            &format!("{{parentRefs: [{{name: nobody}}], {TO_WEB}}}"),
+        ),
         foreign,
     ]);
     let told = messages(&mesh);
-    let has = |text: &str| assert!(told.iter().any(|one| one.contains(text)), "{text}: {told:#?}");
+    let has = |text: &str| {
+        assert!(
+            told.iter().any(|one| one.contains(text)),
+            "{text}: {told:#?}"
+        )
+    };
     has("section: unattached: Gateway default/edge has no listener `nope`");
-    has("kind: unattached: Gateway default/edge takes no HTTPRoute of namespace default at listener on port 9000");
+    has(
+        "kind: unattached: Gateway default/edge takes no HTTPRoute of namespace default at listener on port 9000",
+    );
     has("host: unattached: Gateway default/edge has no listener for its hostnames");
     has("nobody: unattached: its parent Gateway default/nobody does not exist");
     has("foreign: unattached: Gateway default/edge takes no HTTPRoute of namespace other");
@@ -126,12 +163,30 @@ fn a_grpc_route_outranks_and_of_streams_the_oldest_holds() {
     let mesh = mesh(&[
         stream("one", "TCPRoute", "raw", to),
         stream("two", "TCPRoute", "raw", to),
-        stream("pass", "TLSRoute", "through", "rules: [{backendRefs: [{name: tcp, port: 1}]}]"),
-        route("HTTPRoute", "web", &format!("{{parentRefs: [{{name: edge, sectionName: own}}], {TO_WEB}}}")),
-        route("GRPCRoute", "rpc", &format!("{{parentRefs: [{{name: edge, sectionName: own}}], {TO_WEB}}}")),
+        stream(
+            "pass",
+            "TLSRoute",
+            "through",
+            "rules: [{backendRefs: [{name: tcp, port: 1}]}]",
+        ),
+        route(
+            "HTTPRoute",
+            "web",
+            &format!("{{parentRefs: [{{name: edge, sectionName: own}}], {TO_WEB}}}"),
+        ),
+        route(
+            "GRPCRoute",
+            "rpc",
+            &format!("{{parentRefs: [{{name: edge, sectionName: own}}], {TO_WEB}}}"),
+        ),
     ]);
     let told = messages(&mesh);
-    let has = |text: &str| assert!(told.iter().any(|one| one.contains(text)), "{text}: {told:#?}");
+    let has = |text: &str| {
+        assert!(
+            told.iter().any(|one| one.contains(text)),
+            "{text}: {told:#?}"
+        )
+    };
     has("two: conflicted: TCPRoute/default/one is older and has listener `raw`");
     has("one: backend Service default/web speaks HTTP on port 80");
     has("web: conflicted: GRPCRoute/default/rpc outranks it at listener `own`");
@@ -139,28 +194,44 @@ fn a_grpc_route_outranks_and_of_streams_the_oldest_holds() {
     let tcp = ClusterName::outbound(ServiceName::new("default", "tcp"), 1);
     let share = |cluster| Share { cluster, weight: 1 };
     let target = &compiled.ports[&9000][0].target;
-    assert_eq!(*target, ChainTarget::Stream(vec![share(Some(tcp.clone())), share(None)]));
+    assert_eq!(
+        *target,
+        ChainTarget::Stream(vec![share(Some(tcp.clone())), share(None)])
+    );
     let chains = &compiled.ports[&443];
     assert_eq!(chains[1].names, ["pass.example.com"]);
-    assert_eq!(chains[1].target, ChainTarget::Stream(vec![share(Some(tcp))]));
+    assert_eq!(
+        chains[1].target,
+        ChainTarget::Stream(vec![share(Some(tcp))])
+    );
 }
 
 #[test]
 fn what_no_route_is_for_is_closed_and_a_port_of_tcp_without_one_is_not_opened() {
     let mesh = mesh(&[]);
     let compiled = compiled(&mesh);
-    assert_eq!(compiled.ports.keys().copied().collect::<Vec<_>>(), [80, 443]);
+    assert_eq!(
+        compiled.ports.keys().copied().collect::<Vec<_>>(),
+        [80, 443]
+    );
     let chains = &compiled.ports[&443];
     assert_eq!(chains[1].target, ChainTarget::Stream(Vec::new()));
 }
 
 #[test]
 fn a_backend_that_changes_changes_the_gateway_as_a_whole_compilation_would() {
-    let spec = format!("{{parentRefs: [{{name: edge}}], {}}}", TO_WEB.replace("web", "later"));
+    let spec = format!(
+        "{{parentRefs: [{{name: edge}}], {}}}",
+        TO_WEB.replace("web", "later")
+    );
     let fixture = Fixture::yaml(EDGE).and_yaml(&route("HTTPRoute", "play", &spec));
     let before = fixture.world();
     let old = Mesh::compile(&before);
-    let service = EDGE.split("---").nth(1).unwrap().replace("{name: web}", "{name: later}");
+    let service = EDGE
+        .split("---")
+        .nth(1)
+        .unwrap()
+        .replace("{name: web}", "{name: later}");
     let after = fixture.and_yaml(&service).world();
     let new = old.advance(&before, &after);
     assert_eq!(new.gateways, Mesh::compile(&after).gateways);

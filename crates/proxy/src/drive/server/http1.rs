@@ -52,7 +52,8 @@ pub async fn serve(door: &Rc<Door>, stream: Stream) {
                         if !connection.cut {
                             let early = connection.unread.as_slice().to_vec();
                             let running = upgraded.run(connection.wire.into_stream(), early.into());
-                            shut::while_allowed(core, lasting, running).await;
+                            shut::while_allowed(core, lasting.map(|lasting| *lasting), running)
+                                .await;
                         }
                         return;
                     }

@@ -420,25 +420,27 @@ fn limits() -> impl Strategy<Value = Vec<Limits>> {
         (400u16..600).prop_map(FaultEffect::Status),
         (1u8..=16).prop_map(FaultEffect::Grpc)
     ];
-    let fault = (effect, 0..=SHARE_WHOLE, conditions()).prop_map(|(effect, share, headers)| Fault {
-        effect,
-        share,
-        headers,
-    });
+    let fault =
+        (effect, 0..=SHARE_WHOLE, conditions()).prop_map(|(effect, share, headers)| Fault {
+            effect,
+            share,
+            headers,
+        });
     let priority = || select(Priority::ALL.to_vec());
     let rule = (priority(), conditions());
     let rule = rule.prop_map(|(priority, headers)| PriorityRule { priority, headers });
     let bounds = (1u32..100, 100u32..10_000, 1u64..1_000);
-    let overload = (bounds, vec(rule, 0..3), priority()).prop_map(|(bounds, priorities, default)| {
-        let (min_in_flight, max_in_flight, delay) = bounds;
-        Overload {
-            min_in_flight,
-            max_in_flight,
-            queue_delay: Duration::from_millis(delay),
-            priorities,
-            default,
-        }
-    });
+    let overload =
+        (bounds, vec(rule, 0..3), priority()).prop_map(|(bounds, priorities, default)| {
+            let (min_in_flight, max_in_flight, delay) = bounds;
+            Overload {
+                min_in_flight,
+                max_in_flight,
+                queue_delay: Duration::from_millis(delay),
+                priorities,
+                default,
+            }
+        });
     let said = (
         option::of(rate()),
         option::of(global),

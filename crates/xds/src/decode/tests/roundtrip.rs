@@ -141,7 +141,11 @@ mod gateway {
             vec![chain(&[], ChainTls::Off, shares(&[Some(&cluster), None]))],
             vec![
                 chain(&["*.example.com", "a.org"], certificates, http()),
-                chain(&["pass.example.com"], ChainTls::Passthrough, shares(&[Some(&cluster)])),
+                chain(
+                    &["pass.example.com"],
+                    ChainTls::Passthrough,
+                    shares(&[Some(&cluster)]),
+                ),
                 chain(&[], ChainTls::Passthrough, shares(&[])),
             ],
         ] {
