@@ -220,7 +220,11 @@ impl Download {
             if !self.pending.is_empty() {
                 let rest = self.pending.get(self.sent..).unwrap_or_default();
                 match incoming.body(core, rest) {
-                    Ok(sent) => self.sent += sent,
+                    Ok(0) => {}
+                    Ok(sent) => {
+                        self.sent += sent;
+                        exchange.moved();
+                    }
                     Err(_) => return Poll::Ready(Passed::Broken),
                 }
                 if self.sent < self.pending.len() {
@@ -236,7 +240,6 @@ impl Download {
                 exchange.stalled(true);
                 return Poll::Pending;
             }
-            exchange.stalled(false);
             let (pending, mut failed) = (&mut self.pending, false);
             let came = outgoing.poll_piece(cx, core, |data| {
                 tally.sent(data);
@@ -270,9 +273,7 @@ impl Download {
                 }
                 Poll::Ready(Err(_)) => return Poll::Ready(Passed::Broken),
                 Poll::Pending => {
-                    if incoming.flush(cx, core).is_pending() {
-                        exchange.stalled(true);
-                    }
+                    exchange.stalled(incoming.flush(cx, core).is_pending());
                     return Poll::Pending;
                 }
             }
