@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{LIMIT, metric, page, phalanx};
 
 /// Requests beside those of the table.
-const DRAWN: usize = 200;
+const DRAWN: usize = 120;
 const MANIFESTS: &str = include_str!("../interop.yaml");
 
 struct Running {
