@@ -109,12 +109,12 @@ async fn two_battles(mesh: &mut Mesh) -> anyhow::Result<[Instance; 2]> {
     ])
 }
 
-/// How many of 60 calls to each pass.
+/// How many of 30 calls to each pass.
 async fn passed(battles: &[Instance], player: &str) -> anyhow::Result<usize> {
     let get = Call::get("battle", "/").header("x-player", player);
     let mut passed = 0;
     for battle in battles {
-        passed += with_status(&calls(battle.inbound, &get, 60).await?, 200);
+        passed += with_status(&calls(battle.inbound, &get, 30).await?, 200);
     }
     Ok(passed)
 }
