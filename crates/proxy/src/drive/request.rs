@@ -26,6 +26,7 @@ use crate::context::StreamContext;
 use crate::guard::Lasting;
 use crate::plan::table::ForwardPlan;
 use crate::plan::{Alpn, Outbound, Plan};
+use crate::quota::Admitted;
 use crate::upstream::retry::retries_allowed;
 use crate::upstream::{Fault, Heard, Lease, Permit, Share};
 use crate::{filter, guard, limit, listen, route};
@@ -77,7 +78,7 @@ pub async fn serve(
     let has_body = !request.framing().is_empty();
     exchange.begin(now_us, has_body);
     let mut parked = false;
-    let context = loop {
+    let mut context = loop {
         let guarded = core.secure.is_some();
         let mut context = StreamContext::new(door.direction, &door.caller, guarded, core.random());
         context.peer = door.watch.address.map(|address| address.ip());
@@ -143,6 +144,7 @@ pub async fn serve(
         let copies = Copies::new(core, &plan, &context.mirrors, door.direction, request);
         copies.into_iter().for_each(|copies| upload.copy(copies));
     }
+    let admitted = context.admitted.take();
     let mut run = Run {
         door,
         exchange,
@@ -152,6 +154,7 @@ pub async fn serve(
         context: &context,
         incoming,
         upload,
+        admitted,
         answered_us: now_us,
     };
     let ended = match run.pause(context.delay_ms).await {
@@ -197,6 +200,7 @@ pub async fn send_copy(
         context: &context,
         incoming: Incoming::Nobody,
         upload: Upload::of(core, any, body),
+        admitted: None,
         answered_us: now_us,
     };
     match run.attempts(&mut tally).await {
@@ -259,6 +263,8 @@ struct Run<'r> {
     context: &'r StreamContext<'r>,
     incoming: Incoming<'r>,
     upload: Upload,
+    /// Its place among the requests under way, until the answer's head goes down.
+    admitted: Option<Admitted>,
     /// When the last attempt ended.
     answered_us: u64,
 }
@@ -576,6 +582,7 @@ impl Run<'_> {
         tally.answer(head.status, grpc_status, None);
         self.exchange.answered(self.answered_us / 1000);
         self.upload.release();
+        self.admitted = None;
         let (exchange, incoming, upload) = (self.exchange, &mut self.incoming, &mut self.upload);
         let begun = incoming.respond(core, &head, self.door.watch.is_draining());
         let status = head.status;

@@ -97,6 +97,11 @@ impl Heard {
                 peer_reason: Some(Reason::UpstreamReset),
                 ..
             } => Some(Evidence::GatewayError),
+            // A limit that was kept, or a load that was shed, says nothing of how the endpoint works.
+            Self::Answer {
+                peer_reason: Some(Reason::RateLimited | Reason::Overload),
+                ..
+            } => None,
             // Its sidecar answers for the caller's or the operator's doing: no word about the application.
             Self::Answer {
                 peer_reason: Some(reason),
@@ -159,6 +164,11 @@ impl RetryPlan {
             return true;
         }
         match heard {
+            // More of the same would be shed as well; only a document can want it.
+            Heard::Answer {
+                peer_reason: Some(Reason::Overload | Reason::RateLimited),
+                ..
+            } if self.codes.is_empty() => false,
             Heard::Answer { status, .. } if self.codes.is_empty() => {
                 idempotent && matches!(status, 502..=504)
             }
@@ -260,6 +270,8 @@ mod tests {
             from_sidecar(Reason::NoRoute).evidence(),
             Some(Evidence::Success)
         );
+        assert_eq!(from_sidecar(Reason::Overload).evidence(), None);
+        assert!(!RetryPlan::new(&Retry::default()).allows(from_sidecar(Reason::Overload), true));
         assert_eq!(answer(500).evidence(), Some(Evidence::ServerError));
         assert_eq!(answer(404).evidence(), Some(Evidence::Success));
     }

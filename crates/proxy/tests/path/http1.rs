@@ -288,7 +288,8 @@ fn limits_of_a_cluster_answer_overflow() {
 
 #[test]
 fn requests_wait_for_a_connection_within_the_limit() {
-    let upstream = Upstream::start(|_, _| Act::Wait(Duration::from_secs(1)));
+    // Not when the sweep comes, which makes room for who waits.
+    let upstream = Upstream::start(|_, _| Act::Wait(Duration::from_millis(1_500)));
     let narrow = |cluster: &mut Cluster| {
         cluster.circuit_breaker.max_connections = 1;
         cluster.circuit_breaker.max_pending_requests = 1;
