@@ -430,7 +430,7 @@ mod tests {
             "",
             "x",
             "config/Service/default",
-            "config/Gateway/default/x",
+            "config/UDPRoute/default/x",
             "config/Service/a/b/c",
             "history/x",
             "instances/a/b/",

@@ -147,8 +147,8 @@ impl Exchange {
 
     /// Limits the attempt that begins; NEVER for no limit.
     pub fn begin_attempt(&self, deadline_ms: u64) {
-        self.pause_ms.set(NEVER);
-        if self.attempt_ms.replace(deadline_ms) != deadline_ms {
+        let paused = self.pause_ms.replace(NEVER) != NEVER; // its alarm has gone off
+        if self.attempt_ms.replace(deadline_ms) != deadline_ms || paused {
             self.rearm();
         }
     }

@@ -155,7 +155,9 @@ impl<C: Codec> Connection<C> {
         let inner = &mut *self.inner.borrow_mut();
         let (mut broken, mut full) = (false, false);
         for round in 0.. {
-            if inner.wire.out.len() >= core.limits.send_buffer_bytes {
+            // Bodies fill half of it at most; what reading makes us say has the other half. Else two ends that have much to
+            // send would wait for each other.
+            if inner.wire.out.len() >= out_max(core) {
                 full = true;
                 break;
             }
@@ -297,6 +299,11 @@ impl<C: Codec> Inner<C> {
             }
         }
     }
+}
+
+/// Bytes to be written beyond which nothing more is read.
+pub fn out_max(core: &Core) -> usize {
+    core.limits.send_buffer_bytes.saturating_mul(2)
 }
 
 fn over(bound: Bound) -> account::Event {

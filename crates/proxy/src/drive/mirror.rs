@@ -52,12 +52,14 @@ impl Copies {
         let fits = self.body.len() + data.len() <= self.core.limits.replay_bytes;
         if fits {
             self.body.extend_from_slice(data);
-        } else {
-            self.clusters
-                .iter()
-                .for_each(|_| self.core.count(Event::MirrorDropped));
         }
         fits
+    }
+
+    /// None of them is sent.
+    pub fn drop_all(&self) {
+        let clusters = self.clusters.iter();
+        clusters.for_each(|_| self.core.count(Event::MirrorDropped));
     }
 
     /// The request is complete.

@@ -137,8 +137,10 @@ impl Upload {
                 if let Some(flow) = flow {
                     flow.request(data);
                 }
-                if copies.as_mut().is_some_and(|copies| !copies.keep(data)) {
-                    *copies = None;
+                if copies.as_mut().is_some_and(|copies| !copies.keep(data))
+                    && let Some(copies) = copies.take()
+                {
+                    copies.drop_all();
                 }
                 if *whole && kept.len() + data.len() > core.limits.replay_bytes {
                     *whole = false;
@@ -181,6 +183,9 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
+        if let Some(copies) = self.copies.take() {
+            copies.drop_all();
+        }
         let pool = &mut self.core.memory.borrow_mut().pool;
         pool.put_buffer(std::mem::take(&mut self.kept));
         if let Some(trailers) = self.trailers.take() {
@@ -195,6 +200,8 @@ pub struct Download {
     /// What came and the caller could not take yet: no more than one read brings.
     pending: Vec<u8>,
     sent: usize,
+    /// Bytes that the caller had taken when it took nothing more.
+    taken: u64,
 }
 
 /// How an answer ended.
@@ -206,6 +213,14 @@ pub enum Passed {
 }
 
 impl Download {
+    /// The caller does not take all that is there; it may take some of it.
+    fn stall(&mut self, exchange: &Exchange, incoming: &Incoming<'_>) {
+        exchange.stalled(true);
+        if std::mem::replace(&mut self.taken, incoming.written()) != self.taken {
+            exchange.moved();
+        }
+    }
+
     /// Moves what can be moved now.
     pub fn poll(
         &mut self,
@@ -237,7 +252,7 @@ impl Download {
                 self.sent = 0;
             }
             if incoming.poll_ready(cx, core).is_pending() {
-                exchange.stalled(true);
+                self.stall(exchange, incoming);
                 return Poll::Pending;
             }
             let (pending, mut failed) = (&mut self.pending, false);
@@ -273,7 +288,10 @@ impl Download {
                 }
                 Poll::Ready(Err(_)) => return Poll::Ready(Passed::Broken),
                 Poll::Pending => {
-                    exchange.stalled(incoming.flush(cx, core).is_pending());
+                    match incoming.flush(cx, core).is_pending() {
+                        true => self.stall(exchange, incoming),
+                        false => exchange.stalled(false),
+                    }
                     return Poll::Pending;
                 }
             }

@@ -617,6 +617,10 @@ impl Run<'_> {
                 .map(|expiry| Err(Missed::Expired(expiry)))
         })
         .await;
+        let callers = matches!(
+            ended,
+            Err(Missed::Cut(_) | Missed::Expired(Expiry::Stalled | Expiry::Body))
+        );
         match ended {
             Ok(Passed::Whole) => {
                 let now_us = core.wheel.now_us();
@@ -633,7 +637,10 @@ impl Run<'_> {
             Ok(Passed::Broken) | Err(Missed::Cut(Cut::Broken) | Missed::Fault(_)) => {}
         }
         drop(outgoing);
-        tally.broke_off();
+        match callers {
+            true => drop(tally), // as of one who went away: no word about the endpoint
+            false => tally.broke_off(),
+        }
         self.incoming.break_off();
         Outcome::Done
     }

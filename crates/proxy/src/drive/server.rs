@@ -136,6 +136,14 @@ impl Incoming<'_> {
         }
     }
 
+    /// Bytes that the caller took, ever, where that shows that it takes some.
+    pub fn written(&self) -> u64 {
+        match self {
+            Self::Http1(connection) => connection.written(),
+            Self::Http2(_) | Self::Nobody => 0,
+        }
+    }
+
     /// Ready when the caller takes more of the answer.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>, core: &Core) -> Poll<()> {
         match self {

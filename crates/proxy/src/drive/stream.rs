@@ -25,6 +25,13 @@ pub enum Stream {
 }
 
 impl Stream {
+    /// Resets it. (Under TLS the missing end tells enough.)
+    pub fn abort(self) {
+        if let Self::Plain(stream) = &self {
+            let _ = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+        }
+    }
+
     /// What is known of it when it is secured.
     pub fn link(&self) -> Option<&Rc<Link>> {
         match self {

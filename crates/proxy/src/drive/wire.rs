@@ -36,6 +36,11 @@ impl Wire {
         self.stream
     }
 
+    /// Ends the connection so that the peer can't take what it has for the whole.
+    pub fn abort(self) {
+        self.stream.abort();
+    }
+
     /// Where the next byte stands in all that is ever written here.
     pub fn queued(&self) -> u64 {
         self.written + self.out.len() as u64

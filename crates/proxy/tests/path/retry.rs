@@ -6,6 +6,7 @@ use std::time::Duration;
 use phalanx_model::instance::Protocol;
 use phalanx_model::resource::*;
 use phalanx_proxy::account::Event;
+use phalanx_relay::Deadlines;
 
 use crate::support::*;
 
@@ -287,4 +288,24 @@ fn backoff_is_a_minimum() {
     let start = std::time::Instant::now();
     assert_eq!(sidecar.get("/").status(), 200);
     assert!(start.elapsed() >= Duration::from_millis(150));
+}
+
+#[test]
+fn deadline_holds_for_the_attempt_after_a_backoff() {
+    let upstream = Upstream::start(|_, number| match number {
+        0 => status(503),
+        _ => Act::Wait(Duration::from_secs(20)),
+    });
+    let deadlines = Deadlines {
+        route: Duration::from_millis(800),
+        ..Deadlines::default()
+    };
+    let sidecar = Setup {
+        deadlines,
+        ..Setup::battle(&[upstream.address])
+    }
+    .start();
+    let answer = sidecar.get("/");
+    assert_eq!((answer.status(), answer.reason()), (504, "timeout"));
+    assert_eq!(upstream.requests(), 2);
 }

@@ -26,7 +26,7 @@ impl Server {
 
     /// Takes all of `input`, which is what one read brought, and fills `batch` anew; what was opened and reset in it is not
     /// there. `now_s`: seconds of any clock that goes forward. Not to be called while `out` holds more than
-    /// [`crate::Limits::send_buffer_bytes`]: whoever reads none of our replies is not listened to.
+    /// twice [`crate::Limits::send_buffer_bytes`], of which bodies fill one half: whoever reads none of our replies is not listened to.
     ///
     /// # Errors
     /// [`Broken`]: the batch is empty, and the connection ends once `out`, with its GOAWAY, is written.

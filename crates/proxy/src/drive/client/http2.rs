@@ -6,17 +6,18 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use phalanx_relay::http2::{Client, Event, Why};
+use phalanx_relay::http2::{Client, Event as Heard, Why};
 use phalanx_relay::{Checked, Field, HeaderList, ResponseHead};
 use tokio::sync::Notify;
 
 use super::super::core::{Core, Endpoint};
-use super::super::http2::{Connection, Handle, Inbox, Inner, Lost, Piece};
+use super::super::http2::{Connection, Handle, Inbox, Inner, Lost, Piece, out_max};
 use super::super::secure;
 use super::super::stream::{Link, Stream};
 use super::super::timer::ms;
 use super::super::wire::Wire;
 use super::{Slot, unless_rejected};
+use crate::account::Event;
 use crate::plan::Alpn;
 use crate::upstream::Fault;
 
@@ -47,7 +48,9 @@ pub struct Http2 {
     ending: Cell<bool>,
     /// When it is secured.
     link: Option<Rc<Link>>,
-    slot: Slot,
+    /// Until it ends, however long others hold it.
+    slot: RefCell<Option<Slot>>,
+    freed: Rc<Notify>,
 }
 
 /// The right to open one stream.
@@ -59,7 +62,7 @@ impl Drop for Http2Lease {
         connection
             .active
             .set(connection.active.get().saturating_sub(1));
-        connection.slot.freed.notify_waiters();
+        connection.freed.notify_waiters();
         if connection.ending.get() {
             connection.connection.bell.ring();
         }
@@ -212,7 +215,8 @@ impl Connecting {
             idle_since_ms: Cell::new(NEW),
             ending: Cell::new(false),
             link,
-            slot,
+            freed: slot.freed.clone(),
+            slot: RefCell::new(Some(slot)),
         });
         tokio::task::spawn_local(opened.clone().run(how.pings));
         if self.0.retired.get() {
@@ -234,7 +238,9 @@ impl Http2 {
         }
         let inner = self.connection.inner.borrow();
         let leased = self.active.get().saturating_sub(inner.codec.streams());
-        self.active.get() < streams_max && inner.codec.room() > leased
+        inner.wire.out.len() < out_max(&self.connection.core)
+            && self.active.get() < streams_max
+            && inner.codec.room() > leased
     }
 
     /// Out of the pool: ends when its streams have.
@@ -247,16 +253,30 @@ impl Http2 {
         let connection = &self.connection;
         let core = &connection.core;
         let mut pulse = pings.map(|(every, answer)| Pulse::new(core, ms(every), ms(answer)));
-        let mut said_goodbye = false;
+        let (mut said_goodbye, mut written) = (false, 0);
+        let stall = core.wheel.alarm();
         poll_fn(|cx| {
             loop {
                 let mut answered = false;
-                let (polled, _) = connection.poll(cx, |_, event, _| match event {
-                    Event::Pong => answered = true,
-                    Event::GoAway { .. } => self.ending.set(true),
+                let (polled, stalled) = connection.poll(cx, |_, event, _| match event {
+                    Heard::Pong => answered = true,
+                    Heard::GoAway { .. } => self.ending.set(true),
                     _ => {}
                 });
                 if polled.is_ready() {
+                    return Poll::Ready(());
+                }
+                // A peer that takes nothing for so long is none.
+                let seen =
+                    std::mem::replace(&mut written, connection.inner.borrow().wire.written());
+                if !stalled {
+                    stall.clear();
+                } else if stall.is_unset() || seen != written {
+                    let allowed = core.deadlines.stalled_write;
+                    stall.set(core.wheel.now_ms().saturating_add(allowed));
+                }
+                if stall.poll(cx).is_ready() {
+                    core.count(Event::WriteDeadline);
                     return Poll::Ready(());
                 }
                 if self.ending.get() && self.active.get() == 0 && !said_goodbye {
@@ -283,6 +303,7 @@ impl Http2 {
         .await;
         self.ending.set(true);
         connection.abandon();
+        drop(self.slot.borrow_mut().take());
     }
 }
 

@@ -65,8 +65,13 @@ pub async fn serve(door: &Rc<Door>, stream: Stream) {
         }
         match connection.turn(core) {
             Turn::Next => {}
-            Turn::Close if !connection.cut => return connection.wire.part(core).await,
-            _ => return,
+            Turn::Close if !connection.cut => {
+                if poll_fn(|cx| connection.poll_last(cx, door)).await {
+                    connection.wire.part(core).await;
+                }
+                return;
+            }
+            _ => return connection.wire.abort(),
         }
     }
 }
@@ -103,7 +108,11 @@ async fn watched<F: Future<Output = Outcome>>(
 impl Http1 {
     fn poll_request(&mut self, cx: &mut Context<'_>, door: &Door) -> Poll<Next> {
         let (core, watch) = (&door.core, &door.watch);
+        let before = self.wire.written();
         let flushed = self.poll_write(cx, core);
+        if self.wire.written() != before {
+            watch.wrote(false); // it takes something: the clock starts anew
+        }
         watch.wrote(flushed.is_pending());
         if self.cut {
             return Poll::Ready(Next::Nothing);
@@ -140,6 +149,33 @@ impl Http1 {
             }
         }
         Poll::Pending
+    }
+
+    /// Writes what is left of the last answer; false when the peer takes none of it.
+    fn poll_last(&mut self, cx: &mut Context<'_>, door: &Door) -> Poll<bool> {
+        let (core, watch) = (&door.core, &door.watch);
+        let before = self.wire.written();
+        let flushed = self.poll_write(cx, core);
+        if flushed.is_ready() {
+            return Poll::Ready(!self.cut);
+        }
+        if self.wire.written() != before {
+            watch.wrote(false); // it takes something: the clock starts anew
+        }
+        watch.wrote(true);
+        watch.settle(core);
+        while watch.alarm.poll(cx).is_ready() {
+            if let Some(event) = watch.missed(core) {
+                core.count(event);
+                return Poll::Ready(false);
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Bytes that the peer took, ever.
+    pub fn written(&self) -> u64 {
+        self.wire.written()
     }
 
     /// The next of what the peer says. `Err(None)` when it has closed.

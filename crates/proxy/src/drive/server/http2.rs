@@ -32,7 +32,7 @@ pub async fn serve(door: &Rc<Door>, stream: Stream) {
     wire.prepare(core);
     let codec = Server::new(config, &mut wire.out);
     let connection = Connection::new(core, wire, codec);
-    let (mut ending, mut frames) = (false, 0);
+    let (mut ending, mut frames, mut written) = (false, 0, 0);
     let ended = poll_fn(|cx| {
         loop {
             let mut refused = Vec::new();
@@ -62,6 +62,10 @@ pub async fn serve(door: &Rc<Door>, stream: Stream) {
                 let open = matches!(inner.codec.phase(), Phase::Head | Phase::Greeting);
                 let seen = std::mem::replace(&mut frames, inner.codec.frames());
                 watch.in_head(open, seen != frames);
+            }
+            let seen = std::mem::replace(&mut written, connection.inner.borrow().wire.written());
+            if seen != written {
+                watch.wrote(false); // it takes something: the clock starts anew
             }
             watch.wrote(stalled);
             watch.settle(core);
