@@ -427,7 +427,7 @@ async fn a_node_that_does_not_say_who_it_is_is_told_how() {
                 id: "x".into(),
                 ..WireNode::default()
             }),
-            "node.metadata.namespace",
+            "node.metadata.service",
         ),
     ] {
         let request = DeltaDiscoveryRequest {
