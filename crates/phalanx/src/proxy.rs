@@ -83,7 +83,7 @@ pub struct Options {
 #[command(next_help_heading = "Gateway")]
 struct Edge {
     /// Run this Gateway instead of standing beside an application; its identity is that of a service of the same name
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["service", "app", "tcp", "ready", "inbound", "outbound", "advertise", "upgrade_socket"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["service", "app", "tcp", "ready", "inbound", "outbound", "advertise"])]
     gateway: Option<String>,
     /// Where to listen, whatever the Gateway's addresses are
     #[arg(long, value_name = "IP", requires = "gateway")]

@@ -388,10 +388,7 @@ impl Stream {
             let mut configuration = self.known.configuration();
             let refusals = configuration.apply(kind, update.upserts, &update.removed);
             self.swap(&configuration);
-            if configuration.is_complete() {
-                self.complete
-                    .send_if_modified(|complete| !std::mem::replace(complete, true));
-            }
+            self.tell_complete(&configuration);
             refusals
         };
         if let Some(revision) = revision {
@@ -421,6 +418,7 @@ impl Stream {
             let taken = configuration.again();
             if !taken.is_empty() {
                 self.swap(&configuration);
+                self.tell_complete(&configuration);
             }
             taken
         };
@@ -435,6 +433,13 @@ impl Stream {
         Err(Status::aborted(
             "what was refused is in force now, to be told anew",
         ))
+    }
+
+    fn tell_complete(&self, configuration: &Configuration) {
+        if configuration.is_complete() {
+            self.complete
+                .send_if_modified(|complete| !std::mem::replace(complete, true));
+        }
     }
 
     fn swap(&self, configuration: &Configuration) {

@@ -49,7 +49,7 @@ use self::secure::Secure;
 use crate::account::{Account, Event};
 use crate::edge::Sockets;
 use crate::plan::Plan;
-use crate::takeover::{Bundle, Inherited};
+use crate::takeover::{Bundle, Inherited, Lender};
 
 /// Where to listen and with how many workers.
 #[derive(Clone, Debug)]
@@ -177,7 +177,11 @@ impl Workers {
         let (alive, ended) = mpsc::channel(1);
         let shared = Arc::<Shared>::default();
         let secure = config.identity.clone().map(Secure::new).map(Arc::new);
-        let (gates, opened) = Gates::new(cores);
+        let before = match config.is_edge {
+            true => std::mem::take(inherited),
+            false => Inherited::default(),
+        };
+        let (gates, opened) = Gates::new(cores, keeps, before);
         for (index, opened) in opened.into_iter().enumerate() {
             let mut listeners = Vec::new();
             for (service, bound) in &mut services {
@@ -211,6 +215,7 @@ impl Workers {
 
     /// Whoever connects is served from now on.
     pub fn open(&self) {
+        self.gates.settle();
         let _ = self.stage.send(Stage::Run);
     }
 
@@ -221,6 +226,11 @@ impl Workers {
 
     /// Opens more listeners, as an edge is told.
     pub fn sockets(&self) -> Arc<dyn Sockets> {
+        self.gates.clone()
+    }
+
+    /// Of those, the ones that are open, for a process that takes over.
+    pub fn lender(&self) -> Arc<dyn Lender> {
         self.gates.clone()
     }
 
@@ -241,6 +251,7 @@ impl Workers {
 
     async fn end(mut self, deadline: Duration, is_succeeded: bool) {
         self.bundles.clear();
+        self.gates.seal();
         let now = Instant::now();
         let _ = self.stage.send(Stage::Drain(Drain {
             until: now.checked_add(deadline).unwrap_or(now + DEADLINE_MAX),

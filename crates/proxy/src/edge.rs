@@ -20,6 +20,9 @@ pub trait Sockets: Send + Sync {
 
     /// What was accepted there goes on.
     fn close(&self, address: SocketAddr);
+
+    /// Where the process before listens and nothing is open here yet; none: there is no process that is to be replaced.
+    fn left(&self) -> Option<Vec<SocketAddr>>;
 }
 
 pub struct Edge {
@@ -54,5 +57,10 @@ impl Edge {
 
     pub fn close(&self, address: SocketAddr) {
         self.sockets.close(address);
+    }
+
+    /// As [`Sockets::left`].
+    pub fn left(&self) -> Option<Vec<SocketAddr>> {
+        self.sockets.left()
     }
 }

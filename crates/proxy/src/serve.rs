@@ -31,7 +31,7 @@ use crate::accesslog::{AccessLog, AccessLogError};
 use crate::account::{Account, EdgeTotals};
 use crate::admin::{self, View};
 use crate::config::{Config, ConfigError, UpgradeConfig};
-use crate::discovery::{self, Discovery};
+use crate::discovery::{self, Discovery, Known};
 use crate::drive::{DriveConfig, Workers};
 use crate::edge::{Edge, TlsDir, tls_dir};
 use crate::health::HealthChecks;
@@ -183,7 +183,8 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let mut before = None;
     if let (Some(one), Some(upgrade)) = (&mut heir, &config.upgrade) {
         let certificate = certificates.as_ref().map(identity::Running::ready);
-        match succeed(one, discovery.complete(), certificate, upgrade).await? {
+        let complete = discovery.complete();
+        match succeed(one, complete, certificate, discovery.known(), upgrade).await? {
             OfHolder::Said(succession) => before = succession,
             OfHolder::Gone => warn!("the sidecar before ended by itself, going on alone"),
         }
@@ -229,8 +230,9 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
                 .map_err(|source| ServeError::admin(config.admin, source))?;
             let estate = Estate {
                 release: RELEASE,
-                service: instance.id.service.to_string(),
+                service: called(&config),
                 instance: instance.id.to_string(),
+                lender: config.gateway.as_ref().map(|_| workers.lender()),
                 bundles: bundles.into_iter().chain([bundle]).collect(),
                 registration: registration.clone(),
             };
@@ -444,14 +446,23 @@ async fn ask(config: &Config) -> Result<Option<(Heir, Inherited)>, ServeError> {
     let Some(upgrade) = &config.upgrade else {
         return Ok(None);
     };
-    let service = config.service.to_string();
-    let asked = Heir::ask(&upgrade.socket, RELEASE, &service).await?;
+    let asked = Heir::ask(&upgrade.socket, RELEASE, &called(config)).await?;
     if let Some((_, inherited)) = &asked {
-        inherited.expect("inbound", config.inbound)?;
-        inherited.expect("outbound", config.outbound)?;
+        if config.gateway.is_none() {
+            inherited.expect("inbound", config.inbound)?;
+            inherited.expect("outbound", config.outbound)?;
+        }
         inherited.expect("admin", config.admin)?;
     }
     Ok(asked)
+}
+
+/// What an heir has to be as well. An edge may have the name of a service.
+fn called(config: &Config) -> String {
+    match &config.gateway {
+        None => config.service.to_string(),
+        Some(_) => format!("gateway {}", config.service),
+    }
 }
 
 /// Waits until there is all that it takes to serve, then asks for the registration.
@@ -459,6 +470,7 @@ async fn succeed(
     heir: &mut Heir,
     mut complete: Receiver<bool>,
     certificate: Option<Receiver<bool>>,
+    known: &Known,
     upgrade: &UpgradeConfig,
 ) -> Result<OfHolder<Option<Succession>>, TakeoverError> {
     let until = Instant::now() + upgrade.wait;
@@ -476,6 +488,9 @@ async fn succeed(
         () = sleep_until(until) => false,
     };
     if !is_ready {
+        if known.configuration().is_waiting() {
+            missing = "of what the running one serves, something can't be served here (the log says what)";
+        }
         return Err(TakeoverError::NotReady(upgrade.wait, missing));
     }
     heir.ready().await

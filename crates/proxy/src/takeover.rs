@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use self::heir::{Heir, OfHolder};
-pub use self::holder::{Committed, Estate, Holder, listen};
+pub use self::holder::{Committed, Estate, Holder, Lender, listen};
 pub use self::inherited::{Bundle, Inherited};
 
 /// What the two sides must agree on. One that changes its meaning gets another number; both may speak several.

@@ -1,6 +1,6 @@
 //! The gRPC stacks of `crates/testkit/clients`, pinned there by lock files: grpcio beside Envoy in the virtual environment,
-//! grpc-js in a folder of modules, gRPC Go compiled to one program. Beside them h2spec, the judge of HTTP/2, which Go
-//! builds as well.
+//! grpc-js in a folder of modules, gRPC Go compiled to one program. Beside them gRPC's own interop cases and h2spec, the
+//! judge of HTTP/2, which Go builds as well.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,6 +23,14 @@ pub fn install(root: &Path) -> anyhow::Result<()> {
     let peers = [("grpc-go-peer", "."), ("grpc-go-health", "./health")];
     go(&tools, &clients.join("go"), &peers)?;
     go(&tools, &clients.join("etcd"), &[("etcd-service", ".")])?;
+    let cases = [
+        (
+            "grpc-interop-server",
+            "google.golang.org/grpc/interop/server",
+        ),
+        ("grpc-interop-caller", "./caller"),
+    ];
+    go(&tools, &clients.join("interop"), &cases)?;
     let h2spec = [("h2spec", "github.com/summerwind/h2spec/cmd/h2spec")];
     go(&tools, &clients.join("h2spec"), &h2spec)
 }

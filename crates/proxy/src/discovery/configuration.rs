@@ -2,6 +2,7 @@
 //! out, resource by resource; a refused one leaves the last good in use.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use phalanx_model::ClusterName;
@@ -35,10 +36,16 @@ pub struct Configuration {
     held: BTreeMap<(Kind, String), Held>,
     /// What is offered and was refused last.
     refused: BTreeMap<(Kind, String), Refused>,
-    /// Version and body of listeners that can't be served here, for now.
-    waiting: BTreeMap<String, (String, Vec<u8>)>,
+    /// Listeners that can't be served here, for now.
+    waiting: BTreeMap<String, Waiting>,
     /// Of which kinds there was an answer, empty or not.
     answered: [bool; Kind::ALL.len()],
+}
+
+struct Waiting {
+    version: String,
+    body: Vec<u8>,
+    address: SocketAddr,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,14 +91,27 @@ impl Configuration {
     }
 
     /// Whether requests can be routed: listeners and clusters were answered, and every route table that a listener names
-    /// is there.
+    /// is there. Where an edge is to be replaced, that what it serves can be served.
     pub fn is_complete(&self) -> bool {
         let answered = |kind: Kind| self.answered.get(kind.index()).copied().unwrap_or_default();
         let routed = self
             .tables_named()
             .iter()
             .all(|table| self.resources.tables.contains_key(table));
-        answered(Kind::Cluster) && answered(Kind::Listener) && routed
+        answered(Kind::Cluster) && answered(Kind::Listener) && routed && self.may_succeed()
+    }
+
+    /// Whether nobody would miss the edge that runs: nothing that it listens at waits here, and of every backend it is
+    /// known where it is.
+    fn may_succeed(&self) -> bool {
+        let resources = &self.resources;
+        let Some(left) = resources.edge.as_ref().and_then(|edge| edge.left()) else {
+            return true;
+        };
+        // By the port: opened at another address of this machine it would be missed as well.
+        let is_left = |waiting: &Waiting| left.iter().any(|at| at.port() == waiting.address.port());
+        let known = |name: &ClusterName| resources.assignments.contains_key(name);
+        !self.waiting.values().any(is_left) && resources.clusters.keys().all(known)
     }
 
     /// Requests may wait at `desk` for hosts that are not held, if the control plane says so.
@@ -169,8 +189,12 @@ impl Configuration {
                     && let Err(why) = opened(resources, listener, port)
                 {
                     // Of this machine, and no fault of the resource: it may become possible.
-                    let offered = (version.to_owned(), body.to_vec());
-                    self.waiting.insert(name.to_owned(), offered);
+                    let waiting = Waiting {
+                        version: version.to_owned(),
+                        body: body.to_vec(),
+                        address: listener.address,
+                    };
+                    self.waiting.insert(name.to_owned(), waiting);
                     return Err(why);
                 }
                 self.waiting.remove(name);
@@ -239,7 +263,7 @@ impl Configuration {
     pub fn again(&mut self) -> Vec<(String, String)> {
         let waiting = std::mem::take(&mut self.waiting);
         let mut taken = Vec::new();
-        for (name, (version, body)) in waiting {
+        for (name, Waiting { version, body, .. }) in waiting {
             match self.upsert(Kind::Listener, &name, &version, &body) {
                 Ok(()) => {
                     self.refused.remove(&(Kind::Listener, name.clone()));

@@ -2,6 +2,8 @@
 //! bodies.
 
 mod acquire;
+mod answer;
+mod attempt;
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -12,6 +14,8 @@ use phalanx_model::instance::Protocol;
 use phalanx_model::reason::Reason;
 use phalanx_relay::{Checked, Reply, ResponseHead, Upgrade, Verdict, Version, names};
 
+use self::answer::{Answer, passed};
+use self::attempt::Speaks;
 use super::client::{Http1, Http2Use, Opened, Outgoing, Slot};
 use super::core::{Cluster, Core, Endpoint, Holder};
 use super::exchange::{Exchange, Expiry, Lent};
@@ -271,24 +275,6 @@ struct Run<'r> {
     answered_us: u64,
 }
 
-/// An answer that could go downstream.
-struct Answer {
-    head: ResponseHead,
-    outgoing: Outgoing,
-    grpc_status: Option<u8>,
-    reason: Option<Reason>,
-}
-
-impl Answer {
-    fn heard(&self) -> Heard {
-        Heard::Answer {
-            status: self.head.status,
-            peer_reason: self.reason,
-            grpc_status: self.grpc_status,
-        }
-    }
-}
-
 impl Run<'_> {
     /// Tries until an answer may be passed on, or there is nothing more to try.
     async fn attempts(&mut self, tally: &mut Tally) -> Result<Answer, Unanswered> {
@@ -424,249 +410,6 @@ impl Run<'_> {
         }
     }
 
-    /// One attempt at one endpoint. A connection that turns out to be closed already, or a stream that was refused, is
-    /// replaced by a fresh one at once: that is no failure of the endpoint.
-    async fn attempt(&mut self, member: usize, tally: &Tally) -> Result<Answer, Missed> {
-        let core = self.door.core.clone();
-        let limit = self
-            .forward
-            .attempt_timeout_ms
-            .map_or(NEVER, |timeout| core.wheel.now_ms().saturating_add(timeout));
-        self.exchange.begin_attempt(limit);
-        let idempotent = self.request.method().is_idempotent();
-        let mut fresh = false;
-        loop {
-            let ended = self.send(member, fresh).await;
-            match ended {
-                Err(Missed::Fault(
-                    fault @ (Fault::Refused
-                    | Fault::ConnectFailed
-                    | Fault::NoCredentials
-                    | Fault::Mistrust),
-                )) => {
-                    tally.connect_failed();
-                    if fault == Fault::Refused
-                        && let Some(address) = self.address(member)
-                    {
-                        core.account.witness().refused(address);
-                    }
-                    return Err(Missed::Fault(fault));
-                }
-                Err(Missed::Fault(fault @ (Fault::Unprocessed | Fault::Stale)))
-                    if !fresh
-                        && self.may_repeat()
-                        && (fault == Fault::Unprocessed || idempotent) =>
-                {
-                    core.count(Event::StaleConnection);
-                    fresh = true;
-                }
-                // After a first stale one there is no excuse any more.
-                Err(Missed::Fault(Fault::Stale)) => return Err(Missed::Fault(Fault::Reset)),
-                Err(Missed::Expired(Expiry::Attempt)) => {
-                    core.count(Event::AttemptDeadline);
-                    return Err(Missed::Fault(Fault::Timeout));
-                }
-                other => {
-                    if other.is_ok()
-                        && let Some(address) = self.address(member)
-                    {
-                        core.account.witness().reached(address);
-                    }
-                    return other;
-                }
-            }
-        }
-    }
-
-    fn address(&self, member: usize) -> Option<SocketAddr> {
-        let (endpoint, _) = self.cluster.endpoint(member)?;
-        Some(endpoint.address)
-    }
-
-    async fn send(&mut self, member: usize, fresh: bool) -> Result<Answer, Missed> {
-        let cluster = self.cluster;
-        let Some((endpoint, plan)) = cluster.endpoint(member) else {
-            return Err(Missed::Fault(Fault::ConnectFailed));
-        };
-        let port = plan.port_field.as_ref();
-        let core = &self.door.core;
-        let outgoing = match self.speaks(endpoint) {
-            Speaks::Http1 => {
-                let lease = self.acquire_http1(endpoint, fresh).await?;
-                Outgoing::http1(lease, core, self.request, port)
-            }
-            speaks => match self
-                .acquire_shared(endpoint, speaks, port.is_some())
-                .await?
-            {
-                Some(Opened::Shared(lease)) => {
-                    let began = (speaks == Speaks::Mesh).then_some(&core.began_as_http1);
-                    Outgoing::Http2(lease.open(self.request, port.into_iter().chain(began))?)
-                }
-                Some(Opened::Alone(stream, slot)) => {
-                    let requests_max = cluster.plan.pool.max_requests_per_connection;
-                    let lease = endpoint.h1.adopt(Http1::new(stream, requests_max, slot));
-                    Outgoing::http1(lease, core, self.request, port)
-                }
-                None => {
-                    let lease = self.acquire_http1(endpoint, fresh).await?;
-                    Outgoing::http1(lease, core, self.request, port)
-                }
-            },
-        };
-        self.upload.again();
-        let (head, outgoing) = self.answer(outgoing).await.inspect_err(|missed| {
-            // Who did not take our certificate would not take it in the next moment either.
-            if let Missed::Fault(Fault::Mistrust) = missed {
-                endpoint.bar(core.wheel.now_ms());
-            }
-        })?;
-        self.read(head, outgoing, port.is_some())
-    }
-
-    /// Sends the body, and waits for the head of the answer.
-    async fn answer(&mut self, mut outgoing: Outgoing) -> Result<(ResponseHead, Outgoing), Missed> {
-        let Self {
-            door,
-            exchange,
-            incoming,
-            upload,
-            ..
-        } = self;
-        let core = &door.core;
-        let head = poll_fn(|cx| {
-            upload.poll(cx, exchange, incoming, &mut outgoing);
-            if let Some(cut) = upload.cut() {
-                return Poll::Ready(Err(Missed::Cut(cut)));
-            }
-            if let Poll::Ready(head) = outgoing.poll_head(cx, core) {
-                return Poll::Ready(head.map_err(Missed::Fault));
-            }
-            if upload.is_ended() && incoming.poll_gone(cx, core).is_ready() {
-                return Poll::Ready(Err(Missed::Cut(Cut::Gone)));
-            }
-            exchange
-                .poll_expiry(cx)
-                .map(|expiry| Err(Missed::Expired(expiry)))
-        });
-        let head = head.await?;
-        Ok((head, outgoing))
-    }
-
-    /// Reads the head of an answer. `meshed`: the endpoint has a sidecar, which speaks for itself and lets its application
-    /// not do so.
-    fn read(&self, head: ResponseHead, outgoing: Outgoing, meshed: bool) -> Result<Answer, Missed> {
-        if head.status == 101 && self.request.upgrade().is_none() {
-            return Err(Missed::Fault(Fault::BadAnswer));
-        }
-        let reason = head.headers.get(names::X_PHALANX_REASON).filter(|_| meshed);
-        let reason = reason.and_then(|reason| Reason::parse(std::str::from_utf8(reason).ok()?));
-        let grpc_status = head.headers.get(names::GRPC_STATUS);
-        let grpc_status = grpc_status.and_then(parse_grpc_status);
-        Ok(Answer {
-            head,
-            outgoing,
-            grpc_status,
-            reason,
-        })
-    }
-
-    /// Sends the answer downstream.
-    async fn pass_on(mut self, answer: Answer, mut tally: Tally) -> Outcome {
-        let Answer {
-            mut head,
-            mut outgoing,
-            grpc_status,
-            reason: _,
-        } = answer;
-        let core = &self.door.core;
-        filter::response(&mut head, self.context);
-        tally.answer(head.status, grpc_status, None);
-        self.exchange.answered(self.answered_us / 1000);
-        self.upload.release();
-        self.admitted = None;
-        let (exchange, incoming, upload) = (self.exchange, &mut self.incoming, &mut self.upload);
-        let begun = incoming.respond(core, &head, self.door.watch.is_draining());
-        let status = head.status;
-        core.memory.borrow_mut().pool.put_head(head);
-        if begun.is_err() {
-            return Outcome::Gone;
-        }
-        if status == 101 {
-            let Outgoing::Http1(lease) = outgoing else {
-                return Outcome::Gone;
-            };
-            let upgraded = Upgraded::new(core, lease.connection, tally);
-            let lasting = Lasting::of(self.cluster.plan.name.port, self.request, self.context);
-            let lasting = lasting.map(Box::new);
-            return Outcome::Upgraded(Box::new(upgraded), lasting);
-        }
-        let mut download = Download::default();
-        let ended = poll_fn(|cx| {
-            let passed = download.poll(cx, core, exchange, incoming, &mut outgoing, &mut tally);
-            if let Poll::Ready(passed) = passed {
-                return Poll::Ready(Ok(passed));
-            }
-            upload.poll(cx, exchange, incoming, &mut outgoing);
-            if let Some(cut) = upload.cut() {
-                return Poll::Ready(Err(Missed::Cut(cut)));
-            }
-            if upload.is_ended() && incoming.poll_gone(cx, core).is_ready() {
-                return Poll::Ready(Err(Missed::Cut(Cut::Gone)));
-            }
-            exchange
-                .poll_expiry(cx)
-                .map(|expiry| Err(Missed::Expired(expiry)))
-        })
-        .await;
-        let callers = matches!(
-            ended,
-            Err(Missed::Cut(_) | Missed::Expired(Expiry::Stalled | Expiry::Body))
-        );
-        match ended {
-            Ok(Passed::Whole) => {
-                let now_us = core.wheel.now_us();
-                outgoing.finish(core, now_us / 1000);
-                tally.finish(now_us);
-                return Outcome::Done;
-            }
-            Err(Missed::Cut(Cut::Gone)) => return Outcome::Gone,
-            Err(Missed::Expired(expiry)) => {
-                if let Some(event) = expiry.event() {
-                    core.count(event);
-                }
-            }
-            Ok(Passed::Broken) | Err(Missed::Cut(Cut::Broken) | Missed::Fault(_)) => {}
-        }
-        drop(outgoing);
-        match callers {
-            true => drop(tally), // as of one who went away: no word about the endpoint
-            false => tally.broke_off(),
-        }
-        self.incoming.break_off();
-        Outcome::Done
-    }
-
-    /// By the cluster's protocol, else as the caller speaks; WebSockets need HTTP/1. To another sidecar everything but
-    /// those goes over HTTP/2, where many requests share a connection and a write.
-    fn speaks(&self, endpoint: &Endpoint) -> Speaks {
-        let http2 = match self.cluster.plan.protocol {
-            _ if self.request.upgrade() == Some(Upgrade::WebSocket) => return Speaks::Http1,
-            Protocol::H2c | Protocol::Grpc => true,
-            Protocol::Http1 => false,
-            Protocol::Auto | Protocol::Tcp => {
-                self.request.version() == Version::Http2 && !self.context.began_as_http1
-            }
-        };
-        match http2 {
-            true => Speaks::Http2,
-            false if endpoint.tls.is_some() && endpoint.is_sidecar.get() != Some(false) => {
-                Speaks::Mesh
-            }
-            false => Speaks::Http1,
-        }
-    }
-
     /// Runs `future` unless a deadline comes first, or the caller goes away.
     async fn within<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Missed> {
         let mut future = std::pin::pin!(future);
@@ -690,15 +433,6 @@ impl Run<'_> {
         })
         .await
     }
-}
-
-/// What an endpoint is spoken to in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Speaks {
-    Http1,
-    Http2,
-    /// HTTP/2 to a sidecar of ours, which goes on over HTTP/1; HTTP/1 where there turns out to be none.
-    Mesh,
 }
 
 enum Waited {
@@ -731,16 +465,6 @@ impl From<Reply> for Unanswered {
     fn from(reply: Reply) -> Self {
         Self::Reply(reply)
     }
-}
-
-/// The last word of the backend, or ours for want of one.
-fn passed(ended: Result<Answer, Missed>) -> Result<Answer, Unanswered> {
-    ended.map_err(|missed| match missed {
-        Missed::Fault(Fault::BadAnswer) => Reply::of(Reason::UpstreamReset).with_status(502).into(),
-        Missed::Fault(fault) => Reply::of(fault.reason()).into(),
-        Missed::Expired(_) => Reply::of(Reason::Timeout).into(),
-        Missed::Cut(_) => Unanswered::Gone,
-    })
 }
 
 /// How often a retry that the budget has no room for waits its backoff once more.

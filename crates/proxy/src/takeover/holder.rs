@@ -31,7 +31,18 @@ pub struct Estate {
     pub service: String,
     pub instance: String,
     pub bundles: Vec<Bundle>,
+    /// Who knows of those that come and go.
+    pub lender: Option<Arc<dyn Lender>>,
     pub registration: Option<Arc<Registration>>,
+}
+
+/// Listeners that open and close while the process serves.
+pub trait Lender: Send + Sync {
+    /// All that are open. No other is opened until they are taken back.
+    fn lend(&self) -> Vec<Bundle>;
+
+    /// Nobody took over.
+    fn take_back(&self);
 }
 
 /// An heir has everything; what is left to do is to drain.
@@ -174,7 +185,9 @@ async fn attend(
         return Err(io::Error::other(reason));
     }
     info!(pid, release = hello.release, "asked to hand over");
-    let mut listeners: Vec<Listeners> = estate.bundles.iter().map(Bundle::listeners).collect();
+    let mut borrowed = Borrowed::of(estate);
+    let bundles = || estate.bundles.iter().chain(&borrowed.bundles);
+    let mut listeners: Vec<Listeners> = bundles().map(Bundle::listeners).collect();
     listeners.push(Listeners {
         role: UPGRADE.into(),
         address: path.display().to_string(),
@@ -187,7 +200,7 @@ async fn attend(
         listeners,
     };
     heir.say(&FromHolder::Offer(offer)).await?;
-    for bundle in &estate.bundles {
+    for bundle in bundles() {
         let files: Vec<BorrowedFd<'_>> = bundle.files().collect();
         heir.give(&files).await?;
     }
@@ -201,6 +214,7 @@ async fn attend(
     if let Some(lent) = lent {
         lent.give_away();
     }
+    borrowed.from = None;
     // The heir serves, whether or not it hears of it.
     let _ = timeout(HELLO_MAX, heir.say(&FromHolder::Draining)).await;
     Ok(committed)
@@ -239,6 +253,30 @@ fn objection(hello: &Hello, estate: &Estate) -> Option<String> {
 
 fn out_of_turn(said: &FromHeir) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{said:?} out of turn"))
+}
+
+/// Listeners while it is not known whose they are; given back when dropped.
+struct Borrowed<'e> {
+    bundles: Vec<Bundle>,
+    from: Option<&'e dyn Lender>,
+}
+
+impl<'e> Borrowed<'e> {
+    fn of(estate: &'e Estate) -> Self {
+        let from = estate.lender.as_deref();
+        Self {
+            bundles: from.map(Lender::lend).unwrap_or_default(),
+            from,
+        }
+    }
+}
+
+impl Drop for Borrowed<'_> {
+    fn drop(&mut self) {
+        if let Some(lender) = self.from {
+            lender.take_back();
+        }
+    }
 }
 
 /// The registration while it is not known whose it is; taken back when dropped.

@@ -104,6 +104,15 @@ impl Inherited {
         }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.bundles.is_empty()
+    }
+
+    /// Where they listen.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.bundles.iter().map(|(_, address, _)| *address)
+    }
+
     /// Whether a socket at that address is among them.
     pub fn has(&self, wanted: SocketAddr) -> bool {
         self.bundles

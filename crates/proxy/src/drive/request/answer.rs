@@ -1,0 +1,164 @@
+//! The answer of an attempt: waited for, read, and sent downstream with its body.
+
+use super::*;
+
+/// An answer that could go downstream.
+pub(super) struct Answer {
+    head: ResponseHead,
+    outgoing: Outgoing,
+    grpc_status: Option<u8>,
+    reason: Option<Reason>,
+}
+
+impl Answer {
+    pub(super) fn heard(&self) -> Heard {
+        Heard::Answer {
+            status: self.head.status,
+            peer_reason: self.reason,
+            grpc_status: self.grpc_status,
+        }
+    }
+}
+
+impl Run<'_> {
+    /// Sends the body, and waits for the head of the answer.
+    pub(super) async fn answer(
+        &mut self,
+        mut outgoing: Outgoing,
+    ) -> Result<(ResponseHead, Outgoing), Missed> {
+        let Self {
+            door,
+            exchange,
+            incoming,
+            upload,
+            ..
+        } = self;
+        let core = &door.core;
+        let head = poll_fn(|cx| {
+            upload.poll(cx, exchange, incoming, &mut outgoing);
+            if let Some(cut) = upload.cut() {
+                return Poll::Ready(Err(Missed::Cut(cut)));
+            }
+            if let Poll::Ready(head) = outgoing.poll_head(cx, core) {
+                return Poll::Ready(head.map_err(Missed::Fault));
+            }
+            if upload.is_ended() && incoming.poll_gone(cx, core).is_ready() {
+                return Poll::Ready(Err(Missed::Cut(Cut::Gone)));
+            }
+            exchange
+                .poll_expiry(cx)
+                .map(|expiry| Err(Missed::Expired(expiry)))
+        });
+        let head = head.await?;
+        Ok((head, outgoing))
+    }
+
+    /// Reads the head of an answer. `meshed`: the endpoint has a sidecar, which speaks for itself and lets its application
+    /// not do so.
+    pub(super) fn read(
+        &self,
+        head: ResponseHead,
+        outgoing: Outgoing,
+        meshed: bool,
+    ) -> Result<Answer, Missed> {
+        if head.status == 101 && self.request.upgrade().is_none() {
+            return Err(Missed::Fault(Fault::BadAnswer));
+        }
+        let reason = head.headers.get(names::X_PHALANX_REASON).filter(|_| meshed);
+        let reason = reason.and_then(|reason| Reason::parse(std::str::from_utf8(reason).ok()?));
+        let grpc_status = head.headers.get(names::GRPC_STATUS);
+        let grpc_status = grpc_status.and_then(parse_grpc_status);
+        Ok(Answer {
+            head,
+            outgoing,
+            grpc_status,
+            reason,
+        })
+    }
+
+    /// Sends the answer downstream.
+    pub(super) async fn pass_on(mut self, answer: Answer, mut tally: Tally) -> Outcome {
+        let Answer {
+            mut head,
+            mut outgoing,
+            grpc_status,
+            reason: _,
+        } = answer;
+        let core = &self.door.core;
+        filter::response(&mut head, self.context);
+        tally.answer(head.status, grpc_status, None);
+        self.exchange.answered(self.answered_us / 1000);
+        self.upload.release();
+        self.admitted = None;
+        let (exchange, incoming, upload) = (self.exchange, &mut self.incoming, &mut self.upload);
+        let begun = incoming.respond(core, &head, self.door.watch.is_draining());
+        let status = head.status;
+        core.memory.borrow_mut().pool.put_head(head);
+        if begun.is_err() {
+            return Outcome::Gone;
+        }
+        if status == 101 {
+            let Outgoing::Http1(lease) = outgoing else {
+                return Outcome::Gone;
+            };
+            let upgraded = Upgraded::new(core, lease.connection, tally);
+            let lasting = Lasting::of(self.cluster.plan.name.port, self.request, self.context);
+            let lasting = lasting.map(Box::new);
+            return Outcome::Upgraded(Box::new(upgraded), lasting);
+        }
+        let mut download = Download::default();
+        let ended = poll_fn(|cx| {
+            let passed = download.poll(cx, core, exchange, incoming, &mut outgoing, &mut tally);
+            if let Poll::Ready(passed) = passed {
+                return Poll::Ready(Ok(passed));
+            }
+            upload.poll(cx, exchange, incoming, &mut outgoing);
+            if let Some(cut) = upload.cut() {
+                return Poll::Ready(Err(Missed::Cut(cut)));
+            }
+            if upload.is_ended() && incoming.poll_gone(cx, core).is_ready() {
+                return Poll::Ready(Err(Missed::Cut(Cut::Gone)));
+            }
+            exchange
+                .poll_expiry(cx)
+                .map(|expiry| Err(Missed::Expired(expiry)))
+        })
+        .await;
+        let callers = matches!(
+            ended,
+            Err(Missed::Cut(_) | Missed::Expired(Expiry::Stalled | Expiry::Body))
+        );
+        match ended {
+            Ok(Passed::Whole) => {
+                let now_us = core.wheel.now_us();
+                outgoing.finish(core, now_us / 1000);
+                tally.finish(now_us);
+                return Outcome::Done;
+            }
+            Err(Missed::Cut(Cut::Gone)) => return Outcome::Gone,
+            Err(Missed::Expired(expiry)) => {
+                if let Some(event) = expiry.event() {
+                    core.count(event);
+                }
+            }
+            Ok(Passed::Broken) | Err(Missed::Cut(Cut::Broken) | Missed::Fault(_)) => {}
+        }
+        drop(outgoing);
+        match callers {
+            true => drop(tally), // as of one who went away: no word about the endpoint
+            false => tally.broke_off(),
+        }
+        self.incoming.break_off();
+        Outcome::Done
+    }
+}
+
+/// The last word of the backend, or ours for want of one.
+pub(super) fn passed(ended: Result<Answer, Missed>) -> Result<Answer, Unanswered> {
+    ended.map_err(|missed| match missed {
+        Missed::Fault(Fault::BadAnswer) => Reply::of(Reason::UpstreamReset).with_status(502).into(),
+        Missed::Fault(fault) => Reply::of(fault.reason()).into(),
+        Missed::Expired(_) => Reply::of(Reason::Timeout).into(),
+        Missed::Cut(_) => Unanswered::Gone,
+    })
+}
