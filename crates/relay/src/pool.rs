@@ -9,6 +9,8 @@ use crate::response::ResponseHead;
 #[derive(Default)]
 pub struct Pool {
     buffers: Vec<Vec<u8>>,
+    /// What they hold together.
+    kept: usize,
     workspaces: Vec<Workspace>,
     heads: Vec<ResponseHead>,
     lists: Vec<HeaderList>,
@@ -19,12 +21,16 @@ pub struct Pool {
 impl Pool {
     /// An empty buffer.
     pub fn buffer(&mut self) -> Vec<u8> {
-        self.buffers.pop().unwrap_or_default()
+        let buffer = self.buffers.pop().unwrap_or_default();
+        self.kept -= buffer.capacity();
+        buffer
     }
 
     pub fn put_buffer(&mut self, mut buffer: Vec<u8>) {
-        let kept = (1..=BUFFER_BYTES_KEPT_MAX).contains(&buffer.capacity());
-        if kept && self.buffers.len() < BUFFERS_KEPT_MAX {
+        let small = (1..=BUFFER_BYTES_KEPT_MAX).contains(&buffer.capacity());
+        let kept = self.kept.saturating_add(buffer.capacity());
+        if small && kept <= BYTES_KEPT_MAX && self.buffers.len() < BUFFERS_KEPT_MAX {
+            self.kept = kept;
             buffer.clear();
             self.buffers.push(buffer);
         }
@@ -81,8 +87,9 @@ impl std::fmt::Debug for Pool {
     }
 }
 
-/// Of this size and smaller; a core keeps 4 MiB of them at most.
-const BUFFER_BYTES_KEPT_MAX: usize = 16 << 10;
+/// What a core keeps at most, in buffers of this size and smaller.
+const BYTES_KEPT_MAX: usize = 4 << 20;
+const BUFFER_BYTES_KEPT_MAX: usize = 64 << 10;
 const BUFFERS_KEPT_MAX: usize = 256;
 const HEADS_KEPT_MAX: usize = 256;
 

@@ -19,8 +19,9 @@ use tokio::sync::Notify;
 use super::client::{Http1, Http2Pool};
 use super::deadline::Watch;
 use super::exchange::Exchange;
-use super::http2::Configs;
+use super::http2::{Configs, Inbox};
 use super::secure::{Handshakes, Secure};
+use super::server::Runner;
 use super::stream::Links;
 use super::timer::{Wheel, ms};
 use crate::account::{Account, Event, TlsRefused};
@@ -41,7 +42,10 @@ pub struct Core {
     current: RefCell<Rc<CorePlan>>,
     rng: RefCell<fastrand::Rng>,
     pub memory: RefCell<Memory>,
-    pub exchanges: RefCell<Vec<Exchange>>,
+    pub exchanges: RefCell<Vec<Rc<Exchange>>>,
+    pub inboxes: RefCell<Vec<Rc<Inbox>>>,
+    /// Tasks that wait for an HTTP/2 stream to serve.
+    pub runners: RefCell<Vec<Rc<Runner>>>,
     pub http2: Configs,
     /// Tells another sidecar to go on over HTTP/1.
     pub began_as_http1: Field,
@@ -263,6 +267,8 @@ impl Core {
             rng: RefCell::new(fastrand::Rng::new()),
             memory: RefCell::default(),
             exchanges: RefCell::default(),
+            inboxes: RefCell::default(),
+            runners: RefCell::default(),
             connections: RefCell::default(),
             sources: RefCell::default(),
             draining: Cell::new(false),
@@ -389,7 +395,7 @@ impl Core {
             for endpoint in &cluster.endpoints {
                 let evicted = endpoint
                     .h1
-                    .sweep(now_ms, timeout, |connection| connection.is_usable());
+                    .sweep(now_ms, timeout, |connection| connection.is_usable(self));
                 endpoint.h2.sweep(now_ms, timeout);
                 (0..evicted).for_each(|_| self.count(Event::PoolEvicted));
             }

@@ -1,6 +1,7 @@
 //! One request's clock and progress. Used again for another request when it is over.
 
 use std::cell::Cell;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -133,7 +134,7 @@ impl Exchange {
     }
 
     pub fn moved(&self) {
-        self.moved_ms.set(self.wheel.now_ms());
+        self.moved_ms.set(self.wheel.recent_ms());
     }
 
     /// Whether the caller takes what is there of the answer.
@@ -244,36 +245,38 @@ impl Exchange {
     }
 }
 
-/// An exchange for as long as one request lasts.
+/// An exchange for as long as one request lasts, or whoever serves them.
 pub struct Lent {
     core: Rc<Core>,
-    exchange: Option<Exchange>,
+    exchange: Rc<Exchange>,
 }
 
 impl Lent {
     pub fn new(core: &Rc<Core>) -> Self {
         let spare = core.exchanges.borrow_mut().pop();
-        let exchange = spare.unwrap_or_else(|| Exchange::new(&core.wheel, &core.deadlines));
+        let exchange =
+            spare.unwrap_or_else(|| Rc::new(Exchange::new(&core.wheel, &core.deadlines)));
         Self {
             core: core.clone(),
-            exchange: Some(exchange),
+            exchange,
         }
     }
+}
 
-    pub fn get(&self) -> Option<&Exchange> {
-        self.exchange.as_ref()
+impl Deref for Lent {
+    type Target = Exchange;
+
+    fn deref(&self) -> &Exchange {
+        &self.exchange
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        let Some(exchange) = self.exchange.take() else {
-            return;
-        };
-        exchange.end();
+        self.exchange.end();
         let mut spare = self.core.exchanges.borrow_mut();
         if spare.len() < SPARE_MAX {
-            spare.push(exchange);
+            spare.push(self.exchange.clone());
         }
     }
 }

@@ -166,7 +166,7 @@ impl<C: Codec> Connection<C> {
                 break;
             }
             let mut scratch = Scratch::take();
-            match inner.wire.poll_read(cx, &mut scratch) {
+            match inner.wire.poll_read(cx, core, &mut scratch) {
                 Poll::Ready(Ok(1..)) => {}
                 Poll::Ready(_) => return (Poll::Ready(Ended::Gone), false),
                 Poll::Pending => break,
@@ -227,7 +227,7 @@ impl<C: Codec> Inner<C> {
         if self.wire.out.capacity() == 0 {
             self.wire.out = memory.pool.buffer();
         }
-        let now_s = (core.wheel.now_ms() / 1000) as u32;
+        let now_s = (core.wheel.recent_ms() / 1000) as u32;
         let mut batch = std::mem::take(&mut memory.batch);
         let received = self.codec.receive(
             input,
@@ -357,10 +357,31 @@ pub enum Piece {
 
 impl Inbox {
     /// `ended`: nothing follows the head.
-    pub fn new(ended: bool) -> Rc<Self> {
-        let inbox = Self::default();
+    pub fn new(core: &Core, ended: bool) -> Rc<Self> {
+        let inbox = core.inboxes.borrow_mut().pop().unwrap_or_default();
         inbox.state.borrow_mut().ended = ended;
-        Rc::new(inbox)
+        inbox
+    }
+
+    /// Whoever holds it last lets it go, for another stream.
+    pub fn put(self: &Rc<Self>, core: &Core) {
+        if Rc::strong_count(self) > 1 {
+            return;
+        }
+        let mut spare = core.inboxes.borrow_mut();
+        if spare.len() >= INBOXES_KEPT_MAX {
+            return;
+        }
+        let memory = &mut *core.memory.borrow_mut();
+        let state = &mut *self.state.borrow_mut();
+        memory.pool.put_buffer(std::mem::take(&mut state.data));
+        if let Some(head) = state.head.take() {
+            memory.pool.put_head(head);
+        }
+        *state = State::default();
+        self.waker.take();
+        self.begun_at.set(0);
+        spare.push(self.clone());
     }
 
     fn wake(&self) {
@@ -497,6 +518,7 @@ impl<C: Codec> Drop for Handle<C> {
         if !out.is_empty() || inner.codec.is_done() {
             self.connection.bell.ring();
         }
+        self.inbox.put(&self.connection.core);
     }
 }
 
@@ -541,5 +563,7 @@ const STREAM_WINDOW: u32 = 64 << 10;
 const PEER_RESETS: u32 = 100;
 /// RFC 9113 §6.9.1.
 const WINDOW_MAX: u32 = (1 << 31) - 1;
+/// A core keeps as many for streams to come.
+const INBOXES_KEPT_MAX: usize = 256;
 /// Reads before others of the core get a turn.
 const ROUNDS_MAX: u32 = 8;

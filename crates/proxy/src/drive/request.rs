@@ -18,7 +18,7 @@ use self::answer::{Answer, passed};
 use self::attempt::Speaks;
 use super::client::{Http1, Http2Use, Opened, Outgoing, Slot};
 use super::core::{Cluster, Core, Endpoint, Holder};
-use super::exchange::{Exchange, Expiry, Lent};
+use super::exchange::{Exchange, Expiry};
 use super::mirror::Copies;
 use super::pump::{Download, Passed, Upload};
 use super::secure;
@@ -63,13 +63,10 @@ pub async fn serve(
     door: &Rc<Door>,
     mut incoming: Incoming<'_>,
     request: Checked,
-    exchange: Lent,
+    exchange: &Exchange,
 ) -> Outcome {
     let core = &door.core;
-    let Some(exchange) = exchange.get() else {
-        return Outcome::Gone;
-    };
-    let now_us = core.wheel.now_us();
+    let now_us = core.wheel.recent_us();
     let mut plan = core.plan();
     let mut tally = Tally::new(core, plan.clone(), &door.watch, door.direction, now_us);
     let mut request = Returned {
@@ -182,15 +179,13 @@ pub async fn serve(
 /// Sends a copy of a request once, and reads its answer for nobody.
 pub async fn send_copy(
     door: &Rc<Door>,
-    exchange: &Lent,
+    exchange: &Exchange,
     cluster: &Rc<Cluster>,
     request: &mut Checked,
     body: &[u8],
     mut tally: Tally,
 ) {
-    let (core, Some(exchange)) = (&door.core, exchange.get()) else {
-        return;
-    };
+    let core = &door.core;
     let now_us = core.wheel.now_us();
     exchange.begin(now_us, false);
     exchange.allow(false, core.deadlines.route, false);
@@ -310,7 +305,10 @@ impl Run<'_> {
             tally.attempt(member, number > 0, now_us);
             let ended = self.attempt(member, tally).await;
             drop(budget.take());
-            now_us = core.wheel.now_us();
+            now_us = match ended {
+                Ok(_) => core.wheel.recent_us(),
+                Err(_) => core.wheel.now_us(),
+            };
             self.answered_us = now_us;
             let heard = match &ended {
                 Ok(answer) => answer.heard(),

@@ -12,7 +12,7 @@ use phalanx_relay::http2::Code;
 use phalanx_relay::{Framing, HeaderList, Reply, ResponseHead, Value, names};
 
 pub use self::http1::{Http1, serve as serve_http1};
-pub use self::http2::serve as serve_http2;
+pub use self::http2::{Runner, serve as serve_http2};
 use super::core::{Cluster, Core};
 use super::deadline::Watch;
 use super::http2::{Handle, Piece};

@@ -13,6 +13,8 @@ pub struct Wheel(Rc<Inner>);
 
 struct Inner {
     started: Instant,
+    /// What the clock said when it was last read.
+    seen_us: Cell<u64>,
     slots: RefCell<Vec<Slot>>,
     /// Ticks up to and including this one have been visited.
     hand: Cell<u64>,
@@ -46,6 +48,7 @@ impl Wheel {
     pub fn new(started: Instant) -> Self {
         let wheel = Inner {
             started,
+            seen_us: Cell::new(0),
             slots: RefCell::new((0..SLOTS).map(|_| Vec::new()).collect()),
             hand: Cell::new(0),
             next: Cell::new(NEVER),
@@ -56,12 +59,27 @@ impl Wheel {
     }
 
     pub fn now_ms(&self) -> u64 {
-        ms(self.0.started.elapsed())
+        self.now_us() / 1000
     }
 
+    #[inline]
     pub fn now_us(&self) -> u64 {
         let elapsed = self.0.started.elapsed();
-        elapsed.as_secs() * 1_000_000 + u64::from(elapsed.subsec_micros())
+        let now_us = elapsed.as_secs() * 1_000_000 + u64::from(elapsed.subsec_micros());
+        self.0.seen_us.set(now_us);
+        now_us
+    }
+
+    /// When something of this core last looked at the clock, as every read of a socket does: the present, for whoever
+    /// runs because of that.
+    #[inline]
+    pub fn recent_us(&self) -> u64 {
+        self.0.seen_us.get()
+    }
+
+    #[inline]
+    pub fn recent_ms(&self) -> u64 {
+        self.recent_us() / 1000
     }
 
     pub fn alarm(&self) -> Alarm {

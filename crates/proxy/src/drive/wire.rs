@@ -59,16 +59,18 @@ impl Wire {
         }
     }
 
-    /// Reads what is there into `scratch`; 0 at the end.
+    /// Reads what is there into `scratch`, and the clock; 0 at the end.
     #[inline]
     pub fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
+        core: &Core,
         scratch: &mut Scratch,
     ) -> Poll<io::Result<usize>> {
         let mut buf = ReadBuf::new(&mut scratch.bytes);
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf))?;
         scratch.len = buf.filled().len();
+        core.wheel.now_us();
         Poll::Ready(Ok(scratch.len))
     }
 
@@ -126,7 +128,7 @@ impl Wire {
             }
         }
         loop {
-            match ready!(self.poll_read(cx, &mut Scratch::take())) {
+            match ready!(self.poll_read(cx, core, &mut Scratch::take())) {
                 Ok(count) if (1..*left).contains(&count) => *left -= count,
                 _ => return Poll::Ready(()),
             }

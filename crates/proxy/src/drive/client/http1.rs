@@ -57,13 +57,16 @@ impl Http1 {
     }
 
     /// Whether an idle connection is still open and has nothing unread. Costs no system call: the runtime knows.
-    pub fn is_usable(&mut self) -> bool {
-        self.is_usable_in(&mut Context::from_waker(Waker::noop()))
+    pub fn is_usable(&mut self, core: &Core) -> bool {
+        self.is_usable_in(&mut Context::from_waker(Waker::noop()), core)
     }
 
-    pub fn is_usable_in(&mut self, cx: &mut Context<'_>) -> bool {
+    pub fn is_usable_in(&mut self, cx: &mut Context<'_>, core: &Core) -> bool {
         matches!(self.state, State::Ready(_))
-            && self.wire.poll_read(cx, &mut Scratch::take()).is_pending()
+            && self
+                .wire
+                .poll_read(cx, core, &mut Scratch::take())
+                .is_pending()
     }
 
     /// Writes the head; `extra` stands behind its own fields.
@@ -143,7 +146,7 @@ impl Http1 {
                 unread.advance_to(left, &mut core.memory.borrow_mut().pool);
             }
             let mut scratch = Scratch::take();
-            let came = ready!(self.wire.poll_read(cx, &mut scratch));
+            let came = ready!(self.wire.poll_read(cx, core, &mut scratch));
             if !matches!(came, Ok(1..)) {
                 let ended = exchange.eof(&mut core.memory.borrow_mut().pool);
                 return Poll::Ready(match (ended, came) {

@@ -379,7 +379,7 @@ impl Http2Lease {
         let Ok(stream) = codec.open(request, extra, &mut wire.out) else {
             return Err(Fault::Unprocessed);
         };
-        let inbox = Inbox::new(false);
+        let inbox = Inbox::new(&connection.core, false);
         inbox.begun_at.set(begun_at);
         inner.enter(stream, inbox.clone());
         drop(inner);

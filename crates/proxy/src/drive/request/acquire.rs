@@ -21,9 +21,10 @@ impl Run<'_> {
         if fresh {
             return None;
         }
-        let lease = |cx: &mut Context<'_>| endpoint.h1.lease(|idle| idle.is_usable_in(cx));
+        let core = &self.door.core;
+        let lease = |cx: &mut Context<'_>| endpoint.h1.lease(|idle| idle.is_usable_in(cx, core));
         let leased = poll_fn(|cx: &mut Context<'_>| Poll::Ready(lease(cx))).await?;
-        self.door.core.count(Event::PoolReused);
+        core.count(Event::PoolReused);
         Some(leased)
     }
 

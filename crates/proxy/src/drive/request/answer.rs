@@ -77,7 +77,7 @@ impl Run<'_> {
     }
 
     /// Sends the answer downstream.
-    pub(super) async fn pass_on(mut self, answer: Answer, mut tally: Tally) -> Outcome {
+    pub(super) async fn pass_on(&mut self, answer: Answer, mut tally: Tally) -> Outcome {
         let Answer {
             mut head,
             mut outgoing,
@@ -130,7 +130,7 @@ impl Run<'_> {
         );
         match ended {
             Ok(Passed::Whole) => {
-                let now_us = core.wheel.now_us();
+                let now_us = core.wheel.recent_us();
                 outgoing.finish(core, now_us / 1000);
                 tally.finish(now_us);
                 return Outcome::Done;

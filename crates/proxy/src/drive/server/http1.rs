@@ -43,8 +43,8 @@ pub async fn serve(door: &Rc<Door>, stream: Stream) {
         match poll_fn(|cx| connection.poll_request(cx, door)).await {
             Next::Request(request) => {
                 let exchange = Lent::new(core);
-                let serving =
-                    request::serve(door, Incoming::Http1(&mut connection), request, exchange);
+                let incoming = Incoming::Http1(&mut connection);
+                let serving = request::serve(door, incoming, request, &exchange);
                 match watched(door, Box::pin(serving)).await {
                     Some(Outcome::Done) => {}
                     Some(Outcome::Upgraded(upgraded, lasting)) => {
@@ -211,7 +211,7 @@ impl Http1 {
                 return Poll::Ready(Err(None));
             }
             let mut scratch = Scratch::take();
-            match ready!(self.wire.poll_read(cx, &mut scratch)) {
+            match ready!(self.wire.poll_read(cx, core, &mut scratch)) {
                 Ok(1..) => {}
                 _ => {
                     self.ended = true;
@@ -273,7 +273,7 @@ impl Http1 {
             return Poll::Pending;
         }
         let mut scratch = Scratch::take();
-        match ready!(self.wire.poll_read(cx, &mut scratch)) {
+        match ready!(self.wire.poll_read(cx, core, &mut scratch)) {
             Ok(1..) => {
                 self.unread
                     .keep(&scratch, &mut core.memory.borrow_mut().pool);

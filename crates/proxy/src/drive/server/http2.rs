@@ -4,13 +4,13 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 
 use phalanx_relay::http2::{Event as Read, Phase, Server};
 use phalanx_relay::{Checked, Refusal};
 
 use super::super::core::Core;
-use super::super::exchange::Lent;
+use super::super::exchange::{Exchange, Lent};
 use super::super::http2::{Codec, Connection, Ended, Handle, Inbox, Inner};
 use super::super::request;
 use super::super::stream::Stream;
@@ -110,7 +110,7 @@ fn begin(
     request: Checked,
     last: bool,
 ) {
-    let inbox = Inbox::new(last);
+    let inbox = Inbox::new(&door.core, last);
     inner.enter(stream, inbox.clone());
     let handle = Handle {
         connection: connection.clone(),
@@ -118,27 +118,90 @@ fn begin(
         inbox,
         code: Cell::new(None),
     };
-    tokio::task::spawn_local(run(door.clone(), handle, request));
+    let job = Job {
+        door: door.clone(),
+        handle,
+        request,
+    };
+    let idle = door.core.runners.borrow_mut().pop();
+    match idle {
+        Some(runner) => runner.take_up(job),
+        None => drop(tokio::task::spawn_local(run(door.core.clone(), job))),
+    }
 }
 
-/// One stream. When it is reset, its request is dropped where it stands.
-async fn run(door: Rc<Door>, handle: Handle<Server>, request: Checked) {
-    let inbox = handle.inbox.clone();
-    let exchange = Lent::new(&door.core);
-    let mut serving = pin!(request::serve(
-        &door,
-        Incoming::Http2(handle),
-        request,
-        exchange
-    ));
-    poll_fn(|cx| {
-        inbox.park(cx);
-        if inbox.is_lost() {
-            return Poll::Ready(());
+/// A task that serves streams, one after the other, whatever their connections. Making one per stream would cost more
+/// than a stream does.
+#[derive(Default)]
+pub struct Runner {
+    job: Cell<Option<Job>>,
+    waker: Cell<Option<Waker>>,
+}
+
+/// A stream to be served.
+struct Job {
+    door: Rc<Door>,
+    handle: Handle<Server>,
+    request: Checked,
+}
+
+impl Runner {
+    fn take_up(&self, job: Job) {
+        self.job.set(Some(job));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
         }
-        serving.as_mut().poll(cx).map(|_| ())
-    })
-    .await;
+    }
+
+    fn poll_job(&self, cx: &Context<'_>) -> Poll<Job> {
+        match self.job.take() {
+            Some(job) => Poll::Ready(job),
+            None => {
+                self.waker.set(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        }
+    }
+}
+
+async fn run(core: Rc<Core>, mut job: Job) {
+    let runner = Rc::new(Runner::default());
+    let exchange = Lent::new(&core);
+    loop {
+        serve_stream(job, &exchange).await;
+        exchange.end();
+        {
+            let mut idle = core.runners.borrow_mut();
+            if idle.len() >= RUNNERS_IDLE_MAX {
+                return;
+            }
+            idle.push(runner.clone());
+        }
+        job = poll_fn(|cx| runner.poll_job(cx)).await;
+    }
+}
+
+/// When the stream is reset, its request is dropped where it stands.
+async fn serve_stream(job: Job, exchange: &Exchange) {
+    let Job {
+        door,
+        handle,
+        request,
+    } = job;
+    let inbox = handle.inbox.clone();
+    {
+        let incoming = Incoming::Http2(handle);
+        let mut serving = pin!(request::serve(&door, incoming, request, exchange));
+        poll_fn(|cx| {
+            inbox.park(cx);
+            if inbox.is_lost() {
+                return Poll::Ready(());
+            }
+            serving.as_mut().poll(cx).map(|_| ())
+        })
+        .await;
+    }
+    inbox.put(&door.core);
 }
 
 fn count_refused(door: &Door, refusal: Refusal, answered: bool) {
@@ -158,3 +221,6 @@ fn count_refused(door: &Door, refusal: Refusal, answered: bool) {
     }
     tally.finish_now();
 }
+
+/// As many wait for streams on a core.
+const RUNNERS_IDLE_MAX: usize = 128;
