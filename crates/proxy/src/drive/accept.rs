@@ -200,7 +200,7 @@ enum Spoken {
     Http1,
     Http2,
     /// Bytes for the application's port with this cluster.
-    Raw(usize),
+    Raw(Rc<Cluster>),
     /// A handshake with us begins.
     Tls,
     Nothing,
@@ -213,12 +213,9 @@ async fn serve(core: &Rc<Core>, watch: &Rc<Watch>, stream: TcpStream, direction:
         Spoken::Http1 => server::serve_http1(&door(), Stream::Plain(stream)).await,
         Spoken::Http2 => server::serve_http2(&door(), Stream::Plain(stream)).await,
         Spoken::Tls => Box::pin(secured(core, watch, stream)).await,
-        Spoken::Raw(place) => {
-            let plan = core.plan();
-            if let Some(cluster) = plan.cluster(place) {
-                let relaying = relay(core, cluster, Stream::Plain(stream), None);
-                while_allowed(core, None, relaying).await;
-            }
+        Spoken::Raw(cluster) => {
+            let relaying = relay(core, &cluster, Stream::Plain(stream), None);
+            while_allowed(core, None, relaying).await;
         }
         Spoken::Nothing => {}
     }
@@ -248,12 +245,9 @@ async fn secured(core: &Rc<Core>, watch: &Rc<Watch>, stream: TcpStream) {
                 core.count(Event::UnknownProtocol);
                 return;
             };
-            let plan = core.plan();
-            if let Some(cluster) = plan.cluster(app.cluster)
-                && may_enter(core, app.entry.as_deref(), Some(&known.peer.id))
-            {
+            if may_enter(core, app.entry.as_deref(), Some(&known.peer.id)) {
                 let caller = Some(&known.peer.id);
-                while_allowed(core, caller, relay(core, cluster, stream, caller)).await;
+                while_allowed(core, caller, relay(core, &app.cluster, stream, caller)).await;
             }
         }
         (Some(Alpn::Tcp), Caller::Plain | Caller::Nobody | Caller::Outside(_)) => {}
@@ -371,7 +365,7 @@ async fn sniff(
             return (Spoken::Nothing, Some(TlsRefused::PlainText));
         }
         let spoken = if may_enter(core, raw.entry.as_deref(), None) {
-            Spoken::Raw(raw.cluster)
+            Spoken::Raw(raw.cluster.clone())
         } else {
             Spoken::Nothing
         };
@@ -430,7 +424,8 @@ async fn in_time<T>(core: &Core, future: impl Future<Output = Option<T>>) -> Opt
 
 /// The application that takes raw TCP.
 struct RawApp {
-    cluster: usize,
+    /// Of the plan that says so: places of another one mean others.
+    cluster: Rc<Cluster>,
     /// There is no other application.
     alone: bool,
     entry: Option<Arc<Entry>>,
@@ -446,7 +441,7 @@ fn raw_app(core: &Core) -> Option<RawApp> {
         return None;
     }
     Some(RawApp {
-        cluster: only.cluster,
+        cluster: plan.cluster(only.cluster)?.clone(),
         alone: apps.len() == 1,
         entry: only.entry.clone(),
     })

@@ -11,7 +11,7 @@ use phalanx_relay::{Checked, Field, HeaderList, ResponseHead};
 use tokio::sync::Notify;
 
 pub use self::http1::Http1;
-pub use self::http2::{Http2Pool, Http2Stream, Http2Use, Opened};
+pub use self::http2::{Http2Lease, Http2Pool, Http2Stream, Http2Use};
 use super::core::Core;
 use super::http2::Piece;
 use super::stream::Link;

@@ -26,6 +26,9 @@ pub struct Exchange {
     streaming: Cell<bool>,
     request_done: Cell<bool>,
     received: Cell<u64>,
+    /// Since when nobody reads the request's body, NEVER while somebody waits for it; and how long that was before.
+    unread_since_ms: Cell<u64>,
+    unread_ms: Cell<u64>,
     moved_ms: Cell<u64>,
     /// Something of the answer is there, and the caller takes nothing.
     stalled: Cell<bool>,
@@ -73,6 +76,8 @@ impl Exchange {
             streaming: Cell::new(false),
             request_done: Cell::new(false),
             received: Cell::new(0),
+            unread_since_ms: Cell::new(NEVER),
+            unread_ms: Cell::new(0),
             moved_ms: Cell::new(0),
             stalled: Cell::new(false),
         }
@@ -89,6 +94,8 @@ impl Exchange {
         self.streaming.set(false);
         self.request_done.set(!body);
         self.received.set(0);
+        self.unread_since_ms.set(now_us / 1000);
+        self.unread_ms.set(0);
         self.moved_ms.set(now_us / 1000);
         self.stalled.set(false);
     }
@@ -131,6 +138,25 @@ impl Exchange {
         self.received
             .set(self.received.get().saturating_add(bytes as u64));
         self.moved();
+    }
+
+    /// Whether the caller is waited for, or its body waits for something else: only then is it late.
+    #[inline]
+    pub fn reads_body(&self, reads: bool) {
+        let since = self.unread_since_ms.get();
+        if reads == (since == NEVER) || self.request_done.get() || self.streaming.get() {
+            return;
+        }
+        let now_ms = self.wheel.recent_ms();
+        if reads {
+            let unread_ms = now_ms.saturating_sub(since);
+            self.unread_ms
+                .set(self.unread_ms.get().saturating_add(unread_ms));
+            self.unread_since_ms.set(NEVER);
+        } else {
+            self.unread_since_ms.set(now_ms);
+        }
+        self.rearm();
     }
 
     pub fn moved(&self) {
@@ -200,13 +226,15 @@ impl Exchange {
 
     /// When the next byte of a plain request's body is due: a flat allowance, and the time that the rate grants.
     fn body_due_ms(&self) -> u64 {
-        if self.request_done.get() || self.streaming.get() {
+        let unread = self.unread_since_ms.get() != NEVER;
+        if self.request_done.get() || self.streaming.get() || unread {
             return NEVER;
         }
         let deadlines = &self.deadlines;
         let earned = self.received.get().saturating_mul(1000) / deadlines.body_rate;
         self.started_ms()
             .saturating_add(deadlines.body)
+            .saturating_add(self.unread_ms.get())
             .saturating_add(earned)
     }
 

@@ -197,7 +197,9 @@ impl<C: Codec> Connection<C> {
 
     /// Tells every stream that its connection is no more.
     pub fn abandon(&self) {
-        let inner = &mut *self.inner.borrow_mut();
+        let Ok(inner) = self.inner.try_borrow_mut() else {
+            return; // only while a panic unwinds
+        };
         let written = inner.wire.written();
         for (_, inbox) in inner.streams.iter().flatten() {
             inbox.lose(Lost::Connection {

@@ -110,7 +110,10 @@ impl Upload {
             let rest = self.kept.get(self.sent..).unwrap_or_default();
             if !rest.is_empty() {
                 match outgoing.body(&core, rest) {
-                    Some(0) => break,
+                    Some(0) => {
+                        exchange.reads_body(false);
+                        break;
+                    }
                     Some(sent) => self.sent += sent,
                     None => self.over = true, // its answer tells why
                 }
@@ -126,6 +129,7 @@ impl Upload {
                 break;
             }
             if outgoing.poll_ready(cx, &core).is_pending() {
+                exchange.reads_body(false);
                 break;
             }
             if !std::mem::replace(&mut self.asked, true) {
@@ -172,6 +176,7 @@ impl Upload {
                 }
                 Poll::Ready(Err(cut)) => self.cut = Some(cut),
                 Poll::Pending => {
+                    exchange.reads_body(true);
                     let _ = incoming.flush(cx, &core); // the word to go on
                     break;
                 }

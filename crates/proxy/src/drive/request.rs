@@ -16,7 +16,7 @@ use phalanx_relay::{Checked, Reply, ResponseHead, Upgrade, Verdict, Version, nam
 
 use self::answer::{Answer, passed};
 use self::attempt::Speaks;
-use super::client::{Http1, Http2Use, Opened, Outgoing, Slot};
+use super::client::{Http1, Http2Lease, Http2Use, Outgoing, Slot};
 use super::core::{Cluster, Core, Endpoint, Holder};
 use super::exchange::{Exchange, Expiry};
 use super::mirror::Copies;
@@ -411,6 +411,7 @@ impl Run<'_> {
     /// Runs `future` unless a deadline comes first, or the caller goes away.
     async fn within<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Missed> {
         let mut future = std::pin::pin!(future);
+        self.exchange.reads_body(false);
         let Self {
             door,
             exchange,

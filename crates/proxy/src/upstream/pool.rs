@@ -113,6 +113,14 @@ pub struct Completion {
     pub reusable: bool,
 }
 
+impl Completion {
+    pub const REUSABLE: Self = Self {
+        request: true,
+        response: true,
+        reusable: true,
+    };
+}
+
 impl<C> Lease<C> {
     /// Whether it carried a request before: the peer may have closed it in the meantime.
     pub fn is_reused(&self) -> bool {

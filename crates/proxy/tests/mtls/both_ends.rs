@@ -1,7 +1,7 @@
 //! A call between two sidecars, seen from both ends.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -263,6 +263,43 @@ fn large_bodies_pass_both_ways() {
             assert!(answer.body == body.as_bytes());
         }
     }
+}
+
+#[test]
+fn connection_opens_though_no_request_waits_so_long() {
+    let app = Upstream::start(|_, _| ok("there"));
+    let issuer = issuer();
+    let (gateway, battle) = (identity(&issuer, "gateway"), identity(&issuer, "battle"));
+    let called = called(&battle, inbound(MtlsMode::Strict, Access::default()))
+        .app(8080, app.address, Protocol::Http1)
+        .start();
+    let far = late(called.inbound, Duration::from_millis(600));
+    for protocol in [Protocol::Http1, Protocol::H2c] {
+        let caller = caller(&gateway, &[far], &["battle"], protocol)
+            .with_forward(|forward| forward.request_timeout = Some(Duration::from_millis(300)))
+            .start();
+        assert_eq!(caller.get("/").status(), 504, "{protocol:?}");
+        eventually("an answer", || caller.get("/").status() == 200);
+    }
+}
+
+/// Passes connections on to `address`, each only after a while.
+fn late(address: SocketAddr, after: Duration) -> SocketAddr {
+    let listener = TcpListener::bind(any_port()).unwrap();
+    let far = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for near in listener.incoming().flatten() {
+            thread::spawn(move || {
+                thread::sleep(after);
+                let far = TcpStream::connect(address).unwrap();
+                let (mut near_read, mut far_write) =
+                    (near.try_clone().unwrap(), far.try_clone().unwrap());
+                thread::spawn(move || std::io::copy(&mut near_read, &mut far_write));
+                let _ = std::io::copy(&mut &far, &mut &near);
+            });
+        }
+    });
+    far
 }
 
 #[test]

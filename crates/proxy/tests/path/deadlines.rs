@@ -260,3 +260,24 @@ fn half_a_preface_is_not_waited_for() {
     assert!(client.is_closed());
     assert_eq!(sidecar.event(Event::HandshakeDeadline), 1);
 }
+
+#[test]
+fn body_that_nobody_reads_yet_is_not_late() {
+    let busy = Upstream::start(|_, number| {
+        if number == 0 {
+            Act::Wait(3 * SHORT)
+        } else {
+            ok("at last")
+        }
+    });
+    let mut setup = Setup::battle(&[busy.address])
+        .with_cluster(|cluster| cluster.circuit_breaker.max_connections = 1);
+    setup.deadlines.body = SHORT;
+    let sidecar = setup.start();
+    let mut first = Client::connect(sidecar.outbound);
+    first.send(b"GET / HTTP/1.1\r\nhost: battle\r\n\r\n");
+    eventually("the first", || busy.requests() == 1);
+    let answer = Client::connect(sidecar.outbound).post("battle", "/", "x");
+    assert_eq!((answer.status(), &*answer.text()), (200, "at last"));
+    assert_eq!(sidecar.event(Event::BodyDeadline), 0);
+}

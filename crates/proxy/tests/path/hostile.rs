@@ -561,7 +561,8 @@ fn caller_that_leaves_gives_everything_back_in_every_phase() {
         let sidecar = Setup::battle(&[address])
             .with_cluster(|cluster| {
                 cluster.protocol = protocol;
-                cluster.connection_pool.connect_timeout = Duration::from_secs(5);
+                cluster.connection_pool.connect_timeout = SHORT * 3; // it is used up, whoever leaves
+                cluster.connection_pool.idle_timeout = SHORT; // of one that nobody wants any more
                 cluster.circuit_breaker.max_connections = 2; // the third one waits
             })
             .with_forward(|forward| forward.retry.backoff = Duration::from_secs(5))

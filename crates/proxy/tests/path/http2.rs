@@ -83,6 +83,11 @@ fn runtime() -> tokio::runtime::Runtime {
 
 impl Grpc {
     fn start(status: &'static str) -> Self {
+        Self::taking(status, 200)
+    }
+
+    /// As many streams at once on a connection.
+    fn taking(status: &'static str, streams: u32) -> Self {
         let listener = std::net::TcpListener::bind(any_port()).unwrap();
         listener.set_nonblocking(true).unwrap();
         let grpc = Self {
@@ -124,6 +129,7 @@ impl Grpc {
                     });
                     tokio::spawn(
                         hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                            .max_concurrent_streams(streams)
                             .serve_connection(TokioIo::new(stream), service),
                     );
                 }
@@ -279,6 +285,28 @@ fn connections_grow_with_streams() {
         }
     });
     assert_eq!(app.connections.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn burst_at_an_upstream_that_takes_few_streams_finds_its_way() {
+    let app = Grpc::taking("0", 10);
+    let sidecar = grpc_cluster(Setup::battle(&[app.address])).start();
+    runtime().block_on(async {
+        let mut sender = connect(sidecar.outbound).await;
+        let asked: Vec<_> = (0..60)
+            .map(|_| {
+                let (messages, body) = Channel::<Bytes, Infallible>::new(1);
+                (messages, sender.send_request(grpc_request(Box::pin(body))))
+            })
+            .collect();
+        let mut open = Vec::new();
+        for (messages, answer) in asked {
+            let answer = answer.await.unwrap();
+            assert_eq!(header(&answer, "grpc-message"), "");
+            open.push((messages, answer)); // none ends before all have begun
+        }
+    });
+    assert_eq!(app.requests.load(Ordering::SeqCst), 60);
 }
 
 #[test]

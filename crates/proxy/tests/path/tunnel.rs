@@ -222,6 +222,32 @@ fn mixed_applications_are_told_apart_by_first_bytes_or_silence() {
 }
 
 #[test]
+fn silent_connection_goes_where_it_was_let_in_whatever_the_plan_says_by_then() {
+    let (http, trap) = (
+        Upstream::start(|_, _| ok("http")),
+        Upstream::start(|_, _| ok("trap")),
+    );
+    let mut peer = Setup::battle(&[http.address])
+        .app(80, http.address, Protocol::Http1)
+        .app(6379, echo_server(), Protocol::Tcp)
+        .start();
+    let mut silent = TcpStream::connect(peer.inbound).unwrap();
+    std::thread::sleep(Duration::from_millis(100)); // it is being waited for
+    for service in ["zebra", "zoo", "zorro"] {
+        peer.change(|setup| {
+            let cluster = Cluster::new(cluster_name(service), Protocol::Tcp);
+            let trap = vec![endpoint(trap.address)];
+            setup.clusters.push((cluster, trap));
+        });
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    silent.write_all(b"echo me").unwrap();
+    let mut back = [0; 7];
+    silent.read_exact(&mut back).unwrap();
+    assert_eq!((&back, trap.connections()), (b"echo me", 0));
+}
+
+#[test]
 fn idle_tcp_tunnel_ends() {
     let deadlines = Deadlines {
         tunnel_idle: Duration::from_millis(600),

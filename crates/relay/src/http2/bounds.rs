@@ -64,6 +64,8 @@ pub(super) const CONTINUATIONS_MAX: u32 = 32;
 #[derive(Debug)]
 pub(super) struct Calm {
     points: u32,
+    /// Frames that may still come for streams that we ended.
+    late: u32,
     seen_s: u32,
 }
 
@@ -71,18 +73,37 @@ impl Default for Calm {
     fn default() -> Self {
         Self {
             points: POINTS_MAX,
+            late: 0,
             seen_s: 0,
         }
     }
 }
 
 impl Calm {
-    pub(super) fn pass_time(&mut self, now_s: u32) {
-        if now_s != self.seen_s {
-            let passed = now_s.saturating_sub(self.seen_s);
+    /// Seconds since the last time.
+    pub(super) fn pass_time(&mut self, now_s: u32) -> u32 {
+        let passed = now_s.saturating_sub(self.seen_s);
+        if passed > 0 {
             self.seen_s = now_s;
             self.earn(passed.saturating_mul(POINTS_PER_SECOND));
         }
+        passed
+    }
+
+    /// We end a stream of our own accord, and the peer may not have heard of it: what it has sent is no fault of its.
+    /// `answers`: they are those of a server that we chose, which may be many messages.
+    pub(super) fn expect_late(&mut self, answers: bool) {
+        let more = if answers { LATE_ANSWERS } else { LATE_REQUESTS };
+        self.late = self.late.saturating_add(more).min(LATE_MAX);
+    }
+
+    /// A frame of a stream that we ended.
+    pub(super) fn late(&mut self) -> Result<(), Bound> {
+        match self.late.checked_sub(1) {
+            Some(left) => self.late = left,
+            None => self.spend(1)?,
+        }
+        Ok(())
     }
 
     #[inline]
@@ -105,6 +126,11 @@ pub(super) const POINTS_PER_HEAD: u32 = 10;
 /// A DATA frame that was sent and not cut short to almost nothing by the peer's window.
 pub(super) const POINTS_PER_DATA: u32 = 4;
 pub(super) const POINTS_OF_SETTINGS: u32 = 10;
+/// What may be on its way of one stream, and of all together.
+const LATE_ANSWERS: u32 = 512;
+const LATE_REQUESTS: u32 = 32;
+const LATE_MAX: u32 = 64 << 10;
+const RESETS_FORGIVEN_PER_SECOND: u32 = 5;
 /// A DATA frame that a window cut shorter is no progress.
 pub(super) const PROGRESS_BYTES_MIN: usize = 256;
 
@@ -119,6 +145,12 @@ impl Resets {
     #[inline]
     pub(super) fn begin(&mut self) {
         self.begun = self.begun.saturating_add(1);
+    }
+
+    /// Somebody who gives up now and then may do so for ever.
+    pub(super) fn pass_time(&mut self, passed_s: u32) {
+        let forgiven = passed_s.saturating_mul(RESETS_FORGIVEN_PER_SECOND);
+        self.resets = self.resets.saturating_sub(forgiven);
     }
 
     /// `allowed`, and a fifth of all requests beside.

@@ -48,6 +48,11 @@ impl Client {
         self.0.receive(input, now_s, batch, pool, out)
     }
 
+    /// How many streams the peer takes at once, once it has told.
+    pub fn peer_streams(&self) -> Option<u32> {
+        self.0.greeted.then_some(self.0.peer.max_streams)
+    }
+
     /// How many streams may be opened now.
     pub fn room(&self) -> u32 {
         let connection = &self.0;

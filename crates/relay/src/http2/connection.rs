@@ -259,7 +259,10 @@ impl Connection {
             return Err(Broken::Before);
         }
         self.batch = self.batch.wrapping_add(1);
-        self.calm.pass_time(now_s);
+        let passed_s = self.calm.pass_time(now_s);
+        if passed_s > 0 {
+            self.resets.pass_time(passed_s);
+        }
         let read = self.read(input, batch, pool, out);
         self.withdraw(batch, pool);
         batch.fields.trim();

@@ -209,6 +209,7 @@ impl Connection {
         let complete = sent && slot.receiving == Side::Ended;
         if !complete && !slot.reset && !self.broken {
             slot.reset = true;
+            self.calm.expect_late(self.role == Role::Client);
             let answered = sent && self.role == Role::Server;
             let code = code.unwrap_or(if answered {
                 Code::NO_ERROR

@@ -6,12 +6,12 @@ use std::task::{Context, Poll, Waker, ready};
 use phalanx_relay::http1::{Answer, BrokenAnswer, Exchange, Ready, Unread};
 use phalanx_relay::{Checked, Field, HeaderList, ResponseHead};
 
-use super::super::core::Core;
+use super::super::core::{Core, Endpoint};
 use super::super::http2::Piece;
 use super::super::stream::{Link, Stream};
 use super::super::wire::{Scratch, Wire};
 use super::{Slot, unless_rejected};
-use crate::upstream::Fault;
+use crate::upstream::{Completion, Fault};
 
 pub struct Http1 {
     wire: Wire,
@@ -54,6 +54,14 @@ impl Http1 {
             requests_max,
             slot,
         })
+    }
+
+    /// Opened, and wanted by nobody in particular: into its pool.
+    pub fn rest(self: Box<Self>, core: &Core, endpoint: &Endpoint) {
+        let (requests_max, freed) = (self.requests_max, self.slot.freed.clone());
+        let opened = endpoint.h1.adopt(self);
+        opened.finish(Completion::REUSABLE, requests_max, core.wheel.now_ms());
+        freed.notify_waiters();
     }
 
     /// Whether an idle connection is still open and has nothing unread. Costs no system call: the runtime knows.

@@ -16,7 +16,7 @@ use super::super::secure;
 use super::super::stream::{Link, Stream};
 use super::super::timer::ms;
 use super::super::wire::Wire;
-use super::{Slot, unless_rejected};
+use super::{Http1, Slot, unless_rejected};
 use crate::account::Event;
 use crate::plan::Alpn;
 use crate::upstream::Fault;
@@ -32,6 +32,8 @@ pub struct Http2Pool {
     failures: Cell<u32>,
     failed: Cell<Option<Fault>>,
     retired: Cell<bool>,
+    /// Streams at once that the peer took last; a new connection is not asked for more before it has told.
+    allowed: Rc<Cell<Option<u32>>>,
 }
 
 /// A connection shared by streams.
@@ -46,6 +48,8 @@ pub struct Http2 {
     idle_since_ms: Cell<u64>,
     /// The peer ended it, or is about to; or it is to end when its streams have.
     ending: Cell<bool>,
+    /// As in its pool.
+    allowed: Rc<Cell<Option<u32>>>,
     /// When it is secured.
     link: Option<Rc<Link>>,
     /// Until it ends, however long others hold it.
@@ -160,31 +164,31 @@ pub struct Http2Use {
     pub pings: Option<(Duration, Duration)>,
 }
 
-/// What came of opening a connection for many.
-pub enum Opened {
-    Shared(Http2Lease),
-    /// The peer speaks HTTP/1 only.
-    Alone(Stream, Slot),
-}
-
 impl Connecting {
-    /// Opens a connection, and shares it.
+    /// Opens a connection, and shares it. False where the peer speaks HTTP/1 only; the connection is in that pool then.
     ///
     /// # Errors
     /// As [`secure::connect`]; those who wait hear it too.
     pub async fn open(
         self,
-        core: &Rc<Core>,
-        endpoint: &Endpoint,
+        core: Rc<Core>,
+        endpoint: Rc<Endpoint>,
         timeout: Duration,
         how: Http2Use,
         slot: Slot,
-    ) -> Result<Opened, Fault> {
-        match secure::connect(core, endpoint, how.alpn, timeout).await {
-            Ok((stream, Alpn::Http1)) => Ok(Opened::Alone(stream, slot)),
+    ) -> Result<bool, Fault> {
+        let connected = secure::connect(&core, &endpoint, how.alpn, timeout).await;
+        if connected.is_ok() {
+            core.count(Event::PoolOpened);
+        }
+        match connected {
+            Ok((stream, Alpn::Http1)) => {
+                Http1::new(stream, how.requests_max, slot).rest(&core, &endpoint);
+                Ok(false)
+            }
             Ok((stream, agreed)) => {
-                let mesh = agreed == Alpn::Mesh;
-                Ok(Opened::Shared(self.speak(core, stream, mesh, how, slot)))
+                self.speak(&core, stream, agreed == Alpn::Mesh, how, slot);
+                Ok(true)
             }
             Err(fault) => {
                 self.0.failed.set(Some(fault));
@@ -194,26 +198,20 @@ impl Connecting {
         }
     }
 
-    fn speak(
-        &self,
-        core: &Rc<Core>,
-        stream: Stream,
-        mesh: bool,
-        how: Http2Use,
-        slot: Slot,
-    ) -> Http2Lease {
+    fn speak(&self, core: &Rc<Core>, stream: Stream, mesh: bool, how: Http2Use, slot: Slot) {
         let link = stream.link().cloned();
         let mut wire = Wire::new(stream);
         wire.prepare(core);
         let codec = Client::new(&core.http2.client, &mut wire.out);
         let opened = Rc::new(Http2 {
             connection: Connection::new(core, wire, codec),
-            active: Cell::new(1),
-            served: Cell::new(1),
+            active: Cell::new(0),
+            served: Cell::new(0),
             requests_max: how.requests_max,
             mesh,
             idle_since_ms: Cell::new(NEW),
             ending: Cell::new(false),
+            allowed: self.0.allowed.clone(),
             link,
             freed: slot.freed.clone(),
             slot: RefCell::new(Some(slot)),
@@ -224,9 +222,8 @@ impl Connecting {
         } else {
             let mut connections = self.0.connections.borrow_mut();
             connections.retain(|known| !known.ending.get());
-            connections.push(opened.clone());
+            connections.push(opened);
         }
-        Http2Lease(opened)
     }
 }
 
@@ -238,6 +235,10 @@ impl Http2 {
         }
         let inner = self.connection.inner.borrow();
         let leased = self.active.get().saturating_sub(inner.codec.streams());
+        let streams_max = match inner.codec.peer_streams() {
+            Some(_) => streams_max,
+            None => streams_max.min(self.allowed.get().unwrap_or(UNTOLD_STREAMS)),
+        };
         inner.wire.out.len() < out_max(&self.connection.core)
             && self.active.get() < streams_max
             && inner.codec.room() > leased
@@ -252,8 +253,9 @@ impl Http2 {
     async fn run(self: Rc<Self>, pings: Option<(Duration, Duration)>) {
         let connection = &self.connection;
         let core = &connection.core;
+        let _ended = End(&self);
         let mut pulse = pings.map(|(every, answer)| Pulse::new(core, ms(every), ms(answer)));
-        let (mut said_goodbye, mut written) = (false, 0);
+        let (mut said_goodbye, mut told, mut written) = (false, false, 0);
         let stall = core.wheel.alarm();
         poll_fn(|cx| {
             loop {
@@ -265,6 +267,11 @@ impl Http2 {
                 });
                 if polled.is_ready() {
                     return Poll::Ready(());
+                }
+                if !told && let Some(streams) = connection.inner.borrow().codec.peer_streams() {
+                    told = true;
+                    self.allowed.set(Some(streams.max(1)));
+                    self.freed.notify_waiters();
                 }
                 // A peer that takes nothing for so long is none.
                 let seen =
@@ -301,9 +308,17 @@ impl Http2 {
             }
         })
         .await;
-        self.ending.set(true);
-        connection.abandon();
-        drop(self.slot.borrow_mut().take());
+    }
+}
+
+/// The connection is no more, however its task ended.
+struct End<'c>(&'c Http2);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.ending.set(true);
+        self.0.connection.abandon();
+        drop(self.0.slot.borrow_mut().take());
     }
 }
 
@@ -435,10 +450,12 @@ impl Http2Stream {
     fn fault(&self, lost: Lost) -> Fault {
         let connection = &self.lease.0;
         let fault = match lost {
-            Lost::Reset(why) if why.is_unprocessed() => {
+            // It said goodbye; one that refused a stream may take others.
+            Lost::Reset(Why::Unprocessed) => {
                 connection.ending.set(true);
                 Fault::Unprocessed
             }
+            Lost::Reset(why) if why.is_unprocessed() => Fault::Unprocessed,
             Lost::Reset(Why::Broken(_)) => Fault::BadAnswer,
             Lost::Connection { unsent: true } => Fault::Unprocessed,
             Lost::Reset(_) | Lost::Connection { .. } => Fault::Reset,
@@ -448,3 +465,5 @@ impl Http2Stream {
 }
 
 const NEW: u64 = u64::MAX;
+/// Streams at once to a peer that has never told how many it takes: what others assume too.
+const UNTOLD_STREAMS: u32 = 100;

@@ -1,6 +1,8 @@
 //! A connection or stream for an attempt: one that is there, a new one within the cluster's limit, or the first that becomes
 //! free.
 
+use tokio::sync::oneshot;
+
 use super::*;
 
 impl Run<'_> {
@@ -28,7 +30,8 @@ impl Run<'_> {
         Some(leased)
     }
 
-    /// A new connection within the limit, or the first that becomes free.
+    /// A new connection within the limit, or the first that becomes free. It is opened whether or not this request waits
+    /// for that to the end: else where handshakes take longer than requests may, there would never be one.
     async fn open_http1(
         &mut self,
         endpoint: &Rc<Endpoint>,
@@ -38,10 +41,22 @@ impl Run<'_> {
         let mut waiting = None;
         loop {
             if let Some(slot) = self.slot() {
-                let stream = secure::connect(core, endpoint, Alpn::Http1, pool.connect_timeout);
-                let (stream, _) = self.within(stream).await??;
-                let opened = Http1::new(stream, pool.max_requests_per_connection, slot);
-                core.count(Event::PoolOpened);
+                let (give, taken) = oneshot::channel();
+                let (core, endpoint_of) = (core.clone(), endpoint.clone());
+                let (timeout, requests_max) =
+                    (pool.connect_timeout, pool.max_requests_per_connection);
+                tokio::task::spawn_local(async move {
+                    let stream = secure::connect(&core, &endpoint_of, Alpn::Http1, timeout).await;
+                    let opened = stream.map(|(stream, _)| Http1::new(stream, requests_max, slot));
+                    if opened.is_ok() {
+                        core.count(Event::PoolOpened);
+                    }
+                    if let Err(Ok(unwanted)) = give.send(opened) {
+                        unwanted.rest(&core, &endpoint_of);
+                    }
+                });
+                let opened = self.within(taken).await?;
+                let opened = opened.unwrap_or(Err(Fault::ConnectFailed))?; // it panicked
                 return Ok(endpoint.h1.adopt(opened));
             }
             self.wait_freed(&mut waiting).await?;
@@ -51,16 +66,17 @@ impl Run<'_> {
         }
     }
 
-    /// A stream on a connection that many share; none where there is no sidecar of ours, if one was wanted.
+    /// A stream on a connection that many share; none where the peer speaks HTTP/1 only, or is no sidecar of ours where one
+    /// was wanted.
     pub(super) async fn acquire_shared(
         &mut self,
         endpoint: &Rc<Endpoint>,
         speaks: Speaks,
         meshed: bool,
-    ) -> Result<Option<Opened>, Missed> {
+    ) -> Result<Option<Http2Lease>, Missed> {
         let mesh = speaks == Speaks::Mesh;
         match endpoint.h2.lease(self.door.core.limits.streams, mesh) {
-            Some(stream) => Ok(Some(Opened::Shared(stream))),
+            Some(stream) => Ok(Some(stream)),
             None => Box::pin(self.open_shared(endpoint, mesh, meshed)).await,
         }
     }
@@ -71,7 +87,7 @@ impl Run<'_> {
         endpoint: &Rc<Endpoint>,
         mesh: bool,
         meshed: bool,
-    ) -> Result<Option<Opened>, Missed> {
+    ) -> Result<Option<Http2Lease>, Missed> {
         let (core, pool) = (&self.door.core, &self.cluster.plan.pool);
         let how = Http2Use {
             alpn: if mesh { Alpn::Mesh } else { Alpn::Http2 },
@@ -86,7 +102,7 @@ impl Run<'_> {
                 return Ok(None);
             }
             if let Some(stream) = endpoint.h2.lease(core.limits.streams, mesh) {
-                return Ok(Some(Opened::Shared(stream)));
+                return Ok(Some(stream));
             }
             if let Some(fault) = endpoint.h2.failed_since(failures) {
                 return Err(Missed::Fault(fault));
@@ -96,10 +112,14 @@ impl Run<'_> {
                 continue;
             };
             if let Some(slot) = self.slot() {
-                let opened = connecting.open(core, endpoint, pool.connect_timeout, how, slot);
-                let opened = self.within(opened).await??;
-                core.count(Event::PoolOpened);
-                return Ok(Some(opened));
+                let (core, endpoint) = (core.clone(), endpoint.clone());
+                let opening = connecting.open(core, endpoint, pool.connect_timeout, how, slot);
+                let opened = self.within(tokio::task::spawn_local(opening)).await?;
+                match opened.unwrap_or(Err(Fault::ConnectFailed)) {
+                    Ok(true) => continue,
+                    Ok(false) => return Ok(None),
+                    Err(fault) => return Err(Missed::Fault(fault)),
+                }
             }
             drop(connecting);
             self.wait_freed(&mut waiting).await?;

@@ -78,14 +78,9 @@ impl Run<'_> {
                 .acquire_shared(endpoint, speaks, port.is_some())
                 .await?
             {
-                Some(Opened::Shared(lease)) => {
+                Some(lease) => {
                     let began = (speaks == Speaks::Mesh).then_some(&core.began_as_http1);
                     Outgoing::Http2(lease.open(self.request, port.into_iter().chain(began))?)
-                }
-                Some(Opened::Alone(stream, slot)) => {
-                    let requests_max = cluster.plan.pool.max_requests_per_connection;
-                    let lease = endpoint.h1.adopt(Http1::new(stream, requests_max, slot));
-                    Outgoing::http1(lease, core, self.request, port)
                 }
                 None => {
                     let lease = self.acquire_http1(endpoint, fresh).await?;

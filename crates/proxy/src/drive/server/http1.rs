@@ -48,8 +48,7 @@ pub async fn serve(door: &Rc<Door>, stream: Stream) {
                 match watched(door, Box::pin(serving)).await {
                     Some(Outcome::Done) => {}
                     Some(Outcome::Upgraded(upgraded, lasting)) => {
-                        poll_fn(|cx| connection.poll_flush(cx, core)).await;
-                        if !connection.cut {
+                        if poll_fn(|cx| connection.poll_last(cx, door)).await {
                             let early = connection.unread.as_slice().to_vec();
                             let running = upgraded.run(connection.wire.into_stream(), early.into());
                             shut::while_allowed(core, lasting.map(|lasting| *lasting), running)

@@ -1,6 +1,6 @@
 //! A connection that brings many requests at once, each served by a task of its own.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -135,7 +135,7 @@ fn begin(
 #[derive(Default)]
 pub struct Runner {
     job: Cell<Option<Job>>,
-    waker: Cell<Option<Waker>>,
+    waker: OnceCell<Waker>,
 }
 
 /// A stream to be served.
@@ -148,8 +148,8 @@ struct Job {
 impl Runner {
     fn take_up(&self, job: Job) {
         self.job.set(Some(job));
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
+        if let Some(waker) = self.waker.get() {
+            waker.wake_by_ref();
         }
     }
 
@@ -157,7 +157,7 @@ impl Runner {
         match self.job.take() {
             Some(job) => Poll::Ready(job),
             None => {
-                self.waker.set(Some(cx.waker().clone()));
+                self.waker.get_or_init(|| cx.waker().clone()); // it never moves to another task
                 Poll::Pending
             }
         }

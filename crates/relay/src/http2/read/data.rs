@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::http2::batch::{BadStream, Batch, Event};
-use crate::http2::connection::{Broken, Connection, Credit};
+use crate::http2::connection::{Broken, Connection, Credit, Role};
 use crate::http2::frame::{Code, FrameHead, flag};
 use crate::http2::read::Place;
 use crate::http2::streams::{Past, Side, Stream, UNKNOWN};
@@ -51,8 +51,9 @@ impl Connection {
         let stream = self.streams.find(head.stream);
         let stream = match stream.and_then(|stream| self.streams.get(stream).map(|s| (stream, s))) {
             None => {
-                if self.streams.past(head.stream) == Past::Ours {
-                    self.calm.spend(1)?;
+                let past = self.streams.past(head.stream);
+                if past == Past::Ours || past == Past::Unknown && self.role == Role::Client {
+                    self.calm.late()?;
                 } else {
                     self.refuse(head.stream, Code::STREAM_CLOSED, out)?;
                 }
@@ -62,7 +63,7 @@ impl Connection {
                 if slot.by_peer {
                     self.refuse(head.stream, Code::STREAM_CLOSED, out)?;
                 } else {
-                    self.calm.spend(1)?;
+                    self.calm.late()?;
                 }
                 None
             }

@@ -144,8 +144,10 @@ impl Connection {
                 self.open(head.stream, last, batch, pool, out)
             }
             None => match self.streams.past(head.stream) {
-                Past::Ours => Ok(self.calm.spend(1)?),
+                Past::Ours => Ok(self.calm.late()?),
                 Past::Ended => Err(Broken::StreamClosed),
+                // One of our own, of which nothing is remembered any more: an answer that comes very late.
+                Past::Unknown if self.role == Role::Client => Ok(self.calm.late()?),
                 Past::Unknown => Err(Broken::Protocol("a head on a stream that was passed over")),
             },
         }
@@ -218,7 +220,7 @@ impl Connection {
             return Err(Broken::StreamClosed);
         }
         if slot.reset {
-            return Ok(self.calm.spend(1)?);
+            return Ok(self.calm.late()?);
         }
         match slot.receiving {
             Side::Ended => self.break_stream(stream, BadStream::Ended, batch, out),

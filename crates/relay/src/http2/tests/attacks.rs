@@ -487,3 +487,37 @@ fn idle_connection_holds_little() {
     let held = served.server.held_bytes() + size_of::<Server>();
     assert!(held < 4 << 10, "{held}");
 }
+
+#[test]
+fn whoever_gives_up_now_and_then_may_do_so_for_ever() {
+    let mut served = Served::new();
+    for time in 0..5_000 {
+        served.now_s = time;
+        let stream = served.streams(&get(id(time)));
+        served.receive(&reset(id(time), Code::CANCEL)).unwrap();
+        served.server.release(stream[0], &mut served.out);
+        served.out.clear();
+    }
+}
+
+/// The upstream stalled, we gave up on many of its streams, and then all that it had to say comes at once.
+#[test]
+fn answers_that_nobody_waits_for_any_more_end_no_connection() {
+    let mut asked = Asked::new();
+    for _ in 0..1_000 {
+        let stream = asked.open("GET", true);
+        asked.client.release(stream, &mut asked.out);
+        asked.out.clear();
+    }
+    for time in 0..1_000 {
+        let head = headers(id(time), false, &[(":status", "200")]);
+        let body = data(id(time), true, b"too late");
+        assert_eq!(
+            asked.receive(&[head, body].concat()).unwrap(),
+            Vec::<String>::new()
+        );
+    }
+    let stream = asked.open("GET", true);
+    let head = headers(stream.id(), true, &[(":status", "200")]);
+    assert_eq!(asked.receive(&head).unwrap().len(), 1);
+}
