@@ -5,19 +5,26 @@
 
 mod case;
 mod control;
+mod idle;
+mod load;
+mod manifest;
 mod pair;
 mod peer;
+mod running;
+mod sample;
+mod stages;
 mod table;
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use crate::{setup, shell};
-use case::{Case, Sample};
+use case::Case;
 use peer::Peer;
+use sample::Sample;
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -27,18 +34,30 @@ pub struct Options {
     /// Rounds; each measures every proxy once per case
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Rounds of `rate`, `rate-pair` and `flood-*`, of which 99th percentiles are wanted
+    #[arg(long, default_value_t = 9)]
+    tail_rounds: usize,
     /// Seconds of load per measurement
     #[arg(long, default_value_t = 3)]
     seconds: u64,
-    /// Only these cases: h1, h2, pair, tcp, tcp-small, tcp-short
-    #[arg(long, value_delimiter = ',')]
+    /// Only these cases: h1, h2, h2-64x1, pair; rate, rate-pair (latency at 4,000 requests/s); idle-h1, idle-h2, idle-tls,
+    /// idle-tls-h2 (memory); flood-tls, flood-reset, flood-bad; tcp, tcp-small, tcp-short; stages
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "CASES",
+        verbatim_doc_comment
+    )]
     case: Vec<String>,
-    /// Only these proxies, by name
-    #[arg(long, value_delimiter = ',')]
+    /// Only these proxies: direct, phalanx, envoy, haproxy, nginx
+    #[arg(long, value_delimiter = ',', value_name = "PROXIES")]
     only: Vec<String>,
     /// Print the table, leave bench/README.md as it is
     #[arg(long)]
     dry_run: bool,
+    /// Take the binaries in target/release as they are
+    #[arg(long)]
+    no_build: bool,
 }
 
 #[derive(clap::Subcommand)]
@@ -47,10 +66,10 @@ enum What {
     Control(control::Options),
 }
 
-/// One measurement, or why there is none.
+/// One measurement.
 pub struct Row {
     pub round: usize,
-    pub case: Case,
+    pub case: &'static Case,
     pub proxy: &'static str,
     pub sample: Sample,
 }
@@ -59,66 +78,23 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     if let Some(What::Control(options)) = &options.what {
         return control::run(root, options);
     }
-    setup::run(root, true)?;
-    shell::run(&mut shell::cargo(
-        root,
-        &[
-            "build",
-            "--release",
-            "--package",
-            "phalanx",
-            "--package",
-            "phalanx-testkit",
-            "--bins",
-        ],
-    ))?;
+    let known = |name: &String| name == stages::NAME || case::ALL.iter().any(|c| c.name == name);
+    if let Some(unknown) = options.case.iter().find(|name| !known(name)) {
+        bail!("there is no case `{unknown}`");
+    }
+    let wanted = |name: &str| options.case.is_empty() || options.case.iter().any(|c| c == name);
+    if !options.no_build {
+        setup::run(root, true)?;
+        build(root)?;
+    }
     let work = root.join("target/bench");
     std::fs::create_dir_all(&work).context("cannot make target/bench")?;
-    let load = Duration::from_secs(options.seconds.max(1));
-    let cases: Vec<Case> = Case::ALL
-        .into_iter()
-        .filter(|c| options.case.is_empty() || options.case.iter().any(|wanted| wanted == c.name()))
-        .collect();
-    let mut rows = Vec::new();
-    for round in 0..options.rounds {
-        for &case in &cases {
-            let backend = case.start_backend(root)?;
-            let mut order: Vec<&Peer> = peer::ALL
-                .iter()
-                .filter(|p| p.takes(case))
-                .filter(|p| options.only.is_empty() || options.only.iter().any(|o| o == p.name))
-                .collect();
-            if round % 2 == 1 {
-                order.reverse();
-            }
-            for proxy in order {
-                let running = proxy
-                    .start(root, &work, case)
-                    .with_context(|| format!("cannot start {}", proxy.name))?;
-                let sample = case
-                    .measure(root, &running, load)
-                    .with_context(|| format!("{} in case {}", proxy.name, case.name()))?;
-                let unit = case.unit();
-                println!(
-                    "round {} {:3} {:8} {:6.2} CPU-\u{b5}s/{unit} {:9.0} {unit}s/s  {:5.1} MB idle",
-                    round + 1,
-                    case.name(),
-                    proxy.name,
-                    sample.cpu_us,
-                    sample.per_second,
-                    sample.idle_mb
-                );
-                rows.push(Row {
-                    round,
-                    case,
-                    proxy: proxy.name,
-                    sample,
-                });
-            }
-            drop(backend);
-        }
+    let cases: Vec<&Case> = case::ALL.iter().filter(|c| wanted(c.name)).collect();
+    let rows = measure(root, &work, &cases, options)?;
+    let mut text = table::render(&rows, options, &versions(root));
+    if wanted(stages::NAME) {
+        text.push_str(&stages::measure(root)?);
     }
-    let text = table::render(&rows, options, &versions(root));
     println!("\n{text}");
     if !options.dry_run {
         let path = root.join("bench/README.md");
@@ -131,6 +107,70 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+fn build(root: &Path) -> anyhow::Result<()> {
+    let packages = ["--package", "phalanx", "--package", "phalanx-testkit"];
+    let mut cargo = shell::cargo(root, &["build", "--release", "--bins"]);
+    shell::run(cargo.args(packages))
+}
+
+fn measure(
+    root: &Path,
+    work: &Path,
+    cases: &[&'static Case],
+    options: &Options,
+) -> anyhow::Result<Vec<Row>> {
+    let time = Duration::from_secs(options.seconds.max(1));
+    let rounds_of = |case: &Case| match case.is_about_tails() {
+        true => options.tail_rounds,
+        // Memory is what it is.
+        false if case.is_idle() => options.rounds.min(IDLE_ROUNDS),
+        false => options.rounds,
+    };
+    let (begun, mut rows) = (Instant::now(), Vec::new());
+    let rounds = cases.iter().map(|case| rounds_of(case)).max();
+    for round in 0..rounds.unwrap_or_default() {
+        for case in cases.iter().filter(|case| round < rounds_of(case)) {
+            let backend = case.start_backend(root)?;
+            let mut order: Vec<&Peer> = peer::ALL
+                .iter()
+                .filter(|p| p.takes(case))
+                .filter(|p| options.only.is_empty() || options.only.iter().any(|o| o == p.name))
+                .collect();
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            for proxy in order {
+                let running = proxy
+                    .start(root, work, case)
+                    .with_context(|| format!("cannot start {}", proxy.name))?;
+                let sample = case
+                    .measure(root, &running, time)
+                    .with_context(|| format!("{} in case {}", proxy.name, case.name))?;
+                let figures = sample.0.iter();
+                let figures = figures.map(|f| format!("{} {:.*}", f.name, f.digits, f.value));
+                println!(
+                    "{:5}s round {} {:11} {:8} {}",
+                    begun.elapsed().as_secs(),
+                    round + 1,
+                    case.name,
+                    proxy.name,
+                    figures.collect::<Vec<_>>().join(", ")
+                );
+                rows.push(Row {
+                    round,
+                    case,
+                    proxy: proxy.name,
+                    sample,
+                });
+            }
+            drop(backend);
+        }
+    }
+    Ok(rows)
+}
+
+const IDLE_ROUNDS: usize = 3;
 
 fn versions(root: &Path) -> Vec<(&'static str, String)> {
     let first_line = |program: &Path, flag: &str| {

@@ -8,10 +8,10 @@ use std::time::Duration;
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::instance::{Labels, Protocol};
 use crate::name::ServiceName;
-use crate::resource::limit::Limits;
+use crate::resource::limit::{Limits, Priority};
 use crate::resource::{
     AccessPolicy, AccessRule, Caller, CircuitBreaker, ConnectionPool, Cors, Effect, HashOn,
-    HeaderEdit, HealthCheck, LoadBalancer, Locality, MtlsMode, OutlierDetection, Redirect, Retry,
+    HeaderEdit, HealthCheck, Hedging, LoadBalancer, Locality, MtlsMode, OutlierDetection, Redirect, Retry,
     RetryBudget, Rewrite, RuleMatch, Session, SlowStart,
 };
 
@@ -284,6 +284,8 @@ pub struct RouteRule {
     /// None: the default retries.
     pub retry: Option<Retry>,
     pub session: Option<Session>,
+    /// Of requests that don't say so themselves.
+    pub priority: Option<Priority>,
 }
 
 /// Where copies of requests go.
@@ -318,6 +320,8 @@ pub struct BackendPolicy {
     pub circuit_breaker: Option<CircuitBreaker>,
     pub outlier_detection: Option<OutlierDetection>,
     pub retry_budget: Option<RetryBudget>,
+    /// None: never.
+    pub hedging: Option<Hedging>,
     /// None: nobody asks.
     pub health_check: Option<HealthCheck>,
     /// Rate limits, faults and priorities; enforced by the sidecars of the targets' instances.

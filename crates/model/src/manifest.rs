@@ -9,6 +9,7 @@ mod cors;
 mod cursor;
 mod filter;
 mod gateway;
+mod hedge;
 mod json;
 mod limit;
 mod peer;

@@ -16,7 +16,7 @@ use crate::instance::Protocol;
 use crate::name::{ClusterName, Direction};
 use crate::reason::Reason;
 
-pub use self::route::{ANY, Carrier, Cors, MILLION, Mirror, Session};
+pub use self::route::{ANY, Carrier, Cors, HEDGES_MAX, Hedging, MILLION, Mirror, Session};
 
 /// A socket the data plane listens on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,6 +167,9 @@ pub struct Forward {
     pub mirrors: Vec<Mirror>,
     pub session: Option<Session>,
     pub cors: Option<Cors>,
+    pub hedging: Option<Hedging>,
+    /// How urgent a request is that does not say so itself.
+    pub priority: Option<limit::Priority>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -93,6 +93,10 @@ impl Tried {
         self.count += 1;
     }
 
+    pub fn has(&self, member: usize) -> bool {
+        u32::try_from(member).is_ok_and(|member| self.contains(member))
+    }
+
     fn contains(&self, member: u32) -> bool {
         self.members
             .iter()

@@ -289,7 +289,9 @@ fn go(
         outcome,
         count: 1,
         sent: head(&request),
-        limits: context.forward.map(|forward| limits(forward, streaming)),
+        limits: context
+            .forward
+            .map(|forward| limits(forward, &request, streaming)),
         cluster: context.cluster,
         hash: context.hash,
         wanted: context.wanted,
@@ -425,7 +427,8 @@ fn authorized(
     })
 }
 
-fn limits(forward: &ForwardPlan, streaming: bool) -> Limits {
+fn limits(forward: &ForwardPlan, request: &Checked, streaming: bool) -> Limits {
+    let hedging = forward.hedging_of(request);
     let by_default = forward.default_timeout && !streaming;
     let usual = u64::try_from(Deadlines::default().route.as_millis()).unwrap_or(u64::MAX);
     Limits {
@@ -434,6 +437,8 @@ fn limits(forward: &ForwardPlan, streaming: bool) -> Limits {
         attempt_timeout_ms: forward.attempt_timeout_ms,
         retries: forward.retry.attempts,
         backoff_ms: forward.retry.backoff_ms,
+        hedge_delay_ms: hedging.map(|of| u64::try_from(of.delay.as_millis()).unwrap_or(u64::MAX)),
+        hedges: hedging.map_or(0, |of| of.extra_max),
     }
 }
 

@@ -26,6 +26,11 @@ pub fn request<'p>(_: &'p Plan, request: &mut Checked, context: &mut StreamConte
     let Some(forward) = context.forward else {
         return Verdict::Continue;
     };
+    if let Some(priority) = &forward.priority
+        && !request.headers().contains(priority.name())
+    {
+        request.headers_mut().push_field(priority);
+    }
     if let Some(authority) = &forward.authority
         && request.set_authority(authority).is_err()
     {

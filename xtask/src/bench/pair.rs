@@ -7,20 +7,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use super::case::{BACKEND_H1, LISTEN};
-use super::peer::{Child, LOAD_CORE, Running, pinned, wait_for_port, write};
+use super::case::{BACKEND_H1, Case, LISTEN};
+use super::manifest;
+use super::peer::{haproxy_global, write};
+use super::running::{Child, LOAD_CORE, Running, pinned, wait_for_port};
 use crate::setup;
 
 /// Where the server's proxy listens.
-const BETWEEN: &str = "127.0.0.1:18120";
+pub const BETWEEN: &str = "127.0.0.1:18120";
 /// Of the control plane of our pair.
 pub const XDS: &str = "127.0.0.1:18121";
 pub const ADMIN: &str = "127.0.0.1:18122";
 /// Its folder, within the benchmark's.
 pub const DATA: &str = "phalanx-pair";
 
-/// A control plane with its own authority, and two sidecars that joined by tokens; nothing is configured beyond the services.
-pub fn phalanx(root: &Path, work: &Path) -> anyhow::Result<Running> {
+/// A control plane with its own authority, and two sidecars that joined by tokens; nothing is configured beyond what
+/// users write.
+pub fn phalanx(root: &Path, work: &Path, _: &Case) -> anyhow::Result<Running> {
     let binary = root.join("target/release/phalanx");
     let data = work.join(DATA);
     let _ = fs::remove_dir_all(&data);
@@ -45,11 +48,7 @@ pub fn phalanx(root: &Path, work: &Path) -> anyhow::Result<Running> {
         }
         Ok(output.stdout)
     };
-    let manifest = "apiVersion: v1\nkind: Service\nmetadata: {name: backend}\n\
-                    spec: {selector: {app: backend}, ports: [{port: 80, targetPort: 18101, appProtocol: http}]}\n\
-                    ---\napiVersion: phalanx.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {name: backend}\n\
-                    spec: {targetRefs: [{kind: Service, name: backend}], mtls: {mode: Strict}}\n";
-    let manifest = write(&data, "pair.yaml", manifest)?;
+    let manifest = write(&data, "pair.yaml", &manifest::inside())?;
     operator(&["apply", "-f", &manifest.to_string_lossy()])?;
     let sidecar = |service: &str, app: &str, ports: [&str; 3]| -> anyhow::Result<Child> {
         let token = operator(&["cert", "token", "--service", service])?;
@@ -91,7 +90,9 @@ pub fn phalanx(root: &Path, work: &Path) -> anyhow::Result<Running> {
         "127.0.0.1:18101",
         ["127.0.0.1:18125", LISTEN, "127.0.0.1:18126"],
     )?;
-    Ok(Running::of(vec![client, server], vec![control]))
+    let own = data.join("bench");
+    let running = Running::of(vec![client, server], vec![control]);
+    Ok(running.with_pem(own.join("cert.pem"), own.join("key.pem")))
 }
 
 /// What the operator of a control plane needs is written at its start, after the ports are open.
@@ -106,12 +107,12 @@ pub fn wait_for_operator(data: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub fn envoy(root: &Path, work: &Path) -> anyhow::Result<Running> {
+pub fn envoy(root: &Path, work: &Path, _: &Case) -> anyhow::Result<Running> {
     let pem = Pem::make(work)?;
     let common = format!(
         "tls_certificates: [{{certificate_chain: {{filename: {0}}}, private_key: {{filename: {1}}}}}]\n\
          \x20           validation_context: {{trusted_ca: {{filename: {2}}}}}\n\
-         \x20           alpn_protocols: [h2]",
+         \x20           alpn_protocols: [h2, http/1.1]",
         pem.cert.display(),
         pem.key.display(),
         pem.ca.display()
@@ -163,6 +164,7 @@ pub fn envoy(root: &Path, work: &Path) -> anyhow::Result<Running> {
         "          require_client_certificate: true\n",
     );
     let client_tls = tls("UpstreamTlsContext", "").replace("\n    ", "\n  ");
+    let client_tls = client_tls.replace("[h2, http/1.1]", "[h2]");
     let server = hop(
         BETWEEN,
         BACKEND_H1,
@@ -181,15 +183,16 @@ pub fn envoy(root: &Path, work: &Path) -> anyhow::Result<Running> {
     let server = start("envoy-server.yaml", &server)?;
     wait_for_port(BETWEEN)?;
     let client = start("envoy-client.yaml", &client)?;
-    Ok(Running::of(vec![client, server], Vec::new()))
+    Ok(Running::of(vec![client, server], Vec::new()).with_pem(pem.cert, pem.key))
 }
 
-pub fn haproxy(_: &Path, work: &Path) -> anyhow::Result<Running> {
+pub fn haproxy(_: &Path, work: &Path, case: &Case) -> anyhow::Result<Running> {
     let pem = Pem::make(work)?;
     let start = |name: &str, bind: &str, server: &str| -> anyhow::Result<Child> {
         let text = format!(
-            "global\n  nbthread 1\n  maxconn 4000\ndefaults\n  mode http\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
-             \x20 http-reuse always\nfrontend bench\n  bind {bind}\n  default_backend next\nbackend next\n  server one {server}\n"
+            "{}defaults\n  mode http\n  timeout connect 5s\n  timeout client 600s\n  timeout server 60s\n\
+             \x20 http-reuse always\nfrontend bench\n  bind {bind}\n  default_backend next\nbackend next\n  server one {server}\n",
+            haproxy_global(case)
         );
         let config = write(work, name, &text)?;
         let mut haproxy = pinned("haproxy");
@@ -198,14 +201,14 @@ pub fn haproxy(_: &Path, work: &Path) -> anyhow::Result<Running> {
     let (both, ca) = (pem.both.display(), pem.ca.display());
     let server = start(
         "haproxy-server.cfg",
-        &format!("{BETWEEN} ssl crt {both} ca-file {ca} verify required alpn h2"),
+        &format!("{BETWEEN} ssl crt {both} ca-file {ca} verify required alpn h2,http/1.1"),
         BACKEND_H1,
     )?;
     wait_for_port(BETWEEN)?;
     let next =
         format!("{BETWEEN} ssl crt {both} ca-file {ca} verify required verifyhost backend alpn h2");
     let client = start("haproxy-client.cfg", LISTEN, &next)?;
-    Ok(Running::of(vec![client, server], Vec::new()))
+    Ok(Running::of(vec![client, server], Vec::new()).with_pem(pem.cert, pem.key))
 }
 
 /// One certificate for both ends, made by openssl.

@@ -1,29 +1,34 @@
-//! The proxies: how each is started with one worker on core 0, and what the kernel says of it.
+//! The proxies: how each is started with one worker on core 0.
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use super::case::{Case, LISTEN};
-use super::pair;
+use super::case::{Case, LISTEN, Load, Wire};
+use super::load::Flood;
+use super::running::{Child, LOAD_CORE, Running, pinned, wait_for_port};
+use super::sample::DIRECT;
+use super::{manifest, pair};
 use crate::setup;
-
-pub const PROXY_CORE: &str = "0";
-pub const LOAD_CORE: &str = "1";
 
 pub struct Peer {
     pub name: &'static str,
-    start: fn(&Path, &Path, Case) -> anyhow::Result<Running>,
+    start: fn(&Path, &Path, &Case) -> anyhow::Result<Running>,
     /// None: it can't carry HTTP/2 over TLS to the next hop.
-    pair: Option<fn(&Path, &Path) -> anyhow::Result<Running>>,
+    pair: Option<fn(&Path, &Path, &Case) -> anyhow::Result<Running>>,
 }
 
 pub const ALL: &[Peer] = &[
+    Peer {
+        name: DIRECT,
+        start: direct,
+        pair: None,
+    },
     Peer {
         name: "phalanx",
         start: phalanx,
@@ -47,169 +52,86 @@ pub const ALL: &[Peer] = &[
 ];
 
 impl Peer {
-    pub fn takes(&self, case: Case) -> bool {
-        case != Case::Pair || self.pair.is_some()
+    pub fn takes(&self, case: &Case) -> bool {
+        match case.load {
+            Load::Paced if self.name == DIRECT => true,
+            _ if self.name == DIRECT => false,
+            // Its ports speak one version of HTTP each, and the good client's is the other.
+            Load::Flood(Flood::Reset) if self.name == "nginx" => false,
+            _ => !case.paired || self.pair.is_some(),
+        }
     }
 
-    pub fn start(&self, root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
-        let running = match (case, self.pair) {
-            (Case::Pair, Some(pair)) => pair(root, work)?,
-            (Case::Pair, None) => bail!("it has no pair"),
+    pub fn start(&self, root: &Path, work: &Path, case: &Case) -> anyhow::Result<Running> {
+        let running = match (case.paired, self.pair) {
+            (true, Some(pair)) => pair(root, work, case)?,
+            (true, None) if self.name != DIRECT => bail!("it has no pair"),
             _ => (self.start)(root, work, case)?,
         };
-        wait_for_port(LISTEN)?;
-        running.wait_until_routed(case)?;
+        wait_for_port(running.entry)?;
+        wait_until_routed(case, running.entry)?;
         Ok(running)
     }
 }
 
-/// A child process that ends with its owner.
-pub struct Child(process::Child);
-
-impl Child {
-    pub fn spawn(command: &mut Command, what: &str) -> anyhow::Result<Self> {
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        Ok(Self(child.with_context(|| format!("cannot start {what}"))?))
-    }
+/// No proxy.
+fn direct(_: &Path, _: &Path, case: &Case) -> anyhow::Result<Running> {
+    let mut running = Running::of(Vec::new(), Vec::new());
+    running.entry = case.backend();
+    Ok(running)
 }
 
-impl Drop for Child {
-    fn drop(&mut self) {
-        // nginx's master must end its worker, so ask before forcing.
-        let _ = Command::new("kill")
-            .args(["-TERM", &self.0.id().to_string()])
-            .status();
-        let deadline = Instant::now() + Duration::from_secs(3);
+/// A listening proxy may not have its routes yet.
+fn wait_until_routed(case: &Case, entry: &str) -> anyhow::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    if case.is_tcp() {
         while Instant::now() < deadline {
-            if matches!(self.0.try_wait(), Ok(Some(_))) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// The proxies under test, and whatever they need beside them (not counted).
-pub struct Running {
-    proxies: Vec<Child>,
-    _beside: Vec<Child>,
-}
-
-impl Running {
-    pub fn of(proxies: Vec<Child>, beside: Vec<Child>) -> Self {
-        Self {
-            proxies,
-            _beside: beside,
-        }
-    }
-
-    /// On-CPU time of all threads of the proxy and of its own children.
-    pub fn cpu_ns(&self) -> anyhow::Result<u64> {
-        let mut total = 0;
-        for pid in self.processes() {
-            for task in fs::read_dir(format!("/proc/{pid}/task")).context("the proxy is gone")? {
-                let text = fs::read_to_string(task?.path().join("schedstat"))?;
-                total += text
-                    .split_whitespace()
-                    .next()
-                    .unwrap_or_default()
-                    .parse::<u64>()?;
-            }
-        }
-        Ok(total)
-    }
-
-    pub fn resident_mb(&self) -> anyhow::Result<f64> {
-        let mut total = 0.0;
-        for pid in self.processes() {
-            let text =
-                fs::read_to_string(format!("/proc/{pid}/status")).context("the proxy is gone")?;
-            let line = text
-                .lines()
-                .find(|l| l.starts_with("VmRSS:"))
-                .context("no VmRSS")?;
-            total += line
-                .split_whitespace()
-                .nth(1)
-                .unwrap_or_default()
-                .parse::<f64>()?
-                / 1024.0;
-        }
-        Ok(total)
-    }
-
-    fn processes(&self) -> Vec<u32> {
-        let mut all = Vec::new();
-        for pid in self.proxies.iter().map(|proxy| proxy.0.id()) {
-            let children =
-                fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-            all.push(pid);
-            all.extend(
-                children
-                    .split_whitespace()
-                    .filter_map(|c| c.parse::<u32>().ok()),
-            );
-        }
-        all
-    }
-
-    /// A listening proxy may not have its routes yet.
-    fn wait_until_routed(&self, case: Case) -> anyhow::Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        if case.is_tcp() {
-            while Instant::now() < deadline {
-                if echoes().unwrap_or(false) {
-                    return Ok(());
-                }
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            bail!("it listens on {LISTEN} but passes no bytes on")
-        }
-        let version = if case == Case::H2 {
-            "--http2-prior-knowledge"
-        } else {
-            "--http1.1"
-        };
-        while Instant::now() < deadline {
-            let output = Command::new("curl")
-                .args([
-                    "-s",
-                    "-o",
-                    "/dev/null",
-                    "-w",
-                    "%{http_code}",
-                    version,
-                    "-H",
-                    "Host: backend",
-                    "-H",
-                    "content-type: application/grpc",
-                ])
-                .args([
-                    "-X",
-                    if case == Case::H2 { "POST" } else { "GET" },
-                    "--connect-to",
-                    &format!("backend:80:{LISTEN}"),
-                    "http://backend/",
-                ])
-                .output()?;
-            if output.stdout == b"200" {
+            if echoes(entry).unwrap_or(false) {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        bail!("it listens on {LISTEN} but never answered 200")
+        bail!("it listens on {entry} but passes no bytes on")
     }
+    let http2 = case.wire == Wire::Http2 && !case.paired;
+    let version = if http2 {
+        "--http2-prior-knowledge"
+    } else {
+        "--http1.1"
+    };
+    while Instant::now() < deadline {
+        let output = Command::new("curl")
+            .args([
+                "-s",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_code}",
+                version,
+                "-H",
+                "Host: backend",
+                "-H",
+                "content-type: application/grpc",
+            ])
+            .args([
+                "-X",
+                if http2 { "POST" } else { "GET" },
+                "--connect-to",
+                &format!("backend:80:{entry}"),
+                "http://backend/",
+            ])
+            .output()?;
+        if output.stdout == b"200" {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    bail!("it listens on {entry} but never answered 200")
 }
 
 /// Whether the backend is behind it.
-fn echoes() -> std::io::Result<bool> {
-    let mut stream = TcpStream::connect(LISTEN)?;
+fn echoes(entry: &str) -> std::io::Result<bool> {
+    let mut stream = TcpStream::connect(entry)?;
     stream.set_read_timeout(Some(Duration::from_secs(1)))?;
     stream.write_all(b"echo")?;
     let mut answer = [0; 3];
@@ -217,25 +139,8 @@ fn echoes() -> std::io::Result<bool> {
     Ok(answer == *b"cho")
 }
 
-pub fn wait_for_port(address: &str) -> anyhow::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while Instant::now() < deadline {
-        if TcpStream::connect(address).is_ok() {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    bail!("nothing listens on {address}")
-}
-
-pub fn pinned(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = Command::new("taskset");
-    command.args(["-c", PROXY_CORE]).arg(program);
-    command
-}
-
 /// The product as users run it: a control plane (on the other core), manifests, and a sidecar that gets its routes by xDS.
-fn phalanx(root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
+fn phalanx(root: &Path, work: &Path, case: &Case) -> anyhow::Result<Running> {
     const XDS: &str = "127.0.0.1:18110";
     const ADMIN: &str = "127.0.0.1:18111";
     let binary = root.join("target/release/phalanx");
@@ -261,7 +166,7 @@ fn phalanx(root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
         .arg(&data);
     let control = Child::spawn(&mut control, "the control plane")?;
     wait_for_port(ADMIN)?;
-    let manifest = write(work, "phalanx.yaml", &manifest(case))?;
+    let manifest = write(work, "phalanx.yaml", &manifest::outside(case))?;
     let applied = Command::new(&binary)
         .args(["apply", "--admin", ADMIN, "-f"])
         .arg(&manifest)
@@ -302,25 +207,10 @@ fn phalanx(root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
     Ok(Running::of(vec![proxy], vec![control]))
 }
 
-fn manifest(case: Case) -> String {
-    let (address, port) = case.backend().split_once(':').unwrap_or_default();
-    let protocol = match case {
-        Case::H2 => "grpc",
-        _ if case.is_tcp() => "tcp",
-        _ => "http",
-    };
-    format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: backend}}\nspec:\n  ports: [{{name: main, port: 80, targetPort: {port}, appProtocol: {protocol}}}]\n---\n\
-         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: backend-1, labels: {{kubernetes.io/service-name: backend}}}}\n\
-         addressType: IPv4\nports: [{{name: main, port: {port}}}]\nendpoints: [{{addresses: [\"{address}\"]}}]\n---\n\
-         apiVersion: phalanx.dev/v1alpha1\nkind: BackendPolicy\nmetadata: {{name: backend}}\nspec:\n  targetRefs: [{{kind: Service, name: backend}}]\n"
-    )
-}
-
-fn envoy(root: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
+fn envoy(root: &Path, work: &Path, case: &Case) -> anyhow::Result<Running> {
     let (address, port) = case.backend().split_once(':').unwrap_or_default();
     let (listen, listen_port) = LISTEN.split_once(':').unwrap_or_default();
-    let upstream = if case == Case::H2 {
+    let upstream = if case.wire == Wire::Http2 {
         "http2_protocol_options: {}"
     } else {
         "http_protocol_options: {}"
@@ -385,8 +275,12 @@ const TCP_PROXY: &str = r#"      - name: envoy.filters.network.tcp_proxy
           cluster: backend
 "#;
 
-fn haproxy(_: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
-    let protocol = if case == Case::H2 { "proto h2" } else { "" };
+fn haproxy(_: &Path, work: &Path, case: &Case) -> anyhow::Result<Running> {
+    let protocol = if case.wire == Wire::Http2 {
+        "proto h2"
+    } else {
+        ""
+    };
     let mode = match case.is_tcp() {
         true => "mode tcp\n  option splice-auto\n  option splice-request\n  option splice-response",
         false => "mode http\n  http-reuse always",
@@ -395,8 +289,9 @@ fn haproxy(_: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
         work,
         "haproxy.cfg",
         &format!(
-            "global\n  nbthread 1\n  maxconn 4000\ndefaults\n  {mode}\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n\
+            "{}defaults\n  {mode}\n  timeout connect 5s\n  timeout client 600s\n  timeout server 60s\n\
              frontend bench\n  bind {LISTEN} {protocol}\n  default_backend backend\nbackend backend\n  server one {} {protocol}\n",
+            haproxy_global(case),
             case.backend()
         ),
     )?;
@@ -407,12 +302,20 @@ fn haproxy(_: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
     Ok(Running::of(vec![proxy], Vec::new()))
 }
 
-fn nginx(_: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
+/// Of one thread. It would refuse to start where descriptors may not suffice for two of each connection.
+pub fn haproxy_global(case: &Case) -> String {
+    format!(
+        "global\n  nbthread 1\n  no strict-limits\n  maxconn {}\n",
+        case.connections()
+    )
+}
+
+fn nginx(_: &Path, work: &Path, case: &Case) -> anyhow::Result<Running> {
     if case.is_tcp() {
         return nginx_stream(work, case);
     }
     let (listen, pass) = match case {
-        Case::H2 => (
+        _ if case.wire == Wire::Http2 => (
             format!("{LISTEN} http2"),
             "grpc_pass grpc://backend;".to_owned(),
         ),
@@ -426,19 +329,20 @@ fn nginx(_: &Path, work: &Path, case: Case) -> anyhow::Result<Running> {
         work,
         "nginx.conf",
         &format!(
-            "worker_processes 1;\npid {0}/nginx.pid;\nerror_log /dev/null;\nevents {{ worker_connections 4096; }}\nhttp {{\n  access_log off;\n\
+            "worker_processes 1;\npid {0}/nginx.pid;\nerror_log /dev/null;\nevents {{ worker_connections {2}; }}\nhttp {{\n  access_log off; keepalive_timeout 600s;\n\
              \x20 client_body_temp_path {0}/nginx-body;\n  proxy_temp_path {0}/nginx-proxy;\n  fastcgi_temp_path {0}/nginx-fastcgi;\n\
              \x20 uwsgi_temp_path {0}/nginx-uwsgi;\n  scgi_temp_path {0}/nginx-scgi;\n  keepalive_requests 1000000000;\n\
              \x20 upstream backend {{ server {1}; keepalive 128; keepalive_requests 1000000000; }}\n\
              \x20 server {{ listen {listen}; location / {{ {pass} }} }}\n}}\n",
             work.display(),
-            case.backend()
+            case.backend(),
+            case.connections() + 256
         ),
     )?;
     start_nginx(&config)
 }
 
-fn nginx_stream(work: &Path, case: Case) -> anyhow::Result<Running> {
+fn nginx_stream(work: &Path, case: &Case) -> anyhow::Result<Running> {
     let config = write(
         work,
         "nginx-stream.conf",

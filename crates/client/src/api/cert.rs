@@ -143,7 +143,8 @@ pub struct IssuedQuery {
     pub limit: Option<u64>,
 }
 
-/// `POST /api/v1/cert/revoke`: by serials, or every certificate of a service that has not expired.
+/// `POST /api/v1/cert/revoke`: by serials, or every certificate that has not expired of a service, by its name or its SPIFFE id
+/// (`workload`), or of whoever holds one (`holders`: serials).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RevokeRequest {
@@ -153,6 +154,10 @@ pub struct RevokeRequest {
     pub namespace: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holders: Vec<String>,
     pub reason: String,
     #[serde(default)]
     pub author: String,
@@ -162,6 +167,9 @@ pub struct RevokeRequest {
 pub struct Revoked {
     /// Those that are revoked by this request; what was revoked before is not among them.
     pub serials: Vec<String>,
+    /// What the holders of certificates that were named still have that is good: what is open with those stays open.
+    #[serde(default)]
+    pub left: Vec<String>,
 }
 
 /// `POST /api/v1/cert/release`: what was revoked with `certificateHold` is good again.

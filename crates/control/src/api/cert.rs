@@ -18,7 +18,7 @@ use phalanx_pki::clock::UnixMillis;
 use phalanx_pki::csr::Csr;
 use phalanx_pki::issuer::{Attestation, Issuer};
 use phalanx_pki::join::JoinToken as Token;
-use phalanx_pki::name::{Name, Workload};
+use phalanx_pki::name::{Name, SpiffeId, Workload};
 use phalanx_pki::revocation::Reason;
 use phalanx_pki::roots::Root;
 use phalanx_pki::x509::{self, Serial};
@@ -164,20 +164,46 @@ pub async fn revoke(
         let known: Vec<_> = Reason::ALL.iter().map(|r| r.as_str()).collect();
         wrong("that is no reason for a revocation").hint(format!("known are {}", known.join(", ")))
     })?;
-    let target = match (&request.service, request.serials.is_empty()) {
-        (Some(service), true) => {
-            let namespace = request.namespace.as_deref().unwrap_or("default");
-            let service = ServiceName::parse(namespace, service);
-            Target::Workload(service.map_err(|e| wrong(e.to_string()))?)
-        }
-        (None, false) => Target::Serials(serials(&request.serials)?),
-        _ => return Err(wrong("either serials or a service is needed")),
-    };
+    let target = target(ca, &request)?;
     let author = who.author(&request.author);
     let revoked = ca.revoke(&target, reason, &author).await?;
+    let left = match &target {
+        Target::Serials(serials) => ca.left_of(serials),
+        Target::Holders(_) | Target::Workload(_) => Vec::new(),
+    };
+    let texts = |serials: &[Serial]| serials.iter().map(Serial::to_string).collect();
     Ok(Json(Revoked {
-        serials: revoked.iter().map(Serial::to_string).collect(),
+        serials: texts(&revoked),
+        left: texts(&left),
     }))
+}
+
+/// Exactly one of what may be named.
+fn target(ca: &Ca, request: &RevokeRequest) -> Result<Target, Failure> {
+    let (named, held) = (!request.serials.is_empty(), !request.holders.is_empty());
+    match (&request.service, &request.workload, named, held) {
+        (Some(service), None, false, false) => {
+            let namespace = request.namespace.as_deref().unwrap_or("default");
+            let service = ServiceName::parse(namespace, service);
+            Ok(Target::Workload(service.map_err(|e| wrong(e.to_string()))?))
+        }
+        (None, Some(workload), false, false) => {
+            let id: Result<SpiffeId, _> = workload.parse();
+            let id = id.map_err(|e| wrong(e.to_string()))?;
+            match id.trust_domain == *ca.trust_domain() {
+                true => Ok(Target::Workload(id.service)),
+                false => Err(wrong(format!(
+                    "{id} is of another trust domain, this mesh is `{}`",
+                    ca.trust_domain()
+                ))),
+            }
+        }
+        (None, None, true, false) => Ok(Target::Serials(serials(&request.serials)?)),
+        (None, None, false, true) => Ok(Target::Holders(serials(&request.holders)?)),
+        _ => Err(wrong(
+            "one of serials, holders, a service and a workload is needed",
+        )),
+    }
 }
 
 pub async fn release(

@@ -7,7 +7,7 @@ use phalanx_pki::authority::Authority;
 use phalanx_store::{Batch, Entry, Error, EventKind, Revision, Store};
 use tokio_util::sync::CancellationToken;
 
-use super::log::Log;
+use super::log::{Line, Log};
 use super::mesh::Mesh;
 use super::peers::Peers;
 use super::record::{self, Key};
@@ -43,14 +43,16 @@ impl Stored {
     }
 }
 
-fn take_line(log: &mut Log, entry: &Entry) {
+/// Whether it is one more.
+fn take_line(log: &mut Log, entry: &Entry) -> bool {
     let Key::Issued(serial) = Key::parse(&entry.key) else {
-        return;
+        return false;
     };
     match serde_json::from_slice(&entry.value) {
-        Ok(line) => drop(log.add(serial, line)),
+        Ok(line) => log.add(serial, line),
         Err(error) => {
-            tracing::warn!(key = entry.key, %error, "a line of the issuance log is damaged")
+            tracing::warn!(key = entry.key, %error, "a line of the issuance log is damaged");
+            false
         }
     }
 }
@@ -113,6 +115,13 @@ impl Ca {
         Ok(())
     }
 
+    /// As after a stream that broke.
+    #[cfg(test)]
+    pub(super) async fn reload(&self) {
+        let stored = Stored::read(&self.0.store).await.unwrap();
+        self.replace(stored).await;
+    }
+
     fn followed(&self) -> std::sync::MutexGuard<'_, Revision> {
         let followed = self.0.followed.lock();
         followed.unwrap_or_else(PoisonError::into_inner)
@@ -126,6 +135,8 @@ impl Ca {
             for line in log.newest().take_while(|l| l.record.issued_at > since) {
                 fresh.add(line.serial.clone(), line.record.clone());
             }
+            let missed = fresh.newest().rev();
+            self.note_renewals(&fresh, missed.filter(|l| log.entry(&l.serial).is_none()));
             *log = fresh;
         }
         {
@@ -150,7 +161,12 @@ impl Ca {
                 continue;
             }
             match (&event.kind, key) {
-                (EventKind::Put(entry), Key::Issued(_)) => take_line(&mut self.log(), entry),
+                (EventKind::Put(entry), Key::Issued(serial)) => {
+                    let mut log = self.log();
+                    if take_line(&mut log, entry) {
+                        self.note_renewals(&log, log.entry(&serial).iter());
+                    }
+                }
                 (EventKind::Put(entry), Key::Trusting(_)) => take_trust(&mut self.peers(), entry),
                 (EventKind::Delete { .. }, Key::Issued(serial)) => self.log().remove(&serial),
                 (EventKind::Delete { .. }, Key::Trusting(serial)) => {
@@ -164,6 +180,14 @@ impl Ca {
             self.set_mesh(mesh);
             self.bind().await;
         }
+    }
+
+    /// Lines that were not written here since the start, oldest first: what their holders got counts.
+    pub(super) fn note_renewals<'a>(&self, log: &Log, lines: impl Iterator<Item = &'a Arc<Line>>) {
+        let renewals = lines.filter(|line| line.record.replaces.is_some());
+        let by_holder = renewals.map(|line| (log.first(&line.serial), line.record.issued_at));
+        let life = self.0.config.leaf_ttl;
+        self.0.often.note(by_holder, life, self.now());
     }
 
     fn take_mesh(&self, mesh: &mut Mesh, key: &Key, kind: &EventKind, at: Revision) {

@@ -43,6 +43,8 @@ pub(super) struct Log {
     by_id: HashMap<SpiffeId, BTreeSet<(UnixMillis, Place)>>,
     /// Of those that came in the place of another: the first one of the same holder.
     firsts: HashMap<Serial, Serial>,
+    /// The other way round: by the first one, those that came in its place.
+    later: HashMap<Serial, BTreeSet<Serial>>,
     next: u64,
 }
 
@@ -57,7 +59,7 @@ impl Log {
         let end = (record.not_after, place);
         if let Some(before) = &record.replaces {
             let first = self.first(before).clone();
-            self.firsts.insert(serial.clone(), first);
+            self.come_after(&serial, first);
         }
         self.places.insert(serial.clone(), place);
         self.ends.insert(end);
@@ -70,7 +72,14 @@ impl Log {
         let Some(place) = self.places.remove(serial) else {
             return;
         };
-        self.firsts.remove(serial);
+        if let Some(first) = self.firsts.remove(serial)
+            && let Some(later) = self.later.get_mut(&first)
+        {
+            later.remove(serial);
+            if later.is_empty() {
+                self.later.remove(&first);
+            }
+        }
         let Some(line) = self.lines.remove(&place) else {
             return;
         };
@@ -87,6 +96,36 @@ impl Log {
     /// The first certificate of the holder of this one, which may be this one.
     pub fn first<'a>(&'a self, serial: &'a Serial) -> &'a Serial {
         self.firsts.get(serial).unwrap_or(serial)
+    }
+
+    /// All certificates of the holder of this one.
+    pub fn holder<'a>(&'a self, serial: &'a Serial) -> impl Iterator<Item = &'a Arc<Line>> {
+        let first = self.first(serial);
+        let later = self.later.get(first).into_iter().flatten();
+        let all = std::iter::once(first).chain(later);
+        all.filter_map(|serial| self.lines.get(self.places.get(serial)?))
+    }
+
+    /// Of the holder of this one, what it got last; none when nothing is known of it.
+    pub fn last<'a>(&'a self, serial: &'a Serial) -> Option<&'a Arc<Line>> {
+        let place = |line: &&Arc<Line>| self.places.get(&line.serial).copied();
+        self.holder(serial).max_by_key(place)
+    }
+
+    /// Lines may come in any order: what was taken for a first one brings along those that came in its place.
+    fn come_after(&mut self, serial: &Serial, first: Serial) {
+        let mut moved = self.later.remove(serial).unwrap_or_default();
+        for serial in &moved {
+            self.firsts.insert(serial.clone(), first.clone());
+        }
+        moved.insert(serial.clone());
+        self.firsts.insert(serial.clone(), first.clone());
+        let later = self.later.entry(first).or_default();
+        // The smaller one into the larger.
+        if later.len() < moved.len() {
+            std::mem::swap(later, &mut moved);
+        }
+        later.append(&mut moved);
     }
 
     pub fn entry(&self, serial: &Serial) -> Option<Arc<Line>> {
@@ -299,6 +338,41 @@ mod tests {
         assert!(log.entry(&old).is_none());
         assert_eq!(log.len(), 1);
         assert_eq!(log.newest().next().unwrap().serial, young);
+    }
+
+    #[test]
+    fn a_holder_is_the_same_in_whatever_order_its_lines_come() {
+        let serials: Vec<Serial> = (0..5).map(|_| Serial::random().unwrap()).collect();
+        // Each in the place of the one before, but the third, which comes in the place of the first too.
+        let before = [None, Some(0), Some(0), Some(2), Some(3)];
+        for order in [
+            [0, 1, 2, 3, 4],
+            [4, 3, 2, 1, 0],
+            [3, 0, 4, 1, 2],
+            [1, 4, 2, 0, 3],
+        ] {
+            let mut log = Log::default();
+            for n in order {
+                let mut line = record("a", i64::try_from(n).unwrap(), 10);
+                line.replaces = before[n].map(|n: usize| serials[n].clone());
+                log.add(serials[n].clone(), line);
+            }
+            log.add(Serial::random().unwrap(), record("a", 9, 10));
+            for serial in &serials {
+                assert_eq!(log.first(serial), &serials[0]);
+                assert_eq!(log.holder(serial).count(), 5);
+                assert_eq!(log.last(serial).unwrap().serial, serials[4]);
+            }
+            log.remove(&serials[4]);
+            assert_eq!(log.last(&serials[1]).unwrap().serial, serials[3]);
+            // What is left of a holder whose first line is gone is still one.
+            log.remove(&serials[0]);
+            assert_eq!(log.holder(&serials[1]).count(), 3);
+            for serial in &serials {
+                log.remove(serial);
+            }
+            assert!(log.firsts.is_empty() && log.later.is_empty());
+        }
     }
 
     #[test]

@@ -75,6 +75,10 @@ impl Ca {
             opened,
             stopped: CancellationToken::new(),
         }));
+        {
+            let log = ca.log();
+            ca.note_renewals(&log, log.newest().rev());
+        }
         ca.reconcile().await?;
         ca.register_issuers().await?;
         ca.renew_own().await?;

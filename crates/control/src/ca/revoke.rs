@@ -14,7 +14,7 @@ use phalanx_pki::x509::Serial;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use super::log::Line;
+use super::log::{Line, Log};
 use super::{Ca, Fault};
 
 mod ledger;
@@ -51,12 +51,18 @@ pub struct Revoked {
     /// The workload was revoked, not only this certificate of it.
     #[serde(default)]
     pub workload: bool,
+    /// Its holder was: everything that this one replaces, or that replaces it.
+    #[serde(default)]
+    pub holder: bool,
 }
 
 /// What to revoke.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
+    /// These certificates and no others: what is open with another one of the same holder stays.
     Serials(Vec<Serial>),
+    /// Every certificate of whoever holds these that has not expired: all that go back to the same first one.
+    Holders(Vec<Serial>),
     /// Every certificate of a service that has not expired.
     Workload(ServiceName),
 }
@@ -76,14 +82,23 @@ impl Ca {
         let revoked = match target {
             Target::Serials(serials) => {
                 let lines = self.named(serials)?;
-                self.revoke_lines(&lines, reason, author, false).await
+                self.revoke_lines(&lines, reason, author, Whole::Certificate)
+                    .await
+            }
+            Target::Holders(serials) => {
+                let named = self.known(serials)?;
+                self.revoke_all(reason, author, Whole::Holder, || self.held_with(&named))
+                    .await
             }
             Target::Workload(service) => {
                 let id = SpiffeId {
                     trust_domain: self.trust_domain().clone(),
                     service: service.clone(),
                 };
-                self.revoke_workload(&id, reason, author).await
+                self.revoke_all(reason, author, Whole::Workload, || {
+                    self.log().live(&id, self.now())
+                })
+                .await
             }
         };
         // What was stored before something failed is published all the same.
@@ -131,19 +146,51 @@ impl Ca {
         self.revocation().of(serial)
     }
 
+    /// Whether what this one's holder got last is revoked: that is what it shows by now, whatever it had before.
+    pub fn is_revoked_in_use(&self, serial: &Serial) -> bool {
+        let last = self.log().last(serial).map(|line| line.serial.clone());
+        self.is_revoked(last.as_ref().unwrap_or(serial)).is_some()
+    }
+
+    /// What the holders of these still have that is good.
+    pub fn left_of(&self, serials: &[Serial]) -> Vec<Serial> {
+        let lines = {
+            let log = self.log();
+            let lines = serials.iter().filter_map(|serial| log.entry(serial));
+            lines.collect::<Vec<_>>()
+        };
+        let held = self.held_with(&lines).into_iter();
+        let good = held.filter(|line| self.is_revoked(&line.serial).is_none());
+        good.map(|line| line.serial.clone()).collect()
+    }
+
+    /// Living certificates of the holders of these, each once.
+    fn held_with(&self, lines: &[Arc<Line>]) -> Vec<Arc<Line>> {
+        let (now, log) = (self.now(), self.log());
+        let all = lines.iter().flat_map(|line| log.holder(&line.serial));
+        let mut held: Vec<_> = all
+            .filter(|line| line.record.not_after > now)
+            .cloned()
+            .collect();
+        held.sort_by(|a, b| a.serial.cmp(&b.serial));
+        held.dedup_by(|a, b| a.serial == b.serial);
+        held
+    }
+
     /// Again until nothing is left: a renewal under way looks at the records after its certificate is in the log.
-    async fn revoke_workload(
+    async fn revoke_all(
         &self,
-        id: &SpiffeId,
         reason: Reason,
         author: &str,
+        whole: Whole,
+        living: impl Fn() -> Vec<Arc<Line>>,
     ) -> Result<Vec<Serial>, RevokeError> {
         let mut done = Vec::new();
         let first = self.now();
         for _ in 0..ROUNDS {
-            let mut lines = self.log().live(id, self.now());
+            let mut lines = living();
             lines.retain(|line| line.record.issued_at <= first);
-            let more = self.revoke_lines(&lines, reason, author, true).await?;
+            let more = self.revoke_lines(&lines, reason, author, whole).await?;
             if more.is_empty() {
                 break;
             }
@@ -157,7 +204,7 @@ impl Ca {
         lines: &[Arc<Line>],
         reason: Reason,
         author: &str,
-        workload: bool,
+        whole: Whole,
     ) -> Result<Vec<Serial>, RevokeError> {
         if lines.len() > REVOKE_MAX {
             return Err(RevokeError::TooMany { asked: lines.len() });
@@ -168,7 +215,7 @@ impl Ca {
             return Err(RevokeError::Own);
         }
         let now = self.now();
-        let record = |line: &Arc<Line>| record(line, reason, author, now, workload);
+        let record = |line: &Arc<Line>| record(line, reason, author, now, whole);
         self.revocation()
             .revoke(lines.iter().map(record).collect())
             .await
@@ -176,17 +223,24 @@ impl Ca {
 
     /// The log's lines of these serials, each of which has to be there and not expired.
     fn named(&self, serials: &[Serial]) -> Result<Vec<Arc<Line>>, RevokeError> {
-        let (now, log) = (self.now(), self.log());
+        let (now, known) = (self.now(), self.known(serials)?);
+        match known.iter().find(|line| line.record.not_after <= now) {
+            Some(line) => Err(RevokeError::Expired {
+                serial: line.serial.clone(),
+                not_after: line.record.not_after,
+            }),
+            None => Ok(known),
+        }
+    }
+
+    /// Each once.
+    fn known(&self, serials: &[Serial]) -> Result<Vec<Arc<Line>>, RevokeError> {
+        let log = self.log();
         let line = |serial: &Serial| {
-            let Some(line) = log.entry(serial) else {
-                let serial = serial.clone();
-                return Err(RevokeError::NotIssued { serial });
-            };
-            let (serial, not_after) = (serial.clone(), line.record.not_after);
-            if not_after <= now {
-                return Err(RevokeError::Expired { serial, not_after });
-            }
-            Ok(line)
+            let line = log.entry(serial);
+            line.ok_or_else(|| RevokeError::NotIssued {
+                serial: serial.clone(),
+            })
         };
         let mut serials = serials.to_vec();
         serials.sort();
@@ -200,11 +254,16 @@ impl Ca {
         let now = self.now();
         let mut found = Vec::new();
         for revoked in self.revocation().since(now.minus(SWEEP)) {
-            for line in self.log().live(&revoked.id, now) {
-                if is_swept(&line, &revoked) && self.is_revoked(&line.serial).is_none() {
-                    found.push(record(&line, revoked.reason, &revoked.author, now, false));
-                }
-            }
+            let mut slipped = {
+                let log = self.log();
+                let mut lines = log.live(&revoked.id, now);
+                lines.retain(|line| is_swept(&log, line, &revoked));
+                lines
+            };
+            slipped.retain(|line| self.is_revoked(&line.serial).is_none());
+            let (reason, author) = (revoked.reason, &revoked.author);
+            let what = slipped.iter();
+            found.extend(what.map(|line| record(line, reason, author, now, Whole::Certificate)));
         }
         found.sort_by(|a, b| a.serial.cmp(&b.serial));
         found.dedup_by(|a, b| a.serial == b.serial);
@@ -235,14 +294,24 @@ impl Ca {
     }
 }
 
-fn is_swept(line: &Line, revoked: &Revoked) -> bool {
+fn is_swept(log: &Log, line: &Line, revoked: &Revoked) -> bool {
     let issued_at = line.record.issued_at;
     let renewed = matches!(&line.record.attested, Attestation::Certificate { serial } if *serial == revoked.serial)
         && issued_at >= revoked.at;
-    renewed || (revoked.workload && issued_at <= revoked.at)
+    let meant = revoked.workload
+        || (revoked.holder && log.first(&line.serial) == log.first(&revoked.serial));
+    renewed || (meant && issued_at <= revoked.at)
 }
 
-fn record(line: &Line, reason: Reason, author: &str, at: UnixMillis, workload: bool) -> Revoked {
+/// How much is revoked at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whole {
+    Certificate,
+    Holder,
+    Workload,
+}
+
+fn record(line: &Line, reason: Reason, author: &str, at: UnixMillis, whole: Whole) -> Revoked {
     Revoked {
         serial: line.serial.clone(),
         issuer_key: line.record.issuer_key.clone(),
@@ -251,7 +320,8 @@ fn record(line: &Line, reason: Reason, author: &str, at: UnixMillis, workload: b
         at,
         reason,
         author: author.to_owned(),
-        workload,
+        workload: whole == Whole::Workload,
+        holder: whole == Whole::Holder,
     }
 }
 

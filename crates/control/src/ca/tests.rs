@@ -19,6 +19,7 @@ use phalanx_pki::revocation::{Reason, Revocations};
 use phalanx_pki::roots::Roots;
 use phalanx_pki::verifier::{self, Expected, Peer, Policy, Refusal, Role};
 use phalanx_store::Store;
+use tokio_util::sync::CancellationToken;
 
 use super::place::INTERMEDIATE_TTL;
 use super::{Ca, CaConfig, CaError, Fault, IssuedQuery, JoinRequest, PlaceError, Proof, Target};
@@ -314,8 +315,38 @@ async fn a_holder_that_renews_all_the_time_is_refused_and_others_are_not() {
         (super::often::BURST, "too_often")
     );
     ca.renew(&other, &csr).await.unwrap();
+    // The log remembers it, by whichever of its certificates it asks.
+    drop(ca);
+    let ca = plane.open().await;
+    let refused = ca.renew(&held, &csr).await.unwrap_err();
+    assert!(matches!(refused, CaError::TooOften { .. }), "{refused:?}");
+    ca.renew(&other, &csr).await.unwrap();
     plane.clock.advance(HOUR);
     ca.renew(&held, &csr).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_holder_got_of_another_control_plane_counts() {
+    let plane = Plane::first().await;
+    let ca = plane.open().await;
+    let mut second = plane.beside("b");
+    second.take_intermediate(&ca).await;
+    let other = second.open().await;
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(other.clone().run(stop.clone()));
+    let (_, csr) = request(&workload("battle"));
+    let held = peer(&ca, &leaf(&ca, "battle").await);
+    for _ in 0..super::often::BURST {
+        ca.renew(&held, &csr).await.unwrap();
+    }
+    let lines = || other.log().holder(&held.serial).count();
+    while lines() <= usize::try_from(super::often::BURST).unwrap() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let refused = other.renew(&held, &csr).await.unwrap_err();
+    assert!(matches!(refused, CaError::TooOften { .. }), "{refused:?}");
+    stop.cancel();
+    running.await.unwrap();
 }
 
 #[tokio::test]

@@ -40,14 +40,14 @@ impl Revoked {
         self.shown().remove(id);
     }
 
-    /// Its own certificate, or every one of its service.
+    /// What it shows by now, or every certificate of its service. One that it had before may go: it lives by the next.
     pub fn is_dead(&self, known: &Registered) -> bool {
         let Some(ca) = self.ca.get().filter(|_| known.instance.mutual_tls) else {
             return false;
         };
         let id = &known.instance.id;
         let serial = self.shown().get(id).cloned();
-        serial.is_some_and(|serial| ca.is_revoked(&serial).is_some())
+        serial.is_some_and(|serial| ca.is_revoked_in_use(&serial))
             || ca.is_revoked_workload(&id.service)
     }
 

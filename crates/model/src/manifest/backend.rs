@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::cursor::{At, Fields};
+use super::hedge::hedging;
 use super::limit;
 use super::value::service_ref;
 use crate::document::{BackendPolicy, Meta};
@@ -58,6 +59,7 @@ pub(super) fn policy(spec: &At<'_>, meta: Meta) -> Option<BackendPolicy> {
         circuit_breaker: section(&mut fields, "circuitBreaker", circuit_breaker),
         outlier_detection: section(&mut fields, "outlierDetection", outlier_detection),
         retry_budget: section(&mut fields, "retryBudget", retry_budget),
+        hedging: section(&mut fields, "hedging", hedging),
         limits: limit::limits(
             &mut fields,
             &meta,

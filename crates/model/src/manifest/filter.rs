@@ -1,4 +1,4 @@
-//! Filters of a route's rule or backend: header edits, rewrites, redirects, CORS, each at most once, and mirrors.
+//! Filters of a route's rule or backend: header edits, rewrites, redirects, CORS, a priority, each at most once, and mirrors.
 
 use std::collections::HashSet;
 
@@ -7,6 +7,7 @@ use super::cursor::{At, Fields};
 use super::report::quoted;
 use super::value::{service_ref, without_trailing_slash};
 use crate::document::{Kind, Meta, MirrorRef};
+use crate::resource::limit::Priority;
 use crate::resource::{Cors, HeaderEdit, MILLION, PathRewrite, Redirect, Rewrite};
 
 const FILTERS_MAX: usize = 16;
@@ -34,6 +35,7 @@ pub(super) struct Filters {
     pub redirect: Option<Redirect>,
     pub mirrors: Vec<MirrorRef>,
     pub cors: Option<Cors>,
+    pub priority: Option<Priority>,
 }
 
 #[derive(Default)]
@@ -50,12 +52,15 @@ enum Type {
     Rewrite,
     Mirror,
     Cors,
+    Extension,
 }
 
 const REQUEST_HEADERS: (&str, Type) = ("RequestHeaderModifier", Type::RequestHeaders);
 const RESPONSE_HEADERS: (&str, Type) = ("ResponseHeaderModifier", Type::ResponseHeaders);
 const MIRROR: (&str, Type) = ("RequestMirror", Type::Mirror);
-const LATER: [&str; 2] = ["ExtensionRef", "ExternalAuth"];
+const EXTENSION: (&str, Type) = ("ExtensionRef", Type::Extension);
+const LATER: [&str; 1] = ["ExternalAuth"];
+const GROUP: &str = "phalanx.dev";
 
 /// The field `filters` of a rule.
 pub(super) fn filters(fields: &mut Fields<'_>, meta: &Meta, kind: Kind) -> Filters {
@@ -66,11 +71,12 @@ pub(super) fn filters(fields: &mut Fields<'_>, meta: &Meta, kind: Kind) -> Filte
         ("URLRewrite", Type::Rewrite),
         MIRROR,
         ("CORS", Type::Cors),
+        EXTENSION,
     ];
     let choices = if kind == Kind::HttpRoute {
         &http[..]
     } else {
-        &[REQUEST_HEADERS, RESPONSE_HEADERS, MIRROR]
+        &[REQUEST_HEADERS, RESPONSE_HEADERS, MIRROR, EXTENSION]
     };
     read(fields, meta, choices, &LATER)
 }
@@ -148,8 +154,26 @@ fn filter(
                 .and_then(|at| mirror(&at, meta))?,
         ),
         Type::Cors => into.cors = Some(fields.need("cors").and_then(|at| cors(&at))?),
+        Type::Extension => {
+            let priority = fields.need("extensionRef").and_then(|at| priority(&at));
+            into.priority = Some(priority?);
+        }
     }
     Some(kind)
+}
+
+/// The one extension there is: `{group: phalanx.dev, kind: Priority, name: low}`.
+fn priority(at: &At<'_>) -> Option<Priority> {
+    let mut fields = at.fields()?;
+    let group = fields
+        .need("group")
+        .and_then(|at| at.choose(&[(GROUP, ())], &[]));
+    let kind = fields
+        .need("kind")
+        .and_then(|at| at.choose(&[("Priority", ())], &[]));
+    let choices = Priority::ALL.map(|priority| (priority.word(), priority));
+    let priority = fields.need("name").and_then(|at| at.choose(&choices, &[]));
+    group.and(kind).and(priority)
 }
 
 fn mirror(at: &At<'_>, meta: &Meta) -> Option<MirrorRef> {

@@ -130,6 +130,7 @@ fn everything(kind: Kind) -> RouteRule {
         attempt_timeout: None,
         retry: None,
         session: None,
+        priority: None,
     }
 }
 
@@ -166,6 +167,7 @@ fn rule(at: &At<'_>, meta: &Meta, kind: Kind) -> Option<RouteRule> {
         redirect,
         mirrors,
         cors,
+        priority,
     } = filters(&mut fields, meta, kind);
     let backends: Vec<BackendRef> = fields
         .list("backendRefs", BACKENDS_MAX)
@@ -191,9 +193,10 @@ fn rule(at: &At<'_>, meta: &Meta, kind: Kind) -> Option<RouteRule> {
             "drop one of the filters",
         );
     }
-    if redirect.is_some() && (!mirrors.is_empty() || cors.is_some() || session.is_some()) {
+    let has_more = !mirrors.is_empty() || cors.is_some() || session.is_some() || priority.is_some();
+    if redirect.is_some() && has_more {
         at.refuse_with::<()>(
-            "a rule that redirects has no mirror, no CORS and no session",
+            "a rule that redirects has no mirror, no CORS, no session and no priority",
             "drop one of them",
         );
     }
@@ -228,6 +231,7 @@ fn rule(at: &At<'_>, meta: &Meta, kind: Kind) -> Option<RouteRule> {
         attempt_timeout,
         retry,
         session,
+        priority,
     })
 }
 

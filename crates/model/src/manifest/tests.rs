@@ -1,4 +1,5 @@
 mod beside;
+mod gateway;
 mod limits;
 
 use std::time::Duration;

@@ -129,6 +129,9 @@ pub struct PriorityRule {
     pub headers: Vec<HeaderMatch>,
 }
 
+/// Carries a [`Priority`] from whoever calls to the callee's sidecar.
+pub const PRIORITY_HEADER: &str = "x-phalanx-priority";
+
 /// Lower ones are refused first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
@@ -150,6 +153,16 @@ impl Priority {
             Self::Normal => "Normal",
             Self::High => "High",
             Self::Critical => "Critical",
+        }
+    }
+
+    /// As our data planes write it into a header.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Normal => "normal",
+            Self::High => "high",
+            Self::Critical => "critical",
         }
     }
 

@@ -40,6 +40,31 @@ pub enum Carrier {
     Header,
 }
 
+/// While an answer is awaited, further attempts at other endpoints; the first good answer is taken, the others are cancelled.
+///
+/// Only where sending twice is safe: an idempotent method, or a gRPC method that stands in `grpc`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hedging {
+    /// Without an answer's head after the request has left, and between one further attempt and the next. At least 1 ms.
+    pub delay: Duration,
+    /// 1 to [`HEDGES_MAX`].
+    pub extra_max: u32,
+    /// Paths of gRPC methods that may be called twice: `/<service>/<method>`, or `/<service>/` for all of a service's.
+    pub grpc: Vec<String>,
+}
+
+impl Hedging {
+    /// Whether the gRPC method at this path may be called twice.
+    pub fn allows_grpc(&self, path: &str) -> bool {
+        let service = path.rfind('/').and_then(|end| path.get(..=end));
+        let mut safe = self.grpc.iter().map(String::as_str);
+        safe.any(|safe| safe == path || Some(safe) == service)
+    }
+}
+
+/// Further attempts of one request that are under way together.
+pub const HEDGES_MAX: u32 = 3;
+
 /// What is told to browsers whose page is of another origin (the Fetch standard's CORS protocol).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cors {

@@ -1,7 +1,8 @@
-//! `cert revoke`, `cert release`: what peers take no more, by serial or a whole service at once.
+//! `cert revoke`, `cert release`: what peers take no more, by serial, all that a holder has, or a whole service at once.
 
 use clap::Args;
 use phalanx_client::api::{IssuedQuery, ReleaseCertificatesRequest, RevokeRequest};
+use phalanx_pki::name::{IdentityError, SpiffeId};
 use phalanx_pki::revocation::Reason;
 use phalanx_pki::x509::Serial;
 
@@ -12,12 +13,8 @@ use crate::output::{self, Format};
 
 #[derive(Args)]
 pub struct Options {
-    /// Serial number of a certificate, hex; may be repeated
-    #[arg(long, value_name = "HEX", required_unless_present = "service", conflicts_with = "service", value_parser = serial)]
-    serial: Vec<Serial>,
-    /// Every certificate of this service that is alive
-    #[arg(long, value_name = "NAME")]
-    service: Option<String>,
+    #[command(flatten)]
+    what: What,
     #[arg(short, long, default_value = "default")]
     namespace: String,
     /// Why, in RFC 5280's words: unspecified, keyCompromise, superseded, cessationOfOperation, …
@@ -32,11 +29,34 @@ pub struct Options {
     admin: AdminOptions,
 }
 
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct What {
+    /// This certificate alone, by its serial number, hex; may be repeated
+    #[arg(long, value_name = "HEX", value_parser = serial)]
+    serial: Vec<Serial>,
+    /// Every certificate that is alive of whoever holds the one with this serial number: those that it had before, and after; may
+    /// be repeated
+    #[arg(long, value_name = "HEX", value_parser = serial)]
+    holder: Vec<Serial>,
+    /// Every certificate of this service that is alive
+    #[arg(long, value_name = "NAME")]
+    service: Option<String>,
+    /// The same, by the service's SPIFFE id
+    #[arg(long, value_name = "spiffe://…", value_parser = workload)]
+    workload: Option<SpiffeId>,
+}
+
 pub async fn run(options: Options) -> Outcome {
     let client = options.admin.client();
-    if let Some(service) = options.service.as_ref().filter(|_| !options.yes) {
+    let service = match (&options.what.service, &options.what.workload) {
+        (_, Some(id)) => Some((id.service.namespace.clone(), id.service.name.clone())),
+        (Some(service), None) => Some((options.namespace.clone(), service.clone())),
+        (None, None) => None,
+    };
+    if let Some((namespace, service)) = service.filter(|_| !options.yes) {
         let query = IssuedQuery {
-            namespace: Some(options.namespace.clone()),
+            namespace: Some(namespace.clone()),
             service: Some(service.clone()),
             ..IssuedQuery::default()
         };
@@ -46,22 +66,31 @@ pub async fn run(options: Options) -> Outcome {
             .iter()
             .filter(|c| super::list::state(c) == "good");
         return Err(Failure::usage(format!(
-            "this cuts every workload of {}/{service} off: {} certificates are alive",
-            options.namespace,
+            "this cuts every workload of {namespace}/{service} off: {} certificates are alive",
             alive.count()
         ))
-        .hint("say --yes if that is meant; --serial revokes one"));
+        .hint("say --yes if that is meant; --holder revokes all that one workload has, --serial one certificate"));
     }
+    let texts = |serials: &[Serial]| serials.iter().map(Serial::to_string).collect();
     let request = RevokeRequest {
-        serials: options.serial.iter().map(Serial::to_string).collect(),
-        namespace: options.service.is_some().then_some(options.namespace),
-        service: options.service,
+        serials: texts(&options.what.serial),
+        holders: texts(&options.what.holder),
+        workload: options.what.workload.map(|id| id.to_string()),
+        namespace: options.what.service.is_some().then_some(options.namespace),
+        service: options.what.service,
         reason: options.reason.as_str().to_owned(),
         author: author(),
     };
     let revoked = client.revoke(&request).await?;
     output::show(options.output, &revoked, || {
-        told("revoked", "was revoked before", &revoked.serials)
+        let mut text = told("revoked", "was revoked before", &revoked.serials);
+        if !revoked.left.is_empty() {
+            text += &format!(
+                "the same holder has others that stay good: {} (--holder revokes all of them)\n",
+                revoked.left.join(", ")
+            );
+        }
+        text
     })
 }
 
@@ -100,6 +129,10 @@ fn told(what: &str, nothing: &str, serials: &[String]) -> String {
 
 fn serial(text: &str) -> Result<Serial, String> {
     Serial::parse(text).map_err(|e| e.to_string())
+}
+
+fn workload(text: &str) -> Result<SpiffeId, String> {
+    text.parse().map_err(|e: IdentityError| e.to_string())
 }
 
 fn reason(text: &str) -> Result<Reason, String> {

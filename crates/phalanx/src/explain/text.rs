@@ -80,6 +80,13 @@ impl Text {
                 limits.backoff_ms
             );
             self.line("timeouts", &told);
+            if let Some(delay) = limits.hedge_delay_ms {
+                let told = format!(
+                    "sent once more after {delay}ms without an answer, {} times at most",
+                    limits.hedges
+                );
+                self.line("hedging", &told);
+            }
         }
         for backend in &told.backends {
             self.backend(backend);

@@ -19,6 +19,8 @@ pub struct Sight {
     pub direction: Direction,
     /// Id of the caller, empty in plain text.
     pub caller: String,
+    /// SHA-256 of the certificate that it has shown.
+    pub certificate: Option<[u8; 32]>,
     pub peer: Option<SocketAddr>,
     pub cluster: Option<ClusterName>,
     /// The endpoint's `version` label.
@@ -41,6 +43,8 @@ pub struct Sight {
     pub bytes: (u64, u64),
     pub messages: (u64, u64),
     pub attempts: u32,
+    /// Of them, those beside another that was still awaited.
+    pub hedges: u32,
     pub upstream: Option<SocketAddr>,
     pub request_id: String,
     pub trace_id: [u8; 16],
@@ -65,6 +69,7 @@ impl Default for Sight {
             time_ms: 0,
             direction: Direction::Outbound,
             caller: String::new(),
+            certificate: None,
             peer: None,
             cluster: None,
             version: String::new(),
@@ -81,6 +86,7 @@ impl Default for Sight {
             bytes: (0, 0),
             messages: (0, 0),
             attempts: 0,
+            hedges: 0,
             upstream: None,
             request_id: String::new(),
             trace_id: [0; 16],
@@ -146,6 +152,9 @@ impl Sight {
         line.text("time", &rfc3339(self.time_ms));
         line.text("direction", self.direction.as_str());
         line.text_or_none("caller", &self.caller);
+        if let Some(certificate) = &self.certificate {
+            line.text("certificate", &phalanx_pki::x509::hex(certificate));
+        }
         if let Some(peer) = self.peer {
             line.text("peer", &peer.to_string());
         }
@@ -190,6 +199,9 @@ impl Sight {
             }
         }
         line.number("attempts", u64::from(self.attempts));
+        if self.hedges > 0 {
+            line.number("hedges", u64::from(self.hedges));
+        }
         if let Some(upstream) = self.upstream {
             line.text("upstream", &upstream.to_string());
         }

@@ -1,5 +1,6 @@
 //! Copies of requests, sent once the whole request is there, to clusters whose answers nobody reads. A copy costs its
-//! request nothing: one that is too large or finds no room is dropped, and counted.
+//! request nothing: one that is too large or finds no room is dropped, and counted. A request that may be hedged keeps a copy
+//! of its body here too.
 
 use std::rc::Rc;
 
@@ -9,21 +10,27 @@ use phalanx_relay::Checked;
 use super::core::{Cluster, Core, CorePlan, Holder};
 use super::deadline::Watch;
 use super::exchange::Lent;
-use super::request;
+use super::request::{self, Kept};
 use super::server::Door;
 use super::tally::Tally;
 use crate::account::Event;
 use crate::context::Caller;
 use crate::upstream::{Permit, Share};
 
-/// What is to be copied, and where to.
+/// What is copied, and what for.
 pub struct Copies {
     core: Rc<Core>,
+    body: Vec<u8>,
+    mirrored: Option<Mirrored>,
+    kept: Option<Rc<Kept>>,
+}
+
+/// A request and where copies of it go.
+struct Mirrored {
     plan: Rc<CorePlan>,
     clusters: Vec<Rc<Cluster>>,
     direction: Direction,
     request: Checked,
-    body: Vec<u8>,
 }
 
 impl Copies {
@@ -39,12 +46,30 @@ impl Copies {
         let clusters: Vec<_> = clusters.cloned().collect();
         (!clusters.is_empty() && request.upgrade().is_none()).then(|| Self {
             core: core.clone(),
-            plan: plan.clone(),
-            clusters,
-            direction,
-            request: request.duplicate(),
             body: Vec::new(),
+            mirrored: Some(Mirrored {
+                plan: plan.clone(),
+                clusters,
+                direction,
+                request: request.duplicate(),
+            }),
+            kept: None,
         })
+    }
+
+    /// Of the body only.
+    pub fn of_body(core: &Rc<Core>) -> Self {
+        Self {
+            core: core.clone(),
+            body: Vec::new(),
+            mirrored: None,
+            kept: None,
+        }
+    }
+
+    /// The body is wanted there too.
+    pub fn also(&mut self, kept: &Rc<Kept>) {
+        self.kept = Some(kept.clone());
     }
 
     /// A piece of the body; false when it is too large to be copied.
@@ -58,14 +83,25 @@ impl Copies {
 
     /// None of them is sent.
     pub fn drop_all(&self) {
-        let clusters = self.clusters.iter();
+        if let Some(kept) = &self.kept {
+            kept.lose();
+        }
+        let clusters = self.mirrored.iter().flat_map(|of| &of.clusters);
         clusters.for_each(|_| self.core.count(Event::MirrorDropped));
     }
 
-    /// The request is complete.
-    pub fn send(self) {
+    /// The request is complete; with trailers it can't be sent once more.
+    pub fn send(self, trailers: bool) {
         let body: Rc<[u8]> = self.body.into();
-        for cluster in self.clusters {
+        match &self.kept {
+            Some(kept) if trailers => kept.lose(),
+            Some(kept) => kept.complete(self.core.wheel.now_ms(), body.clone()),
+            None => {}
+        }
+        let Some(mirrored) = self.mirrored else {
+            return;
+        };
+        for cluster in mirrored.clusters {
             let max = cluster.plan.limits.max_requests;
             let permit = Permit::take(Holder(cluster.clone()), Share::Request, max);
             let Some(permit) = permit else {
@@ -74,10 +110,10 @@ impl Copies {
             };
             let copy = Copy {
                 core: self.core.clone(),
-                plan: self.plan.clone(),
+                plan: mirrored.plan.clone(),
                 cluster,
-                direction: self.direction,
-                request: self.request.duplicate(),
+                direction: mirrored.direction,
+                request: mirrored.request.duplicate(),
                 body: body.clone(),
                 permit,
             };

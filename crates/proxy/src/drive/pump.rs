@@ -10,6 +10,7 @@ use super::core::Core;
 use super::exchange::Exchange;
 use super::http2::Piece;
 use super::mirror::Copies;
+use super::request::Kept;
 use super::server::{Cut, Incoming};
 use super::tally::Tally;
 use crate::account::Flow;
@@ -68,8 +69,16 @@ impl Upload {
     pub fn copy(&mut self, copies: Copies) {
         match self.any {
             true => self.copies = Some(Box::new(copies)),
-            false => copies.send(),
+            false => copies.send(false),
         }
+    }
+
+    /// The body, for whoever may send it once more.
+    pub fn keep(&mut self, kept: &Rc<Kept>) {
+        let copies = self.copies.take();
+        let mut copies = copies.unwrap_or_else(|| Box::new(Copies::of_body(&self.core)));
+        copies.also(kept);
+        self.copy(*copies);
     }
 
     /// For the next attempt, from its beginning.
@@ -170,7 +179,7 @@ impl Upload {
                     self.ended = true;
                     self.trailers = trailers;
                     if let Some(copies) = self.copies.take() {
-                        copies.send();
+                        copies.send(self.trailers.is_some());
                     }
                     exchange.request_complete();
                 }

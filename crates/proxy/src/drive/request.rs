@@ -4,6 +4,7 @@
 mod acquire;
 mod answer;
 mod attempt;
+mod hedge;
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use phalanx_relay::{Checked, Reply, ResponseHead, Upgrade, Verdict, Version, nam
 
 use self::answer::{Answer, passed};
 use self::attempt::Speaks;
+pub use self::hedge::Kept;
 use super::client::{Http1, Http2Lease, Http2Use, Outgoing, Slot};
 use super::core::{Cluster, Core, Endpoint, Holder};
 use super::exchange::{Exchange, Expiry};
@@ -24,7 +26,7 @@ use super::pump::{Download, Passed, Upload};
 use super::secure;
 use super::server::{Cut, Door, Incoming};
 use super::tally::{Tally, parse_grpc_status};
-use super::timer::NEVER;
+use super::timer::{NEVER, ms};
 use super::tunnel::Upgraded;
 use crate::account::Event;
 use crate::balance::{Picked, Tried};
@@ -303,7 +305,10 @@ impl Run<'_> {
             tried.add(member);
             self.context.endpoint.set(self.address(member));
             tally.attempt(member, number > 0, now_us);
-            let ended = self.attempt(member, tally).await;
+            let ended = match self.hedging().filter(|_| number == 0) {
+                Some(hedging) => Box::pin(self.hedged(hedging, member, &mut tried, tally)).await,
+                None => self.attempt(member).await,
+            };
             drop(budget.take());
             now_us = match ended {
                 Ok(_) => core.wheel.recent_us(),
@@ -312,7 +317,12 @@ impl Run<'_> {
             self.answered_us = now_us;
             let heard = match &ended {
                 Ok(answer) => answer.heard(),
-                Err(Missed::Fault(fault)) => Heard::Fault(*fault),
+                Err(Missed::Fault(fault)) => {
+                    if fault.is_of_connecting() {
+                        tally.connect_failed();
+                    }
+                    Heard::Fault(*fault)
+                }
                 Err(Missed::Expired(expiry)) => {
                     return Err(self.expired(*expiry, tally, now_us).into());
                 }

@@ -43,7 +43,7 @@ pub struct Tally {
 }
 
 /// An attempt under way: outstanding for the balancer, active on its edge, until dropped.
-struct Attempt {
+pub struct Attempt {
     core: Rc<Core>,
     cluster: Rc<Cluster>,
     member: usize,
@@ -63,6 +63,40 @@ impl Attempt {
 
     fn cell(&self) -> Option<&EdgeCell> {
         Some(self.edge()?.cell(self.core.index))
+    }
+
+    pub fn connect_failed(&self) {
+        if let Some(cell) = self.cell() {
+            cell.connect_failed();
+        }
+    }
+
+    /// What it came to, for balancer and outlier detection.
+    pub fn learn(&self, evidence: Option<Evidence>, now_us: u64) {
+        let Some(evidence) = evidence else {
+            return;
+        };
+        let latency_us = now_us.saturating_sub(self.started_us);
+        let cluster = &self.cluster;
+        if let Some((endpoint, _)) = cluster.endpoint(self.member) {
+            match evidence {
+                Evidence::Success => endpoint.load.observe(latency_us, now_us),
+                _ => endpoint.load.penalise(latency_us, now_us),
+            }
+        }
+        let group = &cluster.plan.group;
+        if group.report(self.member, evidence, now_us / 1000)
+            && let Some(cell) = self.cell()
+        {
+            cell.ejected();
+        }
+        let good = evidence == Evidence::Success;
+        cluster.compare(self.member, good, latency_us, now_us, |member| {
+            if let Some((_, endpoint)) = cluster.endpoint(member) {
+                let edge = endpoint.edges.of_traffic(self.traffic);
+                edge.cell(self.core.index).ejected();
+            }
+        });
     }
 }
 
@@ -195,6 +229,7 @@ impl Tally {
         }
         if let Caller::Known(known) = context.caller {
             let _ = write!(sight.caller, "{}", known.peer.id);
+            sight.certificate = Some(known.peer.fingerprint);
         }
         Some(sight)
     }
@@ -233,8 +268,16 @@ impl Tally {
     /// An attempt begins; the one before is over.
     pub fn attempt(&mut self, member: usize, again: bool, now_us: u64) {
         self.attempt = None;
-        let Some(cluster) = &self.cluster else { return };
-        self.member = Some(member);
+        self.attempt = self.begin(member, again, now_us);
+        self.goes_to_attempt();
+        if let Some(sight) = &mut self.sight {
+            sight.attempts += 1;
+            sight.phases.head_us = None;
+        }
+    }
+
+    fn begin(&self, member: usize, again: bool, now_us: u64) -> Option<Attempt> {
+        let cluster = self.cluster.as_ref()?;
         let attempt = Attempt {
             core: self.core.clone(),
             cluster: cluster.clone(),
@@ -249,53 +292,50 @@ impl Tally {
         if let Some(cell) = attempt.cell() {
             cell.attempt(again);
         }
+        Some(attempt)
+    }
+
+    /// Counted from here on is what the attempt under way does.
+    fn goes_to_attempt(&mut self) {
+        let Some(attempt) = &self.attempt else { return };
+        self.member = Some(attempt.member);
         if let (Some(flow), Some(edge)) = (&self.flow, attempt.edge()) {
             flow.goes_to(edge);
         }
         if let Some(sight) = &mut self.sight {
-            sight.attempts += 1;
-            sight.upstream = cluster.endpoint(member).map(|(_, plan)| plan.address);
-            sight.phases.attempt_us = Some(now_us.saturating_sub(self.started_us));
-            sight.phases.head_us = None;
+            let endpoint = attempt.cluster.endpoint(attempt.member);
+            sight.upstream = endpoint.map(|(_, plan)| plan.address);
+            let began_us = attempt.started_us.saturating_sub(self.started_us);
+            sight.phases.attempt_us = Some(began_us);
         }
+    }
+
+    /// One more attempt begins while another is under way; dropped, it leaves no trace at its endpoint.
+    pub fn hedge(&mut self, member: usize, now_us: u64) -> Option<Attempt> {
+        if let Some(sight) = &mut self.sight {
+            sight.attempts += 1;
+            sight.hedges += 1;
+        }
+        self.begin(member, false, now_us)
+    }
+
+    /// Its answer is the one that is taken.
+    pub fn adopt(&mut self, attempt: Attempt) {
         self.attempt = Some(attempt);
+        self.goes_to_attempt();
     }
 
     pub fn connect_failed(&self) {
-        if let Some(cell) = self.attempt.as_ref().and_then(Attempt::cell) {
-            cell.connect_failed();
+        if let Some(attempt) = &self.attempt {
+            attempt.connect_failed();
         }
     }
 
     /// What the attempt under way came to, for balancer and outlier detection.
     pub fn learn(&self, evidence: Option<Evidence>, now_us: u64) {
-        let (Some(attempt), Some(evidence)) = (&self.attempt, evidence) else {
-            return;
-        };
-        let latency_us = now_us.saturating_sub(attempt.started_us);
-        if let Some((endpoint, _)) = attempt.cluster.endpoint(attempt.member) {
-            match evidence {
-                Evidence::Success => endpoint.load.observe(latency_us, now_us),
-                _ => endpoint.load.penalise(latency_us, now_us),
-            }
+        if let Some(attempt) = &self.attempt {
+            attempt.learn(evidence, now_us);
         }
-        if attempt
-            .cluster
-            .plan
-            .group
-            .report(attempt.member, evidence, now_us / 1000)
-            && let Some(cell) = attempt.cell()
-        {
-            cell.ejected();
-        }
-        let cluster = &attempt.cluster;
-        let good = evidence == Evidence::Success;
-        cluster.compare(attempt.member, good, latency_us, now_us, |member| {
-            if let Some((_, endpoint)) = cluster.endpoint(member) {
-                let edge = endpoint.edges.of_traffic(attempt.traffic);
-                edge.cell(self.core.index).ejected();
-            }
-        });
     }
 
     /// The attempt is over and there is none after it.

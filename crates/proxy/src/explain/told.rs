@@ -128,6 +128,12 @@ pub struct Limits {
     /// Further attempts after the first.
     pub retries: u32,
     pub backoff_ms: u64,
+    /// Without an answer for so long it is sent once more; none: such a request is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge_delay_ms: Option<u64>,
+    /// How often at most.
+    #[serde(default)]
+    pub hedges: u32,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -9,11 +9,11 @@ use phalanx_model::matching::pattern::PatternError;
 use phalanx_model::name::ClusterName;
 use phalanx_model::reason::Reason;
 use phalanx_model::resource::{
-    Action, Backend, Forward, HeaderEdit, MILLION, Mirror, PathRewrite, Redirect, Rewrite,
+    Action, Backend, Forward, HeaderEdit, Hedging, MILLION, Mirror, PathRewrite, Redirect, Rewrite,
     RouteTable, Rule, RuleMatch, VirtualHost,
 };
 use phalanx_relay::header::FieldError;
-use phalanx_relay::{Field, HeaderList};
+use phalanx_relay::{Checked, Field, HeaderList, names};
 
 use super::cors::CorsPlan;
 use super::key::KeyPlan;
@@ -61,6 +61,9 @@ pub struct ForwardPlan {
     pub mirrors: Box<[MirrorPlan]>,
     pub session: Option<SessionPlan>,
     pub cors: Option<Box<CorsPlan>>,
+    pub hedging: Option<Box<Hedging>>,
+    /// Told of requests that don't say so themselves.
+    pub priority: Option<Field>,
 }
 
 /// Where copies of some requests go.
@@ -241,7 +244,19 @@ impl ForwardPlan {
             mirrors: Box::default(),
             session: None,
             cors: None,
+            hedging: None,
+            priority: None,
         }
+    }
+
+    /// How this request may be hedged: if it may be sent twice.
+    pub fn hedging_of(&self, request: &Checked) -> Option<&Hedging> {
+        let hedging = self.hedging.as_deref()?;
+        let is_safe = match request.is_grpc() {
+            true => hedging.allows_grpc(request.path()),
+            false => request.method().is_idempotent(),
+        };
+        (is_safe && request.upgrade().is_none()).then_some(hedging)
     }
 
     fn compile(forward: &Forward, clusters: &mut Clusters) -> Result<Self, TableError> {
@@ -286,6 +301,10 @@ impl ForwardPlan {
                 .as_ref()
                 .map(|cors| CorsPlan::new(cors).map(Box::new))
                 .transpose()?,
+            hedging: forward.hedging.clone().map(Box::new),
+            priority: forward
+                .priority
+                .map(|priority| Field::of(names::X_PHALANX_PRIORITY, priority.word())),
         })
     }
 

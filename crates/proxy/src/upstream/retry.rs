@@ -56,6 +56,14 @@ impl Fault {
         }
     }
 
+    /// There was no connection to send it on.
+    pub fn is_of_connecting(self) -> bool {
+        matches!(
+            self,
+            Self::Refused | Self::ConnectFailed | Self::NoCredentials | Self::Mistrust
+        )
+    }
+
     /// What it says of the endpoint; nothing for what is our own doing.
     pub fn evidence(self) -> Option<Evidence> {
         match self {

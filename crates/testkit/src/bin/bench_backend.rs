@@ -2,7 +2,18 @@
 //!
 //! `bench-backend h1 ADDRESS` answers every HTTP/1.1 request with 1 KB; `bench-backend h2 ADDRESS` answers every HTTP/2
 //! request with a gRPC message of 205 bytes and trailers; `bench-backend tcp ADDRESS` sends, swallows or echoes bytes, as
-//! the first one says, and `bench-backend load bulk|small|short ADDRESS CONNECTIONS SECONDS` is the client to that.
+//! the first one says. The clients: [`relay`] to the latter, [`paced`] at a constant rate, [`idle`] connections, [`flood`].
+
+#[path = "bench_backend/flood.rs"]
+mod flood;
+#[path = "bench_backend/idle.rs"]
+mod idle;
+#[path = "bench_backend/paced.rs"]
+mod paced;
+#[path = "bench_backend/raw.rs"]
+mod raw;
+#[path = "bench_backend/relay.rs"]
+mod relay;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -13,7 +24,6 @@ use http_body_util::{BodyExt, Full};
 use hyper::header::HeaderValue;
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -22,32 +32,44 @@ const MESSAGE_BYTES: usize = 200;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    let (Some(kind), Some(address)) = (arguments.next(), arguments.next()) else {
-        bail!("usage: bench-backend h1|h2|tcp ADDRESS")
-    };
-    if kind == "load" {
-        let (Some(to), Some(connections), Some(seconds)) =
-            (arguments.next(), arguments.next(), arguments.next())
-        else {
-            bail!("usage: bench-backend load bulk|small|short ADDRESS CONNECTIONS SECONDS")
-        };
-        return load(
-            &address,
-            to.parse()?,
-            connections.parse()?,
-            seconds.parse()?,
-        )
-        .await;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["load", kind, to, connections, seconds] => {
+            relay::load(kind, to.parse()?, connections.parse()?, seconds.parse()?).await
+        }
+        ["paced", to, rate, connections, seconds] => {
+            paced::load(
+                to.parse()?,
+                rate.parse()?,
+                connections.parse()?,
+                seconds.parse()?,
+            )
+            .await
+        }
+        ["idle", kind, to, connections, ref pem @ ..] => {
+            idle::hold(kind, to.parse()?, connections.parse()?, pem).await
+        }
+        ["flood", kind, to, seconds] => flood::run(kind, to.parse()?, seconds.parse()?).await,
+        [kind @ ("h1" | "h2" | "tcp"), address] => serve(kind, address.parse()?).await,
+        _ => bail!("{USAGE}"),
     }
-    let address: SocketAddr = address.parse().context("no address")?;
+}
+
+const USAGE: &str = "usage: bench-backend h1|h2|tcp ADDRESS
+       bench-backend load bulk|small|short ADDRESS CONNECTIONS SECONDS
+       bench-backend paced ADDRESS REQUESTS_PER_SECOND CONNECTIONS SECONDS
+       bench-backend idle h1|h2 ADDRESS CONNECTIONS [CERT KEY]
+       bench-backend flood tls|reset|bad ADDRESS SECONDS";
+
+async fn serve(kind: &str, address: SocketAddr) -> anyhow::Result<()> {
     let listener = TcpListener::bind(address)
         .await
         .with_context(|| format!("cannot listen on {address}"))?;
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
-        let kind = kind.clone();
+        let kind = kind.to_owned();
         tokio::spawn(async move {
             // The peer may leave whenever it likes.
             let _ = match kind.as_str() {
@@ -127,75 +149,8 @@ async fn serve_tcp(mut stream: TcpStream) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints what was moved: `bulk`, bytes, half of the connections in each direction; `small`, messages of 1 KB and their
-/// echoes, one at a time per connection; `short`, connections of 16 KB there and back.
-async fn load(kind: &str, to: SocketAddr, connections: usize, seconds: u64) -> anyhow::Result<()> {
-    let mut clients = tokio::task::JoinSet::new();
-    let until = tokio::time::Instant::now() + Duration::from_secs(seconds);
-    for number in 0..connections {
-        let kind = kind.to_owned();
-        clients.spawn(async move {
-            match kind.as_str() {
-                "bulk" => bulk(to, number % 2 == 0, until).await,
-                "small" => small(to, until).await,
-                _ => short(to, until).await,
-            }
-        });
-    }
-    let mut moved = 0;
-    while let Some(client) = clients.join_next().await {
-        moved += client??;
-    }
-    println!("moved {moved}");
-    Ok(())
-}
-
-async fn open(to: SocketAddr, what: u8) -> anyhow::Result<TcpStream> {
-    let mut stream = TcpStream::connect(to).await?;
-    stream.set_nodelay(true)?;
-    stream.write_u8(what).await?;
-    Ok(stream)
-}
-
-async fn bulk(to: SocketAddr, down: bool, until: tokio::time::Instant) -> anyhow::Result<u64> {
-    let mut stream = open(to, if down { SEND } else { SWALLOW }).await?;
-    let (mut buffer, mut moved) = (vec![0; CHUNK_BYTES], 0);
-    while tokio::time::Instant::now() < until {
-        moved += match down {
-            true => stream.read(&mut buffer).await?,
-            false => stream.write(&buffer).await?,
-        } as u64;
-    }
-    Ok(moved)
-}
-
-async fn small(to: SocketAddr, until: tokio::time::Instant) -> anyhow::Result<u64> {
-    let mut stream = open(to, ECHO).await?;
-    let (mut buffer, mut messages) = ([0; SMALL_BYTES], 0);
-    while tokio::time::Instant::now() < until {
-        stream.write_all(&buffer).await?;
-        stream.read_exact(&mut buffer).await?;
-        messages += 1;
-    }
-    Ok(messages)
-}
-
-async fn short(to: SocketAddr, until: tokio::time::Instant) -> anyhow::Result<u64> {
-    let (mut buffer, mut connections) = (vec![0; SHORT_BYTES], 0);
-    while tokio::time::Instant::now() < until {
-        let mut stream = open(to, ECHO).await?;
-        stream.write_all(&buffer).await?;
-        stream.read_exact(&mut buffer).await?;
-        stream.shutdown().await?;
-        anyhow::ensure!(stream.read(&mut buffer).await? == 0, "bytes behind the end");
-        connections += 1;
-    }
-    Ok(connections)
-}
-
+/// The first byte of a connection of raw TCP; any other than the first two: send back what comes.
 const SEND: u8 = b'd';
 const SWALLOW: u8 = b'u';
 const ECHO: u8 = b'e';
 const CHUNK_BYTES: usize = 256 * 1024;
-const SMALL_BYTES: usize = 1024;
-const SHORT_BYTES: usize = 16 * 1024;

@@ -1,6 +1,7 @@
 //! Route tables: hosts, then each route's match, header edits and action. Clusters need not be known.
 
 use phalanx_model::reason::{REASON_HEADER, Reason};
+use phalanx_model::resource::limit::{PRIORITY_HEADER, Priority};
 use phalanx_model::resource::{
     Action, HeaderEdit, HeaderMatch, PathMatch, QueryMatch, RouteTable, Rule, RuleMatch,
     ValueMatch, VirtualHost,
@@ -120,7 +121,7 @@ fn rule(at: At<'_>, message: route_v3::Route) -> Result<Rule, DecodeError> {
         metadata,
         decorator,
         typed_per_filter_config,
-        request_headers_to_add,
+        mut request_headers_to_add,
         request_headers_to_remove,
         mut response_headers_to_add,
         response_headers_to_remove,
@@ -134,8 +135,14 @@ fn rule(at: At<'_>, message: route_v3::Route) -> Result<Rule, DecodeError> {
     refuse!(at;
         decorator, tracing, per_request_buffer_limit_bytes, request_body_buffer_limit, route_specifiers,
     );
+    let priority = priority(&at, &mut request_headers_to_add)?;
     let beside = beside::read(&at, typed_per_filter_config, metadata)?;
-    if !beside.is_empty() && !matches!(action, Some(Sent::Route(_))) {
+    let forwards = matches!(action, Some(Sent::Route(_)));
+    if priority.is_some() && !forwards {
+        let why = format!("`{PRIORITY_HEADER}` only of routes that forward");
+        return Err(at.field("request_headers_to_add").invalid(why));
+    }
+    if !beside.is_empty() && !forwards {
         let why = "only of routes that forward";
         return Err(at.field("typed_per_filter_config").invalid(why));
     }
@@ -145,7 +152,8 @@ fn rule(at: At<'_>, message: route_v3::Route) -> Result<Rule, DecodeError> {
     )?;
     let action = match action {
         Some(Sent::Route(to)) => {
-            Action::Forward(action::forward(at.field("route"), to, &matches, beside)?)
+            let at = at.field("route");
+            Action::Forward(action::forward(at, to, &matches, beside, priority)?)
         }
         Some(Sent::Redirect(to)) => {
             Action::Redirect(action::redirect(at.field("redirect"), to, &matches.path)?)
@@ -176,6 +184,28 @@ fn rule(at: At<'_>, message: route_v3::Route) -> Result<Rule, DecodeError> {
         )?,
         action,
     })
+}
+
+/// A rule's word on urgency is the one header that is set only where it is absent.
+fn priority(
+    at: &At<'_>,
+    headers: &mut Vec<core_v3::HeaderValueOption>,
+) -> Result<Option<Priority>, DecodeError> {
+    let absent = i32::from(HeaderAppendAction::AddIfAbsent);
+    let is_word = |option: &core_v3::HeaderValueOption| {
+        let header = option.header.as_ref();
+        option.append_action == absent && header.is_some_and(|of| of.key == PRIORITY_HEADER)
+    };
+    let Some(index) = headers.iter().position(is_word) else {
+        return Ok(None);
+    };
+    let value = headers.remove(index).header.unwrap_or_default().value;
+    let priority = Priority::parse(value.as_bytes());
+    let wrong = || {
+        at.item("request_headers_to_add", index)
+            .invalid(format!("`{value}` is no priority"))
+    };
+    priority.map(Some).ok_or_else(wrong)
 }
 
 /// A direct response is one of our reasons, told by the header that it sets first.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use phalanx_model::name::INVALID_BACKEND;
 use phalanx_model::reason::{REASON_HEADER, Reason};
+use phalanx_model::resource::limit::PRIORITY_HEADER;
 use phalanx_model::resource::{
     Action, Backend, Forward, HashOn, HeaderEdit, HeaderMatch, PathMatch, PathRewrite, QueryMatch,
     Redirect, RouteTable, Rule, RuleMatch, ValueMatch, VirtualHost,
@@ -26,7 +27,7 @@ pub(crate) const WHOLE_PATH: &str = "^.+$";
 pub(crate) const NO_BACKOFF: Duration = Duration::from_nanos(1);
 
 /// RFC 9110 §9.2.2.
-const IDEMPOTENT: [&str; 6] = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"];
+pub(crate) const IDEMPOTENT: [&str; 6] = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"];
 
 const PREVIOUS_HOSTS: &str = "envoy.retry_host_predicates.previous_hosts";
 const PREVIOUS_HOSTS_TYPE: &str =
@@ -79,8 +80,15 @@ fn rule(rule: &Rule) -> route_v3::Route {
             Sent::DirectResponse(respond(*reason))
         }
     };
+    let mut request_headers = added(&rule.request_headers);
     let (configs, words) = match &rule.action {
-        Action::Forward(to) => (beside::configs(to), beside::words(to)),
+        Action::Forward(to) => {
+            request_headers.extend(to.priority.map(|priority| {
+                let action = HeaderAppendAction::AddIfAbsent;
+                header(PRIORITY_HEADER, priority.word(), action)
+            }));
+            (beside::configs(to), beside::words(to))
+        }
         Action::Redirect(_) | Action::Respond(_) => Default::default(),
     };
     route_v3::Route {
@@ -88,7 +96,7 @@ fn rule(rule: &Rule) -> route_v3::Route {
         typed_per_filter_config: configs,
         metadata: words,
         r#match: Some(route_match(&rule.matches)),
-        request_headers_to_add: added(&rule.request_headers),
+        request_headers_to_add: request_headers,
         request_headers_to_remove: rule.request_headers.remove.clone(),
         response_headers_to_add: response_headers,
         response_headers_to_remove: rule.response_headers.remove.clone(),
@@ -210,6 +218,7 @@ fn forward(to: &Forward, matches: &RuleMatch) -> route_v3::RouteAction {
         // Explicit, because Envoy reads a missing one as 15 s.
         timeout: Some(duration(to.request_timeout.unwrap_or(Duration::ZERO))),
         retry_policy: Some(retry_policy(to, matches)),
+        hedge_policy: beside::hedge_policy(to, matches),
         hash_policy: to.hash_on.iter().map(hash_policy).collect(),
         request_mirror_policies: beside::mirrors(to),
         cluster_specifier: Some(clusters),
@@ -290,7 +299,9 @@ fn retry_policy(to: &Forward, matches: &RuleMatch) -> route_v3::RetryPolicy {
     route_v3::RetryPolicy {
         retry_on: retry_on(retry.attempts, &retry.codes, matches.method.as_deref()),
         num_retries: Some(retry.attempts),
-        per_try_timeout: to.attempt_timeout.map(duration),
+        per_try_timeout: beside::hedge_delay(to, matches)
+            .or(to.attempt_timeout)
+            .map(duration),
         retry_host_predicate: if picks_again {
             vec![previous_hosts()]
         } else {

@@ -10,9 +10,11 @@ use std::process::{Command, Stdio};
 use anyhow::Context;
 use serde_json::Value as Json;
 
-use super::super::case::{BACKEND_H1, Case, LISTEN};
+use super::super::case::{BACKEND_H1, LISTEN, PAIR};
 use super::super::pair;
-use super::super::peer::{self, Child, LOAD_CORE, PROXY_CORE, Running, wait_for_port};
+use super::super::peer;
+use super::super::running::{Child, LOAD_CORE, PROXY_CORE, Running, wait_for_port};
+use super::super::sample::Cpu;
 use super::{ADMIN, Bench, DNS, Figures, Load, Process, SECONDS, SETTLED, XDS, number};
 
 /// Workloads that renew.
@@ -93,7 +95,7 @@ impl Bench<'_> {
         wait_for_port(BACKEND_H1)?;
         let ours = peer::ALL.iter().find(|peer| peer.name == "phalanx");
         let ours = ours.context("no pair of ours")?;
-        let pair = ours.start(self.root, &self.work, Case::Pair)?;
+        let pair = ours.start(self.root, &self.work, &PAIR)?;
         let (mut crowd, mut load) = (self.start_on(LOAD_CORE)?, self.start_on(PROXY_CORE)?);
         let data = self.work.join(pair::DATA);
         let (xds, admin) = (pair::XDS, pair::ADMIN);
@@ -105,7 +107,7 @@ impl Bench<'_> {
         pulse(&mut load)?;
         std::thread::sleep(SETTLED);
         for renewing in [false, true, false] {
-            let before = pair.cpu_ns()?;
+            let before = pair.cpu()?;
             let answer = match renewing {
                 false => pulse(&mut load)?,
                 true => {
@@ -124,7 +126,7 @@ impl Bench<'_> {
         &self,
         figures: &mut Figures,
         pair: &Running,
-        before: u64,
+        before: Cpu,
         answer: &Json,
         renewing: bool,
     ) -> anyhow::Result<()> {
@@ -134,7 +136,7 @@ impl Bench<'_> {
         };
         let of =
             |what: &str| format!("certificates, a pair at {RATE} requests/s while {when}: {what}");
-        let cpu = pair.cpu_ns()?.saturating_sub(before) as f64 / 1e3;
+        let cpu = pair.cpu()?.since(before).ns as f64 / 1e3;
         figures.add(of("P50, \u{b5}s"), number(answer, "p50_ms")? * 1e3);
         figures.add(of("P99, \u{b5}s"), number(answer, "p99_ms")? * 1e3);
         figures.add(

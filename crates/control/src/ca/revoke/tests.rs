@@ -1,10 +1,12 @@
 use std::path::Path;
 
 use phalanx_pki::clock::{Clock, ManualClock, SystemClock};
+use phalanx_pki::csr::{self, Csr};
 use phalanx_pki::issuer::Issued;
+use phalanx_pki::key::{Key, KeyKind};
 use phalanx_pki::name::{TrustDomain, Workload};
 use phalanx_pki::revocation::{Link, Listed, Revocations};
-use phalanx_pki::verifier::SKEW;
+use phalanx_pki::verifier::{Expected, Policy, Role, SKEW};
 use phalanx_store::{Store, Txn};
 use rustls::pki_types::CertificateDer;
 
@@ -133,6 +135,74 @@ async fn what_is_revoked_is_on_the_list_and_in_every_answer_at_once() {
         ca.is_revoked(&bad.record.serial).unwrap().reason,
         Reason::KeyCompromise
     );
+}
+
+/// The next one of the same holder.
+async fn renew(ca: &Ca, of: &Issued) -> Issued {
+    let policy = Policy::new(Role::Client, Expected::trust_domain(domain()));
+    let peer = ca.own().verify(&of.chain, &[], &policy).unwrap();
+    let key = Key::generate(KeyKind::default()).unwrap();
+    let workload = ca.workload_of(&peer).unwrap();
+    let csr = Csr::from_der(&csr::request(&key, &workload).unwrap()).unwrap();
+    ca.renew(&peer, &csr).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_serial_is_one_certificate_and_a_holder_is_all_that_it_has() {
+    let bench = Bench::new().await;
+    let ca = bench.plane("a", None).await;
+    let (first, other) = (issue(&ca, "battle").await, issue(&ca, "battle").await);
+    let second = renew(&ca, &first).await;
+    bench.clock.advance(Duration::from_secs(1));
+    let third = renew(&ca, &second).await;
+    let [one, two, three, apart] = [&first, &second, &third, &other].map(|i| &i.record.serial);
+
+    // The oldest alone: what its holder shows by now is good.
+    let target = Target::Serials(vec![one.clone()]);
+    let revoked = ca.revoke(&target, Reason::Superseded, "me").await.unwrap();
+    assert_eq!(revoked, [one.clone()]);
+    assert!(!ca.is_revoked_in_use(one) && !ca.is_revoked_in_use(two));
+    let mut good = vec![two.clone(), three.clone()];
+    good.sort();
+    assert_eq!(ca.left_of(std::slice::from_ref(one)), good);
+
+    // All of the holder, by any of them; the newest too, though it was asked for by another.
+    let target = Target::Holders(vec![two.clone()]);
+    let revoked = ca.revoke(&target, Reason::KeyCompromise, "me").await;
+    let mut revoked = revoked.unwrap();
+    revoked.sort();
+    assert_eq!(revoked, good);
+    assert!(ca.is_revoked_in_use(one) && ca.is_revoked_in_use(three));
+    assert_eq!(ca.left_of(std::slice::from_ref(one)), []);
+    assert_eq!(
+        ca.is_revoked(one).unwrap().reason,
+        Reason::Superseded,
+        "what was revoked before stays as it was"
+    );
+    // Another one of the same service is not concerned.
+    assert!(ca.is_revoked(apart).is_none() && !ca.is_revoked_in_use(apart));
+    assert!(!ca.is_revoked_workload(&ServiceName::new("arena", "battle")));
+    ca.tend_revocation().await;
+    assert!(ca.is_revoked(apart).is_none());
+    assert_eq!(listed(&ca).len(), 3);
+}
+
+#[tokio::test]
+async fn what_slips_past_the_end_of_a_holder_is_found() {
+    let bench = Bench::new().await;
+    let ca = bench.plane("a", None).await;
+    let other = bench.second(&ca).await;
+    let (first, apart) = (issue(&ca, "battle").await, issue(&ca, "battle").await);
+    other.reload().await;
+    // Of another plane, whose word is still on its way.
+    let second = renew(&other, &first).await;
+    let target = Target::Holders(serials(&[&first]));
+    let revoked = ca.revoke(&target, Reason::KeyCompromise, "me").await;
+    assert_eq!(revoked.unwrap(), serials(&[&first]));
+    ca.reload().await;
+    ca.tend_revocation().await;
+    assert!(ca.is_revoked(&second.record.serial).is_some());
+    assert!(ca.is_revoked(&apart.record.serial).is_none());
 }
 
 #[tokio::test]

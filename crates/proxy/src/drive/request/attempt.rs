@@ -5,7 +5,7 @@ use super::*;
 impl Run<'_> {
     /// One attempt at one endpoint. A connection that turns out to be closed already, or a stream that was refused, is
     /// replaced by a fresh one at once: that is no failure of the endpoint.
-    pub(super) async fn attempt(&mut self, member: usize, tally: &Tally) -> Result<Answer, Missed> {
+    pub(super) async fn attempt(&mut self, member: usize) -> Result<Answer, Missed> {
         let core = self.door.core.clone();
         let limit = self
             .forward
@@ -23,7 +23,6 @@ impl Run<'_> {
                     | Fault::NoCredentials
                     | Fault::Mistrust),
                 )) => {
-                    tally.connect_failed();
                     if fault == Fault::Refused
                         && let Some(address) = self.address(member)
                     {

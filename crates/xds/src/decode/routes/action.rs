@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use phalanx_model::name::INVALID_BACKEND;
+use phalanx_model::resource::limit::Priority;
 use phalanx_model::resource::{
     Backend, Forward, HashOn, PathMatch, PathRewrite, Redirect, Retry, Rewrite, RuleMatch,
 };
@@ -15,6 +16,7 @@ use super::super::field::{
 };
 use super::beside::{self, Beside};
 use super::{REQUEST, RESPONSE, edit};
+use crate::encode::routes::beside as encoded;
 use crate::encode::routes::{NO_BACKOFF, PICKS_MAX, WHOLE_PATH, previous_hosts, removal, retry_on};
 
 /// Envoy's, where a route has none.
@@ -26,6 +28,7 @@ pub(super) fn forward(
     message: route_v3::RouteAction,
     matches: &RuleMatch,
     beside: Beside,
+    urgency: Option<Priority>,
 ) -> Result<Forward, DecodeError> {
     use route_v3::route_action::{
         ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier,
@@ -65,7 +68,7 @@ pub(super) fn forward(
         metadata_match, path_rewrite_policy, path_rewrite, append_x_forwarded_host, idle_timeout, flush_timeout,
         early_data_policy, retry_policy_typed_config, priority, rate_limits,
         cors, max_grpc_timeout, grpc_timeout_offset, upgrade_configs, internal_redirect_policy,
-        internal_redirect_action, hedge_policy, max_stream_duration,
+        internal_redirect_action, max_stream_duration,
     );
     let backends = match cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) => vec![Backend {
@@ -118,6 +121,8 @@ pub(super) fn forward(
         (_, Some(_)) => return Err(at.field("regex_rewrite").invalid("excludes prefix_rewrite")),
     };
     let (retry, attempt_timeout) = retry(at.field("retry_policy"), retry_policy, matches)?;
+    let per_try = attempt_timeout;
+    let attempt_timeout = attempt_timeout.filter(|_| hedge_policy.is_none());
     let request_timeout = match timeout {
         None => Some(ROUTE_TIMEOUT),
         Some(timeout) => Some(duration(&at.field("timeout"), timeout)?)
@@ -129,7 +134,7 @@ pub(super) fn forward(
         request_mirror_policies,
         beside::mirror,
     )?;
-    Ok(Forward {
+    let forward = Forward {
         backends,
         rewrite: Rewrite { authority, path },
         request_timeout,
@@ -139,7 +144,17 @@ pub(super) fn forward(
         mirrors,
         session: beside.session,
         cors: beside.cors,
-    })
+        hedging: beside.hedging,
+        priority: urgency,
+    };
+    let said = encoded::hedge_policy(&forward, matches);
+    if hedge_policy != said
+        || (said.is_some() && per_try != encoded::hedge_delay(&forward, matches))
+    {
+        let why = "only where, and as, this sidecar hedges by the route's metadata";
+        return Err(at.field("hedge_policy").invalid(why));
+    }
+    Ok(forward)
 }
 
 /// One key at most.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use phalanx_model::resource::{Carrier, Cors, MILLION, Mirror, Session};
+use phalanx_model::resource::{Carrier, Cors, HEDGES_MAX, Hedging, MILLION, Mirror, Session};
 use phalanx_proto::envoy::config::core::v3 as core_v3;
 use phalanx_proto::envoy::config::route::v3::route_action::RequestMirrorPolicy;
 use phalanx_proto::envoy::extensions::filters::http::cors::v3::CorsPolicy;
@@ -23,7 +23,7 @@ use super::super::field::{
 };
 use super::string_match;
 use crate::encode::routes::beside::{
-    CORS_FILTER, NO_TIMEOUT, OF_CLIENT, SESSION_ABSOLUTE, SESSION_FILTER, SESSION_IDLE,
+    CORS_FILTER, HEDGING, NO_TIMEOUT, OF_CLIENT, SESSION_ABSOLUTE, SESSION_FILTER, SESSION_IDLE,
     SESSION_LIFETIME, TIMEOUT,
 };
 
@@ -34,11 +34,12 @@ pub(super) struct Beside {
     pub cors: Option<Cors>,
     /// A missing time limit is one that was not wanted.
     pub unlimited: bool,
+    pub hedging: Option<Hedging>,
 }
 
 impl Beside {
     pub(super) fn is_empty(&self) -> bool {
-        self.session.is_none() && self.cors.is_none() && !self.unlimited
+        self.session.is_none() && self.cors.is_none() && self.hedging.is_none() && !self.unlimited
     }
 }
 
@@ -48,11 +49,18 @@ pub(super) fn read(
     words: Option<core_v3::Metadata>,
 ) -> Result<Beside, DecodeError> {
     let words_at = at.field("metadata");
-    let keys = [TIMEOUT, SESSION_IDLE, SESSION_ABSOLUTE, SESSION_LIFETIME];
-    let [timeout, idle, absolute, lifetime] = metadata(&words_at, words, keys)?;
+    let keys = [
+        TIMEOUT,
+        SESSION_IDLE,
+        SESSION_ABSOLUTE,
+        SESSION_LIFETIME,
+        HEDGING,
+    ];
+    let [timeout, idle, absolute, lifetime, hedged] = metadata(&words_at, words, keys)?;
     let of_client = one_word(&words_at, &lifetime, OF_CLIENT)?;
     let mut beside = Beside {
         unlimited: one_word(&words_at, &timeout, NO_TIMEOUT)?,
+        hedging: hedging(&words_at, &hedged)?,
         ..Default::default()
     };
     let at = at.field("typed_per_filter_config");
@@ -75,6 +83,29 @@ pub(super) fn read(
         }
     }
     Ok(beside)
+}
+
+/// As [`crate::encode`] writes it: times in ns, attempts, and then paths.
+fn hedging(at: &At<'_>, text: &str) -> Result<Option<Hedging>, DecodeError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let mut words = text.split(' ');
+    let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
+    let (delay, extra) = (number(), number());
+    let delay = delay.map(Duration::from_nanos).filter(|d| !d.is_zero());
+    let extra = extra.and_then(|extra| u32::try_from(extra).ok());
+    let extra = extra.filter(|extra| (1..=HEDGES_MAX).contains(extra));
+    let grpc: Vec<String> = words.map(str::to_owned).collect();
+    let are_paths = grpc.len() <= HEDGED_METHODS_MAX && grpc.iter().all(|p| p.starts_with('/'));
+    match (delay, extra) {
+        (Some(delay), Some(extra_max)) if are_paths => Ok(Some(Hedging {
+            delay,
+            extra_max,
+            grpc,
+        })),
+        _ => Err(at.invalid(format!("`{text}` says no hedging"))),
+    }
 }
 
 fn one_word(at: &At<'_>, text: &str, word: &str) -> Result<bool, DecodeError> {
@@ -235,3 +266,6 @@ fn stateful(
         idle: None,
     })
 }
+
+/// gRPC methods that may be called twice.
+const HEDGED_METHODS_MAX: usize = 64;

@@ -8,6 +8,7 @@ use phalanx_model::identity::{SpiffeId, TrustDomain};
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::{ClusterName, Direction, ServiceName};
 use phalanx_model::reason::Reason;
+use phalanx_model::resource::gateway::{Chain, ChainTarget, ChainTls, GatewayPort, Share};
 use phalanx_model::resource::limit::{
     Fault, FaultEffect, GlobalLimit, LimitKey, Limits, Overload, Priority, PriorityRule, Rate,
     SHARE_WHOLE,
@@ -214,6 +215,16 @@ fn cors() -> impl Strategy<Value = Cors> {
     )
 }
 
+/// Envoy takes no time over 2^53 ns or so; nobody waits longer than a minute.
+fn hedging() -> impl Strategy<Value = Hedging> {
+    let method = prop_oneof!["/[a-z.]{1,8}/[A-Za-z]{1,8}", "/[a-z.]{1,8}/"];
+    (1u64..60_000, 1..=HEDGES_MAX, vec(method, 0..3)).prop_map(|(ms, extra_max, grpc)| Hedging {
+        delay: Duration::from_millis(ms),
+        extra_max,
+        grpc,
+    })
+}
+
 fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
     let rewrite = (
         option::of("[a-z]{1,8}(:[0-9]{1,4})?"),
@@ -224,6 +235,8 @@ fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
         vec(mirror(), 0..3),
         option::of(session()),
         option::of(cors()),
+        option::of(hedging()),
+        option::of(select(Priority::ALL.to_vec())),
     );
     (
         backends(),
@@ -237,7 +250,7 @@ fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
         .prop_map(
             |(backends, rewrite, request_timeout, attempt_timeout, retry, hash_on, beside)| {
                 let (authority, path) = rewrite;
-                let (mirrors, session, cors) = beside;
+                let (mirrors, session, cors, hedging, priority) = beside;
                 let rewrite = Rewrite { authority, path };
                 Action::Forward(Forward {
                     backends,
@@ -249,6 +262,8 @@ fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
                     mirrors,
                     session,
                     cors,
+                    hedging,
+                    priority,
                 })
             },
         )
@@ -476,7 +491,69 @@ pub(super) fn inbound() -> impl Strategy<Value = Listener> {
 }
 
 pub(super) fn listener() -> impl Strategy<Value = Listener> {
-    prop_oneof![plain_listener(), inbound()]
+    prop_oneof![plain_listener(), inbound(), gateway()]
+}
+
+/// Of a data plane at the edge: one chain in plain text, or chains by names in the handshake.
+fn gateway() -> impl Strategy<Value = Listener> {
+    let plain = chain_target().prop_map(|target| {
+        vec![Chain {
+            names: Vec::new(),
+            tls: ChainTls::Off,
+            target,
+        }]
+    });
+    let chains = prop_oneof![plain, secure_chains()];
+    let of = (label(), label(), prop_oneof!["", "/[a-z/]{1,8}"]);
+    (of, address(), chains).prop_map(|((namespace, name, certificates_in), address, chains)| {
+        Listener {
+            name: format!("gateway/{namespace}/{name}/{address}"),
+            address,
+            direction: Direction::Outbound,
+            protocol: ListenerProtocol::Gateway(GatewayPort {
+                gateway: ServiceName::new(namespace, name),
+                certificates_in,
+                chains,
+            }),
+        }
+    })
+}
+
+/// Each name stands in one chain; one of them may be for whatever else comes.
+fn secure_chains() -> impl Strategy<Value = Vec<Chain>> {
+    let secure = prop_oneof![
+        (btree_set(label(), 1..3), label()).prop_map(|(certificates, table)| (
+            ChainTls::Terminate(certificates.into_iter().collect()),
+            ChainTarget::Http(table)
+        )),
+        shares().prop_map(|shares| (ChainTls::Passthrough, ChainTarget::Stream(shares))),
+    ];
+    let name = "(\\*\\.)?[a-z]{1,4}\\.(org|com)";
+    (vec(secure, 1..4), btree_set(name, 3..9), any::<bool>()).prop_map(|(chains, names, any)| {
+        let (mut names, count) = (names.into_iter(), chains.len());
+        let each = names.len() / count;
+        let chain = |(place, (tls, target))| Chain {
+            names: match any && place + 1 == count {
+                true => Vec::new(),
+                false => names.by_ref().take(each).collect(),
+            },
+            tls,
+            target,
+        };
+        chains.into_iter().enumerate().map(chain).collect()
+    })
+}
+
+fn chain_target() -> impl Strategy<Value = ChainTarget> {
+    prop_oneof![
+        label().prop_map(ChainTarget::Http),
+        shares().prop_map(ChainTarget::Stream)
+    ]
+}
+
+fn shares() -> impl Strategy<Value = Vec<Share>> {
+    let share = (option::weighted(0.8, cluster_name()), 1u32..=1_000_000);
+    vec(share.prop_map(|(cluster, weight)| Share { cluster, weight }), 0..5)
 }
 
 fn plain_listener() -> impl Strategy<Value = Listener> {

@@ -23,6 +23,8 @@ pub enum Refusal {
     HeaderEdit,
     #[error("rewrite paths or authorities")]
     Rewrite,
+    #[error("say how urgent its calls are")]
+    Priority,
     #[error("be redirected")]
     Redirect,
     #[error("match the transport's own headers")]
@@ -46,6 +48,8 @@ pub fn refusal(rule: &Rule) -> Option<Refusal> {
                 |b: &Backend| !b.request_headers.is_empty() || !b.response_headers.is_empty();
             if edits || to.backends.iter().any(is_edited) {
                 Some(Refusal::HeaderEdit)
+            } else if to.priority.is_some() {
+                Some(Refusal::Priority)
             } else if to.rewrite.authority.is_some() || to.rewrite.path.is_some() {
                 Some(Refusal::Rewrite)
             } else {
@@ -73,6 +77,9 @@ pub fn losses(rule: &Rule) -> Vec<&'static str> {
     }
     if to.session.is_some() {
         losses.push("its sessions: each call may go to another endpoint");
+    }
+    if to.hedging.is_some() {
+        losses.push("hedging: no call is sent twice");
     }
     let codes = &to.retry.codes;
     if to.retry.attempts > 0 && codes.iter().any(|code| status(*code).is_empty()) {

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use phalanx_model::resource::{Carrier, Cors, Forward, MILLION, Mirror, Session};
+use phalanx_model::resource::{
+    Carrier, Cors, Forward, Hedging, MILLION, Mirror, PathMatch, RuleMatch, Session,
+};
 use phalanx_proto::envoy::config::core::v3 as core_v3;
 use phalanx_proto::envoy::config::route::v3 as route_v3;
 use phalanx_proto::envoy::extensions::filters::http::cors::v3 as cors_v3;
@@ -17,7 +19,7 @@ use phalanx_proto::envoy::r#type::v3::{FractionalPercent, fractional_percent::De
 use prost::Name;
 
 use super::super::{any, duration, metadata};
-use super::string_match;
+use super::{IDEMPOTENT, string_match};
 
 pub(crate) const CORS_FILTER: &str = "envoy.filters.http.cors";
 pub(crate) const SESSION_FILTER: &str = "envoy.filters.http.stateful_session";
@@ -33,6 +35,8 @@ pub(crate) const SESSION_ABSOLUTE: &str = "session_absolute";
 /// Of a cookie with a time to live that is not told to clients.
 pub(crate) const SESSION_LIFETIME: &str = "session_lifetime";
 pub(crate) const OF_CLIENT: &str = "client";
+/// `<ns> <further attempts> [<path>…]`
+pub(crate) const HEDGING: &str = "hedging";
 
 /// In the order in which requests pass them; the router comes after.
 pub(crate) fn filters() -> Vec<hcm_v3::HttpFilter> {
@@ -100,7 +104,41 @@ pub(super) fn words(to: &Forward) -> Option<core_v3::Metadata> {
         (SESSION_IDLE, &seconds(idle)),
         (SESSION_ABSOLUTE, &seconds(absolute)),
         (SESSION_LIFETIME, lifetime.map_or("", |_| OF_CLIENT)),
+        (
+            HEDGING,
+            &to.hedging.as_ref().map_or_else(String::new, hedging),
+        ),
     ])
+}
+
+fn hedging(hedging: &Hedging) -> String {
+    let mut text = format!("{} {}", hedging.delay.as_nanos(), hedging.extra_max);
+    for path in &hedging.grpc {
+        text.push(' ');
+        text.push_str(path);
+    }
+    text
+}
+
+/// Envoy hedges when an attempt's time is over, whatever the method, and as often as it may retry: only where all of that
+/// says the same.
+pub(crate) fn hedge_delay(to: &Forward, matches: &RuleMatch) -> Option<Duration> {
+    let hedging = to.hedging.as_ref()?;
+    let is_safe = match (&matches.path, &matches.method) {
+        (PathMatch::Exact(path), _) if matches.grpc => hedging.allows_grpc(path),
+        (_, Some(method)) => !matches.grpc && IDEMPOTENT.contains(&method.as_str()),
+        _ => false,
+    };
+    let is_alone = to.attempt_timeout.is_none() && to.session.is_none();
+    let is_said = is_safe && is_alone && to.retry.attempts >= hedging.extra_max;
+    is_said.then_some(hedging.delay)
+}
+
+pub(crate) fn hedge_policy(to: &Forward, matches: &RuleMatch) -> Option<route_v3::HedgePolicy> {
+    hedge_delay(to, matches).map(|_| route_v3::HedgePolicy {
+        hedge_on_per_try_timeout: true,
+        ..Default::default()
+    })
 }
 
 /// Preflights of other origins are answered, not passed on: the application would decide by itself.

@@ -1,0 +1,55 @@
+//! Connections that have made a request each and now do nothing: what each of them costs the proxy in memory.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::bail;
+
+use super::case::{Case, Wire};
+use super::load::{SETTLED, printed};
+use super::pair;
+use super::running::{Child, LOAD_CORE, Running};
+use super::sample::Sample;
+
+/// A sidecar takes 10,000 unless told otherwise, and those who ask whether it is up come on top.
+pub const CONNECTIONS: usize = 9900;
+/// Until buffers are given back, and allocators have done their cleaning.
+const STEADY: Duration = Duration::from_secs(6);
+
+/// The proportional set size, after less what it was before: the kernel's memory for sockets is not in it. One request went
+/// through before, so that what is made once is there.
+pub fn measure(case: &Case, root: &Path, proxy: &Running) -> anyhow::Result<Sample> {
+    let server = match case.paired {
+        true => proxy.last(),
+        false => proxy.all(),
+    };
+    std::thread::sleep(SETTLED);
+    let before = server.proportional_kb()?;
+    let mut holder = Command::new("taskset");
+    holder.args(["-c", LOAD_CORE]);
+    holder.arg(root.join("target/release/bench-backend"));
+    holder.args(["idle", if case.wire == Wire::Http2 { "h2" } else { "h1" }]);
+    let to = match case.paired {
+        true => pair::BETWEEN,
+        false => proxy.entry,
+    };
+    holder.args([to, &CONNECTIONS.to_string()]);
+    if let Some((cert, key)) = proxy.pem.as_ref().filter(|_| case.paired) {
+        holder.arg(cert).arg(key);
+    }
+    let mut holding = Child::listened(&mut holder, "the idle connections")?;
+    let opened = printed(&holding.line()?, "open ")?;
+    std::thread::sleep(STEADY);
+    let full = server.proportional_kb()?;
+    let held = printed(&holding.finish()?, "held ")?;
+    if held < opened || opened != CONNECTIONS as f64 {
+        bail!("of {CONNECTIONS} connections {opened} were opened, and {held} held");
+    }
+    let mut sample = Sample::default();
+    sample.add("KB/connection", (full - before) / opened, 2);
+    sample.add("connections", opened, 0);
+    sample.add("MB before", before / 1024.0, 1);
+    sample.add("MB with them", full / 1024.0, 1);
+    Ok(sample)
+}
