@@ -124,7 +124,11 @@ impl Sockets for Gates {
         }
         match state.tenure {
             Tenure::Ours => {}
-            Tenure::Lent => return Err(format!("{address} is opened by the process that takes over")),
+            Tenure::Lent => {
+                return Err(format!(
+                    "{address} is opened by the process that takes over"
+                ));
+            }
             Tenure::Over => return Ok(()),
         }
         let mut none = Inherited::default();
