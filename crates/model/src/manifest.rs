@@ -183,7 +183,7 @@ fn document(at: &At<'_>, default_namespace: &str) -> Option<Document> {
 }
 
 fn kind(fields: &mut Fields<'_>) -> Option<Kind> {
-    const LATER: [&str; 7] = [
+    const LATER: [&str; 9] = [
         "UDPRoute",
         "ColourPolicy",
         "Rollout",
@@ -191,6 +191,8 @@ fn kind(fields: &mut Fields<'_>) -> Option<Kind> {
         "Contract",
         "ReferenceGrant",
         "GatewayClass",
+        "BackendTLSPolicy",
+        "ListenerSet",
     ];
     let choices = Kind::ALL.map(|kind| (kind.as_str(), kind));
     let kind = fields

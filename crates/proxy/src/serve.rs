@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 use tokio::sync::watch::Receiver;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::accesslog::{AccessLog, AccessLogError};
 use crate::account::{Account, EdgeTotals};
@@ -214,7 +214,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
             ))
         }
     };
-    let mut upgrades = None;
+    let (is_heir, mut upgrades) = (heir.is_some(), None);
     if let (Some(heir), Some(upgrade)) = (heir, &config.upgrade) {
         upgrades = heir.commit(upgrade.drain).await?;
     }
@@ -223,25 +223,32 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let registration = register
         .as_ref()
         .map(|register| register.registration().clone());
-    let holder = match &config.upgrade {
-        None => None,
-        Some(upgrade) => {
-            let bundle = admin_bundle(&listener, admin)
-                .map_err(|source| ServeError::admin(config.admin, source))?;
-            let estate = Estate {
-                release: RELEASE,
-                service: called(&config),
-                instance: instance.id.to_string(),
-                lender: config.gateway.as_ref().map(|_| workers.lender()),
-                bundles: bundles.into_iter().chain([bundle]).collect(),
-                registration: registration.clone(),
-            };
-            let socket = match upgrades {
-                Some(inherited) => inherited,
-                None => takeover::listen(&upgrade.socket)?,
-            };
-            Some(Holder::spawn(&upgrade.socket, socket, estate).map_err(ServeError::Workers)?)
+    let hold = |upgrade: &UpgradeConfig| {
+        let bundle = admin_bundle(&listener, admin)
+            .map_err(|source| ServeError::admin(config.admin, source))?;
+        let estate = Estate {
+            release: RELEASE,
+            service: called(&config),
+            instance: instance.id.to_string(),
+            lender: config.gateway.as_ref().map(|_| workers.lender()),
+            bundles: bundles.into_iter().chain([bundle]).collect(),
+            registration: registration.clone(),
+        };
+        let socket = match upgrades {
+            Some(inherited) => inherited,
+            None => takeover::listen(&upgrade.socket)?,
+        };
+        Holder::spawn(&upgrade.socket, socket, estate).map_err(ServeError::Workers)
+    };
+    let holder = match config.upgrade.as_ref().map(hold).transpose() {
+        Ok(holder) => holder,
+        // The one before drains by now: whoever can't be replaced is better than nobody.
+        Err(error) if is_heir => {
+            let why: &dyn std::error::Error = &error;
+            error!(why, "serving, but can't be replaced by an upgrade");
+            None
         }
+        Err(error) => return Err(error),
     };
     let checks = HealthChecks::spawn(control.clone(), node, identity, discovery.complete());
 

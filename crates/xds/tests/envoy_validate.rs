@@ -94,20 +94,35 @@ fn envoy_takes_clusters_and_endpoints() {
 #[test]
 fn envoy_takes_listeners() {
     let envoy = envoy();
-    let listeners =
-        samples(models::listener())
-            .into_iter()
-            .enumerate()
-            .map(|(index, mut listener)| {
-                listener.name = format!("{index}");
-                listener.address = ([127, 0, 0, 1], 0).into();
-                listener_v3::Listener::decode(encode::listener(&listener).body).unwrap()
-            });
+    let folder = tempfile::tempdir().unwrap();
+    let (mut listeners, mut edges) = (Vec::new(), 0);
+    for (index, mut listener) in samples(models::listener()).into_iter().enumerate() {
+        listener.name = format!("{index}");
+        listener.address = ([127, 0, 0, 1], 0).into();
+        if let ListenerProtocol::Gateway(port) = &mut listener.protocol {
+            describe(folder.path(), port);
+            edges += 1;
+        }
+        listeners.push(listener_v3::Listener::decode(encode::listener(&listener).body).unwrap());
+    }
+    assert!(edges > 5, "{edges}");
     let resources = StaticResources {
-        listeners: listeners.collect(),
+        listeners,
         clusters: vec![control()],
     };
     assert_eq!(refusal(&envoy, resources), None);
+}
+
+/// The files that an edge's certificates are described by, which Envoy wants to see.
+fn describe(folder: &Path, port: &mut gateway::GatewayPort) {
+    port.certificates_in = folder.display().to_string();
+    for chain in &port.chains {
+        if let gateway::ChainTls::Terminate(names) = &chain.tls {
+            for name in names {
+                std::fs::write(folder.join(format!("{name}.yaml")), "resources: []\n").unwrap();
+            }
+        }
+    }
 }
 
 /// Regular expressions of the strategies are such as Envoy takes.

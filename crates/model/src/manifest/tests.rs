@@ -255,6 +255,31 @@ fn policy_of(sections: &str) -> Result<BackendPolicy, Vec<String>> {
 }
 
 #[test]
+fn hedging_names_the_grpc_methods_that_may_be_called_twice() {
+    let text = "hedging: {delay: 50ms, maxExtra: 2, grpcMethods: [arena.v1.Board/Top, \"a.B/*\"]}";
+    let hedging = policy_of(text).unwrap().hedging.unwrap();
+    assert_eq!((hedging.delay.as_millis(), hedging.extra_max), (50, 2));
+    let safe = ["/arena.v1.Board/Top", "/a.B/Any"];
+    assert!(safe.iter().all(|path| hedging.allows_grpc(path)));
+    let unsafe_ones = ["/arena.v1.Board/Set", "/arena.v1.Board/", "/a.C/Any", "/"];
+    assert!(!unsafe_ones.iter().any(|path| hedging.allows_grpc(path)));
+    for (text, why) in [
+        ("{}", "the field is missing"),
+        ("{delay: 0s}", "is not within"),
+        ("{delay: 1s, maxExtra: 4}", "is not within 1 to 3"),
+        ("{delay: 1s, grpcMethods: [Top]}", "is no gRPC method"),
+        ("{delay: 1s, grpcMethods: [a.B/C, a.B/C]}", "stands twice"),
+        ("{delay: 1s, delayPercentile: 95}", "unknown field"),
+    ] {
+        let problems = policy_of(&format!("hedging: {text}")).unwrap_err();
+        assert!(
+            format!("{problems:?}").contains(why),
+            "{text}: {problems:?}"
+        );
+    }
+}
+
+#[test]
 fn keyed_balancers_say_what_the_key_is() {
     for (text, hash_on) in [
         ("{header: X-Room}", HashOn::Header("x-room".into())),

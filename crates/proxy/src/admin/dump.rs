@@ -1,11 +1,13 @@
 //! `/config_dump`: the resources in use as JSON, as this sidecar understood them. Fields are named as in room `model`;
 //! what is at its default or absent is left out where that reads better.
 
+mod beside;
+
 use phalanx_model::resource::gateway::{Chain, ChainTarget, ChainTls, GatewayPort};
 use phalanx_model::resource::{
     Action, Assignment, Backend, Cluster, Endpoint, Forward, HeaderEdit, Health, Inbound,
     InboundRule, Listener, ListenerProtocol, LoadBalancer, PathMatch, PathRewrite, Redirect,
-    RouteTable, Rule, RuleMatch, ValueMatch, VirtualHost,
+    Rewrite, RouteTable, Rule, RuleMatch, VirtualHost,
 };
 use phalanx_xds::decode::Resource;
 use serde_json::{Map, Value, json};
@@ -71,7 +73,8 @@ fn inbound(listener: &Listener, trust_domain: &str, rules: &Inbound) -> Value {
         let policies: Vec<_> = policies
             .map(|policy| json!({ "name": policy.name, "effect": format!("{:?}", policy.effect), "rules": policy.rules.len() }))
             .collect();
-        json!({ "mode": format!("{:?}", rule.mode), "policies": policies })
+        let limits: Vec<Value> = rule.limits.iter().map(beside::limits).collect();
+        json!({ "mode": format!("{:?}", rule.mode), "policies": policies, "limits": limits })
     };
     let ports = rules.ports.iter();
     let ports: Map<_, _> = ports
@@ -117,28 +120,19 @@ fn matches(matches: &RuleMatch) -> Value {
         PathMatch::Prefix(path) => json!({ "prefix": path }),
         PathMatch::Regex(regex) => json!({ "regex": regex }),
     };
-    let value = |name: &String, value: &ValueMatch| match value {
-        ValueMatch::Exact(text) => json!({ "name": name, "exact": text }),
-        ValueMatch::Regex(regex) => json!({ "name": name, "regex": regex }),
-    };
     let mut out = Map::new();
     out.insert("path".into(), path);
     if let Some(method) = &matches.method {
         out.insert("method".into(), json!(method));
     }
     if !matches.headers.is_empty() {
-        let headers: Vec<Value> = matches
-            .headers
-            .iter()
-            .map(|h| value(&h.name, &h.value))
-            .collect();
-        out.insert("headers".into(), json!(headers));
+        out.insert("headers".into(), beside::headers(&matches.headers));
     }
     if !matches.query.is_empty() {
         let query: Vec<Value> = matches
             .query
             .iter()
-            .map(|q| value(&q.name, &q.value))
+            .map(|q| beside::named(&q.name, &q.value))
             .collect();
         out.insert("query".into(), json!(query));
     }
@@ -149,31 +143,56 @@ fn matches(matches: &RuleMatch) -> Value {
 }
 
 fn forward(forward: &Forward) -> Value {
+    // By name, so that what is added is missed here.
+    let Forward {
+        backends,
+        rewrite: Rewrite { authority, path },
+        request_timeout,
+        attempt_timeout,
+        retry,
+        hash_on,
+        mirrors,
+        session,
+        cors,
+        hedging,
+        priority,
+    } = forward;
     let mut out = Map::new();
-    out.insert(
-        "backends".into(),
-        forward.backends.iter().map(backend).collect(),
-    );
-    if let Some(authority) = &forward.rewrite.authority {
+    out.insert("backends".into(), backends.iter().map(backend).collect());
+    if let Some(authority) = authority {
         out.insert("rewrite_authority".into(), json!(authority));
     }
-    if let Some(path) = &forward.rewrite.path {
+    if let Some(path) = path {
         out.insert("rewrite_path".into(), rewrite(path));
     }
     for (key, timeout) in [
-        ("request_timeout", forward.request_timeout),
-        ("attempt_timeout", forward.attempt_timeout),
+        ("request_timeout", *request_timeout),
+        ("attempt_timeout", *attempt_timeout),
     ] {
         if let Some(timeout) = timeout {
             out.insert(key.into(), json!(format!("{timeout:?}")));
         }
     }
-    let retry = &forward.retry;
     let backoff = format!("{:?}", retry.backoff);
     out.insert(
         "retry".into(),
         json!({ "attempts": retry.attempts, "codes": retry.codes, "backoff": backoff }),
     );
+    if !mirrors.is_empty() {
+        let mirrors = mirrors.iter().map(beside::mirror).collect();
+        out.insert("mirrors".into(), mirrors);
+    }
+    let beside = [
+        ("hash_on", hash_on.as_ref().map(beside::hash_on)),
+        ("session", session.as_ref().map(beside::session)),
+        ("cors", cors.as_ref().map(beside::cors)),
+        ("hedging", hedging.as_ref().map(beside::hedging)),
+        ("priority", priority.map(|p| json!(p.as_str()))),
+    ];
+    let said = beside
+        .into_iter()
+        .filter_map(|(key, value)| Some((key.to_owned(), value?)));
+    out.extend(said);
     Value::Object(out)
 }
 
@@ -224,11 +243,21 @@ fn cluster(cluster: &Cluster) -> Value {
         LoadBalancer::RingHash => "RingHash",
         LoadBalancer::Maglev => "Maglev",
     };
+    let start = cluster.slow_start.map(|start| {
+        json!({ "window": format!("{:?}", start.window), "min_weight_percent": start.min_weight_percent })
+    });
+    let ids = cluster.tls.as_ref().map(|tls| {
+        let ids = tls.ids.iter().map(ToString::to_string);
+        ids.collect::<Vec<_>>()
+    });
     let (pool, breaker) = (&cluster.connection_pool, &cluster.circuit_breaker);
     let (outlier, budget) = (&cluster.outlier_detection, &cluster.retry_budget);
     json!({
         "protocol": cluster.protocol.as_str(),
         "load_balancer": load_balancer,
+        "slow_start": start,
+        "panic_percent": cluster.panic_percent,
+        "tls_ids": ids,
         "connection_pool": {
             "max_requests_per_connection": pool.max_requests_per_connection,
             "connect_timeout": format!("{:?}", pool.connect_timeout),
@@ -246,13 +275,16 @@ fn cluster(cluster: &Cluster) -> Value {
             "interval": format!("{:?}", outlier.interval),
             "base_ejection": format!("{:?}", outlier.base_ejection),
             "max_ejection_percent": outlier.max_ejection_percent,
+            "success_rate_stdev": outlier.success_rate_stdev,
+            "latency_factor": outlier.latency_factor,
         },
         "retry_budget": { "percent": budget.percent, "min_concurrency": budget.min_concurrency },
     })
 }
 
 fn endpoints(assignment: &Assignment) -> Value {
-    json!({ "endpoints": assignment.endpoints.iter().map(endpoint).collect::<Vec<_>>() })
+    let endpoints: Vec<Value> = assignment.endpoints.iter().map(endpoint).collect();
+    json!({ "endpoints": endpoints, "overprovision": assignment.overprovision })
 }
 
 fn endpoint(endpoint: &Endpoint) -> Value {
@@ -265,8 +297,13 @@ fn endpoint(endpoint: &Endpoint) -> Value {
         "address": endpoint.address.to_string(),
         "weight": endpoint.weight,
         "zone": endpoint.zone,
+        "is_far": endpoint.is_far,
+        "mutual_tls": endpoint.mutual_tls,
         "health": health,
         "version": endpoint.version,
         "instance": endpoint.instance,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,9 @@
 #[allow(dead_code)]
 #[path = "../path/support.rs"]
 mod support;
+#[allow(dead_code)]
+#[path = "../path/smuggling.rs"]
+mod smuggling;
 
 mod pki;
 

@@ -553,7 +553,10 @@ fn chain_target() -> impl Strategy<Value = ChainTarget> {
 
 fn shares() -> impl Strategy<Value = Vec<Share>> {
     let share = (option::weighted(0.8, cluster_name()), 1u32..=1_000_000);
-    vec(share.prop_map(|(cluster, weight)| Share { cluster, weight }), 0..5)
+    vec(
+        share.prop_map(|(cluster, weight)| Share { cluster, weight }),
+        0..5,
+    )
 }
 
 fn plain_listener() -> impl Strategy<Value = Listener> {
