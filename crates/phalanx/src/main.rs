@@ -3,6 +3,7 @@
 mod apply;
 mod arena;
 mod backup;
+mod bootstrap;
 mod canary;
 mod cert;
 mod control;
@@ -68,6 +69,8 @@ enum Verb {
     Control(control::Options),
     /// Run the sidecar of one application
     Proxy(proxy::Options),
+    /// Print what a stock Envoy has to be told at its start, beside an application or at the edge
+    Bootstrap(Box<bootstrap::Options>),
     /// Store documents; one call is one transaction
     Apply(apply::Options),
     /// Remove documents
@@ -176,6 +179,7 @@ impl Verb {
             Self::Arena(options) => arena::run(options),
             Self::Lint(options) => lint::run(&options),
             Self::Restore(options) => restore::run(&options),
+            Self::Bootstrap(options) => bootstrap::run(&options),
             other => block_on(other.ask()),
         }
     }
@@ -208,6 +212,7 @@ impl Verb {
             | Self::Control(_)
             | Self::Proxy(_)
             | Self::Arena(_)
+            | Self::Bootstrap(_)
             | Self::Lint(_)
             | Self::Restore(_) => Ok(()),
         }

@@ -1,6 +1,13 @@
 //! The edge: one Gateway, run by our data plane and by a stock Envoy at the same time, called from outside by curl over HTTP,
 //! HTTPS, TLS that a backend ends itself, and raw TCP. Both answer alike.
 
+mod gateway {
+    pub mod hostile;
+    pub mod peers;
+    pub mod split;
+    pub mod upgrade;
+}
+
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -90,26 +97,14 @@ server.socket = context.wrap_socket(server.socket, server_side=True, do_handshak
 server.serve_forever()
 "#;
 
-/// A certificate of its own authority for a host, as an edge finds it; and described for Envoy.
+/// A certificate of its own authority for a host, as an edge finds it.
 fn certificate(folder: &Path, name: &str, host: &str) -> anyhow::Result<PathBuf> {
     let pair = rcgen::generate_simple_self_signed([host.to_owned()])?;
     let at = folder.join(name);
     fs::create_dir_all(&at)?;
     fs::write(at.join("tls.crt"), pair.cert.pem())?;
     fs::write(at.join("tls.key"), pair.signing_key.serialize_pem())?;
-    let at = at.display();
-    let described = format!(
-        r#"resources:
-- "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret
-  name: {name}
-  tls_certificate:
-    certificate_chain: {{filename: {at}/tls.crt}}
-    private_key: {{filename: {at}/tls.key}}
-    watched_directory: {{path: {at}}}
-"#
-    );
-    fs::write(folder.join(format!("{name}.yaml")), described)?;
-    Ok(folder.join(name).join("tls.crt"))
+    Ok(at.join("tls.crt"))
 }
 
 /// Our data plane at the edge.
@@ -131,16 +126,22 @@ fn edge(
     Process::spawn(command, &folder.join(format!("edge-{ip}.log")))
 }
 
+/// Envoy, as `phalanx bootstrap` has it.
 fn stock(mesh: &Mesh, ip: IpAddr, tls_dir: &Path) -> anyhow::Result<Process> {
-    let text = envoy::bootstrap("edge", ip, mesh.xds, envoy::Protocol::Delta);
-    let sidecars = format!("service: edge, namespace: default, outbound: \"{ip}:15001\"");
-    anyhow::ensure!(text.contains(&sidecars), "{text}");
-    let ours = format!(
-        "gateway: edge, namespace: default, bind: {ip}, certificates_in: {}",
-        tls_dir.display()
-    );
+    let mut command = Command::new(executable("phalanx")?);
+    command
+        .args(["bootstrap", "--gateway", "edge", "--write-secrets"])
+        .arg("--tls-dir")
+        .arg(tls_dir)
+        .args(["--instance", &format!("envoy-{ip}").replace('.', "-")])
+        .args(["--bind", &ip.to_string()])
+        .args(["--admin", &SocketAddr::new(ip, 15000).to_string()])
+        .args(["--control", &mesh.xds.to_string()]);
+    let printed = command.output()?;
+    let why = String::from_utf8_lossy(&printed.stderr);
+    anyhow::ensure!(printed.status.success(), "{why}");
     let config = mesh.folder().join(format!("envoy-{ip}.yaml"));
-    fs::write(&config, text.replace(&sidecars, &ours))?;
+    fs::write(&config, printed.stdout)?;
     let mut command = Command::new(envoy::binary()?);
     command.arg("-c").arg(&config).args([
         "--concurrency",

@@ -17,7 +17,7 @@ use phalanx_pki::tls::{ClientAuth, ServerOptions, ServerTls};
 use phalanx_pki::verifier::{CrlPolicy, Expected, Peer, Refusal};
 use phalanx_relay::Field;
 use rustls::pki_types::ServerName;
-use rustls::server::{Acceptor, ClientHello};
+use rustls::server::{Accepted as Hello, Acceptor, ClientHello};
 use rustls::{HandshakeKind, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -333,10 +333,17 @@ pub async fn is_ours(stream: &TcpStream, wanted: &[Alpn]) -> bool {
 }
 
 /// The name in a handshake that a peer has begun, in lower case, if it has one; None when it is no handshake. Its bytes stay
-/// in the socket.
-pub async fn named(stream: &TcpStream) -> Option<Option<String>> {
-    let name = |hello: ClientHello<'_>| hello.server_name().map(str::to_ascii_lowercase);
-    hello(stream, name).await
+/// in the socket. It counts among the handshakes under way.
+pub async fn named(core: &Core, stream: &TcpStream) -> Option<Option<String>> {
+    let turn = core.handshakes.begin();
+    tokio::select! {
+        biased;
+        name = hello(stream, server_name) => name,
+        () = turn.over.notified() => {
+            core.refuse_tls(Direction::Inbound, TlsRefused::Busy, stream.peer_addr().ok()?);
+            None
+        }
+    }
 }
 
 /// None for what is no beginning of a handshake, or too long for one.
@@ -347,24 +354,39 @@ async fn hello<T>(stream: &TcpStream, look: impl FnOnce(ClientHello<'_>) -> T) -
         let Ok(count @ 1..) = stream.peek(&mut seen).await else {
             return None;
         };
-        let mut acceptor = Acceptor::default();
-        let mut bytes = seen.get(..count).unwrap_or_default();
-        while !bytes.is_empty() {
-            if acceptor.read_tls(&mut bytes).is_err() {
-                return None;
-            }
-            match acceptor.accept() {
-                Ok(None) => {}
-                Ok(Some(hello)) => return Some(look(hello.client_hello())),
-                Err(_) => return None,
-            }
-        }
-        if count == HELLO_MAX {
-            return None;
+        match read_hello(seen.get(..count).unwrap_or_default()) {
+            Ok(None) if count < HELLO_MAX => {}
+            Ok(Some(hello)) => return Some(look(hello.client_hello())),
+            Ok(None) | Err(NoHello) => return None,
         }
         tokio::time::sleep(pause).await; // peek can't wait for more bytes than there are
         pause = (pause * 2).min(HELLO_LOOK_MAX);
     }
+}
+
+/// Bytes that begin no handshake.
+struct NoHello;
+
+/// None while it is not whole.
+fn read_hello(mut bytes: &[u8]) -> Result<Option<Hello>, NoHello> {
+    let mut acceptor = Acceptor::default();
+    while !bytes.is_empty() {
+        acceptor.read_tls(&mut bytes).map_err(|_| NoHello)?;
+        if let Some(hello) = acceptor.accept().map_err(|_| NoHello)? {
+            return Ok(Some(hello));
+        }
+    }
+    Ok(None)
+}
+
+/// As [`named`], of bytes: for whoever feeds it foreign ones.
+pub fn name_in_hello(bytes: &[u8]) -> Option<Option<String>> {
+    let hello = read_hello(bytes).ok()??;
+    Some(server_name(hello.client_hello()))
+}
+
+fn server_name(hello: ClientHello<'_>) -> Option<String> {
+    hello.server_name().map(str::to_ascii_lowercase)
 }
 
 fn why(error: &io::Error) -> TlsRefused {

@@ -113,7 +113,7 @@ async fn decide(
     };
     let name = match (reads_names, first) {
         (false, _) => None,
-        (true, HANDSHAKE_RECORD) => in_time(core, secure::named(stream)).await?,
+        (true, HANDSHAKE_RECORD) => in_time(core, secure::named(core, stream)).await?,
         (true, _) => {
             refuse(TlsRefused::PlainText);
             return None;
