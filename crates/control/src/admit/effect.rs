@@ -138,6 +138,8 @@ impl Listeners {
     }
 
     fn count(&self, host: &str) -> usize {
+        // Of those a host is told for, whose callers see it otherwise.
+        let host = host.split(' ').next().unwrap_or(host);
         self.of_all + self.of_host.get(host).copied().unwrap_or(0)
     }
 }
@@ -337,11 +339,13 @@ fn rules(
     }
     let hosts = |mesh: &Mesh| -> BTreeMap<String, VirtualHost> {
         let table = mesh.rules.table("", &mesh.catalog);
-        table
-            .hosts
-            .into_iter()
-            .map(|host| (host.name.clone(), host))
-            .collect()
+        let hosts = table.hosts.into_iter();
+        let usual = hosts.map(|host| (host.name.clone(), host));
+        // A space is in no host's name.
+        let consumers = mesh.rules.of_consumers();
+        let consumers = consumers
+            .map(|(namespace, host)| (format!("{} for callers in {namespace}", host.name), host));
+        usual.chain(consumers).collect()
     };
     let (before, after) = (hosts(before), hosts(after));
     for (name, old, new) in pairs(&before, &after) {

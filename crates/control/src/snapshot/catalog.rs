@@ -11,7 +11,7 @@ use phalanx_model::document::{
 use phalanx_model::identity::SpiffeId;
 use phalanx_model::instance::{InstancePort, Protocol, State};
 use phalanx_model::resource::{
-    Assignment, Cluster, Effect, Endpoint, HashOn, Health, Locality, MtlsMode, PeerTls,
+    Assignment, Cluster, Effect, Endpoint, HashOn, Health, Hedging, Locality, MtlsMode, PeerTls,
 };
 use phalanx_model::{ClusterName, Instance, ServiceName, SharedMap};
 
@@ -36,6 +36,8 @@ pub struct CatalogPort {
     pub protocol: Protocol,
     /// What its policy says is the key of a request.
     pub hash_on: Option<HashOn>,
+    /// Whether and when it lets a request be sent once more.
+    pub hedging: Option<Hedging>,
 }
 
 impl Catalog {
@@ -75,8 +77,10 @@ pub(super) fn compile(
         let tls = peer_tls(mesh, world, &service);
         let locality = policy.and_then(|policy| policy.locality);
         let hash_on = policy.and_then(|policy| policy.hash_on.clone());
+        let hedging = policy.and_then(|policy| policy.hedging.clone());
         for (port, (mut of_port, endpoints)) in found {
             of_port.hash_on = hash_on.clone();
+            of_port.hedging = hedging.clone();
             let name = ClusterName::outbound(service.clone(), port);
             let mut cluster = Cluster::new(name.clone(), of_port.protocol);
             cluster.tls = Some(tls.clone());
@@ -244,6 +248,7 @@ fn find(world: &World, index: &Index, name: &ServiceName, findings: &mut Vec<Fin
             name: port.name.clone(),
             protocol: protocol(port, chosen.iter().map(|(_, p)| *p)),
             hash_on: None,
+            hedging: None,
         };
         found.insert(port.port, (of_port, endpoints));
     }
@@ -284,6 +289,7 @@ fn undeclared<'a>(
             name: told.max().unwrap_or_default().to_owned(),
             protocol: protocol(&port, chosen.iter().map(|(_, p)| *p)),
             hash_on: None,
+            hedging: None,
         };
         found.insert(number, (of_port, endpoints));
     }

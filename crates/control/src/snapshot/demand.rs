@@ -182,8 +182,8 @@ struct Made {
     sweep_at: usize,
 }
 
-/// A table's name, and the port it leads to.
-type Key = (String, Option<(ServiceName, u16)>);
+/// A table's name, the port it leads to, and the namespace that alone sees it so.
+type Key = (String, Option<(ServiceName, u16)>, Option<String>);
 
 #[derive(Debug)]
 struct One {
@@ -198,11 +198,13 @@ impl Hosts {
         let target = resolve(authority, namespace, &mesh.catalog);
         let rules = target
             .as_ref()
-            .and_then(|(service, port)| mesh.rules.of(service, *port));
+            .and_then(|(service, port)| mesh.rules.of(service, *port, namespace));
+        let (rules, consumer) =
+            rules.map_or((None, None), |seen| (Some(seen.rules), seen.consumer));
         let target = target.filter(|_| rules.is_some());
         // Held for a look-up, or for encoding one host.
         let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (name.to_owned(), target);
+        let key = (name.to_owned(), target, consumer);
         if let Some(one) = made.tables.get_mut(&key)
             && let Some(table) = one.table.upgrade()
             && same(one.rules.as_ref(), rules.as_ref())

@@ -21,6 +21,7 @@ use phalanx_xds::{Encoded, Kind, Snapshot};
 
 use super::demand::{Names, renew, resolve};
 use super::inbound::{anonymous, mode_of_service};
+use super::routes::Seen;
 use super::{Mesh, Node, Published, Resources};
 use crate::world::{Documents, World};
 
@@ -75,9 +76,9 @@ impl Proxyless {
         let mut unmet: Vec<_> = self.guard.unmet(&published.world).collect();
         let mut table = |name: &str| {
             let (service, port) = resolve(name, "", &mesh.catalog)?;
-            let rules = mesh.rules.of(&service, port)?;
-            let table = made.table(name, &rules);
-            unmet.extend(unmet_rules(name, &rules, &published.world));
+            let seen = mesh.rules.of(&service, port, &node.service.namespace)?;
+            let table = made.table(name, &seen);
+            unmet.extend(unmet_rules(name, &seen.rules, &published.world));
             Some((name.to_owned(), table))
         };
         let tables: Resources = session
@@ -301,7 +302,7 @@ impl Dialect {
     fn listener(&self, name: &str, published: &Published, node: &Node) -> Option<Arc<Encoded>> {
         let mesh = &published.mesh;
         let (service, port) = resolve(name, &node.service.namespace, &mesh.catalog)?;
-        mesh.rules.of(&service, port)?;
+        mesh.rules.of(&service, port, &node.service.namespace)?;
         let route_table = table_name(&service, port);
         let encode = || {
             grpc::api_listener(&ApiListener {
@@ -317,18 +318,25 @@ impl Dialect {
         ))
     }
 
-    fn table(&self, name: &str, rules: &Arc<Vec<Rule>>) -> Arc<Encoded> {
+    fn table(&self, name: &str, seen: &Seen) -> Arc<Encoded> {
         let encode = || {
             grpc::routes(&RouteTable {
                 name: name.to_owned(),
                 hosts: vec![VirtualHost {
                     name: name.to_owned(),
                     domains: vec!["*".to_owned()],
-                    rules: rules.to_vec(),
+                    rules: seen.rules.to_vec(),
                 }],
             })
         };
-        self.made(Kind::Routes, name, Source::Rules(rules.clone()), encode)
+        let source = Source::Rules(seen.rules.clone());
+        match &seen.consumer {
+            Some(namespace) => {
+                let key = format!("{namespace} {name}");
+                self.made(Kind::Routes, &key, source, encode)
+            }
+            None => self.made(Kind::Routes, name, source, encode),
+        }
     }
 
     fn cluster(&self, cluster: &Arc<Cluster>, is_secure: bool) -> Arc<Encoded> {

@@ -1,7 +1,8 @@
 //! HTTPRoutes and GRPCRoutes become rules per service and port, and those a route table per calling namespace.
 //!
 //! Gateway API semantics for routes whose parent is a Service: the rules of all of them are merged and ordered by match
-//! (`model::matching::order`), age, name, and their place in the document.
+//! (`model::matching::order`), age, name, and their place in the document. Those of a route in another namespace than its
+//! parent hold for callers of the route's namespace only, and for those instead of all others (GEP-1426, consumer routes).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,8 +11,8 @@ use phalanx_model::document::{BackendRef, Document, Kind, Route, RouteRule};
 use phalanx_model::instance::Protocol;
 use phalanx_model::matching::order::precedence;
 use phalanx_model::resource::{
-    Action, Backend, Forward, HashOn, HeaderEdit, Mirror, Retry, Rewrite, RouteTable, Rule,
-    RuleMatch, Session, VirtualHost,
+    Action, Backend, Forward, HashOn, HeaderEdit, Hedging, Mirror, Retry, Rewrite, RouteTable,
+    Rule, RuleMatch, Session, VirtualHost,
 };
 use phalanx_model::{ClusterName, Reason, ServiceName, SharedMap};
 
@@ -33,8 +34,38 @@ pub struct Rules(SharedMap<ServicePort, Arc<Hosted>>);
 pub(super) struct Hosted {
     /// In order of precedence.
     rules: Arc<Vec<Rule>>,
+    /// Instead of them, for callers of these namespaces.
+    consumers: BTreeMap<String, Arc<Vec<Rule>>>,
     /// Meant by an authority without a port.
     is_default: bool,
+}
+
+/// Rules as some callers see them.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub(super) rules: Arc<Vec<Rule>>,
+    /// Only those of this namespace do.
+    pub(super) consumer: Option<String>,
+}
+
+impl Hosted {
+    /// Namespaces whose callers have rules of their own.
+    pub(super) fn consumers(&self) -> impl Iterator<Item = &String> {
+        self.consumers.keys()
+    }
+
+    fn seen_by(&self, namespace: &str) -> Seen {
+        match self.consumers.get_key_value(namespace) {
+            Some((namespace, rules)) => Seen {
+                rules: rules.clone(),
+                consumer: Some(namespace.clone()),
+            },
+            None => Seen {
+                rules: self.rules.clone(),
+                consumer: None,
+            },
+        }
+    }
 }
 
 /// Compiles the rules of these services again.
@@ -68,12 +99,20 @@ impl Rules {
             .map(|((_, port), _)| *port)
     }
 
-    /// None when it does not exist or speaks no HTTP.
-    pub(super) fn of(&self, service: &ServiceName, port: u16) -> Option<Arc<Vec<Rule>>> {
+    /// For callers in `namespace`; none when it does not exist or speaks no HTTP.
+    pub(super) fn of(&self, service: &ServiceName, port: u16, namespace: &str) -> Option<Seen> {
         let found = self
             .0
             .find(|(probe, at)| (probe, at).cmp(&(service, &port)));
-        found.map(|(_, hosted)| Arc::clone(&hosted.rules))
+        found.map(|(_, hosted)| hosted.seen_by(namespace))
+    }
+
+    /// What callers of some namespace see instead of all others, with that namespace.
+    pub fn of_consumers(&self) -> impl Iterator<Item = (&str, VirtualHost)> {
+        self.0.iter().flat_map(|(key, hosted)| {
+            let of = move |namespace: &String| host(key, hosted, Some(namespace));
+            hosted.consumers().map(move |n| (n.as_str(), of(n)))
+        })
     }
 
     /// What a caller in `namespace` can reach, and how it may name it.
@@ -97,7 +136,10 @@ pub(super) fn host(
     VirtualHost {
         name: format!("{}:{port}", service.host()),
         domains: domains(service, *port, namespace, hosted.is_default),
-        rules: hosted.rules.to_vec(),
+        rules: match namespace {
+            Some(namespace) => hosted.seen_by(namespace).rules.to_vec(),
+            None => hosted.rules.to_vec(),
+        },
     }
 }
 
@@ -125,7 +167,7 @@ fn find(
     let ports = mesh.catalog.services.get(service);
     let mut found = BTreeMap::new();
     for (port, of_port) in ports.into_iter().flat_map(|ports| ports.iter()) {
-        let routes = attached.remove(port).unwrap_or_default();
+        let mut scopes = attached.remove(port).unwrap_or_default();
         if of_port.protocol == Protocol::Tcp {
             let ignored = |(entry, _): &(&DocumentEntry, &Route)| {
                 finding(
@@ -135,16 +177,23 @@ fn find(
                     ),
                 )
             };
-            findings.extend(routes.iter().map(ignored));
+            findings.extend(scopes.values().flatten().map(ignored));
             continue;
         }
-        let rules = if routes.is_empty() {
-            vec![plain(service, *port, of_port.hash_on.clone())]
-        } else {
+        let routes = scopes.remove(service.namespace.as_str());
+        let consumers = scopes.into_iter().map(|(namespace, routes)| {
+            let rules = merged(routes, &mesh.catalog, findings);
+            (namespace.to_owned(), Arc::new(rules))
+        });
+        let consumers = consumers.collect();
+        let rules = if let Some(routes) = routes {
             merged(routes, &mesh.catalog, findings)
+        } else {
+            vec![plain(service, *port, of_port)]
         };
         let hosted = Hosted {
             rules: Arc::new(rules),
+            consumers,
             is_default: default_port == Some(*port),
         };
         found.insert(*port, hosted);
@@ -152,9 +201,11 @@ fn find(
     found
 }
 
-type Attached<'a> = BTreeMap<u16, Vec<(&'a DocumentEntry, &'a Route)>>;
+/// By port, and by the namespace that the routes are of.
+type Attached<'a> = BTreeMap<u16, BTreeMap<&'a str, Vec<(&'a DocumentEntry, &'a Route)>>>;
 
-/// Routes by the port of the service they are attached to; where GRPCRoutes are, HTTPRoutes are conflicted.
+/// Routes by the port of the service they are attached to; where GRPCRoutes are, HTTPRoutes of the same namespace are
+/// conflicted.
 fn attach<'a>(
     world: &'a World,
     mesh: &Mesh,
@@ -170,10 +221,16 @@ fn attach<'a>(
             continue;
         };
         for port in parents(entry, route, service, &mesh.catalog, findings) {
-            attached.entry(port).or_default().push((&**entry, route));
+            let scopes = attached.entry(port).or_default();
+            let scope = scopes.entry(entry.id.namespace.as_str()).or_default();
+            scope.push((&**entry, route));
         }
     }
-    for (port, routes) in &mut attached {
+    let scopes = attached.iter_mut().flat_map(|(port, scopes)| {
+        let scopes = scopes.values_mut();
+        scopes.map(move |routes| (port, routes))
+    });
+    for (port, routes) in scopes {
         let Some(winner) = routes
             .iter()
             .find(|(_, route)| route.kind == Kind::GrpcRoute)
@@ -242,7 +299,7 @@ fn parents(
 }
 
 /// Without a route: everything goes to the service itself.
-fn plain(service: &ServiceName, port: u16, hash_on: Option<HashOn>) -> Rule {
+fn plain(service: &ServiceName, port: u16, of_port: &CatalogPort) -> Rule {
     let backend = Backend {
         cluster: Some(ClusterName::outbound(service.clone(), port)),
         weight: 1,
@@ -260,7 +317,8 @@ fn plain(service: &ServiceName, port: u16, hash_on: Option<HashOn>) -> Rule {
             request_timeout: None,
             attempt_timeout: None,
             retry: Retry::default(),
-            hash_on,
+            hash_on: of_port.hash_on.clone(),
+            hedging: of_port.hedging.clone(),
             ..Forward::default()
         }),
     }
@@ -333,6 +391,8 @@ fn action(rule: &RouteRule, catalog: &Catalog) -> Action {
         retry: rule.retry.clone().unwrap_or_default(),
         hash_on: hash_on(rule, catalog),
         cors: rule.cors.clone(),
+        hedging: hedging(rule, catalog),
+        priority: rule.priority,
         ..Forward::default()
     })
 }
@@ -382,6 +442,23 @@ fn hash_on(rule: &RouteRule, catalog: &Catalog) -> Option<HashOn> {
         .iter()
         .filter_map(|backend| catalog.port(&backend.service, backend.port));
     ports.find_map(|port| port.hash_on.clone())
+}
+
+/// A request may be sent twice only where each of those who may get it says so; then as the first of them does.
+fn hedging(rule: &RouteRule, catalog: &Catalog) -> Option<Hedging> {
+    let backends = rule.backends.iter().filter(|backend| backend.weight > 0);
+    let words = backends.map(|backend| {
+        let port = catalog.port(&backend.service, backend.port)?;
+        port.hedging.as_ref()
+    });
+    let words: Option<Vec<&Hedging>> = words.collect();
+    let words = words?;
+    let safe = |path: &&String| words.iter().all(|hedging| hedging.allows_grpc(path));
+    let first = *words.first()?;
+    Some(Hedging {
+        grpc: first.grpc.iter().filter(safe).cloned().collect(),
+        ..first.clone()
+    })
 }
 
 /// A backend that does not exist keeps its share, to be answered with an error.

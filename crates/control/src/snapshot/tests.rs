@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use phalanx_model::resource::{Action, PathMatch, Rule};
+use phalanx_xds::Kind;
 
 use super::*;
 use crate::world::fixture::{Fixture, instance};
@@ -101,6 +102,101 @@ fn a_service_without_routes_forwards_everything_to_itself() {
     let mesh = mesh(&Fixture::yaml(BATTLE));
     assert_eq!(rules(&mesh, "battle", 80), ["/* => battle:80@1"]);
     assert!(mesh.findings.is_empty());
+}
+
+/// Rules of `battle` in `default`, as callers in `namespace` see them.
+fn seen_from(mesh: &Mesh, namespace: &str) -> Vec<String> {
+    let table = mesh.rules.table(namespace, &mesh.catalog);
+    let host = table
+        .hosts
+        .iter()
+        .find(|host| host.name == "battle.default.svc.mesh:80");
+    host.unwrap().rules.iter().map(rule).collect()
+}
+
+fn in_namespace(namespace: &str, route: &str) -> String {
+    let meta = format!("namespace: {namespace}, name:");
+    let route = route.replacen("name:", &meta, 1);
+    route.replace(
+        "{kind: Service, name: battle}",
+        "{kind: Service, name: battle, namespace: default}",
+    )
+}
+
+#[test]
+fn consumer_routes_hold_for_callers_of_their_own_namespace_only_and_instead_of_the_producers() {
+    let to = |path: &str| {
+        format!(
+            "  - matches: [{{path: {{type: Exact, value: {path}}}}}]\n    backendRefs: [{{name: battle, namespace: default, port: 80}}]\n"
+        )
+    };
+    let producer = http_route("producer", "battle", &to("/produced"));
+    let consumer = in_namespace("eu", &http_route("consumer", "battle", &to("/consumed")));
+    let mesh = mesh(&Fixture::yaml(&[BATTLE, &producer, &consumer].concat()));
+    assert!(mesh.findings.is_empty(), "{:?}", messages(&mesh));
+    assert_eq!(seen_from(&mesh, "default"), ["=/produced => battle:80@1"]);
+    assert_eq!(seen_from(&mesh, "us"), ["=/produced => battle:80@1"]);
+    assert_eq!(seen_from(&mesh, "eu"), ["=/consumed => battle:80@1"]);
+}
+
+#[test]
+fn a_consumer_route_alone_leaves_everybody_else_where_they_were() {
+    let rules = "  - backendRefs: [{name: lobby, namespace: default, port: 80}]\n";
+    let consumer = in_namespace("eu", &http_route("consumer", "battle", rules));
+    let mesh = mesh(&Fixture::yaml(
+        &[BATTLE, &service("lobby", 80), &consumer].concat(),
+    ));
+    assert_eq!(seen_from(&mesh, "default"), ["/* => battle:80@1"]);
+    assert_eq!(seen_from(&mesh, "eu"), ["/* => lobby:80@1"]);
+}
+
+#[test]
+fn a_consumers_http_route_is_not_outranked_by_the_producers_grpc_route() {
+    let rules = "  - backendRefs: [{name: battle, namespace: default, port: 80}]\n";
+    let producer = grpc_route("producer", "battle", rules);
+    let consumer = in_namespace("eu", &http_route("consumer", "battle", rules));
+    let mesh = mesh(&Fixture::yaml(&[BATTLE, &producer, &consumer].concat()));
+    assert!(mesh.findings.is_empty(), "{:?}", messages(&mesh));
+}
+
+#[test]
+fn callers_of_one_namespace_share_their_table_and_those_without_a_route_another() {
+    let rules = "  - backendRefs: [{name: battle, namespace: default, port: 80}]\n";
+    let consumer = in_namespace("eu", &http_route("consumer", "battle", rules));
+    let fixture = Fixture::yaml(&[BATTLE, &consumer].concat());
+    let published = Compiler::default().compile(Arc::new(fixture.world()));
+    let table = |namespace: &str, service: &str| {
+        let node = Node {
+            service: ServiceName::new(namespace, service),
+            ..node()
+        };
+        let snapshot = published.snapshot(&node, &Published::listeners(&node), None);
+        snapshot.get(Kind::Routes, OUTBOUND).unwrap().clone()
+    };
+    assert!(Arc::ptr_eq(&table("eu", "a"), &table("eu", "b")));
+    assert!(Arc::ptr_eq(&table("us", "a"), &table("asia", "a")));
+    assert_ne!(table("eu", "a").version, table("us", "a").version);
+}
+
+#[test]
+fn a_rule_is_hedged_only_where_all_of_its_backends_let_it() {
+    let hedged = "apiVersion: phalanx.dev/v1alpha1\nkind: BackendPolicy\nmetadata: {name: p}\nspec: {targetRefs: [{kind: Service, name: battle}], hedging: {delay: 50ms}}\n---\n";
+    let both = "  - backendRefs: [{name: battle, port: 80}, {name: lobby, port: 80}]\n";
+    let one = "  - backendRefs: [{name: battle, port: 80}, {name: lobby, port: 80, weight: 0}]\n";
+    for (rules, is_hedged) in [("", true), (both, false), (one, true)] {
+        let route = match rules {
+            "" => String::new(),
+            rules => http_route("r", "battle", rules),
+        };
+        let mesh = mesh(&Fixture::yaml(
+            &[BATTLE, &service("lobby", 80), hedged, &route].concat(),
+        ));
+        let table = mesh.rules.table("default", &mesh.catalog);
+        let Action::Forward(forward) = &table.hosts[0].rules[0].action else {
+            panic!("{table:?}");
+        };
+        assert_eq!(forward.hedging.is_some(), is_hedged, "{rules}");
+    }
 }
 
 #[test]
