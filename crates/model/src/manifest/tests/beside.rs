@@ -171,8 +171,8 @@ fn what_is_not_built_or_means_nothing_is_refused_by_name() {
     for (kind, text, why) in [
         (
             "HTTPRoute",
-            "filters: [{type: ExtensionRef, extensionRef: {}}]",
-            "`ExtensionRef`",
+            "filters: [{type: ExtensionRef, extensionRef: {group: phalanx.dev, kind: Quota, name: low}}]",
+            "unknown value `Quota`",
         ),
         (
             "HTTPRoute",
@@ -186,7 +186,12 @@ fn what_is_not_built_or_means_nothing_is_refused_by_name() {
         ),
         (
             "GRPCRoute",
-            "filters: [{type: ExtensionRef}]",
+            "filters: [{type: ExtensionRef, extensionRef: {group: phalanx.dev, kind: Priority, name: lwo}}]",
+            "unknown value `lwo`",
+        ),
+        (
+            "HTTPRoute",
+            "backendRefs: [{name: b, port: 80, filters: [{type: ExtensionRef}]}]",
             "`ExtensionRef`",
         ),
         ("GRPCRoute", "timeouts: {request: 1s}", "`timeouts`"),
