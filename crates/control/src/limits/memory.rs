@@ -20,6 +20,11 @@ struct State {
     policies: HashMap<String, HashMap<u64, Bucket>>,
     count: usize,
     sweep_at: usize,
+    /// Whoever asks waits for a sweep: however many ask, there is one in [`SWEEP_EVERY`].
+    swept_at: Option<Instant>,
+    /// Buckets that sweeps have looked at.
+    #[cfg(test)]
+    visited: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +61,9 @@ impl Memory {
 
 impl State {
     fn take(&mut self, take: &Take, now: Instant, most: usize) -> Given {
-        if self.count >= self.sweep_at.max(SWEEP_MIN).min(most) {
+        let is_due = |at: Instant| now.saturating_duration_since(at) >= SWEEP_EVERY;
+        if self.count >= self.sweep_at.max(SWEEP_MIN).min(most) && self.swept_at.is_none_or(is_due)
+        {
             self.sweep(now);
         }
         let is_full = self.count >= most;
@@ -86,6 +93,11 @@ impl State {
 
     /// A full one is as good as none.
     fn sweep(&mut self, now: Instant) {
+        self.swept_at = Some(now);
+        #[cfg(test)]
+        {
+            self.visited += self.count;
+        }
         for buckets in self.policies.values_mut() {
             buckets.retain(|_, bucket| bucket.full_at > now);
         }
@@ -124,6 +136,7 @@ impl Bucket {
 const KEY_OTHERS: u64 = 1;
 const BUCKETS_MAX: usize = 1_000_000;
 const SWEEP_MIN: usize = 10_000;
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -207,5 +220,27 @@ mod tests {
         later(10_000).await;
         assert_eq!(ask(1_001), given(0, 100));
         assert_eq!(memory.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_table_is_not_searched_for_every_question() {
+        let memory = Memory {
+            buckets_max: 100,
+            ..Memory::default()
+        };
+        // Overdrawn: none of them is full again for seconds.
+        let asked = |keys: std::ops::Range<u64>| -> Vec<Take> {
+            keys.map(|key| take(key, 1_000, 0)).collect()
+        };
+        memory.take(&asked(2..102));
+        let visited = || memory.state.lock().unwrap().visited;
+        for round in 0..10 {
+            memory.take(&asked(1_000..2_000));
+            later(100).await;
+            assert!(visited() <= 202, "{} in round {round}", visited());
+        }
+        memory.take(&asked(1_000..2_000));
+        assert_eq!(visited(), 201, "a second later it is looked at again");
+        assert_eq!(memory.len(), 101);
     }
 }
