@@ -115,20 +115,33 @@ impl Heir {
         }
     }
 
-    /// The last word: from now on everything is ours, and the one before drains. Returns the socket that the next heir
-    /// will ask at.
+    /// The last word, and a decision: the one before may act on it whenever it comes to read it, so that from here on
+    /// only what it says itself leaves it serving. Returns the socket that the next heir will ask at.
     ///
     /// # Errors
-    /// [`TakeoverError`]: it is still there and goes on.
+    /// [`TakeoverError::Refused`]: it is still there and goes on.
     pub async fn commit(
         mut self,
         drain: Duration,
     ) -> Result<Option<StdUnixListener>, TakeoverError> {
         let drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
-        match self.say(&FromHeir::Commit { drain_ms }).await? {
-            OfHolder::Said(FromHolder::Draining) => info!(release = self.release, "took over"),
-            OfHolder::Said(said) => return Err(TakeoverError::Protocol(format!("{said:?}"))),
-            OfHolder::Gone => warn!("the sidecar before ended by itself, going on alone"),
+        match self.say(&FromHeir::Commit { drain_ms }).await {
+            Ok(OfHolder::Said(FromHolder::Draining)) => info!(release = self.release, "took over"),
+            Ok(OfHolder::Gone) => warn!("the sidecar before ended by itself, going on alone"),
+            Err(error @ TakeoverError::Refused { .. }) => return Err(error),
+            Ok(OfHolder::Said(said)) => {
+                warn!(
+                    ?said,
+                    "took over from a sidecar that does not say that it drains"
+                );
+            }
+            Err(error) => {
+                let why: &dyn std::error::Error = &error;
+                warn!(
+                    why,
+                    "took over from a sidecar that does not say that it drains"
+                );
+            }
         }
         Ok(self.upgrade)
     }

@@ -2,6 +2,8 @@
 
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -130,4 +132,71 @@ fn only_listeners_at_their_address_are_inherited() {
     assert!(inherited.take("outbound", address).is_none());
     assert!(inherited.take("inbound", address).is_some());
     assert!(!inherited.has(address));
+}
+
+/// A process that serves, up to the last word, for which it does what is told.
+async fn holder_until_commit(socket: &Path) -> (Heir, Parley) {
+    let listener = tokio::net::UnixListener::bind(socket).unwrap();
+    let (asked, holder) = tokio::join!(Heir::ask(socket, "2", "default/battle"), async {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut holder = Parley::new(stream);
+        let FromHeir::Hello(_) = holder.hear().await.unwrap() else {
+            panic!("no hello");
+        };
+        let offer = Offer {
+            protocol: PROTOCOL,
+            release: "1".into(),
+            instance: "battle-1".into(),
+            listeners: Vec::new(),
+        };
+        holder.say(&FromHolder::Offer(offer)).await.unwrap();
+        holder
+    });
+    let (heir, _) = asked.unwrap().unwrap();
+    (heir, holder)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_heir_that_committed_itself_serves_though_nothing_is_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let (heir, mut holder) = holder_until_commit(&folder.path().join("s")).await;
+    heir.commit(Duration::from_secs(1)).await.unwrap();
+    // The one before, stopped for a while, finds the word and acts on it, though its heir closed the line.
+    let heard: FromHeir = holder.hear().await.unwrap();
+    assert_eq!(heard, FromHeir::Commit { drain_ms: 1_000 });
+}
+
+#[tokio::test]
+async fn an_heir_whose_last_word_is_refused_does_not_serve() {
+    let folder = tempfile::tempdir().unwrap();
+    let (heir, mut holder) = holder_until_commit(&folder.path().join("s")).await;
+    let reason = "too late".to_owned();
+    holder.say(&FromHolder::Refused { reason }).await.unwrap();
+    let refused = heir.commit(Duration::from_secs(1)).await.unwrap_err();
+    assert!(
+        matches!(refused, TakeoverError::Refused { .. }),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
+async fn whoever_is_told_to_drain_drains_though_its_heir_closed_the_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    let estate = Estate {
+        release: "1",
+        service: "default/battle".into(),
+        instance: "battle-1".into(),
+        bundles: Vec::new(),
+        lender: None,
+        registration: None,
+    };
+    let mut holder = Holder::spawn(&socket, listen(&socket).unwrap(), estate).unwrap();
+    let asked = Heir::ask(&socket, "2", "default/battle").await.unwrap();
+    let (mut heir, _) = asked.unwrap();
+    assert!(matches!(heir.ready().await.unwrap(), OfHolder::Said(None)));
+    let drain = Duration::from_secs(3);
+    let (committed, upgrade) = tokio::join!(holder.committed(), heir.commit(drain));
+    assert_eq!(committed, Committed { drain });
+    assert!(upgrade.unwrap().is_some());
 }
