@@ -90,11 +90,14 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     let work = root.join("target/bench");
     std::fs::create_dir_all(&work).context("cannot make target/bench")?;
     let cases: Vec<&Case> = case::ALL.iter().filter(|c| wanted(c.name)).collect();
+    // First, for it has to be built.
+    let stages = match wanted(stages::NAME) {
+        true => stages::measure(root)?,
+        false => String::new(),
+    };
     let rows = measure(root, &work, &cases, options)?;
-    let mut text = table::render(&rows, options, &versions(root));
-    if wanted(stages::NAME) {
-        text.push_str(&stages::measure(root)?);
-    }
+    let text = table::render(&rows, options, &versions(root));
+    let text = format!("{text}{stages}");
     println!("\n{text}");
     if !options.dry_run {
         let path = root.join("bench/README.md");

@@ -74,6 +74,7 @@ pub fn beside(
     time: Duration,
 ) -> anyhow::Result<Sample> {
     let backend = root.join("target/release/bench-backend");
+    std::thread::sleep(SETTLED);
     generate(case, root, proxy, Duration::from_secs(1))?;
     let mut calm = Sample::default();
     latency(&generate(case, root, proxy, time)?, &mut calm);

@@ -336,7 +336,8 @@ fn nginx(_: &Path, work: &Path, case: &Case) -> anyhow::Result<Running> {
              \x20 server {{ listen {listen}; location / {{ {pass} }} }}\n}}\n",
             work.display(),
             case.backend(),
-            case.connections() + 256
+            // With fewer than a sixteenth left it closes idle ones.
+            case.connections() * 9 / 8 + 256
         ),
     )?;
     start_nginx(&config)

@@ -14,8 +14,7 @@ pub const NAME: &str = "stages";
 pub fn measure(root: &Path) -> anyhow::Result<String> {
     let mut command = Command::new("taskset");
     command.args(["-c", PROXY_CORE, "cargo", "bench", "--quiet"]);
-    command.args(["--package", "phalanx-proxy", "--features", "bench"]);
-    command.args(["--bench", "stages"]);
+    command.args(["--package", "phalanx-proxy", "--bench", "stages"]);
     let output = command.current_dir(root).output();
     let output = output.context("cannot start cargo bench")?;
     let printed = String::from_utf8_lossy(&output.stdout);

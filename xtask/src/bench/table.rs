@@ -76,7 +76,7 @@ fn explained(case: &Case) -> Option<String> {
         )),
         Load::Flood(_) => Some(format!(
             "16 attackers have the whole of core 1 that the others leave (idle priority), as fast as the proxy lets them; the good client\n\
-             makes {} requests/s on connections of its own, open loop, before it and during it.",
+             makes {} requests/s on connections of its own, open loop, before it and during it. Attacks are counted as they are sent.",
             load::GOOD_RATE
         )),
         _ => None,
