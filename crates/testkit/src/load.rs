@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::http::{Call, Connection};
+use crate::http::{Answer, Call, Connection, is_unsent};
+
+/// Connections in a row that may end before a call is on its way.
+const GONE_MAX: usize = 3;
 
 /// What happened, in counts.
 #[derive(Clone, Debug, Default)]
@@ -71,6 +74,16 @@ impl Load {
     }
 }
 
+/// Over a new connection, which stays.
+async fn first(
+    address: SocketAddr,
+    call: &Call,
+    connection: &mut Option<Connection>,
+) -> anyhow::Result<Answer> {
+    let open = Connection::open(address, call.http2).await?;
+    connection.insert(open).send(call).await
+}
+
 async fn client(
     address: SocketAddr,
     call: Call,
@@ -80,17 +93,17 @@ async fn client(
 ) {
     let mut connection: Option<Connection> = None;
     while !*stopped.borrow() {
-        let outcome = match &mut connection {
+        let mut outcome = match &mut connection {
             Some(open) => open.send(&call).await,
-            None => match Connection::open(address, call.http2).await {
-                Ok(mut open) => {
-                    let outcome = open.send(&call).await;
-                    connection = Some(open);
-                    outcome
-                }
-                Err(error) => Err(error),
-            },
+            None => first(address, &call, &mut connection).await,
         };
+        // Nothing was asked yet: as every client does, over another connection.
+        for _ in 0..GONE_MAX {
+            if !outcome.as_ref().is_err_and(is_unsent) {
+                break;
+            }
+            outcome = first(address, &call, &mut connection).await;
+        }
         if let Ok(mut report) = report.lock() {
             report.sent += 1;
             let failure = match &outcome {

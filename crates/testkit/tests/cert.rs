@@ -265,7 +265,8 @@ async fn what_is_wrong_with_a_certificate_is_named_and_ends_with_1() -> anyhow::
     ends(&plane, 2, &["cert", "revoke", "--service", "battle"])?;
     let done = plane.does(&["cert", "revoke", "--service", "battle", "--yes"])?;
     assert_eq!(done.lines().count(), 2, "{done}");
-    let again = plane.does(&["cert", "revoke", "--service", "battle", "--yes"])?;
+    let whole = ["cert", "revoke", "--workload", &id("battle"), "--yes"];
+    let again = plane.does(&whole)?;
     assert!(again.contains("nothing to do"), "{again}");
     ends(&plane, 1, &["cert", "release", "--serial", &battle])?;
     ends(&plane, 1, &["cert", "revoke", "--serial", "abcdef"])?;
@@ -274,6 +275,18 @@ async fn what_is_wrong_with_a_certificate_is_named_and_ends_with_1() -> anyhow::
     ends(&plane, 2, &["cert", "verify", &battle])?;
     ends(&plane, 2, &["cert", "verify", "no such thing"])?;
     ends(&plane, 2, &["cert", "revoke"])?;
+    let both = ["cert", "revoke", "--serial", &battle, "--holder", &battle];
+    ends(&plane, 2, &both)?;
+    let whole = ["cert", "revoke", "--workload", &id("battle")];
+    let said = ends(&plane, 2, &whole)?;
+    assert!(said.contains("default/battle"), "{said}");
+    let elsewhere = "spiffe://elsewhere.local/ns/default/sa/battle";
+    let said = ends(
+        &plane,
+        1,
+        &["cert", "revoke", "--workload", elsewhere, "--yes"],
+    )?;
+    assert!(said.contains("trust domain"), "{said}");
     ends(
         &plane,
         2,

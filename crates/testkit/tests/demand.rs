@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use phalanx_testkit::eventually;
-use phalanx_testkit::http::{Call, call};
+use phalanx_testkit::http::{Call, call, first_call};
 use phalanx_testkit::load::Load;
 use phalanx_testkit::mesh::{Instance, Mesh, READY_MAX};
 
@@ -160,7 +160,7 @@ async fn an_unknown_host_is_404_at_once_and_works_when_it_comes_to_be() -> anyho
     let caller = mesh.instance("gateway", "v1", "gateway").await?;
     let request = Call::get("late", "/");
     for _ in 0..50 {
-        let answer = call(caller.outbound, &request).await?;
+        let answer = first_call(caller.outbound, &request).await?;
         assert_eq!(
             (answer.status, answer.header("x-phalanx-reason")),
             (404, "no_route")
@@ -250,7 +250,7 @@ async fn what_is_not_called_any_more_is_let_go_and_what_is_stays() -> anyhow::Re
         Duration::from_millis(20),
     );
     for name in ["arena", "nobody"] {
-        call(caller.outbound, &Call::get(name, "/")).await?;
+        first_call(caller.outbound, &Call::get(name, "/")).await?;
     }
     assert_eq!(held(&caller).await?, "CDS 2 EDS 2 LDS 2 RDS 3");
     eventually("arena to be let go", READY_MAX, async || {
@@ -259,7 +259,7 @@ async fn what_is_not_called_any_more_is_let_go_and_what_is_stays() -> anyhow::Re
     })
     .await?;
     assert_eq!(one(&caller, "phalanx_demand_unused_total").await?, 2);
-    let answer = call(caller.outbound, &Call::get("arena", "/")).await?;
+    let answer = first_call(caller.outbound, &Call::get("arena", "/")).await?;
     assert_eq!(answer.status, 200, "it comes back when it is called");
     let report = load.stop().await;
     assert_eq!(report.failed(), 0, "{:?}", report.failures);

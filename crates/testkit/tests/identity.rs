@@ -186,7 +186,11 @@ async fn a_token_lets_one_sidecar_of_one_service_in_and_nobody_else() -> anyhow:
     // Whoever says nothing of who it is gets nothing.
     let nobody = Given::new(&plane, "battle", &app).start(&[])?;
     nobody.says("asks for an identity").await?;
-    assert!(nobody.process.log().contains("start with --token-file"));
+    eventually("what to do about it", LIMIT, async || {
+        let log = nobody.process.log();
+        log.contains("start with --token-file").then_some(())
+    })
+    .await?;
     Ok(())
 }
 
@@ -355,6 +359,11 @@ async fn load(at: SocketAddr, end: Arc<AtomicBool>) -> (u32, Vec<String>) {
         }
         if let Some(connection) = &mut kept {
             let answer = connection.send(&call).await;
+            // The connection was closed before: the next round opens another.
+            if answer.as_ref().is_err_and(http::is_unsent) {
+                kept = None;
+                continue;
+            }
             if answer.is_err() {
                 kept = None;
             }
@@ -444,6 +453,64 @@ async fn a_certificate_of_days_is_renewed_at_once_when_its_root_goes() -> anyhow
             && serial(before) != serial(now)
     };
     replace_the_root("72h", renewed).await
+}
+
+#[tokio::test]
+async fn a_serial_ends_what_was_opened_with_it_and_a_holder_loses_all() -> anyhow::Result<()> {
+    let plane = Guarded::start().await?;
+    let app = App::start(&plane)?;
+    let (battle, kept) = (
+        token(&plane, "battle", "battle.token")?,
+        plane.folder().join("battle"),
+    );
+    let given = Given::new(&plane, "battle", &app);
+    let sidecar = given.start(&[
+        "--token-file",
+        text(&battle),
+        "--identity-dir",
+        text(&kept),
+        "--cert-check",
+        "500ms",
+    ])?;
+    sidecar.ready().await?;
+    let old = sidecar.serial().await.unwrap();
+    // Another one, over the connection that the first has opened.
+    plane.does(&["cert", "rotate-root", "--begin"])?;
+    let new = eventually("the next certificate", LIMIT, async || {
+        sidecar.serial().await.filter(|serial| *serial != old)
+    })
+    .await?;
+    eventually("the instance to be registered", LIMIT, async || {
+        let said = plane.phalanx(&["instances"]).ok()?;
+        said.text.contains(&given.ip.to_string()).then_some(())
+    })
+    .await?;
+    let said = plane.does(&["cert", "revoke", "--serial", &old, "--reason", "superseded"])?;
+    assert!(said.contains("stay good") && said.contains(&new), "{said}");
+    let cut = eventually("its old connection to end", LIMIT, async || {
+        let log = plane.process.log();
+        let is_it = |line: &str| line.contains("is cut off") && line.contains(&old);
+        log.lines().any(is_it).then_some(())
+    });
+    cut.await?;
+    // It comes back with what it has, and was never taken for dead.
+    eventually("a call over the next connection", LIMIT, async || {
+        let said = plane.phalanx(&["ps", "-o", "json"]).ok()?;
+        (said.is_content && said.text.contains(&new)).then_some(())
+    })
+    .await?;
+    let log = plane.process.log();
+    let is_lost = |line: &str| line.contains("battle") && line.contains("expired");
+    assert!(!log.lines().any(is_lost), "{log}");
+    assert_eq!(sidecar.serial().await.as_deref(), Some(&*new));
+    assert_eq!(sidecar.page("/readyz").await.unwrap().status, 200);
+
+    // By any of its serials; another token lets it in again.
+    let said = plane.does(&["cert", "revoke", "--holder", &old])?;
+    assert!(said.contains(&new), "{said}");
+    sidecar.says("revoked").await?;
+    token(&plane, "battle", "battle.token")?;
+    sidecar.ready().await
 }
 
 #[tokio::test]
