@@ -4,6 +4,7 @@
 //! pure; [`guard`] keeps the server from being anyone's amplifier. Here live sockets, the clock and the counters.
 
 mod answer;
+pub mod fuzz;
 mod guard;
 mod index;
 

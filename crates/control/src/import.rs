@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+pub use self::found::read as read_key;
 use self::guard::Guard;
 use self::served::Served;
 use crate::world::World;

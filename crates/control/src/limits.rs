@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 
 use self::memory::Memory;
 use self::redis::Redis;
-pub use self::redis::{RedisAddress, RedisAddressError};
+pub use self::redis::{RedisAddress, RedisAddressError, answers as redis_answers};
 use crate::access::Who;
 use crate::world::World;
 

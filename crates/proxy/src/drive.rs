@@ -46,6 +46,7 @@ use self::deadline::Watch;
 use self::gates::{Gates, Opened};
 pub(crate) use self::request::walk;
 use self::secure::Secure;
+pub use self::secure::name_in_hello;
 use crate::account::{Account, Event};
 use crate::edge::Sockets;
 use crate::plan::Plan;

@@ -4,7 +4,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
@@ -238,61 +238,71 @@ impl Connection {
         Ok(given)
     }
 
-    /// An error of the server's is one of ours.
     async fn answer(&mut self) -> Result<Value, RedisError> {
-        let value = match self.line().await? {
-            Value::List(items) => {
-                let mut values = Vec::with_capacity(items.len());
-                for _ in items {
-                    values.push(self.line().await?);
-                }
-                Value::List(values)
-            }
-            other => other,
-        };
-        match value {
-            Value::Error(text) => Err(RedisError::Said(text)),
-            value => Ok(value),
-        }
+        answer(&mut self.stream).await
     }
+}
 
-    /// A list comes with as many nothings as it has items; none of ours holds another.
-    async fn line(&mut self) -> Result<Value, RedisError> {
-        let mut line = String::new();
-        let read = (&mut self.stream)
-            .take(LINE_MAX)
-            .read_line(&mut line)
-            .await?;
-        if read == 0 {
-            return Err(RedisError::Io(std::io::ErrorKind::UnexpectedEof.into()));
-        }
-        let line = line.strip_suffix("\r\n").ok_or(RedisError::Protocol)?;
-        let (kind, rest) = line.split_at_checked(1).ok_or(RedisError::Protocol)?;
-        let number = || rest.parse::<i64>().map_err(|_| RedisError::Protocol);
-        let length = || match number()? {
-            length @ 0..=LENGTH_MAX => Ok(Some(length as usize)),
-            -1 => Ok(None),
-            _ => Err(RedisError::Protocol),
-        };
-        Ok(match kind {
-            "+" => Value::Text(rest.to_owned()),
-            "-" => Value::Error(rest.to_owned()),
-            ":" => Value::Number(number()?),
-            "*" => length()?.map_or(Value::Nothing, |length| {
-                Value::List((0..length).map(|_| Value::Nothing).collect())
-            }),
-            "$" => match length()? {
-                None => Value::Nothing,
-                Some(length) => {
-                    let mut text = vec![0; length + 2];
-                    self.stream.read_exact(&mut text).await?;
-                    text.truncate(length);
-                    Value::Text(String::from_utf8(text).map_err(|_| RedisError::Protocol)?)
-                }
-            },
-            _ => return Err(RedisError::Protocol),
-        })
+/// For whoever feeds it foreign bytes: reads answers until one is none, and tells how many there were.
+pub async fn answers(mut bytes: &[u8]) -> usize {
+    let mut count = 0;
+    while answer(&mut bytes).await.is_ok() {
+        count += 1;
     }
+    count
+}
+
+/// An error of the server's is one of ours.
+async fn answer(stream: &mut (impl AsyncBufRead + Unpin)) -> Result<Value, RedisError> {
+    let value = match line(stream).await? {
+        Value::List(items) => {
+            let mut values = Vec::with_capacity(items.len());
+            for _ in items {
+                values.push(line(stream).await?);
+            }
+            Value::List(values)
+        }
+        other => other,
+    };
+    match value {
+        Value::Error(text) => Err(RedisError::Said(text)),
+        value => Ok(value),
+    }
+}
+
+/// A list comes with as many nothings as it has items; none of ours holds another.
+async fn line(stream: &mut (impl AsyncBufRead + Unpin)) -> Result<Value, RedisError> {
+    let mut line = String::new();
+    let read = (&mut *stream).take(LINE_MAX).read_line(&mut line).await?;
+    if read == 0 {
+        return Err(RedisError::Io(std::io::ErrorKind::UnexpectedEof.into()));
+    }
+    let line = line.strip_suffix("\r\n").ok_or(RedisError::Protocol)?;
+    let (kind, rest) = line.split_at_checked(1).ok_or(RedisError::Protocol)?;
+    let number = || rest.parse::<i64>().map_err(|_| RedisError::Protocol);
+    let length = || match number()? {
+        length @ 0..=LENGTH_MAX => Ok(Some(length as usize)),
+        -1 => Ok(None),
+        _ => Err(RedisError::Protocol),
+    };
+    Ok(match kind {
+        "+" => Value::Text(rest.to_owned()),
+        "-" => Value::Error(rest.to_owned()),
+        ":" => Value::Number(number()?),
+        "*" => length()?.map_or(Value::Nothing, |length| {
+            Value::List((0..length).map(|_| Value::Nothing).collect())
+        }),
+        "$" => match length()? {
+            None => Value::Nothing,
+            Some(length) => {
+                let mut text = vec![0; length + 2];
+                stream.read_exact(&mut text).await?;
+                text.truncate(length);
+                Value::Text(String::from_utf8(text).map_err(|_| RedisError::Protocol)?)
+            }
+        },
+        _ => return Err(RedisError::Protocol),
+    })
 }
 
 fn command(out: &mut Vec<u8>, words: &[&str]) {
