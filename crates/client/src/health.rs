@@ -8,7 +8,7 @@ mod ask;
 mod secured;
 mod tally;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use std::time::Duration;
 use phalanx_model::resource::{HealthCheck, PeerTls};
 use phalanx_pki::identity::Identity;
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{Id, JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 pub use self::ask::{Answer, ask};
@@ -76,6 +76,7 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static> Checker<K> {
             watched: BTreeMap::new(),
             due: BTreeMap::new(),
             questions: JoinSet::new(),
+            asked: HashMap::new(),
             serial: 0,
             found,
         };
@@ -106,7 +107,9 @@ struct Asking<K, F> {
     watched: BTreeMap<K, Watched>,
     /// By time and serial number, so that two may be due at once.
     due: BTreeMap<(Instant, u64), K>,
-    questions: JoinSet<(K, u64, Answer)>,
+    questions: JoinSet<Answer>,
+    /// Whom they are about. One that ends in a defect of ours tells nothing, and is asked again.
+    asked: HashMap<Id, (K, u64)>,
     serial: u64,
     found: F,
 }
@@ -131,8 +134,9 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static, F: FnMut(&K, Finding)> Aski
                     Ok(()) => self.take(),
                     Err(_) => return,
                 },
-                Some(done) = self.questions.join_next() => {
-                    if let Ok((key, serial, answer)) = done {
+                Some(done) = self.questions.join_next_with_id() => {
+                    let (id, answer) = done.unwrap_or_else(|error| (error.id(), Answer::Void));
+                    if let Some((key, serial)) = self.asked.remove(&id) {
                         self.answered(&key, serial, answer);
                     }
                 }
@@ -193,11 +197,19 @@ impl<K: Ord + Clone + Debug + Send + Sync + 'static, F: FnMut(&K, Finding)> Aski
                 continue;
             };
             let (target, way) = (watched.target.clone(), watched.way.clone());
-            self.questions.spawn(async move {
-                let answer = ask(&target, way.as_ref()).await;
-                (key, serial, answer)
-            });
+            let question = async move { ask(&target, way.as_ref()).await };
+            self.question(key, serial, question);
         }
+    }
+
+    fn question(
+        &mut self,
+        key: K,
+        serial: u64,
+        question: impl Future<Output = Answer> + Send + 'static,
+    ) {
+        let id = self.questions.spawn(question).id();
+        self.asked.insert(id, (key, serial));
     }
 
     fn answered(&mut self, key: &K, serial: u64, answer: Answer) {

@@ -335,3 +335,27 @@ async fn questions_that_are_given_up_leave_no_connection_behind() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_question_that_ends_in_a_defect_is_asked_again() {
+    let (address, _) = server("HTTP/1.1 200 OK\r\n\r\n").await;
+    let (_targets, wanted) = watch::channel(Targets::from([(1, target(address, http()))]));
+    let (found, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let mut asking = Asking {
+        wanted,
+        at_once: 1,
+        identity: None,
+        watched: BTreeMap::new(),
+        due: BTreeMap::new(),
+        questions: JoinSet::new(),
+        asked: HashMap::new(),
+        serial: 0,
+        found: move |_: &i32, finding: Finding| found.send(finding.state).unwrap(),
+    };
+    asking.take();
+    let ((_, serial), key) = asking.due.pop_first().unwrap();
+    asking.question(key, serial, async { panic!("a defect, in a test") });
+    tokio::spawn(asking.run());
+    let state = tokio::time::timeout(Duration::from_secs(10), heard.recv());
+    assert_eq!(state.await.unwrap(), Some(State::Healthy));
+}
