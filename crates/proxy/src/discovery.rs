@@ -529,6 +529,14 @@ impl Stream {
     }
 }
 
+impl Drop for Stream {
+    /// Whatever ended it, a defect included: nobody takes what is held for the latest.
+    fn drop(&mut self) {
+        self.set_connected(false);
+        self.known.lost("discovery has ended");
+    }
+}
+
 fn count(counts: &[AtomicU64; Kind::ALL.len()], kind: Kind, more: u64) {
     if let Some(count) = counts.get(kind.index()) {
         count.fetch_add(more, Ordering::Relaxed);
