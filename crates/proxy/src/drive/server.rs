@@ -199,6 +199,7 @@ impl Incoming<'_> {
 
     /// An answer of our own. To a gRPC request: 200 and the word in `grpc-status`, as trailers without a body.
     pub fn reply(&mut self, core: &Core, reply: &Reply, grpc: bool, mut tally: Tally) {
+        let close = reply.close || tally.is_draining();
         match reply.reason {
             Some(reason) if grpc => {
                 let code = reply.grpc_status.unwrap_or(reason.grpc_status());
@@ -221,13 +222,16 @@ impl Incoming<'_> {
                     .fields
                     .iter()
                     .for_each(|field| head.headers.push_field(field));
-                let _ = self.respond(core, &head, reply.close); // to a caller who is gone
+                let _ = self.respond(core, &head, close); // to a caller who is gone
                 let _ = self.end(core, None);
                 core.memory.borrow_mut().pool.put_head(head);
             }
             reason => {
                 tally.answer(reply.status, None, reason);
                 match self {
+                    Self::Http1(connection) if close && !reply.close => {
+                        connection.reply(core, &reply.clone().and_close());
+                    }
                     Self::Http1(connection) => connection.reply(core, reply),
                     Self::Http2(stream) => {
                         let _ = stream.with(|codec, id, out| codec.reply(id, reply, out));

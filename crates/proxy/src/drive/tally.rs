@@ -141,6 +141,11 @@ impl Tally {
         }
     }
 
+    /// The connection that the request came by is to end.
+    pub fn is_draining(&self) -> bool {
+        self.watch.is_draining()
+    }
+
     /// A head came in, and is what it was checked to be; nothing has changed it yet.
     #[inline]
     pub fn came(&mut self, request: &Checked) {

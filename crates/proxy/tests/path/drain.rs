@@ -35,6 +35,31 @@ fn request_under_way_is_answered_and_its_connection_closed() {
 }
 
 #[test]
+fn an_answer_of_our_own_closes_its_connection_too() {
+    let app = Upstream::start(|_, _| {
+        thread::sleep(Duration::from_millis(400));
+        Act::Reset
+    });
+    let mut sidecar = Setup::default()
+        .app(8080, app.address, Protocol::Auto)
+        .start();
+    let inbound = sidecar.inbound;
+    let asked = ["", "content-type: application/grpc\r\n"].map(|more| {
+        thread::spawn(move || {
+            let mut client = Client::connect(inbound);
+            let answer = client.ask(&format!("GET / HTTP/1.1\r\nhost: x\r\n{more}\r\n"));
+            let said = answer.header("connection").map(str::to_owned);
+            (answer.status(), said, client.is_closed())
+        })
+    });
+    eventually("the requests are under way", || app.requests() == 2);
+    sidecar.drain(Duration::from_secs(5));
+    let [plain, grpc] = asked.map(|asked| asked.join().unwrap());
+    assert_eq!(plain, (503, Some("close".into()), true));
+    assert_eq!(grpc, (200, Some("close".into()), true));
+}
+
+#[test]
 fn drain_ends_at_its_deadline_whatever_is_under_way() {
     let app = Upstream::start(|_, _| Act::Wait(Duration::from_secs(20)));
     let mut sidecar = Setup::default()
