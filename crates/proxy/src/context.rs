@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use phalanx_model::name::Direction;
 use phalanx_pki::verifier::Peer;
-use phalanx_relay::Field;
+use phalanx_relay::{Field, HeaderList};
 
 use crate::plan::Entry;
 use crate::plan::session::Held;
@@ -83,6 +83,8 @@ pub struct StreamContext<'p> {
     pub admitted: Option<Admitted>,
     /// Clusters that get a copy, in [`crate::plan::Plan::clusters`].
     pub mirrors: Vec<usize>,
+    /// The headers of those copies, where the edits of the chosen backend make them other than the request's.
+    pub mirrored: Option<Box<HeaderList>>,
 }
 
 impl<'p> StreamContext<'p> {
@@ -117,6 +119,7 @@ impl<'p> StreamContext<'p> {
             delay_ms: 0,
             admitted: None,
             mirrors: Vec::new(),
+            mirrored: None,
         }
     }
 }

@@ -7,30 +7,43 @@
 use phalanx_model::name::Direction;
 use phalanx_model::reason::Reason;
 use phalanx_relay::checked::is_internal;
-use phalanx_relay::{Checked, Reply, ResponseHead, Value, Verdict, names};
+use phalanx_relay::{Checked, HeaderList, Reply, ResponseHead, Value, Verdict, names};
 use phalanx_telemetry::trace::{TraceContext, tracestate_valid};
 
 use crate::context::StreamContext;
 use crate::plan::Plan;
 use crate::plan::table::rewritten;
 
-/// Trace context and request id, the backend's edits, then the rule's, and the rewrite.
+/// Trace context and request id, the backend's edits, then the rule's, and the rewrite. A backend's edits are of what it
+/// gets and nobody else: copies for others go without.
 pub fn request<'p>(_: &'p Plan, request: &mut Checked, context: &mut StreamContext<'p>) -> Verdict {
     trace(request, context);
-    if let Some(backend) = context.backend {
+    if let Some(backend) = context.backend
+        && !backend.request.is_empty()
+    {
+        if !context.mirrors.is_empty() {
+            context.mirrored = Some(Box::new(request.headers().clone()));
+        }
         backend.request.apply(request.headers_mut());
     }
-    if let Some(rule) = context.rule {
-        rule.request.apply(request.headers_mut());
+    let (rule, forward) = (context.rule, context.forward);
+    let edit = |headers: &mut HeaderList| {
+        if let Some(rule) = rule {
+            rule.request.apply(headers);
+        }
+        if let Some(priority) = forward.and_then(|forward| forward.priority.as_ref())
+            && !headers.contains(priority.name())
+        {
+            headers.push_field(priority);
+        }
+    };
+    edit(request.headers_mut());
+    if let Some(copied) = &mut context.mirrored {
+        edit(copied);
     }
-    let Some(forward) = context.forward else {
+    let Some(forward) = forward else {
         return Verdict::Continue;
     };
-    if let Some(priority) = &forward.priority
-        && !request.headers().contains(priority.name())
-    {
-        request.headers_mut().push_field(priority);
-    }
     if let Some(authority) = &forward.authority
         && request.set_authority(authority).is_err()
     {

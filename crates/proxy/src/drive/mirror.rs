@@ -14,7 +14,7 @@ use super::request::{self, Kept};
 use super::server::Door;
 use super::tally::Tally;
 use crate::account::Event;
-use crate::context::Caller;
+use crate::context::{Caller, StreamContext};
 use crate::upstream::{Permit, Share};
 
 /// What is copied, and what for.
@@ -38,20 +38,29 @@ impl Copies {
     pub fn new(
         core: &Rc<Core>,
         plan: &Rc<CorePlan>,
-        places: &[usize],
-        direction: Direction,
+        context: &StreamContext<'_>,
         request: &Checked,
     ) -> Option<Self> {
-        let clusters = places.iter().filter_map(|place| plan.cluster(*place));
+        let clusters = context
+            .mirrors
+            .iter()
+            .filter_map(|place| plan.cluster(*place));
         let clusters: Vec<_> = clusters.cloned().collect();
-        (!clusters.is_empty() && request.upgrade().is_none()).then(|| Self {
+        if clusters.is_empty() || request.upgrade().is_some() {
+            return None;
+        }
+        let mut request = request.duplicate();
+        if let Some(headers) = &context.mirrored {
+            request.headers_mut().clone_from(headers);
+        }
+        Some(Self {
             core: core.clone(),
             body: Vec::new(),
             mirrored: Some(Mirrored {
                 plan: plan.clone(),
                 clusters,
-                direction,
-                request: request.duplicate(),
+                direction: context.direction,
+                request,
             }),
             kept: None,
         })

@@ -146,7 +146,7 @@ pub async fn serve(
     exchange.allow(streaming, allowed, head_only);
     let mut upload = Upload::new(core, has_body, tally.flow());
     if !context.mirrors.is_empty() {
-        let copies = Copies::new(core, &plan, &context.mirrors, door.direction, request);
+        let copies = Copies::new(core, &plan, &context, request);
         copies.into_iter().for_each(|copies| upload.copy(copies));
     }
     let admitted = context.admitted.take();

@@ -397,6 +397,10 @@ impl Edits {
         })
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
+    }
+
     /// All that an answer of our own gets by it.
     pub fn given(&self) -> Vec<Field> {
         self.set.iter().chain(&self.add).cloned().collect()

@@ -323,3 +323,54 @@ fn plan_is_swapped_between_two_requests() {
     sidecar.change(|setup| setup.rules[0].1[0].action = Action::Forward(forward("v2")));
     assert_eq!(client.get("battle", "/").text(), "v2");
 }
+
+#[test]
+fn a_mirror_gets_the_edits_of_the_rule_and_not_those_of_the_chosen_backend() {
+    let (upstream, shadow) = (
+        Upstream::start(|_, _| ok("")),
+        Upstream::start(|_, _| ok("")),
+    );
+    let set = |name: &str, value: &str| HeaderEdit {
+        set: vec![(name.into(), value.into())],
+        ..HeaderEdit::default()
+    };
+    let mut forward = forward("battle");
+    forward.backends[0].request_headers = HeaderEdit {
+        remove: vec!["x-room".into()],
+        ..set("x-backend", "chosen")
+    };
+    forward.mirrors = vec![Mirror {
+        cluster: cluster_name("shadow"),
+        per_million: MILLION,
+    }];
+    let rule = Rule {
+        request_headers: set("x-rule", "this"),
+        ..rule(Action::Forward(forward))
+    };
+    let setup = Setup::default()
+        .cluster(
+            Cluster::new(cluster_name("battle"), Protocol::Http1),
+            &[upstream.address],
+        )
+        .cluster(
+            Cluster::new(cluster_name("shadow"), Protocol::Http1),
+            &[shadow.address],
+        );
+    let sidecar = setup.rule("battle", rule).start();
+    let asked = "GET / HTTP/1.1\r\nhost: battle\r\nx-room: 7\r\n\r\n";
+    let mut client = Client::connect(sidecar.outbound);
+    assert_eq!(client.ask(asked).status(), 200);
+    eventually("a copy came", || shadow.requests() == 1);
+    let seen = |upstream: &Upstream| {
+        let last = upstream.last();
+        let names = ["x-backend", "x-room", "x-rule", "traceparent"];
+        names.map(|name| last.header(name).map(str::to_owned))
+    };
+    let [backend, room, rule, _] = seen(&upstream);
+    assert_eq!(backend.as_deref(), Some("chosen"));
+    assert_eq!((room, rule.as_deref()), (None, Some("this")));
+    let [backend, room, rule, trace] = seen(&shadow);
+    assert_eq!((backend, room.as_deref()), (None, Some("7")));
+    assert_eq!(rule.as_deref(), Some("this"));
+    assert!(trace.is_some());
+}
