@@ -12,7 +12,7 @@ use phalanx_relay::{Checked, HeaderList, Reply, Verdict, names};
 use crate::context::{Caller, StreamContext};
 use crate::plan::Plan;
 
-pub use self::lasting::Lasting;
+pub use self::lasting::{Lasting, may_stay};
 
 /// Outbound nobody is asked: the caller is this sidecar's own application.
 pub fn admit<'p>(_: &'p Plan, request: &mut Checked, context: &mut StreamContext<'p>) -> Verdict {

@@ -24,6 +24,7 @@ use super::core::{Cluster, Core};
 use super::deadline::Watch;
 use super::secure::{self, Accepted, HANDSHAKE_RECORD};
 use super::server::{self, Door};
+use super::shut;
 use super::stream::Stream;
 use super::tunnel::{End, Ended, Tunnel};
 use crate::account::{EdgeCell, Event, TlsRefused, Traffic};
@@ -215,7 +216,7 @@ async fn serve(core: &Rc<Core>, watch: &Rc<Watch>, stream: TcpStream, direction:
         Spoken::Tls => Box::pin(secured(core, watch, stream)).await,
         Spoken::Raw(cluster) => {
             let relaying = relay(core, &cluster, Stream::Plain(stream), None);
-            while_allowed(core, None, relaying).await;
+            shut::while_it(core, |_| may_stay(core, None), relaying).await;
         }
         Spoken::Nothing => {}
     }
@@ -247,7 +248,8 @@ async fn secured(core: &Rc<Core>, watch: &Rc<Watch>, stream: TcpStream) {
             };
             if may_enter(core, app.entry.as_deref(), Some(&known.peer.id)) {
                 let caller = Some(&known.peer.id);
-                while_allowed(core, caller, relay(core, &app.cluster, stream, caller)).await;
+                let relaying = relay(core, &app.cluster, stream, caller);
+                shut::while_it(core, |_| may_stay(core, caller), relaying).await;
             }
         }
         (Some(Alpn::Tcp), Caller::Plain | Caller::Nobody | Caller::Outside(_)) => {}
@@ -266,31 +268,14 @@ fn may_enter(core: &Core, entry: Option<&Entry>, caller: Option<&SpiffeId>) -> b
     allowed
 }
 
-/// Ends a raw connection that the rules in force by now would not let in: nothing else would ever ask about it again.
-async fn while_allowed(
-    core: &Rc<Core>,
-    caller: Option<&SpiffeId>,
-    relaying: impl Future<Output = ()>,
-) {
-    let locked_out = async {
-        loop {
-            let renewed = core.renewed.notified();
-            // Without rules of its own, or without the application, there is none that locks it out.
-            let entry = raw_app(core).and_then(|app| app.entry);
-            if let Some(entry) = entry
-                && ((entry.mode == MtlsMode::Strict && caller.is_none())
-                    || !entry.access.decide_unread(caller).is_allowed())
-            {
-                return;
-            }
-            renewed.await;
-        }
-    };
-    tokio::select! {
-        biased;
-        () = locked_out => core.count(Event::AccessDenied),
-        () = relaying => {}
-    }
+/// Whether the rules in force by now let a raw connection stay. Without rules of its own, or without the application, there
+/// is none that locks it out.
+fn may_stay(core: &Core, caller: Option<&SpiffeId>) -> bool {
+    let entry = raw_app(core).and_then(|app| app.entry);
+    entry.is_none_or(|entry| {
+        (entry.mode != MtlsMode::Strict || caller.is_some())
+            && entry.access.decide_unread(caller).is_allowed()
+    })
 }
 
 /// By the first bytes, which stay in the socket.

@@ -32,6 +32,9 @@ pub struct Exchange {
     moved_ms: Cell<u64>,
     /// Something of the answer is there, and the caller takes nothing.
     stalled: Cell<bool>,
+    /// When it is taken for one that lasts; NEVER where that matters to nobody, or is so.
+    lasting_ms: Cell<u64>,
+    lasts: Cell<bool>,
 }
 
 /// Which deadline passed.
@@ -46,6 +49,8 @@ pub enum Expiry {
     Idle,
     /// The caller takes nothing of the answer.
     Stalled,
+    /// Not of time: by the rules in force it would not be let in any more.
+    ShutOut,
 }
 
 impl Expiry {
@@ -57,6 +62,7 @@ impl Expiry {
             Self::Body => Some(Event::BodyDeadline),
             Self::Idle => Some(Event::StreamIdleDeadline),
             Self::Stalled => Some(Event::WriteDeadline),
+            Self::ShutOut => Some(Event::AccessDenied),
         }
     }
 }
@@ -80,6 +86,8 @@ impl Exchange {
             unread_ms: Cell::new(0),
             moved_ms: Cell::new(0),
             stalled: Cell::new(false),
+            lasting_ms: Cell::new(NEVER),
+            lasts: Cell::new(false),
         }
     }
 
@@ -98,6 +106,17 @@ impl Exchange {
         self.unread_ms.set(0);
         self.moved_ms.set(now_us / 1000);
         self.stalled.set(false);
+        self.lasting_ms.set(NEVER);
+        self.lasts.set(false);
+    }
+
+    /// Told before [`Exchange::allow`]: whether it lasts is of interest.
+    pub fn watch(&self) {
+        self.lasting_ms.set(self.started_ms() + LASTING_MS);
+    }
+
+    pub fn lasts(&self) -> bool {
+        self.lasts.get()
     }
 
     pub fn started_ms(&self) -> u64 {
@@ -209,7 +228,8 @@ impl Exchange {
             .attempt_ms
             .get()
             .min(self.pause_ms.get())
-            .min(self.route_ms.get());
+            .min(self.route_ms.get())
+            .min(self.lasting_ms.get());
         self.alarm
             .set(next.min(self.body_due_ms()).min(self.idle_due_ms()));
     }
@@ -245,6 +265,10 @@ impl Exchange {
             let now_ms = self.wheel.now_ms();
             if let Some(expiry) = self.expired(now_ms) {
                 return Poll::Ready(expiry);
+            }
+            if self.lasting_ms.get() <= now_ms {
+                self.lasting_ms.set(NEVER);
+                self.lasts.set(true);
             }
             self.rearm();
         }
@@ -309,4 +333,6 @@ impl Drop for Lent {
     }
 }
 
+/// What takes longer is asked about when the rules change; what doesn't is over by then.
+const LASTING_MS: u64 = 1_000;
 const SPARE_MAX: usize = 256;

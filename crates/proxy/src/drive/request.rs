@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use phalanx_model::instance::Protocol;
+use phalanx_model::name::Direction;
 use phalanx_model::reason::Reason;
 use phalanx_relay::{Checked, Reply, ResponseHead, Upgrade, Verdict, Version, names};
 
@@ -25,6 +26,7 @@ use super::mirror::Copies;
 use super::pump::{Download, Passed, Upload};
 use super::secure;
 use super::server::{Cut, Door, Incoming};
+use super::shut::Review;
 use super::tally::{Tally, parse_grpc_status};
 use super::timer::{NEVER, ms};
 use super::tunnel::Upgraded;
@@ -143,6 +145,9 @@ pub async fn serve(
         Some(left) if head_only || allowed == 0 || left < allowed => (left, false),
         _ => (allowed, head_only),
     };
+    if door.direction == Direction::Inbound {
+        exchange.watch();
+    }
     exchange.allow(streaming, allowed, head_only);
     let mut upload = Upload::new(core, has_body, tally.flow());
     if !context.mirrors.is_empty() {
@@ -411,6 +416,7 @@ impl Run<'_> {
         match expiry {
             // The caller's own doing: no word about the endpoint.
             Expiry::Body => Reply::of(Reason::Timeout).with_status(408).and_close(),
+            Expiry::ShutOut => Reply::of(Reason::Denied),
             _ => {
                 tally.learn(Fault::Timeout.evidence(), now_us);
                 Reply::of(Reason::Timeout)

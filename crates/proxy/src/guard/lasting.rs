@@ -6,7 +6,7 @@ use phalanx_model::name::Direction;
 use phalanx_model::resource::MtlsMode;
 use phalanx_relay::{Checked, HeaderList, names};
 
-use super::each_of;
+use super::{Asked, each_of};
 use crate::context::{Caller, StreamContext};
 use crate::plan::Plan;
 
@@ -40,17 +40,35 @@ impl Lasting {
         })
     }
 
-    /// Whether it would be let in now. An application that is gone, or whose rules are not known, shuts nobody out.
+    /// As [`may_stay`].
     pub fn may_stay(&self, plan: &Plan) -> bool {
-        let mut apps = plan.inbound.apps.iter();
-        let app = apps.find(|app| app.number == self.port);
-        let Some(entry) = app.and_then(|app| app.entry.as_deref()) else {
-            return true;
-        };
-        let caller = self.caller.as_ref();
-        (entry.mode != MtlsMode::Strict || caller.is_some())
-            && entry.access.decide(caller, self).is_allowed()
+        is_let_in(plan, self.port, self.caller.as_ref(), self)
     }
+}
+
+/// Whether a request under way to the application's `port` would be let in now. An application that is gone, or whose
+/// rules are not known, shuts nobody out.
+pub fn may_stay(plan: &Plan, port: u16, request: &Checked, context: &StreamContext<'_>) -> bool {
+    let caller = match context.caller {
+        Caller::Known(known) => Some(&known.peer.id),
+        _ => None,
+    };
+    is_let_in(plan, port, caller, &Asked(request))
+}
+
+fn is_let_in(
+    plan: &Plan,
+    port: u16,
+    caller: Option<&SpiffeId>,
+    asked: &impl AccessRequest,
+) -> bool {
+    let mut apps = plan.inbound.apps.iter();
+    let app = apps.find(|app| app.number == port);
+    let Some(entry) = app.and_then(|app| app.entry.as_deref()) else {
+        return true;
+    };
+    (entry.mode != MtlsMode::Strict || caller.is_some())
+        && entry.access.decide(caller, asked).is_allowed()
 }
 
 impl AccessRequest for Lasting {

@@ -4,11 +4,17 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use http_body_util::channel::{Channel, Sender};
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use phalanx_model::instance::Protocol;
 use phalanx_model::resource::*;
 use phalanx_proxy::account::Event;
 
 use crate::pki::*;
+use crate::rotation::echo_http2;
 use crate::support::*;
 
 fn policy(effect: Effect, rules: Vec<AccessRule>) -> AccessPolicy {
@@ -235,4 +241,91 @@ fn raw_connection_is_let_in_by_its_caller() {
         assert_eq!(talk(pair.called.inbound), 0, "in plain text");
         assert!(pair.called.event(Event::AccessDenied) > 0);
     }
+}
+
+type Body = Channel<Bytes, std::convert::Infallible>;
+
+/// A call that goes on: its answer has begun, and its first message came back.
+struct Stream {
+    writer: Sender<Bytes, std::convert::Infallible>,
+    answer: hyper::body::Incoming,
+}
+
+impl Stream {
+    async fn open(sender: &mut SendRequest<Body>, path: &str) -> Self {
+        let (writer, body) = Body::new(4);
+        let answer = sender.send_request(call(path, body)).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let answer = answer.into_body();
+        let mut stream = Self { writer, answer };
+        assert!(stream.echoes().await);
+        stream
+    }
+
+    async fn echoes(&mut self) -> bool {
+        let sent = Bytes::from_static(b"again");
+        self.writer.send_data(sent.clone()).await.unwrap();
+        let came = self.answer.frame().await.unwrap().unwrap();
+        came.data_ref() == Some(&sent)
+    }
+
+    /// The code that it ends with, though nothing is sent.
+    async fn ended(&mut self) -> String {
+        let frame = tokio::time::timeout(Duration::from_secs(10), self.answer.frame());
+        let frame = frame.await.expect("the stream ends").unwrap().unwrap();
+        let trailers = frame.into_trailers().unwrap();
+        trailers["grpc-status"].to_str().unwrap().to_owned()
+    }
+}
+
+fn call(path: &str, body: Body) -> http::Request<Body> {
+    let request = http::Request::post(format!("http://battle{path}"));
+    let request = request.header("content-type", "application/grpc");
+    request.body(body).unwrap()
+}
+
+#[test]
+fn grpc_streams_that_new_rules_would_not_let_in_end_with_their_word_and_no_others() {
+    let access = rules(MtlsMode::Strict, Vec::new());
+    let mut pair = Pair::with(echo_http2(), Protocol::H2c, access, |s| s);
+    let deny = |pair: &mut Pair, path: &str| {
+        let rule = AccessRule {
+            callers: vec![Caller::Id(id("gateway"))],
+            paths: vec![PathMatch::Prefix(path.into())],
+            ..AccessRule::default()
+        };
+        let policies = vec![policy(Effect::Deny, vec![rule])];
+        pair.called
+            .change(|setup| setup.inbound = Some(rules(MtlsMode::Strict, policies)));
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(pair.caller.outbound);
+        let io = TokioIo::new(stream.await.unwrap());
+        let http2 = hyper::client::conn::http2::handshake(TokioExecutor::new(), io);
+        let (mut sender, connection) = http2.await.unwrap();
+        tokio::spawn(connection);
+        let mut admin = Stream::open(&mut sender, "/admin/watch").await;
+        let mut game = Stream::open(&mut sender, "/game/play").await;
+        let (_writer, body) = Body::new(4);
+        let silent = tokio::spawn(sender.send_request(call("/admin/silent", body)));
+        let counted = || pair.called.sum(|edge| edge.active);
+        while counted() < 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // These have not lasted yet when the rules change.
+        deny(&mut pair, "/admin");
+        assert_eq!(admin.ended().await, "7");
+        let refused = silent.await.unwrap().unwrap();
+        assert_eq!(refused.headers()["grpc-status"], "7", "before an answer");
+        assert!(game.echoes().await, "nobody denied that");
+        // This one has.
+        deny(&mut pair, "/game");
+        assert_eq!(game.ended().await, "7");
+    });
+    assert_eq!(pair.called.event(Event::AccessDenied), 3);
 }

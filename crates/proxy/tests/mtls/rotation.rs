@@ -163,8 +163,8 @@ fn stream(
     rounds
 }
 
-/// An HTTP/2 application that sends back what it gets, as it comes.
-fn echo_http2() -> std::net::SocketAddr {
+/// An HTTP/2 application that sends back what it gets, as it comes; at `/admin/silent` it never answers.
+pub fn echo_http2() -> std::net::SocketAddr {
     let listener = std::net::TcpListener::bind(any_port()).unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
@@ -178,6 +178,9 @@ fn echo_http2() -> std::net::SocketAddr {
             while let Ok((stream, _)) = listener.accept().await {
                 let service = hyper::service::service_fn(
                     |request: http::Request<hyper::body::Incoming>| async move {
+                        if request.uri().path() == "/admin/silent" {
+                            std::future::pending::<()>().await;
+                        }
                         Ok::<_, std::convert::Infallible>(http::Response::new(request.into_body()))
                     },
                 );

@@ -1,5 +1,7 @@
 //! The answer of an attempt: waited for, read, and sent downstream with its body.
 
+use phalanx_relay::{HeaderList, Value};
+
 use super::*;
 
 /// An answer that could go downstream.
@@ -31,9 +33,15 @@ impl Run<'_> {
             exchange,
             incoming,
             upload,
+            request,
+            context,
+            cluster,
             ..
         } = self;
         let core = &door.core;
+        let port = cluster.plan.name.port;
+        let may_stay = |plan: &Plan| guard::may_stay(plan, port, request, context);
+        let mut review = Review::default();
         let head = poll_fn(|cx| {
             upload.poll(cx, exchange, incoming, &mut outgoing);
             if let Some(cut) = upload.cut() {
@@ -45,8 +53,8 @@ impl Run<'_> {
             if upload.is_ended() && incoming.poll_gone(cx, core).is_ready() {
                 return Poll::Ready(Err(Missed::Cut(Cut::Gone)));
             }
-            exchange
-                .poll_expiry(cx)
+            review
+                .poll(cx, core, exchange, may_stay)
                 .map(|expiry| Err(Missed::Expired(expiry)))
         });
         let head = head.await?;
@@ -106,7 +114,9 @@ impl Run<'_> {
             let lasting = lasting.map(Box::new);
             return Outcome::Upgraded(Box::new(upgraded), lasting);
         }
-        let mut download = Download::default();
+        let (request, context, port) = (&*self.request, self.context, self.cluster.plan.name.port);
+        let may_stay = |plan: &Plan| guard::may_stay(plan, port, request, context);
+        let (mut download, mut review) = (Download::default(), Review::default());
         let ended = poll_fn(|cx| {
             let passed = download.poll(cx, core, exchange, incoming, &mut outgoing, &mut tally);
             if let Poll::Ready(passed) = passed {
@@ -119,15 +129,16 @@ impl Run<'_> {
             if upload.is_ended() && incoming.poll_gone(cx, core).is_ready() {
                 return Poll::Ready(Err(Missed::Cut(Cut::Gone)));
             }
-            exchange
-                .poll_expiry(cx)
+            review
+                .poll(cx, core, exchange, may_stay)
                 .map(|expiry| Err(Missed::Expired(expiry)))
         })
         .await;
         let callers = matches!(
             ended,
-            Err(Missed::Cut(_) | Missed::Expired(Expiry::Stalled | Expiry::Body))
+            Err(Missed::Cut(_) | Missed::Expired(Expiry::Stalled | Expiry::Body | Expiry::ShutOut))
         );
+        let is_denied = request.is_grpc() && matches!(ended, Err(Missed::Expired(Expiry::ShutOut)));
         match ended {
             Ok(Passed::Whole) => {
                 let now_us = core.wheel.recent_us();
@@ -148,8 +159,27 @@ impl Run<'_> {
             true => drop(tally), // as of one who went away: no word about the endpoint
             false => tally.broke_off(),
         }
-        self.incoming.break_off();
+        if !(is_denied && self.deny().is_ok()) {
+            self.incoming.break_off();
+        }
         Outcome::Done
+    }
+
+    /// Ends a gRPC stream that goes on with the word that a new one would get.
+    fn deny(&mut self) -> Result<(), Cut> {
+        let reason = Reason::Denied;
+        let code = reason.grpc_status().to_string();
+        let mut trailers = HeaderList::new();
+        for (name, value) in [
+            (names::GRPC_STATUS, code.as_str()),
+            (names::GRPC_MESSAGE, reason.as_str()),
+            (names::X_PHALANX_REASON, reason.as_str()),
+        ] {
+            if let Some(value) = Value::new(value.as_bytes()) {
+                trailers.push(name, value);
+            }
+        }
+        self.incoming.end(&self.door.core, Some(&trailers))
     }
 }
 
