@@ -12,7 +12,7 @@ use phalanx_xds::separate::{self, Source};
 use phalanx_xds::{Encoded, Kind};
 
 use super::*;
-use crate::snapshot::Compiler;
+use crate::snapshot::{AtGateway, Compiler, Edge};
 
 /// Meshes that one Envoy is asked about; each has a namespace of its own.
 const BATCH: u64 = 20;
@@ -25,8 +25,14 @@ fn envoy_takes_whatever_a_mesh_compiles_to() {
     let batches = rounds.map_or(1, |rounds: u64| rounds.div_ceil(BATCH).max(1));
     for batch in 0..batches {
         let mut bootstrap = Bootstrap::default();
+        let folder = tempfile::tempdir().unwrap();
+        for name in CERTIFICATES {
+            let described = folder.path().join(format!("{name}.yaml"));
+            std::fs::write(described, "resources: []\n").unwrap();
+        }
         for seed in batch * BATCH..(batch + 1) * BATCH {
             generated(seed, &mut bootstrap);
+            at_edge(seed, folder.path(), &mut bootstrap);
         }
         // A mesh has five services with two ports each.
         let enough = BATCH as usize * 10;
@@ -105,6 +111,84 @@ fn generated(seed: u64, bootstrap: &mut Bootstrap) {
         bootstrap.endpoints(&grpc::endpoints(assignment));
     }
     bootstrap.listener(&server(&mut dice, seed).body);
+}
+
+/// A Gateway over a mesh as above, which a data plane of its own runs.
+fn at_edge(seed: u64, folder: &Path, bootstrap: &mut Bootstrap) {
+    let mut dice = Dice(seed.wrapping_mul(0x517c_c1b7_2722_0a95) | 1);
+    let namespace = format!("e{seed}");
+    let text = documents(&mut dice, &namespace) + &gateway_documents(&mut dice, &namespace);
+    let published = Compiler::default().compile(Arc::new(Fixture::yaml(&text).world()));
+    let mut node = super::node();
+    node.service = ServiceName::new(namespace, "edge");
+    node.agent = "envoy".into();
+    node.tls.has_identity = dice.chance(50);
+    node.edge = Some(Edge {
+        bind: Some([127, 1, (seed % BATCH) as u8, 1].into()),
+        certificates_in: folder.display().to_string(),
+    });
+    let snapshot = AtGateway::default().snapshot(&published, &node);
+    assert!(snapshot.len(Kind::Listener) > 1, "seed {seed}");
+    let listeners = snapshot.iter(Kind::Listener);
+    listeners.for_each(|l| bootstrap.listener(&l.body));
+    snapshot.iter(Kind::Routes).for_each(|t| bootstrap.table(t));
+    snapshot
+        .iter(Kind::Cluster)
+        .for_each(|c| bootstrap.cluster(c));
+}
+
+const CERTIFICATES: [&str; 2] = ["web", "other"];
+
+/// A Gateway and what is attached to it; among the backends are some that are not there or speak something else.
+fn gateway_documents(dice: &mut Dice, namespace: &str) -> String {
+    let mut text = format!(
+        "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: edge, namespace: {namespace}}}\nspec:\n  gatewayClassName: phalanx\n  listeners:\n  - {{name: web, port: 8080, protocol: HTTP}}\n  - {{name: own, port: 8080, protocol: HTTP, hostname: own.test}}\n"
+    );
+    let refs = dice.of(&["[{name: web}]", "[{name: web}, {name: other}]"]);
+    let hostname = dice.of(&[
+        "",
+        "hostname: '*.secure.test', ",
+        "hostname: a.secure.test, ",
+    ]);
+    for listener in [
+        format!("{{name: secure, port: 8443, protocol: HTTPS, {hostname}tls: {{certificateRefs: {refs}}}}}"),
+        "{name: through, port: 8443, protocol: TLS, hostname: '*.pass.test', tls: {mode: Passthrough}}".into(),
+        "{name: raw, port: 9000, protocol: TCP}".into(),
+    ] {
+        if dice.chance(80) {
+            let _ = writeln!(text, "  - {listener}");
+        }
+    }
+    for route in 0..=dice.below(3) {
+        let rules: String = (0..=dice.below(3)).map(|_| rule_text(dice)).collect();
+        let hostnames = dice.of(&[
+            "",
+            "  hostnames: [a.secure.test]\n",
+            "  hostnames: ['*.test', own.test]\n",
+        ]);
+        let _ = writeln!(
+            text,
+            "---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: g{route}, namespace: {namespace}}}\nspec:\n  parentRefs: [{{name: edge}}]\n{hostnames}  rules:\n{rules}"
+        );
+    }
+    for (kind, version, section, names) in [
+        ("TLSRoute", "v1", "through", "  hostnames: [a.pass.test]\n"),
+        ("TLSRoute", "v1", "through", ""),
+        ("TCPRoute", "v1alpha2", "raw", ""),
+    ] {
+        let backend = |dice: &mut Dice| {
+            let (service, weight) = (dice.below(SERVICES + 1), dice.of(&["0", "1", "1000000"]));
+            format!("{{name: s{service}, port: 9000, weight: {weight}}}")
+        };
+        let backends: Vec<_> = (0..dice.below(4)).map(|_| backend(dice)).collect();
+        let name = text.len(); // none is like another
+        let _ = writeln!(
+            text,
+            "---\napiVersion: gateway.networking.k8s.io/{version}\nkind: {kind}\nmetadata: {{name: r{name}, namespace: {namespace}}}\nspec:\n  parentRefs: [{{name: edge, sectionName: {section}}}]\n{names}  rules: [{{backendRefs: [{}]}}]",
+            backends.join(", ")
+        );
+    }
+    text
 }
 
 const SERVICES: u64 = 5;
@@ -204,8 +288,34 @@ fn rule_text(dice: &mut Dice) -> String {
             "{{type: URLRewrite, urlRewrite: {{hostname: y.test, path: {replaced}}}}}"
         ));
     }
+    if dice.chance(30) {
+        let share = dice.of(&[
+            "",
+            ", percent: 42",
+            ", fraction: {numerator: 1, denominator: 3}",
+        ]);
+        let service = dice.below(SERVICES + 1);
+        filters.push(format!(
+            "{{type: RequestMirror, requestMirror: {{backendRef: {{name: s{service}, port: 80}}{share}}}}}"
+        ));
+    }
+    if dice.chance(30) {
+        let origins = dice.of(&["'*'", "'https://a.test', 'https://*.b.test:8443'"]);
+        let exposed = dice.of(&["", "allowCredentials: true, exposeHeaders: [x-c], "]);
+        filters.push(format!(
+            "{{type: CORS, cors: {{allowOrigins: [{origins}], {exposed}allowMethods: [GET, POST], allowHeaders: [x-a], maxAge: 9}}}}"
+        ));
+    }
     if !filters.is_empty() {
         let _ = writeln!(rule, "    filters: [{}]", filters.join(", "));
+    }
+    if dice.chance(30) {
+        let session = dice.of(&[
+            "{}",
+            "{sessionName: Room, absoluteTimeout: 1h, idleTimeout: 90s, cookieConfig: {lifetimeType: Permanent}}",
+            "{type: Header, sessionName: X-Room, absoluteTimeout: 1h}",
+        ]);
+        let _ = writeln!(rule, "    sessionPersistence: {session}");
     }
     if dice.chance(30) {
         rule.push_str("    timeouts: {request: 2s, backendRequest: 500ms}\n");
