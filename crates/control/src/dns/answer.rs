@@ -92,7 +92,13 @@ impl Ask {
         {
             return None;
         }
+        let begun = decoder.index();
         let query = Query::read(decoder).ok()?;
+        // A pointer in the first name of all could only point into the header, and make the answer longer than its question.
+        let spelled: usize = query.name().iter().map(|label| label.len() + 1).sum();
+        if decoder.index() - begun != spelled + 1 + QUERY_FIXED {
+            return None;
+        }
         let mut edns = None;
         for _ in 0..counts.additionals {
             if let Some(read) = AskEdns::read(decoder)?
@@ -356,6 +362,8 @@ fn aaaa(ip: &Ipv6Addr) -> RData {
 
 /// Seconds, of everything and of nothing: a change is seen by everyone after that.
 pub const TTL: u32 = 5;
+/// Bytes of a question's type and class.
+const QUERY_FIXED: usize = 4;
 /// The largest UDP answer that no path breaks up (DNS flag day 2020), also what we say we take.
 pub const PAYLOAD_MAX: usize = 1232;
 /// Without EDNS.
