@@ -95,7 +95,7 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
         true => stages::measure(root)?,
         false => String::new(),
     };
-    let rows = measure(root, &work, &cases, options)?;
+    let (rows, missing) = measure(root, &work, &cases, options)?;
     let text = table::render(&rows, options, &versions(root));
     let text = format!("{text}{stages}");
     println!("\n{text}");
@@ -108,6 +108,9 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
         let text = format!("{text}\n{}", control.unwrap_or_default());
         std::fs::write(path, text).context("cannot write bench/README.md")?;
     }
+    if !missing.is_empty() {
+        bail!("without a figure:\n{}", missing.join("\n"));
+    }
     Ok(())
 }
 
@@ -117,12 +120,13 @@ fn build(root: &Path) -> anyhow::Result<()> {
     shell::run(cargo.args(packages))
 }
 
+/// And what could not be measured, with the reasons: hours of figures are not thrown away for one.
 fn measure(
     root: &Path,
     work: &Path,
     cases: &[&'static Case],
     options: &Options,
-) -> anyhow::Result<Vec<Row>> {
+) -> anyhow::Result<(Vec<Row>, Vec<String>)> {
     let time = Duration::from_secs(options.seconds.max(1));
     let rounds_of = |case: &Case| match case.is_about_tails() {
         true => options.tail_rounds,
@@ -130,7 +134,7 @@ fn measure(
         false if case.is_idle() => options.rounds.min(IDLE_ROUNDS),
         false => options.rounds,
     };
-    let (begun, mut rows) = (Instant::now(), Vec::new());
+    let (begun, mut rows, mut missing) = (Instant::now(), Vec::new(), Vec::new());
     let rounds = cases.iter().map(|case| rounds_of(case)).max();
     for round in 0..rounds.unwrap_or_default() {
         for case in cases.iter().filter(|case| round < rounds_of(case)) {
@@ -144,12 +148,21 @@ fn measure(
                 order.reverse();
             }
             for proxy in order {
-                let running = proxy
+                let measured = proxy
                     .start(root, work, case)
-                    .with_context(|| format!("cannot start {}", proxy.name))?;
-                let sample = case
-                    .measure(root, &running, time)
-                    .with_context(|| format!("{} in case {}", proxy.name, case.name))?;
+                    .context("cannot start it")
+                    .and_then(|running| case.measure(root, &running, time));
+                let sample = match measured {
+                    Ok(sample) => sample,
+                    Err(error) => {
+                        let round = round + 1;
+                        let told =
+                            format!("{}, {}, round {round}: {error:#}", case.name, proxy.name);
+                        println!("no figure: {told}");
+                        missing.push(told);
+                        continue;
+                    }
+                };
                 let figures = sample.0.iter();
                 let figures = figures.map(|f| format!("{} {:.*}", f.name, f.digits, f.value));
                 println!(
@@ -170,7 +183,7 @@ fn measure(
             drop(backend);
         }
     }
-    Ok(rows)
+    Ok((rows, missing))
 }
 
 const IDLE_ROUNDS: usize = 3;

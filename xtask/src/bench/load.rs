@@ -106,6 +106,8 @@ pub fn beside(
     sample.add("p50 \u{b5}s in the flood", of(&flooded, P50)?, 0);
     sample.add("p99 \u{b5}s before", of(&calm, P99)?, 0);
     sample.add("p99 \u{b5}s in the flood", of(&flooded, P99)?, 0);
+    let (sent, answered) = (printed(&during, "sent ")?, printed(&during, "answered ")?);
+    sample.add("unanswered %", (sent - answered) * 100.0 / sent, 1);
     sample.add("units/s", attacks / elapsed.as_secs_f64(), 0);
     sample.add_cpu(spent, attacks);
     Ok(sample)
@@ -189,7 +191,13 @@ fn completed(case: &Case, output: &str) -> anyhow::Result<f64> {
         }
         Load::Relay("bulk", _) => Ok(printed(output, "moved ")? / 1e6),
         Load::Relay(..) => printed(output, "moved "),
-        Load::Paced | Load::Flood(_) => printed(output, "answered "),
+        Load::Paced | Load::Flood(_) => {
+            let (sent, answered) = (printed(output, "sent ")?, printed(output, "answered ")?);
+            if answered < sent {
+                bail!("of {sent} requests {answered} were answered");
+            }
+            Ok(answered)
+        }
         Load::Idle => bail!("idle connections are no load"),
     }
 }

@@ -32,6 +32,17 @@ impl Stream {
         }
     }
 
+    /// Whether there are bytes that the runtime may not have heard of yet: it looks once in a turn, which may be long.
+    pub fn has_unheard(&self) -> bool {
+        let socket = match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(io) => io.stream.get_ref().0,
+        };
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        let seen = socket2::SockRef::from(socket).peek(&mut byte);
+        seen.is_ok_and(|count| count > 0)
+    }
+
     /// What is known of it when it is secured.
     pub fn link(&self) -> Option<&Rc<Link>> {
         match self {

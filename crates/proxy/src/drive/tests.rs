@@ -69,3 +69,34 @@ fn connections_are_told_that_we_drain_one_after_the_other() {
     hurried.tell(&core, start + Duration::from_secs(1));
     assert!(hurried.left.is_empty());
 }
+
+#[tokio::test]
+async fn what_the_socket_has_is_seen_before_the_runtime_hears_of_it() {
+    use std::io::Write;
+    use std::task::{Context, Waker};
+    let core = core();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let mut wire = wire::Wire::new(stream::Stream::Plain(listener.accept().await.unwrap().0));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(
+        wire.poll_read(&mut cx, &core, &mut wire::Scratch::take())
+            .is_pending()
+    );
+    assert!(!wire.has_unheard());
+    // No turn of the runtime passes.
+    peer.write_all(b"POST").unwrap();
+    assert!(
+        wire.poll_read(&mut cx, &core, &mut wire::Scratch::take())
+            .is_pending()
+    );
+    assert!(wire.has_unheard());
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(
+        wire.poll_read(&mut cx, &core, &mut wire::Scratch::take())
+            .is_ready()
+    );
+    // The end is nothing to wait for.
+    drop(peer);
+    assert!(!wire.has_unheard());
+}

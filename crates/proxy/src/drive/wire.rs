@@ -74,6 +74,11 @@ impl Wire {
         Poll::Ready(Ok(scratch.len))
     }
 
+    /// Whether the peer has said something that a read would not give yet.
+    pub fn has_unheard(&self) -> bool {
+        self.stream.has_unheard()
+    }
+
     /// Writes what can be written; ready when nothing is left.
     #[inline]
     pub fn poll_flush(&mut self, cx: &mut Context<'_>, core: &Core) -> Poll<io::Result<()>> {

@@ -141,6 +141,12 @@ impl Http1 {
         watch.settle(core);
         while watch.alarm.poll(cx).is_ready() {
             if let Some(event) = watch.missed(core) {
+                // A request that came in this very turn is not closed upon: its caller may not repeat it.
+                if event == Event::IdleDeadline && self.wire.has_unheard() {
+                    let soon = core.wheel.now_ms().saturating_add(UNHEARD_MS);
+                    watch.alarm.set(soon);
+                    continue;
+                }
                 if event != Event::IdleDeadline || !watch.is_draining() {
                     core.count(event);
                 }
@@ -379,6 +385,8 @@ impl Http1 {
     }
 }
 
+/// For the runtime to hear of what the socket has.
+const UNHEARD_MS: u64 = 10;
 /// More of an answer is not taken before some of this has left.
 const OUT_FULL: usize = 64 << 10;
 /// Pieces of a body that nobody wants.
