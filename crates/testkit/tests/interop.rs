@@ -1,8 +1,8 @@
 //! One control plane and the same manifests, a real Envoy and our sidecar: a table of requests goes the same way.
 
-use phalanx_testkit::envoy::{Envoy, Protocol};
+use phalanx_testkit::envoy::{self, Envoy, Protocol};
 use phalanx_testkit::eventually;
-use phalanx_testkit::http::{Answer, Call, Connection, call};
+use phalanx_testkit::http::{Answer, Call, Connection, call, first_call};
 use phalanx_testkit::mesh::{Instance, Mesh, READY_MAX};
 
 use std::net::SocketAddr;
@@ -87,7 +87,7 @@ async fn agree(protocol: Protocol) -> anyhow::Result<()> {
     let mut differences = Vec::new();
     for (request, by, status) in table::all() {
         let (mine, theirs) = (
-            seen(&call(ours.outbound, &request).await?),
+            seen(&first_call(ours.outbound, &request).await?),
             seen(&call(envoy.outbound, &request).await?),
         );
         let name = format!(
@@ -156,7 +156,7 @@ async fn shares(outbound: SocketAddr) -> anyhow::Result<()> {
 /// Copies arrive: all at one, a quarter at another; whoever calls hears only its own answer.
 async fn copies(sender: SocketAddr, ours: &Instance) -> anyhow::Result<()> {
     let seen = async |by: &str| -> anyhow::Result<u64> {
-        let answer = call(ours.outbound, &Call::get(by, "/seen")).await?;
+        let answer = first_call(ours.outbound, &Call::get(by, "/seen")).await?;
         Ok(answer.json()["seen"].as_u64().unwrap_or_default())
     };
     let before = [seen("shop").await?, seen("glass").await?];
@@ -174,6 +174,51 @@ async fn copies(sender: SocketAddr, ours: &Instance) -> anyhow::Result<()> {
     assert!((10..=100).contains(&quarter), "{quarter} of 200");
     Ok(())
 }
+
+/// Of two Envoys only the one of the route's namespace follows a consumer route, which our sidecar there follows too.
+#[tokio::test]
+async fn consumer_route_holds_for_callers_of_its_namespace_only() -> anyhow::Result<()> {
+    let mut mesh = Mesh::start().await?;
+    let _shop = mesh.instance("shop", "v1", "shop").await?;
+    let _cart = mesh.instance("cart", "v1", "cart").await?;
+    mesh.apply(CONSUMER).await?;
+    let near = Envoy::start(&mut mesh, "gateway", Protocol::Delta).await?;
+    let xds = mesh.xds;
+    let far = Envoy::start_from(&mut mesh, |own| {
+        let text = envoy::bootstrap("gateway", own, xds, Protocol::Delta);
+        text.replace("namespace: default", "namespace: eu")
+            .replace("default/gateway", "eu/gateway")
+    })
+    .await?;
+    let shop = Call::get("shop.default.svc.mesh", "/");
+    for (envoy, by) in [(&near, "shop"), (&far, "cart")] {
+        let led = async || {
+            let answer = call(envoy.outbound, &shop).await.ok()?;
+            (answer.status == 200 && answer.header("x-echo") == by).then_some(())
+        };
+        eventually("envoy to go where its namespace says", READY_MAX, led).await?;
+    }
+    Ok(())
+}
+
+const CONSUMER: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: shop}
+spec: {selector: {app: shop}, ports: [{name: http, port: 80, appProtocol: http}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: cart}
+spec: {selector: {app: cart}, ports: [{name: http, port: 80, appProtocol: http}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: shop, namespace: eu}
+spec:
+  parentRefs: [{kind: Service, name: shop, namespace: default}]
+  rules: [{backendRefs: [{name: cart, namespace: default, port: 80}]}]
+";
 
 #[tokio::test]
 async fn envoy_over_delta_routes_as_our_sidecar_does() -> anyhow::Result<()> {

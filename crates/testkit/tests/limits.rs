@@ -233,6 +233,79 @@ async fn buckets_in_a_redis_outlive_the_control_plane_and_are_envoys_too() -> an
     Ok(())
 }
 
+/// An application that is slow, and more calls than its sidecar thinks it bears: at a limit of 10, 7 may be under way for
+/// what is of low priority, and 10 for what is of high one.
+#[tokio::test]
+async fn overloaded_sidecar_sheds_what_is_of_low_priority_before_what_is_of_high()
+-> anyhow::Result<()> {
+    const FLOOD: usize = 9;
+    let mut mesh = Mesh::start().await?;
+    let battle = mesh.instance("battle", "v1", "battle").await?;
+    mesh.apply(&policy(
+        BATTLE,
+        "  overload:
+    minInFlight: 10
+    maxInFlight: 10
+    queueDelay: 1s
+    priorities:
+    - {priority: Low, when: {headers: [{name: x-job, value: sweep}]}}
+    - {priority: High, when: {headers: [{name: x-job, value: fight}]}}
+",
+    ))
+    .await?;
+    let of = |job: &str, path: &str| Call::get("battle", path).header("x-job", job);
+    // Nine fights that the application takes its time for: under way together, none is shed.
+    let flood = || {
+        let fight = of("fight", "/slow/1500");
+        let at = battle.inbound;
+        let calls = (0..FLOOD).map(|_| {
+            let fight = fight.clone();
+            tokio::spawn(async move { call(at, &fight).await })
+        });
+        calls.collect::<Vec<_>>()
+    };
+    let flooded = async |job: &str| -> anyhow::Result<(Vec<Answer>, bool)> {
+        let slow = flood();
+        let mut shed = false;
+        while !shed && !slow.iter().all(|one| one.is_finished()) {
+            let answer = call(battle.inbound, &of(job, "/")).await?;
+            shed = answer.status == 503 && answer.header("x-phalanx-reason") == "overload";
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let mut answers = Vec::new();
+        for one in slow {
+            answers.push(one.await??);
+        }
+        Ok((answers, shed))
+    };
+    eventually("what is low to be shed", READY_MAX, async || {
+        let (fights, shed) = flooded("sweep").await.ok()?;
+        assert_eq!(with_status(&fights, 200), FLOOD, "none of them is shed");
+        shed.then_some(())
+    })
+    .await?;
+    let (fights, shed) = flooded("fight").await?;
+    assert_eq!((with_status(&fights, 200), shed), (FLOOD, false));
+    let metrics = call(battle.admin, &Call::get("localhost", "/metrics")).await?;
+    let metrics = String::from_utf8_lossy(&metrics.body).into_owned();
+    let shed = |priority: &str| {
+        let of = format!(
+            "phalanx_shed_total{{policy=\"BackendPolicy/default/p\",priority=\"{priority}\"}} "
+        );
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&of));
+        line.and_then(|count| count.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    assert!(shed("Low") > 0, "{metrics}");
+    assert_eq!(shed("High"), 0);
+    // Over, everything is let in again.
+    eventually("what is low to be let in", READY_MAX, async || {
+        let answer = call(battle.inbound, &of("sweep", "/")).await.ok()?;
+        (answer.status == 200).then_some(())
+    })
+    .await
+}
+
 #[tokio::test]
 async fn deadline_of_grpc_is_shrunk_and_what_has_passed_is_not_sent() -> anyhow::Result<()> {
     let mut mesh = Mesh::start().await?;
