@@ -8,6 +8,7 @@ mod canary;
 mod clients;
 mod fleet;
 mod frames;
+mod handoff;
 mod hds;
 mod isolate;
 mod loads;
@@ -39,8 +40,7 @@ use phalanx_xds::server::Session;
 use tokio::sync::mpsc;
 use tokio::sync::watch::{self, Receiver};
 use tokio::time::timeout;
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
@@ -56,6 +56,7 @@ use crate::ca::Ca;
 use crate::snapshot::{Compiler, Published};
 use crate::world::World;
 
+use self::handoff::handoff;
 use self::stream::{Driver, Rooms};
 
 /// All discovery services; cheap to clone.
@@ -131,19 +132,23 @@ impl Discovery {
             .remote_addr()
             .map(|a| a.to_string())
             .unwrap_or_default();
-        let (answers, stream) = mpsc::channel(ANSWERS_MAX);
-        let driver = Driver::new(session, self.rooms.clone(), peer, who);
-        let (inbound, stop) = (request.into_inner(), self.stop.clone());
+        let (answers, stream) = handoff();
+        // Boxed, for a task keeps a place of its own for each time that something is handed on.
+        let driver = Box::new(Driver::new(session, self.rooms.clone(), peer, who));
+        let (inbound, stop) = (Box::new(request.into_inner()), self.stop.clone());
         self.tasks.spawn(async move {
             let ended = tokio::select! {
                 () = stop.cancelled() => Err(Status::unavailable("the control plane is stopping")),
                 ended = driver.run(inbound, &answers) => ended,
             };
-            if let Err(status) = ended {
-                farewell(&answers, status).await;
+            // As in a farewell.
+            if let Err(status) = ended
+                && let Ok(Ok(())) = timeout(FAREWELL_MAX, answers.free()).await
+            {
+                answers.give(Err(status));
             }
         });
-        Ok(Box::pin(ReceiverStream::new(stream)))
+        Ok(Box::pin(stream.map(|answer| answer.map(|answer| *answer))))
     }
 }
 
@@ -238,7 +243,5 @@ impl Publisher {
 
 /// Streams at once.
 pub const STREAMS_MAX: usize = 20_000;
-/// Responses of a stream that wait for its socket.
-const ANSWERS_MAX: usize = 1;
 /// How long the word that a stream ends may wait for its socket.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);

@@ -4,7 +4,7 @@
 //! [`snapshot`] compiles it, [`discovery`] sends it. Instances enter by [`registry`], reports by [`observe`]. Everything that
 //! is stored comes back through the world: no room tells another what it has just written.
 //!
-//! Module order (a module imports only later ones): serve, listen, api, console, metrics, discovery, limits, observe, import,
+//! Module order (a module imports only later ones): serve, grpc, listen, api, console, metrics, discovery, limits, observe, import,
 //! registry, planes, health, dns, ocsp, ca, access, admit, carry, snapshot, world.
 
 pub mod access;
@@ -15,6 +15,7 @@ pub mod carry;
 mod console;
 pub mod discovery;
 pub mod dns;
+mod grpc;
 pub mod health;
 pub mod import;
 pub mod limits;

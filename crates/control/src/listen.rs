@@ -29,7 +29,6 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::server::Connected;
 
 use self::door::Entered;
 use crate::access::Arrival;
@@ -138,7 +137,7 @@ impl Connections {
 }
 
 async fn http(connection: Connection, router: Router, stop: CancellationToken) {
-    let arrival = connection.connect_info();
+    let arrival = connection.arrival();
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
         request.extensions_mut().insert(arrival.clone());
@@ -204,6 +203,10 @@ impl Connection {
             stalled: None,
             _seat: seat,
         }
+    }
+
+    pub fn arrival(&self) -> Arrival {
+        self.entered.arrival.clone()
     }
 
     fn patient<T>(
@@ -284,14 +287,6 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.entered.wire).poll_shutdown(cx)
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Arrival;
-
-    fn connect_info(&self) -> Arrival {
-        self.entered.arrival.clone()
     }
 }
 

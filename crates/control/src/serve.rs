@@ -22,7 +22,6 @@ use phalanx_store::{EtcdConfig, Store};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
 
 use crate::access::{Access, Local, LocalError, Refusals, Role, Users, gated};
 use crate::admit::Admission;
@@ -30,6 +29,7 @@ use crate::api::{self, Api};
 use crate::ca::{Ca, CaConfig, CaError, JwksConfig};
 use crate::discovery::{Canaries, Discovery, Fleet, Hds, LOAD_INTERVAL, Loads, Publisher};
 use crate::dns::{Dns, Sockets};
+use crate::grpc;
 use crate::health::Health;
 use crate::import::Import;
 use crate::limits::{Limits, RedisAddress};
@@ -360,15 +360,9 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     if let Some(ca) = &ca {
         services = services.add_service(ca.service());
     }
-    let grpc = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .max_concurrent_streams(STREAMS_PER_CONNECTION)
-        .add_routes(gated(services, access))
-        .serve_with_incoming_shutdown(
-            Connections::new(xds, within_descriptors(XDS_MAX), xds_door, stop.clone()).greeted(),
-            stop.clone().cancelled_owned(),
-        );
+    let connections = Connections::new(xds, within_descriptors(XDS_MAX), xds_door, stop.clone());
+    let services = gated(services, access);
+    let grpc = grpc::serve(connections, services, refusals.clone(), stop.clone());
     let http = Connections::new(admin, ADMIN_MAX, admin_door, stop.clone())
         .serve_http(api::router(api.clone()));
 
@@ -406,9 +400,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     tasks.spawn("registry", registry.run(writes));
     tasks.spawn("health", checks);
     tasks.spawn("xds", async move {
-        if let Err(error) = grpc.await {
-            tracing::error!(%error, "the gRPC server failed");
-        }
+        grpc.await;
         discovery.closed().await;
     });
     tasks.spawn("admin", http);
@@ -697,11 +689,6 @@ pub const LEAF_TTL: Duration = Duration::from_secs(72 * 3600);
 const NAME_MAX: usize = 63;
 /// Characters of a host's name in that of a control plane.
 const HOST_MAX: usize = 48;
-/// A peer that vanished without a word is found out within both.
-const KEEPALIVE: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// One proxy needs a handful; a registry client that shares its connection some more.
-const STREAMS_PER_CONNECTION: u32 = 256;
 /// Connections that wait to be taken: a whole fleet comes back at once. The kernel has a bound of its own (somaxconn).
 const BACKLOG: u32 = 16_384;
 const SHUTDOWN_MAX: Duration = Duration::from_secs(5);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use phalanx_proto::envoy::admin::v3::{ClientResourceStatus, UpdateFailureState};
@@ -13,7 +13,7 @@ use phalanx_proto::envoy::service::status::v3::client_status_discovery_service_s
 use phalanx_proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use phalanx_proto::envoy::r#type::matcher::v3::{NodeMatcher, StringMatcher};
 use phalanx_xds::server::{Delivery, Item, Session};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -36,7 +36,56 @@ struct Inner {
 #[derive(Clone)]
 struct Line {
     node: Arc<Identity>,
-    questions: mpsc::Sender<Question>,
+    asked: Arc<Asked>,
+}
+
+/// What waits for one stream to answer it.
+struct Asked {
+    /// Short critical sections, never across an await. None once the stream has ended.
+    questions: Mutex<Option<Vec<Question>>>,
+    bell: Notify,
+}
+
+/// The stream's end of it.
+pub struct Questions(Arc<Asked>);
+
+impl Questions {
+    /// The next one, whenever it comes.
+    pub async fn next(&self) -> Question {
+        loop {
+            let bell = self.0.bell.notified();
+            if let Some(question) = self.0.questions().as_mut().and_then(Vec::pop) {
+                return question;
+            }
+            bell.await;
+        }
+    }
+}
+
+impl Drop for Questions {
+    fn drop(&mut self) {
+        *self.0.questions() = None;
+    }
+}
+
+impl Asked {
+    /// False: too many wait already. Whoever asks a stream that has ended hears that no answer comes.
+    fn put(&self, question: Question) -> bool {
+        if let Some(questions) = &mut *self.questions() {
+            if questions.len() >= QUESTIONS_MAX {
+                return false;
+            }
+            questions.push(question);
+            self.bell.notify_one();
+        }
+        true
+    }
+
+    fn questions(&self) -> MutexGuard<'_, Option<Vec<Question>>> {
+        self.questions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 struct Identity {
@@ -79,8 +128,11 @@ impl Drop for Entry {
 
 impl Clients {
     /// A stream that can be asked from now on.
-    pub fn enter(&self, node: &Node) -> (Entry, mpsc::Receiver<Question>) {
-        let (questions, receiver) = mpsc::channel(QUESTIONS_MAX);
+    pub fn enter(&self, node: &Node) -> (Entry, Questions) {
+        let asked = Arc::new(Asked {
+            questions: Mutex::new(Some(Vec::new())),
+            bell: Notify::new(),
+        });
         let identity = Identity {
             id: node.id.clone(),
             service: node.service.to_string(),
@@ -88,14 +140,14 @@ impl Clients {
         };
         let line = Line {
             node: Arc::new(identity),
-            questions,
+            asked: asked.clone(),
         };
         let mut inner = self.inner();
         let stream = inner.next;
         inner.next += 1;
         inner.streams.insert(stream, line);
         let clients = self.clone();
-        (Entry { clients, stream }, receiver)
+        (Entry { clients, stream }, Questions(asked))
     }
 
     async fn status(
@@ -123,7 +175,7 @@ impl Clients {
         Ok(answer.finish())
     }
 
-    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -132,13 +184,12 @@ impl Line {
     /// None when the stream ended meanwhile.
     async fn ask(&self) -> Result<Option<Inventory>, Status> {
         let (reply, answer) = oneshot::channel();
-        let asked = async {
-            self.questions.send(Question { reply }).await.ok()?;
-            answer.await.ok()
-        };
-        tokio::time::timeout(ANSWER_MAX, asked)
-            .await
-            .map_err(|_| Status::unavailable(format!("node `{}` is busy, ask again", self.node.id)))
+        let busy = || Status::unavailable(format!("node `{}` is busy, ask again", self.node.id));
+        if !self.asked.put(Question { reply }) {
+            return Err(busy());
+        }
+        let answered = tokio::time::timeout(ANSWER_MAX, answer).await;
+        answered.map(Result::ok).map_err(|_| busy())
     }
 }
 
@@ -315,7 +366,7 @@ impl ClientStatusDiscoveryService for Clients {
 }
 
 /// Questions that wait for one stream.
-const QUESTIONS_MAX: usize = 1;
+const QUESTIONS_MAX: usize = 8;
 /// How long a stream may take to answer; it never waits for its peer meanwhile.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 const MATCHERS_MAX: usize = 64;

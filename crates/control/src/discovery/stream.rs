@@ -7,13 +7,13 @@ use std::time::Duration;
 use phalanx_proto::envoy::service::discovery::v3 as wire;
 use phalanx_xds::server::{Response, Session};
 use phalanx_xds::{Kind, Snapshot};
-use tokio::sync::mpsc::{self, Sender};
 use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, sleep_until};
 use tonic::{Status, Streaming};
 
-use super::clients::{Clients, Question};
+use super::clients::{Clients, Questions};
 use super::fleet::{Fleet, Lane, Refused, Seat};
+use super::handoff::Giver;
 use super::isolate::Isolation;
 use super::lost::Lost;
 use super::memory::{Memory, Recalled, Remembered, Who};
@@ -87,9 +87,9 @@ impl Driver {
     /// # Errors
     /// The status to end it with.
     pub async fn run<M: Message>(
-        mut self,
-        mut inbound: Streaming<M>,
-        answers: &Sender<Result<M::Response, Status>>,
+        mut self: Box<Self>,
+        mut inbound: Box<Streaming<M>>,
+        answers: &Giver<Result<Box<M::Response>, Status>>,
     ) -> Result<(), Status> {
         let first = tokio::time::timeout(FIRST_MAX, inbound.message()).await;
         let Some(first) = first.map_err(|_| Status::deadline_exceeded("no request came"))?? else {
@@ -117,7 +117,7 @@ impl Driver {
         }
         self.take(&mut peer, first)?;
         self.target(&mut peer);
-        let ended = self.pump(&mut peer, inbound, questions, answers).await;
+        let ended = self.pump(&mut peer, &mut inbound, questions, answers).await;
         drop(entry);
         tracing::info!(node = %peer.node.id, peer = %self.peer, "proxy disconnected");
         ended
@@ -130,7 +130,7 @@ impl Driver {
         node: Node,
         wishes: &Wishes,
         seat: Seat,
-    ) -> Peer {
+    ) -> Box<Peer> {
         let is_delta = M::PROTOCOL == "delta";
         let demand = Demand::asked(first.node(), &node);
         let demand = demand.filter(|_| is_delta && node.edge.is_none());
@@ -148,7 +148,7 @@ impl Driver {
             false => Recalled::default(),
         };
         self.session.remember(recalled.nacks);
-        Peer {
+        Box::new(Peer {
             listeners: Published::listeners(&node),
             own: Own::default(),
             secrets: None,
@@ -162,23 +162,23 @@ impl Driver {
             who,
             node,
             seat,
-        }
+        })
     }
 
     async fn pump<M: Message>(
         &mut self,
         peer: &mut Peer,
-        mut inbound: Streaming<M>,
-        mut questions: mpsc::Receiver<Question>,
-        answers: &Sender<Result<M::Response, Status>>,
+        inbound: &mut Streaming<M>,
+        questions: Questions,
+        answers: &Giver<Result<Box<M::Response>, Status>>,
     ) -> Result<(), Status> {
-        let mut waiting: Option<(M::Response, Instant)> = None;
+        let mut waiting: Option<(Box<M::Response>, Instant)> = None;
         loop {
             if waiting.is_none() {
                 waiting = self
                     .next(peer)
                     .and_then(M::response)
-                    .map(|response| (response, Instant::now() + STALL_MAX));
+                    .map(|response| (Box::new(response), Instant::now() + STALL_MAX));
                 self.report(peer);
                 if let Some(error) = self.session.failed() {
                     return Err(Status::resource_exhausted(error.to_string()));
@@ -189,13 +189,18 @@ impl Driver {
                 .session
                 .deadline_ms()
                 .map(|ms| self.started + Duration::from_millis(ms));
+            let patience = patience.filter(|_| waiting.is_none());
+            let look_at = peer.lost.look_at();
+            let next = [stalled, patience, look_at].into_iter().flatten().min();
             tokio::select! {
                 biased;
-                place = answers.reserve(), if waiting.is_some() => {
-                    let Ok(place) = place else { return Ok(()) };
+                free = answers.free(), if waiting.is_some() => {
+                    if free.is_err() {
+                        return Ok(());
+                    }
                     if let Some((response, _)) = waiting.take() {
                         self.rooms.fleet.sent();
-                        place.send(Ok(response));
+                        answers.give(Ok(response));
                     }
                 }
                 message = inbound.message() => match message? {
@@ -203,14 +208,20 @@ impl Driver {
                     None => return Ok(()),
                 },
                 () = new_secrets(&mut peer.secrets) => self.target(peer),
-                Some(question) = questions.recv() => question.answer(&self.session),
+                question = questions.next() => question.answer(&self.session),
                 changed = self.rooms.published.changed() => {
                     changed.map_err(|_| Status::unavailable("the control plane is stopping"))?;
                     self.target(peer);
                 }
-                () = wait_until(stalled) => return Err(Status::resource_exhausted("the peer does not read its responses")),
-                () = wait_until(patience), if waiting.is_none() => {}
-                () = wait_until(peer.lost.look_at()) => self.target(peer),
+                () = wait_until(next) => {
+                    let is_due = |until: Option<Instant>| until.is_some_and(|until| until <= Instant::now());
+                    if is_due(stalled) {
+                        return Err(Status::resource_exhausted("the peer does not read its responses"));
+                    }
+                    if is_due(look_at) {
+                        self.target(peer);
+                    }
+                }
             }
         }
     }

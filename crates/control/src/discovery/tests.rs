@@ -8,7 +8,6 @@ use http_body::Frame;
 use phalanx_proto::envoy::config::core::v3::Node;
 use phalanx_xds::Kind;
 use prost_types::value::Kind as Value;
-use tokio_stream::StreamExt;
 use tonic::body::Body;
 use tonic::codec::BufferSettings;
 use tonic_prost::ProstCodec;

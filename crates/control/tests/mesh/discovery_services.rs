@@ -232,7 +232,8 @@ async fn polling_and_other_kinds_are_refused_by_name() {
 #[tokio::test]
 async fn a_type_that_is_not_served_does_not_break_the_others() {
     let control = control().await;
-    control.apply(SHOP).await;
+    let revision = control.apply(SHOP).await;
+    control.reach(revision).await;
     let runtime = DeltaDiscoveryRequest {
         type_url: "type.googleapis.com/envoy.service.runtime.v3.Runtime".into(),
         ..ask(Kind::Cluster, &["rtds"])
