@@ -11,8 +11,8 @@ use crate::name::ServiceName;
 use crate::resource::limit::{Limits, Priority};
 use crate::resource::{
     AccessPolicy, AccessRule, Caller, CircuitBreaker, ConnectionPool, Cors, Effect, HashOn,
-    HeaderEdit, HealthCheck, Hedging, LoadBalancer, Locality, MtlsMode, OutlierDetection, Redirect, Retry,
-    RetryBudget, Rewrite, RuleMatch, Session, SlowStart,
+    HeaderEdit, HealthCheck, Hedging, LoadBalancer, Locality, MtlsMode, OutlierDetection, Redirect,
+    Retry, RetryBudget, Rewrite, RuleMatch, Session, SlowStart,
 };
 
 pub use self::gateway::{

@@ -7,6 +7,7 @@ pub mod access;
 pub mod canonical;
 pub mod compare;
 pub mod hostname;
+mod index;
 pub mod order;
 pub mod pattern;
 pub mod peers;
@@ -15,6 +16,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
+use self::index::PathIndex;
 use self::pattern::{Pattern, PatternError};
 use crate::resource::{
     HeaderMatch, PathMatch, QueryMatch, RouteTable, Rule, ValueMatch, VirtualHost,
@@ -43,7 +45,7 @@ pub trait Request {
 pub struct CompiledTable<A> {
     pub name: String,
     hosts: Vec<CompiledHost<A>>,
-    exact: HashMap<Box<str>, usize, BuildHasherDefault<AuthorityHasher>>,
+    exact: HashMap<Box<str>, usize, BuildHasherDefault<TextHasher>>,
     /// What follows the `*` of a wildcard, longest first.
     suffixes: Vec<(Box<str>, usize)>,
     any: Option<usize>,
@@ -52,7 +54,8 @@ pub struct CompiledTable<A> {
 #[derive(Debug)]
 pub struct CompiledHost<A> {
     pub name: String,
-    pub rules: Vec<CompiledRule<A>>,
+    rules: Vec<CompiledRule<A>>,
+    index: Option<PathIndex>,
 }
 
 #[derive(Debug)]
@@ -101,9 +104,10 @@ impl<A> CompiledTable<A> {
                 .rules
                 .iter()
                 .map(|rule| CompiledRule::compile(rule, &mut attach))
-                .collect::<Result<_, _>>()?;
+                .collect::<Result<Vec<_>, _>>()?;
             compiled.hosts.push(CompiledHost {
                 name: host.name.clone(),
+                index: PathIndex::of(&rules),
                 rules,
             });
         }
@@ -167,12 +171,18 @@ impl<A> CompiledTable<A> {
 }
 
 impl<A> CompiledHost<A> {
+    pub fn rules(&self) -> &[CompiledRule<A>] {
+        &self.rules
+    }
+
     /// The first rule, in order, whose conditions all hold.
     pub fn find(&self, request: &impl Request) -> Option<&CompiledRule<A>> {
         let (path, method) = (request.path(), request.method());
-        self.rules
-            .iter()
-            .find(|rule| rule.holds(path, method, request))
+        let holds = |rule: &&CompiledRule<A>| rule.holds(path, method, request);
+        match self.index.as_ref().and_then(|i| i.candidates(path)) {
+            Some(mut places) => places.find_map(|place| self.rules.get(place).filter(holds)),
+            None => self.rules.iter().find(holds),
+        }
     }
 }
 
@@ -364,15 +374,15 @@ fn percent_decode(text: &str) -> Cow<'_, [u8]> {
 
 /// Eight bytes a step (the scheme of rustc's FxHash). The keys come from configuration, so nobody can make them collide.
 #[derive(Debug, Default)]
-struct AuthorityHasher(u64);
+struct TextHasher(u64);
 
-impl AuthorityHasher {
+impl TextHasher {
     fn step(&mut self, word: u64) {
         self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
     }
 }
 
-impl Hasher for AuthorityHasher {
+impl Hasher for TextHasher {
     fn write(&mut self, bytes: &[u8]) {
         let (words, rest) = bytes.as_chunks::<8>();
         for word in words {

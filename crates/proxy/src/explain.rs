@@ -358,7 +358,7 @@ fn tell_rules(told: &mut Explanation, setting: &Setting<'_>, routes: &Routes, re
         name: host.name.clone(),
         domains: source.map(|of| of.domains.clone()).unwrap_or_default(),
     });
-    for (place, rule) in host.rules.iter().enumerate() {
+    for (place, rule) in host.rules().iter().enumerate() {
         let compared = rule.compare(request).into_iter().map(|one| Compared {
             what: one.what,
             expected: one.expected,
@@ -375,7 +375,7 @@ fn tell_rules(told: &mut Explanation, setting: &Setting<'_>, routes: &Routes, re
             rule: shown.map(setting.describe).unwrap_or_default(),
         });
         if met {
-            told.rules_behind = host.rules.len() - place - 1;
+            told.rules_behind = host.rules().len() - place - 1;
             return;
         }
     }

@@ -720,3 +720,48 @@ proptest! {
         }
     }
 }
+
+fn any_path() -> impl Strategy<Value = String> {
+    let part = prop::sample::select(vec![
+        "",
+        "a",
+        "b",
+        "ab",
+        "a-very-long-part-of-a-path-that-has-more-than-64-bytes-in-it",
+    ]);
+    prop::collection::vec(part, 0..16).prop_map(|parts| format!("/{}", parts.join("/")))
+}
+
+fn any_match() -> impl Strategy<Value = RuleMatch> {
+    let paths = prop_oneof![
+        3 => any_path().prop_map(PathMatch::Prefix),
+        3 => any_path().prop_map(PathMatch::Exact),
+        1 => Just(PathMatch::Regex("/a(/b)*".into())),
+        1 => Just(PathMatch::Prefix("/".into())),
+    ];
+    (paths, prop::option::weighted(0.3, Just("POST".to_owned()))).prop_map(|(path, method)| {
+        RuleMatch {
+            path,
+            method,
+            ..RuleMatch::default()
+        }
+    })
+}
+
+proptest! {
+    #[test]
+    fn looked_up_rule_is_the_one_that_asking_in_order_finds(
+        matches in prop::collection::vec(any_match(), 1..60),
+        paths in prop::collection::vec(any_path(), 1..40),
+    ) {
+        let rules = matches.into_iter().map(|matches| rule("r", matches)).collect();
+        let compiled = compile(&table(&[("h", &["h"])], rules));
+        let host = compiled.host("h").unwrap();
+        for path in paths.iter().map(String::as_str).chain(["*", "/", ""]) {
+            let path: &'static str = Box::leak(path.to_owned().into_boxed_str());
+            let asked = host.rules().iter().find(|rule| rule.matches(&get(path)));
+            let found = host.find(&get(path));
+            prop_assert_eq!(found.map(|r| r.attachment), asked.map(|r| r.attachment), "{}", path);
+        }
+    }
+}

@@ -122,7 +122,7 @@ fn admit(
                     .flatten()
                     .and_then(|place| plan.cluster(place))
                 {
-                    relay(&core, cluster, Stream::Plain(stream), None).await;
+                    Box::pin(relay(&core, cluster, Stream::Plain(stream), None)).await;
                 }
             }
         }
@@ -208,7 +208,7 @@ enum Spoken {
 }
 
 async fn serve(core: &Rc<Core>, watch: &Rc<Watch>, stream: TcpStream, direction: Direction) {
-    let spoken = detect(core, watch, &stream, direction).await;
+    let spoken = Box::pin(detect(core, watch, &stream, direction)).await;
     let door = || Door::new(core, watch, direction, Caller::Plain);
     match spoken {
         Spoken::Http1 => server::serve_http1(&door(), Stream::Plain(stream)).await,
@@ -216,7 +216,7 @@ async fn serve(core: &Rc<Core>, watch: &Rc<Watch>, stream: TcpStream, direction:
         Spoken::Tls => Box::pin(secured(core, watch, stream)).await,
         Spoken::Raw(cluster) => {
             let relaying = relay(core, &cluster, Stream::Plain(stream), None);
-            shut::while_it(core, |_| may_stay(core, None), relaying).await;
+            Box::pin(shut::while_it(core, |_| may_stay(core, None), relaying)).await;
         }
         Spoken::Nothing => {}
     }
@@ -596,6 +596,22 @@ mod tests {
     use super::*;
     use crate::account::Account;
     use crate::plan::Plan;
+
+    /// Of a future that is never made.
+    fn size<F: Future>(_: impl FnOnce() -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn any<T>() -> T {
+        unreachable!("nobody asks")
+    }
+
+    /// Thousands of connections wait for their next request: what they need then is what their task is as large as.
+    #[test]
+    fn task_of_a_connection_is_small() {
+        let task = size(|| serve(any::<&Rc<Core>>(), any(), any(), any()));
+        assert!(task <= 720, "{task} bytes");
+    }
 
     #[test]
     fn panic_ends_one_connection_and_gives_back_what_it_held() {

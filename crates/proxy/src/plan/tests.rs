@@ -157,7 +157,7 @@ fn weights_are_shares() {
         HeaderEdit::default(),
     ))
     .unwrap();
-    let rule = &compiled.rules().hosts()[0].rules[0].attachment;
+    let rule = &compiled.rules().hosts()[0].rules()[0].attachment;
     let table::ActionPlan::Forward(forward) = &rule.action else {
         panic!("forwards")
     };

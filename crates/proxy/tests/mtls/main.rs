@@ -1,11 +1,11 @@
 //! Mutual TLS between sidecars, on loopback: real sockets, real certificates, peers that are not ours.
 
 #[allow(dead_code)]
-#[path = "../path/support.rs"]
-mod support;
-#[allow(dead_code)]
 #[path = "../path/smuggling.rs"]
 mod smuggling;
+#[allow(dead_code)]
+#[path = "../path/support.rs"]
+mod support;
 
 mod pki;
 

@@ -29,7 +29,8 @@ pub struct Http1 {
     cut: bool,
 }
 
-/// Serves HTTP/1 until the connection ends, and what it was upgraded to after that.
+/// Serves HTTP/1 until the connection ends, and what it was upgraded to after that. What an idle connection doesn't need lies
+/// in boxes: thousands of them wait for their next request.
 pub async fn serve(door: &Rc<Door>, stream: Stream) {
     let core = &door.core;
     let mut connection = Http1 {
@@ -51,8 +52,8 @@ pub async fn serve(door: &Rc<Door>, stream: Stream) {
                         if poll_fn(|cx| connection.poll_last(cx, door)).await {
                             let early = connection.unread.as_slice().to_vec();
                             let running = upgraded.run(connection.wire.into_stream(), early.into());
-                            shut::while_allowed(core, lasting.map(|lasting| *lasting), running)
-                                .await;
+                            let lasting = lasting.map(|lasting| *lasting);
+                            Box::pin(shut::while_allowed(core, lasting, running)).await;
                         }
                         return;
                     }
@@ -66,7 +67,7 @@ pub async fn serve(door: &Rc<Door>, stream: Stream) {
             Turn::Next => {}
             Turn::Close if !connection.cut => {
                 if poll_fn(|cx| connection.poll_last(cx, door)).await {
-                    connection.wire.part(core).await;
+                    Box::pin(connection.wire.part(core)).await;
                 }
                 return;
             }
