@@ -148,13 +148,7 @@ impl<'a> At<'a> {
             return self.refuse_later(text);
         }
         let message = format!("unknown value {}", quoted(text));
-        let near = nearest(
-            text,
-            choices
-                .iter()
-                .map(|(name, _)| *name)
-                .chain(later.iter().copied()),
-        );
+        let near = nearest(text, choices.iter().map(|(name, _)| *name));
         let names = || {
             choices
                 .iter()
