@@ -203,8 +203,8 @@ fn all_said() -> Vec<Said> {
     );
     say("CR in a value", &[("x-a", "1\rcontent-length: 9")], None, 0);
     say("NUL in a value", &[("x-a", "1\0")], None, 0);
-    // Which is no part of it, to whoever reads it behind us.
-    say("a blank before a value", &[("x-a", " 1")], None, 1);
+    say("a blank before a value", &[("x-a", " 1")], None, 0);
+    say("a tab behind a value", &[("x-a", "1\t")], None, 0);
     say(
         "lines in a name",
         &[("x-a: 1\r\nhost: other\r\nx-b", "1")],

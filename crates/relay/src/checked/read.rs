@@ -163,8 +163,12 @@ impl Inner {
             if bytes > limits.head_bytes || count > limits.head_fields {
                 return Err(Refusal::TooLarge);
             }
-            let value = Value::new(value).ok_or(Refusal::FieldValue)?;
-            self.read_field(name, value, &mut told)?;
+            let bare = Value::new(value).ok_or(Refusal::FieldValue)?;
+            // RFC 9113 §8.2.1; in HTTP/1 blanks around a value are none of it.
+            if self.version == Version::Http2 && bare.as_bytes().len() != value.len() {
+                return Err(Refusal::FieldValue);
+            }
+            self.read_field(name, bare, &mut told)?;
         }
         if bytes > limits.head_bytes {
             return Err(Refusal::TooLarge);

@@ -2,7 +2,7 @@
 
 use crate::checked::{Checked, Http2Pseudo, Method, Refusal, Workspace};
 use crate::framing::Framing;
-use crate::header::{Field, HeaderList, Name, NameSet, Value, names};
+use crate::header::{Field, HeaderList, Name, NameSet, Value, names, trim};
 use crate::hpack::{Encoder, FieldName, Fields, Pseudo};
 use crate::http1::is_forbidden_trailer;
 use crate::limits::Limits;
@@ -211,6 +211,13 @@ pub(super) fn answer(
     }
     keep_marks(fields, &mut head.headers);
     Ok(Answered::Head(head))
+}
+
+/// Whether a value has blanks at an end (RFC 9113 §8.2.1). Asked of requests only: there are answers in use whose
+/// `grpc-message` ends in one; they are cut off.
+pub(super) fn is_padded(fields: &Fields) -> bool {
+    let is_padded = |value: &[u8]| trim(value).len() != value.len();
+    fields.iter().any(|(_, value, _)| is_padded(value))
 }
 
 /// None when nothing is left of them.

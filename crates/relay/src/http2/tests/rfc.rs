@@ -391,6 +391,14 @@ fn requests() {
             reset,
         ),
         ("8.2.1 NUL in a value", field("x", "a\0b"), reset),
+        ("8.2.1 blank before a value", field("x", " a"), reset),
+        ("8.2.1 tab behind a value", field("x", "a\t"), reset),
+        ("8.2.1 nothing but a blank", field("x", " "), reset),
+        (
+            "8.2.1 blanks within a value",
+            field("x", "a \tb"),
+            "request 1 GET / last",
+        ),
         ("8.2.2 connection", field("connection", "close"), reset),
         ("8.2.2 keep-alive", field("keep-alive", "1"), reset),
         (
@@ -582,6 +590,11 @@ fn bodies_and_trailers() {
         (
             "trailers that end nothing",
             [post(1), headers(1, false, &[("x-sum", "1")])].concat(),
+            reset,
+        ),
+        (
+            "trailers with a blank behind a value",
+            [post(1), headers(1, true, &[("x-sum", "1 ")])].concat(),
             reset,
         ),
         (
