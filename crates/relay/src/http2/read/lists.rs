@@ -229,7 +229,9 @@ impl Connection {
                 let read = match (last, whole) {
                     (false, _) => Err(BadStream::Trailer),
                     (true, false) => Err(BadStream::Length),
-                    (true, true) if self.role == Role::Server && heads::is_padded(&batch.fields) => {
+                    (true, true)
+                        if self.role == Role::Server && heads::is_padded(&batch.fields) =>
+                    {
                         Err(BadStream::Trailer)
                     }
                     (true, true) => heads::trailers(&batch.fields, pool),
