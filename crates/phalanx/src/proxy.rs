@@ -8,11 +8,12 @@ use clap::Args;
 use phalanx_model::identity::TrustDomain;
 use phalanx_model::resource::Probe;
 use phalanx_model::{Labels, ServiceName};
+use phalanx_proxy::Config;
 use phalanx_proxy::config::{AccessLogConfig, LogPolicy, Sample, Target};
 use phalanx_proxy::config::{
     GatewayConfig, IdentityConfig, Proof, Source, TRUST_DOMAIN, UpgradeConfig,
 };
-use phalanx_proxy::{Config, serve};
+use phalanx_proxy::serve::{self, ServeError};
 
 use crate::exit::{Failure, Outcome};
 use crate::{demo, signal};
@@ -185,7 +186,10 @@ pub fn run(options: Options) -> Outcome {
         tokio::spawn(crate::resident::release_start());
         serve::run(config, signal::shutdown())
             .await
-            .map_err(Failure::from_error)
+            .map_err(|error| match error {
+                ServeError::Fallen(_) => Failure::defect(error),
+                error => Failure::from_error(error),
+            })
     })
 }
 

@@ -33,6 +33,7 @@ use self::usage::Usage;
 use crate::account::Account;
 use crate::desk::Desk;
 use crate::edge::Edge;
+use crate::lasting::Lasting;
 use crate::plan::{Bootstrap, Plan};
 
 pub use configuration::{Configuration, Held, Refused};
@@ -107,6 +108,10 @@ const REVISION: Family = Family::gauge(
 impl Discovery {
     /// Connects and goes on until dropped; every configuration lands in `plan`. Hosts that nobody called for `idle` are let
     /// go.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is another's, and there is one caller"
+    )]
     pub fn spawn(
         control: Channel,
         node: Node,
@@ -115,6 +120,7 @@ impl Discovery {
         account: Arc<Account>,
         idle: Duration,
         edge: Option<Arc<Edge>>,
+        lasting: &Lasting,
     ) -> Self {
         let (desk, questions) = Desk::new();
         let known = Arc::new(Known {
@@ -150,7 +156,7 @@ impl Discovery {
             complete: complete_sender,
             backoff: Backoff::new(RECONNECT_MIN, RECONNECT_MAX),
         };
-        let task = tokio::spawn(stream.run(retry.clone()));
+        let task = tokio::spawn(lasting.guard("discovery", stream.run(retry.clone())));
         Self {
             known,
             connected,

@@ -49,6 +49,7 @@ use self::secure::Secure;
 pub use self::secure::name_in_hello;
 use crate::account::{Account, Event};
 use crate::edge::Sockets;
+use crate::lasting::Lasting;
 use crate::plan::Plan;
 use crate::takeover::{Bundle, Inherited, Lender};
 
@@ -104,6 +105,8 @@ enum Stage {
     Run,
     Drain(Drain),
     Stop,
+    #[cfg(test)]
+    Panic,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,13 +134,14 @@ impl Workers {
         plan: Arc<ArcSwap<Plan>>,
         account: Arc<Account>,
     ) -> io::Result<Workers> {
-        let workers = Self::prepare(config, plan, account, &mut Inherited::default(), false)?;
+        let (mut none, lasting) = (Inherited::default(), Lasting::default());
+        let workers = Self::prepare(config, plan, account, &mut none, false, &lasting)?;
         workers.open();
         Ok(workers)
     }
 
     /// The same, with sockets of the process before where there are such, and nobody is accepted before
-    /// [`Workers::open`]. `keeps`: [`Workers::bundles`] will be asked for.
+    /// [`Workers::open`]. `keeps`: [`Workers::bundles`] will be asked for. A worker's own loops are `lasting`.
     ///
     /// # Errors
     /// As [`Workers::spawn`].
@@ -147,6 +151,7 @@ impl Workers {
         account: Arc<Account>,
         inherited: &mut Inherited,
         keeps: bool,
+        lasting: &Lasting,
     ) -> io::Result<Workers> {
         let cores = config.cores();
         let mut bind = |role, address| Bound::take(role, address, cores, inherited);
@@ -199,6 +204,7 @@ impl Workers {
                 shared: shared.clone(),
                 secure: secure.clone(),
                 stage: stage.subscribe(),
+                lasting: lasting.clone(),
                 _alive: alive.clone(),
             };
             thread::Builder::new()
@@ -218,6 +224,11 @@ impl Workers {
     pub fn open(&self) {
         self.gates.settle();
         let _ = self.stage.send(Stage::Run);
+    }
+
+    #[cfg(test)]
+    pub fn disturb(&self) {
+        let _ = self.stage.send(Stage::Panic);
     }
 
     /// All listening sockets, for a process that takes over. While one lives here, its backlog is open.
@@ -378,6 +389,7 @@ struct Worker {
     shared: Arc<Shared>,
     secure: Option<Arc<Secure>>,
     stage: watch::Receiver<Stage>,
+    lasting: Lasting,
     _alive: mpsc::Sender<()>,
 }
 
@@ -387,8 +399,14 @@ impl Worker {
             .enable_all()
             .build_local(LocalOptions::default())
         {
-            Ok(runtime) => runtime.block_on(self.work()),
-            Err(error) => tracing::error!(%error, worker = self.index, "worker has no runtime"),
+            Ok(runtime) => {
+                let lasting = self.lasting.clone();
+                runtime.block_on(lasting.guard("worker", self.work()));
+            }
+            Err(error) => {
+                tracing::error!(%error, worker = self.index, "worker has no runtime");
+                self.lasting.tell("worker");
+            }
         }
     }
 
@@ -407,18 +425,21 @@ impl Worker {
             &self.config.deadlines,
             self.secure.clone(),
         );
-        let wheel = core.wheel.clone();
-        tokio::task::spawn_local(async move { wheel.run().await });
-        tokio::task::spawn_local(crate::quota::lag::watch());
+        let (wheel, lasting) = (core.wheel.clone(), self.lasting.clone());
+        let ticking = async move { wheel.run().await };
+        tokio::task::spawn_local(lasting.guard("timers", ticking));
+        tokio::task::spawn_local(lasting.guard("lag", crate::quota::lag::watch()));
         let swept = core.clone();
-        tokio::task::spawn_local(async move {
+        let sweeping = async move {
             loop {
                 tokio::time::sleep(SWEEP_INTERVAL).await;
                 swept.sweep();
             }
-        });
+        };
+        tokio::task::spawn_local(lasting.guard("sweep", sweeping));
         if let Some(secure) = self.secure.clone() {
-            tokio::task::spawn_local(follow(core.clone(), secure));
+            let following = follow(core.clone(), secure);
+            tokio::task::spawn_local(lasting.guard("revocations", following));
         }
         if !self.is_opened().await {
             return;
@@ -426,8 +447,14 @@ impl Worker {
         let (close, closing) = watch::channel(false);
         let mut accepting = Vec::new();
         let opened = std::mem::replace(&mut self.opened, mpsc::channel(1).1);
-        let following = gates::follow(core.clone(), self.shared.clone(), opened, closing.clone());
-        accepting.push(tokio::task::spawn_local(following));
+        let following = gates::follow(
+            core.clone(),
+            self.shared.clone(),
+            opened,
+            closing.clone(),
+            self.lasting.clone(),
+        );
+        accepting.push(tokio::task::spawn_local(lasting.guard("gates", following)));
         for (service, listener) in std::mem::take(&mut self.listeners) {
             match tokio::net::TcpListener::from_std(listener) {
                 Ok(listener) => {
@@ -438,7 +465,7 @@ impl Worker {
                         self.shared.clone(),
                         closing.clone(),
                     );
-                    accepting.push(tokio::task::spawn_local(run));
+                    accepting.push(tokio::task::spawn_local(lasting.guard("listener", run)));
                 }
                 Err(error) => tracing::error!(%error, "listener can't be used"),
             }
@@ -455,6 +482,8 @@ impl Worker {
                     return self.drain(&core, drain, &close).await;
                 }
                 Stage::Stop => return,
+                #[cfg(test)]
+                Stage::Panic => panic!("injected"),
             }
             if self.stage.changed().await.is_err() {
                 return;

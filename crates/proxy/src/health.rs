@@ -24,6 +24,8 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tracing::{debug, warn};
 
+use crate::lasting::Lasting;
+
 /// Name of the group and address.
 type Key = (String, SocketAddr);
 
@@ -173,9 +175,11 @@ impl HealthChecks {
         node: Node,
         identity: Option<Arc<Identity>>,
         complete: Receiver<bool>,
+        lasting: &Lasting,
     ) -> Self {
         let checks = Arc::new(Checks::default());
-        let task = tokio::spawn(offer(control, node, identity, complete, checks.clone()));
+        let offering = offer(control, node, identity, complete, checks.clone());
+        let task = tokio::spawn(lasting.guard("health checks", offering));
         Self { checks, task }
     }
 

@@ -34,6 +34,7 @@ use self::renew::Renewing;
 use self::status::Status;
 use self::watched::Watching;
 use crate::config::{IdentityConfig, Source};
+use crate::lasting::Lasting;
 
 pub use self::proof::ProofError;
 pub use self::status::Topic;
@@ -118,7 +119,12 @@ impl Certificates {
     ///
     /// # Errors
     /// [`ChannelError`]
-    pub fn spawn(self, control: Control, addresses: &str) -> Result<Running, ChannelError> {
+    pub fn spawn(
+        self,
+        control: Control,
+        addresses: &str,
+        lasting: &Lasting,
+    ) -> Result<Running, ChannelError> {
         let Self { holding, config } = self;
         let mut tasks = JoinSet::new();
         let (ready_sender, ready) = channel(holding.identity.credentials().is_some());
@@ -133,18 +139,15 @@ impl Certificates {
                     config.roots.clone(),
                     config.renewal,
                 );
-                tasks.spawn(renewing.run());
+                tasks.spawn(lasting.guard("certificate renewal", renewing.run()));
             }
             Source::Files { dir } => {
                 let watching = Watching::new(holding.clone(), dir, config.renewal, control.clone());
-                tasks.spawn(watching.run());
+                tasks.spawn(lasting.guard("certificate files", watching.run()));
             }
         }
-        tasks.spawn(trust::follow(
-            holding.clone(),
-            control,
-            config.renewal.check,
-        ));
+        let following = trust::follow(holding.clone(), control, config.renewal.check);
+        tasks.spawn(lasting.guard("trust", following));
         Ok(Running {
             holding,
             ready,

@@ -4,7 +4,7 @@
 //! Nothing here knows manifests, the store or the control plane's code.
 //!
 //! Module order (a module imports only later ones): serve, admin, explain, tap, accesslog, report, lease, register, health, discovery,
-//! identity, drive, takeover, listen, route, guard, limit, filter, context, plan, quota, desk, upstream, balance, account, edge, config.
+//! identity, drive, takeover, listen, route, guard, limit, filter, context, plan, quota, desk, upstream, balance, account, edge, config, lasting.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 pub mod accesslog;
@@ -22,6 +22,7 @@ pub mod filter;
 pub mod guard;
 pub mod health;
 pub mod identity;
+pub mod lasting;
 pub mod lease;
 pub mod limit;
 pub mod listen;

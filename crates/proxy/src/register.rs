@@ -19,6 +19,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
+use crate::lasting::Lasting;
+
+/// How long the first configuration may keep an instance from registering: without one its application can't call.
+pub const CONFIGURATION_WAIT: Duration = Duration::from_secs(5);
 /// How often an application that is down is tried.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -43,7 +47,7 @@ pub struct Register {
 }
 
 impl Register {
-    /// Watches `apps` and, once `complete` or after `patience`, registers while all of them accept; asserts anew whenever
+    /// Watches `apps` and, once `complete` or after [`CONFIGURATION_WAIT`], registers while all of them accept; asserts anew whenever
     /// `connected`, the state of the discovery stream, changes: its end may mean a control plane that forgot us.
     ///
     /// With `ready`, the first of `apps` is asked that, too; until it says yes it gets no traffic. What is known `before`,
@@ -54,8 +58,8 @@ impl Register {
         apps: &[SocketAddr],
         ready: Option<Probe>,
         mut complete: Receiver<bool>,
-        patience: Duration,
         connected: Receiver<bool>,
+        lasting: &Lasting,
     ) -> Self {
         let registration = Arc::new(registration);
         let was_up = before.is_some_and(|before| before.ready);
@@ -64,22 +68,24 @@ impl Register {
         let report = Arc::new(report);
         let mut tasks = JoinSet::new();
         for (port, app) in apps.iter().enumerate() {
-            tasks.spawn(watch_port(*app, port, report.clone()));
+            let watching = watch_port(*app, port, report.clone());
+            tasks.spawn(lasting.guard("watch of the application", watching));
         }
         let (said, is_ready) = channel(ready.is_none() || was_ready);
         let asking = ready
             .zip(apps.first())
             .map(|(probe, app)| ask(*app, probe, was_ready, said));
         let following = follow(registration.clone(), up, is_ready, connected);
-        tasks.spawn(async move {
-            if timeout(patience, complete.wait_for(|complete| *complete))
+        let registering = async move {
+            if timeout(CONFIGURATION_WAIT, complete.wait_for(|complete| *complete))
                 .await
                 .is_err()
             {
                 warn!("no configuration yet, registering without");
             }
             following.await;
-        });
+        };
+        tasks.spawn(lasting.guard("registration", registering));
         Self {
             registration,
             tasks,

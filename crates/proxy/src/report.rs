@@ -15,6 +15,7 @@ use tracing::debug;
 
 use crate::account::{Account, BOUNDS_US, EdgeKey, EdgeTotals};
 use crate::discovery::Known;
+use crate::lasting::Lasting;
 
 pub const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -57,6 +58,7 @@ impl Reporting {
         account: Arc<Account>,
         known: Arc<Known>,
         reports: Arc<Reports>,
+        lasting: &Lasting,
     ) -> Self {
         let finish = Arc::new(tokio::sync::Notify::new());
         let sender = Sender {
@@ -67,7 +69,7 @@ impl Reporting {
             delivered: BTreeMap::new(),
             since: Instant::now(),
         };
-        let task = tokio::spawn(sender.run(finish.clone()));
+        let task = tokio::spawn(lasting.guard("reports", sender.run(finish.clone())));
         Self { finish, task }
     }
 

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,7 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::sync::watch::Receiver;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{error, info, warn};
 
 use crate::accesslog::{AccessLog, AccessLogError};
@@ -36,6 +37,7 @@ use crate::drive::{DriveConfig, Workers};
 use crate::edge::{Edge, TlsDir, tls_dir};
 use crate::health::HealthChecks;
 use crate::identity::{self, Certificates, IdentityError};
+use crate::lasting::Lasting;
 use crate::lease;
 use crate::plan::{AppPort, Bootstrap, Plan, Resources};
 use crate::register::Register;
@@ -44,8 +46,8 @@ use crate::takeover::{
     self, Bundle, Committed, Estate, Heir, Holder, Inherited, OfHolder, TakeoverError,
 };
 
-/// How long the first configuration may keep an instance from registering: without one its application can't call.
-const CONFIGURATION_WAIT: Duration = Duration::from_secs(5);
+/// From our last word to the process before until we serve: its answer is waited for, the rest is done at once.
+const DECIDED_MAX: Duration = Duration::from_secs(10);
 /// How long the control plane may take to acknowledge that we are leaving.
 const DEREGISTER_MAX: Duration = Duration::from_secs(1);
 /// From there until peers have heard of it and send no more.
@@ -62,21 +64,69 @@ const QUIET_PAUSE: Duration = Duration::from_millis(20);
 /// Runs a sidecar until `shutdown`, or until another process took over, then drains it.
 ///
 /// # Errors
-/// [`ServeError`], before anything is served.
+/// [`ServeError`], before anything is served; [`ServeError::Fallen`] after that, and after it drained.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
     let mut shutdown = std::pin::pin!(shutdown);
-    let mut running = tokio::select! {
-        started = start(config) => started?,
-        // Nothing is served yet, and a process that would be replaced goes on.
-        () = &mut shutdown => return Ok(()),
-    };
-    let succeeded = tokio::select! {
-        committed = running.succeeded() => Some(committed),
-        () = &mut shutdown => None,
-    };
-    let Some(Committed { drain }) = succeeded else {
-        running.shutdown().await;
-        return Ok(());
+    let is_decided = AtomicBool::new(false);
+    match begun(begin(config, &is_decided), &is_decided, shutdown.as_mut()).await? {
+        Begun::Serving(running) => serve(running, shutdown).await,
+        Begun::Stopping(running) => {
+            running.shutdown().await;
+            Ok(())
+        }
+        Begun::Never => Ok(()),
+    }
+}
+
+/// What a start came to.
+#[derive(Debug, PartialEq, Eq)]
+enum Begun<T> {
+    Serving(T),
+    /// It serves in the place of another, and was told to stop meanwhile.
+    Stopping(T),
+    /// Nothing is served yet, and a process that would be replaced goes on.
+    Never,
+}
+
+/// Told to stop before `is_decided`, there is nothing to end; after that the process before drains, or is about to, so that
+/// whoever connects is ours to serve until we have drained as well.
+async fn begun<T>(
+    starting: impl Future<Output = Result<T, ServeError>>,
+    is_decided: &AtomicBool,
+    shutdown: impl Future<Output = ()>,
+) -> Result<Begun<T>, ServeError> {
+    let mut starting = std::pin::pin!(starting);
+    tokio::select! {
+        started = &mut starting => return Ok(Begun::Serving(started?)),
+        () = shutdown => {}
+    }
+    if !is_decided.load(Ordering::Relaxed) {
+        return Ok(Begun::Never);
+    }
+    info!("told to stop while taking over, waiting for the sidecar before");
+    match timeout(DECIDED_MAX, starting).await {
+        Ok(started) => Ok(Begun::Stopping(started?)),
+        Err(_) => Err(TakeoverError::Busy(DECIDED_MAX).into()),
+    }
+}
+
+/// Until the one or the other: told to stop, replaced, or not whole any more.
+async fn serve(
+    mut running: Running,
+    mut shutdown: Pin<&mut impl Future<Output = ()>>,
+) -> Result<(), ServeError> {
+    let lasting = running.lasting.clone();
+    let drain = tokio::select! {
+        Committed { drain } = running.succeeded() => drain,
+        () = &mut shutdown => {
+            running.shutdown().await;
+            return Ok(());
+        }
+        fallen = lasting.fallen() => {
+            error!(task = fallen, "draining, to end: whoever supervises starts another");
+            running.shutdown().await;
+            return Err(ServeError::Fallen(fallen));
+        }
     };
     let own_drain = running.drain;
     tokio::select! {
@@ -92,7 +142,13 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 /// # Errors
 /// [`ServeError`]; nothing is left running then.
 pub async fn start(config: Config) -> Result<Running, ServeError> {
+    begin(config, &AtomicBool::new(false)).await
+}
+
+/// `is_decided` once a process that serves may leave it all to us.
+async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Running, ServeError> {
     config.check()?;
+    let lasting = Lasting::default();
     let (mut heir, mut inherited) = ask(&config).await?.unzip();
     // Who we are; without that everything is plain text, and with it nothing is.
     let certificates = certificates(&config)?;
@@ -131,6 +187,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         account.clone(),
         &mut inherited,
         config.upgrade.is_some(),
+        &lasting,
     )
     .map_err(ServeError::Workers)?;
     drop(inherited); // what the one before had beyond ours is nobody's when that ends
@@ -138,7 +195,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
 
     // What the control plane has for us, as soon as it can know who we are.
     let certificates = certificates
-        .map(|certificates| certificates.spawn(planes.clone(), &config.control))
+        .map(|certificates| certificates.spawn(planes.clone(), &config.control, &lasting))
         .transpose()?;
     let instance = instance(&config, config.advertised(inbound).await?, admin);
     if let Some(heir) = heir
@@ -169,14 +226,16 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         account.clone(),
         config.unused,
         edge,
+        &lasting,
     );
 
     let mut tasks = JoinSet::new();
     if let Some(shown) = shown {
-        tasks.spawn(watch(shown));
+        tasks.spawn(lasting.guard("certificates of the edge", watch(shown)));
     }
     if let Some(certificates) = &certificates {
-        tasks.spawn(joined(certificates.ready(), discovery.retry()));
+        let joined = joined(certificates.ready(), discovery.retry());
+        tasks.spawn(lasting.guard("first certificate", joined));
     }
 
     // Behind the back of the one that serves, everything but the last word.
@@ -201,7 +260,8 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
                 let what = "the control plane does not take the registration";
                 return Err(TakeoverError::NotReady(REGISTER_MAX, what).into());
             }
-            tasks.spawn(pass_on(registration.states(), discovery.retry()));
+            let passing = pass_on(registration.states(), discovery.retry());
+            tasks.spawn(lasting.guard("news of the registry", passing));
             let apps: Vec<SocketAddr> = config.apps.iter().map(|(_, app)| *app).collect();
             Some(Register::spawn(
                 registration,
@@ -209,13 +269,14 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
                 &apps,
                 config.ready.clone(),
                 discovery.complete(),
-                CONFIGURATION_WAIT,
                 discovery.connected(),
+                &lasting,
             ))
         }
     };
     let (is_heir, mut upgrades) = (heir.is_some(), None);
     if let (Some(heir), Some(upgrade)) = (heir, &config.upgrade) {
+        is_decided.store(true, Ordering::Relaxed);
         upgrades = heir.commit(upgrade.drain).await?;
     }
     workers.open();
@@ -238,7 +299,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
             Some(inherited) => inherited,
             None => takeover::listen(&upgrade.socket)?,
         };
-        Holder::spawn(&upgrade.socket, socket, estate).map_err(ServeError::Workers)
+        Holder::spawn(&upgrade.socket, socket, estate, &lasting).map_err(ServeError::Workers)
     };
     let holder = match config.upgrade.as_ref().map(hold).transpose() {
         Ok(holder) => holder,
@@ -250,7 +311,8 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         }
         Err(error) => return Err(error),
     };
-    let checks = HealthChecks::spawn(control.clone(), node, identity, discovery.complete());
+    let complete = discovery.complete();
+    let checks = HealthChecks::spawn(control.clone(), node, identity, complete, &lasting);
 
     // What was seen.
     let reports = Arc::new(Reports::default());
@@ -266,9 +328,11 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         account.clone(),
         discovery.known().clone(),
         reports.clone(),
+        &lasting,
     );
     let leasing = Arc::<lease::Counts>::default();
-    tasks.spawn(lease::run(lessee, plan.clone(), leasing.clone()));
+    let asking = lease::run(lessee, plan.clone(), leasing.clone());
+    tasks.spawn(lasting.guard("shared limits", asking));
     let view = Arc::new(View {
         instance,
         control: config.control,
@@ -285,13 +349,14 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         draining: AtomicBool::new(false),
     });
     if let Some(log) = &log {
-        tasks.spawn(reopen(log.clone()));
+        tasks.spawn(lasting.guard("access log", reopen(log.clone())));
     }
-    let pages = tasks.spawn(admin::serve(listener, view.clone()));
+    let pages = tasks.spawn(lasting.guard("admin pages", admin::serve(listener, view.clone())));
     info!(node = %view.instance.id, %inbound, %outbound, %admin, control = view.control, "sidecar started");
     Ok(Running {
         admin,
         drain: config.drain,
+        lasting,
         view,
         pages,
         holder,
@@ -334,6 +399,7 @@ async fn reopen(log: Arc<AccessLog>) {
 pub struct Running {
     admin: SocketAddr,
     drain: Duration,
+    lasting: Lasting,
     view: Arc<View>,
     pages: AbortHandle,
     /// None: it can't be replaced while it serves.
@@ -669,6 +735,8 @@ pub enum ServeError {
     Takeover(#[from] TakeoverError),
     #[error("cannot start the workers")]
     Workers(#[source] io::Error),
+    #[error("a task that must last as long as the sidecar has panicked: {0}")]
+    Fallen(&'static str),
 }
 
 impl ServeError {
@@ -682,3 +750,6 @@ impl ServeError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,7 @@ use phalanx_pki::key::{Key, KeyKind};
 use phalanx_pki::renewal::RenewalPolicy;
 use phalanx_proxy::config::{IdentityConfig, Source};
 use phalanx_proxy::identity::Certificates;
+use phalanx_proxy::lasting::Lasting;
 use serde::Serialize;
 
 use super::{look, now, parse_life, workload_of};
@@ -167,7 +168,7 @@ pub async fn keep(dir: &Path, options: &KeepOptions) -> Outcome {
     let certificates = certificates.map_err(Failure::from_error)?;
     let control = Control::secure_as_workload(&options.control, certificates.identity().clone());
     let control = control.map_err(Failure::usage)?;
-    let running = certificates.spawn(control, &options.control);
+    let running = certificates.spawn(control, &options.control, &Lasting::default());
     let _running = running.map_err(Failure::from_error)?;
     signal::shutdown().await;
     Ok(())

@@ -13,6 +13,7 @@ use super::accept::{self, Service};
 use super::core::Core;
 use super::{Bound, Shared};
 use crate::edge::Sockets;
+use crate::lasting::Lasting;
 use crate::takeover::{Bundle, Inherited, Lender};
 
 /// Listeners on their way to a worker.
@@ -180,6 +181,7 @@ pub(super) async fn follow(
     shared: Arc<Shared>,
     mut opened: mpsc::Receiver<Opened>,
     mut closing: watch::Receiver<bool>,
+    lasting: Lasting,
 ) {
     let mut accepting = JoinSet::new();
     loop {
@@ -200,11 +202,12 @@ pub(super) async fn follow(
             };
             let (core, shared) = (core.clone(), shared.clone());
             let (one, other) = (next.closing.clone(), closing.clone());
-            accepting.spawn_local(async move {
+            let running = async move {
                 let (close, either) = watch::channel(false);
                 let accepting = accept::run(core, listener, service, shared, either);
                 tokio::join!(accepting, end(one, other, close));
-            });
+            };
+            accepting.spawn_local(lasting.guard("listener", running));
         }
     }
     while accepting.join_next().await.is_some() {}

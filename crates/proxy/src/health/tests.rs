@@ -71,7 +71,7 @@ impl Fixture {
             ..Node::default()
         };
         let (_, complete) = watch::channel(true);
-        let checks = HealthChecks::spawn(channel, node, None, complete);
+        let checks = HealthChecks::spawn(channel, node, None, complete, &Lasting::default());
         Self {
             tell,
             heard,

@@ -18,6 +18,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
+use crate::lasting::Lasting;
+
 use super::inherited::Bundle;
 use super::parley::Parley;
 use super::{
@@ -63,11 +65,19 @@ impl Holder {
     ///
     /// # Errors
     /// When it can't be listened to.
-    pub fn spawn(socket: &Path, listener: StdUnixListener, estate: Estate) -> io::Result<Self> {
+    pub fn spawn(
+        socket: &Path,
+        listener: StdUnixListener,
+        estate: Estate,
+        lasting: &Lasting,
+    ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(listener)?;
         let (commit, committed) = oneshot::channel();
-        let task = tokio::spawn(serve(listener, socket.to_owned(), estate, commit));
+        let task = tokio::spawn(lasting.guard(
+            "upgrade socket",
+            serve(listener, socket.to_owned(), estate, commit),
+        ));
         Ok(Self {
             socket: Some(socket.to_owned()),
             committed,

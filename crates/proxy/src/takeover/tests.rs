@@ -10,6 +10,7 @@ use tokio::net::UnixStream;
 
 use super::parley::Parley;
 use super::*;
+use crate::lasting::Lasting;
 
 fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").unwrap()
@@ -191,7 +192,13 @@ async fn whoever_is_told_to_drain_drains_though_its_heir_closed_the_line() {
         lender: None,
         registration: None,
     };
-    let mut holder = Holder::spawn(&socket, listen(&socket).unwrap(), estate).unwrap();
+    let mut holder = Holder::spawn(
+        &socket,
+        listen(&socket).unwrap(),
+        estate,
+        &Lasting::default(),
+    )
+    .unwrap();
     let asked = Heir::ask(&socket, "2", "default/battle").await.unwrap();
     let (mut heir, _) = asked.unwrap();
     assert!(matches!(heir.ready().await.unwrap(), OfHolder::Said(None)));

@@ -17,6 +17,7 @@ use phalanx_pki::ocsp::{Responder, Status};
 use phalanx_pki::revocation::{Reason, Revoked, build_crl};
 use phalanx_proxy::config::{IdentityConfig, Proof, Source};
 use phalanx_proxy::identity::{Certificates, IdentityError, Running};
+use phalanx_proxy::lasting::Lasting;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
@@ -66,7 +67,9 @@ impl Sidecar {
         let certificates = Certificates::open(&config, &service, None, self.clock.clone())?;
         let identity = certificates.identity().clone();
         let control = Control::secure_as_workload(&self.address, identity).unwrap();
-        Ok(certificates.spawn(control, &self.address).unwrap())
+        Ok(certificates
+            .spawn(control, &self.address, &Lasting::default())
+            .unwrap())
     }
 }
 
@@ -293,7 +296,9 @@ async fn a_service_accounts_token_is_read_again_at_each_use() {
     let opened = Certificates::open(&config, &battle, None, sidecar.clock.clone()).unwrap();
     let identity = opened.identity().clone();
     let control = Control::secure_as_workload(&sidecar.address, identity).unwrap();
-    let running = opened.spawn(control, &sidecar.address).unwrap();
+    let running = opened
+        .spawn(control, &sidecar.address, &Lasting::default())
+        .unwrap();
     eventually("a refusal", || {
         running
             .shown()
