@@ -360,17 +360,21 @@ impl Bound {
 }
 
 fn explain(role: &str, address: SocketAddr, error: &io::Error) -> io::Error {
+    let other = match role {
+        gates::ROLE => {
+            "choose another port in the Gateway, or another address with --bind".to_owned()
+        }
+        _ => format!("choose another address with --{role}"),
+    };
     let advice = match error.kind() {
-        io::ErrorKind::AddrInUse => format!(
-            "another process listens there; end it, or choose another address with --{role}"
-        ),
+        io::ErrorKind::AddrInUse => format!("another process listens there; end it, or {other}"),
         io::ErrorKind::AddrNotAvailable => {
             "no interface of this machine has that address".to_owned()
         }
         io::ErrorKind::PermissionDenied => {
             "ports below 1024 need root or CAP_NET_BIND_SERVICE".to_owned()
         }
-        _ => format!("choose another address with --{role}"),
+        _ => other,
     };
     io::Error::new(
         error.kind(),

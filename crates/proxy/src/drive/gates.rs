@@ -19,7 +19,7 @@ use crate::takeover::{Bundle, Inherited, Lender};
 /// Listeners on their way to a worker.
 const OPENED_MAX: usize = 256;
 /// The role of such listeners among those that are handed over.
-const ROLE: &str = "gateway";
+pub(super) const ROLE: &str = "gateway";
 
 /// The sockets of one address that are for one worker.
 pub struct Opened {
