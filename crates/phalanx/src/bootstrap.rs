@@ -80,6 +80,12 @@ fn trust_domain(text: &str) -> Result<TrustDomain, String> {
 }
 
 pub fn run(options: &Options) -> Outcome {
+    if options.service.is_some() && options.outbound.is_none() && options.inbound.is_none() {
+        let failure = Failure::usage("this Envoy would listen nowhere");
+        return Err(
+            failure.hint("say --outbound IP:PORT, --inbound IP:PORT with --app IP:PORT, or both")
+        );
+    }
     let bootstrap = bootstrap(options)?;
     if options.write_secrets {
         if options.tls_dir.is_none() && options.cert_dir.is_none() {
