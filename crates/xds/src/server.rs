@@ -3,9 +3,10 @@
 //! Requests and snapshots go in, `poll` gives responses until there is none. Sockets, nodes and clocks live elsewhere.
 //! On a stream of one kind nothing is known of the others, so time stands in for their ACKs ([`SETTLE_MS`],
 //! [`PATIENCE_MS`]).
-//! Module order: message, progress, inventory, plan, gate, quarantine, kind_state, wire, subscription, held, blame.
+//! Module order: message, progress, inventory, plan, gate, quarantine, kind_state, wire, subscription, held, by_name, blame.
 
 mod blame;
+mod by_name;
 mod gate;
 mod held;
 mod inventory;
@@ -509,7 +510,7 @@ impl Session {
         for cluster in target.iter(Kind::Cluster).chain(sent) {
             named.extend(named_by(cluster).map(str::to_owned));
         }
-        for (name, held) in &clusters.held {
+        for (name, held) in clusters.held.iter() {
             named.insert(name.clone());
             let known = held.last_good().into_iter();
             named.extend(

@@ -11,7 +11,7 @@ use tokio::sync::watch::Receiver;
 use tokio::time::{Instant, sleep_until};
 use tonic::{Status, Streaming};
 
-use super::clients::{Clients, Questions};
+use super::clients::{Clients, Entry, Questions};
 use super::fleet::{Fleet, Lane, Refused, Seat};
 use super::handoff::Giver;
 use super::isolate::Isolation;
@@ -54,16 +54,16 @@ struct Peer {
     /// From when a stock proxy asks for some, over a connection that proves who it is.
     secrets: Option<Secrets>,
     /// Where it gets what it asks for and no more.
-    demand: Option<Demand>,
+    demand: Option<Box<Demand>>,
     /// Where it runs a Gateway.
-    gateway: Option<AtGateway>,
+    gateway: Option<Box<AtGateway>>,
     /// Where it is gRPC itself.
-    proxyless: Option<Proxyless>,
+    proxyless: Option<Box<Proxyless>>,
     isolation: Isolation,
     /// What it has of a store that was lost.
     lost: Lost,
     /// Where resources must say that the others come on streams of their own.
-    rewrite: Option<Rewrite>,
+    rewrite: Option<Box<Rewrite>>,
     /// What of its refusals is remembered.
     remembered: Remembered,
     /// Under this.
@@ -95,6 +95,17 @@ impl Driver {
         let Some(first) = first.map_err(|_| Status::deadline_exceeded("no request came"))?? else {
             return Ok(());
         };
+        let (mut peer, entry, questions) = self.meet(&first)?;
+        self.take(&mut peer, first)?;
+        self.target(&mut peer);
+        let ended = self.pump(&mut peer, &mut inbound, questions, answers).await;
+        drop(entry);
+        tracing::info!(node = %peer.node.id, peer = %self.peer, "proxy disconnected");
+        ended
+    }
+
+    /// A seat for whoever that is, unless it may not be who it says it is.
+    fn meet<M: Message>(&mut self, first: &M) -> Result<(Box<Peer>, Entry, Questions), Status> {
         let refuse = |error: &dyn std::fmt::Display| Status::invalid_argument(error.to_string());
         let mut node = Node::parse(first.node()).map_err(|e| refuse(&e))?;
         node.tls.has_identity = self.caller.is_workload();
@@ -111,16 +122,11 @@ impl Driver {
             seat.shows(certificate.clone());
         }
         let (entry, questions) = self.rooms.clients.enter(&node);
-        let mut peer = self.introduce::<M>(&first, node, &wishes, seat);
+        let peer = self.introduce::<M>(first, node, &wishes, seat);
         if peer.demand.is_some() {
             peer.seat.asks(Asks::default());
         }
-        self.take(&mut peer, first)?;
-        self.target(&mut peer);
-        let ended = self.pump(&mut peer, &mut inbound, questions, answers).await;
-        drop(entry);
-        tracing::info!(node = %peer.node.id, peer = %self.peer, "proxy disconnected");
-        ended
+        Ok((peer, entry, questions))
     }
 
     /// What its first request and earlier streams tell about a peer.
@@ -152,12 +158,12 @@ impl Driver {
             listeners: Published::listeners(&node),
             own: Own::default(),
             secrets: None,
-            demand,
-            gateway: node.edge.is_some().then(AtGateway::default),
-            proxyless: Proxyless::of(&node),
+            demand: demand.map(Box::new),
+            gateway: node.edge.is_some().then(Box::default),
+            proxyless: Proxyless::of(&node).map(Box::new),
             isolation: recalled.isolation,
             lost: Lost::default(),
-            rewrite: source.map(|source| self.rooms.rewrites.to(source)),
+            rewrite: source.map(|source| Box::new(self.rooms.rewrites.to(source))),
             remembered: Remembered::default(),
             who,
             node,
@@ -358,7 +364,10 @@ impl Driver {
     fn report(&self, peer: &mut Peer) {
         let progress = self.session.progress();
         let mut refused = peer.isolation.refused(&progress, &self.published(peer));
-        let unmet = peer.proxyless.iter().flat_map(Proxyless::unmet);
+        let unmet = peer
+            .proxyless
+            .iter()
+            .flat_map(|proxyless| proxyless.unmet());
         refused.extend(unmet.map(Refused::from));
         refused.extend(peer.lost.is_stuck().then(Lost::told));
         if let Some(known) = peer.remembered.renew(&progress.nacks, &peer.isolation) {

@@ -68,7 +68,7 @@ struct Task {
 
 impl Task {
     fn new(port: Arc<Port>, wire: listen::Connection) -> Self {
-        let mut out = lend(|memory| memory.pool.buffer());
+        let mut out = lend(|memory| memory.buffer());
         let codec = Server::new(&port.config, &mut out);
         Self {
             arrival: wire.arrival(),
@@ -199,11 +199,13 @@ impl Task {
         count: usize,
         begun: &mut Vec<Begun>,
     ) -> Result<(), Broken> {
-        let Memory { read, batch, pool } = memory;
-        let input = read.get(..count).unwrap_or_default();
         if inner.out.capacity() == 0 {
-            inner.out = pool.buffer();
+            inner.out = memory.buffer();
         }
+        let Memory {
+            read, batch, pool, ..
+        } = memory;
+        let input = read.get(..count).unwrap_or_default();
         let now_s = self.port.began.elapsed().as_secs() as u32;
         let received = inner
             .codec
@@ -275,7 +277,7 @@ impl Task {
         };
         self.is_unflushed |= at > 0;
         if at >= inner.out.len() {
-            memory.pool.put_buffer(std::mem::take(&mut inner.out));
+            memory.put_buffer(std::mem::take(&mut inner.out));
         } else {
             inner.out.drain(..at);
         }

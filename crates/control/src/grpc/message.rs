@@ -56,6 +56,8 @@ fn fill(list: &mut HeaderList, map: &HeaderMap) {
             Value::new(value.as_bytes()),
         ) {
             list.push(name, value);
+            // Most connections see one head of an answer, for which the codec would make a table of a kilobyte.
+            list.mark_never_indexed(name);
         }
     }
 }

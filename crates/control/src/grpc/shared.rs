@@ -84,7 +84,7 @@ impl Inner {
     /// Memory for what is about to be written.
     pub fn prepare(&mut self) {
         if self.out.capacity() == 0 {
-            self.out = lend(|memory| memory.pool.buffer());
+            self.out = lend(|memory| memory.buffer());
         }
     }
 
@@ -92,7 +92,7 @@ impl Inner {
     pub fn put_back(&mut self) {
         if self.out.is_empty() && self.out.capacity() > 0 {
             let out = std::mem::take(&mut self.out);
-            lend(|memory| memory.pool.put_buffer(out));
+            lend(|memory| memory.put_buffer(out));
         }
     }
 

@@ -46,7 +46,9 @@ type Answering = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 async fn run(outbound: Outbound, answering: Answering) {
     if let Some(response) = unless_lost(&outbound, answering).await {
         // An answer that can't be completed is cancelled when the stream is let go of.
-        let _ = send(&outbound, response).await;
+        if let Ok(Some(body)) = begin(&outbound, response) {
+            let _ = send(&outbound, body).await;
+        }
     }
 }
 
@@ -74,16 +76,14 @@ async fn unless_lost(outbound: &Outbound, mut answering: Answering) -> Option<Re
     .await
 }
 
-async fn send(outbound: &Outbound, response: Response<Body>) -> Result<(), Lost> {
+/// The head; and what is to follow it.
+fn begin(outbound: &Outbound, response: Response<Body>) -> Result<Option<Body>, Lost> {
     let is_whole = response.body().is_end_stream();
     outbound.respond(&message::answer(&response, is_whole))?;
-    match is_whole {
-        true => Ok(()),
-        false => send_body(outbound, response.into_body()).await,
-    }
+    Ok((!is_whole).then(|| response.into_body()))
 }
 
-async fn send_body(outbound: &Outbound, mut body: Body) -> Result<(), Lost> {
+async fn send(outbound: &Outbound, mut body: Body) -> Result<(), Lost> {
     loop {
         let next = poll_fn(|cx| {
             if outbound.is_lost(cx) {

@@ -235,7 +235,7 @@ impl<'a> View<'a> {
     fn raise_held(&self, referrer: Kind, removals: &mut Removals<'a>) {
         let state = self.of(referrer);
         let mut upper = None;
-        for (name, held) in &state.held {
+        for (name, held) in state.held.iter() {
             let target = self.target.get(referrer, name);
             if target.is_some_and(|target| held.is_surely(&target.version)) {
                 continue;

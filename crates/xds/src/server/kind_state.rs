@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use super::by_name::ByName;
 use super::held::{Change, Held};
 use super::subscription::Subscription;
 use crate::kind::Kind;
@@ -54,7 +55,7 @@ pub(super) struct KindState {
     pub(super) kind: Kind,
     /// None until the first request of this kind.
     pub(super) subscription: Option<Subscription>,
-    pub(super) held: BTreeMap<String, Held>,
+    pub(super) held: ByName<Held>,
     pub(super) outstanding: Option<Outstanding>,
     /// To be sent even if the client is known to hold this very version.
     pub(super) resend: BTreeSet<String>,
@@ -89,7 +90,7 @@ impl KindState {
         Self {
             kind,
             subscription: None,
-            held: BTreeMap::new(),
+            held: ByName::default(),
             outstanding: None,
             resend: BTreeSet::new(),
             suspects: VecDeque::new(),
@@ -170,6 +171,8 @@ impl KindState {
 
     /// What a reconnecting client says it holds.
     pub(super) fn claim(&mut self, versions: impl IntoIterator<Item = (String, String)>) {
+        let mut versions: Vec<_> = versions.into_iter().collect();
+        versions.sort_unstable();
         for (name, version) in versions {
             if self.wants(&name) {
                 // Refused once, and taken meanwhile.
@@ -188,7 +191,7 @@ impl KindState {
         if !std::mem::take(&mut self.claims) {
             return;
         }
-        for (name, held) in &mut self.held {
+        for (name, held) in self.held.iter_mut() {
             if let Some(resource) = target.get(self.kind, name) {
                 held.adopt(resource);
             }
@@ -246,7 +249,7 @@ impl KindState {
         };
         match whole {
             Whole::ChangesOnly => {}
-            Whole::OfNamed => self.held.values_mut().for_each(|held| {
+            Whole::OfNamed => self.held.iter_mut().for_each(|(_, held)| {
                 if held.last_good().is_some() {
                     held.settle();
                 }
@@ -262,7 +265,7 @@ impl KindState {
             match change.put {
                 Some(resource) => self.held.insert(change.name, Held::acked(resource)),
                 None => self.held.remove(&change.name),
-            };
+            }
         }
         match out.reaches {
             Some(revision) => self.reached = self.reached.max(revision),
@@ -274,8 +277,14 @@ impl KindState {
     /// The client may have applied `change`, unless it does not care any more.
     pub(super) fn doubt(&mut self, change: &Change) {
         if self.wants(&change.name) {
-            let held = self.held.entry(change.name.clone()).or_default();
-            held.doubt(change);
+            match self.held.get_mut(&change.name) {
+                Some(held) => held.doubt(change),
+                None => {
+                    let mut held = Held::default();
+                    held.doubt(change);
+                    self.held.insert(change.name.clone(), held);
+                }
+            }
         }
     }
 
