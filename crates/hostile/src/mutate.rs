@@ -72,7 +72,7 @@ pub fn mutate(corpus: &[Vec<u8>], rng: &mut Rng) -> Vec<u8> {
             1 if at < bytes.len() => bytes[at] ^= 1 << rng.u8(..8),
             2 => drop(bytes.drain(at..end)),
             3 => bytes.truncate(at),
-            4 => insert(&mut bytes, at, &TOKENS[rng.usize(..TOKENS.len())].to_vec()),
+            4 => insert(&mut bytes, at, TOKENS[rng.usize(..TOKENS.len())]),
             5 => {
                 let again = bytes[at..end].to_vec();
                 let to = rng.usize(..=bytes.len());

@@ -18,10 +18,12 @@ use crate::setup;
 
 pub struct Peer {
     pub name: &'static str,
-    start: fn(&Path, &Path, &Case) -> anyhow::Result<Running>,
+    start: Start,
     /// None: it can't carry HTTP/2 over TLS to the next hop.
-    pair: Option<fn(&Path, &Path, &Case) -> anyhow::Result<Running>>,
+    pair: Option<Start>,
 }
+
+type Start = fn(&Path, &Path, &Case) -> anyhow::Result<Running>;
 
 pub const ALL: &[Peer] = &[
     Peer {

@@ -160,7 +160,7 @@ async fn a_serial_is_one_certificate_and_a_holder_is_all_that_it_has() {
     // The oldest alone: what its holder shows by now is good.
     let target = Target::Serials(vec![one.clone()]);
     let revoked = ca.revoke(&target, Reason::Superseded, "me").await.unwrap();
-    assert_eq!(revoked, [one.clone()]);
+    assert_eq!(revoked, std::slice::from_ref(one));
     assert!(!ca.is_revoked_in_use(one) && !ca.is_revoked_in_use(two));
     let mut good = vec![two.clone(), three.clone()];
     good.sort();
