@@ -240,6 +240,7 @@ impl Leases {
         slot.holds_until_ns
             .store(now_ns.saturating_add(holds), Ordering::Release);
         slot.alone.refill();
+        slot.debt.fetch_sub(ask.spent, Ordering::Release);
     }
 
     /// Nobody answered: what was told is still to be told, and until somebody does this sidecar is on its own.
@@ -248,7 +249,6 @@ impl Leases {
         if let Some(slot) = self.slots.get(ask.slot)
             && slot.key.load(Ordering::Relaxed) == ask.key
         {
-            slot.debt.fetch_add(ask.spent, Ordering::Relaxed);
             self.mark(ask.slot);
         }
     }
@@ -271,7 +271,8 @@ impl Slot {
         Ask {
             slot: place,
             key: self.key.load(Ordering::Relaxed),
-            spent: self.debt.swap(0, Ordering::Relaxed),
+            // It stays owed until somebody has answered, or it could be made twice.
+            spent: self.debt.load(Ordering::Relaxed),
             wanted: expected.saturating_sub(u32::try_from(tokens).unwrap_or(u32::MAX)),
             returned: 0,
         }
