@@ -1,7 +1,11 @@
 //! Running other programs: loudly, and with an error that names the command.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 
@@ -23,6 +27,37 @@ pub fn run(command: &mut Command) -> anyhow::Result<()> {
         bail!("`{line}` ended with {status}");
     }
     Ok(())
+}
+
+/// As [`run`], and gives what the command said on its standard error beside how it failed, if it did.
+pub fn heard(command: &mut Command) -> anyhow::Result<(Option<String>, String)> {
+    let line = describe(command);
+    println!("\u{203a} {line}");
+    let mut child = command
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{line}`"))?;
+    // A thread of its own: what a test left running holds the pipe open after its suite has ended.
+    let (send, said) = mpsc::channel();
+    if let Some(stderr) = child.stderr.take() {
+        thread::spawn(move || {
+            for words in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+                let words = String::from_utf8_lossy(&words).into_owned();
+                eprintln!("{words}");
+                if send.send(words).is_err() {
+                    break;
+                }
+            }
+        });
+    }
+    let status = child.wait()?;
+    let mut heard = String::new();
+    while let Ok(words) = said.recv_timeout(Duration::from_secs(1)) {
+        heard.push_str(&words);
+        heard.push('\n');
+    }
+    let failed = (!status.success()).then(|| format!("`{line}` ended with {status}"));
+    Ok((failed, heard))
 }
 
 /// `cargo` of the toolchain that runs us, in the workspace's root.

@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -21,6 +21,8 @@ use crate::{
 
 const KILLS: usize = 3;
 const WRITERS: u64 = 6;
+/// Acknowledged before each kill, so that there is something to lose.
+const WRITES: usize = 20;
 
 #[derive(Default)]
 struct Written {
@@ -37,13 +39,22 @@ async fn a_killed_etcd_loses_nothing_acknowledged_and_no_watch_skips() {
     let Fixture { store, mut server } = Fixture::start().await;
     let from = store.commit(Txn::new().put("start", "")).await.unwrap();
     let stop = Arc::new(AtomicBool::new(false));
+    let done = Arc::new(AtomicUsize::new(0));
     let writers: Vec<JoinHandle<Written>> = (0..WRITERS)
-        .map(|writer| tokio::spawn(write(store.clone(), writer, stop.clone())))
+        .map(|writer| tokio::spawn(write(store.clone(), writer, stop.clone(), done.clone())))
         .collect();
     let follower = tokio::spawn(follow(store.clone(), from));
 
     for _ in 0..kills {
-        sleep(Duration::from_millis(fastrand::u64(100..600))).await;
+        let enough = done.load(Ordering::Relaxed) + WRITES;
+        tokio::time::timeout(Duration::from_secs(120), async {
+            while done.load(Ordering::Relaxed) < enough {
+                sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .expect("writes go on");
+        sleep(Duration::from_millis(fastrand::u64(0..300))).await;
         server.kill();
         sleep(Duration::from_millis(fastrand::u64(0..300))).await;
         server.restart().await.unwrap();
@@ -69,11 +80,16 @@ async fn a_killed_etcd_loses_nothing_acknowledged_and_no_watch_skips() {
         unknown += written.unknown;
     }
     println!("{kills} kills, {acknowledged} acknowledged, {unknown} unknown");
-    assert!(acknowledged > kills * 20, "only {acknowledged} writes");
+    assert!(acknowledged >= kills * WRITES, "only {acknowledged} writes");
 }
 
 /// Counts up. The even ones compare, the odd ones just put.
-async fn write(store: Store, writer: u64, stop: Arc<AtomicBool>) -> Written {
+async fn write(
+    store: Store,
+    writer: u64,
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicUsize>,
+) -> Written {
     let key = format!("w/{writer}");
     let mut written = Written::default();
     let (mut count, mut at) = (0, None);
@@ -87,6 +103,7 @@ async fn write(store: Store, writer: u64, stop: Arc<AtomicBool>) -> Written {
         match store.commit(txn).await {
             Ok(revision) => {
                 count += 1;
+                done.fetch_add(1, Ordering::Relaxed);
                 at = Some(revision);
                 let twice = written.acknowledged.insert(revision, count);
                 assert_eq!(twice, None, "revision {revision} was given twice");
