@@ -3,9 +3,11 @@
 //! Each type has one Envoy v3 counterpart; room `xds` converts both ways, so a stock Envoy, a proxyless client and our
 //! sidecar get the same. Only what all of them can honour, plus what our sidecar adds, stands here.
 
+pub mod colour;
 pub mod gateway;
 pub mod limit;
 pub mod route;
+pub mod udp;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -44,6 +46,8 @@ pub enum ListenerProtocol {
     },
     /// What comes from outside the mesh.
     Gateway(self::gateway::GatewayPort),
+    /// Datagrams.
+    Udp(self::udp::UdpPort),
 }
 
 /// The routes of one listener. A host is chosen by authority, then the first rule that matches.
@@ -513,6 +517,10 @@ pub struct Endpoint {
     pub target: u16,
     /// Calls to it are to be made as the cluster's `tls` says.
     pub mutual_tls: bool,
+    /// It takes datagrams.
+    pub datagrams: bool,
+    /// What of a datagram leads to it ([`udp::TOKEN`]), in lower-case hex; mostly empty.
+    pub token: String,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

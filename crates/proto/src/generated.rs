@@ -153,6 +153,13 @@ pub mod envoy {
                     }
                 }
             }
+            pub mod udp {
+                pub mod udp_proxy {
+                    pub mod v3 {
+                        include!("generated/envoy.extensions.filters.udp.udp_proxy.v3.rs");
+                    }
+                }
+            }
         }
         pub mod http {
             pub mod early_header_mutation {
@@ -204,6 +211,22 @@ pub mod envoy {
             pub mod wrr_locality {
                 pub mod v3 {
                     include!("generated/envoy.extensions.load_balancing_policies.wrr_locality.v3.rs");
+                }
+            }
+        }
+        pub mod matching {
+            pub mod common_inputs {
+                pub mod network {
+                    pub mod v3 {
+                        include!("generated/envoy.extensions.matching.common_inputs.network.v3.rs");
+                    }
+                }
+            }
+            pub mod input_matchers {
+                pub mod runtime_fraction {
+                    pub mod v3 {
+                        include!("generated/envoy.extensions.matching.input_matchers.runtime_fraction.v3.rs");
+                    }
                 }
             }
         }

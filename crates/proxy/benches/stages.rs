@@ -264,6 +264,8 @@ fn plan() -> Plan {
         instance: String::new(),
         target: 0,
         mutual_tls: false,
+        datagrams: false,
+        token: String::new(),
     };
     let cluster = Arc::new(Cluster::new(name.clone(), Protocol::Auto));
     resources.clusters.insert(name.clone(), cluster);

@@ -99,6 +99,8 @@ fn resources(upstream: SocketAddr, protocol: Protocol) -> Result<Resources, Stri
         instance: "backend-1".into(),
         target: 0,
         mutual_tls: false,
+        datagrams: false,
+        token: String::new(),
     };
     let mut resources = Resources::default();
     resources.tables.insert("outbound".into(), Arc::new(table));

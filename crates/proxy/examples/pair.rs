@@ -82,6 +82,8 @@ fn main() -> Result<(), Error> {
         instance: "battle-1".into(),
         target: 80,
         mutual_tls: mutual,
+        datagrams: false,
+        token: String::new(),
     };
     let assignment = Assignment {
         cluster: name.clone(),

@@ -4,7 +4,7 @@
 //! Nothing here knows manifests, the store or the control plane's code.
 //!
 //! Module order (a module imports only later ones): serve, admin, explain, tap, accesslog, report, lease, register, health, discovery,
-//! identity, drive, takeover, listen, route, guard, limit, filter, context, plan, quota, desk, upstream, balance, account, edge, config, lasting.
+//! identity, drive, takeover, listen, route, guard, limit, filter, context, plan, directory, quota, desk, upstream, balance, account, edge, config, lasting.
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 pub mod accesslog;
@@ -14,6 +14,7 @@ pub mod balance;
 pub mod config;
 pub mod context;
 pub mod desk;
+pub mod directory;
 pub mod discovery;
 pub mod drive;
 pub mod edge;

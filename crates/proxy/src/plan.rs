@@ -12,6 +12,7 @@ pub mod key;
 pub mod peer;
 pub mod session;
 pub mod table;
+pub mod udp;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -27,8 +28,10 @@ use self::gateway::Gates;
 pub use self::hosts::{Hosts, Routes};
 pub use self::peer::{Alpn, PeerPlan};
 pub use self::table::{Table, compile_table};
+pub use self::udp::{UdpPortPlan, UdpTarget};
 use crate::account::{Account, Edge, EdgeKey, Security, Traffic};
 use crate::desk::Desk;
+use crate::directory::Directory;
 use crate::edge;
 use crate::quota::Standing;
 use crate::quota::leases::Leases;
@@ -38,6 +41,8 @@ use crate::quota::leases::Leases;
 pub struct Resources {
     /// Where requests wait for hosts, if they may.
     pub desk: Option<Arc<Desk>>,
+    /// Where sessions are.
+    pub directory: Arc<Directory>,
     pub listeners: BTreeMap<String, Listener>,
     /// Route tables, compiled where they were accepted.
     pub tables: BTreeMap<String, Arc<Table>>,
@@ -57,14 +62,16 @@ impl Resources {
             ListenerProtocol::Http { .. } => listener.direction == Direction::Outbound,
             ListenerProtocol::Tcp { .. }
             | ListenerProtocol::Inbound { .. }
-            | ListenerProtocol::Gateway(_) => false,
+            | ListenerProtocol::Gateway(_)
+            | ListenerProtocol::Udp(_) => false,
         };
         let listener = self.listeners.values().find(|listener| of(listener))?;
         match &listener.protocol {
             ListenerProtocol::Http { route_table } => Some(route_table),
             ListenerProtocol::Tcp { .. }
             | ListenerProtocol::Inbound { .. }
-            | ListenerProtocol::Gateway(_) => None,
+            | ListenerProtocol::Gateway(_)
+            | ListenerProtocol::Udp(_) => None,
         }
     }
 
@@ -109,8 +116,12 @@ pub struct Plan {
     pub clusters: Box<[Arc<ClusterPlan>]>,
     inbound_from: usize,
     pub edges: OwnEdges,
+    /// Where sessions are; changes by itself, without another plan.
+    pub directory: Arc<Directory>,
     /// What is taken from outside the mesh.
     pub gates: Gates,
+    /// Sockets for datagrams, by address: what is there is to be open, and nothing else.
+    pub udp: Vec<UdpPortPlan>,
 }
 
 /// Edges for requests that ended before a cluster was chosen.
@@ -172,7 +183,9 @@ impl Plan {
         };
         Plan {
             outbound: Outbound::Unknown,
+            directory: Arc::default(),
             gates: Gates::default(),
+            udp: Vec::new(),
             inbound: Inbound {
                 apps: Box::default(),
                 rule: table::RulePlan::inbound(),
@@ -196,6 +209,7 @@ impl Plan {
         account: &Account,
     ) -> Plan {
         let mut plan = Self::bare(bootstrap, account);
+        plan.directory = resources.directory.clone();
         let mut clusters = Vec::with_capacity(resources.clusters.len() + bootstrap.inbound.len());
         for (name, cluster) in &resources.clusters {
             let assignment = resources.assignments.get(name);
@@ -238,6 +252,7 @@ impl Plan {
             .map(|(_, name)| plan.place(name))
             .collect();
         plan.outbound = outbound(resources, |name| plan.place(name), previous);
+        plan.udp = udp::ports(resources.listeners.values(), |name| plan.place(name));
         if let Some(edge) = &resources.edge {
             let listeners = resources.listeners.values();
             let certificates = edge.certificates();

@@ -15,6 +15,7 @@ pub(crate) mod listener;
 pub(crate) mod routes;
 pub mod secret;
 pub(crate) mod tls;
+pub(crate) mod udp;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -185,6 +186,15 @@ pub(crate) fn address(address: SocketAddr) -> core_v3::Address {
     core_v3::Address {
         address: Some(core_v3::address::Address::SocketAddress(socket)),
     }
+}
+
+/// Of a socket for datagrams.
+pub(crate) fn udp_address(socket: SocketAddr) -> core_v3::Address {
+    let mut address = address(socket);
+    if let Some(core_v3::address::Address::SocketAddress(socket)) = &mut address.address {
+        socket.protocol = core_v3::socket_address::Protocol::Udp.into();
+    }
+    address
 }
 
 /// Our own words; empty ones are left out, none at all give no metadata.

@@ -343,6 +343,8 @@ fn endpoint(
         instance: instance.id.id.clone(),
         target: port.number,
         mutual_tls: takes_mutual(world, index, registered, port),
+        datagrams: false,
+        token: String::new(),
     })
 }
 

@@ -2,6 +2,7 @@
 //! what is at its default or absent is left out where that reads better.
 
 mod beside;
+mod udp;
 
 use phalanx_model::resource::gateway::{Chain, ChainTarget, ChainTls, GatewayPort};
 use phalanx_model::resource::{
@@ -30,6 +31,7 @@ fn listener(listener: &Listener) -> Value {
             rules,
         } => return inbound(listener, trust_domain.as_str(), rules),
         ListenerProtocol::Gateway(port) => return gateway(listener, port),
+        ListenerProtocol::Udp(port) => return udp::listener(listener.address, port),
     };
     json!({
         "address": listener.address.to_string(),

@@ -142,7 +142,9 @@ impl Configuration {
     pub fn tables_named(&self) -> BTreeSet<String> {
         let table = |protocol: &ListenerProtocol| match protocol {
             ListenerProtocol::Http { route_table } => vec![route_table.clone()],
-            ListenerProtocol::Tcp { .. } | ListenerProtocol::Inbound { .. } => Vec::new(),
+            ListenerProtocol::Tcp { .. }
+            | ListenerProtocol::Inbound { .. }
+            | ListenerProtocol::Udp(_) => Vec::new(),
             ListenerProtocol::Gateway(port) => {
                 let tables = port.chains.iter().filter_map(|chain| match &chain.target {
                     ChainTarget::Http(table) => Some(table.clone()),

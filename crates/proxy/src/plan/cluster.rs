@@ -6,6 +6,7 @@ use std::sync::Arc;
 use phalanx_model::identity::SpiffeId;
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::ClusterName;
+use phalanx_model::resource::udp;
 use phalanx_model::resource::{
     Assignment, CircuitBreaker, Cluster, ConnectionPool, Endpoint, Health, LoadBalancer,
     OutlierDetection, RetryBudget,
@@ -27,6 +28,8 @@ pub struct ClusterPlan {
     /// Same order as `endpoints`.
     pub group: Group,
     pub endpoints: Box<[EndpointPlan]>,
+    /// Endpoints by the token in their datagrams, sorted; mostly none.
+    tokens: Box<[(Box<[u8]>, usize)]>,
     /// For requests that got no endpoint.
     pub unassigned: Edges,
     tls: Option<Arc<PeerPlan>>,
@@ -178,6 +181,7 @@ impl ClusterPlan {
                 .unwrap_or_default(),
             group: Group::new(policy, endpoints.iter().map(member).collect()),
             endpoints: plans,
+            tokens: tokens(endpoints),
             unassigned: Edges::of(name, "", Security::Plain, account),
             tls,
             made_of: Some((cluster.clone(), assignment.cloned())),
@@ -243,6 +247,7 @@ impl ClusterPlan {
                 edges: edges.clone(),
             }]
             .into(),
+            tokens: Box::default(),
             unassigned: edges,
             tls: None,
             made_of: None,
@@ -256,6 +261,18 @@ impl ClusterPlan {
         self.endpoints.binary_search_by_key(&address, at).ok()
     }
 
+    /// The place of the endpoint with this token.
+    #[inline]
+    pub fn by_token(&self, token: &[u8]) -> Option<usize> {
+        if self.tokens.is_empty() {
+            return None;
+        }
+        let found = self
+            .tokens
+            .binary_search_by(|(known, _)| (**known).cmp(token));
+        found.ok().and_then(|at| Some(self.tokens.get(at)?.1))
+    }
+
     fn member(&self, address: SocketAddr) -> Option<&Member> {
         let place = self
             .endpoints
@@ -263,6 +280,19 @@ impl ClusterPlan {
             .position(|endpoint| endpoint.address == address)?;
         self.group.member(place)
     }
+}
+
+/// Of two with the same token the healthier, then the first.
+fn tokens(endpoints: &[Endpoint]) -> Box<[(Box<[u8]>, usize)]> {
+    let token = |(place, endpoint): (usize, &Endpoint)| {
+        let token = udp::token(&endpoint.token)?;
+        Some((token.into_boxed_slice(), endpoint.health as u8, place))
+    };
+    let mut tokens: Vec<_> = endpoints.iter().enumerate().filter_map(token).collect();
+    tokens.sort_unstable();
+    tokens.dedup_by(|later, kept| later.0 == kept.0);
+    let tokens = tokens.into_iter();
+    tokens.map(|(token, _, place)| (token, place)).collect()
 }
 
 /// The application's port; a control plane that doesn't tell it means the Service's.

@@ -60,6 +60,8 @@ fn endpoint(address: &str) -> Endpoint {
         instance: "i".into(),
         target: 0,
         mutual_tls: false,
+        datagrams: false,
+        token: String::new(),
     }
 }
 

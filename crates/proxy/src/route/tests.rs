@@ -39,6 +39,8 @@ fn endpoint(address: &str, health: Health) -> Endpoint {
         instance: String::new(),
         target: 0,
         mutual_tls: false,
+        datagrams: false,
+        token: String::new(),
     }
 }
 

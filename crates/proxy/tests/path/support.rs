@@ -62,6 +62,8 @@ pub fn endpoint(address: SocketAddr) -> Endpoint {
         instance: String::new(),
         target: 0,
         mutual_tls: false,
+        datagrams: false,
+        token: String::new(),
     }
 }
 

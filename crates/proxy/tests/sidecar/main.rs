@@ -94,6 +94,8 @@ fn endpoints(service: &str, version: &str, address: SocketAddr) -> Encoded {
         instance: "one".into(),
         target: 0,
         mutual_tls: false,
+        datagrams: false,
+        token: String::new(),
     };
     encode::endpoints(&Assignment {
         cluster: cluster_name(service),

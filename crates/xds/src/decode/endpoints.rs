@@ -1,12 +1,12 @@
 //! Endpoint sets. Zones are told apart, and two priorities; not locality weights: an endpoint's own weight decides.
 
-use phalanx_model::resource::{Assignment, Endpoint, Health};
+use phalanx_model::resource::{Assignment, Endpoint, Health, udp};
 use phalanx_proto::envoy::config::core::v3 as core_v3;
 use phalanx_proto::envoy::config::endpoint::v3 as endpoint_v3;
 
-use super::field::{At, address, cluster_name, metadata, refuse};
+use super::field::{At, cluster_name, either_address, metadata, refuse};
 use super::{DecodeError, tls};
-use crate::encode::endpoints::{INSTANCE, PORT, VERSION};
+use crate::encode::endpoints::{INSTANCE, PORT, TOKEN, VERSION};
 
 /// Of one endpoint, relative to the others.
 const WEIGHT_MAX: u32 = 128;
@@ -132,7 +132,13 @@ fn endpoint(
     };
     let words_at = at.field("metadata");
     let mutual_tls = tls::is_mutual(words.as_ref());
-    let [version, instance, port] = metadata(&words_at, words, [VERSION, INSTANCE, PORT])?;
+    let words = metadata(&words_at, words, [VERSION, INSTANCE, PORT, TOKEN])?;
+    let [version, instance, port, token] = words;
+    let is_token =
+        || udp::token(&token).is_some() && !token.bytes().any(|b| b.is_ascii_uppercase());
+    if !token.is_empty() && !is_token() {
+        return Err(words_at.invalid(format!("`{TOKEN}` is no lower-case hex: {token}")));
+    }
     let target = match port.as_str() {
         "" => 0,
         text => text
@@ -150,7 +156,7 @@ fn endpoint(
         observability_name: _,
     } = host;
     refuse!(at; health_check_config, hostname, additional_addresses);
-    let address = address(&at.field("address"), socket)?;
+    let (address, datagrams) = either_address(&at.field("address"), socket)?;
     Ok(Endpoint {
         address,
         weight,
@@ -161,5 +167,7 @@ fn endpoint(
         instance,
         target,
         mutual_tls,
+        datagrams,
+        token,
     })
 }

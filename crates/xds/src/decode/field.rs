@@ -185,6 +185,18 @@ pub(super) fn address(
     at: &At<'_>,
     address: Option<core_v3::Address>,
 ) -> Result<SocketAddr, DecodeError> {
+    let (socket, is_udp) = either_address(at, address)?;
+    match is_udp {
+        true => Err(at.field("socket_address").field("protocol").unsupported()),
+        false => Ok(socket),
+    }
+}
+
+/// And whether it is one for datagrams.
+pub(super) fn either_address(
+    at: &At<'_>,
+    address: Option<core_v3::Address>,
+) -> Result<(SocketAddr, bool), DecodeError> {
     use core_v3::address::Address;
     use core_v3::socket_address::PortSpecifier;
     let Address::SocketAddress(socket) = address
@@ -202,7 +214,7 @@ pub(super) fn address(
         network_namespace_filepath,
         port_specifier,
     } = socket;
-    refuse!(at; protocol, resolver_name, ipv4_compat, network_namespace_filepath);
+    refuse!(at; resolver_name, ipv4_compat, network_namespace_filepath);
     let Some(PortSpecifier::PortValue(port)) = port_specifier else {
         return Err(at.invalid("port_value is required"));
     };
@@ -212,7 +224,12 @@ pub(super) fn address(
     })?;
     let port = u16::try_from(port)
         .map_err(|_| at.field("port_value").invalid(format!("{port} is no port")))?;
-    Ok(SocketAddr::new(ip, port))
+    let is_udp = match core_v3::socket_address::Protocol::try_from(protocol) {
+        Ok(core_v3::socket_address::Protocol::Tcp) => false,
+        Ok(core_v3::socket_address::Protocol::Udp) => true,
+        Err(_) => return Err(at.field("protocol").unsupported()),
+    };
+    Ok((SocketAddr::new(ip, port), is_udp))
 }
 
 /// The values of `keys` among our own words, each empty when it is not said. Words of others have no meaning here.

@@ -6,13 +6,15 @@ use phalanx_model::resource::{Assignment, Endpoint, Health};
 use phalanx_proto::envoy::config::core::v3 as core_v3;
 use phalanx_proto::envoy::config::endpoint::v3 as endpoint_v3;
 
-use super::{address, metadata, tls};
+use super::{address, metadata, tls, udp_address};
 
 /// Under [`super::METADATA`].
 pub(crate) const VERSION: &str = "version";
 pub(crate) const INSTANCE: &str = "instance";
 /// The application's port behind the sidecar, in decimal.
 pub(crate) const PORT: &str = "port";
+/// Of its datagrams.
+pub(crate) const TOKEN: &str = "token";
 
 pub(crate) fn message(assignment: &Assignment) -> endpoint_v3::ClusterLoadAssignment {
     let mut zones = BTreeMap::<(bool, &str), Vec<&Endpoint>>::new();
@@ -82,13 +84,17 @@ fn lb_endpoint(endpoint: &Endpoint) -> endpoint_v3::LbEndpoint {
         (VERSION, &endpoint.version),
         (INSTANCE, &endpoint.instance),
         (PORT, &port),
+        (TOKEN, &endpoint.token),
     ]);
     if endpoint.mutual_tls {
         let words = words.get_or_insert_default();
         words.filter_metadata.extend([tls::mutual_endpoint()]);
     }
     let host = endpoint_v3::Endpoint {
-        address: Some(address(endpoint.address)),
+        address: Some(match endpoint.datagrams {
+            true => udp_address(endpoint.address),
+            false => address(endpoint.address),
+        }),
         ..Default::default()
     };
     endpoint_v3::LbEndpoint {

@@ -16,7 +16,7 @@ use phalanx_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_v3;
 
 use super::inbound::{self, Spoken};
 use super::routes::{beside, set_header};
-use super::{address, ads, any, duration, gateway, tls};
+use super::{address, ads, any, duration, gateway, tls, udp};
 
 pub(crate) const HTTP_FILTER: &str = "envoy.filters.network.http_connection_manager";
 pub(crate) const TCP_FILTER: &str = "envoy.filters.network.tcp_proxy";
@@ -71,6 +71,9 @@ pub(crate) fn message(listener: &Listener) -> listener_v3::Listener {
         ListenerProtocol::Gateway(port) => {
             return gateway::message(&listener.name, listener.address, port);
         }
+        ListenerProtocol::Udp(port) => {
+            return udp::message(&listener.name, listener.address, port);
+        }
     };
     let config_type = Some(listener_v3::filter::ConfigType::TypedConfig(config));
     let filters = vec![listener_v3::Filter {
@@ -96,6 +99,7 @@ pub(crate) fn refs(listener: &Listener) -> Vec<String> {
         ListenerProtocol::Tcp { cluster } => vec![cluster.to_string()],
         ListenerProtocol::Inbound { .. } => vec![inbound::NAME.to_owned()],
         ListenerProtocol::Gateway(port) => gateway::refs(port),
+        ListenerProtocol::Udp(port) => udp::refs(port),
     }
 }
 

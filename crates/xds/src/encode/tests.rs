@@ -457,6 +457,8 @@ fn every_locality_has_the_weight_of_its_endpoints() {
         instance: String::new(),
         target: 0,
         mutual_tls: false,
+        datagrams: false,
+        token: String::new(),
     };
     let endpoints = vec![
         endpoint(1, "b", 2),
@@ -501,6 +503,8 @@ fn zone_weights(endpoints: &[(&str, u32, Health)]) -> Vec<(String, u32)> {
         instance: String::new(),
         target: 0,
         mutual_tls: false,
+        datagrams: false,
+        token: String::new(),
     };
     let assignment = Assignment {
         cluster: battle(),

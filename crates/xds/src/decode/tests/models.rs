@@ -696,6 +696,7 @@ pub(super) fn assignment() -> impl Strategy<Value = Assignment> {
         "[a-z0-9]{0,6}",
         any::<u16>(),
         any::<bool>(),
+        (any::<bool>(), "([0-9a-f]{2}){0,3}"),
     );
     let endpoints: BoxedStrategy<BTreeMap<_, _>> =
         btree_map(address(), (1u32..=128, health, words), 0..8).boxed();
@@ -704,7 +705,7 @@ pub(super) fn assignment() -> impl Strategy<Value = Assignment> {
         let endpoints = endpoints.into_iter().map(
             |(
                 address,
-                (weight, health, ((zone, is_far), version, instance, target, mutual_tls)),
+                (weight, health, ((zone, is_far), version, instance, target, mutual_tls, udp)),
             )| Endpoint {
                 address,
                 weight,
@@ -715,6 +716,8 @@ pub(super) fn assignment() -> impl Strategy<Value = Assignment> {
                 instance,
                 target,
                 mutual_tls,
+                datagrams: udp.0,
+                token: udp.1,
             },
         );
         Assignment {

@@ -95,6 +95,8 @@ fn endpoints(change: impl FnOnce(&mut endpoint_v3::ClusterLoadAssignment)) -> St
         instance: String::new(),
         target: 0,
         mutual_tls: false,
+        datagrams: false,
+        token: String::new(),
     };
     let sent = encode::endpoints(&Assignment {
         cluster: battle(),

@@ -227,6 +227,8 @@ fn endpoints_are_grouped_so_that_round_robin_keeps_their_weights() {
         instance: String::new(),
         target: 0,
         mutual_tls: false,
+        datagrams: false,
+        token: String::new(),
     };
     let encoded = endpoints(&Assignment {
         cluster: battle(9000),

@@ -1,0 +1,124 @@
+//! UDP sockets of the plan: for each the clusters that its datagrams may go to, and by what rules.
+//!
+//! The engine (`crate::udp`) opens a socket for each port of the plan, and looks endpoints up here: by token, else by weight.
+//! What a session has found it keeps by address; `ClusterPlan::find` says whether that address is still an endpoint.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use phalanx_model::name::{ClusterName, ServiceName};
+use phalanx_model::resource::gateway::Share;
+use phalanx_model::resource::udp::{UdpPort, UdpRules};
+use phalanx_model::resource::{Listener, ListenerProtocol};
+
+use super::Plan;
+use super::cluster::ClusterPlan;
+
+/// One socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UdpPortPlan {
+    pub address: SocketAddr,
+    /// `UDPRoute/<namespace>/<name>` or `Service/<namespace>/<name>`: for logs and metrics.
+    pub name: Arc<str>,
+    pub rules: UdpRules,
+    /// In the order of the document.
+    pub backends: Box<[UdpBackend]>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UdpBackend {
+    /// Up to and with this one.
+    weights: u64,
+    /// In [`Plan::clusters`]; none for one that does not exist or has not come: its share is dropped.
+    pub cluster: Option<usize>,
+    /// Where sessions of the directory are looked for.
+    pub service: Option<ServiceName>,
+}
+
+/// An endpoint in a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpTarget {
+    /// In [`Plan::clusters`].
+    pub cluster: usize,
+    /// In [`ClusterPlan::endpoints`].
+    pub endpoint: usize,
+}
+
+/// Sorted by address, each once.
+pub(super) fn ports<'r>(
+    listeners: impl Iterator<Item = &'r Listener>,
+    place: impl Fn(&ClusterName) -> Option<usize>,
+) -> Vec<UdpPortPlan> {
+    let port = |listener: &'r Listener| match &listener.protocol {
+        ListenerProtocol::Udp(port) => Some(UdpPortPlan::new(listener.address, port, &place)),
+        _ => None,
+    };
+    let mut ports: Vec<_> = listeners.filter_map(port).collect();
+    ports.sort_by_key(|port| port.address);
+    ports.dedup_by_key(|port| port.address);
+    ports
+}
+
+impl UdpPortPlan {
+    fn new(
+        address: SocketAddr,
+        port: &UdpPort,
+        place: &impl Fn(&ClusterName) -> Option<usize>,
+    ) -> Self {
+        let mut weights = 0;
+        let backend = |share: &Share| {
+            weights += u64::from(share.weight);
+            UdpBackend {
+                weights,
+                cluster: share.cluster.as_ref().and_then(place),
+                service: share.cluster.as_ref().map(|name| name.service.clone()),
+            }
+        };
+        Self {
+            address,
+            name: port.name.as_str().into(),
+            rules: port.rules,
+            backends: port.backends.iter().map(backend).collect(),
+        }
+    }
+
+    /// For a datagram that belongs to no session and has no token: a backend by weight. None: it is dropped.
+    #[inline]
+    pub fn choose(&self, rng: &mut fastrand::Rng) -> Option<&UdpBackend> {
+        let total = self.backends.last()?.weights;
+        let ticket = rng.u64(0..total.max(1));
+        let chosen = self
+            .backends
+            .partition_point(|backend| backend.weights <= ticket);
+        self.backends.get(chosen)
+    }
+
+    /// The endpoint whose label has this token, of whichever backend; one that drains still counts.
+    #[inline]
+    pub fn by_token(&self, plan: &Plan, token: &[u8]) -> Option<UdpTarget> {
+        self.first(plan, |cluster| cluster.by_token(token))
+    }
+
+    /// The endpoint at this address, of whichever backend: what a session goes on with under a new plan, and what an
+    /// answer of the session directory means.
+    #[inline]
+    pub fn at(&self, plan: &Plan, address: SocketAddr) -> Option<UdpTarget> {
+        self.first(plan, |cluster| cluster.find(address))
+    }
+
+    #[inline]
+    fn first(
+        &self,
+        plan: &Plan,
+        find: impl Fn(&ClusterPlan) -> Option<usize>,
+    ) -> Option<UdpTarget> {
+        self.backends.iter().find_map(|backend| {
+            let cluster = backend.cluster?;
+            let endpoint = find(plan.clusters.get(cluster)?)?;
+            Some(UdpTarget { cluster, endpoint })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
