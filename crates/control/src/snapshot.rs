@@ -126,6 +126,7 @@ impl Mesh {
             mut gateways,
             namespaces,
             everything,
+            colours: _,
         } = mesh.index.follow(before, world);
         let spoken_of =
             |service: &&ServiceName| everything || namespaces.contains(&service.namespace);

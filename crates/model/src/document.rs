@@ -1,5 +1,6 @@
 //! Documents: what users write, after [`crate::manifest`] has checked it. Names resolved to a namespace, defaults filled in.
 
+pub mod colour;
 pub mod gateway;
 
 use std::net::IpAddr;
@@ -9,12 +10,14 @@ use crate::identity::{SpiffeId, TrustDomain};
 use crate::instance::{Labels, Protocol};
 use crate::name::ServiceName;
 use crate::resource::limit::{Limits, Priority};
+use crate::resource::udp::UdpRules;
 use crate::resource::{
     AccessPolicy, AccessRule, Caller, CircuitBreaker, ConnectionPool, Cors, Effect, HashOn,
     HeaderEdit, HealthCheck, Hedging, LoadBalancer, Locality, MtlsMode, OutlierDetection, Redirect,
     Retry, RetryBudget, Rewrite, RuleMatch, Session, SlowStart,
 };
 
+pub use self::colour::{ColourPolicy, Fallback, Lane};
 pub use self::gateway::{
     AllowedNamespaces, Gateway, GatewayListener, GatewayProtocol, GatewayRef, StreamBackend,
     StreamRoute,
@@ -32,11 +35,12 @@ pub enum Document {
     /// HTTPRoute or GRPCRoute.
     Route(Route),
     Gateway(Gateway),
-    /// TCPRoute or TLSRoute.
+    /// TCPRoute, TLSRoute or UDPRoute.
     StreamRoute(StreamRoute),
     BackendPolicy(BackendPolicy),
     AuthorizationPolicy(AuthorizationPolicy),
     PeerAuthentication(PeerAuthentication),
+    ColourPolicy(ColourPolicy),
 }
 
 /// Order of kinds in listings.
@@ -49,13 +53,15 @@ pub enum Kind {
     Gateway,
     TlsRoute,
     TcpRoute,
+    UdpRoute,
     BackendPolicy,
     AuthorizationPolicy,
     PeerAuthentication,
+    ColourPolicy,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 12] = [
         Self::Service,
         Self::EndpointSlice,
         Self::HttpRoute,
@@ -63,9 +69,11 @@ impl Kind {
         Self::Gateway,
         Self::TlsRoute,
         Self::TcpRoute,
+        Self::UdpRoute,
         Self::BackendPolicy,
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
+        Self::ColourPolicy,
     ];
 
     /// As written in `kind`.
@@ -78,9 +86,11 @@ impl Kind {
             Self::Gateway => "Gateway",
             Self::TlsRoute => "TLSRoute",
             Self::TcpRoute => "TCPRoute",
+            Self::UdpRoute => "UDPRoute",
             Self::BackendPolicy => "BackendPolicy",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::ColourPolicy => "ColourPolicy",
         }
     }
 
@@ -91,8 +101,8 @@ impl Kind {
             Self::HttpRoute | Self::GrpcRoute | Self::Gateway | Self::TlsRoute => {
                 "gateway.networking.k8s.io/v1"
             }
-            Self::TcpRoute => "gateway.networking.k8s.io/v1alpha2",
-            Self::BackendPolicy | Self::AuthorizationPolicy | Self::PeerAuthentication => {
+            Self::TcpRoute | Self::UdpRoute => "gateway.networking.k8s.io/v1alpha2",
+            Self::BackendPolicy | Self::AuthorizationPolicy | Self::PeerAuthentication | Self::ColourPolicy => {
                 "phalanx.dev/v1alpha1"
             }
         }
@@ -120,9 +130,11 @@ impl Kind {
             "gateway" | "gateways" | "gtw" => Self::Gateway,
             "tlsroute" | "tlsroutes" => Self::TlsRoute,
             "tcproute" | "tcproutes" => Self::TcpRoute,
+            "udproute" | "udproutes" => Self::UdpRoute,
             "backendpolicy" | "backendpolicies" => Self::BackendPolicy,
             "authorizationpolicy" | "authorizationpolicies" => Self::AuthorizationPolicy,
             "peerauthentication" | "peerauthentications" => Self::PeerAuthentication,
+            "colourpolicy" | "colourpolicies" => Self::ColourPolicy,
             _ => return None,
         })
     }
@@ -153,6 +165,7 @@ impl Document {
             Self::BackendPolicy(d) => (Kind::BackendPolicy, &d.meta),
             Self::AuthorizationPolicy(d) => (Kind::AuthorizationPolicy, &d.meta),
             Self::PeerAuthentication(d) => (Kind::PeerAuthentication, &d.meta),
+            Self::ColourPolicy(d) => (Kind::ColourPolicy, &d.meta),
         };
         DocumentId {
             kind,
@@ -171,6 +184,7 @@ impl Document {
             Self::BackendPolicy(d) => &d.meta,
             Self::AuthorizationPolicy(d) => &d.meta,
             Self::PeerAuthentication(d) => &d.meta,
+            Self::ColourPolicy(d) => &d.meta,
         }
     }
 }
@@ -326,6 +340,8 @@ pub struct BackendPolicy {
     pub health_check: Option<HealthCheck>,
     /// Rate limits, faults and priorities; enforced by the sidecars of the targets' instances.
     pub limits: Option<Limits>,
+    /// Of its ports that take datagrams.
+    pub udp: Option<UdpRules>,
 }
 
 /// `phalanx.dev/v1alpha1` AuthorizationPolicy: whose calls the instances of a Service take. Where a Service has policies

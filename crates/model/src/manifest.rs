@@ -1,10 +1,11 @@
 //! Manifests: YAML (or JSON, which is YAML) becomes checked documents, all problems told at once, each with its place.
 //! Text goes in by [`parse`]; nothing here opens files or knows what other documents exist (control's admission does).
 //!
-//! Module order: access, peer, backend, limit, stream, route, gateway, session, filter, cors, service, value, cursor, json, place, tree, report.
+//! Module order: access, peer, colour, backend, udp, limit, stream, route, gateway, session, filter, cors, service, value, cursor, json, place, tree, report.
 
 mod access;
 mod backend;
+mod colour;
 mod cors;
 mod cursor;
 mod filter;
@@ -20,6 +21,7 @@ mod service;
 mod session;
 mod stream;
 mod tree;
+mod udp;
 mod value;
 
 use std::collections::HashMap;
@@ -172,20 +174,19 @@ fn document(at: &At<'_>, default_namespace: &str) -> Option<Document> {
         Kind::Service => service::service(&spec, meta).map(Document::Service),
         Kind::HttpRoute | Kind::GrpcRoute => route::route(&spec, meta, kind).map(Document::Route),
         Kind::Gateway => gateway::gateway(&spec, meta).map(Document::Gateway),
-        Kind::TlsRoute | Kind::TcpRoute => {
+        Kind::TlsRoute | Kind::TcpRoute | Kind::UdpRoute => {
             stream::route(&spec, meta, kind).map(Document::StreamRoute)
         }
         Kind::BackendPolicy => backend::policy(&spec, meta).map(Document::BackendPolicy),
         Kind::AuthorizationPolicy => access::policy(&spec, meta).map(Document::AuthorizationPolicy),
         Kind::PeerAuthentication => peer::policy(&spec, meta).map(Document::PeerAuthentication),
+        Kind::ColourPolicy => colour::policy(&spec, meta).map(Document::ColourPolicy),
         Kind::EndpointSlice => None,
     }
 }
 
 fn kind(fields: &mut Fields<'_>) -> Option<Kind> {
-    const LATER: [&str; 9] = [
-        "UDPRoute",
-        "ColourPolicy",
+    const LATER: [&str; 7] = [
         "Rollout",
         "Telemetry",
         "Contract",

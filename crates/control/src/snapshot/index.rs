@@ -26,6 +26,8 @@ pub(super) struct Index {
     pub(super) peers: Sets<ServiceName, DocumentId>,
     /// Those without a target, by namespace.
     broad_peers: Sets<String, DocumentId>,
+    /// ColourPolicies.
+    pub(super) colours: Arc<BTreeSet<DocumentId>>,
     /// AuthorizationPolicies by namespace.
     broad_guards: Sets<String, DocumentId>,
     /// Routes by parent.
@@ -53,6 +55,8 @@ pub(super) struct Touched {
     pub(super) namespaces: BTreeSet<String>,
     /// All services of all.
     pub(super) everything: bool,
+    /// Some ColourPolicy is another.
+    pub(super) colours: bool,
 }
 
 /// Services of whose endpoints the health checks say something else than before.
@@ -232,6 +236,17 @@ impl Index {
                     touched.services.insert(target.clone());
                 }
                 touched.namespaces.insert(namespace);
+            }
+            Document::ColourPolicy(policy) => {
+                let namespace = policy.meta.namespace.clone();
+                touched.everything |= namespace == SYSTEM_NAMESPACE;
+                touched.colours = true;
+                touched.namespaces.insert(namespace);
+                let known = Arc::make_mut(&mut self.colours);
+                match is_there {
+                    true => drop(known.insert(id.clone())),
+                    false => drop(known.remove(id)),
+                }
             }
         }
     }
