@@ -1,0 +1,1003 @@
+//! The sessions of one core. Datagrams go in with their times, what is to be done with them comes out: no socket, no clock.
+//!
+//! A session is found by its client's address or by its token, an answer's by socket and endpoint. Nothing is ever sent to an
+//! address that no datagram of a session came from.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use phalanx_model::resource::udp::UdpRules;
+
+use super::index::Index;
+use super::kin::Kin;
+use super::session::{Fate, Flow, Place, Port, Session, Ticket};
+use super::slots::{NONE, Slots};
+use super::source::{self, Over, Sources};
+use super::target::{SocketId, Targets};
+use super::wheel::Wheel;
+use crate::account::Edge;
+use crate::account::udp::{self as account, Dropped, Ended, Moved};
+use crate::directory::Entry;
+
+/// What a plan and the directory say, asked when a session begins and when it must move.
+pub trait World {
+    /// By the session directory.
+    fn seat(&self, port: SocketAddr, token: &[u8]) -> Option<Seat>;
+    /// By an instance's label.
+    fn labelled(&self, port: SocketAddr, token: &[u8]) -> Option<SocketAddr>;
+    /// By weight; `live` tells the sessions of an endpoint.
+    fn choose(
+        &mut self,
+        port: SocketAddr,
+        hash: u64,
+        live: &dyn Fn(SocketAddr) -> u32,
+    ) -> Option<SocketAddr>;
+    fn fate(&self, port: SocketAddr, endpoint: SocketAddr) -> Fate;
+    fn edge(&self, port: SocketAddr, endpoint: SocketAddr) -> Option<Arc<Edge>>;
+    fn ended(&mut self, told: &Told<'_>);
+}
+
+#[derive(Clone)]
+pub struct Seat {
+    pub address: SocketAddr,
+    pub held: Arc<Entry>,
+}
+
+/// A session that ended.
+pub struct Told<'t> {
+    pub port: &'t str,
+    pub client: SocketAddr,
+    pub endpoint: Option<SocketAddr>,
+    pub edge: Option<&'t Arc<Edge>>,
+    pub up: Flow,
+    pub down: Flow,
+    /// In ms, from its first datagram to its last.
+    pub lasted_ms: u64,
+}
+
+/// From a client.
+pub struct Arrived<'d> {
+    pub port: u16,
+    pub from: SocketAddr,
+    /// Of ours, where the port has several.
+    pub local: Option<IpAddr>,
+    pub datagram: &'d [u8],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Up {
+    /// This part of the datagram, to an endpoint.
+    Onward {
+        socket: SocketId,
+        to: SocketAddr,
+        body: Range<usize>,
+    },
+    /// To the core that has the session.
+    Elsewhere(u16),
+}
+
+/// An answer, to a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Down {
+    pub port: u16,
+    pub to: SocketAddr,
+    pub local: Option<IpAddr>,
+}
+
+/// Since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Now {
+    pub ns: u64,
+}
+
+impl Now {
+    /// Of 100 ms.
+    #[inline]
+    pub fn tick(self) -> u32 {
+        (self.ns / TICK_NS) as u32
+    }
+}
+
+pub const TICK_NS: u64 = 100_000_000;
+
+/// How a table is made.
+pub struct Config {
+    /// Unknown to clients.
+    pub seed: u64,
+    pub core: usize,
+    pub sockets_max: usize,
+    pub sources_max: usize,
+    /// None where there is one core.
+    pub everybody: Option<Arc<source::Everybody>>,
+    pub kin: Option<Kin>,
+    /// For answers that are nobody's.
+    pub strangers: Arc<account::Port>,
+}
+
+pub struct Table {
+    seed: u64,
+    core: usize,
+    sessions: Slots<Session>,
+    index: Index,
+    ports: Vec<Option<Port>>,
+    places: Slots<Place>,
+    by_endpoint: HashMap<(u16, SocketAddr), u32>,
+    targets: Targets,
+    sources: Sources,
+    wheel: Wheel,
+    kin: Option<Kin>,
+    strangers: Arc<account::Port>,
+    is_draining: bool,
+    flooding: Option<(u16, SocketAddr)>,
+    hand: u32,
+}
+
+/// What a session is found by.
+#[derive(Clone, Copy)]
+enum Key<'k> {
+    Client(SocketAddr),
+    Token(&'k [u8]),
+    Both(SocketAddr, &'k [u8]),
+}
+
+/// Where a new session goes, and what it is found by from then on.
+struct Way<'k> {
+    key: Key<'k>,
+    address: SocketAddr,
+    held: Option<Arc<Entry>>,
+}
+
+impl Table {
+    pub fn new(config: Config) -> Self {
+        Self {
+            seed: config.seed,
+            core: config.core,
+            sessions: Slots::default(),
+            index: Index::default(),
+            ports: Vec::new(),
+            places: Slots::default(),
+            by_endpoint: HashMap::new(),
+            targets: Targets::new(config.sockets_max),
+            sources: Sources::new(!config.seed, config.everybody, config.sources_max),
+            wheel: Wheel::default(),
+            kin: config.kin,
+            strangers: config.strangers,
+            is_draining: false,
+            flooding: None,
+            hand: 0,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    /// No new sessions from now on.
+    pub fn drain(&mut self) {
+        self.is_draining = true;
+    }
+
+    /// Clients come here; `shared` counts the sessions of all cores.
+    pub fn open(
+        &mut self,
+        address: SocketAddr,
+        rules: UdpRules,
+        counts: Arc<account::Port>,
+        shared: Arc<AtomicU32>,
+    ) -> u16 {
+        let port = Port {
+            address,
+            rules,
+            counts,
+            shared,
+            sessions: 0,
+            is_closed: false,
+        };
+        let vacant = self.ports.iter().position(Option::is_none);
+        let at = vacant.unwrap_or_else(|| {
+            self.ports.push(None);
+            self.ports.len() - 1
+        });
+        if let Some(slot) = self.ports.get_mut(at) {
+            *slot = Some(port);
+        }
+        u16::try_from(at).unwrap_or(u16::MAX)
+    }
+
+    /// Other rules, for sessions that are there as well.
+    pub fn rule(&mut self, port: u16, rules: UdpRules, counts: Arc<account::Port>) {
+        if let Some(port) = self.port_mut(port) {
+            (port.rules, port.counts) = (rules, counts);
+        }
+    }
+
+    /// Nobody listens there any more; its sessions end bit by bit.
+    pub fn close(&mut self, port: u16) {
+        if let Some(port) = self.port_mut(port) {
+            port.is_closed = true;
+        }
+    }
+
+    /// Another plan is in force.
+    pub fn renew(&mut self, world: &impl World) {
+        let ports = &self.ports;
+        let mut unused = Vec::new();
+        for (at, place) in self.places.iter_mut() {
+            let port = ports.get(usize::from(place.port)).and_then(Option::as_ref);
+            let Some(port) = port.filter(|_| place.sessions > 0) else {
+                unused.push((at, (place.port, place.address)));
+                continue;
+            };
+            place.fate = world.fate(port.address, place.address);
+            if let Some(edge) = world.edge(port.address, place.address) {
+                place.edge = Some(edge);
+            }
+        }
+        for (at, key) in unused {
+            self.places.remove(at);
+            self.by_endpoint.remove(&key);
+        }
+    }
+
+    /// A datagram of a client.
+    #[inline]
+    pub fn up(
+        &mut self,
+        arrived: &Arrived<'_>,
+        now: Now,
+        world: &mut impl World,
+    ) -> Result<Up, Dropped> {
+        let passed = self.pass(arrived, now, world);
+        if let Err(why) = passed {
+            self.count_dropped(arrived.port, why, 1);
+        }
+        passed
+    }
+
+    /// Counts what came to no session.
+    pub fn count_dropped(&self, port: u16, why: Dropped, packets: u64) {
+        let counts = self.port(port).map_or(&self.strangers, |port| &port.counts);
+        if let Some(cell) = counts.cell(self.core) {
+            cell.dropped(why, packets);
+        }
+    }
+
+    /// A source that sends so much more than it may that it had better be shut out at the door, for [`SHUT_NS`].
+    pub fn flooding(&mut self) -> Option<(u16, SocketAddr)> {
+        self.flooding.take()
+    }
+
+    fn pass(
+        &mut self,
+        arrived: &Arrived<'_>,
+        now: Now,
+        world: &mut impl World,
+    ) -> Result<Up, Dropped> {
+        let (from, datagram) = (arrived.from, arrived.datagram);
+        let port = self.port(arrived.port).ok_or(Dropped::NoEndpoint)?;
+        let split = port.rules.token.and_then(|rule| rule.split(datagram));
+        let by_token = match split {
+            Some((token, body)) => {
+                let found = self.by_token(arrived, token, now, world)?;
+                found.map(|session| (session, body))
+            }
+            None => None,
+        };
+        let (place, body, is_paid) = match by_token {
+            Some((session, body)) => (session, body, false),
+            None => {
+                let client = self.find(arrived.port, Key::Client(from));
+                match client.filter(|place| split.is_none() || self.is_checked(*place, now)) {
+                    Some(session) => (session, datagram, false),
+                    None => match self.enter(arrived, split, client, now, world)? {
+                        Entered::Here(session, body) => (session, body, true),
+                        Entered::Elsewhere(core) => return Ok(Up::Elsewhere(core)),
+                    },
+                }
+            }
+        };
+        if !is_paid {
+            let source = self.sessions.get(place).map_or(NONE, |s| s.source);
+            self.pay(source, arrived, now)?;
+        }
+        self.settle(place, now, world);
+        let session = self.sessions.get_mut(place).ok_or(Dropped::NoEndpoint)?;
+        session.seen = now.tick();
+        session.up.add(body.len());
+        let (socket, at) = (session.socket, session.place);
+        let place = self.places.get(at).ok_or(Dropped::NoEndpoint)?;
+        if let Some(edge) = &place.edge {
+            edge.cell(self.core).tunnel_moved(body.len() as u64, 0);
+        }
+        let port = self.port(arrived.port);
+        if let Some(cell) = port.and_then(|port| port.counts.cell(self.core)) {
+            cell.up(body.len());
+        }
+        let begin = match datagram.len() == body.len() {
+            true => 0,
+            // Cut off in front, or behind.
+            false if body.as_ptr() != datagram.as_ptr() => datagram.len() - body.len(),
+            false => 0,
+        };
+        Ok(Up::Onward {
+            socket,
+            to: place.address,
+            body: begin..begin + body.len(),
+        })
+    }
+
+    /// Takes the datagram from what its source may send.
+    #[inline]
+    fn pay(&mut self, source: u32, arrived: &Arrived<'_>, now: Now) -> Result<(), Dropped> {
+        let port = self.ports.get(usize::from(arrived.port));
+        let port = port.and_then(Option::as_ref).ok_or(Dropped::NoEndpoint)?;
+        let met = self.sources.get(source).ok_or(Dropped::Sources)?;
+        let limits = &port.rules.limits;
+        let Err(over) = met.shared.take(limits, arrived.datagram.len(), now.ns) else {
+            return Ok(());
+        };
+        if let Some(source) = self.sources.get_mut(source)
+            && source.exceed(now.ns)
+        {
+            source.shared.bar(now.ns.saturating_add(SHUT_NS));
+            self.flooding = Some((arrived.port, arrived.from));
+        }
+        Err(match over {
+            Over::Packets => Dropped::SourcePackets,
+            Over::Bytes => Dropped::SourceBytes,
+        })
+    }
+
+    /// The session of a token: wherever it comes from, if the token alone is the session.
+    fn by_token(
+        &mut self,
+        arrived: &Arrived<'_>,
+        token: &[u8],
+        now: Now,
+        world: &mut impl World,
+    ) -> Result<Option<u32>, Dropped> {
+        let (port, from) = (arrived.port, arrived.from);
+        let Some(place) = self.find(port, Key::Token(token)) else {
+            return Ok(self.find(port, Key::Both(from, token)));
+        };
+        let Some(session) = self.sessions.get(place).filter(|s| s.client != from) else {
+            return Ok(Some(place));
+        };
+        let moved = session.ticket.as_ref().map(|t| (t.previous, t.moved));
+        if let Some(both) = self.find(port, Key::Both(from, token)) {
+            return Ok(Some(both));
+        }
+        // Who comes back to where it just left is not one who roams, but one of two: each gets a session.
+        let came_back = moved.is_some_and(|(previous, moved)| {
+            previous == Some(from) && now.tick().saturating_sub(moved) < BACK_TICKS
+        });
+        let address = self.port(port).ok_or(Dropped::NoEndpoint)?.address;
+        if came_back || world.seat(address, token).is_none() {
+            return Ok(None);
+        }
+        self.roam(place, arrived, now)?;
+        Ok(Some(place))
+    }
+
+    /// From now on answers go there.
+    fn roam(&mut self, place: u32, arrived: &Arrived<'_>, now: Now) -> Result<(), Dropped> {
+        self.check_source(arrived)?;
+        let key = (arrived.port, source::prefix(arrived.from));
+        let to = self.sources.meet(key).ok_or(Dropped::Sources)?;
+        let port = self.port(arrived.port).ok_or(Dropped::NoEndpoint)?;
+        let max = port.rules.limits.sessions_per_source;
+        let source = self.sessions.get(place).map_or(NONE, |s| s.source);
+        if source != to && !self.sources.enter(to, max) {
+            return Err(Dropped::SourceSessions);
+        }
+        if let Some(cell) = self.cell(arrived.port) {
+            cell.moved(Moved::Roamed);
+        }
+        if let Some(session) = self.sessions.get_mut(place) {
+            let previous = std::mem::replace(&mut session.client, arrived.from);
+            (session.local, session.source) = (arrived.local, to);
+            if let Some(ticket) = &mut session.ticket {
+                (ticket.previous, ticket.moved) = (Some(previous), now.tick());
+            }
+        }
+        if source != to {
+            self.sources.exit(source);
+        }
+        Ok(())
+    }
+
+    /// Nobody who can't be answered, and not ourselves.
+    fn check_source(&self, arrived: &Arrived<'_>) -> Result<(), Dropped> {
+        let (from, ip) = (arrived.from, arrived.from.ip());
+        let is_odd = match ip.to_canonical() {
+            IpAddr::V4(ip) => ip.is_broadcast() || ip.is_multicast() || ip.is_unspecified(),
+            IpAddr::V6(ip) => ip.is_multicast() || ip.is_unspecified(),
+        };
+        let is_ours = |port: &Port| {
+            let at = port.address.ip();
+            let is_local = ip.is_loopback() || Some(ip) == arrived.local;
+            port.address.port() == from.port() && (at == ip || at.is_unspecified() && is_local)
+        };
+        match is_odd || from.port() == 0 || self.ports.iter().flatten().any(is_ours) {
+            true => Err(Dropped::BadSource),
+            false => Ok(()),
+        }
+    }
+
+    /// Somebody new, or a client whose token may lead somewhere by now.
+    fn enter<'d>(
+        &mut self,
+        arrived: &Arrived<'d>,
+        split: Option<(&'d [u8], &'d [u8])>,
+        client: Option<u32>,
+        now: Now,
+        world: &mut impl World,
+    ) -> Result<Entered<'d>, Dropped> {
+        let tick = now.tick();
+        let port = self.port(arrived.port).ok_or(Dropped::NoEndpoint)?;
+        if port.is_closed {
+            return Err(Dropped::NoEndpoint);
+        }
+        let (address, rules) = (port.address, port.rules);
+        let prefix = (arrived.port, source::prefix(arrived.from));
+        let source = self.sources.meet(prefix).ok_or(Dropped::Sources)?;
+        self.pay(source, arrived, now)?;
+        let from = Key::Client(arrived.from);
+        let keys = [split.map(|(token, _)| Key::Token(token)), Some(from)];
+        for key in keys.into_iter().flatten() {
+            if let Some(core) = self.elsewhere(address, key, tick) {
+                return Ok(Entered::Elsewhere(core));
+            }
+        }
+        let way = match split {
+            Some((token, body)) => self
+                .lead(arrived, address, token, world)
+                .map(|way| (way, body)),
+            None => None,
+        };
+        let (way, body) = match (way, client) {
+            (Some(way), _) => way,
+            (None, _) if rules.token.is_some_and(|rule| rule.required) => {
+                return Err(Dropped::Token);
+            }
+            (None, Some(client)) => {
+                if let Some(session) = self.sessions.get_mut(client) {
+                    session.checked = tick;
+                }
+                return Ok(Entered::Here(client, arrived.datagram));
+            }
+            (None, None) => {
+                let hash = self.hash(arrived.port, Key::Client(arrived.from));
+                let chosen = self.choose(address, hash, world);
+                let way = Way {
+                    key: from,
+                    address: chosen.ok_or(Dropped::NoEndpoint)?,
+                    held: None,
+                };
+                (way, arrived.datagram)
+            }
+        };
+        if self.is_draining {
+            return Err(Dropped::Draining);
+        }
+        self.check_source(arrived)?;
+        if let Some(kin) = &mut self.kin {
+            let key = way.key.of_kin(kin, address);
+            if let Err(core) = kin.claim(key, tick) {
+                return Ok(Entered::Elsewhere(core));
+            }
+        }
+        let key = way.key;
+        let begun = self.begin(arrived, way, source, now, world);
+        if begun.is_err()
+            && let Some(kin) = &mut self.kin
+        {
+            let key = key.of_kin(kin, address);
+            kin.release(key);
+        }
+        begun.map(|session| Entered::Here(session, body))
+    }
+
+    fn elsewhere(&self, port: SocketAddr, key: Key<'_>, tick: u32) -> Option<u16> {
+        let kin = self.kin.as_ref()?;
+        kin.known(key.of_kin(kin, port), tick)
+    }
+
+    /// Where a token leads.
+    fn lead<'k>(
+        &self,
+        arrived: &Arrived<'_>,
+        port: SocketAddr,
+        token: &'k [u8],
+        world: &impl World,
+    ) -> Option<Way<'k>> {
+        let both = Key::Both(arrived.from, token);
+        if let Some(seat) = world.seat(port, token) {
+            // Somebody else has it already, see `by_token`.
+            let is_taken = self.find(arrived.port, Key::Token(token)).is_some();
+            return Some(Way {
+                key: if is_taken { both } else { Key::Token(token) },
+                address: seat.address,
+                held: Some(seat.held),
+            });
+        }
+        // A label is the instance's: all its clients have the same token.
+        Some(Way {
+            key: both,
+            address: world.labelled(port, token)?,
+            held: None,
+        })
+    }
+
+    fn choose(&self, port: SocketAddr, hash: u64, world: &mut impl World) -> Option<SocketAddr> {
+        world.choose(port, hash, &|endpoint| self.targets.live(endpoint))
+    }
+
+    fn begin(
+        &mut self,
+        arrived: &Arrived<'_>,
+        way: Way<'_>,
+        source: u32,
+        now: Now,
+        world: &impl World,
+    ) -> Result<u32, Dropped> {
+        let tick = now.tick();
+        let port = self.port(arrived.port).ok_or(Dropped::NoEndpoint)?;
+        let (limits, shared) = (port.rules.limits, port.shared.clone());
+        let idle = idle_ticks(&port.rules);
+        if shared.fetch_add(1, Ordering::Relaxed) >= limits.sessions {
+            shared.fetch_sub(1, Ordering::Relaxed);
+            return Err(Dropped::Sessions);
+        }
+        if !self.sources.enter(source, limits.sessions_per_source) {
+            shared.fetch_sub(1, Ordering::Relaxed);
+            return Err(Dropped::SourceSessions);
+        }
+        let place = self.place(arrived.port, way.address, world);
+        let target = self.places.get(place).map_or(NONE, |place| place.target);
+        let ticket = way.key.token().map(|token| {
+            Box::new(Ticket {
+                token: token.into(),
+                roams: matches!(way.key, Key::Token(_)),
+                held: way.held,
+                previous: None,
+                moved: 0,
+            })
+        });
+        let session = self.sessions.insert(Session {
+            client: arrived.from,
+            local: arrived.local,
+            ticket,
+            port: arrived.port,
+            place,
+            socket: NONE,
+            source,
+            next: NONE,
+            prev: NONE,
+            due: 0,
+            began: tick,
+            seen: tick,
+            checked: tick,
+            up: Flow::default(),
+            down: Flow::default(),
+        });
+        let Some(socket) = self.targets.take(target, session, None, tick) else {
+            self.sessions.remove(session);
+            self.sources.exit(source);
+            shared.fetch_sub(1, Ordering::Relaxed);
+            return Err(Dropped::Sockets);
+        };
+        if let Some(session) = self.sessions.get_mut(session) {
+            session.socket = socket;
+        }
+        self.wheel
+            .add(&mut self.sessions, session, tick, tick + idle);
+        let hash = self.hash(arrived.port, way.key);
+        self.index.insert(hash, session);
+        self.enter_place(place);
+        if let Some(port) = self.port_mut(arrived.port) {
+            port.sessions += 1;
+        }
+        if let Some(cell) = self.cell(arrived.port) {
+            cell.opened();
+        }
+        Ok(session)
+    }
+
+    fn enter_place(&mut self, place: u32) {
+        if let Some(place) = self.places.get_mut(place) {
+            place.sessions += 1;
+            if let Some(edge) = &place.edge {
+                edge.cell(self.core).tunnel_opened();
+            }
+        }
+    }
+
+    fn leave_place(&mut self, place: u32) {
+        if let Some(place) = self.places.get_mut(place) {
+            place.sessions = place.sessions.saturating_sub(1);
+            if let Some(edge) = &place.edge {
+                edge.cell(self.core).tunnel_closed();
+            }
+        }
+    }
+
+    fn place(&mut self, port: u16, endpoint: SocketAddr, world: &impl World) -> u32 {
+        if let Some(place) = self.by_endpoint.get(&(port, endpoint)) {
+            return *place;
+        }
+        let address = self.port(port).map(|port| port.address);
+        let place = self.places.insert(Place {
+            port,
+            address: endpoint,
+            target: self.targets.of(endpoint),
+            sessions: 0,
+            fate: Fate::Stays,
+            edge: address.and_then(|address| world.edge(address, endpoint)),
+        });
+        self.by_endpoint.insert((port, endpoint), place);
+        place
+    }
+
+    /// Before it is used: whether its session is to go elsewhere.
+    #[inline]
+    fn settle(&mut self, place: u32, now: Now, world: &mut impl World) {
+        let Some(session) = self.sessions.get(place) else {
+            return;
+        };
+        let is_gone = self.places.get(session.place).map(|p| p.fate) == Some(Fate::Gone);
+        let has_no_seat = session.ticket.as_ref().is_some_and(|t| t.held.is_none());
+        let is_due = (is_gone || has_no_seat) && !self.is_checked(place, now);
+        if is_due || session.is_replaced() {
+            self.look_again(place, is_gone, now, world);
+        }
+    }
+
+    #[cold]
+    fn look_again(&mut self, place: u32, is_gone: bool, now: Now, world: &mut impl World) {
+        let Some(session) = self.sessions.get_mut(place) else {
+            return;
+        };
+        session.checked = now.tick();
+        let (port, at) = (session.port, session.place);
+        let Some(address) = self.port(port).map(|port| port.address) else {
+            return;
+        };
+        let Some(session) = self.sessions.get(place) else {
+            return;
+        };
+        let seat = match session.token() {
+            [] => None,
+            token => world.seat(address, token),
+        };
+        let seated = seat.as_ref().map(|seat| seat.address);
+        let labelled = || match session.token() {
+            [] => None,
+            token => world.labelled(address, token),
+        };
+        let hash = || self.hash(port, Key::Client(session.client));
+        let (to, why) = match (seated, is_gone) {
+            (Some(seated), _) => (Some(seated), Moved::Seat),
+            (None, true) => {
+                let to = labelled().or_else(|| self.choose(address, hash(), world));
+                (to, Moved::Endpoint)
+            }
+            (None, false) => (None, Moved::Seat),
+        };
+        if let Some(ticket) = self.sessions.get_mut(place).and_then(|s| s.ticket.as_mut()) {
+            ticket.held = seat.map(|seat| seat.held);
+        }
+        let there = self.places.get(at).map(|place| place.address);
+        if let Some(to) = to.filter(|to| Some(*to) != there) {
+            self.shift(place, to, why, now, world);
+        }
+    }
+
+    /// To another endpoint, by the same socket if that can be: whoever was told of the client's address there can go on
+    /// answering it.
+    fn shift(&mut self, place: u32, to: SocketAddr, why: Moved, now: Now, world: &impl World) {
+        let Some(session) = self.sessions.get(place) else {
+            return;
+        };
+        let (port, from, socket) = (session.port, session.place, session.socket);
+        let next = self.place(port, to, world);
+        let target = |table: &Self, at| table.places.get(at).map_or(NONE, |p| p.target);
+        let (before, after) = (target(self, from), target(self, next));
+        let tick = now.tick();
+        let Some(taken) = self.targets.take(after, place, Some(socket), tick) else {
+            self.count_dropped(port, Dropped::Sockets, 1);
+            return;
+        };
+        self.targets.release(before, socket, tick);
+        if let Some(session) = self.sessions.get_mut(place) {
+            (session.place, session.socket) = (next, taken);
+        }
+        self.leave_place(from);
+        self.enter_place(next);
+        if let Some(cell) = self.cell(port) {
+            cell.moved(why);
+        }
+    }
+
+    /// A datagram of an endpoint.
+    #[inline]
+    pub fn down(
+        &mut self,
+        socket: SocketId,
+        from: SocketAddr,
+        bytes: usize,
+        now: Now,
+        world: &mut impl World,
+    ) -> Result<Down, Dropped> {
+        let found = self.targets.session(socket, from);
+        let found = match found {
+            Some(found) => found,
+            None => match self.whose(socket, from, now, world) {
+                Some(found) => found,
+                None => {
+                    self.count_dropped(u16::MAX, Dropped::Stranger, 1);
+                    return Err(Dropped::Stranger);
+                }
+            },
+        };
+        if self.sessions.get(found).is_some_and(Session::is_replaced) {
+            self.look_again(found, false, now, world);
+            if self.targets.session(socket, from) != Some(found) {
+                let port = self.sessions.get(found).map_or(u16::MAX, |s| s.port);
+                self.count_dropped(port, Dropped::Left, 1);
+                return Err(Dropped::Left);
+            }
+        }
+        let session = self.sessions.get_mut(found).ok_or(Dropped::Stranger)?;
+        session.seen = now.tick();
+        session.down.add(bytes);
+        let down = Down {
+            port: session.port,
+            to: session.client,
+            local: session.local,
+        };
+        let edge = self.places.get(session.place);
+        if let Some(edge) = edge.and_then(|place| place.edge.as_ref()) {
+            edge.cell(self.core).tunnel_moved(0, bytes as u64);
+        }
+        if let Some(cell) = self.cell(down.port) {
+            cell.down(bytes);
+        }
+        Ok(down)
+    }
+
+    /// An endpoint answers a session that the directory gave it a moment ago, before its client said anything.
+    #[cold]
+    fn whose(
+        &mut self,
+        socket: SocketId,
+        from: SocketAddr,
+        now: Now,
+        world: &mut impl World,
+    ) -> Option<u32> {
+        let knows = |port: &Port| world.fate(port.address, from) == Fate::Stays;
+        if !self.ports.iter().flatten().any(knows) {
+            return None;
+        }
+        let is_replaced = |at: &u32| self.sessions.get(*at).is_some_and(Session::is_replaced);
+        let replaced: Vec<u32> = self.targets.on(socket).filter(is_replaced).collect();
+        for session in replaced {
+            self.look_again(session, false, now, world);
+        }
+        self.targets.session(socket, from)
+    }
+
+    /// Ends what was idle for too long; true when there is more of it. To be asked about every tick.
+    pub fn tick(&mut self, now: Now, world: &mut impl World) -> bool {
+        let tick = now.tick();
+        for _ in 0..ENDED_MAX {
+            let Some(session) = self.wheel.next(&mut self.sessions, tick) else {
+                self.sweep(now, world);
+                return false;
+            };
+            let Some(there) = self.sessions.get(session) else {
+                continue;
+            };
+            let port = self.ports.get(usize::from(there.port));
+            let idle = port.and_then(Option::as_ref);
+            let idle = idle.map_or(0, |port| idle_ticks(&port.rules));
+            let until = there.seen.saturating_add(idle);
+            match until > tick {
+                true => self.wheel.add(&mut self.sessions, session, tick, until),
+                false => self.end(session, Ended::Idle, now, world),
+            }
+        }
+        true
+    }
+
+    fn sweep(&mut self, now: Now, world: &mut impl World) {
+        self.sources.sweep(now.ns);
+        if let Some(kin) = &mut self.kin {
+            kin.sweep(now.tick());
+        }
+        if now.tick().is_multiple_of(TARGETS_TICKS) {
+            self.targets.sweep(now.tick());
+        }
+        if !self.ports.iter().flatten().any(|port| port.is_closed) {
+            return;
+        }
+        for _ in 0..ENDED_MAX.min(self.sessions.end()) {
+            self.hand = match self.hand + 1 < self.sessions.end() {
+                true => self.hand + 1,
+                false => 0,
+            };
+            let port = self.sessions.get(self.hand).map(|session| session.port);
+            if port.is_some_and(|port| self.port(port).is_none_or(|port| port.is_closed)) {
+                self.wheel.remove(&mut self.sessions, self.hand);
+                self.end(self.hand, Ended::Closed, now, world);
+            }
+        }
+        for slot in &mut self.ports {
+            if slot
+                .as_ref()
+                .is_some_and(|port| port.is_closed && port.sessions == 0)
+            {
+                *slot = None;
+            }
+        }
+    }
+
+    /// Of a session that is off the wheel.
+    fn end(&mut self, place: u32, why: Ended, now: Now, world: &mut impl World) {
+        let Some(session) = self.sessions.remove(place) else {
+            return;
+        };
+        let key = Key::of(&session);
+        let hash = self.hash(session.port, key);
+        self.index.remove(hash, place);
+        let there = self.places.get(session.place);
+        let (target, endpoint) = (
+            there.map_or(NONE, |there| there.target),
+            there.map(|there| there.address),
+        );
+        let edge = there.and_then(|there| there.edge.clone());
+        self.targets.release(target, session.socket, now.tick());
+        self.leave_place(session.place);
+        self.sources.exit(session.source);
+        let Some(port) = self.port_mut(session.port) else {
+            return;
+        };
+        port.sessions = port.sessions.saturating_sub(1);
+        port.shared.fetch_sub(1, Ordering::Relaxed);
+        let (address, counts) = (port.address, port.counts.clone());
+        if let Some(cell) = counts.cell(self.core) {
+            cell.ended(why);
+        }
+        if let Some(kin) = &mut self.kin {
+            let key = key.of_kin(kin, address);
+            kin.release(key);
+        }
+        world.ended(&Told {
+            port: &counts.name,
+            client: session.client,
+            endpoint,
+            edge: edge.as_ref(),
+            up: session.up,
+            down: session.down,
+            lasted_ms: u64::from(session.seen.saturating_sub(session.began)) * 100,
+        });
+    }
+
+    /// Whether a socket may be closed, until it is wanted again.
+    pub fn is_unused(&self, socket: SocketId, now: Now) -> bool {
+        self.targets.is_unused(socket, now.tick())
+    }
+
+    #[inline]
+    fn port(&self, port: u16) -> Option<&Port> {
+        self.ports.get(usize::from(port))?.as_ref()
+    }
+
+    fn port_mut(&mut self, port: u16) -> Option<&mut Port> {
+        self.ports.get_mut(usize::from(port))?.as_mut()
+    }
+
+    #[inline]
+    fn cell(&self, port: u16) -> Option<&account::Cell> {
+        self.port(port)?.counts.cell(self.core)
+    }
+
+    #[inline]
+    fn is_checked(&self, session: u32, now: Now) -> bool {
+        let session = self.sessions.get(session);
+        session.is_some_and(|s| now.tick().saturating_sub(s.checked) < CHECKED_TICKS)
+    }
+
+    #[inline]
+    fn find(&self, port: u16, key: Key<'_>) -> Option<u32> {
+        let is_it = |place| {
+            let session = self.sessions.get(place);
+            session.is_some_and(|session| session.port == port && key.is_of(session))
+        };
+        self.index.find(self.hash(port, key), is_it)
+    }
+
+    #[inline]
+    fn hash(&self, port: u16, key: Key<'_>) -> u64 {
+        let token = key.token().unwrap_or_default();
+        super::hash(
+            self.seed.wrapping_add(u64::from(port)),
+            &[],
+            key.client(),
+            token,
+        )
+    }
+}
+
+enum Entered<'d> {
+    /// The session, and what its endpoint gets.
+    Here(u32, &'d [u8]),
+    Elsewhere(u16),
+}
+
+impl<'k> Key<'k> {
+    fn of(session: &'k Session) -> Self {
+        match &session.ticket {
+            None => Self::Client(session.client),
+            Some(ticket) if ticket.roams => Self::Token(&ticket.token),
+            Some(ticket) => Self::Both(session.client, &ticket.token),
+        }
+    }
+
+    #[inline]
+    fn is_of(self, session: &Session) -> bool {
+        match (self, &session.ticket) {
+            (Self::Client(from), None) => session.client == from,
+            (Self::Token(token), Some(ticket)) => ticket.roams && *ticket.token == *token,
+            (Self::Both(from, token), Some(ticket)) => {
+                !ticket.roams && session.client == from && *ticket.token == *token
+            }
+            _ => false,
+        }
+    }
+
+    #[inline]
+    fn client(self) -> Option<SocketAddr> {
+        match self {
+            Self::Client(from) | Self::Both(from, _) => Some(from),
+            Self::Token(_) => None,
+        }
+    }
+
+    #[inline]
+    fn token(self) -> Option<&'k [u8]> {
+        match self {
+            Self::Client(_) => None,
+            Self::Token(token) | Self::Both(_, token) => Some(token),
+        }
+    }
+
+    fn of_kin(self, kin: &Kin, port: SocketAddr) -> u64 {
+        kin.key(port, self.client(), self.token().unwrap_or_default())
+    }
+}
+
+fn idle_ticks(rules: &UdpRules) -> u32 {
+    let ticks = rules.idle_timeout.as_nanos().div_ceil(u128::from(TICK_NS));
+    u32::try_from(ticks).unwrap_or(u32::MAX / 2).max(1)
+}
+
+/// How long a flooding source is shut out.
+pub const SHUT_NS: u64 = 2_000_000_000;
+/// Two addresses that take turns with a token within this time are two clients; in ticks.
+const BACK_TICKS: u32 = 100;
+/// Between two looks for a better endpoint; in ticks.
+const CHECKED_TICKS: u32 = 10;
+/// Sessions ended in one go.
+const ENDED_MAX: u32 = 1024;
+const TARGETS_TICKS: u32 = 100;
+
+#[cfg(test)]
+mod tests;
