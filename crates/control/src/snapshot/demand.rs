@@ -2,9 +2,13 @@
 //! endpoints only what those tables name. Subscriptions go in, a snapshot comes out; a table is encoded once for all
 //! streams that ask for it, and forgotten with the last of them.
 //!
-//! A host that does not exist has a table too, without hosts: the answer is "no", and changes when the host comes to be.
+//! A host that does not exist has a table too, without hosts: the answer is "no", and changes when the host comes to be. A
+//! name may be an address, `10.0.0.5:6379`: the service that has it is meant.
+
+mod addresses;
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use phalanx_model::ServiceName;
@@ -15,6 +19,7 @@ use phalanx_xds::server::Session;
 use phalanx_xds::{Encoded, Kind, Snapshot, encode};
 use prost_types::value::Kind as ValueKind;
 
+use self::addresses::Addresses;
 use super::{Catalog, Mesh, Node, OUTBOUND, Published, Resources, hosts};
 
 /// Before the authority in the name of a route table; alone, where a listener names its table: there is one for each.
@@ -178,6 +183,8 @@ pub struct Hosts(Arc<Mutex<Made>>);
 #[derive(Debug, Default)]
 struct Made {
     tables: HashMap<Key, One>,
+    /// For names that are addresses.
+    addresses: Addresses,
     /// How many there may be before those that nobody holds are swept out.
     sweep_at: usize,
 }
@@ -195,15 +202,18 @@ impl Hosts {
     /// The table of this name for a caller in `namespace`; none for a name that is no host's.
     fn table(&self, name: &str, namespace: &str, mesh: &Mesh) -> Option<Arc<Encoded>> {
         let authority = name.strip_prefix(DEMAND)?;
-        let target = resolve(authority, namespace, &mesh.catalog);
+        // Held for a look-up, or for encoding one host.
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let target = match authority.parse::<SocketAddr>() {
+            Ok(address) => made.addresses.owner(address, &mesh.assignments),
+            Err(_) => resolve(authority, namespace, &mesh.catalog),
+        };
         let rules = target
             .as_ref()
             .and_then(|(service, port)| mesh.rules.of(service, *port, namespace));
         let (rules, consumer) =
             rules.map_or((None, None), |seen| (Some(seen.rules), seen.consumer));
         let target = target.filter(|_| rules.is_some());
-        // Held for a look-up, or for encoding one host.
-        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (name.to_owned(), target, consumer);
         if let Some(one) = made.tables.get_mut(&key)
             && let Some(table) = one.table.upgrade()

@@ -1,0 +1,172 @@
+//! Transparent interception: the kernel is told to bring us the connections of an application that knows nothing of us, and
+//! those to it. One table of nftables in our network namespace, put there and replaced as a whole, and gone when we are.
+//!
+//! Who intercepts holds a lock of the namespace that the kernel lets go of with the process, so that the next one knows what
+//! it finds for the leftovers of one that was killed. What becomes of a redirected connection is in `drive`.
+
+mod lock;
+mod nft;
+mod rules;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use phalanx_model::name::Direction;
+use tracing::{info, warn};
+
+pub use self::nft::NftError;
+use self::lock::Lock;
+use crate::config::{InterceptConfig, OutboundPolicy};
+
+/// On every connection that this process opens, so that the rules leave it alone: `PHLX`.
+pub const MARK: u32 = 0x5048_4c58;
+
+/// What the drivers have to know of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirected {
+    /// Calls of the application arrive here.
+    pub outbound: Vec<SocketAddr>,
+    /// Connections to it arrive here.
+    pub inbound: Vec<SocketAddr>,
+    pub policy: OutboundPolicy,
+    /// How long a client may keep silent until the server is taken for who speaks first.
+    pub wait: Duration,
+}
+
+impl Redirected {
+    /// Where to listen.
+    pub fn new(config: &InterceptConfig) -> Self {
+        let at = |ip: &str, port| Some(SocketAddr::new(ip.parse().ok()?, port));
+        let all = |ips: [&str; 2], port| ips.into_iter().filter_map(|ip| at(ip, port)).collect();
+        Self {
+            // The kernel redirects to loopback what is sent from here, and to the interface's own address what comes.
+            outbound: all(["127.0.0.1", "::1"], config.outbound),
+            inbound: all(["0.0.0.0", "::"], config.inbound),
+            policy: config.policy,
+            wait: config.wait,
+        }
+    }
+
+    pub const ROLES: [&str; 2] = ["intercept-outbound", "intercept-inbound"];
+
+    /// What is accepted where.
+    pub fn listeners(&self) -> impl Iterator<Item = (Direction, &'static str, SocketAddr)> {
+        let [calls, callers] = Self::ROLES;
+        let outbound = self.outbound.iter().map(move |at| (Direction::Outbound, calls, *at));
+        let inbound = self.inbound.iter().map(move |at| (Direction::Inbound, callers, *at));
+        outbound.chain(inbound)
+    }
+
+    /// Whether who was going there would come back to us, again and again.
+    pub fn is_own(&self, port: u16) -> bool {
+        let mut all = self.outbound.iter().chain(&self.inbound);
+        all.any(|address| address.port() == port)
+    }
+}
+
+/// The rules, in force until this is dropped or left.
+#[derive(Debug)]
+pub struct Interception {
+    /// None: [`hold`] waits for it.
+    _lock: Option<Lock>,
+    is_left: bool,
+}
+
+impl Interception {
+    /// Puts the rules in force, in the place of those that a killed process left. `own_ports`: where this sidecar is called
+    /// beside that.
+    ///
+    /// # Errors
+    /// [`InterceptError`]; nothing is changed then.
+    pub fn begin(config: &InterceptConfig, own_ports: &[u16]) -> Result<Self, InterceptError> {
+        Self::install(config, own_ports, Some(Lock::take()?))
+    }
+
+    /// The same in the place of those of a process that is about to end; its listeners are ours.
+    ///
+    /// # Errors
+    /// [`InterceptError`]; its rules stay in force then.
+    pub fn succeed(config: &InterceptConfig, own_ports: &[u16]) -> Result<Self, InterceptError> {
+        Self::install(config, own_ports, None)
+    }
+
+    fn install(
+        config: &InterceptConfig,
+        own_ports: &[u16],
+        lock: Option<Lock>,
+    ) -> Result<Self, InterceptError> {
+        nft::run(&rules::install(config, own_ports))?;
+        info!(
+            outbound = config.outbound,
+            inbound = config.inbound,
+            table = rules::TABLE,
+            "intercepting"
+        );
+        Ok(Self {
+            _lock: lock,
+            is_left: false,
+        })
+    }
+
+    /// They stay: another process listens there.
+    pub fn leave(mut self) {
+        self.is_left = true;
+    }
+}
+
+impl Drop for Interception {
+    fn drop(&mut self) {
+        if self.is_left {
+            return;
+        }
+        match nft::run(&rules::remove()) {
+            Ok(()) => info!(table = rules::TABLE, "interception ended"),
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                warn!(error, "the rules of interception could not be removed; phalanx proxy --intercept-clean does");
+            }
+        }
+    }
+}
+
+/// Removes what a killed process left, if there is such.
+///
+/// # Errors
+/// [`InterceptError::Another`] while a process intercepts; it is left alone.
+pub fn clean() -> Result<(), InterceptError> {
+    let _lock = Lock::take()?;
+    Ok(nft::run(&rules::remove())?)
+}
+
+/// The same for one whose predecessor intercepted, where it does not any more.
+pub fn clean_up_behind() {
+    if let Err(error) = nft::run(&rules::remove()) {
+        let error: &dyn std::error::Error = &error;
+        warn!(error, "the rules of the sidecar before could not be removed");
+    }
+}
+
+/// Takes the lock as soon as the process before lets go of it, and keeps it until dropped.
+pub async fn hold() {
+    let _lock = loop {
+        match Lock::take() {
+            Ok(lock) => break lock,
+            Err(_) => tokio::time::sleep(LOOK).await,
+        }
+    };
+    std::future::pending().await
+}
+
+const LOOK: Duration = Duration::from_millis(500);
+
+#[derive(Debug, thiserror::Error)]
+pub enum InterceptError {
+    #[error(
+        "another sidecar intercepts in this network namespace: what its application sends and what ours sends can't be told apart (give each a namespace of its own, as a pod has)"
+    )]
+    Another,
+    #[error("cannot tell whether another sidecar intercepts here")]
+    Lock(#[source] std::io::Error),
+    #[error(transparent)]
+    Nft(#[from] NftError),
+}
