@@ -103,6 +103,11 @@ pub mod envoy {
                         include!("generated/envoy.extensions.filters.http.fault.v3.rs");
                     }
                 }
+                pub mod grpc_json_transcoder {
+                    pub mod v3 {
+                        include!("generated/envoy.extensions.filters.http.grpc_json_transcoder.v3.rs");
+                    }
+                }
                 pub mod local_ratelimit {
                     pub mod v3 {
                         include!("generated/envoy.extensions.filters.http.local_ratelimit.v3.rs");
@@ -372,6 +377,11 @@ pub mod phalanx {
     pub mod registry {
         pub mod v1 {
             include!("generated/phalanx.registry.v1.rs");
+        }
+    }
+    pub mod sessions {
+        pub mod v1 {
+            include!("generated/phalanx.sessions.v1.rs");
         }
     }
 }
