@@ -2,6 +2,8 @@
 
 pub mod colour;
 pub mod gateway;
+pub mod transcode;
+pub mod rollout;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -10,6 +12,7 @@ use crate::identity::{SpiffeId, TrustDomain};
 use crate::instance::{Labels, Protocol};
 use crate::name::ServiceName;
 use crate::resource::limit::{Limits, Priority};
+use crate::resource::sessions::{Missing, SessionKey};
 use crate::resource::udp::UdpRules;
 use crate::resource::{
     AccessPolicy, AccessRule, Caller, CircuitBreaker, ConnectionPool, Cors, Effect, HashOn,
@@ -17,6 +20,8 @@ use crate::resource::{
     Retry, RetryBudget, Rewrite, RuleMatch, Session, SlowStart,
 };
 
+pub use self::rollout::Rollout;
+pub use self::transcode::TranscodingPolicy;
 pub use self::colour::{ColourPolicy, Fallback, Lane};
 pub use self::gateway::{
     AllowedNamespaces, Gateway, GatewayListener, GatewayProtocol, GatewayRef, StreamBackend,
@@ -41,6 +46,8 @@ pub enum Document {
     AuthorizationPolicy(AuthorizationPolicy),
     PeerAuthentication(PeerAuthentication),
     ColourPolicy(ColourPolicy),
+    Rollout(Rollout),
+    TranscodingPolicy(TranscodingPolicy),
 }
 
 /// Order of kinds in listings.
@@ -58,10 +65,12 @@ pub enum Kind {
     AuthorizationPolicy,
     PeerAuthentication,
     ColourPolicy,
+    Rollout,
+    TranscodingPolicy,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 14] = [
         Self::Service,
         Self::EndpointSlice,
         Self::HttpRoute,
@@ -74,6 +83,8 @@ impl Kind {
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
         Self::ColourPolicy,
+        Self::Rollout,
+        Self::TranscodingPolicy,
     ];
 
     /// As written in `kind`.
@@ -91,6 +102,8 @@ impl Kind {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::ColourPolicy => "ColourPolicy",
+            Self::Rollout => "Rollout",
+            Self::TranscodingPolicy => "TranscodingPolicy",
         }
     }
 
@@ -102,7 +115,12 @@ impl Kind {
                 "gateway.networking.k8s.io/v1"
             }
             Self::TcpRoute | Self::UdpRoute => "gateway.networking.k8s.io/v1alpha2",
-            Self::BackendPolicy | Self::AuthorizationPolicy | Self::PeerAuthentication | Self::ColourPolicy => {
+            Self::BackendPolicy
+            | Self::AuthorizationPolicy
+            | Self::PeerAuthentication
+            | Self::ColourPolicy
+            | Self::Rollout
+            | Self::TranscodingPolicy => {
                 "phalanx.dev/v1alpha1"
             }
         }
@@ -135,6 +153,8 @@ impl Kind {
             "authorizationpolicy" | "authorizationpolicies" => Self::AuthorizationPolicy,
             "peerauthentication" | "peerauthentications" => Self::PeerAuthentication,
             "colourpolicy" | "colourpolicies" => Self::ColourPolicy,
+            "rollout" | "rollouts" | "ro" => Self::Rollout,
+            "transcodingpolicy" | "transcodingpolicies" => Self::TranscodingPolicy,
             _ => return None,
         })
     }
@@ -166,6 +186,8 @@ impl Document {
             Self::AuthorizationPolicy(d) => (Kind::AuthorizationPolicy, &d.meta),
             Self::PeerAuthentication(d) => (Kind::PeerAuthentication, &d.meta),
             Self::ColourPolicy(d) => (Kind::ColourPolicy, &d.meta),
+            Self::Rollout(d) => (Kind::Rollout, &d.meta),
+            Self::TranscodingPolicy(d) => (Kind::TranscodingPolicy, &d.meta),
         };
         DocumentId {
             kind,
@@ -185,6 +207,8 @@ impl Document {
             Self::AuthorizationPolicy(d) => &d.meta,
             Self::PeerAuthentication(d) => &d.meta,
             Self::ColourPolicy(d) => &d.meta,
+            Self::Rollout(d) => &d.meta,
+            Self::TranscodingPolicy(d) => &d.meta,
         }
     }
 }
@@ -342,6 +366,17 @@ pub struct BackendPolicy {
     pub limits: Option<Limits>,
     /// Of its ports that take datagrams.
     pub udp: Option<UdpRules>,
+    /// None: sessions are not looked for.
+    pub session_directory: Option<SessionRules>,
+}
+
+/// How requests to a Service go by the session directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionRules {
+    /// Of the policy's namespace; none: each target has its own directory.
+    pub service: Option<String>,
+    pub key: SessionKey,
+    pub missing: Missing,
 }
 
 /// `phalanx.dev/v1alpha1` AuthorizationPolicy: whose calls the instances of a Service take. Where a Service has policies

@@ -108,6 +108,8 @@ pub enum Protocol {
     H2c,
     Grpc,
     Tcp,
+    /// Datagrams.
+    Udp,
 }
 
 impl Protocol {
@@ -119,22 +121,34 @@ impl Protocol {
             Self::H2c => "kubernetes.io/h2c",
             Self::Grpc => "grpc",
             Self::Tcp => "tcp",
+            Self::Udp => "udp",
         }
     }
 
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Auto, Self::Http1, Self::H2c, Self::Grpc, Self::Tcp]
-            .into_iter()
-            .find(|p| p.as_str() == text)
+    /// Whether requests can be told apart in it.
+    pub fn is_http(self) -> bool {
+        !matches!(self, Self::Tcp | Self::Udp)
     }
 
-    /// What a port's name tells where nothing else does: `grpc`, `grpc-web`, `http`, `h2c-x`, `tcp-…`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let all = [
+            Self::Auto,
+            Self::Http1,
+            Self::H2c,
+            Self::Grpc,
+            Self::Tcp,
+            Self::Udp,
+        ];
+        all.into_iter().find(|p| p.as_str() == text)
+    }
+
+    /// What a port's name tells where nothing else does: `grpc`, `grpc-web`, `http`, `h2c-x`, `tcp-…`; `redis` and `mysql` are raw TCP, too.
     pub fn guess(port_name: &str) -> Self {
         match port_name.split('-').next().unwrap_or_default() {
             "grpc" => Self::Grpc,
             "h2c" | "http2" => Self::H2c,
             "http" => Self::Http1,
-            "tcp" => Self::Tcp,
+            "tcp" | "redis" | "mysql" => Self::Tcp,
             _ => Self::Auto,
         }
     }

@@ -1,13 +1,14 @@
 //! Manifests: YAML (or JSON, which is YAML) becomes checked documents, all problems told at once, each with its place.
 //! Text goes in by [`parse`]; nothing here opens files or knows what other documents exist (control's admission does).
 //!
-//! Module order: access, peer, colour, backend, udp, limit, stream, route, gateway, session, filter, cors, service, value, cursor, json, place, tree, report.
+//! Module order: access, peer, colour, rollout, transcode, backend, udp, limit, stream, route, gateway, session, filter, cors, service, value, cursor, json, place, tree, report.
 
 mod access;
 mod backend;
 mod colour;
 mod cors;
 mod cursor;
+mod directory;
 mod filter;
 mod gateway;
 mod hedge;
@@ -16,10 +17,12 @@ mod limit;
 mod peer;
 mod place;
 mod report;
+mod rollout;
 mod route;
 mod service;
 mod session;
 mod stream;
+mod transcode;
 mod tree;
 mod udp;
 mod value;
@@ -181,13 +184,16 @@ fn document(at: &At<'_>, default_namespace: &str) -> Option<Document> {
         Kind::AuthorizationPolicy => access::policy(&spec, meta).map(Document::AuthorizationPolicy),
         Kind::PeerAuthentication => peer::policy(&spec, meta).map(Document::PeerAuthentication),
         Kind::ColourPolicy => colour::policy(&spec, meta).map(Document::ColourPolicy),
+        Kind::Rollout => rollout::rollout(&spec, meta).map(Document::Rollout),
+        Kind::TranscodingPolicy => {
+            transcode::policy(&spec, meta).map(Document::TranscodingPolicy)
+        }
         Kind::EndpointSlice => None,
     }
 }
 
 fn kind(fields: &mut Fields<'_>) -> Option<Kind> {
-    const LATER: [&str; 7] = [
-        "Rollout",
+    const LATER: [&str; 6] = [
         "Telemetry",
         "Contract",
         "ReferenceGrant",

@@ -48,12 +48,15 @@ impl fmt::Display for ServiceName {
     }
 }
 
-/// `outbound|<port>|<service>.<namespace>.svc.mesh`, also the name of its endpoint set.
+/// `outbound|<port>|<service>.<namespace>.svc.mesh`, also the name of its endpoint set; that of a lane
+/// `outbound|<port>|<colour>|<service>.<namespace>.svc.mesh`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClusterName {
     pub direction: Direction,
     pub port: u16,
     pub service: ServiceName,
+    /// The colour of a lane of it.
+    pub lane: Option<String>,
 }
 
 /// Seen from the sidecar: traffic to its application, or from it.
@@ -78,19 +81,36 @@ impl ClusterName {
             direction: Direction::Outbound,
             port,
             service,
+            lane: None,
+        }
+    }
+
+    /// The same port's, for requests of this colour.
+    #[must_use]
+    pub fn lane(&self, colour: &str) -> Self {
+        Self {
+            lane: Some(colour.to_owned()),
+            ..self.clone()
+        }
+    }
+
+    /// The same port's, whatever the colour.
+    #[must_use]
+    pub fn baseline(&self) -> Self {
+        Self {
+            lane: None,
+            ..self.clone()
         }
     }
 }
 
 impl fmt::Display for ClusterName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}|{}|{}",
-            self.direction.as_str(),
-            self.port,
-            self.service.host()
-        )
+        write!(f, "{}|{}|", self.direction.as_str(), self.port)?;
+        if let Some(colour) = &self.lane {
+            write!(f, "{colour}|")?;
+        }
+        f.write_str(&self.service.host())
     }
 }
 
@@ -110,6 +130,11 @@ impl FromStr for ClusterName {
             .and_then(|p| p.parse().ok())
             .ok_or_else(wrong)?;
         let host = parts.next().ok_or_else(wrong)?;
+        let (lane, host) = match host.split_once('|') {
+            Some((lane, host)) if is_colour(lane.as_bytes()) => (Some(lane.to_owned()), host),
+            Some(_) => return Err(wrong()),
+            None => (None, host),
+        };
         let short = host
             .strip_suffix(MESH_SUFFIX)
             .and_then(|h| h.strip_suffix('.'))
@@ -119,8 +144,18 @@ impl FromStr for ClusterName {
             direction,
             port,
             service: ServiceName::parse(namespace, name)?,
+            lane,
         })
     }
+}
+
+/// Bytes of a colour.
+pub const COLOUR_LEN_MAX: usize = 32;
+
+/// `[a-z0-9-]{1,32}`: what `x-env` may say.
+pub fn is_colour(text: &[u8]) -> bool {
+    let is_token = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
+    (1..=COLOUR_LEN_MAX).contains(&text.len()) && text.iter().all(is_token)
 }
 
 /// Checks a DNS label of RFC 1123: 1–63 of `a-z`, `0-9`, `-`, starting and ending with a letter or digit.
@@ -158,7 +193,14 @@ mod tests {
     fn cluster_name_survives_text() {
         let name = ClusterName::outbound(ServiceName::new("default", "battle"), 80);
         assert_eq!(name.to_string(), "outbound|80|battle.default.svc.mesh");
-        assert_eq!(name.to_string().parse(), Ok(name));
+        assert_eq!(name.to_string().parse(), Ok(name.clone()));
+        let lane = name.lane("dev-li");
+        assert_eq!(
+            lane.to_string(),
+            "outbound|80|dev-li|battle.default.svc.mesh"
+        );
+        assert_eq!(lane.to_string().parse(), Ok(lane.clone()));
+        assert_eq!(lane.baseline(), name);
     }
 
     #[test]
@@ -167,6 +209,9 @@ mod tests {
             "",
             "outbound",
             "outbound|x|a.b.svc.mesh",
+            "outbound|80||a.b.svc.mesh",
+            "outbound|80|Dev|a.b.svc.mesh",
+            "outbound|80|a|b|a.b.svc.mesh",
             "outbound|80|a.b",
             "outbound|80|A.b.svc.mesh",
             "up|80|a.b.svc.mesh",

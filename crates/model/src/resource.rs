@@ -7,10 +7,13 @@ pub mod colour;
 pub mod gateway;
 pub mod limit;
 pub mod route;
+pub mod transcode;
+pub mod sessions;
 pub mod udp;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::identity::{SpiffeId, TrustDomain};
@@ -19,6 +22,8 @@ use crate::name::{ClusterName, Direction};
 use crate::reason::Reason;
 
 pub use self::route::{ANY, Carrier, Cors, HEDGES_MAX, Hedging, MILLION, Mirror, Session};
+pub use self::sessions::SessionDirectory;
+pub use self::transcode::Transcoding;
 
 /// A socket the data plane listens on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -174,6 +179,8 @@ pub struct Forward {
     pub hedging: Option<Hedging>,
     /// How urgent a request is that does not say so itself.
     pub priority: Option<limit::Priority>,
+    /// For callers who speak JSON to a gRPC service.
+    pub transcoding: Option<Arc<Transcoding>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -261,6 +268,8 @@ pub struct Cluster {
     pub retry_budget: RetryBudget,
     /// How endpoints that take mutual TLS are called; none: in plain text, all of them.
     pub tls: Option<PeerTls>,
+    /// Where requests with a session go, by the directory.
+    pub directory: Option<SessionDirectory>,
 }
 
 impl Cluster {
@@ -277,6 +286,7 @@ impl Cluster {
             outlier_detection: OutlierDetection::default(),
             retry_budget: RetryBudget::default(),
             tls: None,
+            directory: None,
         }
     }
 }
@@ -478,7 +488,8 @@ impl Assignment {
     pub fn seen_from(&self, zone: &str) -> Self {
         let mut seen = self.clone();
         let is_near = |endpoint: &Endpoint| endpoint.zone == zone;
-        if self.overprovision.is_some() && self.endpoints.iter().any(is_near) {
+        let zones_count = self.overprovision.is_some() && self.cluster.lane.is_none();
+        if zones_count && self.endpoints.iter().any(is_near) {
             for endpoint in &mut seen.endpoints {
                 endpoint.is_far = endpoint.zone != zone;
             }
@@ -487,12 +498,16 @@ impl Assignment {
     }
 
     /// For clients that are told only whom to use: the healthy, else those that drain, else what there is. Where nothing is
-    /// healthy, that may be the fault of who asked them, and no answer at all helps nobody.
+    /// healthy, that may be the fault of who asked them, and no answer at all helps nobody. Of a lane its own before the
+    /// baseline's.
     pub fn serving(&self) -> impl Iterator<Item = &Endpoint> {
-        let rank = |endpoint: &Endpoint| match endpoint.health {
-            Health::Healthy => 0,
-            Health::Draining => 1,
-            Health::Unhealthy => 2,
+        let rank = |endpoint: &Endpoint| {
+            let health = match endpoint.health {
+                Health::Healthy => 0,
+                Health::Draining => 1,
+                Health::Unhealthy => 2,
+            };
+            (health, endpoint.is_far)
         };
         let best = self.endpoints.iter().map(rank).min();
         let endpoints = self.endpoints.iter();
@@ -558,6 +573,8 @@ pub struct Inbound {
     /// Of ports that are not among `ports`.
     pub default: InboundRule,
     pub ports: BTreeMap<u16, InboundRule>,
+    /// What is given to requests of callers in plain text, where others have to show who they are.
+    pub colours: colour::EdgeColours,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -15,6 +15,7 @@ mod limits;
 mod listener;
 mod routes;
 mod tls;
+mod udp;
 
 use phalanx_model::resource::{Assignment, Cluster, Listener, RouteTable};
 use prost::{Message, Name};

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Kind, Meta};
+use super::{Kind, Meta, ParentRef};
 use crate::name::ServiceName;
 
 /// `gateway.networking.k8s.io/v1` Gateway: the sockets of an edge, and who may attach routes to them.
@@ -48,6 +48,7 @@ pub enum GatewayProtocol {
     /// Passed through: the backend ends it.
     Tls,
     Tcp,
+    Udp,
 }
 
 impl GatewayProtocol {
@@ -58,6 +59,7 @@ impl GatewayProtocol {
             Self::Https { .. } => "HTTPS",
             Self::Tls => "TLS",
             Self::Tcp => "TCP",
+            Self::Udp => "UDP",
         }
     }
 
@@ -72,6 +74,7 @@ impl GatewayProtocol {
             Self::Http | Self::Https { .. } => &[Kind::HttpRoute, Kind::GrpcRoute],
             Self::Tls => &[Kind::TlsRoute],
             Self::Tcp => &[Kind::TcpRoute],
+            Self::Udp => &[Kind::UdpRoute],
         }
     }
 }
@@ -98,15 +101,17 @@ pub struct GatewayRef {
     pub index: usize,
 }
 
-/// TCPRoute or TLSRoute; `kind` tells which.
+/// TCPRoute, TLSRoute or UDPRoute; `kind` tells which.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamRoute {
     pub meta: Meta,
     pub kind: Kind,
     pub gateways: Vec<GatewayRef>,
+    /// Of a UDPRoute: Services whose datagrams it leads.
+    pub parents: Vec<ParentRef>,
     /// Of a TLSRoute: names in the handshake, exact or `*.suffix`; none: whatever its listeners take.
     pub hostnames: Vec<String>,
-    /// By weight; none, or none with a weight: connections are closed.
+    /// By weight; none, or none with a weight: connections are closed, datagrams dropped.
     pub backends: Vec<StreamBackend>,
 }
 

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use super::cursor::{At, Fields};
+use super::directory::directory;
 use super::hedge::hedging;
 use super::limit;
+use super::udp::udp;
 use super::value::service_ref;
 use crate::document::{BackendPolicy, Meta};
 use crate::name::ServiceName;
@@ -65,6 +67,8 @@ pub(super) fn policy(spec: &At<'_>, meta: Meta) -> Option<BackendPolicy> {
             &meta,
             health_check.as_ref().map(|check| &check.probe),
         ),
+        udp: section(&mut fields, "udp", udp),
+        session_directory: section(&mut fields, "sessionDirectory", directory),
         health_check,
         meta,
     })

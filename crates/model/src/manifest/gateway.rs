@@ -67,7 +67,8 @@ fn clash(one: &GatewayListener, other: &GatewayListener) -> Option<String> {
     if one.name == other.name {
         return Some(format!("another listener is called {name}"));
     }
-    if one.port != other.port {
+    let is_udp = |listener: &GatewayListener| listener.protocol == GatewayProtocol::Udp;
+    if one.port != other.port || is_udp(one) != is_udp(other) {
         return None;
     }
     let same = one.protocol.is_tls() && other.protocol.is_tls()
@@ -109,6 +110,7 @@ fn listener(at: &At<'_>) -> Option<GatewayListener> {
         Https,
         Tls,
         Tcp,
+        Udp,
     }
     let mut fields = at.fields()?;
     let name = fields.need("name").and_then(|at| at.dns_name());
@@ -118,10 +120,11 @@ fn listener(at: &At<'_>) -> Option<GatewayListener> {
         ("HTTPS", Protocol::Https),
         ("TLS", Protocol::Tls),
         ("TCP", Protocol::Tcp),
+        ("UDP", Protocol::Udp),
     ];
     let protocol = fields
         .need("protocol")
-        .and_then(|at| at.choose(&choices, &["UDP"]));
+        .and_then(|at| at.choose(&choices, &[]));
     let hostname_at = fields.get("hostname");
     let hostname = hostname_at.as_ref().map(|at| hostname(at));
     let tls_at = fields.get("tls");
@@ -132,9 +135,16 @@ fn listener(at: &At<'_>) -> Option<GatewayListener> {
         Protocol::Http | Protocol::Tcp if tls_at.is_some() => {
             return tls_at?.refuse_with("this protocol has no TLS", "write HTTPS or TLS");
         }
+        Protocol::Udp if tls_at.is_some() => {
+            return tls_at?.refuse("DTLS is not ended here: datagrams are passed on as they are");
+        }
         Protocol::Tcp if hostname_at.is_some() => {
             return hostname_at?.refuse("nothing in TCP tells a hostname");
         }
+        Protocol::Udp if hostname_at.is_some() => {
+            return hostname_at?.refuse("nothing in UDP tells a hostname");
+        }
+        Protocol::Udp => GatewayProtocol::Udp,
         Protocol::Http => GatewayProtocol::Http,
         Protocol::Tcp => GatewayProtocol::Tcp,
         Protocol::Https => match tls {
@@ -259,9 +269,10 @@ fn kind(at: &At<'_>) -> Option<Kind> {
         Kind::GrpcRoute,
         Kind::TlsRoute,
         Kind::TcpRoute,
+        Kind::UdpRoute,
     ];
     let choices = routes.map(|kind| (kind.as_str(), kind));
-    fields.need("kind")?.choose(&choices, &["UDPRoute"])
+    fields.need("kind")?.choose(&choices, &[])
 }
 
 /// Exact or `*.suffix`, in lower case, and no address.

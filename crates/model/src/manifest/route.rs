@@ -78,15 +78,20 @@ fn parents(items: &[At<'_>], meta: &Meta, gateways: &mut Vec<GatewayRef>) -> Vec
             push(gateways, at, meta, index);
             continue;
         }
-        let Some(parent) = parent(at, meta) else {
-            continue;
-        };
-        if parents.contains(&parent) {
-            at.refuse::<()>("the parent stands twice in this list");
-        }
-        parents.push(parent);
+        push_parent(&mut parents, at, meta);
     }
     parents
+}
+
+/// A Service, once.
+pub(super) fn push_parent(parents: &mut Vec<ParentRef>, at: &At<'_>, meta: &Meta) {
+    let Some(parent) = parent(at, meta) else {
+        return;
+    };
+    if parents.contains(&parent) {
+        at.refuse::<()>("the parent stands twice in this list");
+    }
+    parents.push(parent);
 }
 
 fn parent(at: &At<'_>, meta: &Meta) -> Option<ParentRef> {

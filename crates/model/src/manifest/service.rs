@@ -62,7 +62,7 @@ pub(super) fn service(spec: &At<'_>, meta: Meta) -> Option<Service> {
         &items,
         ports.iter().map(|port| port.port),
         ports.len(),
-        "port",
+        "port, over TCP and UDP together,",
     );
     unique(
         &items,
@@ -114,26 +114,39 @@ fn target_port(at: &At<'_>) -> Option<TargetPort> {
     Some(TargetPort::Name(name.to_owned()))
 }
 
-/// `protocol` and `appProtocol`. Left out means Auto: what a port's name suggests is not decided here.
+/// `protocol` and `appProtocol`. Left out means Auto: what a port's name suggests is not decided here. `appProtocol: udp`
+/// alone is enough.
 fn protocol(fields: &mut Fields<'_>) -> Option<Protocol> {
-    only(fields, "protocol", "TCP", &["UDP", "SCTP"]);
+    let transports = [("TCP", false), ("UDP", true)];
+    let is_udp = fields
+        .get("protocol")
+        .map(|at| at.choose(&transports, &["SCTP"]));
     let choices = [
         Protocol::Http1,
         Protocol::H2c,
         Protocol::Grpc,
         Protocol::Tcp,
+        Protocol::Udp,
     ]
     .map(|p| (p.as_str(), p));
-    let later = [
-        "udp",
-        "https",
-        "tls",
-        "kubernetes.io/ws",
-        "kubernetes.io/wss",
-    ];
-    fields
-        .get("appProtocol")
-        .map_or(Some(Protocol::Auto), |at| at.choose(&choices, &later))
+    // Protocols that we pass on unread go by their own names, too.
+    let unread = ["redis", "mysql"].map(|name| (name, Protocol::Tcp));
+    let choices: Vec<_> = choices.into_iter().chain(unread).collect();
+    let later = ["https", "tls", "kubernetes.io/ws", "kubernetes.io/wss"];
+    let at = fields.get("appProtocol");
+    let app = at.as_ref().map(|at| at.choose(&choices, &later));
+    match (is_udp.map_or(Some(None), |udp| udp.map(Some))?, app) {
+        (Some(true), None) => Some(Protocol::Udp),
+        (_, None) => Some(Protocol::Auto),
+        (Some(is_udp), Some(Some(app))) if is_udp != (app == Protocol::Udp) => {
+            let protocol = if is_udp { "UDP" } else { "TCP" };
+            at?.refuse_with(
+                format!("{} is not spoken over {protocol}", quoted(app.as_str())),
+                "leave one of `protocol` and `appProtocol` out",
+            )
+        }
+        (_, Some(app)) => app,
+    }
 }
 
 /// A field that may only hold the value that is its default.

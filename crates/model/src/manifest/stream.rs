@@ -1,10 +1,11 @@
-//! TCPRoute and TLSRoute of the Gateway API, attached to Gateways.
+//! TCPRoute, TLSRoute and UDPRoute of the Gateway API, attached to Gateways; UDPRoute to Services, too.
 
 use super::cursor::At;
 use super::gateway::{hostnames, is_gateway, push};
 use super::report::quoted;
+use super::route::push_parent;
 use super::value::service_ref;
-use crate::document::{GatewayRef, Kind, Meta, StreamBackend, StreamRoute};
+use crate::document::{GatewayRef, Kind, Meta, ParentRef, StreamBackend, StreamRoute};
 
 const PARENTS_MAX: usize = 32;
 const BACKENDS_MAX: usize = 16;
@@ -14,11 +15,15 @@ pub(super) fn route(spec: &At<'_>, meta: Meta, kind: Kind) -> Option<StreamRoute
     let mut fields = spec.fields()?;
     fields.later(&["useDefaultGateways"]);
     let mut gateways: Vec<GatewayRef> = Vec::new();
+    let mut parents: Vec<ParentRef> = Vec::new();
     if let Some(at) = fields.need("parentRefs") {
         let items = at.items(PARENTS_MAX);
         at.check(!items.is_empty(), "a route has at least one parent");
         for (index, at) in items.iter().enumerate() {
-            parent(&mut gateways, at, &meta, index, kind);
+            match kind {
+                Kind::UdpRoute if !is_gateway(at) => push_parent(&mut parents, at, &meta),
+                _ => parent(&mut gateways, at, &meta, index, kind),
+            }
         }
     }
     let names = match kind {
@@ -29,7 +34,10 @@ pub(super) fn route(spec: &At<'_>, meta: Meta, kind: Kind) -> Option<StreamRoute
     if let Some(at) = fields.need("rules") {
         let rules = at.items(usize::from(u8::MAX));
         // Without matches a second one could never be met.
-        at.check(rules.len() == 1, "a route of streams has one rule");
+        at.check(
+            rules.len() == 1,
+            "a route of streams or datagrams has one rule",
+        );
         backends = rules
             .first()
             .and_then(|at| rule(at, &meta))
@@ -39,6 +47,7 @@ pub(super) fn route(spec: &At<'_>, meta: Meta, kind: Kind) -> Option<StreamRoute
         meta,
         kind,
         gateways,
+        parents,
         hostnames: names,
         backends,
     })

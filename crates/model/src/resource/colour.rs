@@ -7,25 +7,19 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+pub use crate::name::{COLOUR_LEN_MAX, is_colour};
+
 /// The header that carries a request's colour.
 pub const COLOUR_HEADER: &str = "x-env";
 /// The header that says whose request it is.
 pub const CANARY_HEADER: &str = "x-canary-id";
 
-/// Bytes of a colour.
-pub const COLOUR_LEN_MAX: usize = 32;
 /// Bytes of a canary id.
 pub const CANARY_LEN_MAX: usize = 64;
 /// Colours that have lanes, in one mesh.
 pub const LANES_MAX: usize = 64;
 /// Of one list of an edge's rules.
 pub const RULES_MAX: usize = 64;
-
-/// `[a-z0-9-]{1,32}`
-pub fn is_colour(text: &[u8]) -> bool {
-    let is_token = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
-    (1..=COLOUR_LEN_MAX).contains(&text.len()) && text.iter().all(is_token)
-}
 
 /// `[A-Za-z0-9._-]{1,64}`
 pub fn is_canary_id(text: &[u8]) -> bool {

@@ -1,6 +1,7 @@
 //! What an edge listens for: connections from outside the mesh, by the protocol and the name in the handshake.
 
 use super::RouteTable;
+use super::colour::EdgeColours;
 use crate::name::{ClusterName, ServiceName};
 
 /// Begins the names of an edge's listeners and route tables.
@@ -12,6 +13,8 @@ pub struct GatewayPort {
     pub gateway: ServiceName,
     /// Where the data plane keeps its certificates, as it told; may be empty for one that knows.
     pub certificates_in: String,
+    /// What requests are given; nothing: both headers are taken away.
+    pub colours: EdgeColours,
     /// Tried by the narrowest name; where none is for a connection, it is closed. Without TLS there is one.
     pub chains: Vec<Chain>,
 }
@@ -57,6 +60,11 @@ impl RouteTable {
 }
 
 /// Headers that only the mesh may set: whoever sends one from outside has it taken away, before anything is matched.
-pub const STRIPPED: [&str; 3] = ["x-canary-id", "x-env", "x-forwarded-client-cert"];
+pub const STRIPPED: [&str; 4] = [
+    "x-canary-id",
+    "x-env",
+    "x-forwarded-client-cert",
+    "x-session-epoch",
+];
 /// The same of names that begin so.
 pub const STRIPPED_PREFIXES: [&str; 2] = ["x-envoy-", "x-phalanx-"];

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use phalanx_model::ServiceName;
 use phalanx_model::instance::Protocol;
+use phalanx_model::resource::sessions::{Missing, SessionDirectory, SessionKey};
 use phalanx_model::resource::{
     CircuitBreaker, Cluster, ConnectionPool, LoadBalancer, OutlierDetection, RetryBudget, SlowStart,
 };
@@ -11,10 +13,14 @@ use phalanx_proto::envoy::config::core::v3 as core_v3;
 use phalanx_proto::envoy::extensions::upstreams::http::v3 as upstreams_v3;
 use phalanx_proto::envoy::r#type::v3::Percent;
 
-use super::field::{At, ads, cluster_name, duration, metadata, ours, positive, refuse, unpack};
+use super::field::{
+    At, ads, cluster_name, duration, is_token, metadata, ours, positive, refuse, unpack,
+};
 use super::{DecodeError, tls};
 use crate::encode;
-use crate::encode::cluster::{HTTP_OPTIONS, LATENCY_FACTOR, LOAD_BALANCER, PROTOCOL};
+use crate::encode::cluster::{
+    COOKIE, DIRECTORY, HEADER, HTTP_OPTIONS, LATENCY_FACTOR, LOAD_BALANCER, PROTOCOL,
+};
 
 #[expect(deprecated, reason = "every field is named")]
 pub(super) fn resource(message: cluster_v3::Cluster) -> Result<Cluster, DecodeError> {
@@ -99,10 +105,10 @@ pub(super) fn resource(message: cluster_v3::Cluster) -> Result<Cluster, DecodeEr
     };
     let common = Some(encode::cluster::common_lb_config(panic_percent));
     ours(&common_at, &common_lb_config, &common)?;
-    let [lb_word, protocol_word, latency_word] = metadata(
+    let [lb_word, protocol_word, latency_word, directory_word] = metadata(
         &at.field("metadata"),
         words,
-        [LOAD_BALANCER, PROTOCOL, LATENCY_FACTOR],
+        [LOAD_BALANCER, PROTOCOL, LATENCY_FACTOR, DIRECTORY],
     )?;
     let options = typed_extension_protocol_options.remove(HTTP_OPTIONS);
     refuse!(at; typed_extension_protocol_options);
@@ -133,7 +139,34 @@ pub(super) fn resource(message: cluster_v3::Cluster) -> Result<Cluster, DecodeEr
         outlier_detection,
         retry_budget,
         tls: tls::peer(tls_at, transport_socket_matches, protocol)?,
+        directory: directory(&at.field("metadata"), &directory_word)?,
     })
+}
+
+/// As `encode` writes it; empty: none.
+fn directory(at: &At<'_>, word: &str) -> Result<Option<SessionDirectory>, DecodeError> {
+    if word.is_empty() {
+        return Ok(None);
+    }
+    let read = || {
+        let mut parts = word.split(' ');
+        let (namespace, service) = parts.next()?.split_once('/')?;
+        let (carrier, name) = (parts.next()?, parts.next()?);
+        let missing = Missing::parse(parts.next()?)?;
+        let is_name = is_token(name) && parts.next().is_none();
+        let key = match carrier {
+            HEADER => SessionKey::Header(name.to_ascii_lowercase()),
+            COOKIE => SessionKey::Cookie(name.to_owned()),
+            _ => return None,
+        };
+        is_name.then_some(SessionDirectory {
+            service: ServiceName::parse(namespace, service).ok()?,
+            key,
+            missing,
+        })
+    };
+    let refuse = || at.invalid(format!("`{DIRECTORY}: {word}` is no session directory"));
+    read().ok_or_else(refuse).map(Some)
 }
 
 /// The endpoint set must have the cluster's name.
@@ -294,6 +327,7 @@ fn http_options(
         Protocol::H2c,
         Protocol::Grpc,
         Protocol::Tcp,
+        Protocol::Udp,
     ];
     let mut alike = all
         .into_iter()

@@ -3,6 +3,7 @@
 
 use phalanx_model::ServiceName;
 use phalanx_model::name::{Direction, INVALID_BACKEND};
+use phalanx_model::resource::colour::EdgeColours;
 use phalanx_model::resource::gateway::{Chain, ChainTarget, ChainTls, GatewayPort, Share};
 use phalanx_model::resource::{Listener, ListenerProtocol};
 use phalanx_proto::envoy::config::core::v3 as core_v3;
@@ -15,7 +16,7 @@ use prost::Name;
 use super::DecodeError;
 use super::field::{At, address, cluster_name, metadata, nonempty, single, unpack};
 use crate::encode;
-use crate::encode::gateway::{CERTIFICATES_IN, GATEWAY};
+use crate::encode::gateway::{CERTIFICATES_IN, COLOURS, GATEWAY};
 
 /// Whether it is an edge's.
 pub(super) fn is_ours(message: &listener_v3::Listener) -> bool {
@@ -32,21 +33,25 @@ pub(super) fn resource(message: listener_v3::Listener) -> Result<Listener, Decod
     let words = metadata(
         &words_at,
         message.metadata.clone(),
-        [GATEWAY, CERTIFICATES_IN],
+        [GATEWAY, CERTIFICATES_IN, COLOURS],
     )?;
-    let [gateway, certificates_in] = words;
+    let [gateway, certificates_in, colours] = words;
+    let colours = colours.parse::<EdgeColours>();
+    let colours = colours.map_err(|error| words_at.invalid(error.to_string()))?;
     let (namespace, service) = gateway
         .split_once('/')
         .ok_or_else(|| words_at.invalid("must name a gateway as <namespace>/<name>"))?;
     let gateway = ServiceName::parse(namespace, service);
     let gateway = gateway.map_err(|error| words_at.invalid(error.to_string()))?;
     let mut chains = Vec::with_capacity(message.filter_chains.len());
-    for (index, sent) in message.filter_chains.iter().enumerate() {
+    let all = message.filter_chains.iter().enumerate();
+    for (index, sent) in all.filter(|(_, sent)| !is_of_network(sent)) {
         chains.push(chain(at.item("filter_chains", index), sent)?);
     }
     let port = GatewayPort {
         gateway,
         certificates_in,
+        colours,
         chains,
     };
     let ours = encode::gateway::message(&name, socket, &port);
@@ -64,6 +69,12 @@ pub(super) fn resource(message: listener_v3::Listener) -> Result<Listener, Decod
         direction: Direction::Outbound,
         protocol: ListenerProtocol::Gateway(port),
     })
+}
+
+/// The same again for one network, which a stock Envoy needs to tell its colour.
+fn is_of_network(sent: &listener_v3::FilterChain) -> bool {
+    let matched = sent.filter_chain_match.as_ref();
+    matched.is_some_and(|matched| !matched.source_prefix_ranges.is_empty())
 }
 
 fn chain(at: At<'_>, sent: &listener_v3::FilterChain) -> Result<Chain, DecodeError> {

@@ -3,6 +3,7 @@
 
 use phalanx_model::identity::TrustDomain;
 use phalanx_model::name::Direction;
+use phalanx_model::resource::colour::EdgeColours;
 use phalanx_model::resource::{
     Access, AccessPolicy, Effect, Inbound, InboundRule, Listener, ListenerProtocol, MtlsMode,
 };
@@ -11,9 +12,10 @@ use phalanx_proto::envoy::extensions::filters::http::rbac::v3 as filter_v3;
 use phalanx_proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm_v3;
 
 use super::DecodeError;
-use super::field::{At, address, nonempty, single, unpack};
+use super::field::{At, address, metadata, nonempty, single, unpack};
 use super::{access, limits};
 use crate::encode;
+use crate::encode::gateway::COLOURS;
 use crate::encode::inbound::{IN_PLAIN, OVER_TLS, Spoken, TRUST_DOMAIN};
 
 /// None: it is another kind of listener.
@@ -37,7 +39,14 @@ pub(super) fn resource(
     let at = At::Root("Listener");
     let name = nonempty(&at.field("name"), message.name.clone())?;
     let socket = address(&at.field("address"), message.address.clone())?;
-    let mut rules = Inbound::default();
+    let words_at = at.field("metadata");
+    let words = [TRUST_DOMAIN, COLOURS];
+    let [_, colours] = metadata(&words_at, message.metadata.clone(), words)?;
+    let colours = colours.parse::<EdgeColours>();
+    let mut rules = Inbound {
+        colours: colours.map_err(|error| words_at.invalid(error.to_string()))?,
+        ..Inbound::default()
+    };
     let mut has_default = false;
     for (index, chain) in message.filter_chains.iter().enumerate() {
         let at = at.item("filter_chains", index);

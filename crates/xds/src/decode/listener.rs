@@ -12,7 +12,7 @@ use phalanx_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_v3;
 use prost::Name;
 
 use super::field::{At, address, ads, cluster_name, fixed, nonempty, refuse, single, unpack};
-use super::{DecodeError, gateway, inbound};
+use super::{DecodeError, gateway, inbound, udp};
 use crate::encode;
 
 #[expect(deprecated, reason = "every field is named")]
@@ -25,6 +25,9 @@ pub(super) fn resource(message: listener_v3::Listener) -> Result<Listener, Decod
     }
     if gateway::is_ours(&message) {
         return gateway::resource(message);
+    }
+    if udp::is_ours(&message) {
+        return udp::resource(message);
     }
     let listener_v3::Listener {
         name,

@@ -1,21 +1,27 @@
 //! Route tables: hosts, then each route's match, header edits and action. Clusters need not be known.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use phalanx_model::reason::{REASON_HEADER, Reason};
 use phalanx_model::resource::limit::{PRIORITY_HEADER, Priority};
 use phalanx_model::resource::{
     Action, HeaderEdit, HeaderMatch, PathMatch, QueryMatch, RouteTable, Rule, RuleMatch,
-    ValueMatch, VirtualHost,
+    Transcoding, ValueMatch, VirtualHost,
 };
 use phalanx_proto::envoy::config::core::v3 as core_v3;
 use phalanx_proto::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use phalanx_proto::envoy::config::route::v3 as route_v3;
 use phalanx_proto::envoy::r#type::matcher::v3 as matcher_v3;
 
+use self::transcode::Said;
 use super::DecodeError;
 use super::field::{At, each, header_name, is_token, nonempty, refuse};
+use crate::encode::routes::transcode::TRANSCODER_FILTER;
 
 mod action;
 mod beside;
+mod transcode;
 
 pub(super) fn resource(message: route_v3::RouteConfiguration) -> Result<RouteTable, DecodeError> {
     let at = At::Root("RouteConfiguration");
@@ -42,14 +48,17 @@ pub(super) fn resource(message: route_v3::RouteConfiguration) -> Result<RouteTab
     } = message;
     refuse!(at;
         vhds, internal_only_headers, response_headers_to_add, response_headers_to_remove, request_headers_to_add,
-        request_headers_to_remove, cluster_specifier_plugins, request_mirror_policies, vhost_header, ignore_path_parameters_in_path_matching, typed_per_filter_config, route_specifiers,
+        request_headers_to_remove, cluster_specifier_plugins, request_mirror_policies, vhost_header, ignore_path_parameters_in_path_matching, route_specifiers,
     );
     if validate_clusters == Some(true) {
         return Err(at.field("validate_clusters").unsupported());
     }
+    let of_table = of_table(&at, typed_per_filter_config)?;
     let table = RouteTable {
         name: nonempty(&at.field("name"), name)?,
-        hosts: each(&at, "virtual_hosts", virtual_hosts, host)?,
+        hosts: each(&at, "virtual_hosts", virtual_hosts, |at, of| {
+            host(at, of, of_table.as_ref())
+        })?,
     };
     if table.ignores_ports() != ignore_port_in_host_matching {
         let why = format!("must be {} for this table", table.ignores_ports());
@@ -59,7 +68,11 @@ pub(super) fn resource(message: route_v3::RouteConfiguration) -> Result<RouteTab
 }
 
 #[expect(deprecated, reason = "every field is named")]
-fn host(at: At<'_>, message: route_v3::VirtualHost) -> Result<VirtualHost, DecodeError> {
+fn host(
+    at: At<'_>,
+    message: route_v3::VirtualHost,
+    of_table: Option<&Arc<Transcoding>>,
+) -> Result<VirtualHost, DecodeError> {
     let route_v3::VirtualHost {
         name,
         domains,
@@ -99,8 +112,26 @@ fn host(at: At<'_>, message: route_v3::VirtualHost) -> Result<VirtualHost, Decod
     Ok(VirtualHost {
         name: nonempty(&at.field("name"), name)?,
         domains: each(&at, "domains", domains, domain)?,
-        rules: each(&at, "routes", routes, rule)?,
+        rules: each(&at, "routes", routes, |at, of| rule(at, of, of_table))?,
     })
+}
+
+/// What holds for rules that say nothing else: of filters, only the transcoder is said there.
+fn of_table(
+    at: &At<'_>,
+    configs: BTreeMap<String, prost_types::Any>,
+) -> Result<Option<Arc<Transcoding>>, DecodeError> {
+    let at = at.field("typed_per_filter_config");
+    let mut of_table = None;
+    for (name, config) in configs {
+        if name != TRANSCODER_FILTER {
+            return Err(at.invalid(format!("`{name}` is not supported by this sidecar")));
+        }
+        if let Said::On(transcoding) = transcode::said(&at, &config)? {
+            of_table = Some(transcoding);
+        }
+    }
+    Ok(of_table)
 }
 
 /// An authority, `*.suffix` or `*`; Envoy's `prefix.*` is not among them.
@@ -113,14 +144,18 @@ fn domain(at: At<'_>, domain: String) -> Result<String, DecodeError> {
 }
 
 #[expect(deprecated, reason = "every field is named")]
-fn rule(at: At<'_>, message: route_v3::Route) -> Result<Rule, DecodeError> {
+fn rule(
+    at: At<'_>,
+    message: route_v3::Route,
+    of_table: Option<&Arc<Transcoding>>,
+) -> Result<Rule, DecodeError> {
     use route_v3::route::Action as Sent;
     let route_v3::Route {
         name,
         r#match,
         metadata,
         decorator,
-        typed_per_filter_config,
+        mut typed_per_filter_config,
         mut request_headers_to_add,
         request_headers_to_remove,
         mut response_headers_to_add,
@@ -136,6 +171,10 @@ fn rule(at: At<'_>, message: route_v3::Route) -> Result<Rule, DecodeError> {
         decorator, tracing, per_request_buffer_limit_bytes, request_body_buffer_limit, route_specifiers,
     );
     let priority = priority(&at, &mut request_headers_to_add)?;
+    let said = match typed_per_filter_config.remove(TRANSCODER_FILTER) {
+        Some(config) => transcode::said(&at.field("typed_per_filter_config"), &config)?,
+        None => Said::Nothing,
+    };
     let beside = beside::read(&at, typed_per_filter_config, metadata)?;
     let forwards = matches!(action, Some(Sent::Route(_)));
     if priority.is_some() && !forwards {
@@ -153,7 +192,13 @@ fn rule(at: At<'_>, message: route_v3::Route) -> Result<Rule, DecodeError> {
     let action = match action {
         Some(Sent::Route(to)) => {
             let at = at.field("route");
-            Action::Forward(action::forward(at, to, &matches, beside, priority)?)
+            let mut forward = action::forward(at, to, &matches, beside, priority)?;
+            forward.transcoding = match said {
+                Said::Nothing => of_table.cloned(),
+                Said::Off => None,
+                Said::On(transcoding) => Some(transcoding),
+            };
+            Action::Forward(forward)
         }
         Some(Sent::Redirect(to)) => {
             Action::Redirect(action::redirect(at.field("redirect"), to, &matches.path)?)

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use phalanx_model::instance::Protocol;
+use phalanx_model::resource::sessions::{SessionDirectory, SessionKey};
 use phalanx_model::resource::{Cluster, ConnectionPool, LoadBalancer, OutlierDetection, SlowStart};
 use phalanx_proto::envoy::config::cluster::v3 as cluster_v3;
 use phalanx_proto::envoy::config::core::v3 as core_v3;
@@ -18,6 +19,8 @@ pub(crate) const LOAD_BALANCER: &str = "lb";
 pub(crate) const PROTOCOL: &str = "protocol";
 /// In thousandths.
 pub(crate) const LATENCY_FACTOR: &str = "latency_factor";
+/// `<namespace>/<service> header|cookie <name> Balance|Refuse`
+pub(crate) const DIRECTORY: &str = "directory";
 
 /// Points of Envoy's ring; ours has a fixed number for each endpoint.
 const RING_MIN: u64 = 4_096;
@@ -81,10 +84,25 @@ pub(crate) fn message(cluster: &Cluster) -> cluster_v3::Cluster {
             (LOAD_BALANCER, load_balancer_name(cluster.load_balancer)),
             (PROTOCOL, cluster.protocol.as_str()),
             (LATENCY_FACTOR, &latency_factor),
+            (DIRECTORY, &directory(cluster.directory.as_ref())),
         ]),
         ..Default::default()
     }
 }
+
+fn directory(directory: Option<&SessionDirectory>) -> String {
+    directory.map_or_else(String::new, |directory| {
+        let (carrier, name) = match &directory.key {
+            SessionKey::Header(name) => (HEADER, name),
+            SessionKey::Cookie(name) => (COOKIE, name),
+        };
+        let missing = directory.missing.as_str();
+        format!("{} {carrier} {name} {missing}", directory.service)
+    })
+}
+
+pub(crate) const HEADER: &str = "header";
+pub(crate) const COOKIE: &str = "cookie";
 
 /// As in a manifest.
 pub(crate) fn load_balancer_name(load_balancer: LoadBalancer) -> &'static str {
@@ -231,7 +249,7 @@ pub(crate) fn protocol_options(
                 http3_protocol_options: None,
             })
         }
-        Protocol::Http1 | Protocol::Tcp => {
+        Protocol::Http1 | Protocol::Tcp | Protocol::Udp => {
             explicit(ProtocolConfig::HttpProtocolOptions(Default::default()))
         }
         Protocol::H2c | Protocol::Grpc => {

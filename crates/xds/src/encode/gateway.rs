@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 
 use hcm_v3::http_connection_manager::ForwardClientCertDetails;
 use listener_v3::listener_filter::ConfigType as ListenerFilterConfig;
+use matcher_v3::string_matcher::MatchPattern;
 use phalanx_model::ServiceName;
 use phalanx_model::name::{Direction, INVALID_BACKEND};
+use phalanx_model::resource::colour::{CANARY_HEADER, COLOUR_HEADER};
 use phalanx_model::resource::gateway::{
     Chain, ChainTarget, ChainTls, GatewayPort, STRIPPED, STRIPPED_PREFIXES, Share,
 };
@@ -28,6 +30,8 @@ use super::{address, any, metadata, tls};
 /// Under [`super::METADATA`].
 pub(crate) const GATEWAY: &str = "gateway";
 pub(crate) const CERTIFICATES_IN: &str = "certificates_in";
+/// Also of inbound listeners.
+pub(crate) const COLOURS: &str = "colours";
 
 const STRIP: &str = "envoy.http.early_header_mutation.header_mutation";
 
@@ -43,6 +47,7 @@ pub(crate) fn message(name: &str, socket: SocketAddr, port: &GatewayPort) -> lis
     let words = [
         (GATEWAY, &*of(&port.gateway)),
         (CERTIFICATES_IN, &*port.certificates_in),
+        (COLOURS, &*port.colours.to_string()),
     ];
     listener_v3::Listener {
         name: name.to_owned(),
@@ -50,7 +55,7 @@ pub(crate) fn message(name: &str, socket: SocketAddr, port: &GatewayPort) -> lis
         filter_chains: port
             .chains
             .iter()
-            .map(|each| chain(name, each, &port.certificates_in))
+            .flat_map(|each| coloured(name, each, port))
             .collect(),
         listener_filters: reads_names.then(inspector).into_iter().collect(),
         traffic_direction: core_v3::TrafficDirection::Outbound.into(),
@@ -76,7 +81,31 @@ pub(crate) fn refs(port: &GatewayPort) -> Vec<String> {
     port.chains.iter().flat_map(of).collect()
 }
 
-fn chain(name: &str, chain: &Chain, folder: &str) -> listener_v3::FilterChain {
+/// A chain, and where it ends in HTTP one more for each network that has a colour of its own.
+fn coloured(name: &str, each: &Chain, port: &GatewayPort) -> Vec<listener_v3::FilterChain> {
+    let colours = &port.colours;
+    let folder = &port.certificates_in;
+    let mut chains = vec![chain(name, each, folder, colours.default.as_deref())];
+    if matches!(each.target, ChainTarget::Http(_)) {
+        chains.extend(colours.networks.iter().map(|(network, colour)| {
+            let mut of_network = chain(name, each, folder, Some(colour));
+            let matched = of_network.filter_chain_match.get_or_insert_default();
+            matched.source_prefix_ranges = vec![core_v3::CidrRange {
+                address_prefix: network.address.to_string(),
+                prefix_len: Some(network.prefix.into()),
+            }];
+            of_network
+        }));
+    }
+    chains
+}
+
+fn chain(
+    name: &str,
+    chain: &Chain,
+    folder: &str,
+    colour: Option<&str>,
+) -> listener_v3::FilterChain {
     let over_tls = || listener_v3::FilterChainMatch {
         server_names: chain.names.clone(),
         transport_protocol: OVER_TLS.to_owned(),
@@ -90,7 +119,7 @@ fn chain(name: &str, chain: &Chain, folder: &str) -> listener_v3::FilterChain {
         }
     };
     let filter = match &chain.target {
-        ChainTarget::Http(table) => filter(HTTP_FILTER, &http(name, table)),
+        ChainTarget::Http(table) => filter(HTTP_FILTER, &http(name, table, colour)),
         ChainTarget::Stream(shares) => filter(TCP_FILTER, &stream(name, shares)),
     };
     listener_v3::FilterChain {
@@ -109,21 +138,36 @@ fn filter<M: Name>(name: &str, config: &M) -> listener_v3::Filter {
 }
 
 /// As everywhere, and besides: whoever calls is nobody, and the address is that of the connection.
-fn http(name: &str, table: &str) -> hcm_v3::HttpConnectionManager {
+fn http(name: &str, table: &str, colour: Option<&str>) -> hcm_v3::HttpConnectionManager {
     hcm_v3::HttpConnectionManager {
         use_remote_address: Some(true),
         preserve_external_request_id: true,
         forward_client_cert_details: ForwardClientCertDetails::Sanitize.into(),
-        early_header_mutation_extensions: vec![strip()],
+        early_header_mutation_extensions: vec![strip(colour)],
         ..listener::connection_manager(name, Direction::Inbound, table)
     }
 }
 
-fn strip() -> core_v3::TypedExtensionConfig {
-    use matcher_v3::string_matcher::MatchPattern;
-    use mutation_v3::header_mutation::{Action, RemoveOnMatch};
+/// Of the mesh's own headers, but for the colour that is given.
+fn strip(colour: Option<&str>) -> core_v3::TypedExtensionConfig {
     let prefixes = STRIPPED_PREFIXES.map(|prefix| MatchPattern::Prefix(prefix.to_owned()));
     let names = STRIPPED.map(|name| MatchPattern::Exact(name.to_owned()));
+    mutation(prefixes.into_iter().chain(names), colour)
+}
+
+/// The two headers of colours replaced by the one that is given.
+pub(super) fn recolour(colour: Option<&str>) -> core_v3::TypedExtensionConfig {
+    let names = [CANARY_HEADER, COLOUR_HEADER];
+    let names = names.map(|name| MatchPattern::Exact(name.to_owned()));
+    mutation(names.into_iter(), colour)
+}
+
+fn mutation(
+    removed: impl Iterator<Item = MatchPattern>,
+    colour: Option<&str>,
+) -> core_v3::TypedExtensionConfig {
+    use core_v3::header_value_option::HeaderAppendAction;
+    use mutation_v3::header_mutation::{Action, RemoveOnMatch};
     let removal = |pattern| mutation_v3::HeaderMutation {
         action: Some(Action::RemoveOnMatch(RemoveOnMatch {
             key_matcher: Some(matcher_v3::StringMatcher {
@@ -132,8 +176,19 @@ fn strip() -> core_v3::TypedExtensionConfig {
             }),
         })),
     };
+    let given = colour.map(|colour| mutation_v3::HeaderMutation {
+        action: Some(Action::Append(core_v3::HeaderValueOption {
+            header: Some(core_v3::HeaderValue {
+                key: COLOUR_HEADER.to_owned(),
+                value: colour.to_owned(),
+                ..Default::default()
+            }),
+            append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+            ..Default::default()
+        })),
+    });
     let mutations = HeaderMutation {
-        mutations: prefixes.into_iter().chain(names).map(removal).collect(),
+        mutations: removed.map(removal).chain(given).collect(),
     };
     core_v3::TypedExtensionConfig {
         name: STRIP.to_owned(),

@@ -19,6 +19,7 @@ use phalanx_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp_v3;
 use phalanx_proto::envoy::extensions::upstreams::http::v3 as upstreams_v3;
 use prost::Name;
 
+use super::gateway::{self, COLOURS};
 use super::listener::{self, HTTP_FILTER, TCP_FILTER};
 use super::{access, address, any, cluster, duration, limits, metadata, tls};
 
@@ -49,6 +50,7 @@ pub(crate) fn message(
     rules: &Inbound,
     spoken: Spoken,
 ) -> listener_v3::Listener {
+    let colour = rules.colours.default.as_deref();
     let of_ports = rules.ports.iter().map(|(port, rule)| (Some(*port), rule));
     let all = of_ports.chain([(None, &rules.default)]);
     let inspector = listener_v3::ListenerFilter {
@@ -62,11 +64,14 @@ pub(crate) fn message(
         name: name.to_owned(),
         address: Some(address(socket)),
         filter_chains: all
-            .flat_map(|(port, rule)| chains(port, rule, trust_domain, spoken))
+            .flat_map(|(port, rule)| chains(port, rule, trust_domain, colour, spoken))
             .collect(),
         listener_filters: vec![inspector],
         traffic_direction: core_v3::TrafficDirection::Inbound.into(),
-        metadata: metadata(&[(TRUST_DOMAIN, trust_domain.as_str())]),
+        metadata: metadata(&[
+            (TRUST_DOMAIN, trust_domain.as_str()),
+            (COLOURS, &rules.colours.to_string()),
+        ]),
         ..Default::default()
     }
 }
@@ -76,6 +81,7 @@ fn chains(
     port: Option<u16>,
     rule: &InboundRule,
     trust_domain: &TrustDomain,
+    colour: Option<&str>,
     spoken: Spoken,
 ) -> impl Iterator<Item = listener_v3::FilterChain> + use<> {
     let transports: &[&str] = match rule.mode {
@@ -83,8 +89,13 @@ fn chains(
         MtlsMode::Strict => &[OVER_TLS],
         MtlsMode::Off => &[IN_PLAIN],
     };
-    let filters = match spoken {
-        Spoken::Http | Spoken::HttpOfEnvoy => vec![http(rule, trust_domain, spoken)],
+    let filters = |transport: &str| match spoken {
+        Spoken::Http | Spoken::HttpOfEnvoy => {
+            // Where others show who they are, a caller in plain text may be from anywhere.
+            let is_edge = transport == IN_PLAIN && rule.mode == MtlsMode::Permissive;
+            let recolour = is_edge.then(|| gateway::recolour(colour));
+            vec![http(rule, trust_domain, recolour, spoken)]
+        }
         Spoken::Tcp => tcp(&rule.access, trust_domain),
     };
     // Nothing is known of raw TCP that could be limited.
@@ -98,7 +109,7 @@ fn chains(
             transport_protocol: transport.to_owned(),
             ..Default::default()
         }),
-        filters: filters.clone(),
+        filters: filters(transport),
         transport_socket: Some(match transport {
             OVER_TLS => tls::downstream(trust_domain, spoken == Spoken::Tcp),
             _ => tls::plain(),
@@ -118,7 +129,12 @@ fn chains(
 }
 
 /// The caller's id replaces whatever it says of itself; nobody's is taken away.
-fn http(rule: &InboundRule, trust_domain: &TrustDomain, spoken: Spoken) -> listener_v3::Filter {
+fn http(
+    rule: &InboundRule,
+    trust_domain: &TrustDomain,
+    recolour: Option<core_v3::TypedExtensionConfig>,
+    spoken: Spoken,
+) -> listener_v3::Filter {
     use hcm_v3::http_connection_manager::{
         ForwardClientCertDetails, RouteSpecifier, SetCurrentClientCertDetails,
     };
@@ -131,6 +147,7 @@ fn http(rule: &InboundRule, trust_domain: &TrustDomain, spoken: Spoken) -> liste
             .chain(limits::filters(&rule.limits, spoken == Spoken::HttpOfEnvoy))
             .chain(router)
             .collect(),
+        early_header_mutation_extensions: recolour.into_iter().collect(),
         forward_client_cert_details: ForwardClientCertDetails::SanitizeSet.into(),
         set_current_client_cert_details: Some(SetCurrentClientCertDetails {
             uri: true,

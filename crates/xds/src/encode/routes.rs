@@ -2,6 +2,7 @@
 //! it can't say at all (a backoff that is a minimum, resets retried by method) is listed in `envoy.md` of this crate.
 
 pub(crate) mod beside;
+pub(crate) mod transcode;
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use phalanx_model::reason::{REASON_HEADER, Reason};
 use phalanx_model::resource::limit::PRIORITY_HEADER;
 use phalanx_model::resource::{
     Action, Backend, Forward, HashOn, HeaderEdit, HeaderMatch, PathMatch, PathRewrite, QueryMatch,
-    Redirect, RouteTable, Rule, RuleMatch, ValueMatch, VirtualHost,
+    Redirect, RouteTable, Rule, RuleMatch, Transcoding, ValueMatch, VirtualHost,
 };
 use phalanx_proto::envoy::config::core::v3 as core_v3;
 use phalanx_proto::envoy::config::core::v3::header_value_option::HeaderAppendAction;
@@ -38,7 +39,15 @@ pub(crate) const PICKS_MAX: i64 = 5;
 pub(crate) fn message(table: &RouteTable) -> route_v3::RouteConfiguration {
     route_v3::RouteConfiguration {
         name: table.name.clone(),
-        virtual_hosts: table.hosts.iter().map(host).collect(),
+        virtual_hosts: {
+            let of_table = transcode::of_table(table);
+            let hosts = table.hosts.iter().map(|of| host(of, of_table));
+            hosts.collect()
+        },
+        typed_per_filter_config: transcode::of_table(table)
+            .map(transcode::config)
+            .into_iter()
+            .collect(),
         ignore_port_in_host_matching: table.ignores_ports(),
         ..Default::default()
     }
@@ -60,16 +69,16 @@ pub(crate) fn refs(table: &RouteTable) -> Vec<String> {
     forwards.flat_map(named).collect()
 }
 
-fn host(host: &VirtualHost) -> route_v3::VirtualHost {
+fn host(host: &VirtualHost, of_table: Option<&Transcoding>) -> route_v3::VirtualHost {
     route_v3::VirtualHost {
         name: host.name.clone(),
         domains: host.domains.clone(),
-        routes: host.rules.iter().map(rule).collect(),
+        routes: host.rules.iter().map(|of| rule(of, of_table)).collect(),
         ..Default::default()
     }
 }
 
-fn rule(rule: &Rule) -> route_v3::Route {
+fn rule(rule: &Rule, of_table: Option<&Transcoding>) -> route_v3::Route {
     use route_v3::route::Action as Sent;
     let mut response_headers = added(&rule.response_headers);
     let action = match &rule.action {
@@ -81,7 +90,7 @@ fn rule(rule: &Rule) -> route_v3::Route {
         }
     };
     let mut request_headers = added(&rule.request_headers);
-    let (configs, words) = match &rule.action {
+    let (mut configs, words) = match &rule.action {
         Action::Forward(to) => {
             request_headers.extend(to.priority.map(|priority| {
                 let action = HeaderAppendAction::AddIfAbsent;
@@ -91,6 +100,7 @@ fn rule(rule: &Rule) -> route_v3::Route {
         }
         Action::Redirect(_) | Action::Respond(_) => Default::default(),
     };
+    configs.extend(transcode::of_rule(&rule.action, of_table));
     route_v3::Route {
         name: rule.name.clone(),
         typed_per_filter_config: configs,

@@ -97,7 +97,7 @@ fn upstream(tls: &PeerTls, protocol: Protocol) -> tls_v3::UpstreamTlsContext {
     }
     let alpn: &[&str] = match protocol {
         Protocol::Tcp => &[ALPN_TCP],
-        Protocol::Auto | Protocol::Http1 | Protocol::H2c | Protocol::Grpc => &[],
+        Protocol::Auto | Protocol::Http1 | Protocol::H2c | Protocol::Grpc | Protocol::Udp => &[],
     };
     tls_v3::UpstreamTlsContext {
         common_tls_context: Some(common(peers, alpn)),

@@ -40,9 +40,14 @@ fn a_listener_that_can_not_be_is_refused_at_its_place_with_a_hint() {
         ("{name: A, port: 1, protocol: HTTP}", ".name", "`A`"),
         ("{name: a, port: 0, protocol: HTTP}", ".port", "65535"),
         (
-            "{name: a, port: 1, protocol: UDP}",
-            ".protocol",
-            "not supported by this version",
+            "{name: a, port: 1, protocol: UDP, hostname: a.org}",
+            ".hostname",
+            "nothing in UDP tells a hostname",
+        ),
+        (
+            "{name: a, port: 1, protocol: UDP, tls: {mode: Passthrough}}",
+            ".tls",
+            "DTLS is not ended here",
         ),
         (
             "{name: a, port: 1, protocol: SCTP}",
@@ -214,8 +219,8 @@ fn what_may_be_attached_is_refused_where_it_can_not() {
         ),
         (
             "kinds: [{kind: UDPRoute}]",
-            ".kinds[0].kind",
-            "not supported by this version",
+            ".kinds[0]",
+            "takes HTTPRoute and GRPCRoute",
         ),
         (
             "kinds: [{kind: Service}]",
@@ -471,7 +476,6 @@ fn routes_of_streams_say_where_they_are_wrong() {
 fn kinds_of_the_gateway_api_that_are_not_ours_are_refused_by_name() {
     for kind in [
         "GatewayClass",
-        "UDPRoute",
         "ReferenceGrant",
         "BackendTLSPolicy",
         "ListenerSet",

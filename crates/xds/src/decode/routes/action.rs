@@ -146,6 +146,7 @@ pub(super) fn forward(
         cors: beside.cors,
         hedging: beside.hedging,
         priority: urgency,
+        transcoding: None, // a table may say it for all its rules
     };
     let said = encoded::hedge_policy(&forward, matches);
     if hedge_policy != said

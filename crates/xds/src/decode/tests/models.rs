@@ -4,15 +4,18 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use phalanx_model::resource::sessions::{Missing, SessionDirectory, SessionKey};
 use phalanx_model::identity::{SpiffeId, TrustDomain};
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::{ClusterName, Direction, ServiceName};
 use phalanx_model::reason::Reason;
+use phalanx_model::resource::colour::{CanaryId, ColourPattern, EdgeColours, Network};
 use phalanx_model::resource::gateway::{Chain, ChainTarget, ChainTls, GatewayPort, Share};
 use phalanx_model::resource::limit::{
     Fault, FaultEffect, GlobalLimit, LimitKey, Limits, Overload, Priority, PriorityRule, Rate,
     SHARE_WHOLE,
 };
+use phalanx_model::resource::udp::{TOKEN_MAX, Token, TokenAt, UdpLimits, UdpPort, UdpRules};
 use phalanx_model::resource::*;
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
@@ -25,13 +28,15 @@ fn label() -> impl Strategy<Value = String> {
 
 fn cluster_name() -> impl Strategy<Value = ClusterName> {
     let direction = select(vec![Direction::Inbound, Direction::Outbound]);
-    (direction, any::<u16>(), label(), label()).prop_map(|(direction, port, namespace, name)| {
-        ClusterName {
+    let lane = proptest::option::of("[a-z0-9-]{1,32}");
+    (direction, any::<u16>(), label(), label(), lane).prop_map(
+        |(direction, port, namespace, name, lane)| ClusterName {
             direction,
             port,
             service: ServiceName::new(namespace, name),
-        }
-    })
+            lane,
+        },
+    )
 }
 
 fn address() -> impl Strategy<Value = SocketAddr> {
@@ -476,9 +481,38 @@ fn limits() -> impl Strategy<Value = Vec<Limits>> {
     })
 }
 
+fn colours() -> impl Strategy<Value = EdgeColours> {
+    let colour = || "[a-z0-9-]{1,32}";
+    let pattern = prop_oneof![
+        colour().prop_map(ColourPattern::Exact),
+        colour().prop_map(ColourPattern::Prefix),
+        Just(ColourPattern::Prefix(String::new())),
+    ];
+    let network = select(vec!["10.10.0.0/16", "192.0.2.7/32", "fd00::/8", "0.0.0.0/0"]);
+    let network = network.prop_map(|text| text.parse::<Network>().unwrap());
+    let canary = (option::of("[a-z-]{1,8}"), option::of("[A-Za-z]{1,8}"), any::<bool>());
+    let canary = canary.prop_map(|(header, cookie, generate)| CanaryId {
+        header,
+        cookie,
+        generate,
+    });
+    let networks = vec((network, colour()), 0..3);
+    let said = (vec(pattern, 0..3), networks, option::of(colour()), canary);
+    said.prop_map(|(taken, networks, default, canary)| EdgeColours {
+        taken,
+        networks,
+        default,
+        canary,
+    })
+}
+
 pub(super) fn inbound() -> impl Strategy<Value = Listener> {
-    let rules = (inbound_rule(), btree_map(1u16.., inbound_rule(), 0..3))
-        .prop_map(|(default, ports)| Inbound { default, ports });
+    let ports = btree_map(1u16.., inbound_rule(), 0..3);
+    let rules = (inbound_rule(), ports, colours()).prop_map(|(default, ports, colours)| Inbound {
+        default,
+        ports,
+        colours,
+    });
     (address(), trust_domain(), rules).prop_map(|(address, trust_domain, rules)| Listener {
         name: "inbound".into(),
         address,
@@ -491,7 +525,41 @@ pub(super) fn inbound() -> impl Strategy<Value = Listener> {
 }
 
 pub(super) fn listener() -> impl Strategy<Value = Listener> {
-    prop_oneof![plain_listener(), inbound(), gateway()]
+    prop_oneof![plain_listener(), inbound(), gateway(), udp_listener()]
+}
+
+/// For datagrams.
+fn udp_listener() -> impl Strategy<Value = Listener> {
+    let at = select(vec![TokenAt::Prefix, TokenAt::Suffix]);
+    let token = (at, 1..=TOKEN_MAX, any::<(bool, bool)>());
+    let token = token.prop_map(|(at, len, (strip, required))| Token {
+        at,
+        len,
+        strip,
+        required,
+    });
+    let limits = (1u32.., 1u32.., any::<u32>(), any::<u64>());
+    let rules = (1u64..=3600, option::of(token), limits);
+    let rules = rules.prop_map(|(idle, token, (sessions, of_source, packets, bytes))| UdpRules {
+        idle_timeout: Duration::from_secs(idle),
+        token,
+        limits: UdpLimits {
+            sessions,
+            sessions_per_source: of_source,
+            packets_per_second_per_source: packets,
+            bytes_per_second_per_source: bytes,
+        },
+    });
+    (label(), address(), shares(), rules).prop_map(|(name, address, backends, rules)| Listener {
+        name: format!("udp/{address}"),
+        address,
+        direction: Direction::Outbound,
+        protocol: ListenerProtocol::Udp(UdpPort {
+            name: format!("UDPRoute/default/{name}"),
+            backends,
+            rules,
+        }),
+    })
 }
 
 /// Of a data plane at the edge: one chain in plain text, or chains by names in the handshake.
@@ -505,7 +573,8 @@ fn gateway() -> impl Strategy<Value = Listener> {
     });
     let chains = prop_oneof![plain, secure_chains()];
     let of = (label(), label(), prop_oneof!["", "/[a-z/]{1,8}"]);
-    (of, address(), chains).prop_map(|((namespace, name, certificates_in), address, chains)| {
+    (of, address(), chains, colours()).prop_map(|(of, address, chains, colours)| {
+        let (namespace, name, certificates_in) = of;
         Listener {
             name: format!("gateway/{namespace}/{name}/{address}"),
             address,
@@ -513,6 +582,7 @@ fn gateway() -> impl Strategy<Value = Listener> {
             protocol: ListenerProtocol::Gateway(GatewayPort {
                 gateway: ServiceName::new(namespace, name),
                 certificates_in,
+                colours,
                 chains,
             }),
         }
@@ -660,7 +730,7 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
         breaker,
         outlier,
         budget,
-        option::of(peer_tls()),
+        (option::of(peer_tls()), option::of(directory())),
     )
         .prop_map(
             |(
@@ -671,7 +741,7 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
                 circuit_breaker,
                 outlier_detection,
                 retry_budget,
-                tls,
+                (tls, directory),
             )| Cluster {
                 name,
                 protocol,
@@ -683,8 +753,23 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
                 outlier_detection,
                 retry_budget,
                 tls,
+                directory,
             },
         )
+}
+
+fn directory() -> impl Strategy<Value = SessionDirectory> {
+    let key = prop_oneof![
+        "[a-z][a-z-]{0,8}".prop_map(SessionKey::Header),
+        "[A-Za-z][A-Za-z_]{0,8}".prop_map(SessionKey::Cookie),
+    ];
+    (("[a-z]{1,8}", "[a-z]{1,8}"), key, select(Missing::ALL.to_vec())).prop_map(
+        |((namespace, name), key, missing)| SessionDirectory {
+            service: ServiceName::new(namespace, name),
+            key,
+            missing,
+        },
+    )
 }
 
 pub(super) fn assignment() -> impl Strategy<Value = Assignment> {

@@ -19,6 +19,7 @@ use phalanx_proto::envoy::r#type::v3::{FractionalPercent, fractional_percent::De
 use prost::Name;
 
 use super::super::{any, duration, metadata};
+use super::transcode::{self, TRANSCODER_FILTER};
 use super::{IDEMPOTENT, string_match};
 
 pub(crate) const CORS_FILTER: &str = "envoy.filters.http.cors";
@@ -44,6 +45,7 @@ pub(crate) fn filters() -> Vec<hcm_v3::HttpFilter> {
     vec![
         filter(CORS_FILTER, &cors_v3::Cors {}),
         filter(SESSION_FILTER, &session),
+        filter(TRANSCODER_FILTER, &transcode::idle()),
     ]
 }
 
