@@ -1,0 +1,351 @@
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use phalanx_relay::Value;
+use proptest::prelude::*;
+
+use super::*;
+
+const LINGER_MS: u64 = 250;
+
+fn underway(cores: usize) -> Underway {
+    Underway::new(cores, Correlate::default())
+}
+
+fn put(headers: &mut HeaderList, name: phalanx_relay::Name<'_>, value: &str) {
+    headers.push(name, Value::new(value.as_bytes()).unwrap());
+}
+
+/// A request as it reaches the application: its colour (empty: none), and the number of its trace.
+fn inbound(colour: &str, trace: u64) -> HeaderList {
+    let mut headers = HeaderList::new();
+    if !colour.is_empty() {
+        put(&mut headers, names::X_ENV, colour);
+        put(&mut headers, names::X_CANARY_ID, &format!("of {colour}"));
+    }
+    put(&mut headers, names::TRACEPARENT, &traceparent(trace));
+    put(
+        &mut headers,
+        names::X_REQUEST_ID,
+        &format!("request {trace}"),
+    );
+    headers
+}
+
+fn traceparent(trace: u64) -> String {
+    format!("00-{:032x}-00000000000000aa-01", trace + 1)
+}
+
+fn shown(colour: &Option<Colour>) -> String {
+    let mut headers = HeaderList::new();
+    if let Some(colour) = colour {
+        colour.give(&mut headers);
+    }
+    let text = |name| String::from_utf8(headers.get(name).unwrap_or_default().to_vec()).unwrap();
+    let env = text(names::X_ENV);
+    let canary = match env.is_empty() {
+        true => String::new(),
+        false => format!("of {env}"),
+    };
+    assert_eq!(text(names::X_CANARY_ID), canary, "both are of one colour");
+    env
+}
+
+fn cause(underway: &Underway, core: usize, headers: &HeaderList, now_ms: u64) -> (How, String) {
+    let here = underway.here(core, now_ms).unwrap();
+    match here.cause(headers) {
+        Cause::Traced(colour) => (How::Traced, shown(&colour)),
+        Cause::Correlated(colour) => (How::Correlated, shown(&colour)),
+        Cause::Ambiguous { .. } => (How::Ambiguous, String::new()),
+        Cause::Unknown => (How::None, String::new()),
+    }
+}
+
+#[test]
+fn a_colour_is_given_where_all_candidates_share_it_and_the_baseline_is_one() {
+    let (underway, bare) = (underway(2), HeaderList::new());
+    assert_eq!(cause(&underway, 1, &bare, 0).0, How::None);
+    let blue = underway.begin(0, &inbound("blue", 1), 10).unwrap();
+    let expected = (How::Correlated, "blue".to_owned());
+    assert_eq!(cause(&underway, 1, &bare, 10), expected);
+    let again = underway.begin(1, &inbound("blue", 2), 20).unwrap();
+    assert_eq!(cause(&underway, 0, &bare, 20), expected);
+    let plain = underway.begin(1, &inbound("", 3), 30).unwrap();
+    assert_eq!(cause(&underway, 0, &bare, 30).0, How::Ambiguous);
+    underway.end(1, plain, 40);
+    // What it began may still go on.
+    assert_eq!(
+        cause(&underway, 0, &bare, 40 + LINGER_MS - 1).0,
+        How::Ambiguous
+    );
+    assert_eq!(cause(&underway, 0, &bare, 60 + LINGER_MS), expected);
+    underway.end(0, blue, 1_000);
+    underway.end(1, again, 1_000);
+    assert_eq!(cause(&underway, 0, &bare, 1_000 + LINGER_MS - 1), expected);
+    assert_eq!(cause(&underway, 0, &bare, 1_100 + LINGER_MS).0, How::None);
+}
+
+#[test]
+fn a_trace_or_an_id_of_one_under_way_tells_its_child_among_others() {
+    let underway = underway(2);
+    // Nothing was coloured when this one came: it is not known by its trace.
+    let early = underway.begin(1, &inbound("", 1), 0).unwrap();
+    let _blue = underway.begin(0, &inbound("blue", 2), 10).unwrap();
+    let _green = underway.begin(1, &inbound("green", 3), 10).unwrap();
+    let mut child = HeaderList::new();
+    put(&mut child, names::TRACEPARENT, &traceparent(2));
+    assert_eq!(cause(&underway, 1, &child, 20).0, How::Ambiguous);
+    underway.end(1, early, 20);
+    let then = 100 + LINGER_MS;
+    assert_eq!(
+        cause(&underway, 1, &child, then),
+        (How::Traced, "blue".to_owned())
+    );
+    let mut other = HeaderList::new();
+    put(&mut other, names::X_REQUEST_ID, "request 3");
+    assert_eq!(
+        cause(&underway, 0, &other, then),
+        (How::Traced, "green".to_owned())
+    );
+    // Of two minds: nobody's for sure.
+    put(&mut child, names::X_REQUEST_ID, "request 3");
+    assert_eq!(cause(&underway, 0, &child, then).0, How::Ambiguous);
+    // One trace with two colours.
+    let _red = underway.begin(0, &inbound("red", 3), then).unwrap();
+    assert_eq!(cause(&underway, 0, &other, then).0, How::Ambiguous);
+}
+
+#[test]
+fn a_trace_is_given_to_the_child_of_the_only_request() {
+    let underway = underway(2);
+    let mut sent = inbound("", 7);
+    put(&mut sent, names::TRACESTATE, "vendor=opaque");
+    let one = underway.begin(0, &sent, 0).unwrap();
+    let sole = |now_ms| underway.here(1, now_ms).unwrap().sole();
+    let mut child = HeaderList::new();
+    sole(10).unwrap().give(&mut child);
+    for name in [names::TRACEPARENT, names::TRACESTATE, names::X_REQUEST_ID] {
+        assert_eq!(child.get(name), sent.get(name));
+    }
+    let mut own = HeaderList::new();
+    put(&mut own, names::TRACEPARENT, &traceparent(99));
+    sole(10).unwrap().give(&mut own);
+    assert_eq!(
+        own.get(names::TRACEPARENT),
+        Some(traceparent(99).as_bytes())
+    );
+    assert_eq!(own.get(names::TRACESTATE), None, "that of another trace");
+    assert_eq!(own.get(names::X_REQUEST_ID), sent.get(names::X_REQUEST_ID));
+    let two = underway.begin(1, &inbound("", 8), 20).unwrap();
+    assert!(sole(20).is_none());
+    underway.end(0, one, 30);
+    assert!(sole(40).is_none(), "the first may still be at work");
+    let mut child = HeaderList::new();
+    sole(50 + LINGER_MS).unwrap().give(&mut child);
+    assert_eq!(
+        child.get(names::TRACEPARENT),
+        Some(traceparent(8).as_bytes())
+    );
+    underway.end(1, two, 400);
+    assert!(sole(401).is_some());
+    assert!(sole(420 + LINGER_MS).is_none());
+}
+
+#[test]
+fn more_colours_than_rows_are_nobodys_and_rows_are_taken_over() {
+    let (underway, bare) = (underway(1), HeaderList::new());
+    let begin = |colour: usize, now_ms| {
+        let headers = inbound(&format!("c{colour}"), colour as u64);
+        underway.begin(0, &headers, now_ms).unwrap()
+    };
+    let tickets: Vec<Ticket> = (0..64).map(|colour| begin(colour, 0)).collect();
+    let unnamed = begin(64, 0);
+    for ticket in tickets {
+        underway.end(0, ticket, 10);
+    }
+    let then = 10_000;
+    assert_eq!(
+        cause(&underway, 0, &bare, then).0,
+        How::Ambiguous,
+        "it has no name"
+    );
+    underway.end(0, unnamed, then);
+    let _later = begin(65, 20_000);
+    assert_eq!(
+        cause(&underway, 0, &bare, 20_000),
+        (How::Correlated, "c65".to_owned())
+    );
+    let mut long = HeaderList::new();
+    put(&mut long, names::X_ENV, &"x".repeat(500));
+    let _long = underway.begin(0, &long, 20_000).unwrap();
+    assert_eq!(cause(&underway, 0, &bare, 20_000).0, How::Ambiguous);
+}
+
+#[test]
+fn beside_another_process_nothing_is_sure() {
+    let (underway, bare) = (underway(1), HeaderList::new());
+    underway.blind(1_000);
+    let _one = underway.begin(0, &inbound("blue", 1), 0).unwrap();
+    assert_eq!(cause(&underway, 0, &bare, 999).0, How::Ambiguous);
+    assert!(underway.here(0, 999).unwrap().sole().is_none());
+    assert_eq!(cause(&underway, 0, &bare, 1_000).0, How::Correlated);
+}
+
+#[test]
+fn off_means_off() {
+    let correlate = Correlate {
+        mode: CorrelateMode::Off,
+        ..Correlate::default()
+    };
+    let underway = Underway::new(1, correlate);
+    assert!(underway.begin(0, &inbound("blue", 1), 0).is_none());
+    assert!(underway.here(0, 0).is_none());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Begin {
+        core: usize,
+        colour: usize,
+        trace: u64,
+    },
+    End(prop::sample::Index),
+    /// A call for one that is under way or ended within the linger time.
+    Call {
+        of: prop::sample::Index,
+        core: usize,
+        carries: bool,
+    },
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let index = any::<prop::sample::Index>;
+    prop_oneof![
+        4 => (0..3usize, 0..5usize, 0..40u64)
+            .prop_map(|(core, colour, trace)| Step::Begin { core, colour, trace }),
+        3 => index().prop_map(Step::End),
+        6 => (index(), 0..3usize, any::<bool>())
+            .prop_map(|(of, core, carries)| Step::Call { of, core, carries }),
+        2 => (0..400u64).prop_map(Step::Wait),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Traces are few here on purpose, so that several requests share one.
+    #[test]
+    fn no_call_gets_the_colour_or_the_trace_of_another_request(
+        steps in prop::collection::vec(step(), 1..200)
+    ) {
+        let underway = underway(3);
+        let colours = ["", "blue", "green", "red", "grey"];
+        let mut now_ms = 0;
+        // Core, colour, headers, and when it ended.
+        let mut all: Vec<(usize, &str, HeaderList, Option<Ticket>, u64)> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Begin { core, colour, trace } => {
+                    let headers = inbound(colours[colour], trace);
+                    let ticket = underway.begin(core, &headers, now_ms);
+                    all.push((core, colours[colour], headers, ticket, u64::MAX));
+                }
+                Step::End(index) if !all.is_empty() => {
+                    let (core, _, _, ticket, ended_ms) = index.get_mut(&mut all);
+                    if let Some(ticket) = ticket.take() {
+                        underway.end(*core, ticket, now_ms);
+                        *ended_ms = now_ms;
+                    }
+                }
+                Step::Call { of, core, carries } if !all.is_empty() => {
+                    let (_, colour, headers, _, ended_ms) = of.get(&all);
+                    if now_ms >= ended_ms.saturating_add(LINGER_MS) {
+                        continue;
+                    }
+                    let mut call = HeaderList::new();
+                    if carries {
+                        let trace = headers.get(names::TRACEPARENT).unwrap();
+                        call.push(names::TRACEPARENT, Value::new(trace).unwrap());
+                    }
+                    let (how, given) = cause(&underway, core, &call, now_ms);
+                    let wrong = !given.is_empty() && given != *colour;
+                    prop_assert!(!wrong, "{how:?}: {given} instead of {colour}");
+                    let sure = matches!(how, How::Traced | How::Correlated);
+                    prop_assert!(!sure || given == *colour, "{how:?}: {given:?} instead of {colour:?}");
+                    prop_assert_ne!(how, How::None);
+                    if let Some(ids) = underway.here(core, now_ms).unwrap().sole() {
+                        let mut child = HeaderList::new();
+                        ids.give(&mut child);
+                        prop_assert_eq!(child.get(names::TRACEPARENT), headers.get(names::TRACEPARENT));
+                    }
+                }
+                Step::Wait(ms) => now_ms += ms,
+                Step::End(_) | Step::Call { .. } => {}
+            }
+        }
+    }
+}
+
+/// As it is in earnest: three threads take requests, three others make the calls, and ends come at any time.
+#[test]
+fn no_call_gets_the_colour_of_another_request_across_threads() {
+    let correlate = Correlate {
+        linger: Duration::ZERO,
+        ..Correlate::default()
+    };
+    let underway = Arc::new(Underway::new(3, correlate));
+    let colours = ["", "blue", "green"];
+    std::thread::scope(|scope| {
+        for core in 0..3 {
+            let (calls, called) = mpsc::sync_channel::<(usize, u64)>(4);
+            let (done, ended) = mpsc::sync_channel::<()>(4);
+            let ours = underway.clone();
+            scope.spawn(move || {
+                for round in 0..3_000u64 {
+                    // Now one colour for a while, now all mixed.
+                    let colour = match round / 50 % 2 {
+                        0 => (round / 100 % 3) as usize,
+                        _ => fastrand::usize(..3),
+                    };
+                    let trace = round * 3 + core as u64;
+                    let ticket = ours.begin(core, &inbound(colours[colour], trace), round);
+                    calls.send((colour, trace)).unwrap();
+                    ended.recv().unwrap();
+                    ours.end(core, ticket.unwrap(), round);
+                }
+            });
+            let theirs = underway.clone();
+            scope.spawn(move || {
+                for (colour, trace) in called {
+                    let here = theirs.here((core + 1) % 3, 0).unwrap();
+                    let mut call = HeaderList::new();
+                    if trace % 2 == 0 {
+                        put(&mut call, names::TRACEPARENT, &traceparent(trace));
+                    }
+                    match here.cause(&call) {
+                        Cause::Traced(given) | Cause::Correlated(given) => {
+                            assert_eq!(shown(&given), colours[colour]);
+                        }
+                        Cause::Ambiguous { .. } => {}
+                        Cause::Unknown => panic!("its cause is under way"),
+                    }
+                    done.send(()).unwrap();
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn linger_time_zero_forgets_at_once() {
+    let correlate = Correlate {
+        linger: Duration::ZERO,
+        ..Correlate::default()
+    };
+    let underway = Underway::new(1, correlate);
+    let one = underway.begin(0, &inbound("blue", 1), 5).unwrap();
+    underway.end(0, one, 5);
+    assert_eq!(cause(&underway, 0, &HeaderList::new(), 5).0, How::None);
+}
