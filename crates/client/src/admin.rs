@@ -250,6 +250,40 @@ impl Admin {
         self.post("/api/v1/drain", request).await
     }
 
+    /// Instances that operators drain.
+    pub async fn drains(&self) -> Result<api::Drains, AdminError> {
+        self.get("/api/v1/drains").await
+    }
+
+    /// None: of all services of the namespace, all keys, all instances, from the first key.
+    pub async fn sessions(
+        &self,
+        namespace: &str,
+        service: Option<&str>,
+        key: Option<&str>,
+        instance: Option<&str>,
+        after: Option<&str>,
+    ) -> Result<api::SessionPage, AdminError> {
+        let named = [
+            ("namespace", Some(namespace)),
+            ("service", service),
+            ("key", key),
+            ("instance", instance),
+            ("after", after),
+        ];
+        self.get(&path("/api/v1/sessions", &named)).await
+    }
+
+    /// `what`: `claim`, `move` or `release`. A conflict is [`AdminError::Conflict`].
+    pub async fn session(
+        &self,
+        what: &str,
+        request: &api::SessionRequest,
+    ) -> Result<api::SessionAnswer, AdminError> {
+        self.post(&format!("/api/v1/sessions/{what}"), request)
+            .await
+    }
+
     /// None: of every kind, in every namespace.
     pub async fn documents(
         &self,
@@ -317,6 +351,53 @@ impl Admin {
         self.post("/api/v1/canary", decision).await
     }
 
+    /// How far each Rollout is.
+    pub async fn rollouts(&self, namespace: Option<&str>) -> Result<api::Rollouts, AdminError> {
+        self.get(&path("/api/v1/rollouts", &[("namespace", namespace)]))
+            .await
+    }
+
+    /// What this control plane alone knows of the Rollouts that it drives.
+    pub async fn rollouts_here(&self) -> Result<api::Rollouts, AdminError> {
+        self.get("/api/v1/rollouts?here=1").await
+    }
+
+    /// One Rollout, with what happened to it.
+    pub async fn rollout(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<api::RolloutView, AdminError> {
+        let [namespace, name] = [namespace, name].map(encode);
+        self.get(&format!("/api/v1/rollouts/{namespace}/{name}"))
+            .await
+    }
+
+    /// Pauses, resumes, promotes, aborts or retries a Rollout.
+    pub async fn order_rollout(
+        &self,
+        namespace: &str,
+        name: &str,
+        order: &api::RolloutOrder,
+    ) -> Result<api::RolloutView, AdminError> {
+        let [namespace, name] = [namespace, name].map(encode);
+        self.post(&format!("/api/v1/rollouts/{namespace}/{name}"), order)
+            .await
+    }
+
+    /// What this control plane alone was told of services, by `<namespace>/<name>`.
+    pub async fn rollout_figures(
+        &self,
+        services: &[String],
+    ) -> Result<api::RolloutFigures, AdminError> {
+        let services = services.join(",");
+        self.get(&path(
+            "/api/v1/rollouts/figures",
+            &[("services", Some(&services))],
+        ))
+        .await
+    }
+
     /// The transaction of one revision.
     pub async fn history_at(&self, revision: u64) -> Result<api::History, AdminError> {
         let revision = revision.to_string();
@@ -362,6 +443,11 @@ impl Admin {
             &[("service", service), ("namespace", namespace)],
         ))
         .await
+    }
+
+    /// Lanes, and who has instances in them.
+    pub async fn lanes(&self, colour: Option<&str>) -> Result<api::LaneViews, AdminError> {
+        self.get(&path("/api/v1/lanes", &[("colour", colour)])).await
     }
 
     pub async fn edges(&self, window_s: Option<u64>) -> Result<api::Edges, AdminError> {

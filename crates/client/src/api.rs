@@ -12,7 +12,10 @@ mod canary;
 mod cert;
 mod effect;
 mod health;
+mod lanes;
 mod refused;
+mod rollout;
+mod session;
 mod user;
 
 pub use canary::{
@@ -27,7 +30,15 @@ pub use cert::{
 };
 pub use effect::{Effect, ProxyEffect, ResourceEffect, RuleEffect};
 pub use health::{EndpointHealth, HealthViews, Opinion};
+pub use lanes::{LaneService, LaneView, LaneViews};
 pub use refused::{ENDPOINTS_MAX, RefusedRequest, RefusedResponse, SilentEndpoint};
+pub use rollout::{
+    RolloutEvent, RolloutFigures, RolloutMeasurement, RolloutOrder, RolloutRefusal, RolloutStep,
+    RolloutView, Rollouts, ServiceCounts, VersionFigures,
+};
+pub use session::{
+    DrainView, Drains, SessionAnswer, SessionPage, SessionRequest, SessionView,
+};
 pub use user::{LoginRequest, Me, UserRequest, UserToken, UserView, UserViews};
 
 /// Where the admin API listens unless told otherwise.
@@ -428,6 +439,12 @@ pub struct DrainRequest {
     /// After this long the sessions that stay go, too; none: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_ms: Option<u64>,
+    /// What then becomes of sessions in the directory: `move`, `release` or `none`; none: `none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handover: Option<String>,
+    /// How many of them in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconnects_per_second: Option<u32>,
     /// Who, for the history.
     #[serde(default)]
     pub author: String,
@@ -590,6 +607,9 @@ pub struct InstanceView {
     /// The operator who drains it, if one does.
     #[serde(default)]
     pub drained_by: String,
+    /// That the session directory has there.
+    #[serde(default)]
+    pub sessions: u64,
     /// The control plane that keeps its lease.
     #[serde(default)]
     pub plane: String,

@@ -25,6 +25,7 @@ use tonic::codegen::Service;
 use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::mark;
 use crate::secure::{Protocol, Rejection, Secure};
 use crate::why::NO_CERTIFICATE;
 
@@ -105,7 +106,7 @@ impl Control {
             .iter()
             .map(|address| endpoint(address).ok_or_else(wrong))
             .collect::<Result<Vec<_>, _>>()?;
-        if let ([only], None) = (endpoints.as_slice(), &secure) {
+        if let ([only], None, 0) = (endpoints.as_slice(), &secure, mark::get()) {
             return Ok(only.connect_lazy().into());
         }
         if endpoints.len() > ADDRESSES_MAX {
@@ -279,7 +280,7 @@ async fn dial(address: &str, secure: Option<&Secure>, most: Duration) -> io::Res
     if secure.is_some_and(|secure| !secure.is_ready()) {
         return Err(io::Error::new(ErrorKind::NotConnected, NO_CERTIFICATE));
     }
-    let stream = timeout(most, TcpStream::connect(address)).await;
+    let stream = timeout(most, mark::connect_to(address)).await;
     let stream = stream.unwrap_or_else(late)?;
     stream.set_nodelay(true)?;
     let Some(secure) = secure else {

@@ -4,8 +4,8 @@
 //! Model types go in and come out; what travels between stays in here. Configuration does not come this way: it comes
 //! over xDS.
 //!
-//! Module order (a module imports only later ones): admin, api, limits, observe, registry, identity, health, channel,
-//! secure, inspect, why, backoff.
+//! Module order (a module imports only later ones): admin, api, session, limits, observe, registry, identity, health, prometheus, channel,
+//! secure, inspect, mark, why, backoff.
 
 pub mod admin;
 pub mod api;
@@ -15,7 +15,10 @@ pub mod health;
 pub mod identity;
 pub mod inspect;
 pub mod limits;
+pub mod mark;
 pub mod observe;
+pub mod prometheus;
 pub mod registry;
 pub mod secure;
+pub mod session;
 pub mod why;

@@ -38,6 +38,18 @@ pub struct Report {
     pub refused: Vec<SocketAddr>,
     /// Those that refused before and take connections again.
     pub reached: Vec<SocketAddr>,
+    pub lanes: Vec<Lane>,
+}
+
+/// Requests that one lane of one service is for, by who got them; counts of the interval.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lane {
+    pub colour: String,
+    pub destination_namespace: String,
+    pub destination_service: String,
+    pub lane: u64,
+    pub baseline: u64,
+    pub nobody: u64,
 }
 
 /// The traffic to one destination; counts of the interval.
@@ -112,6 +124,7 @@ impl Reporter {
                 edges: Vec::new(),
                 refused: Vec::new(),
                 reached: Vec::new(),
+                lanes: Vec::new(),
                 interval: Duration::ZERO,
                 ..report.clone()
             };
@@ -156,7 +169,19 @@ impl Reporter {
             config_revision: report.config_revision,
             refused: texts(&report.refused),
             reached: texts(&report.reached),
+            lanes: report.lanes.iter().map(lane_to_wire).collect(),
         }
+    }
+}
+
+fn lane_to_wire(lane: &Lane) -> wire::Lane {
+    wire::Lane {
+        colour: lane.colour.clone(),
+        destination_namespace: lane.destination_namespace.clone(),
+        destination_service: lane.destination_service.clone(),
+        lane: lane.lane,
+        baseline: lane.baseline,
+        nobody: lane.nobody,
     }
 }
 

@@ -66,6 +66,9 @@ pub enum Needs {
     Certificate,
     /// A certificate, or plain text where that is taken. What it is about has to be its own: [`Who::owns`].
     DataPlane,
+    /// A certificate, an operator, or plain text where that is taken. With a certificate it has to be its own:
+    /// [`Who::owns`].
+    Sessions,
     /// A user; or plain text where that is taken.
     Role(Role),
     /// An administrator over TLS, whatever else is taken: a secret is on its way.
@@ -138,7 +141,10 @@ impl Access {
     }
 
     fn resolve(&self, who: &Who, token: Option<&str>, needs: Needs) -> Result<Who, Denied> {
-        let is_token_asked = matches!(needs, Needs::Role(_) | Needs::Secret | Needs::Plane);
+        let is_token_asked = matches!(
+            needs,
+            Needs::Role(_) | Needs::Secret | Needs::Plane | Needs::Sessions
+        );
         match (who, token) {
             // What went over the wire in plain text proves nothing any more.
             (Who::Open, _) if self.0.open => Ok(Who::Open),
@@ -167,7 +173,9 @@ impl Access {
             (Needs::Tls | Needs::Secret, Who::Open) => return Err(Denied::Secret),
             (Needs::Tls, _) => true,
             (Needs::Certificate | Needs::DataPlane, Who::Workload(_)) => true,
-            (Needs::DataPlane | Needs::Role(_) | Needs::Plane, Who::Open) => true,
+            (Needs::DataPlane | Needs::Sessions | Needs::Role(_) | Needs::Plane, Who::Open) => true,
+            (Needs::Sessions, Who::Workload(_)) => true,
+            (Needs::Sessions, Who::User { role, .. }) if *role >= Role::Operator => true,
             (Needs::Role(Role::Viewer) | Needs::Plane, Who::Workload(peer)) if is_plane(peer) => {
                 true
             }
@@ -175,6 +183,12 @@ impl Access {
             (Needs::Secret | Needs::Plane, Who::User { role, .. }) if *role >= Role::Admin => true,
             (Needs::Role(needs), Who::User { role, .. }) => {
                 return Err(Denied::Role { has: *role, needs });
+            }
+            (Needs::Sessions, Who::User { role, .. }) => {
+                return Err(Denied::Role {
+                    has: *role,
+                    needs: Role::Operator,
+                });
             }
             (Needs::Secret | Needs::Plane, Who::User { role, .. }) => {
                 return Err(Denied::Role {

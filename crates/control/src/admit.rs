@@ -8,6 +8,7 @@ mod effect;
 mod files;
 mod leaves;
 mod rollback;
+mod rollouts;
 mod warn;
 
 use std::collections::BTreeMap;
@@ -287,8 +288,15 @@ impl Admission {
         let Plan {
             steps,
             mut warnings,
+            problems,
             outcome,
         } = planned;
+        if !problems.is_empty() {
+            return Err(AdmitError::Invalid {
+                what: "the documents",
+                problems,
+            });
+        }
         canary::refuse_staged(&world, &steps)?;
         if looks {
             let unknown = terms.around.unknown.iter();
@@ -398,6 +406,8 @@ async fn aside<T: Send + 'static>(
 struct Plan {
     steps: Vec<Step>,
     warnings: Vec<Problem>,
+    /// Why it is not done.
+    problems: Vec<Problem>,
     outcome: Option<effect::Outcome>,
 }
 
@@ -422,6 +432,7 @@ fn plan(
         None => Mesh::compile(&after),
     };
     let warnings = warn::warnings(&mesh, &steps, &terms.files);
+    let problems = rollouts::refused(&mesh, &after, &steps);
     let outcome = looks.then(|| {
         let compiler = published.map(Compiler::resume).unwrap_or_default();
         effect::of(compiler, world.clone(), after, &terms.around)
@@ -429,6 +440,7 @@ fn plan(
     Plan {
         steps,
         warnings,
+        problems,
         outcome,
     }
 }
@@ -589,7 +601,7 @@ fn check_namespace(namespace: &str) -> Result<(), AdmitError> {
 }
 
 /// Who and why stand in the history, in every answer that lists it, and on terminals.
-fn check_texts(author: &str, message: Option<&str>) -> Result<(), AdmitError> {
+pub fn check_texts(author: &str, message: Option<&str>) -> Result<(), AdmitError> {
     let mut problems = Vec::new();
     for (what, text, most) in [
         ("author", author, AUTHOR_BYTES_MAX),

@@ -10,8 +10,11 @@ mod backup;
 mod canary;
 mod cert;
 mod health;
+mod lanes;
 mod operate;
 mod read;
+mod rollout;
+mod session;
 mod status;
 mod user;
 mod write;
@@ -41,6 +44,8 @@ use crate::import::{self, Imports};
 use crate::limits::Limits;
 use crate::observe::Observe;
 use crate::registry::Registry;
+use crate::rollout::Rollouts;
+use crate::sessions::Sessions;
 use crate::snapshot::Published;
 use crate::world::World;
 
@@ -56,6 +61,7 @@ struct Inner {
     ca: Option<Ca>,
     admission: Arc<Admission>,
     canaries: Canaries,
+    rollouts: Rollouts,
     /// A short critical section.
     missed: Mutex<status::Missed>,
     store: Store,
@@ -69,6 +75,7 @@ struct Inner {
     loads: Loads,
     health: Health,
     limits: Limits,
+    sessions: Sessions,
     dns: Option<Arc<dns::Counts>>,
     address: SocketAddr,
     /// Of services that register in an etcd by themselves, where those are looked for.
@@ -84,6 +91,7 @@ impl Api {
         ca: Option<Ca>,
         admission: Arc<Admission>,
         canaries: Canaries,
+        rollouts: Rollouts,
         store: Store,
         worlds: Receiver<Arc<World>>,
         published: Receiver<Arc<Published>>,
@@ -93,6 +101,7 @@ impl Api {
         loads: Loads,
         health: Health,
         limits: Limits,
+        sessions: Sessions,
         dns: Option<Arc<dns::Counts>>,
         address: SocketAddr,
         stop: CancellationToken,
@@ -103,6 +112,7 @@ impl Api {
                 ca,
                 admission,
                 canaries,
+                rollouts,
                 missed: Mutex::default(),
                 store,
                 worlds,
@@ -113,6 +123,7 @@ impl Api {
                 loads,
                 health,
                 limits,
+                sessions,
                 dns,
                 address,
                 imports: OnceLock::new(),
@@ -189,6 +200,26 @@ fn routes() -> Vec<Route> {
             operator,
             post(operate::drain),
         ),
+        (Method::GET, "/api/v1/drains", viewer, get(session::drains)),
+        (Method::GET, "/api/v1/sessions", viewer, get(session::show)),
+        (
+            Method::POST,
+            "/api/v1/sessions/claim",
+            Needs::Sessions,
+            post(session::claim),
+        ),
+        (
+            Method::POST,
+            "/api/v1/sessions/move",
+            Needs::Sessions,
+            post(session::relocate),
+        ),
+        (
+            Method::POST,
+            "/api/v1/sessions/release",
+            Needs::Sessions,
+            post(session::release),
+        ),
         (
             Method::POST,
             "/api/v1/refused",
@@ -214,6 +245,25 @@ fn routes() -> Vec<Route> {
             viewer,
             get(canary::evidence),
         ),
+        (Method::GET, "/api/v1/rollouts", viewer, get(rollout::list)),
+        (
+            Method::GET,
+            "/api/v1/rollouts/figures",
+            viewer,
+            get(rollout::figures),
+        ),
+        (
+            Method::GET,
+            "/api/v1/rollouts/{namespace}/{name}",
+            viewer,
+            get(rollout::show),
+        ),
+        (
+            Method::POST,
+            "/api/v1/rollouts/{namespace}/{name}",
+            operator,
+            post(rollout::order),
+        ),
         (
             Method::GET,
             "/api/v1/documents",
@@ -236,6 +286,7 @@ fn routes() -> Vec<Route> {
             get(read::instances),
         ),
         (Method::GET, "/api/v1/health", viewer, get(health::health)),
+        (Method::GET, "/api/v1/lanes", viewer, get(lanes::lanes)),
         (Method::GET, "/api/v1/edges", viewer, get(read::edges)),
         (Method::GET, "/api/v1/loads", viewer, get(read::loads)),
         (Method::GET, "/api/v1/cert/roots", viewer, get(cert::roots)),

@@ -53,6 +53,7 @@ pub use loads::{INTERVAL as LOAD_INTERVAL, Load, Loads, Place, Summary};
 
 use crate::access::Who;
 use crate::ca::Ca;
+use crate::sessions::Sessions;
 use crate::snapshot::{Compiler, Published};
 use crate::world::World;
 
@@ -82,6 +83,7 @@ impl Discovery {
             clients: clients::Clients::default(),
             rewrites: separate::Rewrites::default(),
             ca: None,
+            sessions: None,
         };
         Self {
             rooms,
@@ -95,6 +97,13 @@ impl Discovery {
     #[must_use]
     pub fn issuing(mut self, ca: Ca) -> Self {
         self.rooms.ca = Some(ca);
+        self
+    }
+
+    /// Sidecars may follow the session directory, beside their configuration.
+    #[must_use]
+    pub fn telling(mut self, sessions: Sessions) -> Self {
+        self.rooms.sessions = Some(sessions);
         self
     }
 

@@ -4,7 +4,7 @@
 //! [`snapshot`] compiles it, [`discovery`] sends it. Instances enter by [`registry`], reports by [`observe`]. Everything that
 //! is stored comes back through the world: no room tells another what it has just written.
 //!
-//! Module order (a module imports only later ones): serve, grpc, listen, api, console, metrics, discovery, limits, observe, import,
+//! Module order (a module imports only later ones): serve, grpc, listen, api, console, metrics, rollout, discovery, sessions, limits, observe, import,
 //! registry, planes, health, dns, ocsp, ca, access, admit, carry, snapshot, world.
 
 pub mod access;
@@ -25,7 +25,9 @@ pub mod observe;
 pub mod ocsp;
 pub mod planes;
 pub mod registry;
+pub mod rollout;
 pub mod serve;
+pub mod sessions;
 pub mod snapshot;
 pub mod world;
 

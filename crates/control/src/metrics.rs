@@ -15,6 +15,8 @@ use crate::health::Health;
 use crate::limits::Limits;
 use crate::observe::Observe;
 use crate::registry::Registry;
+use crate::sessions::Sessions;
+use crate::rollout::Rollouts;
 use crate::snapshot::Published;
 
 /// Whose facts are told.
@@ -30,6 +32,8 @@ pub struct Sources<'a> {
     pub refusals: &'a Refusals,
     pub ca: Option<&'a Ca>,
     pub limits: &'a Limits,
+    pub sessions: &'a Sessions,
+    pub rollouts: &'a Rollouts,
 }
 
 /// The whole text.
@@ -46,6 +50,8 @@ pub fn write(sources: &Sources<'_>) -> String {
         refusals,
         ca,
         limits,
+        rollouts,
+        sessions,
     } = *sources;
     let mut out = Exposition::new();
     process::write(&mut out);
@@ -60,6 +66,8 @@ pub fn write(sources: &Sources<'_>) -> String {
     }
     of_refusals(&mut out, refusals);
     of_limits(&mut out, limits);
+    of_sessions(&mut out, sessions);
+    of_rollouts(&mut out, rollouts);
     if let Some(ca) = ca {
         of_ca(&mut out, ca);
     }
@@ -76,6 +84,123 @@ pub fn write(sources: &Sources<'_>) -> String {
         observe.dropped(),
     );
     out.finish()
+}
+
+/// How far each is, as every control plane knows; what was decided, where it was.
+fn of_rollouts(out: &mut Exposition, rollouts: &Rollouts) {
+    let views = rollouts.views(None);
+    let family = Family::gauge(
+        "phalanx_rollout_phase",
+        "1 for the phase that a rollout is in.",
+    );
+    let mut phases = out.family(&family);
+    for view in &views {
+        let (namespace, name) = (view.namespace.as_str(), view.name.as_str());
+        let labels = [
+            ("namespace", namespace),
+            ("rollout", name),
+            ("phase", view.phase.as_str()),
+        ];
+        phases.sample(&labels, 1);
+    }
+    type Value = fn(&phalanx_client::api::RolloutView) -> u64;
+    let of_each: [(&'static str, &'static str, Value); 3] = [
+        (
+            "phalanx_rollout_weight",
+            "Of a hundred requests, how many go to the new version.",
+            |view| u64::from(view.weight),
+        ),
+        (
+            "phalanx_rollout_step",
+            "The step under way, from 1; 0 before the first.",
+            |view| view.step as u64,
+        ),
+        (
+            "phalanx_rollout_attempt",
+            "How often a rollout was started.",
+            |view| u64::from(view.attempt),
+        ),
+    ];
+    for (name, help, value) in of_each {
+        let mut family = out.family(&Family::gauge(name, help));
+        for view in &views {
+            let (namespace, of) = (view.namespace.as_str(), view.name.as_str());
+            family.sample(&[("namespace", namespace), ("rollout", of)], value(view));
+        }
+    }
+    let counts = rollouts.counts();
+    let family = Family::counter(
+        "phalanx_rollout_measurements_total",
+        "Measurements of new versions, by what came of them.",
+    );
+    let mut measured = out.family(&family);
+    measured.sample(&[("verdict", "good")], load(&counts.good));
+    measured.sample(&[("verdict", "bad")], load(&counts.bad));
+    drop(measured);
+    let family = Family::counter(
+        "phalanx_rollout_ended_total",
+        "Rollouts that ended, by how.",
+    );
+    let mut ended = out.family(&family);
+    ended.sample(&[("phase", "promoted")], load(&counts.promoted));
+    ended.sample(&[("phase", "rolled-back")], load(&counts.rolled_back));
+    drop(ended);
+    counter(
+        out,
+        "phalanx_rollout_unstored_total",
+        "Moves of rollouts that the store did not take.",
+        load(&counts.unstored),
+    );
+}
+
+fn of_sessions(out: &mut Exposition, sessions: &Sessions) {
+    let counts = sessions.counts();
+    let told = [
+        (
+            "phalanx_control_session_changes_total",
+            "Sessions claimed, moved and released.",
+            &counts.changes,
+        ),
+        (
+            "phalanx_control_session_conflicts_total",
+            "Changes that another control plane was faster with.",
+            &counts.conflicts,
+        ),
+        (
+            "phalanx_control_session_refused_total",
+            "Changes of sessions whose epoch was another than expected.",
+            &counts.refused,
+        ),
+        (
+            "phalanx_control_session_throttled_total",
+            "Changes of sessions beyond a bound.",
+            &counts.throttled,
+        ),
+        (
+            "phalanx_control_session_dropped_total",
+            "Sessions let go because their instance was away or their time was over.",
+            &counts.dropped,
+        ),
+        (
+            "phalanx_control_session_handed_over_total",
+            "Sessions moved or released at the end of a drain.",
+            &counts.handed_over,
+        ),
+        (
+            "phalanx_control_session_pushes_total",
+            "Messages about sessions to data planes.",
+            &counts.pushed,
+        ),
+    ];
+    for (name, help, count) in told {
+        counter(out, name, help, count.load(Ordering::Relaxed));
+    }
+    gauge(
+        out,
+        "phalanx_control_sessions",
+        "Sessions in the directory.",
+        sessions.len() as u64,
+    );
 }
 
 fn of_limits(out: &mut Exposition, limits: &Limits) {

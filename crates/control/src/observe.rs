@@ -1,23 +1,29 @@
 //! What proxies report, kept for a minute per edge and as totals since start. In memory only, bounded; a report of an edge
 //! beyond the bound is dropped and counted.
 
+mod counts;
 mod edges;
+mod lanes;
 mod nodes;
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use phalanx_client::api;
+use phalanx_client::observe::Lane;
 use phalanx_model::ServiceName;
 use phalanx_model::name::check_label;
 use phalanx_proto::phalanx::observe::v1 as wire;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
+pub use self::counts::{BUCKETS, Counts};
 use self::edges::{EdgeKey, Edges, Sums};
+use self::lanes::LaneSums;
 use self::nodes::Nodes;
 pub use self::nodes::{ByDestination, Traffic};
 use crate::access::Who;
@@ -31,6 +37,7 @@ pub struct Observe {
 
 struct Inner {
     started: Instant,
+    life: u64,
     /// One short critical section per report.
     state: Mutex<State>,
     reports: AtomicU64,
@@ -45,6 +52,7 @@ struct State {
     /// By node: resident memory, and the second of the report.
     memory: HashMap<String, (u64, u64)>,
     nodes: Nodes,
+    lanes: LaneSums,
 }
 
 impl Default for Observe {
@@ -62,6 +70,7 @@ impl Observe {
     fn with(registry: Option<Registry>) -> Self {
         let inner = Inner {
             started: Instant::now(),
+            life: RandomState::new().hash_one("life"),
             state: Mutex::default(),
             reports: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
@@ -94,7 +103,14 @@ impl Observe {
         if traffic.requests > 0 {
             let name = nodes::destination(&service.namespace, &service.name);
             let second = self.second();
-            self.state().nodes.count(node, [(name, traffic)], second);
+            let counts = Counts {
+                requests: traffic.requests,
+                failures: traffic.failures,
+                latency: Vec::new(),
+            };
+            let mut state = self.state();
+            state.edges.count(service.clone(), &counts);
+            state.nodes.count(node, [(name, traffic)], second);
         }
     }
 
@@ -111,6 +127,21 @@ impl Observe {
     /// What all nodes saw but `except`.
     pub fn others(&self, except: impl Fn(&str) -> bool) -> ByDestination {
         self.state().nodes.others(except)
+    }
+
+    /// What all callers that report here saw of a service since start.
+    pub fn service(&self, service: &ServiceName) -> Counts {
+        self.state().edges.service(service)
+    }
+
+    /// Tells this process from one that took its place: what that one counts began at nothing.
+    pub fn life(&self) -> u64 {
+        self.inner.life
+    }
+
+    /// Who took the requests that a lane of a service is for, since start.
+    pub fn lane(&self, colour: &str, service: &ServiceName) -> Lane {
+        self.state().lanes.of(colour, service)
     }
 
     /// Which services call which, since start.
@@ -143,6 +174,11 @@ impl Observe {
         self.inner.reports.fetch_add(1, Ordering::Relaxed);
         remember(&mut state.memory, &report.node, report.memory_bytes, second);
         state.nodes.add(&report, second);
+        for lane in &report.lanes {
+            if !state.lanes.add(lane) {
+                self.inner.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
         // Requests that no cluster was found for are known by node only.
         let routed = |edge: &wire::Edge| !edge.destination_service.is_empty();
         for edge in report.edges.into_iter().filter(routed) {
@@ -206,6 +242,10 @@ fn check(report: &wire::ReportRequest) -> Result<(), Status> {
     }
     if report.edges.len() > EDGES_PER_REPORT_MAX {
         return refuse("more edges than a report may have");
+    }
+    let is_sound = report.lanes.iter().all(lanes::is_sound);
+    if report.lanes.len() > lanes::PER_REPORT_MAX || !is_sound {
+        return refuse("more lanes than a report may have, or one that is none");
     }
     for edge in &report.edges {
         if [

@@ -18,6 +18,7 @@ use phalanx_proto::envoy::service::ratelimit::v3::rate_limit_service_server::Rat
 use phalanx_proto::phalanx::limits::v1::limits_server::LimitsServer;
 use phalanx_proto::phalanx::observe::v1::observe_server::ObserveServer;
 use phalanx_proto::phalanx::registry::v1::registry_server::RegistryServer;
+use phalanx_proto::phalanx::sessions::v1::sessions_server::SessionsServer;
 use phalanx_store::{EtcdConfig, Store};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinHandle;
@@ -38,7 +39,9 @@ use crate::observe::Observe;
 use crate::ocsp;
 use crate::planes::{self, Identity};
 use crate::registry::Registry;
+use crate::rollout::Rollouts;
 use crate::registry::leases::TtlBounds;
+use crate::sessions::Sessions;
 use crate::world::follow::Follower;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -297,6 +300,8 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     if let Some(ca) = &ca {
         registry.heed(ca);
     }
+    let sessions = Sessions::load(store.clone(), worlds.clone(), &plane, stop.clone());
+    let (sessions, sessions_work) = sessions.await.map_err(store_failed)?;
     let loads = Loads::new(config.load_interval, published.clone());
     let discovery = Discovery::new(
         published.clone(),
@@ -304,6 +309,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         loads.clone(),
         stop.clone(),
     );
+    let discovery = discovery.telling(sessions.clone());
     let discovery = match &ca {
         Some(ca) => discovery.issuing(ca.clone()),
         None => discovery,
@@ -331,11 +337,20 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         observe.clone(),
         registry.planes().clone(),
     );
+    let rollouts = Rollouts::new(
+        store.clone(),
+        worlds.clone(),
+        published.clone(),
+        fleet.clone(),
+        observe.clone(),
+        registry.planes().clone(),
+    );
     let api = Api::new(
         access.clone(),
         ca.clone(),
         admission,
         canaries.clone(),
+        rollouts.clone(),
         store.clone(),
         worlds,
         published,
@@ -345,6 +360,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         loads,
         health,
         limits.clone(),
+        sessions.clone(),
         dns.as_ref().map(Dns::counts),
         admin_address,
         stop.clone(),
@@ -356,6 +372,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         .add_service(RegistryServer::new(registry.clone()))
         .add_service(ObserveServer::new(observe))
         .add_service(LimitsServer::new(limits.clone()))
+        .add_service(SessionsServer::new(sessions.clone()))
         .add_service(RateLimitServiceServer::new(limits));
     if let Some(ca) = &ca {
         services = services.add_service(ca.service());
@@ -393,11 +410,13 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     }
     tasks.spawn("world", follower.run(stop.clone()));
     tasks.spawn("canary", canaries.run(stop.clone()));
+    tasks.spawn("rollouts", rollouts.run(stop.clone()));
     tasks.spawn("publisher", publisher.run(stop.clone()));
     if let Some(import) = import {
         tasks.spawn("import", import.run());
     }
     tasks.spawn("registry", registry.run(writes));
+    tasks.spawn("sessions", sessions.run(sessions_work));
     tasks.spawn("health", checks);
     tasks.spawn("xds", async move {
         grpc.await;

@@ -10,12 +10,16 @@ mod demand;
 mod gateway;
 mod inbound;
 mod index;
+mod lanes;
 mod node;
+mod overlay;
 mod own;
 mod proxyless;
 mod publish;
 mod routes;
 mod table;
+mod transcode;
+mod udp;
 
 use std::sync::Arc;
 
@@ -31,11 +35,13 @@ pub use asks::{Asks, host};
 pub use catalog::{Catalog, CatalogPort, Ports};
 pub use demand::{DEMAND, Demand};
 pub use gateway::{AtGateway, Gateways};
+pub use lanes::{KnownLane, Lanes};
 pub use node::{Edge, Node, NodeError, NodeTls};
 pub use own::Own;
 pub use proxyless::{Proxyless, SERVER_LISTENER, Unmet};
 pub use publish::{Changes, Compiler, Published, Resources, encode_table};
 pub use routes::{OUTBOUND, Rules};
+pub use udp::UdpPorts;
 
 use crate::world::World;
 
@@ -69,9 +75,11 @@ pub struct Mesh {
     /// Of all identities in it.
     pub trust_domain: TrustDomain,
     pub catalog: Catalog,
+    pub lanes: Lanes,
     pub clusters: SharedMap<ClusterName, Arc<Cluster>>,
     pub assignments: SharedMap<ClusterName, Arc<Assignment>>,
     pub rules: Rules,
+    pub udp: UdpPorts,
     pub gateways: Gateways,
     /// Sorted, each once.
     pub findings: Arc<Vec<Finding>>,
@@ -86,8 +94,12 @@ struct Notes {
     /// By namespace, with an empty name.
     of_namespace: Noted,
     of_rules: Noted,
+    /// By the Rollout.
+    of_rollouts: Noted,
     /// By the Gateway.
     of_gateways: Noted,
+    /// At the service without a name.
+    of_colours: Noted,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -124,10 +136,18 @@ impl Mesh {
             mut services,
             mut rules,
             mut gateways,
+            rollouts,
+            governed: _,
             namespaces,
             everything,
-            colours: _,
+            colours,
         } = mesh.index.follow(before, world);
+        if colours {
+            let mut findings = Vec::new();
+            mesh.lanes = Lanes::compile(world, mesh.index.colours.iter(), &mut findings);
+            mesh.notes.of_colours.set(&ServiceName::new("", ""), findings);
+            gateways.extend(self.gateways.names());
+        }
         let spoken_of =
             |service: &&ServiceName| everything || namespaces.contains(&service.namespace);
         if everything || !namespaces.is_empty() {
@@ -151,6 +171,7 @@ impl Mesh {
             gateways.extend(mesh.index.gateways_of_users(world, &service));
             rules.insert(service);
         }
+        overlay::note(&mut mesh, world, rollouts);
         routes::compile(&mut mesh, world, rules);
         gateway::compile(&mut mesh, world, gateways);
         let (was, is) = (&self.notes, &mesh.notes);
@@ -158,7 +179,9 @@ impl Mesh {
             (&was.of_service, &is.of_service),
             (&was.of_namespace, &is.of_namespace),
             (&was.of_rules, &is.of_rules),
+            (&was.of_rollouts, &is.of_rollouts),
             (&was.of_gateways, &is.of_gateways),
+            (&was.of_colours, &is.of_colours),
         ];
         if !pairs.iter().all(|(was, is)| was.0.same(&is.0)) {
             mesh.findings = Arc::new(mesh.notes.collect());
@@ -192,7 +215,9 @@ impl Notes {
             &self.of_service,
             &self.of_namespace,
             &self.of_rules,
+            &self.of_rollouts,
             &self.of_gateways,
+            &self.of_colours,
         ];
         let notes = all.into_iter().flat_map(|noted| noted.0.values());
         let mut findings: Vec<_> = notes.flat_map(|of_one| of_one.iter()).cloned().collect();

@@ -11,6 +11,7 @@ mod fold;
 pub mod follow;
 mod health;
 pub mod record;
+pub mod rollout;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -49,6 +50,8 @@ pub struct World {
     /// A change that only some nodes have yet; none of it is in `documents`.
     pub canary: Option<Arc<Canary>>,
     pub last_canary: Option<Arc<record::CanaryLast>>,
+    /// How far each Rollout is, by its document.
+    pub rollouts: Rollouts,
     /// Control planes that are alive, by name.
     pub planes: Arc<Planes>,
     /// What operators want of instances, which need not be registered.
@@ -57,6 +60,7 @@ pub struct World {
     pub releases: Arc<BTreeMap<ServiceName, u64>>,
 }
 
+pub type Rollouts = SharedMap<DocumentId, Arc<rollout::Progress>>;
 pub type Planes = BTreeMap<String, Plane>;
 pub type Drains = BTreeMap<InstanceId, Arc<DrainRecord>>;
 
@@ -244,6 +248,7 @@ impl World {
             history: Arc::default(),
             canary: None,
             last_canary: None,
+            rollouts: Rollouts::default(),
             planes: Arc::default(),
             drains: Arc::default(),
             releases: Arc::default(),
@@ -265,6 +270,11 @@ impl World {
             Document::Service(service) => Some(service),
             _ => None,
         }
+    }
+
+    /// What is in force under this name.
+    pub fn document(&self, id: &DocumentId) -> Option<&Document> {
+        self.documents.get(id)?.document.as_deref()
     }
 
     /// What was found out about an endpoint of a service.

@@ -72,7 +72,7 @@ pub(super) fn shown(reason: &str) -> String {
 }
 
 async fn connect(target: &Target) -> Result<TcpStream, String> {
-    let stream = TcpStream::connect(target.address)
+    let stream = crate::mark::connect(target.address)
         .await
         .map_err(connecting)?;
     // Only costs time where it fails.

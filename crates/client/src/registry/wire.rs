@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use phalanx_model::instance::{Protocol, State};
 use phalanx_model::name::NameError;
+use phalanx_model::resource::udp::{TOKEN, token};
 use phalanx_model::{Instance, InstanceId, InstancePort, ServiceName};
 use phalanx_proto::phalanx::registry::v1 as wire;
 
@@ -107,6 +108,9 @@ pub fn from_wire(instance: wire::Instance) -> Result<Instance, InvalidInstance> 
             key: key.clone(),
             value: value.clone(),
         });
+    }
+    if let Some(value) = labels.get(TOKEN).filter(|value| token(value).is_none()) {
+        return Err(InvalidInstance::Token(value.clone()));
     }
     let zone = if zone.is_empty() {
         labels.get("zone").cloned().unwrap_or_default()
@@ -238,6 +242,8 @@ pub enum InvalidInstance {
     Text { field: &'static str, text: String },
     #[error("label {key}=`{value}` is not allowed here")]
     Label { key: String, value: String },
+    #[error("label {TOKEN}=`{0}` is no token in hex (two digits for each byte)")]
+    Token(String),
     #[error("{count} {what} are not allowed (1 to {PORTS_MAX} ports, at most {LABELS_MAX} labels)")]
     Count { what: &'static str, count: usize },
     #[error("labels of {0} bytes in all are not allowed (at most {LABEL_BYTES_MAX})")]

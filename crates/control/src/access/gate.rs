@@ -13,7 +13,7 @@ use super::calls::{self, Call};
 use super::{Access, Arrival, Denied, Needs, Role, Standing, Who};
 
 /// By service and method; `*` is every method of a service.
-pub const METHODS: [(&str, &str, Needs); 20] = [
+pub const METHODS: [(&str, &str, Needs); 21] = [
     ("phalanx.identity.v1.Identity", "Join", Needs::Tls),
     ("phalanx.identity.v1.Identity", "Renew", Needs::Certificate),
     ("phalanx.identity.v1.Identity", "Trust", Needs::Certificate),
@@ -36,6 +36,7 @@ pub const METHODS: [(&str, &str, Needs); 20] = [
     ("phalanx.registry.v1.Registry", "Watch", Needs::DataPlane),
     ("phalanx.observe.v1.Observe", "Report", Needs::DataPlane),
     ("phalanx.limits.v1.Limits", "Lease", Needs::DataPlane),
+    ("phalanx.sessions.v1.Sessions", "*", Needs::Sessions),
     (
         "envoy.service.ratelimit.v3.RateLimitService",
         "*",

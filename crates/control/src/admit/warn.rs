@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use phalanx_client::api::{File, Problem};
 use phalanx_model::ServiceName;
 use phalanx_model::document::{
-    AuthorizationPolicy, Document, DocumentId, GatewayRef, PeerAuthentication,
+    AuthorizationPolicy, Document, DocumentId, GatewayRef, Kind, PeerAuthentication, StreamBackend,
 };
 use phalanx_model::manifest::Places;
 
@@ -74,7 +74,21 @@ fn path_of(document: &Document, message: &str) -> String {
                 index.or_else(|| parent(&route.gateways, message)),
             )
         }
-        Document::StreamRoute(route) => indexed("parentRefs", parent(&route.gateways, message)),
+        Document::StreamRoute(route) => {
+            let backend = |b: &StreamBackend| names(&b.service) && message.contains("backend ");
+            if let Some(index) = route.backends.iter().position(backend) {
+                return format!("spec.rules[0].backendRefs[{index}]");
+            }
+            let at_gateways: Vec<usize> = route.gateways.iter().map(|p| p.index).collect();
+            let services = (0..).filter(|index| !at_gateways.contains(index));
+            let mut services = route.parents.iter().zip(services);
+            let service = services.find(|(p, _)| names(&p.service));
+            let index = service.map(|(_, index)| index);
+            indexed(
+                "parentRefs",
+                index.or_else(|| parent(&route.gateways, message)),
+            )
+        }
         Document::BackendPolicy(policy) => {
             let index = policy
                 .targets
@@ -118,7 +132,10 @@ fn missing_backends(document: &Document, mesh: &Mesh) -> Vec<(String, String)> {
             let (service, port) = (&backend.service, backend.port);
             if let Some(lacks) = lacks(mesh, service, port) {
                 let path = format!("spec.rules[0].backendRefs[{index}]");
-                let text = format!("{lacks}: its share of connections is closed");
+                let text = match route.kind {
+                    Kind::UdpRoute => format!("{lacks}: its share of datagrams is dropped"),
+                    _ => format!("{lacks}: its share of connections is closed"),
+                };
                 missing.entry((service, port)).or_insert((path, text));
             }
         }

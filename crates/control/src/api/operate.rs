@@ -18,6 +18,7 @@ use super::write::read;
 use crate::access::Who;
 use crate::registry::{Drain, OperateError};
 use crate::world::World;
+use crate::world::record::Handover;
 
 pub async fn release(
     State(api): State<Api>,
@@ -51,6 +52,7 @@ pub async fn drain(
         true => Drain::Undo,
         false => Drain::Begin {
             grace: request.grace_ms.map(Duration::from_millis),
+            handover: handover(&request)?,
         },
     };
     let registry = &api.inner.registry;
@@ -64,6 +66,26 @@ pub async fn drain(
         id: id.id,
         traffic: traffic.unwrap_or_default().as_str().to_owned(),
     }))
+}
+
+fn handover(request: &DrainRequest) -> Result<Option<(Handover, Option<u32>)>, Failure> {
+    let refuse = |error: String| Err(Failure::new(StatusCode::BAD_REQUEST, error));
+    let rate = request.reconnects_per_second;
+    if rate == Some(0) {
+        return refuse("`reconnects_per_second` is at least 1".to_owned());
+    }
+    match request.handover.as_deref() {
+        None | Some("none") if rate.is_some() => {
+            refuse("`reconnects_per_second` is of a handover, and there is none".to_owned())
+        }
+        None | Some("none") => Ok(None),
+        Some(text) => match Handover::parse(text) {
+            Some(what) => Ok(Some((what, rate))),
+            None => refuse(format!(
+                "`handover` is `move`, `release` or `none`, not `{text}`"
+            )),
+        },
+    }
 }
 
 /// Another control plane asks what callers found out here about what it holds.

@@ -55,6 +55,8 @@ pub async fn metrics(State(api): State<Api>) -> impl IntoResponse {
         refusals: inner.access.refusals(),
         ca: inner.ca.as_ref(),
         limits: &inner.limits,
+        sessions: &inner.sessions,
+        rollouts: &inner.rollouts,
     });
     (
         [(
@@ -302,6 +304,7 @@ pub async fn instances(
                 .get(&instance.id)
                 .map(|drain| drain.author.clone())
                 .unwrap_or_default(),
+            sessions: api.inner.sessions.count_of(&instance.id) as u64,
             plane: registered.plane.clone(),
             connected: connected.contains(&instance.id),
             source: if registered.is_imported() {

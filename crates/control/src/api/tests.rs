@@ -97,6 +97,25 @@ fn the_openapi_document_describes_every_field() {
         },
     );
     check(&document, "Me", &dto::Me::default());
+    check(&document, "Rollouts", &dto::Rollouts::default());
+    check(&document, "Rollout", &dto::RolloutView::default());
+    check(
+        &document,
+        "RolloutMeasurement",
+        &dto::RolloutMeasurement::default(),
+    );
+    check(&document, "RolloutEvent", &dto::RolloutEvent::default());
+    check(
+        &document,
+        "RolloutOrder",
+        &dto::RolloutOrder {
+            message: Some(String::new()),
+            expect: Some(1),
+            ..dto::RolloutOrder::default()
+        },
+    );
+    check(&document, "RolloutFigures", &dto::RolloutFigures::default());
+    check(&document, "ServiceCounts", &dto::ServiceCounts::default());
     check(&document, "LoginRequest", &dto::LoginRequest::default());
     check(
         &document,
@@ -124,10 +143,39 @@ fn the_openapi_document_describes_every_field() {
         &dto::DrainRequest {
             service: Some(String::new()),
             grace_ms: Some(1),
+            handover: Some(String::new()),
+            reconnects_per_second: Some(1),
             ..dto::DrainRequest::default()
         },
     );
     check(&document, "DrainResponse", &dto::DrainResponse::default());
+    check(&document, "Drains", &dto::Drains::default());
+    check(
+        &document,
+        "Drain",
+        &dto::DrainView {
+            left_ms: Some(1),
+            reconnects_per_second: Some(1),
+            ..dto::DrainView::default()
+        },
+    );
+    check(&document, "Session", &dto::SessionView::default());
+    check(&document, "SessionPage", &dto::SessionPage::default());
+    check(
+        &document,
+        "SessionAnswer",
+        &dto::SessionAnswer {
+            session: Some(dto::SessionView::default()),
+        },
+    );
+    check(
+        &document,
+        "SessionRequest",
+        &dto::SessionRequest {
+            instance: "i".into(),
+            ..dto::SessionRequest::default()
+        },
+    );
     check(&document, "ReleaseRequest", &dto::ReleaseRequest::default());
     check(
         &document,

@@ -471,6 +471,7 @@ mod tests {
             agent: "envoy".into(),
             tls: Default::default(),
             edge: None,
+            udp: Vec::new(),
         }
     }
 

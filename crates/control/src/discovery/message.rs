@@ -1,5 +1,6 @@
 //! A request of one of the two protocols, as far as a stream has to look into it.
 
+use phalanx_client::session::SEAT_TYPE;
 use phalanx_proto::envoy::config::core::v3::Node;
 use phalanx_proto::envoy::service::discovery::v3 as wire;
 use phalanx_xds::server::{Request, Response};
@@ -20,6 +21,8 @@ pub trait Message: Into<Request> + Send + 'static {
     fn comes_back(&self) -> bool;
     /// What it says is held already, by the first request of its kind after a reconnect.
     fn claim(&self) -> Option<Claim>;
+    /// Itself, where it is about the session directory.
+    fn of_sessions(&self) -> Option<&wire::DeltaDiscoveryRequest>;
     fn response(response: Response) -> Option<Self::Response>;
 }
 
@@ -73,6 +76,10 @@ impl Message for wire::DeltaDiscoveryRequest {
         (!held.is_empty()).then_some(Claim::Delta(held))
     }
 
+    fn of_sessions(&self) -> Option<&wire::DeltaDiscoveryRequest> {
+        (self.type_url == SEAT_TYPE).then_some(self)
+    }
+
     fn response(response: Response) -> Option<Self::Response> {
         response.into_delta()
     }
@@ -113,6 +120,10 @@ impl Message for wire::DiscoveryRequest {
             version: self.version_info.clone(),
             names: named.cloned().collect(),
         })
+    }
+
+    fn of_sessions(&self) -> Option<&wire::DeltaDiscoveryRequest> {
+        None // only a delta stream can follow it
     }
 
     fn response(response: Response) -> Option<Self::Response> {

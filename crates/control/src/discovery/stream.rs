@@ -23,6 +23,7 @@ use super::separate::{Rewrite, Rewrites};
 use super::wishes::Wishes;
 use crate::access::Who as Caller;
 use crate::ca::Ca;
+use crate::sessions::{Feed, Sessions};
 use crate::snapshot::{Asks, AtGateway, Demand, Node, Own, Proxyless, Published, Resources, Unmet};
 
 /// What all streams have in common; cheap to clone.
@@ -35,6 +36,8 @@ pub struct Rooms {
     pub rewrites: Rewrites,
     /// Who makes secrets; none: nobody gets any.
     pub ca: Option<Ca>,
+    /// None: nobody follows any.
+    pub sessions: Option<Sessions>,
 }
 
 pub struct Driver {
@@ -69,6 +72,8 @@ struct Peer {
     /// Under this.
     who: Who,
     seat: Seat,
+    /// From when it asks for sessions.
+    sessions: Option<Box<Feed>>,
 }
 
 impl Driver {
@@ -168,6 +173,7 @@ impl Driver {
             who,
             node,
             seat,
+            sessions: None,
         })
     }
 
@@ -214,6 +220,8 @@ impl Driver {
                     None => return Ok(()),
                 },
                 () = new_secrets(&mut peer.secrets) => self.target(peer),
+                // Looked at above.
+                () = new_sessions(&mut peer.sessions), if waiting.is_none() => {}
                 question = questions.next() => question.answer(&self.session),
                 changed = self.rooms.published.changed() => {
                     changed.map_err(|_| Status::unavailable("the control plane is stopping"))?;
@@ -233,7 +241,10 @@ impl Driver {
     }
 
     fn next(&mut self, peer: &mut Peer) -> Option<Response> {
-        let response = self.session.poll(self.now_ms())?;
+        let Some(response) = self.session.poll(self.now_ms()) else {
+            let told = peer.sessions.as_mut().and_then(|feed| feed.next());
+            return told.map(Response::Delta);
+        };
         if response.kind() == Some(Kind::Routes) {
             let (Response::Delta(wire::DeltaDiscoveryResponse { nonce, .. })
             | Response::Sotw(wire::DiscoveryResponse { nonce, .. })) = &response;
@@ -243,6 +254,10 @@ impl Driver {
     }
 
     fn take<M: Message>(&mut self, peer: &mut Peer, message: M) -> Result<(), Status> {
+        if let (Some(asked), Some(sessions)) = (message.of_sessions(), &self.rooms.sessions) {
+            let feed = peer.sessions.get_or_insert_with(|| Box::new(sessions.feed()));
+            return feed.on_request(asked);
+        }
         let answer = message.answer();
         if answer.error.is_some() {
             self.rooms.fleet.nacked();
@@ -384,6 +399,13 @@ impl Driver {
 async fn new_secrets(secrets: &mut Option<Secrets>) {
     match secrets {
         Some(secrets) => secrets.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn new_sessions(sessions: &mut Option<Box<Feed>>) {
+    match sessions {
+        Some(feed) => feed.changed().await,
         None => std::future::pending().await,
     }
 }

@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use hickory_proto::rr::Name;
+use phalanx_model::instance::Protocol;
 use phalanx_model::name::check_label;
 use phalanx_model::resource::Endpoint;
 use phalanx_model::{ClusterName, ServiceName, SharedMap};
@@ -36,10 +37,34 @@ pub type Zone = Arc<str>;
 #[derive(Debug, Default, PartialEq)]
 pub struct ServiceNames {
     pub addresses: Addresses,
-    /// By port name, in lower case.
-    ports: BTreeMap<String, Grouped<Target>>,
+    /// By transport and port name, in lower case.
+    ports: BTreeMap<(Transport, String), Grouped<Target>>,
     /// By label.
     instances: BTreeMap<String, Addresses>,
+}
+
+/// `_tcp` or `_udp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Transport {
+    Tcp,
+    Udp,
+}
+
+impl Transport {
+    fn parse(label: &str) -> Option<Self> {
+        match label {
+            "_tcp" => Some(Self::Tcp),
+            "_udp" => Some(Self::Udp),
+            _ => None,
+        }
+    }
+
+    fn of(port: &CatalogPort) -> Self {
+        match port.protocol {
+            Protocol::Udp => Self::Udp,
+            _ => Self::Tcp,
+        }
+    }
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -67,7 +92,7 @@ pub enum Found<'a> {
     Apex,
     /// `ns.svc.mesh`
     NameServer(IpAddr),
-    /// Exists, and holds nothing: a namespace, `_tcp` of a service with named ports.
+    /// Exists, and holds nothing: a namespace, `_tcp` or `_udp` of a service with such ports that have names.
     Empty,
     Addresses(&'a Addresses),
     Port {
@@ -184,13 +209,19 @@ impl Index {
         let Some(names) = names else {
             return Found::Missing;
         };
+        let transport = |label: &str| {
+            let transport = Transport::parse(label)?;
+            let has_some = names.ports.keys().any(|(of, _)| *of == transport);
+            has_some.then_some(transport)
+        };
         match (next(), next(), next()) {
             (None, ..) => Found::Addresses(&names.addresses),
-            (Some(Ok("_tcp")), None, _) if !names.ports.is_empty() => Found::Empty,
-            (Some(Ok("_tcp")), Some(Ok(port)), None) => {
-                let targets = port
-                    .strip_prefix('_')
-                    .and_then(|port| names.ports.get(port));
+            (Some(Ok(label)), None, _) if transport(label).is_some() => Found::Empty,
+            (Some(Ok(label)), Some(Ok(port)), None) => {
+                let key = |transport| Some((transport, port.strip_prefix('_')?.to_owned()));
+                let targets = Transport::parse(label)
+                    .and_then(key)
+                    .and_then(|key| names.ports.get(&key));
                 targets.map_or(Found::Missing, |targets| Found::Port {
                     service: names,
                     targets,
@@ -222,10 +253,11 @@ impl ServiceNames {
                 instances.entry(label).or_default().push(endpoint);
             }
         }
-        let mut targets: BTreeMap<String, Vec<(&str, Target)>> = BTreeMap::new();
+        let mut targets: BTreeMap<_, Vec<(&str, Target)>> = BTreeMap::new();
         for (number, port) in ports.iter().filter(|(_, port)| has_name(port)) {
             // A port without instances keeps its name.
-            let targets = targets.entry(port.name.to_lowercase()).or_default();
+            let name = (Transport::of(port), port.name.to_lowercase());
+            let targets = targets.entry(name).or_default();
             targets.extend(endpoints(*number).map(|endpoint| {
                 let target = Target {
                     instance: labels.unique(endpoint).into(),

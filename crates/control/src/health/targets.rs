@@ -118,12 +118,17 @@ impl Service {
         before: Option<Self>,
         is_other: &mut bool,
     ) -> Self {
-        let of = |port: &u16| {
-            let name = ClusterName::outbound(name.clone(), *port);
+        let of = |name: ClusterName| {
             let assignment = mesh.assignments.get(&name).cloned();
             assignment.zip(mesh.clusters.get(&name).cloned())
         };
-        let asked: Vec<Asked> = ports.keys().filter_map(of).collect();
+        let names = ports.iter().flat_map(|(port, of_port)| {
+            let baseline = ClusterName::outbound(name.clone(), *port);
+            let lanes = of_port.lanes.iter().map(|colour| baseline.lane(colour));
+            let lanes: Vec<_> = lanes.collect();
+            std::iter::once(baseline).chain(lanes)
+        });
+        let asked: Vec<Asked> = names.filter_map(of).collect();
         let is_same = |before: &Self| {
             before.check == *check
                 && Arc::ptr_eq(&before.ports, ports)
@@ -162,7 +167,13 @@ fn compile(
         let Some(port) = ports.get(&assignment.cluster.port) else {
             continue;
         };
-        if check.probe != Probe::Tcp && port.protocol == Protocol::Tcp {
+        let answers = match port.protocol {
+            // Nobody answers a datagram that is nothing to them; their other ports are asked.
+            Protocol::Udp => false,
+            Protocol::Tcp => check.probe == Probe::Tcp,
+            _ => true,
+        };
+        if !answers {
             continue;
         }
         for endpoint in &assignment.endpoints {

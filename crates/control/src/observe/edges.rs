@@ -7,6 +7,9 @@ use phalanx_client::api;
 use phalanx_model::ServiceName;
 use phalanx_proto::phalanx::observe::v1 as wire;
 
+use super::counts::{Counts, quantile_ms};
+pub use super::counts::{BOUNDS_US, BUCKETS};
+
 /// Who talks to whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EdgeKey {
@@ -21,6 +24,8 @@ pub struct EdgeKey {
 #[derive(Debug, Default)]
 pub struct Edges {
     edges: BTreeMap<EdgeKey, Edge>,
+    /// By destination, with latencies.
+    services: BTreeMap<ServiceName, Counts>,
 }
 
 #[derive(Debug, Default)]
@@ -75,30 +80,16 @@ impl Sums {
         }
     }
 
-    /// The `q`-quantile in milliseconds, interpolated within its bucket; none without a count.
     fn quantile_ms(&self, q: f64) -> Option<f64> {
-        // Not as integers: the counts are a peer's, and could overflow together.
-        let all: f64 = self.latency.iter().map(|count| *count as f64).sum();
-        if all == 0.0 {
-            return None;
+        quantile_ms(&self.latency, q)
+    }
+
+    fn counts(&self) -> Counts {
+        Counts {
+            requests: self.requests,
+            failures: self.failures,
+            latency: self.latency.clone(),
         }
-        let rank = q * all;
-        let mut below = 0.0;
-        for (bucket, count) in self.latency.iter().enumerate() {
-            let count = *count as f64;
-            if count > 0.0 && below + count >= rank {
-                let lower = bucket
-                    .checked_sub(1)
-                    .and_then(|b| BOUNDS_US.get(b))
-                    .copied()
-                    .unwrap_or(0) as f64;
-                // Above the last bound nothing is known but that.
-                let upper = BOUNDS_US.get(bucket).map_or(lower, |bound| *bound as f64);
-                return Some((lower + (upper - lower) * ((rank - below) / count)) / 1000.0);
-            }
-            below += count;
-        }
-        None
     }
 }
 
@@ -108,6 +99,8 @@ impl Edges {
         if self.edges.len() >= EDGES_MAX && !self.edges.contains_key(&key) {
             return false;
         }
+        let service = ServiceName::new(&key.destination_namespace, &key.destination);
+        self.count(service, &sums.counts());
         let edge = self.edges.entry(key).or_default();
         edge.total.add(&Sums {
             latency: Vec::new(),
@@ -128,6 +121,18 @@ impl Edges {
             _ => edge.seconds.push_back((second, sums)),
         }
         true
+    }
+
+    /// Takes what callers saw of a service. There are no more of those than of edges.
+    pub fn count(&mut self, service: ServiceName, counts: &Counts) {
+        if self.services.len() < EDGES_MAX || self.services.contains_key(&service) {
+            self.services.entry(service).or_default().add(counts);
+        }
+    }
+
+    /// All that was seen of a service since start.
+    pub fn service(&self, service: &ServiceName) -> Counts {
+        self.services.get(service).cloned().unwrap_or_default()
     }
 
     /// The last `window_s` whole seconds before `now`, busiest first.
@@ -208,15 +213,6 @@ fn view(key: &EdgeKey, sums: &Sums, window_s: u64) -> api::Edge {
     }
 }
 
-/// Upper bounds of the latency buckets, in microseconds: about 25 % apart where games live.
-pub const BOUNDS_US: [u64; 40] = [
-    100, 150, 200, 250, 300, 400, 500, 600, 800, 1_000, 1_250, 1_500, 2_000, 2_500, 3_000, 4_000,
-    5_000, 6_000, 8_000, 10_000, 12_500, 15_000, 20_000, 25_000, 30_000, 40_000, 50_000, 75_000,
-    100_000, 150_000, 200_000, 300_000, 500_000, 750_000, 1_000_000, 1_500_000, 2_500_000,
-    5_000_000, 10_000_000, 30_000_000,
-];
-/// One more for what lies above.
-pub const BUCKETS: usize = BOUNDS_US.len() + 1;
 /// How long seconds are kept.
 pub const SECONDS_MAX: u64 = 60;
 const EDGES_MAX: usize = 4096;

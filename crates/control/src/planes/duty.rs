@@ -28,6 +28,12 @@ impl<'a> Duty<'a> {
         }
     }
 
+    /// Which plane looks after something that is no instance, by a text that names it; none: nobody lives.
+    pub fn keeper(&self, of: &str) -> Option<&'a str> {
+        let planes = self.world.planes.keys().map(String::as_str);
+        planes.max_by_key(|plane| (weight(&[plane, of]), *plane))
+    }
+
     fn is_alive(&self, plane: &str) -> bool {
         self.world.planes.contains_key(plane)
     }
@@ -35,13 +41,13 @@ impl<'a> Duty<'a> {
     /// Highest random weight (rendezvous hashing, Thaler and Ravishankar 1996): when a plane goes, only its instances move.
     fn heir(&self, id: &InstanceId) -> Option<&'a str> {
         let planes = self.world.planes.keys().map(String::as_str);
-        planes.max_by_key(|plane| (weight(plane, id), *plane))
+        let parts = [&*id.service.namespace, &id.service.name, &id.id];
+        planes.max_by_key(|plane| (weight(&[plane, parts[0], parts[1], parts[2]]), *plane))
     }
 }
 
-/// FNV-1a over both names, finished by splitmix64's mixer: the same in every build.
-fn weight(plane: &str, id: &InstanceId) -> u64 {
-    let parts = [plane, &id.service.namespace, &id.service.name, &id.id];
+/// FNV-1a over all parts, finished by splitmix64's mixer: the same in every build.
+fn weight(parts: &[&str]) -> u64 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for part in parts {
         for byte in part.bytes().chain([0xff]) {

@@ -13,14 +13,18 @@ use super::Registry;
 use crate::admit::unix_ms;
 use crate::world::World;
 use crate::world::record::{
-    DrainRecord, HistoryRecord, ReleaseRecord, drain_key, history_key, release_key,
+    DrainRecord, Handover, HistoryRecord, ReleaseRecord, drain_key, history_key, release_key,
 };
 
 /// How an instance shall drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drain {
     /// New sessions go elsewhere; after `grace` the others, too. None: when its sessions have left by themselves.
-    Begin { grace: Option<Duration> },
+    Begin {
+        grace: Option<Duration>,
+        /// What then becomes of its sessions in the directory, and how many of them in a second; none: nothing.
+        handover: Option<(Handover, Option<u32>)>,
+    },
     /// It takes traffic again, if it wants to.
     Undo,
 }
@@ -56,8 +60,8 @@ impl Registry {
                 return Err(OperateError::NotDrained(id.clone()));
             }
             Drain::Undo => (Txn::new().delete(drain_key(id)), format!("undrain {id}")),
-            Drain::Begin { grace } => {
-                let at_once = grace.is_some_and(|grace| grace.is_zero());
+            Drain::Begin { grace, handover } => {
+                let at_once = grace.is_some_and(|grace| grace.is_zero()) && handover.is_none();
                 let state = if at_once {
                     State::Drained
                 } else {
@@ -68,6 +72,8 @@ impl Registry {
                     author: author.to_owned(),
                     state: state.as_str().to_owned(),
                     grace_ms: grace.map(|grace| grace.as_millis() as u64),
+                    handover: handover.map(|(what, _)| what.as_str().to_owned()),
+                    reconnects_per_second: handover.and_then(|(_, rate)| rate),
                 };
                 let value = serde_json::to_vec(&record).unwrap_or_default();
                 let mut txn = Txn::new().put(drain_key(id), value);
@@ -227,7 +233,7 @@ impl Graces {
         let waiting = world.drains.iter().filter_map(|(id, drain)| {
             let grace = drain
                 .grace_ms
-                .filter(|_| drain.state() == State::Draining)?;
+                .filter(|_| drain.state() == State::Draining && drain.hands_over().is_none())?;
             Some((id, Duration::from_millis(grace)))
         });
         let mut since = HashMap::new();

@@ -545,6 +545,8 @@ fn of_drains_those_of_instances_that_stayed_away_longest_make_room() {
         author: "ann".into(),
         state: "draining".into(),
         grace_ms: None,
+        handover: None,
+        reconnects_per_second: None,
     };
     let drains = (0..100).map(|n| (battle(&format!("b{n:02}")), Arc::new(drain(n))));
     let here = instance("battle", "b99", "127.0.0.1:1", &[("", 1)]);

@@ -10,14 +10,17 @@ use phalanx_model::document::{
 };
 use phalanx_model::identity::SpiffeId;
 use phalanx_model::instance::{InstancePort, Protocol, State};
+use phalanx_model::resource::udp::{TOKEN, UdpRules};
 use phalanx_model::resource::{
-    Assignment, Cluster, Effect, Endpoint, HashOn, Health, Hedging, Locality, MtlsMode, PeerTls,
+    Assignment, Cluster, Effect, Endpoint, HashOn, Health, Hedging, Locality, MtlsMode, PeerTls, SessionDirectory,
+    Transcoding,
 };
 use phalanx_model::{ClusterName, Instance, ServiceName, SharedMap};
 
 use super::inbound::{self, Stand};
 use super::index::{Index, selects};
-use super::{Finding, Mesh};
+use super::lanes::{self, KnownLane, Placed, colour_of};
+use super::{Finding, Mesh, transcode, udp};
 use crate::world::record::WEIGHT_MAX;
 use crate::world::{DocumentEntry, Registered, World};
 
@@ -38,6 +41,12 @@ pub struct CatalogPort {
     pub hash_on: Option<HashOn>,
     /// Whether and when it lets a request be sent once more.
     pub hedging: Option<Hedging>,
+    /// How its policy says that datagrams are taken; only where it takes some.
+    pub udp: Option<UdpRules>,
+    /// How its callers may speak JSON to it, where it speaks gRPC.
+    pub transcoding: Option<Arc<Transcoding>>,
+    /// Colours that have a cluster of their own there, in order; none where no HTTP is spoken.
+    pub lanes: Vec<String>,
 }
 
 impl Catalog {
@@ -62,36 +71,68 @@ pub(super) fn compile(
     let mut changed = Vec::new();
     for service in services {
         let mut findings = Vec::new();
-        let found = find(world, &mesh.index, &service, &mut findings);
+        let lanes = mesh.lanes.clone();
+        let lanes: Vec<&KnownLane> = lanes.of(&service.namespace).collect();
+        let mut found = find(world, &mesh.index, &service, &lanes, &mut findings);
         guarded(world, &mesh.index, &service, &mut findings);
         let policy = policy(world, &mesh.index, &service, &mut findings);
+        udp::pointless(world, &service, policy, &found, &mut findings);
+        let speaks_http = found.values().any(|(port, _)| port.protocol.is_http());
+        let transcoding =
+            transcode::of_service(world, &mesh.index, &service, speaks_http, &mut findings);
         mesh.notes.of_service.set(&service, findings);
         let before = mesh.catalog.services.get(&service).cloned();
         let gone = before.iter().flat_map(|ports| ports.keys());
         for port in gone.filter(|port| !found.contains_key(port)) {
-            let name = ClusterName::outbound(service.clone(), *port);
-            mesh.clusters.remove(&name);
-            mesh.assignments.remove(&name);
+            mesh.forget(&ClusterName::outbound(service.clone(), *port));
         }
         let mut ports = Ports::new();
         let tls = peer_tls(mesh, world, &service);
         let locality = policy.and_then(|policy| policy.locality);
         let hash_on = policy.and_then(|policy| policy.hash_on.clone());
         let hedging = policy.and_then(|policy| policy.hedging.clone());
-        for (port, (mut of_port, endpoints)) in found {
+        udp::judge(world, &service, &mut found);
+        for (port, (mut of_port, placed)) in found {
             of_port.hash_on = hash_on.clone();
             of_port.hedging = hedging.clone();
+            of_port.transcoding = transcoding.clone().filter(|_| of_port.protocol.is_http());
+            of_port.udp = udp::rules(of_port.protocol, policy);
             let name = ClusterName::outbound(service.clone(), port);
             let mut cluster = Cluster::new(name.clone(), of_port.protocol);
             cluster.tls = Some(tls.clone());
             if let Some(policy) = policy {
                 merge(&mut cluster, policy);
             }
+            if of_port.protocol == Protocol::Udp {
+                udp::fit(&mut cluster, policy);
+            }
+            let split = lanes::split(&lanes, &service, judged(world, &service, tidy(placed)));
             let assignment = Assignment {
                 cluster: name.clone(),
-                endpoints: judged(world, &service, tidy(endpoints)),
+                endpoints: split.baseline,
                 overprovision: locality.map(Locality::overprovision),
             };
+            for (colour, endpoints) in split.lanes {
+                if !of_port.protocol.is_http() {
+                    continue;
+                }
+                let of_lane = name.lane(&colour);
+                let cluster = Cluster {
+                    name: of_lane.clone(),
+                    ..cluster.clone()
+                };
+                replace(&mut mesh.clusters, of_lane.clone(), cluster);
+                let assignment = lanes::assignment(of_lane.clone(), endpoints);
+                replace(&mut mesh.assignments, of_lane, assignment);
+                of_port.lanes.push(colour);
+            }
+            let earlier = before.as_ref().and_then(|ports| ports.get(&port));
+            let gone = earlier.iter().flat_map(|earlier| &earlier.lanes);
+            for colour in gone.filter(|colour| !of_port.lanes.contains(colour)) {
+                let of_lane = name.lane(colour);
+                mesh.clusters.remove(&of_lane);
+                mesh.assignments.remove(&of_lane);
+            }
             replace(&mut mesh.clusters, name.clone(), cluster);
             replace(&mut mesh.assignments, name, assignment);
             ports.insert(port, of_port);
@@ -108,18 +149,31 @@ pub(super) fn compile(
     changed
 }
 
+impl Mesh {
+    /// That port is gone, with its lanes.
+    fn forget(&mut self, name: &ClusterName) {
+        let port = self.catalog.port(&name.service, name.port);
+        let lanes = port.map_or_else(Vec::new, |port| port.lanes.clone());
+        let lanes = lanes.iter().map(|colour| name.lane(colour));
+        for name in lanes.chain([name.clone()]) {
+            self.clusters.remove(&name);
+            self.assignments.remove(&name);
+        }
+    }
+}
+
 /// An endpoint that does not work stays where it is, so that a data plane can still send to all when none works.
-fn judged(world: &World, service: &ServiceName, mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
+fn judged(world: &World, service: &ServiceName, mut placed: Vec<Placed>) -> Vec<Placed> {
     let Some(verdicts) = world.health.get(service) else {
-        return endpoints;
+        return placed;
     };
-    for endpoint in &mut endpoints {
+    for Placed { endpoint, .. } in &mut placed {
         let verdict = verdicts.get(&endpoint.address);
         if verdict.is_some_and(|verdict| verdict.is_unhealthy()) {
             endpoint.health = Health::Unhealthy;
         }
     }
-    endpoints
+    placed
 }
 
 /// What is equal stays shared.
@@ -209,10 +263,16 @@ fn takes_mutual(
     registered.instance.mutual_tls && !(index.has_peers() && is_off())
 }
 
-type Found = BTreeMap<u16, (CatalogPort, Vec<Endpoint>)>;
+pub(super) type Found = BTreeMap<u16, (CatalogPort, Vec<Placed>)>;
 
 /// The ports of a service and who serves them, as its manifest says, else its instances.
-fn find(world: &World, index: &Index, name: &ServiceName, findings: &mut Vec<Finding>) -> Found {
+fn find(
+    world: &World,
+    index: &Index,
+    name: &ServiceName,
+    lanes: &[&KnownLane],
+    findings: &mut Vec<Finding>,
+) -> Found {
     let mut found = Found::new();
     let slices = index.slices.of(name).filter_map(|id| {
         let entry = world.documents.get(id)?;
@@ -224,7 +284,7 @@ fn find(world: &World, index: &Index, name: &ServiceName, findings: &mut Vec<Fin
     let Some(service) = world.service(name) else {
         findings.extend(slices.map(|(entry, _)| finding(entry, "unattached: no Service has the name in its label kubernetes.io/service-name, so nothing is sent to its endpoints")));
         if let Some(instances) = world.instances.service(name) {
-            undeclared(world, index, instances.values(), &mut found);
+            undeclared(world, index, instances.values(), lanes, &mut found);
         }
         return found;
     };
@@ -234,14 +294,19 @@ fn find(world: &World, index: &Index, name: &ServiceName, findings: &mut Vec<Fin
     for port in &service.ports {
         let chosen: Vec<_> = instances
             .iter()
-            .filter_map(|i| Some((*i, pick(&i.instance, &port.target)?)))
+            .filter_map(|i| Some((*i, pick(&i.instance, &port.target, port.protocol)?)))
             .collect();
-        let of_slices = slices
-            .iter()
-            .flat_map(|slice| slice_endpoints(slice, service, port, is_off));
+        let of_slices = slices.iter().flat_map(|slice| {
+            let lane = colour_of(lanes, &slice.meta.labels);
+            let endpoints = slice_endpoints(slice, service, port, is_off).into_iter();
+            endpoints.map(move |endpoint| Placed {
+                lane: lane.clone(),
+                endpoint,
+            })
+        });
         let endpoints = chosen
             .iter()
-            .filter_map(|(i, p)| endpoint(world, index, i, p))
+            .filter_map(|(i, p)| placed(world, index, i, p, lanes))
             .chain(of_slices)
             .collect();
         let of_port = CatalogPort {
@@ -249,6 +314,9 @@ fn find(world: &World, index: &Index, name: &ServiceName, findings: &mut Vec<Fin
             protocol: protocol(port, chosen.iter().map(|(_, p)| *p)),
             hash_on: None,
             hedging: None,
+            udp: None,
+            transcoding: None,
+            lanes: Vec::new(),
         };
         found.insert(port.port, (of_port, endpoints));
     }
@@ -260,6 +328,7 @@ fn undeclared<'a>(
     world: &World,
     index: &Index,
     instances: impl Iterator<Item = &'a Arc<Registered>> + Clone,
+    lanes: &[&KnownLane],
     found: &mut Found,
 ) {
     let numbers: BTreeSet<u16> = instances
@@ -270,37 +339,55 @@ fn undeclared<'a>(
         .collect();
     for number in numbers {
         let target = TargetPort::Number(number);
+        // Where one number stands for both, that is what connections go to: a Service tells them apart.
+        let ports = instances.clone().flat_map(|i| &i.instance.ports);
+        let mut here = ports.filter(|port| port.number == number);
+        let told = match here.all(|port| port.protocol == Protocol::Udp) {
+            true => Protocol::Udp,
+            false => Protocol::Auto,
+        };
         let chosen: Vec<_> = instances
             .clone()
-            .filter_map(|i| Some((&**i, pick(&i.instance, &target)?)))
+            .filter_map(|i| Some((&**i, pick(&i.instance, &target, told)?)))
             .collect();
         let port = ServicePort {
             name: String::new(),
             port: number,
             target,
-            protocol: Protocol::Auto,
+            protocol: told,
         };
         let endpoints = chosen
             .iter()
-            .filter_map(|(i, p)| endpoint(world, index, i, p))
+            .filter_map(|(i, p)| placed(world, index, i, p, lanes))
             .collect();
-        let told = chosen.iter().map(|(_, p)| p.name.as_str());
+        let names = chosen.iter().map(|(_, p)| p.name.as_str());
         let of_port = CatalogPort {
-            name: told.max().unwrap_or_default().to_owned(),
+            name: names.max().unwrap_or_default().to_owned(),
             protocol: protocol(&port, chosen.iter().map(|(_, p)| *p)),
             hash_on: None,
             hedging: None,
+            udp: None,
+            transcoding: None,
+            lanes: Vec::new(),
         };
         found.insert(number, (of_port, endpoints));
     }
 }
 
 /// The port of an instance that takes a Service port's traffic.
-pub(super) fn pick<'a>(instance: &'a Instance, target: &TargetPort) -> Option<&'a InstancePort> {
-    if let [only] = instance.ports.as_slice() {
+pub(super) fn pick<'a>(
+    instance: &'a Instance,
+    target: &TargetPort,
+    protocol: Protocol,
+) -> Option<&'a InstancePort> {
+    let is_udp = |protocol| protocol == Protocol::Udp;
+    let fits = |port: &&InstancePort| is_udp(port.protocol) == is_udp(protocol);
+    // Datagrams and connections never stand in for each other.
+    let mut ports = instance.ports.iter().filter(&fits);
+    if let (Some(only), None) = (ports.next(), ports.next()) {
         return Some(only);
     }
-    instance.ports.iter().find(|port| match target {
+    instance.ports.iter().filter(&fits).find(|port| match target {
         TargetPort::Number(number) => port.number == *number,
         TargetPort::Name(name) => port.name == *name,
     })
@@ -320,6 +407,20 @@ fn protocol<'a>(
         .unwrap_or_default()
 }
 
+/// The same, and the lane that it belongs to.
+fn placed(
+    world: &World,
+    index: &Index,
+    registered: &Registered,
+    port: &InstancePort,
+    lanes: &[&KnownLane],
+) -> Option<Placed> {
+    Some(Placed {
+        lane: colour_of(lanes, &registered.instance.labels),
+        endpoint: endpoint(world, index, registered, port)?,
+    })
+}
+
 /// None for an instance that wants no traffic.
 fn endpoint(
     world: &World,
@@ -333,6 +434,9 @@ fn endpoint(
         State::Draining => Health::Draining,
         State::NotReady | State::Drained => return None,
     };
+    let is_udp = port.protocol == Protocol::Udp;
+    let token = instance.labels.get(TOKEN);
+    let token = token.map(|token| token.to_ascii_lowercase());
     Some(Endpoint {
         address: port.address,
         weight: instance.weight.clamp(1, WEIGHT_MAX),
@@ -342,9 +446,9 @@ fn endpoint(
         version: instance.version().to_owned(),
         instance: instance.id.id.clone(),
         target: port.number,
-        mutual_tls: takes_mutual(world, index, registered, port),
-        datagrams: false,
-        token: String::new(),
+        mutual_tls: !is_udp && takes_mutual(world, index, registered, port),
+        datagrams: is_udp,
+        token: token.filter(|_| is_udp).unwrap_or_default(),
     })
 }
 
@@ -356,8 +460,10 @@ fn slice_endpoints(
     is_off: bool,
 ) -> Vec<Endpoint> {
     let mutual_tls = !is_off && slice.mutual_tls;
+    let is_udp = port.protocol == Protocol::Udp;
     let fits = |p: &&SlicePort| {
-        p.name == port.name || (slice.ports.len() == 1 && service.ports.len() == 1)
+        let is_meant = p.name == port.name || (slice.ports.len() == 1 && service.ports.len() == 1);
+        is_meant && (p.protocol == Protocol::Udp) == is_udp
     };
     let Some(target) = slice.ports.iter().find(fits) else {
         return Vec::new();
@@ -384,7 +490,9 @@ fn slice_endpoints(
                     .unwrap_or_default(),
                 instance: String::new(),
                 target: 0,
-                mutual_tls,
+                mutual_tls: mutual_tls && !is_udp,
+                datagrams: is_udp,
+                token: String::new(),
             }
         }));
     }
@@ -392,20 +500,20 @@ fn slice_endpoints(
 }
 
 /// Sorted by address, each address once; of two, the one that registered.
-fn tidy(mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
-    endpoints.sort_by(|a, b| {
+fn tidy(mut endpoints: Vec<Placed>) -> Vec<Placed> {
+    endpoints.sort_by(|Placed { endpoint: a, .. }, Placed { endpoint: b, .. }| {
         a.address
             .cmp(&b.address)
             .then_with(|| a.instance.is_empty().cmp(&b.instance.is_empty()))
             .then_with(|| a.instance.cmp(&b.instance))
     });
-    endpoints.dedup_by(|later, kept| later.address == kept.address);
+    endpoints.dedup_by(|later, kept| later.endpoint.address == kept.endpoint.address);
     endpoints
 }
 
 /// The instances that a Service takes: by the `app` that nearly every selector has, so that not the whole namespace is
 /// looked at.
-fn select<'a>(world: &'a World, index: &Index, service: &Service) -> Vec<&'a Registered> {
+pub(super) fn select<'a>(world: &'a World, index: &Index, service: &Service) -> Vec<&'a Registered> {
     let Some(services) = world.instances.namespace(&service.meta.namespace) else {
         return Vec::new();
     };
@@ -463,6 +571,17 @@ pub(super) fn policy_of<'a>(
 }
 
 fn merge(cluster: &mut Cluster, policy: &BackendPolicy) {
+    cluster.directory = policy.session_directory.as_ref().map(|rules| {
+        let own = &cluster.name.service;
+        SessionDirectory {
+            service: match &rules.service {
+                Some(name) => ServiceName::new(own.namespace.clone(), name.clone()),
+                None => own.clone(),
+            },
+            key: rules.key.clone(),
+            missing: rules.missing,
+        }
+    });
     cluster.load_balancer = policy.load_balancer.unwrap_or(cluster.load_balancer);
     cluster.slow_start = policy.slow_start;
     if let Some(locality) = policy.locality {

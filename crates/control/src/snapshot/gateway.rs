@@ -15,26 +15,39 @@ use phalanx_model::instance::Protocol;
 use phalanx_model::matching::hostname::{covers, intersection, rank};
 use phalanx_model::matching::order::precedence;
 use phalanx_model::name::Direction;
+use phalanx_model::resource::colour::EdgeColours;
 use phalanx_model::resource::gateway::{Chain, ChainTarget, ChainTls, GATEWAY, GatewayPort, Share};
+use phalanx_model::resource::udp::{UDP, UdpPort};
 use phalanx_model::resource::{Listener, ListenerProtocol, RouteTable, Rule, VirtualHost};
 use phalanx_model::{ClusterName, ServiceName, SharedMap};
 use phalanx_xds::{Encoded, Kind, Snapshot, encode};
 
 use super::catalog::{finding, replace};
 use super::demand::renew;
-use super::{Catalog, Finding, Mesh, Node, Published, Resources, routes};
+use super::overlay::{Lead, led};
+use super::lanes::with_twins;
+use super::{Catalog, Finding, Mesh, Node, Published, Resources, routes, udp};
 use crate::world::{DocumentEntry, World};
 
 /// By name.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Gateways(SharedMap<ServiceName, Arc<Compiled>>);
 
+impl Gateways {
+    pub(super) fn names(&self) -> impl Iterator<Item = ServiceName> + '_ {
+        self.0.keys().cloned()
+    }
+}
+
 /// What all data planes of a Gateway share.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Compiled {
     addresses: Vec<IpAddr>,
+    colours: EdgeColours,
     /// None of them without a chain.
     ports: BTreeMap<u16, Vec<Chain>>,
+    /// Those for datagrams, beside them.
+    udp: BTreeMap<u16, UdpPort>,
     tables: Vec<RouteTable>,
 }
 
@@ -90,6 +103,8 @@ struct Attached<'a> {
     listener: usize,
     /// None: any.
     names: Vec<Option<&'a str>>,
+    /// Of a rollout.
+    lead: Option<Lead<'a>>,
 }
 
 fn find(
@@ -125,9 +140,13 @@ fn find(
         attach(gateway, entry, route, &mut attached, findings);
     }
     outrank(gateway, &mut attached, findings);
+    for one in &mut attached {
+        one.lead = Lead::of(world, &mesh.index, &one.entry.id);
+    }
     let ports: BTreeSet<u16> = gateway.listeners.iter().map(|l| l.port).collect();
     let mut compiled = Compiled {
         addresses: gateway.addresses.clone(),
+        colours: mesh.lanes.at_gateway(name).cloned().unwrap_or_default(),
         ..Compiled::default()
     };
     for port in ports {
@@ -140,6 +159,9 @@ fn find(
         let chains = maker.chains(&mut compiled.tables, findings);
         if !chains.is_empty() {
             compiled.ports.insert(port, chains);
+        }
+        if let Some(udp) = maker.udp(findings) {
+            compiled.udp.insert(port, udp);
         }
     }
     Some(compiled)
@@ -193,6 +215,7 @@ fn attach<'a>(
         route,
         listener,
         names,
+        lead: None,
     }));
 }
 
@@ -323,6 +346,7 @@ impl<'a> Maker<'a> {
                 }
                 GatewayProtocol::Tls => self.passed(index, listener, &mut chains, findings),
                 GatewayProtocol::Tcp => chains.extend(self.tcp(index, listener, findings)),
+                GatewayProtocol::Udp => {}
             }
         }
         if !plain.is_empty() {
@@ -391,8 +415,10 @@ impl<'a> Maker<'a> {
                 continue;
             };
             for (index, rule) in route.rules.iter().enumerate() {
-                let rules = routes::split(one.entry, index, rule, self.catalog, findings);
-                ranked.extend(rules.into_iter().map(|rule| (best, rule)));
+                for rule in led(one.lead.as_ref(), rule) {
+                    let rules = routes::split(one.entry, index, &rule, self.catalog, findings);
+                    ranked.extend(rules.into_iter().map(|rule| (best, rule)));
+                }
             }
         }
         // Stable: what is equal by name and match keeps the order of age, name and place.
@@ -400,7 +426,8 @@ impl<'a> Maker<'a> {
             a.cmp(b)
                 .then_with(|| precedence(&one.matches, &other.matches))
         });
-        ranked.into_iter().map(|(_, rule)| rule).collect()
+        let rules = ranked.into_iter().map(|(_, rule)| rule);
+        with_twins(rules.collect(), self.catalog)
     }
 
     /// A chain for each route; what is the listener's and no route's is closed.
@@ -456,6 +483,23 @@ impl<'a> Maker<'a> {
         }
     }
 
+    /// Of several routes the oldest; none: nothing listens.
+    fn udp(&self, findings: &mut Vec<Finding>) -> Option<UdpPort> {
+        let mut listeners = self.listeners();
+        let (index, listener) = listeners.find(|(_, l)| l.protocol == GatewayProtocol::Udp)?;
+        let attached = self.at(index).filter_map(|one| match one.route {
+            Wanting::Stream(route) => Some((one.entry, route)),
+            Wanting::Http(_) => None,
+        });
+        let place = format!(
+            "listener `{}` of Gateway {}",
+            listener.name,
+            self.gateway.name()
+        );
+        let (entry, route) = udp::oldest(attached.collect(), &place, findings)?;
+        Some(udp::udp_port(entry, route, self.catalog, findings))
+    }
+
     /// Of several the oldest; none: nothing listens.
     fn tcp(
         &self,
@@ -494,9 +538,13 @@ impl<'a> Maker<'a> {
         let share = |backend: &phalanx_model::document::StreamBackend| {
             let (service, port) = (&backend.service, backend.port);
             let found = self.catalog.port(service, port);
-            if found.is_some_and(|found| found.protocol != Protocol::Tcp) {
+            if let Some(found) = found.filter(|found| found.protocol != Protocol::Tcp) {
+                let speaks = match found.protocol {
+                    Protocol::Udp => "takes datagrams",
+                    _ => "speaks HTTP",
+                };
                 let message = format!(
-                    "backend Service {service} speaks HTTP on port {port} as far as is known: its share is closed (say `appProtocol: tcp`)"
+                    "backend Service {service} {speaks} on port {port} as far as is known: its share is closed (say `appProtocol: tcp`)"
                 );
                 findings.push(finding(entry, message));
             }
@@ -600,13 +648,25 @@ impl Compiled {
                 protocol: ListenerProtocol::Gateway(GatewayPort {
                     gateway: node.service.clone(),
                     certificates_in: edge.certificates_in.clone(),
+                    colours: self.colours.clone(),
                     chains: chains.to_vec(),
                 }),
             }
         };
+        let datagrams = |ip: IpAddr, port: u16, udp: &UdpPort| {
+            let address = SocketAddr::new(ip, port);
+            Listener {
+                name: format!("{GATEWAY}{}/{UDP}{address}", node.service),
+                address,
+                direction: Direction::Outbound,
+                protocol: ListenerProtocol::Udp(udp.clone()),
+            }
+        };
         let of_address = |ip: IpAddr| {
             let ports = self.ports.iter();
-            ports.map(move |(port, chains)| listener(ip, *port, chains))
+            let ports = ports.map(move |(port, chains)| listener(ip, *port, chains));
+            let udp = self.udp.iter();
+            ports.chain(udp.map(move |(port, udp)| datagrams(ip, *port, udp)))
         };
         addresses.into_iter().flat_map(of_address).collect()
     }

@@ -9,6 +9,7 @@ use phalanx_model::document::{Document, DocumentId, PeerAuthentication, Service}
 use phalanx_model::identity::TrustDomain;
 use phalanx_model::instance::Labels;
 use phalanx_model::matching::peers::Peers;
+use phalanx_model::resource::colour::EdgeColours;
 use phalanx_model::resource::limit::Limits;
 use phalanx_model::resource::{
     Access, AccessPolicy, AccessRule, Effect, Inbound, InboundRule, MtlsMode,
@@ -152,6 +153,7 @@ impl Mesh {
                 limits: limited(&services),
             },
             ports: BTreeMap::new(),
+            colours: self.edge_colours(node),
         };
         let leading = |instance: &Instance, number: u16| -> BTreeSet<ServiceName> {
             let leads = |name: &&ServiceName| match world.service(name) {
@@ -206,6 +208,7 @@ impl Mesh {
         let rules = Inbound {
             default,
             ports: BTreeMap::new(),
+            colours: self.edge_colours(node),
         };
         match (node.tls.has_identity, mode) {
             (true, _) => Some(rules),
@@ -218,6 +221,11 @@ impl Mesh {
                 ..rules
             }),
         }
+    }
+
+    fn edge_colours(&self, node: &Node) -> EdgeColours {
+        let colours = self.lanes.at_inbound(&node.service.namespace);
+        colours.cloned().unwrap_or_default()
     }
 
     fn access<'s>(&self, world: &World, services: impl Iterator<Item = &'s ServiceName>) -> Access {
@@ -311,12 +319,17 @@ pub(super) fn without_callers(rules: Inbound, has_identity: bool) -> Inbound {
     Inbound {
         default: closed(rules.default),
         ports: ports.map(|(port, rule)| (port, closed(rule))).collect(),
+        // Where nobody shows who they are, all of the mesh call in plain text.
+        colours: match has_identity {
+            true => rules.colours,
+            false => EdgeColours::default(),
+        },
     }
 }
 
 fn leads_to(service: &Service, instance: &Instance, number: u16) -> bool {
     let mut targets = service.ports.iter();
-    targets.any(|port| pick(instance, &port.target).is_some_and(|port| port.number == number))
+    targets.any(|port| pick(instance, &port.target, port.protocol).is_some_and(|port| port.number == number))
 }
 
 /// As the registry fills them in.

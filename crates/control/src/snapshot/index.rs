@@ -11,6 +11,7 @@ use phalanx_model::identity::SYSTEM_NAMESPACE;
 use phalanx_model::instance::Labels;
 use phalanx_model::{ServiceName, SharedMap};
 
+use crate::world::rollout::Progress;
 use crate::world::{Registered, World};
 
 /// Of one world; shares with the index before what did not change.
@@ -20,6 +21,8 @@ pub(super) struct Index {
     pub(super) slices: Sets<ServiceName, DocumentId>,
     /// BackendPolicies by target.
     pub(super) policies: Sets<ServiceName, DocumentId>,
+    /// TranscodingPolicies by target.
+    pub(super) transcoders: Sets<ServiceName, DocumentId>,
     /// AuthorizationPolicies by target.
     pub(super) guards: Sets<ServiceName, DocumentId>,
     /// PeerAuthentications by target.
@@ -36,6 +39,10 @@ pub(super) struct Index {
     users: Sets<ServiceName, DocumentId>,
     /// Routes of whatever kind by the Gateway they want to be attached to.
     pub(super) at_gateways: Sets<ServiceName, DocumentId>,
+    /// Rollouts by the route that they govern.
+    pub(super) rollouts: Sets<DocumentId, DocumentId>,
+    /// Rollouts by their two Services.
+    rollouts_of: Sets<ServiceName, DocumentId>,
     /// Services by their namespace and the `app` they select; none: they select by other labels.
     selecting: Sets<(String, Option<String>), ServiceName>,
     /// Names under which instances are registered, with how many, by namespace and `app`.
@@ -51,6 +58,10 @@ pub(super) struct Touched {
     pub(super) rules: BTreeSet<ServiceName>,
     /// Gateways, with what is attached to them.
     pub(super) gateways: BTreeSet<ServiceName>,
+    /// Rollouts about which something else may have to be said.
+    pub(super) rollouts: BTreeSet<DocumentId>,
+    /// Routes that a rollout leads otherwise than before.
+    pub(super) governed: BTreeSet<DocumentId>,
     /// All services of these: who may call them is said otherwise.
     pub(super) namespaces: BTreeSet<String>,
     /// All services of all.
@@ -83,6 +94,7 @@ impl Index {
                 }
             }
         }
+        self.led(before, world, &mut touched);
         world
             .instances
             .each_difference(&before.instances, |old, new| {
@@ -137,6 +149,7 @@ impl Index {
         let documents = routes.filter_map(|id| world.documents.get(id)?.document.as_deref());
         let parents = documents.flat_map(|document| match document {
             Document::Route(route) => route.parents.as_slice(),
+            Document::StreamRoute(route) => route.parents.as_slice(),
             _ => &[],
         });
         parents.map(|parent| parent.service.clone()).collect()
@@ -196,9 +209,27 @@ impl Index {
                     touched.services.insert(target.clone());
                 }
             }
+            Document::TranscodingPolicy(policy) => {
+                for target in &policy.targets {
+                    self.transcoders.set(target.clone(), id, is_there);
+                    touched.services.insert(target.clone());
+                }
+            }
             Document::Gateway(gateway) => drop(touched.gateways.insert(gateway.name())),
+            Document::Rollout(rollout) => {
+                self.rollouts.set(rollout.target.clone(), id, is_there);
+                for service in [&rollout.stable, &rollout.canary] {
+                    self.rollouts_of.set(service.clone(), id, is_there);
+                }
+                touched.rollouts.insert(id.clone());
+                touched.governed.insert(rollout.target.clone());
+            }
             Document::StreamRoute(route) => {
                 self.at_gateways(&route.gateways, id, is_there, touched);
+                for parent in &route.parents {
+                    self.routes.set(parent.service.clone(), id, is_there);
+                    touched.rules.insert(parent.service.clone());
+                }
                 for backend in &route.backends {
                     self.users.set(backend.service.clone(), id, is_there);
                 }
@@ -248,6 +279,37 @@ impl Index {
                     false => drop(known.remove(id)),
                 }
             }
+        }
+    }
+
+    /// What rollouts touch: the rules of a route that one leads otherwise, and what is said about one whose route or
+    /// Services changed. How far one is changes often, and mostly no rule.
+    fn led(&self, before: &World, world: &World, touched: &mut Touched) {
+        for change in world.rollouts.differences(&before.rollouts, Arc::ptr_eq) {
+            let leads = |progress: Option<&Arc<Progress>>| {
+                progress.map(|p| (p.record.subject.clone(), p.record.overlay.clone()))
+            };
+            if leads(change.before) != leads(change.after)
+                && let Some(Document::Rollout(rollout)) = world.document(change.key)
+            {
+                touched.governed.insert(rollout.target.clone());
+            }
+        }
+        for route in std::mem::take(&mut touched.governed) {
+            touched.rollouts.extend(self.rollouts.of(&route).cloned());
+            if let Some(Document::Route(route)) = world.document(&route) {
+                let parents = route.parents.iter().map(|parent| parent.service.clone());
+                touched.rules.extend(parents);
+                let gateways = route.gateways.iter().map(|parent| parent.gateway.clone());
+                touched.gateways.extend(gateways);
+            }
+        }
+        let documents = world.documents.differences(&before.documents, Arc::ptr_eq);
+        for change in documents {
+            touched.rollouts.extend(self.rollouts.of(change.key).cloned());
+        }
+        for service in &touched.services {
+            touched.rollouts.extend(self.rollouts_of.of(service).cloned());
         }
     }
 

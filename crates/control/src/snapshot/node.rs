@@ -21,6 +21,8 @@ pub struct Node {
     pub tls: NodeTls,
     /// It runs the Gateway that is called like its service.
     pub edge: Option<Edge>,
+    /// Where it takes datagrams of its application for a service's port.
+    pub udp: Vec<(SocketAddr, ServiceName, u16)>,
 }
 
 /// How a data plane runs a Gateway.
@@ -70,6 +72,10 @@ pub enum NodeError {
         "node `{id}`: metadata `inbound` is `{value}`, expected the inbound listener's ip:port or port, and beside it `app`, the application's"
     )]
     Inbound { id: String, value: String },
+    #[error(
+        "node `{id}`: metadata `udp` has `{value}`, expected at most {UDP_MAX} of LISTEN=SERVICE[.NAMESPACE]:PORT with commas between, LISTEN an ip:port, each once"
+    )]
+    Udp { id: String, value: String },
     #[error("node `{id}`: metadata `bind` is `{value}`, expected an IP address")]
     Bind { id: String, value: String },
     #[error(
@@ -97,6 +103,7 @@ impl Node {
             agent,
             tls: NodeTls::default(),
             edge: None,
+            udp: Vec::new(),
         }
     }
 
@@ -141,6 +148,7 @@ impl Node {
             .transpose()?;
         let tls = tls(node, &id)?;
         let edge = edge(node, &id)?;
+        let udp = udp(node, &id, &service.namespace)?;
         let optional = |key| text(node, key).unwrap_or_default();
         let zone = text(node, "zone")
             .or_else(|| node.locality.as_ref().map(|l| l.zone.clone()))
@@ -154,6 +162,7 @@ impl Node {
             agent,
             tls,
             edge,
+            udp,
             id,
         })
     }
@@ -213,6 +222,39 @@ fn edge(node: &core::Node, id: &str) -> Result<Option<Edge>, NodeError> {
     }))
 }
 
+/// `127.0.0.1:7000=room:7000,127.0.0.1:7001=voice.media:7000`
+fn udp(
+    node: &core::Node,
+    id: &str,
+    namespace: &str,
+) -> Result<Vec<(SocketAddr, ServiceName, u16)>, NodeError> {
+    let Some(text) = text_of(node, "udp", UDP_LEN_MAX) else {
+        return Ok(Vec::new());
+    };
+    let wrong = |value: &str| NodeError::Udp {
+        id: id.to_owned(),
+        value: value.to_owned(),
+    };
+    let one = |text: &str| {
+        let (listen, target) = text.split_once('=')?;
+        let (host, port) = target.rsplit_once(':')?;
+        let (name, namespace) = host.split_once('.').unwrap_or((host, namespace));
+        let service = ServiceName::parse(namespace, name).ok()?;
+        let port = port.parse().ok().filter(|port| *port > 0)?;
+        let listen: SocketAddr = listen.parse().ok()?;
+        Some((listen, service, port)).filter(|_| listen.port() > 0)
+    };
+    let mut udp: Vec<(SocketAddr, ServiceName, u16)> = Vec::new();
+    for text in text.split(',').map(str::trim) {
+        let found = one(text).ok_or_else(|| wrong(text))?;
+        if udp.len() == UDP_MAX || udp.iter().any(|known| known.0 == found.0) {
+            return Err(wrong(text));
+        }
+        udp.push(found);
+    }
+    Ok(udp)
+}
+
 /// A port alone is taken on every address.
 fn anywhere(value: &str) -> Option<SocketAddr> {
     let port = || value.parse().ok().filter(|port: &u16| *port > 0);
@@ -255,8 +297,12 @@ fn agent(node: &core::Node) -> String {
 
 /// Metadata as text; a whole number counts, because YAML writes ports without quotes.
 fn text(node: &core::Node, key: &str) -> Option<String> {
+    text_of(node, key, VALUE_MAX)
+}
+
+fn text_of(node: &core::Node, key: &str, max: usize) -> Option<String> {
     match node.metadata.as_ref()?.fields.get(key)?.kind.as_ref()? {
-        ValueKind::StringValue(text) if !text.is_empty() && text.len() <= VALUE_MAX => {
+        ValueKind::StringValue(text) if !text.is_empty() && text.len() <= max => {
             Some(text.clone())
         }
         ValueKind::NumberValue(number) if number.fract() == 0.0 => Some(format!("{number}")),
@@ -281,6 +327,9 @@ const ID_MAX: usize = 512;
 const AGENT_MAX: usize = 64;
 /// Of one metadata value.
 const VALUE_MAX: usize = 256;
+/// Sockets for datagrams of one node, and the text that names them.
+const UDP_MAX: usize = 32;
+const UDP_LEN_MAX: usize = 8192;
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
 //! What is a stream's own, beside what all streams share: the listener for the calls of others, the application behind it
-//! where that is no sidecar's business, and the secrets of whoever may have some.
+//! where that is no sidecar's business, the sockets that it takes datagrams at, and the secrets of whoever may have some.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -12,6 +12,7 @@ use phalanx_model::resource::{Inbound, Listener, ListenerProtocol};
 use phalanx_xds::encode::{self, INBOUND};
 use phalanx_xds::{Encoded, Kind, Snapshot};
 
+use super::demand::renew;
 use super::inbound::without_callers;
 use super::{Node, Published, Resources};
 use crate::world::{Documents, Registered};
@@ -29,6 +30,7 @@ pub struct Own {
     application: Option<Arc<Encoded>>,
     listeners: Pair,
     clusters: Pair,
+    udp: UdpSockets,
 }
 
 /// What came, and what was made of it.
@@ -66,8 +68,12 @@ impl Own {
         secrets: Option<&Resources>,
     ) -> Snapshot {
         self.follow(published, node);
+        let udp = &mut self.udp;
+        if !node.udp.is_empty() {
+            udp.follow(published, node);
+        }
         let of = |kind| {
-            let given = snapshot.resources(kind);
+            let given = &udp.with(kind, snapshot.resources(kind));
             match kind {
                 Kind::Listener => self.listeners.with(given, self.listener.as_ref()),
                 Kind::Cluster => self.clusters.with(given, self.application.as_ref()),
@@ -143,6 +149,48 @@ impl Own {
             let encoded = encode::application(app);
             published.inbounds.shared(encoded)
         });
+    }
+}
+
+/// Listeners for datagrams, and what they lead to where the stream would not have it otherwise.
+#[derive(Debug, Default)]
+struct UdpSockets {
+    listeners: Resources,
+    clusters: Resources,
+    endpoints: Resources,
+}
+
+impl UdpSockets {
+    fn follow(&mut self, published: &Published, node: &Node) {
+        let listeners = published.mesh.udp.listeners(node);
+        let encoded = listeners.iter().map(encode::listener);
+        let encoded = encoded.map(|one| (one.name.clone(), Arc::new(one)));
+        renew(&mut self.listeners, encoded.collect());
+        let named = self.listeners.values().flat_map(|one| one.refs.iter());
+        let named: BTreeSet<&String> = named.collect();
+        let shared = |kind| {
+            let found = named.iter().map(|name| (*name).clone());
+            let found =
+                found.filter_map(|name| Some((name.clone(), published.shared(kind, &name, node)?)));
+            found.collect()
+        };
+        let (clusters, endpoints) = (shared(Kind::Cluster), shared(Kind::Endpoints));
+        renew(&mut self.clusters, clusters);
+        renew(&mut self.endpoints, endpoints);
+    }
+
+    fn with(&self, kind: Kind, given: &Resources) -> Resources {
+        let added = match kind {
+            Kind::Listener => &self.listeners,
+            Kind::Cluster => &self.clusters,
+            Kind::Endpoints => &self.endpoints,
+            Kind::Routes | Kind::Secret => return given.clone(),
+        };
+        let mut all = given.clone();
+        for (name, one) in added.iter().filter(|(name, _)| !given.contains_key(*name)) {
+            all.insert(name.clone(), one.clone());
+        }
+        all
     }
 }
 

@@ -127,7 +127,7 @@ impl Published {
     fn endpoints(&self, node: &Node) -> Resources {
         let zoned = || {
             let sets = self.mesh.assignments.values();
-            sets.filter(|set| set.overprovision.is_some())
+            sets.filter(|set| set.overprovision.is_some() && set.cluster.lane.is_none())
         };
         if node.zone.is_empty() || zoned().next().is_none() {
             return self.endpoints.clone();

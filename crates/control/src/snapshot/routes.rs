@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use phalanx_model::document::{BackendRef, Document, Kind, Route, RouteRule};
+use phalanx_model::document::{BackendRef, Document, Kind, ParentRef, Route, RouteRule};
 use phalanx_model::instance::Protocol;
 use phalanx_model::matching::order::precedence;
 use phalanx_model::resource::{
@@ -17,7 +17,9 @@ use phalanx_model::resource::{
 use phalanx_model::{ClusterName, Reason, ServiceName, SharedMap};
 
 use super::catalog::{CatalogPort, finding, replace};
-use super::{Catalog, Finding, Mesh, hosts};
+use super::lanes::with_twins;
+use super::overlay::{Lead, led};
+use super::{Catalog, Finding, Mesh, hosts, transcode, udp};
 use crate::world::{DocumentEntry, World};
 
 /// The name of the outbound listener and of its route table.
@@ -73,6 +75,7 @@ pub(super) fn compile(mesh: &mut Mesh, world: &World, services: BTreeSet<Service
     for service in services {
         let mut findings = Vec::new();
         let found = find(world, mesh, &service, &mut findings);
+        udp::compile(mesh, world, &service, &mut findings);
         mesh.notes.of_rules.set(&service, findings);
         let gone: Vec<_> = mesh.rules.ports_of(&service).collect();
         for port in gone.into_iter().filter(|port| !found.contains_key(port)) {
@@ -168,12 +171,16 @@ fn find(
     let mut found = BTreeMap::new();
     for (port, of_port) in ports.into_iter().flat_map(|ports| ports.iter()) {
         let mut scopes = attached.remove(port).unwrap_or_default();
-        if of_port.protocol == Protocol::Tcp {
+        if !of_port.protocol.is_http() {
+            let speaks = match of_port.protocol {
+                Protocol::Udp => "takes datagrams",
+                _ => "is plain TCP",
+            };
             let ignored = |(entry, _): &(&DocumentEntry, &Route)| {
                 finding(
                     entry,
                     format!(
-                        "port {port} of Service {service} is plain TCP, so no HTTP rule holds there"
+                        "port {port} of Service {service} {speaks}, so no HTTP rule holds there"
                     ),
                 )
             };
@@ -182,17 +189,17 @@ fn find(
         }
         let routes = scopes.remove(service.namespace.as_str());
         let consumers = scopes.into_iter().map(|(namespace, routes)| {
-            let rules = merged(routes, &mesh.catalog, findings);
+            let rules = with_twins(merged(world, mesh, routes, findings), &mesh.catalog);
             (namespace.to_owned(), Arc::new(rules))
         });
         let consumers = consumers.collect();
         let rules = if let Some(routes) = routes {
-            merged(routes, &mesh.catalog, findings)
+            merged(world, mesh, routes, findings)
         } else {
             vec![plain(service, *port, of_port)]
         };
         let hosted = Hosted {
-            rules: Arc::new(rules),
+            rules: Arc::new(with_twins(rules, &mesh.catalog)),
             consumers,
             is_default: default_port == Some(*port),
         };
@@ -220,7 +227,7 @@ fn attach<'a>(
         let Some(Document::Route(route)) = entry.document.as_deref() else {
             continue;
         };
-        for port in parents(entry, route, service, &mesh.catalog, findings) {
+        for port in parents(entry, &route.parents, service, &mesh.catalog, findings) {
             let scopes = attached.entry(port).or_default();
             let scope = scopes.entry(entry.id.namespace.as_str()).or_default();
             scope.push((&**entry, route));
@@ -253,15 +260,15 @@ fn attach<'a>(
 }
 
 /// The ports of this service that a route is attached to, each once.
-fn parents(
+pub(super) fn parents(
     entry: &DocumentEntry,
-    route: &Route,
+    of_route: &[ParentRef],
     service: &ServiceName,
     catalog: &Catalog,
     findings: &mut Vec<Finding>,
 ) -> BTreeSet<u16> {
     let mut ports = BTreeSet::new();
-    let here = route.parents.iter().filter(|p| p.service == *service);
+    let here = of_route.iter().filter(|p| p.service == *service);
     for parent in here {
         let Some(all) = catalog.services.get(service) else {
             findings.push(finding(
@@ -319,6 +326,7 @@ fn plain(service: &ServiceName, port: u16, of_port: &CatalogPort) -> Rule {
             retry: Retry::default(),
             hash_on: of_port.hash_on.clone(),
             hedging: of_port.hedging.clone(),
+            transcoding: of_port.transcoding.clone(),
             ..Forward::default()
         }),
     }
@@ -326,8 +334,9 @@ fn plain(service: &ServiceName, port: u16, of_port: &CatalogPort) -> Rule {
 
 /// One rule per match, ordered.
 fn merged(
+    world: &World,
+    mesh: &Mesh,
     mut routes: Vec<(&DocumentEntry, &Route)>,
-    catalog: &Catalog,
     findings: &mut Vec<Finding>,
 ) -> Vec<Rule> {
     routes.sort_by_key(|(entry, _)| {
@@ -340,8 +349,11 @@ fn merged(
     });
     let mut rules = Vec::new();
     for (entry, route) in routes {
+        let lead = Lead::of(world, &mesh.index, &entry.id);
         for (index, rule) in route.rules.iter().enumerate() {
-            rules.extend(split(entry, index, rule, catalog, findings));
+            for rule in led(lead.as_ref(), rule) {
+                rules.extend(split(entry, index, &rule, &mesh.catalog, findings));
+            }
         }
     }
     // Stable: what is equal by match keeps the order of age, name and place.
@@ -360,6 +372,7 @@ pub(super) fn split(
     let mut action = action(rule, catalog);
     if let Action::Forward(forward) = &mut action {
         forward.mirrors = mirrors(entry, rule, catalog, findings);
+        forward.transcoding = transcode::of_rule(entry, rule, catalog, findings);
         forward.session = rule.session.as_ref().map(|of| session(entry, &place, of));
     }
     let of_match = |matches: &RuleMatch| Rule {
@@ -408,7 +421,7 @@ fn mirrors(
     for mirror in rule.mirrors.iter().filter(|mirror| mirror.per_million > 0) {
         let (service, port) = (&mirror.service, mirror.port);
         match catalog.port(service, port) {
-            Some(of_port) if of_port.protocol != Protocol::Tcp => mirrors.push(Mirror {
+            Some(of_port) if of_port.protocol.is_http() => mirrors.push(Mirror {
                 cluster: ClusterName::outbound(service.clone(), port),
                 per_million: mirror.per_million,
             }),
@@ -465,7 +478,7 @@ fn hedging(rule: &RouteRule, catalog: &Catalog) -> Option<Hedging> {
 fn backend(reference: &BackendRef, catalog: &Catalog) -> Backend {
     let exists = catalog
         .port(&reference.service, reference.port)
-        .is_some_and(|port| port.protocol != Protocol::Tcp);
+        .is_some_and(|port| port.protocol.is_http());
     Backend {
         cluster: exists.then(|| ClusterName::outbound(reference.service.clone(), reference.port)),
         weight: reference.weight,

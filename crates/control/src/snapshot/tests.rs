@@ -2,6 +2,7 @@
 
 mod envoy;
 pub mod incremental;
+mod lanes;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -660,7 +661,7 @@ fn arena() -> Fixture {
     .with(instance("physics", "p1", "127.0.0.7:15006", &[("", 7000)]))
 }
 
-fn node() -> Node {
+pub(super) fn node() -> Node {
     Node {
         id: "default/match/m1".into(),
         service: ServiceName::new("default", "match"),
@@ -671,5 +672,6 @@ fn node() -> Node {
         agent: "phalanx".into(),
         tls: Default::default(),
         edge: None,
+        udp: Vec::new(),
     }
 }

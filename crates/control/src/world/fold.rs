@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::record::{
     self, DocumentRecord, DrainRecord, HistoryRecord, InstanceRecord, Key, PlaneRecord,
 };
+use super::rollout::Progress;
 use super::{Canary, DocumentEntry, Plane, Quarantine, Registered, Verdict, World, health};
 
 /// One key of the store as it is now, or one change of it.
@@ -88,6 +89,7 @@ impl Fold {
             Key::Plane(id) => self.plane(&change.key, id, change.value.as_deref(), change.revision),
             Key::Drain(id) => self.drain(&change.key, id, change.value.as_deref(), change.revision),
             Key::Canary => self.canary(&change),
+            Key::Rollout(id) => self.rollout(id, &change),
             Key::CanaryLast => {
                 let last = change.value.as_deref().map(serde_json::from_slice);
                 self.world.last_canary = last.and_then(Result::ok).map(Arc::new);
@@ -112,6 +114,26 @@ impl Fold {
             Some(problem) => self.quarantine(change.key.clone(), problem, change.revision),
             None => self.release(&change.key),
         }
+    }
+
+    /// What can't be read leaves the route where it was led last.
+    fn rollout(&mut self, id: DocumentId, change: &Stored) {
+        let rollouts = &mut self.world.rollouts;
+        match change.value.as_deref().map(serde_json::from_slice) {
+            None => drop(rollouts.remove(&id)),
+            Some(Ok(record)) => {
+                let progress = Progress {
+                    record,
+                    revision: change.revision,
+                };
+                rollouts.insert(id, Arc::new(progress));
+            }
+            Some(Err(e)) => {
+                let message = format!("its record is damaged: {e}");
+                return self.quarantine(change.key.clone(), message, change.revision);
+            }
+        }
+        self.release(&change.key);
     }
 
     fn health(

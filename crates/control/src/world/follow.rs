@@ -6,7 +6,7 @@ use phalanx_store::{Batch, Entry, EventKind, Page, Store};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::record::CA;
+use super::record::{CA, SESSIONS};
 use super::{Fold, Stored, World};
 
 /// Holds the world and where to go on.
@@ -84,7 +84,7 @@ impl Follower {
         self.revision = batch.revision;
         let before = self.fold.revision();
         for event in batch.events {
-            if event.key().starts_with(CA) {
+            if is_others(event.key()) {
                 continue;
             }
             self.fold.apply(match event.kind {
@@ -100,9 +100,14 @@ impl Follower {
     }
 }
 
+/// Of rooms that follow their keys themselves.
+fn is_others(key: &str) -> bool {
+    key.starts_with(CA) || key.starts_with(SESSIONS)
+}
+
 fn boot(page: Page) -> Fold {
     let entries = page.entries.into_iter();
-    let entries = entries.filter(|entry| !entry.key.starts_with(CA));
+    let entries = entries.filter(|entry| !is_others(&entry.key));
     Fold::boot(entries.map(stored).collect(), page.revision)
 }
 

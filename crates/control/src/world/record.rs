@@ -24,6 +24,8 @@ pub const DRAINS: &str = "drains/";
 pub const RELEASES: &str = "releases/";
 /// Of the certificate authority, which follows its keys itself.
 pub const CA: &str = "ca/";
+/// Of the session directory, which does the same.
+pub const SESSIONS: &str = "sessions/";
 
 /// What a key stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub enum Key {
     History(u64),
     Canary,
     CanaryLast,
+    /// How far a Rollout is.
+    Rollout(DocumentId),
     /// A control plane that is alive, by its name.
     Plane(String),
     /// What an operator wants of an instance.
@@ -96,6 +100,13 @@ impl Key {
                 service: ServiceName::new(namespace, service),
                 id: id.to_owned(),
             }),
+            [Some("rollouts"), Some(namespace), Some(name), None, None] if !name.is_empty() => {
+                Self::Rollout(DocumentId {
+                    kind: Kind::Rollout,
+                    namespace: namespace.to_owned(),
+                    name: name.to_owned(),
+                })
+            }
             [Some("releases"), Some(namespace), Some(service), None, None] => {
                 Self::Release(ServiceName::new(namespace, service))
             }
@@ -295,6 +306,21 @@ pub struct DrainRecord {
     /// After this long of draining, drained; none: it drains until that is undone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_ms: Option<u64>,
+    /// `move` or `release`: what becomes of the sessions that the directory has there by then, before it is drained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handover: Option<String>,
+    /// How many of them in a second; each is a client that comes again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconnects_per_second: Option<u32>,
+}
+
+/// What becomes of sessions at the end of a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handover {
+    /// To instances that take new ones.
+    Move,
+    /// To nobody: whoever claims them next.
+    Release,
 }
 
 /// That an operator let the held instances of a service go; each time it is written counts.
@@ -305,7 +331,27 @@ pub struct ReleaseRecord {
     pub author: String,
 }
 
+impl Handover {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Move => "move",
+            Self::Release => "release",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Move, Self::Release]
+            .into_iter()
+            .find(|handover| handover.as_str() == text)
+    }
+}
+
 impl DrainRecord {
+    /// None: nothing; its end is the registry's to see.
+    pub fn hands_over(&self) -> Option<Handover> {
+        Handover::parse(self.handover.as_deref()?)
+    }
+
     /// Draining unless it says more.
     pub fn state(&self) -> State {
         match State::parse(&self.state) {
@@ -430,7 +476,7 @@ mod tests {
             "",
             "x",
             "config/Service/default",
-            "config/UDPRoute/default/x",
+            "config/Telemetry/default/x",
             "config/Service/a/b/c",
             "history/x",
             "instances/a/b/",

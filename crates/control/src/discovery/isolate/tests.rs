@@ -28,6 +28,7 @@ impl Peer {
             agent: "envoy".into(),
             tls: Default::default(),
             edge: None,
+            udp: Vec::new(),
         };
         Self {
             isolation: Isolation::default(),

@@ -283,6 +283,7 @@ async fn an_operators_drain_outlives_assertions_and_restarts() {
     let state = |mesh: &Mesh| mesh.world().instances.get(&battle("b1")).unwrap().state;
     let begin = Drain::Begin {
         grace: Some(Duration::from_secs(3)),
+        handover: None,
     };
     first
         .registry

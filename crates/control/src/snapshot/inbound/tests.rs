@@ -60,6 +60,7 @@ fn node(has_identity: bool) -> Node {
             ..NodeTls::default()
         },
         edge: None,
+        udp: Vec::new(),
     }
 }
 

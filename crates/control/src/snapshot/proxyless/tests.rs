@@ -49,6 +49,7 @@ fn node() -> Node {
         agent: "gRPC Go 1".into(),
         tls: Default::default(),
         edge: None,
+        udp: Vec::new(),
     }
 }
 

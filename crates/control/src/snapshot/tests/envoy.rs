@@ -74,6 +74,9 @@ fn generated(seed: u64, bootstrap: &mut Bootstrap) {
         instance.zone = format!("z{}", dice.below(3));
         instance.weight = dice.below(130) as u32;
         instance.mutual_tls = dice.chance(60);
+        if dice.chance(40) {
+            instance.labels.insert("version".into(), "v2".into());
+        }
         fixture = fixture.with(instance);
     }
     let published = Compiler::default().compile(Arc::new(fixture.world()));
@@ -239,6 +242,17 @@ fn documents(dice: &mut Dice, namespace: &str) -> String {
                 dice.chance(70)
             );
         }
+    }
+    if dice.chance(60) {
+        let fallback = dice.of(&[
+            "",
+            ", fallback: Baseline",
+            ", fallback: Refuse, services: [s1]",
+        ]);
+        let _ = writeln!(
+            text,
+            "---\napiVersion: phalanx.dev/v1alpha1\nkind: ColourPolicy\nmetadata: {{name: c, namespace: {namespace}}}\nspec:\n  env: {{header: {{trusted: true, allow: [dev-*]}}, networks: [{{cidr: 10.10.0.0/16, value: staging}}, {{cidr: 'fd00::/8', value: lab}}], default: prod}}\n  canaryId: {{header: x-user, generate: true}}\n  lanes: [{{colour: dev-li, selector: {{version: v2}}{fallback}}}, {{colour: dev-wu, selector: {{app: s2}}}}]"
+        );
     }
     text
 }

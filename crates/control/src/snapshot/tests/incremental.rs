@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::world::record::{document_key, instance_key};
+use crate::world::rollout::{MirrorShare, Overlay, RolloutRecord, rollout_key, subject};
 use crate::world::{Fold, Stored};
 
 /// What is put or deleted, by small numbers that name services, versions and places.
@@ -57,6 +58,31 @@ pub enum Step {
         port: bool,
         created: u64,
     },
+    /// Of the mesh where it is the third.
+    Colours {
+        name: u8,
+        colour: u8,
+        selector: u8,
+        refuses: bool,
+        edge: bool,
+        created: u64,
+    },
+    Rollout {
+        name: u8,
+        route: u8,
+        grpc: bool,
+        stable: u8,
+        canary: u8,
+        matches: bool,
+        created: u64,
+    },
+    /// How far such a Rollout is.
+    Led {
+        of: Box<Step>,
+        weight: u32,
+        mirror: bool,
+        lane: bool,
+    },
     /// Of what one of these put, if it did.
     Delete(Box<Step>),
     Damage(Box<Step>),
@@ -89,7 +115,28 @@ pub fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(name, targets, from)| Step::Guard { name, targets, from }),
         2 => (0..6_u8, prop::collection::vec(0..6_u8, 0..3), 0..3_u8, any::<bool>(), created())
             .prop_map(|(name, targets, mode, port, created)| Step::Peers { name, targets, mode, port, created }),
+        1 => (0..6_u8, 0..2_u8, 0..3_u8, any::<bool>(), any::<bool>(), created())
+            .prop_map(|(name, colour, selector, refuses, edge, created)| Step::Colours { name, colour, selector, refuses, edge, created }),
     ];
+    let rollout = (0..4_u8, 0..4_u8, any::<bool>(), 0..6_u8, 1..6_u8, any::<bool>(), created())
+        .prop_map(|(name, route, grpc, stable, other, matches, created)| Step::Rollout {
+            name,
+            route,
+            grpc,
+            stable,
+            canary: (stable + other) % 6,
+            matches,
+            created,
+        });
+    let led = (rollout.clone(), 0..=100_u32, any::<bool>(), any::<bool>()).prop_map(
+        |(of, weight, mirror, lane)| Step::Led {
+            of: Box::new(of),
+            weight,
+            mirror,
+            lane,
+        },
+    );
+    let put = prop_oneof![10 => put, 1 => rollout, 1 => led];
     (put, 0..10_u8).prop_map(|(put, fate)| match fate {
         0..=2 => Step::Delete(Box::new(put)),
         3 => Step::Damage(Box::new(put)),
@@ -110,6 +157,7 @@ impl Step {
                 ..whole(step)
             },
             Self::Instance { .. } => self.instance(revision),
+            Self::Led { .. } => self.led(revision),
             _ => self.document(revision),
         }
     }
@@ -149,13 +197,49 @@ impl Step {
         }
     }
 
+    fn led(&self, revision: u64) -> Stored {
+        let Self::Led {
+            of,
+            weight,
+            mirror,
+            lane,
+        } = self
+        else {
+            unreachable!("asked of a rollout's record only")
+        };
+        let parsed = phalanx_model::manifest::parse("x", &of.yaml(), "default");
+        let document = parsed.into_result().unwrap().remove(0).document;
+        let phalanx_model::document::Document::Rollout(rollout) = document else {
+            unreachable!("made of a Rollout")
+        };
+        let record = RolloutRecord {
+            subject: subject(&rollout),
+            overlay: Overlay {
+                weight: *weight,
+                mirror: mirror.then_some(MirrorShare {
+                    per_million: 100_000,
+                    compare: false,
+                }),
+                lane: lane.then(|| "dev".to_owned()),
+            },
+            ..RolloutRecord::default()
+        };
+        Stored {
+            key: rollout_key(&rollout.meta.namespace, &rollout.meta.name),
+            value: Some(serde_json::to_vec(&record).unwrap()),
+            revision,
+        }
+    }
+
     fn document(&self, revision: u64) -> Stored {
         let text = self.yaml();
         let made = Fixture::yaml(&text).stored().remove(0);
         let mut record: Value = serde_json::from_slice(&made.value.unwrap()).unwrap();
         if let Self::Route { created, .. }
         | Self::Policy { created, .. }
-        | Self::Peers { created, .. } = self
+        | Self::Peers { created, .. }
+        | Self::Colours { created, .. }
+        | Self::Rollout { created, .. } = self
         {
             record["created"] = (*created).into();
         }
@@ -279,7 +363,54 @@ impl Step {
                     "apiVersion: phalanx.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {{name: a{name}, namespace: {namespace}}}\nspec:\n{spec}"
                 )
             }
-            Self::Instance { .. } | Self::Delete(_) | Self::Damage(_) => {
+            Self::Colours {
+                name,
+                colour,
+                selector,
+                refuses,
+                edge,
+                ..
+            } => {
+                let namespace = match name {
+                    5 => "phalanx-system",
+                    _ => named(*name).0,
+                };
+                let selectors = ["version: v1", "version: v2, app: s1", "zone: az1"];
+                let selector = selectors[usize::from(*selector)];
+                let refused = match (refuses, name) {
+                    (true, 5) => ", fallback: Refuse",
+                    (true, _) => ", fallback: Refuse, services: [s0]",
+                    (false, _) => "",
+                };
+                let edge = if *edge {
+                    "  env: {default: prod}\n"
+                } else {
+                    ""
+                };
+                format!(
+                    "apiVersion: phalanx.dev/v1alpha1\nkind: ColourPolicy\nmetadata: {{name: c{name}, namespace: {namespace}}}\nspec:\n{edge}  lanes: [{{colour: c{colour}, selector: {{{selector}}}{refused}}}]\n"
+                )
+            }
+            Self::Rollout {
+                name,
+                route,
+                grpc,
+                stable,
+                canary,
+                matches,
+                ..
+            } => {
+                // In the route's namespace.
+                let (namespace, of) = named(*route);
+                let kind = if *grpc { "GRPCRoute" } else { "HTTPRoute" };
+                let boundary = if *matches { "match" } else { "none" };
+                format!(
+                    "apiVersion: phalanx.dev/v1alpha1\nkind: Rollout\nmetadata: {{name: o{name}, namespace: {namespace}}}\nspec:\n  targetRef: {{kind: {kind}, name: {of}}}\n  stable: {{{}}}\n  canary: {{{}}}\n  boundary: {boundary}\n  steps: [{{weight: 5, for: 1s}}]\n",
+                    refs(*stable),
+                    refs(*canary)
+                )
+            }
+            Self::Led { .. } | Self::Instance { .. } | Self::Delete(_) | Self::Damage(_) => {
                 unreachable!("asked of a document only")
             }
         }
