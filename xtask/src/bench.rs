@@ -55,7 +55,7 @@ pub struct Options {
     /// Print the table, leave bench/README.md as it is
     #[arg(long)]
     dry_run: bool,
-    /// Take the binaries in target/release as they are
+    /// Take the binaries in target/dist as they are
     #[arg(long)]
     no_build: bool,
 }
@@ -116,7 +116,7 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
 
 fn build(root: &Path) -> anyhow::Result<()> {
     let packages = ["--package", "phalanx", "--package", "phalanx-testkit"];
-    let mut cargo = shell::cargo(root, &["build", "--release", "--bins"]);
+    let mut cargo = shell::cargo(root, &["build", "--profile", "dist", "--bins"]);
     shell::run(cargo.args(packages))
 }
 

@@ -231,7 +231,7 @@ impl Case {
         };
         command
             .args(["-c", LOAD_CORE])
-            .arg(root.join("target/release/bench-backend"))
+            .arg(root.join("target/dist/bench-backend"))
             .args([protocol, self.backend()]);
         let child = Child::spawn(&mut command, "backend")?;
         wait_for_port(self.backend())?;

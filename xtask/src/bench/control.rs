@@ -42,7 +42,7 @@ pub struct Options {
     /// Print the section, leave bench/README.md as it is
     #[arg(long)]
     dry_run: bool,
-    /// Do not build: take what target/release has
+    /// Do not build: take what target/dist has
     #[arg(long)]
     no_build: bool,
 }
@@ -51,7 +51,7 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     if !options.no_build {
         setup::run(root, false)?;
         let packages = ["--package", "phalanx", "--package", "phalanx-testkit"];
-        let build = [&["build", "--release"][..], &packages, &["--bins"]].concat();
+        let build = [&["build", "--profile", "dist"][..], &packages, &["--bins"]].concat();
         shell::run(&mut shell::cargo(root, &build))?;
     }
     let bench = Bench {
@@ -288,7 +288,7 @@ impl Bench<'_> {
         if is_fresh {
             let _ = std::fs::remove_dir_all(&data);
         }
-        let mut command = Command::new(self.root.join("target/release/phalanx"));
+        let mut command = Command::new(self.root.join("target/dist/phalanx"));
         command
             .args([
                 "control", "--open", "--xds", XDS, "--admin", ADMIN, "--dns", DNS, "--ocsp",
@@ -302,7 +302,7 @@ impl Bench<'_> {
 
     fn start_load(&self) -> anyhow::Result<Load> {
         Load::start(&mut Command::new(
-            self.root.join("target/release/bench-control"),
+            self.root.join("target/dist/bench-control"),
         ))
     }
 }

@@ -28,7 +28,7 @@ pub fn measure(case: &Case, root: &Path, proxy: &Running) -> anyhow::Result<Samp
     let before = server.proportional_kb()?;
     let mut holder = Command::new("taskset");
     holder.args(["-c", LOAD_CORE]);
-    holder.arg(root.join("target/release/bench-backend"));
+    holder.arg(root.join("target/dist/bench-backend"));
     holder.args(["idle", if case.wire == Wire::Http2 { "h2" } else { "h1" }]);
     let to = match case.paired {
         true => pair::BETWEEN,

@@ -73,7 +73,7 @@ pub fn beside(
     proxy: &Running,
     time: Duration,
 ) -> anyhow::Result<Sample> {
-    let backend = root.join("target/release/bench-backend");
+    let backend = root.join("target/dist/bench-backend");
     std::thread::sleep(SETTLED);
     generate(case, root, proxy, Duration::from_secs(1))?;
     let mut calm = Sample::default();
@@ -117,7 +117,7 @@ const HEAD_START: Duration = Duration::from_secs(1);
 
 fn generate(case: &Case, root: &Path, proxy: &Running, time: Duration) -> anyhow::Result<String> {
     let (to, seconds) = (proxy.entry, time.as_secs().to_string());
-    let backend = root.join("target/release/bench-backend");
+    let backend = root.join("target/dist/bench-backend");
     let mut command = Command::new("taskset");
     command.args(["-c", LOAD_CORE]);
     let mut paced = |rate: u32, connections: u32| {

@@ -24,7 +24,7 @@ pub const DATA: &str = "phalanx-pair";
 /// A control plane with its own authority, and two sidecars that joined by tokens; nothing is configured beyond what
 /// users write.
 pub fn phalanx(root: &Path, work: &Path, _: &Case) -> anyhow::Result<Running> {
-    let binary = root.join("target/release/phalanx");
+    let binary = root.join("target/dist/phalanx");
     let data = work.join(DATA);
     let _ = fs::remove_dir_all(&data);
     fs::create_dir_all(&data)?;

@@ -145,7 +145,7 @@ fn echoes(entry: &str) -> std::io::Result<bool> {
 fn phalanx(root: &Path, work: &Path, case: &Case) -> anyhow::Result<Running> {
     const XDS: &str = "127.0.0.1:18110";
     const ADMIN: &str = "127.0.0.1:18111";
-    let binary = root.join("target/release/phalanx");
+    let binary = root.join("target/dist/phalanx");
     let data = work.join("phalanx");
     let _ = fs::remove_dir_all(&data);
     let mut control = Command::new("taskset");

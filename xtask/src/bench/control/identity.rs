@@ -90,7 +90,7 @@ impl Bench<'_> {
     fn under_load(&self, figures: &mut Figures) -> anyhow::Result<()> {
         let mut backend = Command::new("taskset");
         backend.args(["-c", PROXY_CORE]);
-        backend.arg(self.root.join("target/release/bench-backend"));
+        backend.arg(self.root.join("target/dist/bench-backend"));
         let _backend = Child::spawn(backend.args(["h1", BACKEND_H1]), "the backend")?;
         wait_for_port(BACKEND_H1)?;
         let ours = peer::ALL.iter().find(|peer| peer.name == "phalanx");
@@ -149,7 +149,7 @@ impl Bench<'_> {
     /// One that takes nobody without a proof. Returns when its operator can ask it.
     fn start_guarded(&self, data: &Path) -> anyhow::Result<Process> {
         let _ = std::fs::remove_dir_all(data);
-        let mut command = Command::new(self.root.join("target/release/phalanx"));
+        let mut command = Command::new(self.root.join("target/dist/phalanx"));
         command.args(["control", "--xds", XDS, "--admin", ADMIN, "--dns", DNS]);
         command.args(["--ocsp", "none", "--data"]).arg(data);
         let control = Process::start(&mut command, "the control plane")?;
@@ -161,7 +161,7 @@ impl Bench<'_> {
     fn start_on(&self, core: &str) -> anyhow::Result<Load> {
         let mut command = Command::new("taskset");
         command.args(["-c", core]);
-        command.arg(self.root.join("target/release/bench-control"));
+        command.arg(self.root.join("target/dist/bench-control"));
         Load::start(&mut command)
     }
 }
