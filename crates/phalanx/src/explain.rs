@@ -29,9 +29,10 @@ use crate::{AdminOptions, NamespaceOptions};
     after_help = "Exit code 1: some share of such requests is answered with an error by a sidecar."
 )]
 pub struct Options {
-    /// GET, POST, …
+    /// GET, POST, …; udp for datagrams, with --proxy
     method: String,
-    /// http://HOST[:PORT]/PATH, as the application would call it; grpc://HOST/SERVICE/METHOD for gRPC
+    /// http://HOST[:PORT]/PATH, as the application would call it; grpc://HOST/SERVICE/METHOD for gRPC; for datagrams the
+    /// socket's [IP:]PORT (their token: -H token:HEX)
     url: String,
     /// Documents to explain from; beside --proxy they only tell lines
     #[arg(
@@ -138,6 +139,11 @@ fn from_files(options: &Options, files: &Files) -> Result<Explanation, Failure> 
     let namespace = &options.namespace.namespace;
     let asking = Asking::parse(&options.method, &options.url, &options.headers);
     let asking = asking.map_err(Failure::usage)?;
+    if asking.method.eq_ignore_ascii_case("udp") {
+        return Err(Failure::usage(
+            "datagrams are explained where they are taken: --proxy says at which edge or sidecar",
+        ));
+    }
     let from = options.from.as_deref().unwrap_or_default();
     let (of, name) = from.split_once('/').unwrap_or((namespace, from));
     let from = ServiceName::parse(of, name).map_err(Failure::usage)?;

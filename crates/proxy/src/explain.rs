@@ -5,6 +5,7 @@
 
 mod supposed;
 mod told;
+mod udp;
 
 use std::sync::Arc;
 
@@ -86,7 +87,7 @@ impl Asking {
     /// In words.
     pub fn parse(method: &str, url: &str, headers: &[String]) -> Result<Self, String> {
         let rest = match url.split_once("://") {
-            Some(("http" | "grpc", rest)) => rest,
+            Some(("http" | "grpc" | "udp", rest)) => rest,
             Some((scheme, _)) => {
                 return Err(format!(
                     "scheme `{scheme}`: inside the mesh applications call http:// (or grpc://), encrypting is the sidecars' work"
@@ -182,6 +183,9 @@ impl Asking {
 
 /// Everything about one request at one sidecar.
 pub fn explain(setting: &Setting<'_>, asking: &Asking) -> Answer {
+    if udp::is_meant(asking) {
+        return Answer::Told(Box::new(udp::explain(setting, asking)));
+    }
     let mut told = Explanation {
         direction: setting.direction.as_str().to_owned(),
         node: setting.node.clone(),

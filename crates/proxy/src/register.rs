@@ -1,7 +1,9 @@
 //! Registering the application beside us, for as long as it accepts connections. A connection is held open to each of
 //! its ports: the kernel ends it in the instant the application dies, whatever way, and then one attempt to connect
-//! tells a dead application from one that only closed an idle connection. An application that lives may be asked, besides,
-//! whether it is ready; one that is not stays registered, out of everybody's endpoints.
+//! tells a dead application from one that only closed an idle connection. Of a port for datagrams the kernel is asked whether
+//! somebody has it. An application that lives may be asked, besides, whether it is ready; one that is not stays registered, out of everybody's endpoints.
+
+mod bound;
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -23,6 +25,8 @@ use crate::lasting::Lasting;
 
 /// How long the first configuration may keep an instance from registering: without one its application can't call.
 pub const CONFIGURATION_WAIT: Duration = Duration::from_secs(5);
+/// How often the kernel is asked about ports for datagrams.
+const BOUND_INTERVAL: Duration = Duration::from_millis(500);
 /// How often an application that is down is tried.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -47,15 +51,20 @@ pub struct Register {
 }
 
 impl Register {
-    /// Watches `apps` and, once `complete` or after [`CONFIGURATION_WAIT`], registers while all of them accept; asserts anew whenever
+    /// Watches `apps` and `udp`, its ports for datagrams, and, once `complete` or after [`CONFIGURATION_WAIT`], registers while all of them accept; asserts anew whenever
     /// `connected`, the state of the discovery stream, changes: its end may mean a control plane that forgot us.
     ///
     /// With `ready`, the first of `apps` is asked that, too; until it says yes it gets no traffic. What is known `before`,
     /// from a process that watched it until now, holds until it is found to be otherwise.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is another's, and there is one caller"
+    )]
     pub fn spawn(
         registration: Registration,
         before: Option<Succession>,
         apps: &[SocketAddr],
+        udp: &[SocketAddr],
         ready: Option<Probe>,
         mut complete: Receiver<bool>,
         connected: Receiver<bool>,
@@ -64,12 +73,16 @@ impl Register {
         let registration = Arc::new(registration);
         let was_up = before.is_some_and(|before| before.ready);
         let was_ready = before.is_some_and(|before| before.traffic == State::Accepting);
-        let (report, up) = channel(Ports::all_same(apps.len(), was_up));
+        let (report, up) = channel(Ports::all_same(apps.len() + udp.len(), was_up));
         let report = Arc::new(report);
         let mut tasks = JoinSet::new();
         for (port, app) in apps.iter().enumerate() {
             let watching = watch_port(*app, port, report.clone());
             tasks.spawn(lasting.guard("watch of the application", watching));
+        }
+        for (port, app) in (apps.len()..).zip(udp) {
+            let watching = watch_bound(*app, port, report.clone());
+            tasks.spawn(lasting.guard("watch of a port for datagrams", watching));
         }
         let (said, is_ready) = channel(ready.is_none() || was_ready);
         let asking = ready
@@ -213,8 +226,16 @@ async fn watch_port(app: SocketAddr, port: usize, report: Arc<Sender<Ports>>) {
     }
 }
 
+async fn watch_bound(app: SocketAddr, port: usize, report: Arc<Sender<Ports>>) {
+    loop {
+        // A few system calls; what they read is no file.
+        set(&report, port, bound::is_bound(app), app);
+        sleep(BOUND_INTERVAL).await;
+    }
+}
+
 async fn connect(app: SocketAddr) -> io::Result<TcpStream> {
-    timeout(CONNECT_TIMEOUT, TcpStream::connect(app))
+    timeout(CONNECT_TIMEOUT, phalanx_client::mark::connect(app))
         .await
         .unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
 }

@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx_client::observe::{Buckets, Edge, Report, ReportError, Reporter};
-use phalanx_model::name::Direction;
+use phalanx_client::observe::{Buckets, Edge, Lane, Report, ReportError, Reporter};
+use phalanx_model::name::{ClusterName, Direction};
 use phalanx_telemetry::metrics::{Counter, Exposition};
 use phalanx_telemetry::process;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::debug;
 
+use crate::account::colours::LaneTotals;
 use crate::account::{Account, BOUNDS_US, EdgeKey, EdgeTotals};
 use crate::discovery::Known;
 use crate::lasting::Lasting;
@@ -67,6 +68,7 @@ impl Reporting {
             known,
             reports,
             delivered: BTreeMap::new(),
+            lanes: BTreeMap::new(),
             since: Instant::now(),
         };
         let task = tokio::spawn(lasting.guard("reports", sender.run(finish.clone())));
@@ -93,6 +95,8 @@ struct Sender {
     reports: Arc<Reports>,
     /// The totals that the control plane has.
     delivered: BTreeMap<EdgeKey, EdgeTotals>,
+    /// Of lanes, likewise.
+    lanes: BTreeMap<ClusterName, LaneTotals>,
     /// When they were collected.
     since: Instant,
 }
@@ -129,6 +133,7 @@ impl Sender {
             .into_iter()
             .filter(outbound)
             .collect();
+        let lanes: BTreeMap<_, _> = self.account.colours().lanes().into_iter().collect();
         let (refused, reached) = self.account.witness().take();
         let report = Report {
             refused,
@@ -140,6 +145,10 @@ impl Sender {
                 .collect(),
             memory_bytes: process::resident_bytes().unwrap_or_default(),
             config_revision: self.known.revision(),
+            lanes: lanes
+                .iter()
+                .filter_map(|(name, totals)| lane(name, *totals, self.lanes.get(name)))
+                .collect(),
         };
         if let Err(error) = self.reporter.send(&report).await {
             let witness = self.account.witness();
@@ -147,12 +156,26 @@ impl Sender {
             return Err(error);
         }
         self.since = now;
+        self.lanes = lanes;
         self.delivered = totals
             .into_iter()
             .map(|totals| (totals.key.clone(), totals))
             .collect();
         Ok(())
     }
+}
+
+/// What was counted after `before`, of one lane; none when nothing was.
+fn lane(name: &ClusterName, now: LaneTotals, before: Option<&LaneTotals>) -> Option<Lane> {
+    let before = before.copied().unwrap_or_default();
+    (now != before).then(|| Lane {
+        colour: name.lane.clone().unwrap_or_default(),
+        destination_namespace: name.service.namespace.clone(),
+        destination_service: name.service.name.clone(),
+        lane: now.lane.saturating_sub(before.lane),
+        baseline: now.baseline.saturating_sub(before.baseline),
+        nobody: now.nobody.saturating_sub(before.nobody),
+    })
 }
 
 /// What was counted after `before`; none when nothing was.
@@ -222,8 +245,8 @@ fn unrouted(now: &EdgeTotals, before: Option<&EdgeTotals>) -> Option<Edge> {
 
 #[cfg(test)]
 mod tests {
+    use phalanx_model::ServiceName;
     use phalanx_model::reason::Reason;
-    use phalanx_model::{ClusterName, ServiceName};
 
     use super::*;
     use crate::account::{Ending, Traffic};

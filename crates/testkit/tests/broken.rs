@@ -65,8 +65,8 @@ fn broken(number: usize) -> (Vec<u8>, &'static str) {
             "matches[0].path"
         }
         Some(3) => {
-            document["kind"] = json!("UDPRoute");
-            "UDPRoute"
+            document["kind"] = json!("Telemetry");
+            "Telemetry"
         }
         Some(4) => {
             document["metadata"]["name"] = json!("somebody-else");

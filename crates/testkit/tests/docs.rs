@@ -37,6 +37,7 @@ fn every_yaml_block_of_the_documents_is_a_checked_manifest() -> anyhow::Result<(
         "docs/gateway.md",
         "docs/manifests.md",
         "docs/proxyless.md",
+        "docs/udp.md",
     ] {
         let text = std::fs::read_to_string(root().join(document))?;
         for block in blocks(&text, "yaml") {

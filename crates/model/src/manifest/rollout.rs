@@ -334,3 +334,6 @@ const QUERY_LEN_MAX: usize = 4096;
 const ADDRESS_LEN_MAX: usize = 262;
 const REQUESTS_MAX: u32 = 100_000_000;
 const FAILURES_MAX: u32 = 1_000;
+
+#[cfg(test)]
+mod tests;

@@ -154,6 +154,10 @@ impl Text {
                 "goes to {}",
                 outcome.cluster.as_deref().unwrap_or("the application")
             ),
+            // Of datagrams.
+            Ends::Answer if outcome.status.is_none() => {
+                format!("dropped: {}", outcome.reason.as_deref().unwrap_or_default())
+            }
             Ends::Answer => {
                 let grpc = outcome.grpc_status;
                 let grpc = grpc.map(|status| format!(" grpc-status {status}"));

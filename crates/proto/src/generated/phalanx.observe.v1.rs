@@ -25,6 +25,8 @@ pub struct ReportRequest {
     /// Those of them that take connections again.
     #[prost(string, repeated, tag = "10")]
     pub reached: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "11")]
+    pub lanes: ::prost::alloc::vec::Vec<Lane>,
 }
 impl ::prost::Name for ReportRequest {
     const NAME: &'static str = "ReportRequest";
@@ -77,6 +79,32 @@ impl ::prost::Name for Edge {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "type.googleapis.com/phalanx.observe.v1.Edge".into()
+    }
+}
+/// Requests that one lane of one service is for, by who got them.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Lane {
+    #[prost(string, tag = "1")]
+    pub colour: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub destination_namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub destination_service: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub lane: u64,
+    #[prost(uint64, tag = "5")]
+    pub baseline: u64,
+    #[prost(uint64, tag = "6")]
+    pub nobody: u64,
+}
+impl ::prost::Name for Lane {
+    const NAME: &'static str = "Lane";
+    const PACKAGE: &'static str = "phalanx.observe.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "phalanx.observe.v1.Lane".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/phalanx.observe.v1.Lane".into()
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -1,17 +1,26 @@
 //! The edge's door: what only the mesh may say is taken away before anything is matched, and the application is told where a
 //! request came from. As a stock Envoy does it there: names with `_` go, whatever they are; addresses are appended.
 
+use phalanx_model::resource::colour::EdgeColours;
 use phalanx_model::resource::gateway::{STRIPPED, STRIPPED_PREFIXES};
 use phalanx_relay::{Checked, Field, Name};
 
+use crate::colour::Given;
 use crate::context::{Outside, StreamContext};
 
 const ADDRESSES: &str = "x-forwarded-for";
 const SCHEME: &str = "x-forwarded-proto";
 
-pub(super) fn admit(request: &mut Checked, context: &StreamContext<'_>, outside: &Outside) {
+pub(super) fn admit(
+    colours: &EdgeColours,
+    request: &mut Checked,
+    context: &mut StreamContext<'_>,
+    outside: &Outside,
+) {
     let headers = request.headers_mut();
+    let given = Given::find(colours, headers, context.peer, &mut context.rng);
     headers.remove_where(|name, _| is_of_the_mesh(name));
+    given.put(headers);
     let scheme = if outside.is_secured { "https" } else { "http" };
     if let Ok(field) = Field::new(SCHEME, scheme) {
         headers.set_field(&field);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use phalanx_model::matching::access::CompiledAccess;
+use phalanx_model::resource::colour::EdgeColours;
 use phalanx_model::resource::{Inbound, InboundRule, MtlsMode};
 
 use crate::quota::guard::{Guard, Standings};
@@ -22,6 +23,8 @@ pub struct Entry {
     pub mode: MtlsMode,
     pub access: CompiledAccess,
     pub limits: Guard,
+    /// What requests in plain text are given, where others show who they are.
+    pub colours: Arc<EdgeColours>,
 }
 
 impl Entries {
@@ -32,12 +35,14 @@ impl Entries {
     pub fn compile(inbound: &Inbound, before: Option<&Self>) -> Result<Self, String> {
         let mut limits = Standings::new();
         let before = before.map(|before| &before.limits);
+        let colours = Arc::new(inbound.colours.clone());
         let mut entry = |rule: &InboundRule| {
             let access = CompiledAccess::compile(&rule.access);
             Ok::<_, String>(Arc::new(Entry {
                 mode: rule.mode,
                 access: access.map_err(|error| error.to_string())?,
                 limits: Guard::compile(&rule.limits, &mut limits, before)?,
+                colours: colours.clone(),
             }))
         };
         let default = entry(&inbound.default)?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use phalanx_model::matching::hostname::{covers, rank};
 use phalanx_model::name::ClusterName;
+use phalanx_model::resource::colour::EdgeColours;
 use phalanx_model::resource::gateway::{ChainTarget, ChainTls, GATEWAY, GatewayPort, Share};
 use phalanx_model::resource::{Listener, ListenerProtocol};
 use rustls::ServerConfig;
@@ -19,6 +20,8 @@ use crate::edge::TlsDir;
 pub struct Gates {
     ports: BTreeMap<SocketAddr, Gate>,
     tables: HashMap<Arc<str>, Routes>,
+    /// What requests are given: one Gateway says it of all its ports.
+    pub colours: EdgeColours,
 }
 
 /// One port.
@@ -66,15 +69,18 @@ impl Gates {
         let tables = tables.iter().filter(is_gate);
         let tables = tables.map(|(name, table)| (name.as_str().into(), Routes::new(table, &place)));
         let mut ports = BTreeMap::new();
+        let mut colours = EdgeColours::default();
         for listener in listeners {
             let ListenerProtocol::Gateway(port) = &listener.protocol else {
                 continue;
             };
             ports.insert(listener.address, Gate::new(port, certificates, &place));
+            colours.clone_from(&port.colours);
         }
         Self {
             ports,
             tables: tables.collect(),
+            colours,
         }
     }
 

@@ -93,6 +93,17 @@ impl UdpPortPlan {
         self.backends.get(chosen)
     }
 
+    /// Of each backend.
+    pub fn weights(&self) -> Vec<u64> {
+        let mut before = 0;
+        let weight = |backend: &UdpBackend| {
+            let weight = backend.weights - before;
+            before = backend.weights;
+            weight
+        };
+        self.backends.iter().map(weight).collect()
+    }
+
     /// The endpoint whose label has this token, of whichever backend; one that drains still counts.
     #[inline]
     pub fn by_token(&self, plan: &Plan, token: &[u8]) -> Option<UdpTarget> {

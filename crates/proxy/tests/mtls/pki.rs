@@ -107,6 +107,7 @@ pub fn inbound(mode: MtlsMode, access: Access) -> Inbound {
             ..InboundRule::default()
         },
         ports: BTreeMap::new(),
+        colours: Default::default(),
     }
 }
 
