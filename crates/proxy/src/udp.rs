@@ -4,17 +4,24 @@
 //! Module order: drive, ports, shut, world, table, wheel, session, target, source, kin, index, slots, sys. Sockets are in the
 //! first two and in `sys`; the rest knows none, nor a clock.
 
+mod drive;
 mod index;
 mod kin;
+mod ports;
 mod session;
+mod shut;
 mod slots;
 mod source;
 mod sys;
 mod table;
 mod target;
 mod wheel;
+mod world;
 
 use std::net::{IpAddr, SocketAddr};
+
+pub use self::drive::run;
+pub use self::ports::{Own, Ports};
 
 /// Of what a session is found by. The seed is a secret.
 #[inline]

@@ -4,10 +4,13 @@
 
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use libc::{c_int, c_void, cmsghdr, iovec, mmsghdr, msghdr, sockaddr_storage, socklen_t};
 
@@ -166,6 +169,16 @@ impl Inbox {
         body.unwrap_or_default()
     }
 
+    /// Sends one, which needs less of the system than several.
+    pub fn send_one(&self, socket: &UdpSocket, message: &Message) -> Sent {
+        let sent = socket.send_to(self.body(message), message.to);
+        Sent {
+            sent: usize::from(sent.is_ok()),
+            failed: usize::from(sent.is_err()),
+            no_runs: false,
+        }
+    }
+
     /// Sends in order, from one socket. What the system does not take is left out. With `runs`, neighbours to one address
     /// whose lengths allow it are given to the system as one.
     pub fn send(&self, socket: impl AsFd, messages: &[Message], runs: bool) -> Sent {
@@ -200,7 +213,7 @@ impl Inbox {
         let mut parts = [const { MaybeUninit::<iovec>::uninit() }; BATCH];
         let mut headers = [const { MaybeUninit::<mmsghdr>::uninit() }; BATCH];
         let mut names = [const { MaybeUninit::<sockaddr_storage>::uninit() }; BATCH];
-        let mut controls = [Control([0; CONTROL_BYTES]); BATCH];
+        let mut controls = [const { MaybeUninit::<Control>::uninit() }; BATCH];
         let mut lengths = [0_usize; BATCH];
         let messages = messages.get(..BATCH).unwrap_or(messages);
         let mut written = parts.iter_mut();
@@ -369,11 +382,15 @@ fn local(header: &msghdr) -> Option<IpAddr> {
 
 fn put_control(
     out: &mut msghdr,
-    control: &mut Control,
+    control: &mut MaybeUninit<Control>,
     local: Option<IpAddr>,
     segment: Option<usize>,
 ) {
-    out.msg_control = control.0.as_mut_ptr().cast();
+    out.msg_control = control
+        .write(Control([0; CONTROL_BYTES]))
+        .0
+        .as_mut_ptr()
+        .cast();
     out.msg_controllen = CONTROL_BYTES as _;
     // SAFETY: the buffer is zeroed, aligned, and long enough for both messages (24 to 40 bytes and 24), as the macros walk it.
     unsafe {
@@ -470,6 +487,16 @@ pub fn dropped(socket: impl AsFd) -> Option<u32> {
     (got == 0 && length as usize == size_of_val(&told)).then(|| told.last().copied())?
 }
 
+/// Has the runtime tell when there is something to read.
+///
+/// # Errors
+/// Of `epoll_ctl`.
+pub fn watch(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is one open descriptor until it is dropped, and is given out here by reference only.
+    let watched = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
+    watched.map_err(Into::into)
+}
+
 /// Descriptors that this process may have.
 pub fn descriptors_max() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
@@ -480,7 +507,6 @@ pub fn descriptors_max() -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::net::UdpSocket;
     use std::time::Duration;
 
     use super::*;

@@ -38,7 +38,7 @@ impl World for Fake {
     fn choose(
         &mut self,
         _: SocketAddr,
-        _: u64,
+        _: SocketAddr,
         live: &dyn Fn(SocketAddr) -> u32,
     ) -> Option<SocketAddr> {
         self.endpoints.iter().copied().min_by_key(|one| live(*one))
