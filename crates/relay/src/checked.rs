@@ -13,7 +13,7 @@ use phalanx_model::matching::canonical::{canonical_authority, canonical_path};
 
 use crate::framing::Framing;
 pub use crate::framing::Version;
-use crate::header::{HeaderList, Name, names};
+use crate::header::{Field, HeaderList, Name, names};
 use crate::limits::Limits;
 use crate::verdict::Reply;
 
@@ -300,6 +300,26 @@ impl Checked {
         let path = canonical_path(raw).map_err(|_| Refusal::Path)?;
         self.0.path.clear();
         self.0.path.push_str(&path);
+        Ok(())
+    }
+
+    /// Makes it a call of gRPC: POST at this path, without a query, its body of a length that is not known.
+    ///
+    /// # Errors
+    /// [`Refusal::Path`] when `path` has no canonical form; the request is unchanged.
+    pub fn become_call(&mut self, path: &str) -> Result<(), Refusal> {
+        self.set_path(path)?;
+        let inner = &mut *self.0;
+        inner.method = Method::Post;
+        inner.method_text.clear();
+        inner.method_text.push_str("POST");
+        inner.query = None;
+        inner.version = Version::Http2;
+        inner.framing = Framing::Chunked;
+        (inner.grpc, inner.te_trailers, inner.expects_continue) = (true, true, false);
+        let grpc = Field::of(names::CONTENT_TYPE, "application/grpc");
+        inner.headers.remove(names::CONTENT_ENCODING);
+        inner.headers.set_field(&grpc);
         Ok(())
     }
 

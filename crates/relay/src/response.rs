@@ -206,6 +206,12 @@ impl ResponseHead {
         self.framing = Some(framing);
     }
 
+    /// Another body than the one that came, under the same fields.
+    pub fn replace_body(&mut self, status: u16, framing: Framing) {
+        self.status = status;
+        self.framing = Some(framing);
+    }
+
     /// An empty head to be filled.
     pub fn blank() -> Self {
         Self::default()

@@ -19,6 +19,7 @@ const ROOTS: &[&str] = &[
     "envoy.config.route.v3.*",
     "envoy.extensions.filters.http.cors.v3.*",
     "envoy.extensions.filters.http.fault.v3.HTTPFault",
+    "envoy.extensions.filters.http.grpc_json_transcoder.v3.GrpcJsonTranscoder",
     "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
     "envoy.extensions.filters.http.ratelimit.v3.*",
     "envoy.extensions.filters.http.rbac.v3.RBAC",
