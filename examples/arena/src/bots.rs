@@ -3,6 +3,7 @@
 //! so a slow game shows as latency and skipped actions. Every failure is counted with its reason.
 
 mod latency;
+pub mod mover;
 mod player;
 
 use std::collections::BTreeMap;

@@ -11,6 +11,7 @@ pub mod matchmaker;
 pub mod battle;
 pub mod leaderboard;
 pub mod physics;
+pub mod room;
 
 pub mod call;
 pub mod carry;
