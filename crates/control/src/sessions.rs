@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use phalanx_model::instance::State;
 use phalanx_model::{InstanceId, ServiceName};
-use phalanx_store::{EventKind, Store};
+use phalanx_store::{EventKind, Revision, Store};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -85,7 +85,9 @@ pub enum SessionError {
     Unknown(InstanceId),
     #[error("{id} is {}: it takes no new sessions", state.as_str())]
     Closed { id: InstanceId, state: State },
-    #[error("a session is held for at least {TTL_MIN:?} and at most {TTL_MAX:?}, or until it is released")]
+    #[error(
+        "a session is held for at least {TTL_MIN:?} and at most {TTL_MAX:?}, or until it is released"
+    )]
     Ttl,
     #[error("a service changes at most {RATE} sessions in a second")]
     Rate,
@@ -287,7 +289,12 @@ impl Sessions {
             service: service.clone(),
             id: instance.to_owned(),
         };
-        let state = self.worlds.borrow().instances.get(&id).map(|known| known.state);
+        let state = self
+            .worlds
+            .borrow()
+            .instances
+            .get(&id)
+            .map(|known| known.state);
         match state {
             None => Err(SessionError::Unknown(id)),
             // Registered, and not asked for traffic yet: that it claims says that it wants some.
@@ -298,7 +305,11 @@ impl Sessions {
     }
 
     fn throttle(&self, service: &ServiceName) -> Result<(), SessionError> {
-        let mut rates = self.shared.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rates = self
+            .shared
+            .rates
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         if rates.len() >= RATES_MAX {
             rates.retain(|_, rate| now.duration_since(rate.at) < RATE_KEPT);
@@ -333,10 +344,7 @@ impl Sessions {
 
     /// Until the stream breaks.
     async fn follow_once(&self) -> Result<(), phalanx_store::Error> {
-        let page = self.store.list(SESSIONS).await?;
-        let revision = page.revision;
-        self.board().read(page, Instant::now());
-        self.shared.tick();
+        let revision = self.read().await?;
         let mut watch = self.store.watch(SESSIONS, revision).await?;
         while let Some(batch) = watch.next().await {
             let batch = batch?;
@@ -356,6 +364,15 @@ impl Sessions {
             self.shared.tick();
         }
         Ok(())
+    }
+
+    /// Everything that is stored, as of this revision.
+    async fn read(&self) -> Result<Revision, phalanx_store::Error> {
+        let page = self.store.list(SESSIONS).await?;
+        let revision = page.revision;
+        self.board().read(page, Instant::now());
+        self.shared.tick();
+        Ok(revision)
     }
 
     fn board(&self) -> MutexGuard<'_, Board> {

@@ -15,7 +15,7 @@ use crate::resource::limit::{Limits, Priority};
 use crate::resource::sessions::{Missing, SessionKey};
 use crate::resource::udp::UdpRules;
 use crate::resource::{
-    AccessPolicy, AccessRule, Caller, CircuitBreaker, ConnectionPool, Cors, Effect, HashOn,
+    AccessPolicy, AccessRule, Caller, CircuitBreaker, Compare, ConnectionPool, Cors, Effect, HashOn,
     HeaderEdit, HealthCheck, Hedging, LoadBalancer, Locality, MtlsMode, OutlierDetection, Redirect,
     Retry, RetryBudget, Rewrite, RuleMatch, Session, SlowStart,
 };
@@ -291,6 +291,8 @@ pub struct Route {
     /// Those of Gateways' hosts that it is for, exact or `*.suffix`; none: all. Services have their own.
     pub hostnames: Vec<String>,
     pub rules: Vec<RouteRule>,
+    /// Answers of mirrors are compared with the original's.
+    pub compare: Option<Compare>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

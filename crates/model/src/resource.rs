@@ -21,7 +21,7 @@ use crate::instance::Protocol;
 use crate::name::{ClusterName, Direction};
 use crate::reason::Reason;
 
-pub use self::route::{ANY, Carrier, Cors, HEDGES_MAX, Hedging, MILLION, Mirror, Session};
+pub use self::route::{ANY, Carrier, Compare, Cors, HEDGES_MAX, Hedging, MILLION, Mirror, Session};
 pub use self::sessions::SessionDirectory;
 pub use self::transcode::Transcoding;
 
@@ -174,6 +174,8 @@ pub struct Forward {
     pub hash_on: Option<HashOn>,
     /// Each gets a copy of its share of requests.
     pub mirrors: Vec<Mirror>,
+    /// Whether what mirrors answer is compared.
+    pub compare: Option<Compare>,
     pub session: Option<Session>,
     pub cors: Option<Cors>,
     pub hedging: Option<Hedging>,

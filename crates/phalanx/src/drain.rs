@@ -1,27 +1,39 @@
-//! `drain`: new sessions of an instance go elsewhere, until that is undone.
+//! `drain`: new sessions of an instance go elsewhere, until that is undone; those that it has may end, until the deadline.
 
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use phalanx_client::admin::Admin;
 use phalanx_client::api::{DrainRequest, DrainResponse};
 
 use crate::exit::{Failure, Outcome};
-use crate::output::{self, Format};
+use crate::output::{self, Format, Table};
 use crate::{AdminOptions, NamespaceOptions, status};
 
 #[derive(Args)]
 pub struct Options {
     /// Its id, with its service where several have an instance of that id
-    #[arg(value_name = "[SERVICE/]INSTANCE")]
-    instance: String,
+    #[arg(value_name = "[SERVICE/]INSTANCE", required_unless_present = "status")]
+    instance: Option<String>,
     /// Take traffic again
-    #[arg(long)]
+    #[arg(long, visible_alias = "cancel")]
     undo: bool,
+    /// Show instances that are drained: how many sessions are left, and until when
+    #[arg(long, conflicts_with_all = ["undo", "grace", "deadline", "handover", "wait"])]
+    status: bool,
+    /// Until then its sessions may end by themselves; then those in the session directory are handed over, and it is drained
+    #[arg(long, conflicts_with_all = ["undo", "grace"], value_parser = crate::demo::parse_duration)]
+    deadline: Option<Duration>,
+    /// What becomes of sessions at the deadline
+    #[arg(long, value_enum, requires = "deadline", default_value_t = Handover::Move)]
+    handover: Handover,
+    /// Hand over no more of them in a second: each is a client that comes again [default: 100]
+    #[arg(long, value_name = "N", requires = "deadline", value_parser = clap::value_parser!(u32).range(1..))]
+    reconnects_per_second: Option<u32>,
     /// After this long its sessions go elsewhere, too; 0s: at once
     #[arg(long, conflicts_with = "undo", value_parser = crate::demo::parse_duration)]
     grace: Option<Duration>,
-    /// End only when every proxy has it; with --grace, when it is drained
+    /// End only when every proxy has it; with --grace or --deadline, when it is drained
     #[arg(long)]
     wait: bool,
     #[arg(short, long, value_enum, default_value_t)]
@@ -32,18 +44,44 @@ pub struct Options {
     admin: AdminOptions,
 }
 
+/// What becomes of the sessions that are left.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Handover {
+    /// Other instances of the service get them
+    Move,
+    /// Whoever claims them next gets them
+    Release,
+    /// They stay until the instance is gone
+    None,
+}
+
 pub async fn run(options: Options) -> Outcome {
-    let (service, instance) = match options.instance.split_once('/') {
-        Some((service, instance)) => (Some(service.to_owned()), instance),
-        None => (None, options.instance.as_str()),
+    let (service, instance) = match options.instance.as_deref().unwrap_or_default() {
+        named if named.contains('/') => {
+            let (service, instance) = named.split_once('/').unwrap_or_default();
+            (Some(service.to_owned()), instance.to_owned())
+        }
+        instance => (None, instance.to_owned()),
     };
-    let grace_ms = options.grace.map(|grace| grace.as_millis() as u64);
+    if options.status {
+        return show(&options, service.as_deref(), &instance).await;
+    }
+    let end = options.deadline.or(options.grace);
+    let grace_ms = end.map(|end| end.as_millis() as u64);
+    let handover = match options.handover {
+        Handover::Move => "move",
+        Handover::Release => "release",
+        Handover::None => "none",
+    };
+    let hands_over = options.deadline.is_some() && options.handover != Handover::None;
     let request = DrainRequest {
         namespace: options.namespace.namespace,
         service,
-        instance: instance.to_owned(),
+        instance,
         undo: options.undo,
         grace_ms,
+        handover: options.deadline.map(|_| handover.to_owned()),
+        reconnects_per_second: options.reconnects_per_second.filter(|_| hands_over),
         author: crate::apply::author(),
     };
     let client = options.admin.client();
@@ -58,15 +96,53 @@ pub async fn run(options: Options) -> Outcome {
         return Ok(());
     }
     status::wait_for(&client, answer.revision).await?;
-    match options.grace {
-        Some(grace) => drained(&client, &answer, grace).await,
+    match end {
+        // How long a handover takes depends on how many sessions are left.
+        Some(_) if hands_over => drained(&client, &answer, None).await,
+        Some(grace) => drained(&client, &answer, Some(grace)).await,
         None => Ok(()),
     }
 }
 
+async fn show(options: &Options, service: Option<&str>, instance: &str) -> Outcome {
+    let mut drains = options.admin.client().drains().await?;
+    drains.items.retain(|item| {
+        item.namespace == options.namespace.namespace
+            && (instance.is_empty() || item.id == instance)
+            && service.is_none_or(|service| item.service == service)
+    });
+    output::show(options.output, &drains, || {
+        let mut table = Table::new(&["INSTANCE", "TRAFFIC", "SESSIONS", "ENDS IN", "THEN", "BY"]);
+        for item in &drains.items {
+            let traffic = match item.traffic.as_str() {
+                "" => "not registered",
+                traffic => traffic,
+            };
+            let ends = match item.left_ms {
+                _ if item.traffic == "drained" => "-".to_owned(),
+                None => "never".to_owned(),
+                Some(left) => format!("{:?}", Duration::from_secs(left.div_ceil(1000))),
+            };
+            let then = match item.handover.as_str() {
+                "none" => "-",
+                handover => handover,
+            };
+            table.row(vec![
+                format!("{}/{}", item.service, item.id),
+                traffic.to_owned(),
+                item.sessions.to_string(),
+                ends,
+                then.to_owned(),
+                item.author.clone(),
+            ]);
+        }
+        table.render(output::stdout_style())
+    })
+}
+
 /// Waits until its grace is over, and every proxy knows.
-async fn drained(client: &Admin, drain: &DrainResponse, grace: Duration) -> Outcome {
-    let deadline = Instant::now() + grace + LATE_MAX;
+async fn drained(client: &Admin, drain: &DrainResponse, grace: Option<Duration>) -> Outcome {
+    let deadline = grace.map(|grace| Instant::now() + grace + LATE_MAX);
     loop {
         let instances = client.instances(Some(&drain.service), Some(&drain.namespace));
         let instances = instances.await?;
@@ -75,10 +151,11 @@ async fn drained(client: &Admin, drain: &DrainResponse, grace: Duration) -> Outc
         if found.is_none_or(|item| item.traffic == "drained") {
             return status::wait_for(client, instances.revision).await;
         }
-        if Instant::now() >= deadline {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(Failure::unreachable(format!(
-                "{} was not drained within {grace:?}",
-                drain.id
+                "{} was not drained within {:?}",
+                drain.id,
+                grace.unwrap_or_default()
             )));
         }
         tokio::time::sleep(PAUSE).await;

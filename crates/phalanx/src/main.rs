@@ -17,6 +17,7 @@ mod explain;
 mod files;
 mod get;
 mod health;
+mod lanes;
 mod history;
 mod lint;
 mod migrate;
@@ -28,6 +29,8 @@ mod proxy;
 mod release;
 mod resident;
 mod restore;
+mod rollout;
+mod session;
 mod signal;
 mod status;
 mod tap;
@@ -87,6 +90,8 @@ enum Verb {
     Rollback(history::RollbackOptions),
     /// Show how a change that few proxies got first goes; promote or abort it
     Canary(canary::Options),
+    /// Show how the new version of a service takes over; pause, promote or abort it
+    Rollout(rollout::Options),
     /// Check files without a control plane
     Lint(lint::Options),
     /// Say what becomes of a request and why: which route, rule and match, who may, which endpoints
@@ -107,10 +112,14 @@ enum Verb {
     Instances(observe::Options),
     /// Send new sessions of an instance elsewhere, or take them again
     Drain(drain::Options),
+    /// Show which instance has a session (player, room), move or release it
+    Session(session::Options),
     /// Let what is held of a service go
     Release(release::Options),
     /// List endpoints under active health checks: who checks them, what they say
     Health(health::Options),
+    /// List lanes: colours with instances of their own, and how often the baseline stood in
+    Lanes(lanes::Options),
     /// Show who talks to whom: requests/s, success, latency
     Edges(observe::WindowOptions),
     /// Show each service's golden metrics, summed over its callers
@@ -195,6 +204,7 @@ impl Verb {
             Self::History(options) => history::run(options).await,
             Self::Rollback(options) => history::rollback(options).await,
             Self::Canary(options) => canary::run(options).await,
+            Self::Rollout(options) => rollout::run(options).await,
             Self::Cert(options) => cert::run(options).await,
             Self::User(options) => user::run(options).await,
             Self::Backup(options) => backup::run(options).await,
@@ -202,8 +212,10 @@ impl Verb {
             Self::Ps(options) => observe::ps(options).await,
             Self::Instances(options) => observe::instances(options).await,
             Self::Drain(options) => drain::run(options).await,
+            Self::Session(options) => session::run(options).await,
             Self::Release(options) => release::run(options).await,
             Self::Health(options) => health::run(options).await,
+            Self::Lanes(options) => lanes::run(options).await,
             Self::Edges(options) => observe::edges(options).await,
             Self::Stat(options) => observe::stat(options).await,
             Self::Explain(options) => explain::run(*options).await,

@@ -2,6 +2,7 @@
 //! with relaxed load and store, a reader sums them. No lock, no hashing and no label text on the request path: a plan
 //! holds the edges, made once per configuration.
 
+pub mod colours;
 pub mod edge;
 pub mod endings;
 pub mod flow;
@@ -9,13 +10,15 @@ mod histogram;
 pub mod lookout;
 mod secured;
 pub mod sight;
+pub mod udp;
 mod witness;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+pub use self::colours::{ColourId, Colours, LaneCounts};
 pub use self::edge::{Edge, EdgeCell, EdgeKey, EdgeTotals, Ending, Security, Traffic};
 pub use self::flow::{Flow, Speaks};
 pub use self::histogram::{BOUNDS_US, Durations};
@@ -23,6 +26,9 @@ pub use self::lookout::Lookout;
 pub use self::secured::{Secured, SecuredConnection, TlsRefused};
 pub use self::sight::Sight;
 pub use self::witness::Witness;
+use crate::compare::Comparisons;
+use crate::config::Correlate;
+use crate::underway::Underway;
 
 /// All counts of one sidecar.
 pub struct Account {
@@ -34,6 +40,10 @@ pub struct Account {
     witness: Witness,
     secured: Secured,
     lookout: Arc<Lookout>,
+    datagrams: udp::Datagrams,
+    underway: Underway,
+    comparisons: Arc<Comparisons>,
+    colours: Arc<Colours>,
 }
 
 impl Account {
@@ -48,12 +58,51 @@ impl Account {
             witness: Witness::default(),
             secured: Secured::new(cores),
             lookout: Arc::default(),
+            datagrams: udp::Datagrams::default(),
+            underway: Underway::new(cores, Correlate::default()),
+            comparisons: Arc::default(),
+            colours: Arc::new(Colours::new(cores)),
         }
+    }
+
+    /// Calls of the application are correlated so.
+    #[must_use]
+    pub fn correlating(mut self, correlate: Correlate) -> Self {
+        self.underway = Underway::new(self.cores, correlate);
+        self
+    }
+
+    /// Of answers of mirrors.
+    pub fn comparisons(&self) -> &Arc<Comparisons> {
+        &self.comparisons
+    }
+
+    /// For so long another process serves the same application.
+    pub fn blind(&self, time: Duration) {
+        let until = self.started.elapsed().saturating_add(time);
+        let until_ms = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+        self.underway.blind(until_ms);
+    }
+
+    /// Requests that the application has to answer.
+    #[inline]
+    pub fn underway(&self) -> &Underway {
+        &self.underway
+    }
+
+    /// Requests by colour.
+    pub fn colours(&self) -> &Arc<Colours> {
+        &self.colours
     }
 
     /// Of single requests, for logs and taps.
     pub fn lookout(&self) -> &Arc<Lookout> {
         &self.lookout
+    }
+
+    /// Of ports for datagrams.
+    pub fn datagrams(&self) -> &udp::Datagrams {
+        &self.datagrams
     }
 
     /// Connections over TLS, and those that were refused.
@@ -199,7 +248,11 @@ events! {
     PoolEvicted "pool_evicted",
     DownstreamAborted "downstream_aborted",
     UnknownProtocol "unknown_protocol",
+    NotRedirected "not_redirected",
+    PassedThrough "passed_through",
+    OutboundRefused "outbound_refused",
     AccessDenied "connection_denied",
+    SessionMoved "session_moved",
     SecuredOpened "tls_opened",
     SecuredResumed "tls_resumed",
     SecuredRevoked "tls_revoked_closed",

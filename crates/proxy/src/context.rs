@@ -8,10 +8,14 @@ use phalanx_model::name::Direction;
 use phalanx_pki::verifier::Peer;
 use phalanx_relay::{Field, HeaderList};
 
+use crate::account::ColourId;
+use crate::directory;
 use crate::plan::Entry;
 use crate::plan::session::Held;
 use crate::plan::table::{BackendPlan, ForwardPlan, RulePlan};
 use crate::quota::Admitted;
+use crate::transcode::Work;
+use crate::underway::{Here, How};
 
 /// Who is at the other end of a connection from downstream.
 pub enum Caller {
@@ -30,6 +34,15 @@ pub struct Outside {
     pub table: Arc<str>,
     /// Over TLS.
     pub is_secured: bool,
+}
+
+/// Where a redirected call was going.
+pub struct Original {
+    pub address: SocketAddr,
+    /// The same as the mesh is asked for it.
+    pub authority: Box<str>,
+    /// It may go there when that is nobody of the mesh.
+    pub is_open: bool,
 }
 
 pub struct KnownCaller {
@@ -57,8 +70,16 @@ pub struct StreamContext<'p> {
     pub cluster: Option<usize>,
     /// Length of the path prefix that the rule matched.
     pub prefix_len: Option<usize>,
+    /// As its `x-env` says; none: it has no colour.
+    pub colour: Option<ColourId>,
     /// The application port that the caller's sidecar asked for.
     pub asked_port: Option<u16>,
+    /// The one that was called, where the kernel told us.
+    pub meant_port: Option<u16>,
+    /// Where it was going before it was redirected.
+    pub original: Option<&'p Original>,
+    /// It goes there, past the mesh; there is no cluster then.
+    pub passes: bool,
     /// It came to the caller's sidecar over HTTP/1, and is to leave ours so.
     pub began_as_http1: bool,
     /// The other end of the connection.
@@ -71,6 +92,8 @@ pub struct StreamContext<'p> {
     pub session: Option<Held>,
     /// Where that is: the member of the chosen cluster that the first attempt goes to, unless it is ejected.
     pub wanted: Option<usize>,
+    /// The directory put it there: no other member will do.
+    pub seat: Option<Arc<directory::Entry>>,
     /// The endpoint of the attempt under way, for what the answer says of its session.
     pub endpoint: Cell<Option<SocketAddr>>,
     /// What the answer says of the request's origin.
@@ -81,8 +104,14 @@ pub struct StreamContext<'p> {
     pub delay_ms: u64,
     /// Its place among the requests under way; given back when the answer's head is there.
     pub admitted: Option<Admitted>,
+    /// It becomes a call of gRPC, or can't.
+    pub transcoding: Option<Box<Work>>,
     /// Clusters that get a copy, in [`crate::plan::Plan::clusters`].
     pub mirrors: Vec<usize>,
+    /// The application's requests under way; none where its calls are not correlated.
+    pub underway: Option<Here<'p>>,
+    /// How surely the colour of its call is known.
+    pub correlated: Option<How>,
     /// The headers of those copies, where the edits of the chosen backend make them other than the request's.
     pub mirrored: Option<Box<HeaderList>>,
 }
@@ -106,19 +135,27 @@ impl<'p> StreamContext<'p> {
             backend: None,
             cluster: None,
             prefix_len: None,
+            colour: None,
             asked_port: None,
+            meant_port: None,
+            original: None,
+            passes: false,
             began_as_http1: false,
             peer: None,
             hash: None,
             cookie: None,
             session: None,
             wanted: None,
+            seat: None,
             endpoint: Cell::new(None),
             origin: None,
             deadline_ns: None,
             delay_ms: 0,
             admitted: None,
+            transcoding: None,
             mirrors: Vec::new(),
+            underway: None,
+            correlated: None,
             mirrored: None,
         }
     }

@@ -34,7 +34,8 @@ pub struct Entry {
     pub epoch: u64,
     /// The id of the instance within the service.
     pub instance: Arc<str>,
-    /// Where that takes traffic: its sidecar first, then the ports that take datagrams themselves. Never empty.
+    /// Where that takes traffic: its sidecar first, then the ports that take datagrams themselves. None while it is away:
+    /// then the session is nowhere else either.
     pub addresses: Arc<[SocketAddr]>,
     replaced: AtomicBool,
     told: Notify,
@@ -137,21 +138,15 @@ impl Directory {
 }
 
 impl Entry {
-    /// None when there is no address, which nobody could be sent to.
-    pub fn new(
-        key: &[u8],
-        epoch: u64,
-        instance: Arc<str>,
-        addresses: Arc<[SocketAddr]>,
-    ) -> Option<Self> {
-        (!addresses.is_empty()).then(|| Self {
+    pub fn new(key: &[u8], epoch: u64, instance: Arc<str>, addresses: Arc<[SocketAddr]>) -> Self {
+        Self {
             key: key.into(),
             epoch,
             instance,
             addresses,
             replaced: AtomicBool::new(false),
             told: Notify::new(),
-        })
+        }
     }
 
     /// The key is elsewhere by now, or gone.

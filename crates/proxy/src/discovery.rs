@@ -5,6 +5,7 @@
 
 mod configuration;
 mod node;
+mod sessions;
 mod usage;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use phalanx_client::backoff::Backoff;
+use phalanx_client::session::SEAT_TYPE;
 use phalanx_client::why::{is_joining, why};
 use phalanx_proto::envoy::config::core::v3::Node;
 use phalanx_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -29,6 +31,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 use tracing::{info, warn};
 
+use self::sessions::Followed;
 use self::usage::Usage;
 use crate::account::Account;
 use crate::desk::Desk;
@@ -37,7 +40,7 @@ use crate::lasting::Lasting;
 use crate::plan::{Bootstrap, Plan};
 
 pub use configuration::{Configuration, Held, Refused};
-pub use node::{edge_node, node};
+pub use node::{edge_node, node, with_udp};
 
 /// Waits between attempts to open the stream.
 const RECONNECT_MIN: Duration = Duration::from_millis(100);
@@ -144,6 +147,7 @@ impl Discovery {
             ads,
             client,
             questions,
+            followed: Followed::new(known.configuration().resources().directory.clone()),
             usage: Usage::default(),
             prefix: None,
             idle,
@@ -289,6 +293,7 @@ struct Stream {
     client: Client,
     /// Hosts that requests wait for.
     questions: mpsc::Receiver<Box<str>>,
+    followed: Followed,
     /// By the names of their tables.
     usage: Usage,
     /// Before the authority in these names; none where the control plane sends everything.
@@ -349,7 +354,8 @@ impl Stream {
     /// One stream from its opening to its end.
     async fn session(&mut self) -> Result<(), Status> {
         let (requests, outgoing) = mpsc::channel(REQUESTS_MAX);
-        let opening = self.client.connect();
+        let mut opening = self.client.connect();
+        opening.extend(self.followed.connect());
         send(&requests, opening).await?;
         let call = self
             .ads
@@ -384,6 +390,9 @@ impl Stream {
         &mut self,
         response: DeltaDiscoveryResponse,
     ) -> Result<Vec<DeltaDiscoveryRequest>, Status> {
+        if response.type_url == SEAT_TYPE {
+            return self.seat(response);
+        }
         let revision = response.system_version_info.parse().ok();
         let update = self
             .client
@@ -414,7 +423,27 @@ impl Stream {
         if kind == Kind::Listener {
             requests.extend(self.follow());
         }
+        if kind == Kind::Cluster {
+            let services = self.known.configuration().resources().directories();
+            requests.extend(self.followed.want(&services));
+        }
         Ok(requests)
+    }
+
+    /// Takes sessions, which are in force at once.
+    fn seat(
+        &mut self,
+        response: DeltaDiscoveryResponse,
+    ) -> Result<Vec<DeltaDiscoveryRequest>, Status> {
+        let (answer, is_filled) = self
+            .followed
+            .on_response(response)
+            .map_err(|error| Status::resource_exhausted(error.to_string()))?;
+        if is_filled {
+            self.known.desk.planned();
+            self.tell_complete(&self.known.configuration());
+        }
+        Ok(vec![answer])
     }
 
     /// Tries what this machine could not serve. A control plane that was told so hears the contrary with a new stream only.
@@ -442,7 +471,7 @@ impl Stream {
     }
 
     fn tell_complete(&self, configuration: &Configuration) {
-        if configuration.is_complete() {
+        if configuration.is_complete() && self.plan.load().is_seated() {
             self.complete
                 .send_if_modified(|complete| !std::mem::replace(complete, true));
         }

@@ -5,6 +5,7 @@
 
 pub mod cluster;
 pub mod cors;
+pub mod directory;
 pub mod entry;
 pub mod gateway;
 pub mod hosts;
@@ -14,12 +15,13 @@ pub mod session;
 pub mod table;
 pub mod udp;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::{ClusterName, Direction, ServiceName};
+use phalanx_model::resource::colour::EdgeColours;
 use phalanx_model::resource::{Assignment, Cluster, Listener, ListenerProtocol};
 
 use self::cluster::ClusterPlan;
@@ -29,7 +31,7 @@ pub use self::hosts::{Hosts, Routes};
 pub use self::peer::{Alpn, PeerPlan};
 pub use self::table::{Table, compile_table};
 pub use self::udp::{UdpPortPlan, UdpTarget};
-use crate::account::{Account, Edge, EdgeKey, Security, Traffic};
+use crate::account::{Account, Colours, Edge, EdgeKey, Security, Traffic};
 use crate::desk::Desk;
 use crate::directory::Directory;
 use crate::edge;
@@ -75,6 +77,13 @@ impl Resources {
         }
     }
 
+    /// Services whose sessions clusters go by.
+    pub fn directories(&self) -> BTreeSet<ServiceName> {
+        let clusters = self.clusters.values();
+        let asked = clusters.filter_map(|cluster| cluster.directory.as_ref());
+        asked.map(|directory| directory.service.clone()).collect()
+    }
+
     /// What comes before the authority in the names of tables, if there is one for each.
     pub fn demand_prefix(&self) -> Option<&str> {
         self.outbound_table().filter(|name| name.ends_with('/'))
@@ -118,8 +127,12 @@ pub struct Plan {
     pub edges: OwnEdges,
     /// Where sessions are; changes by itself, without another plan.
     pub directory: Arc<Directory>,
+    /// Whose sessions are asked for.
+    pub directories: Box<[ServiceName]>,
     /// What is taken from outside the mesh.
     pub gates: Gates,
+    /// Numbers of those that configuration names.
+    pub colours: Arc<Colours>,
     /// Sockets for datagrams, by address: what is there is to be open, and nothing else.
     pub udp: Vec<UdpPortPlan>,
 }
@@ -144,6 +157,15 @@ pub enum Outbound {
 pub struct Inbound {
     pub apps: Box<[App]>,
     pub rule: table::RulePlan,
+    /// What callers are asked for; none until that is known.
+    entries: Option<Arc<Entries>>,
+}
+
+impl Inbound {
+    /// What callers of this port are asked for, whether it is one of the application's or not.
+    pub fn entry(&self, port: u16) -> Option<&Arc<Entry>> {
+        self.entries.as_ref().map(|entries| entries.of(port))
+    }
 }
 
 pub struct App {
@@ -184,11 +206,14 @@ impl Plan {
         Plan {
             outbound: Outbound::Unknown,
             directory: Arc::default(),
+            directories: Box::default(),
             gates: Gates::default(),
+            colours: account.colours().clone(),
             udp: Vec::new(),
             inbound: Inbound {
                 apps: Box::default(),
                 rule: table::RulePlan::inbound(),
+                entries: None,
             },
             tcp: bootstrap.tcp.iter().map(|_| None).collect(),
             clusters: Box::default(),
@@ -210,6 +235,7 @@ impl Plan {
     ) -> Plan {
         let mut plan = Self::bare(bootstrap, account);
         plan.directory = resources.directory.clone();
+        plan.directories = resources.directories().into_iter().collect();
         let mut clusters = Vec::with_capacity(resources.clusters.len() + bootstrap.inbound.len());
         for (name, cluster) in &resources.clusters {
             let assignment = resources.assignments.get(name);
@@ -225,6 +251,7 @@ impl Plan {
                 direction: Direction::Inbound,
                 port: port.number,
                 service: bootstrap.service.clone(),
+                lane: None,
             };
             let before = previous.cluster(&name);
             apps.push(App {
@@ -245,6 +272,7 @@ impl Plan {
             )));
         }
         plan.inbound.apps = apps.into();
+        plan.inbound.entries = resources.inbound.clone();
         plan.clusters = clusters.into();
         plan.tcp = bootstrap
             .tcp
@@ -259,7 +287,24 @@ impl Plan {
             let place = |name: &ClusterName| plan.place(name);
             plan.gates = Gates::new(listeners, &resources.tables, certificates, place);
         }
+        plan.name_colours();
         plan
+    }
+
+    fn name_colours(&self) {
+        let clusters = self.clusters.iter();
+        let lanes = clusters.filter_map(|cluster| cluster.name.lane.as_deref());
+        let entries = self.inbound.apps.iter().filter_map(|app| app.entry.as_ref());
+        let edges = entries.map(|entry| &*entry.colours).chain([&self.gates.colours]);
+        for colour in lanes.chain(edges.flat_map(EdgeColours::named)) {
+            self.colours.intern(colour);
+        }
+    }
+
+    /// Whether all sessions that are asked for have come once.
+    pub fn is_seated(&self) -> bool {
+        let mut services = self.directories.iter();
+        services.all(|service| self.directory.is_filled(service))
     }
 
     /// Each policy with limits that holds for some port.

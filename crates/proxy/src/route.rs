@@ -1,7 +1,12 @@
 //! Which rule a request meets and which backend gets it.
 
+pub mod json;
+
+mod seat;
+
 use std::net::SocketAddr;
 
+use phalanx_model::matching::CompiledRule;
 use phalanx_model::name::Direction;
 use phalanx_model::reason::Reason;
 use phalanx_model::resource::Health;
@@ -9,7 +14,7 @@ use phalanx_relay::{Checked, Reply, Verdict};
 
 use crate::context::{Caller, StreamContext};
 use crate::plan::table::{ActionPlan, BackendPlan, ForwardPlan, RedirectPlan, RulePlan, rewritten};
-use crate::plan::{Outbound, Plan, Routes};
+use crate::plan::{Hosts, Outbound, Plan, Routes};
 
 /// Outbound: the host by authority, then the first rule, then a backend by weight. Inbound: the application's port.
 pub fn choose<'p>(
@@ -18,7 +23,10 @@ pub fn choose<'p>(
     context: &mut StreamContext<'p>,
 ) -> Verdict {
     match context.direction {
-        Direction::Inbound => choose_app(plan, context),
+        Direction::Inbound => {
+            seat::admit(request, context);
+            choose_app(plan, context)
+        }
         Direction::Outbound if let Caller::Outside(outside) = context.caller => {
             match plan.gates.routes(&outside.table) {
                 Some(routes) => choose_rule(plan, routes, request, context),
@@ -28,6 +36,9 @@ pub fn choose<'p>(
         Direction::Outbound => match &plan.outbound {
             Outbound::All(routes) => choose_rule(plan, routes, request, context),
             Outbound::Demand { hosts, .. } => match hosts.find(request.authority()) {
+                Some(routes) if routes.is_empty() && context.original.is_some() => {
+                    choose_original(plan, hosts, request, context)
+                }
                 Some(routes) => choose_rule(plan, routes, request, context),
                 None => Verdict::Park,
             },
@@ -37,13 +48,41 @@ pub fn choose<'p>(
     }
 }
 
+/// Nobody has the host: the address decides that it was sent to before it was redirected, and leads there where that is
+/// nobody's of the mesh either.
+fn choose_original<'p>(
+    plan: &'p Plan,
+    hosts: &'p Hosts,
+    request: &mut Checked,
+    context: &mut StreamContext<'p>,
+) -> Verdict {
+    let Some(original) = context.original else {
+        return Reason::NoRoute.into();
+    };
+    match hosts.find(&original.authority) {
+        None => Verdict::Park,
+        Some(routes) if !routes.is_empty() => {
+            choose_rule_of(plan, routes, &original.authority, request, context)
+        }
+        Some(_) if !original.is_open => Reason::NoRoute.into(),
+        Some(_) => {
+            context.rule = Some(&plan.inbound.rule);
+            if let ActionPlan::Forward(forward) = &plan.inbound.rule.action {
+                context.forward = Some(forward);
+            }
+            context.passes = true;
+            Verdict::Continue
+        }
+    }
+}
+
 /// The port that was asked for; the only one takes everything.
 fn choose_app<'p>(plan: &'p Plan, context: &mut StreamContext<'p>) -> Verdict {
     let app = match &*plan.inbound.apps {
         [only] => Some(only),
         apps => apps
             .iter()
-            .find(|app| Some(app.number) == context.asked_port),
+            .find(|app| Some(app.number) == context.meant_port.or(context.asked_port)),
     };
     let Some(app) = app else {
         return Reason::NoRoute.into();
@@ -65,13 +104,39 @@ fn choose_rule<'p>(
 ) -> Verdict {
     let rules = routes.table.rules();
     // At an edge the port says how somebody came there, not what is meant.
-    let (authority, is_secured) = match context.caller {
-        Caller::Outside(outside) => (request.host(), outside.is_secured),
-        _ => (request.authority(), false),
+    let authority = match context.caller {
+        Caller::Outside(_) => request.host(),
+        _ => request.authority(),
     };
-    let Some(rule) = rules.host(authority).and_then(|host| host.find(request)) else {
-        return Reason::NoRoute.into();
-    };
+    match rules.host(authority).and_then(|host| host.find(request)) {
+        Some(rule) => follow(plan, routes, rule, request, context),
+        None => Reason::NoRoute.into(),
+    }
+}
+
+/// The same for whoever has another name than the request says.
+fn choose_rule_of<'p>(
+    plan: &'p Plan,
+    routes: &'p Routes,
+    authority: &str,
+    request: &mut Checked,
+    context: &mut StreamContext<'p>,
+) -> Verdict {
+    let host = routes.table.rules().host(authority);
+    match host.and_then(|host| host.find(request)) {
+        Some(rule) => follow(plan, routes, rule, request, context),
+        None => Reason::NoRoute.into(),
+    }
+}
+
+fn follow<'p>(
+    plan: &'p Plan,
+    routes: &'p Routes,
+    rule: &'p CompiledRule<RulePlan>,
+    request: &mut Checked,
+    context: &mut StreamContext<'p>,
+) -> Verdict {
+    let is_secured = matches!(context.caller, Caller::Outside(outside) if outside.is_secured);
     context.rule = Some(&rule.attachment);
     context.prefix_len = rule.prefix_len();
     match &rule.attachment.action {
@@ -111,9 +176,19 @@ fn forward_to<'p>(
     if let Some(session) = &forward.session {
         context.session = session.find(request.headers());
     }
-    let kept = context
-        .session
-        .and_then(|held| keeper(plan, routes, forward, held.address));
+    let seat = match seat::find(plan, routes, forward, request, context) {
+        Ok(seat) => seat,
+        Err(verdict) => return verdict,
+    };
+    let kept = match seat {
+        Some((backend, member, entry)) => {
+            context.seat = Some(entry);
+            Some((backend, member))
+        }
+        None => context
+            .session
+            .and_then(|held| keeper(plan, routes, forward, held.address)),
+    };
     let backend = match kept {
         Some((backend, member)) => {
             context.wanted = Some(member);

@@ -21,10 +21,7 @@ use crate::access::Who;
 use crate::admit::unix_ms;
 use crate::sessions::{BadKey, ChangeError, Done, Session, SessionError, SessionId};
 
-pub async fn show(
-    State(api): State<Api>,
-    query: RawQuery,
-) -> Result<Json<SessionPage>, Failure> {
+pub async fn show(State(api): State<Api>, query: RawQuery) -> Result<Json<SessionPage>, Failure> {
     let known = ["namespace", "service", "key", "instance", "after"];
     let params = Params::parse(query, &known)?;
     let text = |name| params.text(name).unwrap_or_default().to_owned();
@@ -73,7 +70,13 @@ pub async fn relocate(
     let done = api.inner.sessions.move_to(id, to, request.expect).await?;
     if done.done {
         let (key, service) = (&request.key, &request.service);
-        tracing::info!(key, service, to, author = who.author(""), "a session is moved");
+        tracing::info!(
+            key,
+            service,
+            to,
+            author = who.author(""),
+            "a session is moved"
+        );
     }
     Ok(answer(&done, &request))
 }
@@ -94,7 +97,9 @@ pub async fn drains(State(api): State<Api>) -> Json<Drains> {
     let item = |(id, drain): (&phalanx_model::InstanceId, &std::sync::Arc<_>)| {
         let drain: &crate::world::record::DrainRecord = drain;
         let state = world.instances.get(id).map(|known| known.state.as_str());
-        let end = drain.grace_ms.map(|grace| drain.since.saturating_add(grace));
+        let end = drain
+            .grace_ms
+            .map(|grace| drain.since.saturating_add(grace));
         DrainView {
             namespace: id.service.namespace.clone(),
             service: id.service.name.clone(),
@@ -104,7 +109,10 @@ pub async fn drains(State(api): State<Api>) -> Json<Drains> {
             since_ms: drain.since,
             left_ms: end.map(|end| end.saturating_sub(now_ms)),
             sessions: api.inner.sessions.count_of(id) as u64,
-            handover: drain.hands_over().map_or("none", |what| what.as_str()).to_owned(),
+            handover: drain
+                .hands_over()
+                .map_or("none", |what| what.as_str())
+                .to_owned(),
             reconnects_per_second: drain.reconnects_per_second,
         }
     };
@@ -137,14 +145,20 @@ fn needed(request: &SessionRequest) -> Result<&str, Failure> {
 }
 
 fn answer(done: &Done, request: &SessionRequest) -> Response {
-    let session = done.session.as_ref().map(|session| view(Session::to_wire(session)));
+    let session = done
+        .session
+        .as_ref()
+        .map(|session| view(Session::to_wire(session)));
     if done.done {
         return Json(SessionAnswer { session }).into_response();
     }
     let key = &request.key;
     let (error, hint) = match &session {
         Some(now) => (
-            format!("{} has session `{key}`, at epoch {}", now.instance, now.epoch),
+            format!(
+                "{} has session `{key}`, at epoch {}",
+                now.instance, now.epoch
+            ),
             format!("is that to be taken over, say `expect`: {}", now.epoch),
         ),
         None => (

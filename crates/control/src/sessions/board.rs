@@ -91,7 +91,9 @@ impl Board {
     }
 
     pub fn count(&self, service: &ServiceName) -> usize {
-        self.shelves.get(service).map_or(0, |shelf| shelf.keys.len())
+        self.shelves
+            .get(service)
+            .map_or(0, |shelf| shelf.keys.len())
     }
 
     pub fn has(&self, service: &ServiceName) -> bool {
@@ -222,8 +224,8 @@ impl Board {
             addresses,
         });
         place.keys.insert(id.key.clone());
-        let is_same =
-            before.is_some_and(|before| before.instance == held.instance && before.epoch == held.epoch);
+        let is_same = before
+            .is_some_and(|before| before.instance == held.instance && before.epoch == held.epoch);
         if !is_same {
             shelf.note(id.key);
         }
@@ -301,13 +303,25 @@ impl Board {
     }
 
     /// Keys of instances that have been away for longer than `grace`, as they are stored.
-    pub fn abandoned(&self, grace: Duration, now: Instant, most: usize) -> Vec<(SessionId, Revision)> {
+    pub fn abandoned(
+        &self,
+        grace: Duration,
+        now: Instant,
+        most: usize,
+    ) -> Vec<(SessionId, Revision)> {
         let mut found = Vec::new();
         for (service, shelf) in &self.shelves {
             let is_over = |place: &&Place| {
-                place.away_since.is_some_and(|since| now.duration_since(since) >= grace)
+                place
+                    .away_since
+                    .is_some_and(|since| now.duration_since(since) >= grace)
             };
-            for key in shelf.places.values().filter(is_over).flat_map(|place| &place.keys) {
+            for key in shelf
+                .places
+                .values()
+                .filter(is_over)
+                .flat_map(|place| &place.keys)
+            {
                 if found.len() >= most {
                     return found;
                 }

@@ -107,10 +107,7 @@ mod tests {
             assert_eq!(SessionId::stored(&id.store_key()), Some(id));
         }
         for key in ["", "a b", "ä", &"x".repeat(KEY_MAX + 1)] {
-            assert_eq!(
-                SessionId::parse("default", "battle", key),
-                Err(BadKey::Key)
-            );
+            assert_eq!(SessionId::parse("default", "battle", key), Err(BadKey::Key));
         }
         for stored in ["sessions/default/battle", "sessions/a b/c/d", "other/a/b/c"] {
             assert_eq!(SessionId::stored(stored), None, "{stored}");

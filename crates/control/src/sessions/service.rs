@@ -115,10 +115,7 @@ fn answer(done: &Done) -> Response<wire::Answer> {
 }
 
 /// Whoever may speak for the session's service.
-fn owned<T>(
-    request: &Request<T>,
-    id: Result<SessionId, BadKey>,
-) -> Result<SessionId, Status> {
+fn owned<T>(request: &Request<T>, id: Result<SessionId, BadKey>) -> Result<SessionId, Status> {
     let id = id?;
     match Who::of(request.extensions()) {
         Who::User { .. } => {}

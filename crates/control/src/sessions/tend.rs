@@ -101,9 +101,8 @@ impl Sessions {
             let registered = world.instances.get(id);
             registered.is_some_and(|registered| registered.plane == plane)
         };
-        let open = |drain: &DrainRecord| {
-            drain.state() == State::Draining && drain.hands_over().is_some()
-        };
+        let open =
+            |drain: &DrainRecord| drain.state() == State::Draining && drain.hands_over().is_some();
         drains.retain(|id, _| world.drains.get(id).is_some_and(|drain| open(drain)) && is_ours(id));
         for (id, drain) in world.drains.iter() {
             let Some(handover) = drain.hands_over().filter(|_| open(drain) && is_ours(id)) else {
@@ -152,7 +151,8 @@ impl Sessions {
     ) {
         let rate = f64::from(drain.reconnects_per_second.unwrap_or(RECONNECTS).max(1));
         // What could not be made use of is not saved up.
-        due.budget = (due.budget + now.duration_since(due.at).as_secs_f64() * rate).min(rate.max(1.0));
+        due.budget =
+            (due.budget + now.duration_since(due.at).as_secs_f64() * rate).min(rate.max(1.0));
         due.at = now;
         let most = due.budget as usize;
         let keys = self.board().keys_of(id, None, most.min(AT_ONCE));
@@ -192,10 +192,11 @@ impl Sessions {
     /// Who takes sessions of the same service, with how many it has.
     fn heirs(&self, id: &InstanceId, world: &World) -> Vec<(usize, Arc<str>)> {
         let instances = world.instances.service(&id.service);
-        let others = instances.into_iter().flat_map(|instances| instances.values());
-        let others = others.filter(|other| {
-            other.state == State::Accepting && other.instance.id != *id
-        });
+        let others = instances
+            .into_iter()
+            .flat_map(|instances| instances.values());
+        let others =
+            others.filter(|other| other.state == State::Accepting && other.instance.id != *id);
         let board = self.board();
         let heir = |other: &InstanceId| (board.count_of(other), other.id.as_str().into());
         others.map(|other| heir(&other.instance.id)).collect()

@@ -88,6 +88,10 @@ enum Step {
     Delete {
         at: Revision,
     },
+    /// Nothing, if it is still as it is known: who was cut off knows what is over.
+    Confirm {
+        over: Option<Revision>,
+    },
 }
 
 pub struct Writer {
@@ -190,6 +194,7 @@ impl Writer {
                         board.delete(&job.id, revision);
                         session
                     }
+                    Step::Confirm { .. } => board.session(&job.id),
                     Step::Answer(_) => None,
                 };
                 answers.push((job.done, session));
@@ -237,11 +242,14 @@ impl Writer {
 /// `fresh`: keys that this transaction adds already.
 fn decide(board: &Board, job: &Job, fresh: usize) -> Step {
     let held = board.held(&job.id);
-    let answer = |done| {
+    let refuse = || {
         Step::Answer(Ok(Done {
-            done,
+            done: false,
             session: board.session(&job.id),
         }))
+    };
+    let confirm = |held: &Held| Step::Confirm {
+        over: Some(held.modified),
     };
     let put = |instance: &str, ttl: Option<Duration>, over: Option<Revision>, epoch| Step::Put {
         record: SessionRecord {
@@ -252,7 +260,14 @@ fn decide(board: &Board, job: &Job, fresh: usize) -> Step {
         over,
     };
     match (&job.ask, held) {
-        (Ask::Claim { expected: 0, instance, ttl }, None) => {
+        (
+            Ask::Claim {
+                expected: 0,
+                instance,
+                ttl,
+            },
+            None,
+        ) => {
             let is_full = board.count(&job.id.service) + fresh >= KEYS_PER_SERVICE_MAX
                 || board.len() + fresh >= KEYS_MAX;
             match is_full {
@@ -260,32 +275,42 @@ fn decide(board: &Board, job: &Job, fresh: usize) -> Step {
                 false => put(instance, *ttl, None, None),
             }
         }
-        (Ask::Claim { instance, expected, ttl }, Some(held)) if held.instance == *instance => {
-            match *expected == 0 || *expected == held.epoch {
-                true if held.ttl.is_none() && ttl.is_none() => answer(true),
-                true => put(instance, *ttl, Some(held.modified), Some(held.epoch)),
-                false => answer(false),
-            }
-        }
-        (Ask::Claim { instance, expected, ttl }, Some(held)) if *expected == held.epoch => {
-            put(instance, *ttl, Some(held.modified), None)
-        }
-        (Ask::Claim { .. }, _) | (Ask::Move { .. }, None) => answer(false),
+        (
+            Ask::Claim {
+                instance,
+                expected,
+                ttl,
+            },
+            Some(held),
+        ) if held.instance == *instance => match *expected == 0 || *expected == held.epoch {
+            true if held.ttl.is_none() && ttl.is_none() => confirm(held),
+            true => put(instance, *ttl, Some(held.modified), Some(held.epoch)),
+            false => refuse(),
+        },
+        (
+            Ask::Claim {
+                instance,
+                expected,
+                ttl,
+            },
+            Some(held),
+        ) if *expected == held.epoch => put(instance, *ttl, Some(held.modified), None),
+        (Ask::Claim { .. }, _) | (Ask::Move { .. }, None) => refuse(),
         (Ask::Move { to, expected, from }, Some(held)) => {
             let is_meant = is_expected(*expected, held)
                 && from.as_ref().is_none_or(|from| *from == held.instance);
             match is_meant {
-                true if held.instance == *to => answer(true),
+                true if held.instance == *to => confirm(held),
                 true => put(to, held.ttl, Some(held.modified), None),
-                false => answer(false),
+                false => refuse(),
             }
         }
-        (Ask::Release { .. }, None) => answer(true),
+        (Ask::Release { .. }, None) => Step::Confirm { over: None },
         (Ask::Release { expected, at }, Some(held)) => {
             let is_meant = is_expected(*expected, held) && at.is_none_or(|at| at == held.modified);
             match is_meant {
                 true => Step::Delete { at: held.modified },
-                false => answer(false),
+                false => refuse(),
             }
         }
     }
@@ -321,6 +346,10 @@ fn txn(batch: &[(Job, Step)]) -> Txn {
                 });
                 txn.ops.push(Op::Delete { key });
             }
+            Step::Confirm { over } => txn.expect.push(match over {
+                Some(at) => Expect::Modified { key, at: *at },
+                None => Expect::Absent { key },
+            }),
             Step::Answer(_) => {}
         }
     }

@@ -31,9 +31,10 @@ pub(super) fn directory(fields: &mut Fields<'_>) -> Option<SessionRules> {
             );
         }
         (Some(_), Some(_)) => {
-            return fields
-                .at
-                .refuse_with("`header` and `cookie` exclude each other", "keep one of them");
+            return fields.at.refuse_with(
+                "`header` and `cookie` exclude each other",
+                "keep one of them",
+            );
         }
     };
     Some(SessionRules {

@@ -41,6 +41,8 @@ impl Missing {
     }
 
     pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|missing| missing.as_str() == text)
+        Self::ALL
+            .into_iter()
+            .find(|missing| missing.as_str() == text)
     }
 }

@@ -8,7 +8,7 @@ fn service() -> ServiceName {
 
 fn entry(key: &str, epoch: u64, addresses: &[&str]) -> Entry {
     let addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
-    Entry::new(key.as_bytes(), epoch, "a".into(), addresses).unwrap()
+    Entry::new(key.as_bytes(), epoch, "a".into(), addresses)
 }
 
 const SIDECAR: &str = "10.0.0.1:15006";

@@ -51,6 +51,8 @@ pub enum Expiry {
     Stalled,
     /// Not of time: by the rules in force it would not be let in any more.
     ShutOut,
+    /// Nor this: the session that it belongs to is elsewhere by now.
+    Moved,
 }
 
 impl Expiry {
@@ -63,6 +65,7 @@ impl Expiry {
             Self::Idle => Some(Event::StreamIdleDeadline),
             Self::Stalled => Some(Event::WriteDeadline),
             Self::ShutOut => Some(Event::AccessDenied),
+            Self::Moved => Some(Event::SessionMoved),
         }
     }
 }

@@ -5,6 +5,7 @@ mod acquire;
 mod answer;
 mod attempt;
 mod hedge;
+mod json;
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -39,14 +40,17 @@ use crate::plan::{Alpn, Outbound, Plan};
 use crate::quota::Admitted;
 use crate::upstream::retry::retries_allowed;
 use crate::upstream::{Fault, Heard, Lease, Permit, Share};
-use crate::{filter, guard, limit, listen, route};
+use crate::{colour, correlate, filter, guard, limit, listen, route};
 
 type Stage = for<'p> fn(&'p Plan, &mut Checked, &mut StreamContext<'p>) -> Verdict;
 
 /// Every request passes them in this order.
-const STAGES: [Stage; 5] = [
+const STAGES: [Stage; 8] = [
+    correlate::fill,
     listen::admit,
     route::choose,
+    route::json::transcode,
+    colour::admit,
     guard::admit,
     limit::admit,
     filter::request,
@@ -84,12 +88,16 @@ pub async fn serve(
     tally.came(request);
     let has_body = !request.framing().is_empty();
     exchange.begin(now_us, has_body);
-    let mut parked = false;
+    let (mut parked, mut correlated) = (0, None);
     let mut context = loop {
         let guarded = core.secure.is_some();
         let mut context = StreamContext::new(door.direction, &door.caller, guarded, core.random());
         context.peer = door.watch.address.map(|address| address.ip());
+        context.underway = core.account.underway().here(core.index, now_us / 1000);
+        context.correlated = correlated;
+        (context.meant_port, context.original) = (door.meant, door.original.as_deref());
         let verdict = walk(&plan.plan, request, &mut context);
+        correlated = context.correlated;
         if verdict != Verdict::Park {
             tally.routed(request, &context);
         }
@@ -100,15 +108,21 @@ pub async fn serve(
                 if reply.reason == Some(Reason::Unauthenticated) {
                     door.refused();
                 }
-                incoming.reply(core, &reply, grpc, tally);
+                match context.transcoding.as_deref() {
+                    None => incoming.reply(core, &reply, grpc, tally),
+                    work => {
+                        Box::pin(json::reply(&mut incoming, core, &reply, grpc, work, tally)).await;
+                    }
+                }
                 return Outcome::Done;
             }
             Verdict::Park => {}
         }
-        // Once: with a plan that has the host, no stage parks.
-        let waited = match std::mem::replace(&mut parked, true) {
-            false => Box::pin(host(core, &plan.plan, request)).await,
-            true => Err(Reason::NoHealthyUpstream),
+        // Once for each name that it has: with a plan that has the host, no stage parks.
+        parked += 1;
+        let waited = match parked <= 1 + u8::from(door.original.is_some()) {
+            true => Box::pin(host(core, &plan.plan, request, door)).await,
+            false => Err(Reason::NoHealthyUpstream),
         };
         if let Err(reason) = waited {
             incoming.reply(core, &Reply::of(reason), grpc, tally);
@@ -116,10 +130,12 @@ pub async fn serve(
         }
         plan = core.plan();
     };
-    let chosen = context
-        .cluster
-        .and_then(|place| plan.cluster(place))
-        .zip(context.forward);
+    tally.enters(request);
+    let chosen = match context.passes {
+        true => door.passage(),
+        false => context.cluster.and_then(|place| plan.cluster(place)),
+    };
+    let chosen = chosen.zip(context.forward);
     let Some((cluster, forward)) = chosen else {
         incoming.reply(core, &Reply::of(Reason::Fault), grpc, tally); // a defect of ours
         return Outcome::Done;
@@ -145,14 +161,32 @@ pub async fn serve(
         Some(left) if head_only || allowed == 0 || left < allowed => (left, false),
         _ => (allowed, head_only),
     };
-    if door.direction == Direction::Inbound {
+    if door.direction == Direction::Inbound || context.seat.is_some() {
         exchange.watch();
     }
     exchange.allow(streaming, allowed, head_only);
-    let mut upload = Upload::new(core, has_body, tally.flow());
+    let mut upload = match context.transcoding.as_deref_mut() {
+        None => Upload::new(core, has_body, tally.flow()),
+        Some(work) => {
+            tally.is_grpc(true);
+            let upload = json::upload(work, &mut incoming, core, exchange, has_body);
+            match Box::pin(upload).await {
+                Ok(upload) => upload,
+                Err(json::Unread::Gone) => return Outcome::Gone,
+                Err(json::Unread::Reply(reply)) => {
+                    let work = Some(&*work);
+                    Box::pin(json::reply(&mut incoming, core, &reply, grpc, work, tally)).await;
+                    return Outcome::Done;
+                }
+            }
+        }
+    };
     if !context.mirrors.is_empty() {
         let copies = Copies::new(core, &plan, &context, request);
-        copies.into_iter().for_each(|copies| upload.copy(copies));
+        if let Some(copies) = copies {
+            copies.original().into_iter().for_each(|side| tally.compare(side));
+            upload.copy(copies);
+        }
     }
     let admitted = context.admitted.take();
     let mut run = Run {
@@ -171,12 +205,21 @@ pub async fn serve(
         true => run.attempts(&mut tally).await,
         false => Err(Reply::of(Reason::Timeout).into()),
     };
+    let work = context.transcoding.as_deref();
     match ended {
-        Ok(answer) => run.pass_on(answer, tally).await,
+        Ok(answer) => match work {
+            None => run.pass_on(answer, tally).await,
+            Some(work) => Box::pin(run.pass_on_json(work, answer, tally)).await,
+        },
         Err(Unanswered::Reply(mut reply)) => {
             filter::own(&mut reply, &context);
             tally.end_attempt();
-            run.incoming.reply(core, &reply, grpc, tally);
+            match work {
+                None => run.incoming.reply(core, &reply, grpc, tally),
+                work => {
+                    Box::pin(json::reply(&mut run.incoming, core, &reply, grpc, work, tally)).await;
+                }
+            }
             Outcome::Done
         }
         Err(Unanswered::Gone) => Outcome::Gone,
@@ -234,13 +277,18 @@ pub(crate) fn walk<'p>(
 }
 
 /// Waits until a plan has the request's host.
-async fn host(core: &Rc<Core>, plan: &Plan, request: &Checked) -> Result<(), Reason> {
-    let Outbound::Demand { desk, .. } = &plan.outbound else {
+async fn host(core: &Rc<Core>, plan: &Plan, request: &Checked, door: &Door) -> Result<(), Reason> {
+    let Outbound::Demand { desk, hosts } = &plan.outbound else {
         return Err(Reason::Fault);
     };
-    let authority = request.authority();
+    let authority = match &door.original {
+        Some(original) if hosts.contains(request.authority()) => &*original.authority,
+        _ => request.authority(),
+    };
     let is_there = || match &core.plan().plan.outbound {
-        Outbound::Demand { hosts, .. } => hosts.contains(authority),
+        Outbound::Demand { hosts, .. } => {
+            hosts.contains(authority) && core.plan().plan.is_seated()
+        }
         _ => true,
     };
     desk.wait(authority, is_there).await
@@ -289,8 +337,10 @@ impl Run<'_> {
         let mut now_us = self.exchange.started_us.get();
         loop {
             limit::carry(self.request, self.context)?;
-            let keeps = |member: &usize| self.cluster.plan.group.keeps(*member, now_us / 1000);
-            let wanted = self.context.wanted.filter(|_| number == 0).filter(keeps);
+            let seated = self.context.seat.is_some();
+            let keeps = |m: &usize| seated || self.cluster.plan.group.keeps(*m, now_us / 1000);
+            let wanted = self.context.wanted.filter(|_| number == 0 || seated);
+            let wanted = wanted.filter(keeps);
             let pick = |rng| self.cluster.pick(&tried, rng, self.context.hash, now_us);
             let picked = wanted.map(Picked::wanted).or_else(|| pick(&mut rng));
             let Some(Picked {
@@ -301,7 +351,7 @@ impl Run<'_> {
             else {
                 return Err(Reply::of(Reason::NoHealthyUpstream).into());
             };
-            if is_far {
+            if is_far && self.cluster.plan.lane.is_none() {
                 core.count(Event::PickedFar);
             }
             if in_panic {
@@ -417,6 +467,7 @@ impl Run<'_> {
             // The caller's own doing: no word about the endpoint.
             Expiry::Body => Reply::of(Reason::Timeout).with_status(408).and_close(),
             Expiry::ShutOut => Reply::of(Reason::Denied),
+            Expiry::Moved => Reply::of(Reason::Draining),
             _ => {
                 tally.learn(Fault::Timeout.evidence(), now_us);
                 Reply::of(Reason::Timeout)

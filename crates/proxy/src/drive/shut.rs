@@ -3,13 +3,17 @@
 
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::sync::futures::Notified;
 
 use super::core::Core;
 use super::exchange::{Exchange, Expiry};
 use crate::account::Event;
+use crate::context::StreamContext;
+use crate::directory::Entry;
 use crate::guard::Lasting;
 use crate::plan::Plan;
 
@@ -41,13 +45,44 @@ pub async fn while_it(
     }
 }
 
-/// Who looks at each plan that comes.
+/// Drives `running` until it ends, or a while after the session that it belongs to is elsewhere: none then.
+pub async fn while_seated<T>(
+    seat: Option<Arc<Entry>>,
+    running: impl Future<Output = T>,
+) -> Option<T> {
+    let Some(seat) = seat else {
+        return Some(running.await);
+    };
+    tokio::select! {
+        biased;
+        ended = running => Some(ended),
+        () = Box::pin(left(seat)) => None,
+    }
+}
+
+/// Ends when a session has been elsewhere for a moment, another one for each that holds it: not all of its clients come
+/// again at once.
+async fn left(seat: Arc<Entry>) {
+    seat.replaced().await;
+    tokio::time::sleep(MOVED_SPREAD.mul_f64(fastrand::f64())).await;
+}
+
+/// Who looks at each plan that comes, and at where the session is.
 #[derive(Default)]
 pub struct Review<'c> {
     renewed: Option<Pin<Box<Notified<'c>>>>,
+    seat: Option<Arc<Entry>>,
+    left: Option<Pin<Box<dyn Future<Output = ()>>>>,
 }
 
 impl<'c> Review<'c> {
+    pub fn of(context: &StreamContext<'_>) -> Self {
+        Self {
+            seat: context.seat.clone(),
+            ..Self::default()
+        }
+    }
+
     /// A request's deadlines, and whether it `may_stay`. One that is over soon is not asked about, and pays a comparison.
     #[inline]
     pub fn poll(
@@ -60,12 +95,20 @@ impl<'c> Review<'c> {
         if let Poll::Ready(expiry) = exchange.poll_expiry(cx) {
             return Poll::Ready(expiry);
         }
-        match exchange.lasts() {
-            true => self
-                .poll_shut_out(cx, core, may_stay)
-                .map(|()| Expiry::ShutOut),
-            false => Poll::Pending,
+        if !exchange.lasts() {
+            return Poll::Pending;
         }
+        if let Some(seat) = self.seat.take() {
+            self.left = Some(Box::pin(left(seat)));
+        }
+        if let Some(left) = &mut self.left
+            && left.as_mut().poll(cx).is_ready()
+        {
+            self.left = None;
+            return Poll::Ready(Expiry::Moved);
+        }
+        self.poll_shut_out(cx, core, may_stay)
+            .map(|()| Expiry::ShutOut)
     }
 
     /// Ready when a plan is in force by which it may not.
@@ -87,3 +130,6 @@ impl<'c> Review<'c> {
         }
     }
 }
+
+/// Over how long the clients of one session are told to come again.
+const MOVED_SPREAD: Duration = Duration::from_secs(1);

@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -18,23 +19,33 @@ use tokio::net::TcpStream;
 use self::pipe::Pipe;
 use super::client::Http1;
 use super::core::Core;
+use super::shut;
 use super::stream::{Stream, TlsIo};
 use super::tally::Tally;
 use crate::account::{Event, Flow as Counted};
+use crate::directory::Entry;
 
 /// A WebSocket between its 101 and its end.
 pub struct Upgraded {
     core: Rc<Core>,
     upstream: Box<Http1>,
     tally: Tally,
+    /// It lasts no longer than its session is there.
+    seat: Option<Arc<Entry>>,
 }
 
 impl Upgraded {
-    pub fn new(core: &Rc<Core>, upstream: Box<Http1>, tally: Tally) -> Self {
+    pub fn new(
+        core: &Rc<Core>,
+        upstream: Box<Http1>,
+        tally: Tally,
+        seat: Option<Arc<Entry>>,
+    ) -> Self {
         Self {
             core: core.clone(),
             upstream,
             tally,
+            seat,
         }
     }
 
@@ -54,11 +65,11 @@ impl Upgraded {
         }
         tunnel.up.pending = early;
         tunnel.down.pending = answered_early.into();
-        let ended = tunnel
-            .run(&self.core, self.core.deadlines.stream_idle, |_, _| {})
-            .await;
-        if ended == Ended::Idle {
-            self.core.count(Event::StreamIdleDeadline);
+        let running = tunnel.run(&self.core, self.core.deadlines.stream_idle, |_, _| {});
+        match shut::while_seated(self.seat.take(), running).await {
+            Some(Ended::Idle) => self.core.count(Event::StreamIdleDeadline),
+            Some(Ended::Closed | Ended::Broken) => {}
+            None => self.core.count(Event::SessionMoved),
         }
         self.tally.finish_now();
     }

@@ -49,6 +49,9 @@ impl Lasting {
 /// Whether a request under way to the application's `port` would be let in now. An application that is gone, or whose
 /// rules are not known, shuts nobody out.
 pub fn may_stay(plan: &Plan, port: u16, request: &Checked, context: &StreamContext<'_>) -> bool {
+    if context.direction == Direction::Outbound {
+        return true;
+    }
     let caller = match context.caller {
         Caller::Known(known) => Some(&known.peer.id),
         _ => None,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use phalanx_model::identity::SpiffeId;
 use phalanx_model::instance::Protocol;
-use phalanx_model::name::ClusterName;
+use phalanx_model::name::{ClusterName, Direction, ServiceName};
 use phalanx_model::resource::udp;
 use phalanx_model::resource::{
     Assignment, CircuitBreaker, Cluster, ConnectionPool, Endpoint, Health, LoadBalancer,
@@ -13,8 +13,9 @@ use phalanx_model::resource::{
 };
 use phalanx_relay::Field;
 
+use super::directory::DirectoryPlan;
 use super::{AppPort, PeerPlan};
-use crate::account::{Account, Edge, EdgeKey, Security, Traffic};
+use crate::account::{Account, Edge, LaneCounts, EdgeKey, Security, Traffic};
 use crate::balance::{Group, Member, Policy, SlowStart};
 use crate::upstream::Breaker;
 
@@ -32,6 +33,10 @@ pub struct ClusterPlan {
     tokens: Box<[(Box<[u8]>, usize)]>,
     /// For requests that got no endpoint.
     pub unassigned: Edges,
+    /// Of a lane: far endpoints are the baseline's.
+    pub lane: Option<Arc<LaneCounts>>,
+    /// Where requests with a session go.
+    pub directory: Option<DirectoryPlan>,
     tls: Option<Arc<PeerPlan>>,
     made_of: Option<(Arc<Cluster>, Option<Arc<Assignment>>)>,
 }
@@ -40,6 +45,8 @@ pub struct EndpointPlan {
     pub address: SocketAddr,
     /// A sidecar of ours is in front of it, and is told with this field which of its application's ports is meant.
     pub port_field: Option<Field>,
+    /// The port of its application, if a sidecar is in front of it; else 0.
+    target: u16,
     /// It is called over mutual TLS, and never otherwise.
     pub tls: Option<Arc<PeerPlan>>,
     pub edges: Edges,
@@ -58,12 +65,31 @@ impl Edges {
         let edge = |traffic| {
             let key = EdgeKey {
                 direction: name.direction,
-                cluster: Some(name.clone()),
+                // A lane's requests are counted with its service's, by version.
+                cluster: Some(name.baseline()),
                 version: version.to_owned(),
                 traffic,
                 security: security.clone(),
             };
             account.edge(key)
+        };
+        Self {
+            http: edge(Traffic::Http),
+            grpc: edge(Traffic::Grpc),
+            tcp: edge(Traffic::Tcp),
+        }
+    }
+
+    /// Of connections to nobody of the mesh, or from nobody: past all clusters.
+    pub fn passing(direction: Direction, account: &Account) -> Self {
+        let edge = |traffic| {
+            account.edge(EdgeKey {
+                direction,
+                cluster: None,
+                version: String::new(),
+                traffic,
+                security: Security::Plain,
+            })
         };
         Self {
             http: edge(Traffic::Http),
@@ -92,7 +118,7 @@ impl Edges {
         match traffic {
             Traffic::Http => &self.http,
             Traffic::Grpc => &self.grpc,
-            Traffic::Tcp => &self.tcp,
+            Traffic::Tcp | Traffic::Udp => &self.tcp,
         }
     }
 }
@@ -134,6 +160,7 @@ impl ClusterPlan {
             EndpointPlan {
                 address: endpoint.address,
                 port_field: port_field(endpoint, name.port),
+                target: target(endpoint, name.port),
                 edges: edges_of(endpoint.version.as_str(), tls.is_some()),
                 tls,
             }
@@ -182,6 +209,8 @@ impl ClusterPlan {
             group: Group::new(policy, endpoints.iter().map(member).collect()),
             endpoints: plans,
             tokens: tokens(endpoints),
+            lane: account.colours().lane(name),
+            directory: cluster.directory.as_ref().and_then(DirectoryPlan::new),
             unassigned: Edges::of(name, "", Security::Plain, account),
             tls,
             made_of: Some((cluster.clone(), assignment.cloned())),
@@ -212,6 +241,16 @@ impl ClusterPlan {
         previous: Option<&Arc<ClusterPlan>>,
         account: &Account,
     ) -> Self {
+        let edges = Edges::of(&name, version, Security::Plain, account);
+        Self::one(name, port, previous, edges)
+    }
+
+    fn one(
+        name: ClusterName,
+        port: &AppPort,
+        previous: Option<&Arc<ClusterPlan>>,
+        edges: Edges,
+    ) -> Self {
         let unlimited = CircuitBreaker {
             max_connections: INBOUND_MAX,
             max_pending_requests: INBOUND_MAX,
@@ -227,7 +266,6 @@ impl ClusterPlan {
             joined_ms: None,
             outlier: known.map(|known| known.outlier.clone()).unwrap_or_default(),
         };
-        let edges = Edges::of(&name, version, Security::Plain, account);
         Self {
             protocol: port.protocol,
             pool: ConnectionPool::default(),
@@ -243,11 +281,14 @@ impl ClusterPlan {
             endpoints: [EndpointPlan {
                 address: port.address,
                 port_field: None,
+                target: 0,
                 tls: None,
                 edges: edges.clone(),
             }]
             .into(),
             tokens: Box::default(),
+            lane: None,
+            directory: None,
             unassigned: edges,
             tls: None,
             made_of: None,
@@ -273,6 +314,31 @@ impl ClusterPlan {
         found.ok().and_then(|at| Some(self.tokens.get(at)?.1))
     }
 
+    /// The place of the endpoint that who calls this address means: the endpoint's own, or that of the application behind it.
+    pub fn find_meant(&self, address: SocketAddr) -> Option<usize> {
+        let is_there = |e: &&EndpointPlan| e.address.ip().to_canonical() == address.ip();
+        let place = |is: &dyn Fn(&EndpointPlan) -> bool| {
+            let mut all = self.endpoints.iter();
+            all.position(|e| is_there(&e) && is(e))
+        };
+        let is_own = |e: &EndpointPlan| e.target == 0 && e.address.port() == address.port();
+        place(&is_own)
+            .or_else(|| place(&|e| e.target == address.port()))
+            .or_else(|| place(&|_| self.endpoints.iter().filter(is_there).count() == 1))
+    }
+
+    /// The one endpoint of connections that pass the mesh by.
+    pub fn passage(address: SocketAddr, edges: Edges) -> Self {
+        let nobody = ClusterName::outbound(ServiceName::new("", ""), address.port());
+        let port = AppPort {
+            name: String::new(),
+            number: address.port(),
+            address,
+            protocol: Protocol::Auto,
+        };
+        Self::one(nobody, &port, None, edges)
+    }
+
     fn member(&self, address: SocketAddr) -> Option<&Member> {
         let place = self
             .endpoints
@@ -293,6 +359,14 @@ fn tokens(endpoints: &[Endpoint]) -> Box<[(Box<[u8]>, usize)]> {
     tokens.dedup_by(|later, kept| later.0 == kept.0);
     let tokens = tokens.into_iter();
     tokens.map(|(token, _, place)| (token, place)).collect()
+}
+
+fn target(endpoint: &Endpoint, service_port: u16) -> u16 {
+    match (endpoint.instance.is_empty(), endpoint.target) {
+        (true, _) => 0,
+        (false, 0) => service_port,
+        (false, port) => port,
+    }
 }
 
 /// The application's port; a control plane that doesn't tell it means the Service's.

@@ -102,6 +102,7 @@ well_known! {
     REFRESH "refresh",
     STRICT_TRANSPORT_SECURITY "strict-transport-security",
     X_PHALANX_PRIORITY "x-phalanx-priority",
+    X_SESSION_EPOCH "x-session-epoch",
 }
 
 /// Four bytes a step; also the length. A list is bounded, so collisions cost a comparison and no more.

@@ -22,6 +22,19 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// Of a call, and not of something before it.
+    pub(super) fn is_grpc(&self) -> bool {
+        let content_type = self.head.headers.get(names::CONTENT_TYPE);
+        let told = content_type.is_some_and(|told| told.starts_with(b"application/grpc"));
+        self.head.status == 200 && (told || self.grpc_status.is_some())
+    }
+
+    pub(super) fn into_parts(self) -> (ResponseHead, Outgoing, Option<u8>) {
+        (self.head, self.outgoing, self.grpc_status)
+    }
+}
+
 impl Run<'_> {
     /// Sends the body, and waits for the head of the answer.
     pub(super) async fn answer(
@@ -41,7 +54,7 @@ impl Run<'_> {
         let core = &door.core;
         let port = cluster.plan.name.port;
         let may_stay = |plan: &Plan| guard::may_stay(plan, port, request, context);
-        let mut review = Review::default();
+        let mut review = Review::of(context);
         let head = poll_fn(|cx| {
             upload.poll(cx, exchange, incoming, &mut outgoing);
             if let Some(cut) = upload.cut() {
@@ -93,6 +106,7 @@ impl Run<'_> {
             reason: _,
         } = answer;
         let core = &self.door.core;
+        tally.heard(&head);
         filter::response(&mut head, self.context);
         tally.answer(head.status, grpc_status, None);
         self.exchange.answered(self.answered_us / 1000);
@@ -109,14 +123,14 @@ impl Run<'_> {
             let Outgoing::Http1(lease) = outgoing else {
                 return Outcome::Gone;
             };
-            let upgraded = Upgraded::new(core, lease.connection, tally);
+            let upgraded = Upgraded::new(core, lease.connection, tally, self.context.seat.clone());
             let lasting = Lasting::of(self.cluster.plan.name.port, self.request, self.context);
             let lasting = lasting.map(Box::new);
             return Outcome::Upgraded(Box::new(upgraded), lasting);
         }
         let (request, context, port) = (&*self.request, self.context, self.cluster.plan.name.port);
         let may_stay = |plan: &Plan| guard::may_stay(plan, port, request, context);
-        let (mut download, mut review) = (Download::default(), Review::default());
+        let (mut download, mut review) = (Download::default(), Review::of(context));
         let ended = poll_fn(|cx| {
             let passed = download.poll(cx, core, exchange, incoming, &mut outgoing, &mut tally);
             if let Poll::Ready(passed) = passed {
@@ -136,9 +150,15 @@ impl Run<'_> {
         .await;
         let callers = matches!(
             ended,
-            Err(Missed::Cut(_) | Missed::Expired(Expiry::Stalled | Expiry::Body | Expiry::ShutOut))
+            Err(Missed::Cut(_)
+                | Missed::Expired(Expiry::Stalled | Expiry::Body | Expiry::ShutOut | Expiry::Moved))
         );
-        let is_denied = request.is_grpc() && matches!(ended, Err(Missed::Expired(Expiry::ShutOut)));
+        let word = match ended {
+            Err(Missed::Expired(Expiry::ShutOut)) => Some(Reason::Denied),
+            Err(Missed::Expired(Expiry::Moved)) => Some(Reason::Draining),
+            _ => None,
+        };
+        let word = word.filter(|_| request.is_grpc());
         match ended {
             Ok(Passed::Whole) => {
                 let now_us = core.wheel.recent_us();
@@ -159,15 +179,14 @@ impl Run<'_> {
             true => drop(tally), // as of one who went away: no word about the endpoint
             false => tally.broke_off(),
         }
-        if !(is_denied && self.deny().is_ok()) {
+        if !word.is_some_and(|reason| self.end_with(reason).is_ok()) {
             self.incoming.break_off();
         }
         Outcome::Done
     }
 
     /// Ends a gRPC stream that goes on with the word that a new one would get.
-    fn deny(&mut self) -> Result<(), Cut> {
-        let reason = Reason::Denied;
+    fn end_with(&mut self, reason: Reason) -> Result<(), Cut> {
         let code = reason.grpc_status().to_string();
         let mut trailers = HeaderList::new();
         for (name, value) in [

@@ -269,6 +269,7 @@ fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
                     cors,
                     hedging,
                     priority,
+                    ..Forward::default()
                 })
             },
         )
