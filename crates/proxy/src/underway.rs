@@ -235,7 +235,9 @@ impl Underway {
         }
         match (ticket.entries, cells.coloured.get()) {
             (Some(entries), Some(coloured)) => {
-                entries.map(|place| coloured.index.end(place, now_ms));
+                entries
+                    .into_iter()
+                    .for_each(|place| coloured.index.end(place, now_ms));
             }
             _ => cells.unindexed.end(now_ms),
         }

@@ -2,10 +2,8 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use phalanx_relay::Value;
-use proptest::prelude::*;
-
 use super::*;
+use phalanx_relay::Value;
 
 const LINGER_MS: u64 = 250;
 
@@ -203,89 +201,81 @@ fn off_means_off() {
     assert!(underway.here(0, 0).is_none());
 }
 
-#[derive(Clone, Debug)]
-enum Step {
-    Begin {
-        core: usize,
-        colour: usize,
-        trace: u64,
-    },
-    End(prop::sample::Index),
-    /// A call for one that is under way or ended within the linger time.
-    Call {
-        of: prop::sample::Index,
-        core: usize,
-        carries: bool,
-    },
-    Wait(u64),
-}
+/// Core, colour, headers, ticket, and when it ended.
+type Request = (usize, &'static str, HeaderList, Option<Ticket>, u64);
 
-fn step() -> impl Strategy<Value = Step> {
-    let index = any::<prop::sample::Index>;
-    prop_oneof![
-        4 => (0..3usize, 0..5usize, 0..40u64)
-            .prop_map(|(core, colour, trace)| Step::Begin { core, colour, trace }),
-        3 => index().prop_map(Step::End),
-        6 => (index(), 0..3usize, any::<bool>())
-            .prop_map(|(of, core, carries)| Step::Call { of, core, carries }),
-        2 => (0..400u64).prop_map(Step::Wait),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// Traces are few here on purpose, so that several requests share one.
-    #[test]
-    fn no_call_gets_the_colour_or_the_trace_of_another_request(
-        steps in prop::collection::vec(step(), 1..200)
-    ) {
-        let underway = underway(3);
-        let colours = ["", "blue", "green", "red", "grey"];
-        let mut now_ms = 0;
-        // Core, colour, headers, and when it ended.
-        let mut all: Vec<(usize, &str, HeaderList, Option<Ticket>, u64)> = Vec::new();
-        for step in steps {
-            match step {
-                Step::Begin { core, colour, trace } => {
-                    let headers = inbound(colours[colour], trace);
+/// Requests begin and end on three cores, and make calls on any of them until the linger time is over. Traces are few, so
+/// that several requests share one.
+#[test]
+fn no_call_gets_the_colour_or_the_trace_of_another_request() {
+    let colours = ["", "blue", "green", "red", "grey"];
+    let mut sure = [0; 2];
+    for seed in 0..400 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let (underway, mut now_ms) = (underway(3), 0);
+        let mut all: Vec<Request> = Vec::new();
+        // Few colours and long pauses at times, else everything is ambiguous.
+        let (kinds, pause_ms) = (rng.usize(1..=colours.len()), rng.u64(1..600));
+        for _ in 0..200 {
+            match rng.u32(0..15) {
+                0..4 => {
+                    let (core, colour) = (rng.usize(..3), colours[rng.usize(..kinds)]);
+                    let headers = inbound(colour, rng.u64(..40));
                     let ticket = underway.begin(core, &headers, now_ms);
-                    all.push((core, colours[colour], headers, ticket, u64::MAX));
+                    all.push((core, colour, headers, ticket, u64::MAX));
                 }
-                Step::End(index) if !all.is_empty() => {
-                    let (core, _, _, ticket, ended_ms) = index.get_mut(&mut all);
+                4..7 if !all.is_empty() => {
+                    let at = rng.usize(..all.len());
+                    let (core, _, _, ticket, ended_ms) = &mut all[at];
                     if let Some(ticket) = ticket.take() {
                         underway.end(*core, ticket, now_ms);
                         *ended_ms = now_ms;
                     }
                 }
-                Step::Call { of, core, carries } if !all.is_empty() => {
-                    let (_, colour, headers, _, ended_ms) = of.get(&all);
-                    if now_ms >= ended_ms.saturating_add(LINGER_MS) {
-                        continue;
-                    }
-                    let mut call = HeaderList::new();
-                    if carries {
-                        let trace = headers.get(names::TRACEPARENT).unwrap();
-                        call.push(names::TRACEPARENT, Value::new(trace).unwrap());
-                    }
-                    let (how, given) = cause(&underway, core, &call, now_ms);
-                    let wrong = !given.is_empty() && given != *colour;
-                    prop_assert!(!wrong, "{how:?}: {given} instead of {colour}");
-                    let sure = matches!(how, How::Traced | How::Correlated);
-                    prop_assert!(!sure || given == *colour, "{how:?}: {given:?} instead of {colour:?}");
-                    prop_assert_ne!(how, How::None);
-                    if let Some(ids) = underway.here(core, now_ms).unwrap().sole() {
-                        let mut child = HeaderList::new();
-                        ids.give(&mut child);
-                        prop_assert_eq!(child.get(names::TRACEPARENT), headers.get(names::TRACEPARENT));
+                7..13 if !all.is_empty() => {
+                    let (_, colour, headers, _, ended_ms) = &all[rng.usize(..all.len())];
+                    if now_ms < ended_ms.saturating_add(LINGER_MS) {
+                        let (core, carries) = (rng.usize(..3), rng.bool());
+                        let found = called(&underway, core, (colour, headers), carries, now_ms);
+                        sure[0] += usize::from(found == How::Traced);
+                        sure[1] += usize::from(found == How::Correlated);
                     }
                 }
-                Step::Wait(ms) => now_ms += ms,
-                Step::End(_) | Step::Call { .. } => {}
+                _ => now_ms += rng.u64(..pause_ms),
             }
         }
     }
+    assert!(
+        sure[0] > 1_000 && sure[1] > 1_000,
+        "{sure:?}: nothing was tried"
+    );
+}
+
+/// A call of the request, which may carry its trace.
+fn called(
+    underway: &Underway,
+    core: usize,
+    (colour, headers): (&str, &HeaderList),
+    carries: bool,
+    now_ms: u64,
+) -> How {
+    let mut call = HeaderList::new();
+    let trace = headers.get(names::TRACEPARENT).unwrap();
+    if carries {
+        call.push(names::TRACEPARENT, Value::new(trace).unwrap());
+    }
+    let (how, given) = cause(underway, core, &call, now_ms);
+    match how {
+        How::Traced | How::Correlated => assert_eq!(given, colour, "{how:?}"),
+        _ => assert!(given.is_empty()),
+    }
+    assert_ne!(how, How::None, "it is under way");
+    if let Some(ids) = underway.here(core, now_ms).unwrap().sole() {
+        let mut child = HeaderList::new();
+        ids.give(&mut child);
+        assert_eq!(child.get(names::TRACEPARENT), Some(trace));
+    }
+    how
 }
 
 /// As it is in earnest: three threads take requests, three others make the calls, and ends come at any time.
