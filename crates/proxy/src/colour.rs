@@ -100,7 +100,10 @@ fn is_colours(name: Name<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use phalanx_relay::{Http1Line, Version, Workspace};
+
     use super::*;
+    use crate::plan::Entry;
 
     /// Colour and canary id, `-` for none, of a request with these headers from `peer`.
     fn given(rules: &str, peer: &str, headers: &[(&str, &str)]) -> (String, String) {
@@ -144,5 +147,61 @@ mod tests {
         let made = id(&[("x-canary-id", "forged")]);
         assert!(made.len() == 16 && made != "forged", "{made}");
         assert_eq!(given("", "10.0.0.1", &[("x-canary-id", "forged")]).1, "-");
+    }
+
+    /// What an inbound request with this colour has behind the stage, where callers are asked for `mode`.
+    fn inbound(guarded: bool, mode: MtlsMode) -> (Option<String>, Option<String>) {
+        let colours: EdgeColours = "net=10.10.0.0/16=staging default=prod".parse().unwrap();
+        let entry = Entry {
+            mode,
+            colours: colours.into(),
+            ..Entry::default()
+        };
+        let plan = Plan::empty();
+        plan.colours.intern("staging");
+        let line = Http1Line {
+            method: "GET",
+            authority: None,
+            path: "/",
+            query: None,
+            version: Version::Http11,
+        };
+        let fields = [
+            ("host", "a"),
+            ("x-env", "forged"),
+            ("x-canary-id", "forged"),
+        ];
+        let fields = fields.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+        let limits = phalanx_relay::Limits::default();
+        let made = Checked::http1(Workspace::default(), line, fields.into_iter(), &limits);
+        let mut request = made.map_err(|(refusal, _)| refusal).unwrap();
+        let rng = fastrand::Rng::with_seed(1);
+        let mut context = StreamContext::new(Direction::Inbound, &Caller::Plain, guarded, rng);
+        context.peer = "10.10.1.1".parse().ok();
+        context.entry = Some(&entry);
+        assert_eq!(admit(&plan, &mut request, &mut context), Verdict::Continue);
+        let of = |name| {
+            let value = request.headers().get(name)?;
+            Some(String::from_utf8_lossy(value).into_owned())
+        };
+        let colour = context.colour.map(|colour| plan.colours.name(colour));
+        let told = of(names::X_ENV);
+        let expected = match told.as_deref() {
+            Some("staging") => "staging",
+            _ => "other",
+        };
+        assert_eq!(colour, Some(expected));
+        (told, of(names::X_CANARY_ID))
+    }
+
+    #[test]
+    fn in_plain_text_a_colour_counts_only_where_nobody_shows_who_they_are() {
+        let forged = (Some("forged".to_owned()), Some("forged".to_owned()));
+        assert_eq!(
+            inbound(true, MtlsMode::Permissive),
+            (Some("staging".into()), None)
+        );
+        assert_eq!(inbound(true, MtlsMode::Off), forged);
+        assert_eq!(inbound(false, MtlsMode::Permissive), forged);
     }
 }

@@ -71,6 +71,8 @@ async fn agree(protocol: Protocol) -> anyhow::Result<()> {
     let _shop = mesh.instance("shop", "v1", "shop").await?;
     let _cart = mesh.instance("cart", "v1", "cart").await?;
     let _glass = mesh.instance("glass", "v1", "glass").await?;
+    let lane = ["--labels", "lane=dev-li"];
+    let _lane = mesh.instance_with("shop", "v1", "shop-li", &lane).await?;
     let ours = mesh.instance("gateway", "v1", "gateway").await?;
     mesh.apply(MANIFESTS).await?;
     let envoy = Envoy::start(&mut mesh, "gateway", protocol).await?;

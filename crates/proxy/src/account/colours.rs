@@ -190,25 +190,15 @@ impl Colours {
 }
 
 impl LaneCounts {
-    /// An endpoint was picked for a request's first attempt.
-    #[inline]
-    pub fn picked(&self, core: usize, is_baseline: bool) {
+    /// Whether the baseline got the request; none: nobody.
+    pub fn count(&self, core: usize, is_baseline: Option<bool>) {
         if let Some(cells) = self.0.get(core) {
-            bump(
-                if is_baseline {
-                    &cells.baseline
-                } else {
-                    &cells.lane
-                },
-                1,
-            );
-        }
-    }
-
-    /// There was none.
-    pub fn missed(&self, core: usize) {
-        if let Some(cells) = self.0.get(core) {
-            bump(&cells.nobody, 1);
+            let cell = match is_baseline {
+                Some(false) => &cells.lane,
+                Some(true) => &cells.baseline,
+                None => &cells.nobody,
+            };
+            bump(cell, 1);
         }
     }
 
@@ -257,10 +247,10 @@ mod tests {
         assert!(colours.lane(&name).is_none());
         let name = name.lane("dev-li");
         let counts = colours.lane(&name).unwrap();
-        counts.picked(0, false);
-        counts.picked(1, true);
-        counts.picked(1, true);
-        counts.missed(0);
+        counts.count(0, Some(false));
+        counts.count(1, Some(true));
+        counts.count(1, Some(true));
+        counts.count(0, None);
         let expected = LaneTotals {
             lane: 1,
             baseline: 2,

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use phalanx_model::name::Direction;
 use phalanx_model::reason::Reason;
-use phalanx_relay::{Checked, HeaderList, Upgrade, names};
+use phalanx_relay::{Checked, HeaderList, ResponseHead, Upgrade, names};
 use phalanx_telemetry::trace::TraceContext;
 
 use super::core::{Cluster, Core, CorePlan, Holder};
@@ -16,6 +16,8 @@ use crate::account::{Edge, EdgeCell, Ending, Event, Flow, Sight, Speaks, Traffic
 use crate::balance::Evidence;
 use crate::context::{Caller, StreamContext};
 use crate::plan::cluster::Edges;
+use crate::compare::{self, Side};
+use crate::underway::Ticket;
 use crate::upstream::Permit;
 
 pub struct Tally {
@@ -35,6 +37,10 @@ pub struct Tally {
     member: Option<usize>,
     attempt: Option<Attempt>,
     permit: Option<Permit<Holder>>,
+    /// Under way in the application.
+    ticket: Option<Ticket>,
+    /// Its answer is compared with another.
+    side: Option<Box<Side>>,
     /// Of a stream that is counted while it is open.
     flow: Option<Rc<Flow>>,
     /// What is remembered of it, if somebody looks.
@@ -135,6 +141,8 @@ impl Tally {
             member: None,
             attempt: None,
             permit: None,
+            ticket: None,
+            side: None,
             flow: None,
             sight: None,
             ended: false,
@@ -204,6 +212,10 @@ impl Tally {
     /// The stages have decided: where it goes, or what it is answered.
     #[inline]
     pub fn routed(&mut self, request: &Checked, context: &StreamContext<'_>) {
+        if let Some(colour) = context.colour {
+            let colours = self.core.account.colours();
+            colours.count(self.core.index, self.direction, colour);
+        }
         if let Some(sight) = self.sight.take() {
             self.sight = self.look_on(sight, request, context);
         }
@@ -229,6 +241,7 @@ impl Tally {
             let id = String::from_utf8_lossy(id);
             sight.request_id.extend(id.chars().take(REQUEST_ID_MAX));
         }
+        sight.correlation = context.correlated;
         if let Some(rule) = context.rule {
             sight.rule.push_str(&rule.name);
         }
@@ -239,6 +252,26 @@ impl Tally {
         Some(sight)
     }
 
+    /// It passed all stages: one that comes in is the application's now, with these headers.
+    pub fn enters(&mut self, request: &Checked) {
+        if self.direction == Direction::Inbound {
+            let (underway, now_ms) = (self.core.account.underway(), self.started_us / 1000);
+            self.ticket = underway.begin(self.core.index, request.headers(), now_ms);
+        }
+    }
+
+    /// Its answer is compared with that to a copy, or that of a copy with the original's.
+    pub fn compare(&mut self, side: Box<Side>) {
+        self.side = Some(side);
+    }
+
+    /// The head of an answer, as it came.
+    pub fn heard(&mut self, head: &ResponseHead) {
+        if let Some(side) = &mut self.side {
+            side.seen().head(head);
+        }
+    }
+
     /// What moves on it is to be told here, chunk by chunk; none where nobody counts it.
     pub fn flow(&self) -> Option<Rc<Flow>> {
         self.flow.clone()
@@ -246,7 +279,10 @@ impl Tally {
 
     /// Bytes of the answer's body go downstream.
     #[inline]
-    pub fn sent(&self, chunk: &[u8]) {
+    pub fn sent(&mut self, chunk: &[u8]) {
+        if let Some(side) = &mut self.side {
+            side.seen().body(chunk);
+        }
         if let Some(flow) = &self.flow {
             flow.response(chunk);
         }
@@ -384,6 +420,11 @@ impl Tally {
         }
         self.attempt = None;
         self.permit = None;
+        self.count_lane();
+        if let Some(ticket) = self.ticket.take() {
+            let underway = self.core.account.underway();
+            underway.end(self.core.index, ticket, now_us / 1000);
+        }
         let grpc_status = match self.traffic {
             Traffic::Grpc if self.status == 200 => Some(self.grpc_status.unwrap_or(GRPC_UNKNOWN)),
             _ => self.grpc_status.filter(|_| self.traffic == Traffic::Grpc),
@@ -394,11 +435,28 @@ impl Tally {
             reason: self.reason,
             duration_us: now_us.saturating_sub(self.started_us),
         };
+        if let Some(side) = self.side.take() {
+            let end = compare::End {
+                grpc_status,
+                is_whole: self.status != 0 && self.reason.is_none(),
+                duration_us: ending.duration_us,
+            };
+            side.end(end, self.core.account.comparisons());
+        }
         self.edge().cell(self.core.index).end(&ending);
         if let Some(sight) = self.sight.take() {
             self.tell(sight, &ending);
         }
         self.watch.leave(&self.core, now_us / 1000);
+    }
+
+    /// Who got it in the end.
+    fn count_lane(&self) {
+        let Some(cluster) = &self.cluster else { return };
+        if let Some(lane) = &cluster.plan.lane {
+            let member = self.member.and_then(|member| cluster.plan.group.member(member));
+            lane.count(self.core.index, member.map(|member| member.is_far));
+        }
     }
 
     #[cold]

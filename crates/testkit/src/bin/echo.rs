@@ -3,7 +3,8 @@
 //! HTTP/1.1 and HTTP/2 in plain text. `x-echo` names the application. The path decides the behaviour: `/status/503` answers
 //! that, `/slow/200` waits 200 ms, `/flaky/2` answers 503 twice and then 200 once, again and again, `/healthz` is healthy,
 //! `/seen` tells how many requests of `/copy…` there were, everything else is answered with the request as JSON; gRPC
-//! requests get one message and trailers. `x-answer: name=value` in a request becomes a field of its answer.
+//! requests get one message and trailers. `x-next: ADDRESS=AUTHORITY,…` makes it call AUTHORITY through the proxy at the first
+//! ADDRESS, with the others and the headers of the mesh, as an application that passes them on does; what came back is `next`. `x-answer: name=value` in a request becomes a field of its answer.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use phalanx_testkit::http::{Call, call};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Requests of `/flaky/…` so far.
@@ -113,10 +115,11 @@ async fn answer(
         .authority()
         .map(ToString::to_string)
         .unwrap_or_default();
+    let next = next(&head.headers, &path).await;
     let told = serde_json::json!({
         "name": &*name, "method": head.method.as_str(), "path": path, "query": head.uri.query(), "authority": authority,
         "version": format!("{:?}", head.version), "headers": headers, "body_bytes": received.len(),
-        "seen": COPIES.load(Ordering::Relaxed),
+        "seen": COPIES.load(Ordering::Relaxed), "next": next,
     });
     let mut trailers = None;
     let (kind, bytes) = if grpc {
@@ -155,4 +158,32 @@ async fn answer(
         response.headers_mut().insert("x-echo", value);
     }
     Ok(response)
+}
+
+/// What the next one answered; null where there is none.
+async fn next(headers: &HeaderMap, path: &str) -> serde_json::Value {
+    let said = headers.get("x-next").and_then(|value| value.to_str().ok());
+    let Some((address, authority, rest)) = said.and_then(|said| {
+        let (first, rest) = said.split_once(',').unwrap_or((said, ""));
+        let (address, authority) = first.split_once('=')?;
+        Some((address.parse::<SocketAddr>().ok()?, authority, rest))
+    }) else {
+        return serde_json::Value::Null;
+    };
+    let mut request = Call::get(authority, path);
+    for name in ["x-env", "x-canary-id", "traceparent"] {
+        if let Some(value) = headers.get(name).and_then(|value| value.to_str().ok()) {
+            request = request.header(name, value);
+        }
+    }
+    if !rest.is_empty() {
+        request = request.header("x-next", rest);
+    }
+    match call(address, &request).await {
+        Ok(answer) => match answer.json() {
+            serde_json::Value::Null => answer.status.into(),
+            told => told,
+        },
+        Err(error) => format!("{error:#}").into(),
+    }
 }

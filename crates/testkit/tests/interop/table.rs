@@ -5,9 +5,25 @@ use phalanx_testkit::http::Call;
 
 /// All of them.
 pub fn all() -> impl Iterator<Item = (Call, &'static str, u16)> {
-    [table(), matches(), filters(), calls()]
+    [table(), matches(), filters(), calls(), lanes()]
         .into_iter()
         .flatten()
+}
+
+/// A colour leads to its lane where there is one, whatever else decides.
+fn lanes() -> Vec<(Call, &'static str, u16)> {
+    let coloured = |authority, path, colour| Call::get(authority, path).header("x-env", colour);
+    vec![
+        (coloured("shop", "/", "dev-li"), "shop-li", 200),
+        (coloured("shop", "/", "dev-wu"), "shop", 200),
+        (coloured("shop", "/cart", "dev-li"), "cart", 200),
+        (coloured("shop", "/header", "dev-li"), "shop-li", 200),
+        (coloured("shop", "/header", "staging"), "cart", 200),
+        (coloured("glass", "/", "dev-li"), "glass", 200),
+        // A lane that refuses, and has nobody there.
+        (coloured("glass", "/", "dev-wu"), "", 503),
+        (coloured("glass", "/", "prod"), "glass", 200),
+    ]
 }
 
 /// The request, who must answer it ("" for the proxy itself), and with which status.
