@@ -34,8 +34,10 @@ fn every_yaml_block_of_the_documents_is_a_checked_manifest() -> anyhow::Result<(
     for document in [
         "README.md",
         "README.zh-CN.md",
+        "docs/colour.md",
         "docs/gateway.md",
         "docs/manifests.md",
+        "docs/mirrors.md",
         "docs/proxyless.md",
         "docs/udp.md",
     ] {
