@@ -446,6 +446,11 @@ impl Admin {
     }
 
     /// Lanes, and who has instances in them.
+    /// Mirrors beside originals; of one route: `NAME`, `NAMESPACE/NAME` or with its kind.
+    pub async fn comparisons(&self, route: Option<&str>) -> Result<api::Comparisons, AdminError> {
+        self.get(&path("/api/v1/comparisons", &[("route", route)])).await
+    }
+
     pub async fn lanes(&self, colour: Option<&str>) -> Result<api::LaneViews, AdminError> {
         self.get(&path("/api/v1/lanes", &[("colour", colour)])).await
     }

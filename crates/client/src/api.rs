@@ -12,6 +12,7 @@ mod canary;
 mod cert;
 mod effect;
 mod health;
+mod compare;
 mod lanes;
 mod refused;
 mod rollout;
@@ -30,6 +31,7 @@ pub use cert::{
 };
 pub use effect::{Effect, ProxyEffect, ResourceEffect, RuleEffect};
 pub use health::{EndpointHealth, HealthViews, Opinion};
+pub use compare::{ComparedDifference, ComparedSample, Comparison, Comparisons};
 pub use lanes::{LaneService, LaneView, LaneViews};
 pub use refused::{ENDPOINTS_MAX, RefusedRequest, RefusedResponse, SilentEndpoint};
 pub use rollout::{

@@ -10,6 +10,8 @@ use tokio::time::timeout;
 use tonic::Status;
 use tonic::transport::Channel;
 
+use crate::api::ComparedSample;
+
 /// Of one call: a report that takes longer would run into the next.
 const CALL_TIMEOUT: Duration = Duration::from_millis(900);
 /// More bounds than this from the control plane are not taken.
@@ -39,6 +41,26 @@ pub struct Report {
     /// Those that refused before and take connections again.
     pub reached: Vec<SocketAddr>,
     pub lanes: Vec<Lane>,
+    pub comparisons: Vec<Compared>,
+}
+
+/// Answers of one mirror of one rule beside the original's; counts of the interval.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Compared {
+    /// `<kind>/<namespace>/<route>/<rule>`
+    pub rule: String,
+    pub mirror: String,
+    pub compared: u64,
+    pub different: u64,
+    pub unanswered: u64,
+    /// Of the different: how many in what.
+    pub status: u64,
+    pub header: u64,
+    pub body: u64,
+    /// Sums over those compared.
+    pub original_us: u64,
+    pub copy_us: u64,
+    pub samples: Vec<ComparedSample>,
 }
 
 /// Requests that one lane of one service is for, by who got them; counts of the interval.
@@ -125,6 +147,7 @@ impl Reporter {
                 refused: Vec::new(),
                 reached: Vec::new(),
                 lanes: Vec::new(),
+                comparisons: Vec::new(),
                 interval: Duration::ZERO,
                 ..report.clone()
             };
@@ -170,7 +193,38 @@ impl Reporter {
             refused: texts(&report.refused),
             reached: texts(&report.reached),
             lanes: report.lanes.iter().map(lane_to_wire).collect(),
+            comparisons: report.comparisons.iter().map(compared_to_wire).collect(),
         }
+    }
+}
+
+fn compared_to_wire(compared: &Compared) -> wire::Comparison {
+    let samples = compared.samples.iter().map(|sample| wire::ComparedSample {
+        time_ms: sample.time_ms,
+        path: sample.path.clone(),
+        differences: sample
+            .differences
+            .iter()
+            .map(|found| wire::ComparedDifference {
+                kind: found.kind.clone(),
+                at: found.at.clone(),
+                original: found.original.clone(),
+                copy: found.copy.clone(),
+            })
+            .collect(),
+    });
+    wire::Comparison {
+        rule: compared.rule.clone(),
+        mirror: compared.mirror.clone(),
+        compared: compared.compared,
+        different: compared.different,
+        unanswered: compared.unanswered,
+        status: compared.status,
+        header: compared.header,
+        body: compared.body,
+        original_us: compared.original_us,
+        copy_us: compared.copy_us,
+        samples: samples.collect(),
     }
 }
 

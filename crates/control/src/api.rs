@@ -288,6 +288,12 @@ fn routes() -> Vec<Route> {
         (Method::GET, "/api/v1/health", viewer, get(health::health)),
         (Method::GET, "/api/v1/lanes", viewer, get(lanes::lanes)),
         (Method::GET, "/api/v1/edges", viewer, get(read::edges)),
+        (
+            Method::GET,
+            "/api/v1/comparisons",
+            viewer,
+            get(read::comparisons),
+        ),
         (Method::GET, "/api/v1/loads", viewer, get(read::loads)),
         (Method::GET, "/api/v1/cert/roots", viewer, get(cert::roots)),
         (

@@ -1,6 +1,7 @@
 //! What proxies report, kept for a minute per edge and as totals since start. In memory only, bounded; a report of an edge
 //! beyond the bound is dropped and counted.
 
+mod compared;
 mod counts;
 mod edges;
 mod lanes;
@@ -21,6 +22,8 @@ use phalanx_proto::phalanx::observe::v1 as wire;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
+pub use self::compared::Compared;
+use self::compared::ComparedSums;
 pub use self::counts::{BUCKETS, Counts};
 use self::edges::{EdgeKey, Edges, Sums};
 use self::lanes::LaneSums;
@@ -53,6 +56,7 @@ struct State {
     memory: HashMap<String, (u64, u64)>,
     nodes: Nodes,
     lanes: LaneSums,
+    compared: ComparedSums,
 }
 
 impl Default for Observe {
@@ -149,6 +153,18 @@ impl Observe {
         self.state().edges.callers()
     }
 
+    /// What mirrors of a route answered, by the route's id.
+    pub fn compared(&self, route: &str) -> Compared {
+        self.state().compared.of(route)
+    }
+
+    /// The same with samples, for people.
+    pub fn comparisons(&self, route: Option<&str>) -> api::Comparisons {
+        api::Comparisons {
+            items: self.state().compared.show(route),
+        }
+    }
+
     pub fn reports(&self) -> u64 {
         self.inner.reports.load(Ordering::Relaxed)
     }
@@ -174,6 +190,11 @@ impl Observe {
         self.inner.reports.fetch_add(1, Ordering::Relaxed);
         remember(&mut state.memory, &report.node, report.memory_bytes, second);
         state.nodes.add(&report, second);
+        for comparison in report.comparisons {
+            if !state.compared.add(comparison) {
+                self.inner.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
         for lane in &report.lanes {
             if !state.lanes.add(lane) {
                 self.inner.dropped.fetch_add(1, Ordering::Relaxed);
@@ -242,6 +263,10 @@ fn check(report: &wire::ReportRequest) -> Result<(), Status> {
     }
     if report.edges.len() > EDGES_PER_REPORT_MAX {
         return refuse("more edges than a report may have");
+    }
+    let comparisons = &report.comparisons;
+    if comparisons.len() > compared::PER_REPORT_MAX || !comparisons.iter().all(compared::is_sound) {
+        return refuse("more comparisons than a report may have, or one that is too large");
     }
     let is_sound = report.lanes.iter().all(lanes::is_sound);
     if report.lanes.len() > lanes::PER_REPORT_MAX || !is_sound {

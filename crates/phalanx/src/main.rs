@@ -6,6 +6,7 @@ mod backup;
 mod bootstrap;
 mod canary;
 mod cert;
+mod compare;
 mod control;
 mod credentials;
 mod demo;
@@ -122,6 +123,8 @@ enum Verb {
     Lanes(lanes::Options),
     /// Show who talks to whom: requests/s, success, latency
     Edges(observe::WindowOptions),
+    /// Show what mirrors answered beside the originals
+    Compare(compare::Options),
     /// Show each service's golden metrics, summed over its callers
     Stat(observe::WindowOptions),
     /// Show live requests as the sidecars see them
@@ -217,6 +220,7 @@ impl Verb {
             Self::Health(options) => health::run(options).await,
             Self::Lanes(options) => lanes::run(options).await,
             Self::Edges(options) => observe::edges(options).await,
+            Self::Compare(options) => compare::run(options).await,
             Self::Stat(options) => observe::stat(options).await,
             Self::Explain(options) => explain::run(*options).await,
             Self::Tap(options) => tap::run(*options).await,

@@ -1,5 +1,7 @@
 //! `proxy`: the sidecar of one application.
 
+mod intercept;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,25 +11,29 @@ use phalanx_model::identity::TrustDomain;
 use phalanx_model::resource::Probe;
 use phalanx_model::{Labels, ServiceName};
 use phalanx_proxy::Config;
-use phalanx_proxy::config::{AccessLogConfig, LogPolicy, Sample, Target};
+use phalanx_proxy::config::{
+    AccessLogConfig, Correlate, CorrelateMode, LogPolicy, Sample, Target,
+};
 use phalanx_proxy::config::{
     GatewayConfig, IdentityConfig, Proof, Source, TRUST_DOMAIN, UpgradeConfig,
 };
 use phalanx_proxy::serve::{self, ServeError};
 
+use self::intercept::Intercept;
 use crate::exit::{Failure, Outcome};
 use crate::{demo, signal};
 
 #[derive(Args)]
 pub struct Options {
     /// Service the application belongs to
-    #[arg(long, value_name = "NAME", required_unless_present = "gateway")]
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["gateway", "intercept_clean"])]
     service: Option<String>,
     #[arg(short, long, default_value = "default")]
     namespace: String,
-    /// Where the application listens; with a name when it has several ports
-    #[arg(long, required_unless_present = "gateway", value_name = "[NAME=]HOST:PORT", value_parser = parse_app)]
-    app: Vec<(String, SocketAddr)>,
+    /// Where the application listens; with a name when it has several ports, with udp:// where it takes datagrams, which
+    /// others send to it directly
+    #[arg(long, required_unless_present_any = ["gateway", "intercept_clean"], value_name = "[NAME=][udp://]HOST:PORT", value_parser = parse_app)]
+    app: Vec<App>,
     /// Labels of the instance, such as version=v1,zone=az1
     #[arg(long, value_delimiter = ',', value_name = "KEY=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
@@ -43,6 +49,9 @@ pub struct Options {
     /// Raw TCP to a service; may be repeated
     #[arg(long, value_name = "LISTEN=SERVICE[.NAMESPACE]:PORT")]
     tcp: Vec<String>,
+    /// Datagrams to a service; may be repeated
+    #[arg(long, value_name = "LISTEN=SERVICE[.NAMESPACE]:PORT")]
+    udp: Vec<String>,
     /// Ask the application whether it is ready: GET of a path, or gRPC's health check; until it says so, and whenever it
     /// does not, it stays registered and gets no traffic
     #[arg(long, value_name = "/PATH|grpc[:SERVICE]", value_parser = parse_ready)]
@@ -72,6 +81,10 @@ pub struct Options {
     #[command(flatten)]
     upgrade: Upgrade,
     #[command(flatten)]
+    correlation: Correlation,
+    #[command(flatten)]
+    intercept: Intercept,
+    #[command(flatten)]
     log: Log,
     #[command(flatten)]
     edge: Edge,
@@ -84,7 +97,7 @@ pub struct Options {
 #[command(next_help_heading = "Gateway")]
 struct Edge {
     /// Run this Gateway instead of standing beside an application; its identity is that of a service of the same name
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["service", "app", "tcp", "ready", "inbound", "outbound", "advertise"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["service", "app", "tcp", "udp", "ready", "inbound", "outbound", "advertise"])]
     gateway: Option<String>,
     /// Where to listen, whatever the Gateway's addresses are
     #[arg(long, value_name = "IP", requires = "gateway")]
@@ -92,6 +105,19 @@ struct Edge {
     /// Certificates for HTTPS: <name>/tls.crt and <name>/tls.key by the names of certificateRefs; watched
     #[arg(long, value_name = "DIR", requires = "gateway")]
     tls_dir: Option<PathBuf>,
+}
+
+/// Colour and trace of what comes in, for calls of an application that does not pass them on.
+#[derive(Args)]
+#[command(next_help_heading = "Correlation")]
+struct Correlation {
+    /// on: a call gets the colour of the request that must be its cause, or none where that is not sure; strict: a call whose
+    /// colour was lost is refused, for test environments
+    #[arg(long, value_name = "off|on|strict", default_value = "on", value_parser = CorrelateMode::parse)]
+    correlate: CorrelateMode,
+    /// How long after its answer a request may still make calls
+    #[arg(long, value_name = "TIME", default_value = "250ms", value_parser = demo::parse_duration)]
+    correlate_linger: Duration,
 }
 
 /// One line of JSON for each request that is chosen, once it is over.
@@ -181,6 +207,9 @@ struct Identity {
 
 pub fn run(options: Options) -> Outcome {
     signal::start_log();
+    if options.intercept.intercept_clean {
+        return intercept::clean();
+    }
     let config = configure(options)?;
     crate::block_on(async {
         tokio::spawn(crate::resident::release_start());
@@ -212,10 +241,18 @@ fn configure(options: Options) -> Result<Config, Failure> {
     let tcp = options
         .tcp
         .iter()
-        .map(|text| parse_tcp(text, &options.namespace))
+        .map(|text| parse_raw("--tcp", text, &options.namespace))
         .collect::<Result<_, _>>()?;
+    let udp = options
+        .udp
+        .iter()
+        .map(|text| parse_raw("--udp", text, &options.namespace))
+        .collect::<Result<_, _>>()?;
+    let (udp_apps, apps): (Vec<App>, Vec<App>) =
+        options.app.into_iter().partition(|app| app.takes_datagrams);
+    let ports = |apps: Vec<App>| apps.into_iter().map(|app| (app.name, app.address)).collect();
     let identity = identity(options.identity);
-    let defaults = Config::new(service, options.app);
+    let defaults = Config::new(service, ports(apps));
     Ok(Config {
         labels: options.labels.into_iter().collect::<Labels>(),
         inbound,
@@ -223,6 +260,8 @@ fn configure(options: Options) -> Result<Config, Failure> {
         outbound: options.outbound,
         admin: options.admin,
         tcp,
+        udp,
+        udp_apps: ports(udp_apps),
         ready: options.ready,
         control: options.control,
         advertise: options.advertise,
@@ -230,7 +269,12 @@ fn configure(options: Options) -> Result<Config, Failure> {
         ttl: options.ttl,
         unused: options.unused,
         drain: options.drain,
+        correlate: Correlate {
+            mode: options.correlation.correlate,
+            linger: options.correlation.correlate_linger,
+        },
         access_log: options.log.config(),
+        intercept: options.intercept.config(),
         identity,
         upgrade: options.upgrade.upgrade_socket.map(|socket| UpgradeConfig {
             socket,
@@ -269,12 +313,28 @@ fn parse_trust_domain(text: &str) -> Result<TrustDomain, String> {
     TrustDomain::parse(text).map_err(|error| error.to_string())
 }
 
-fn parse_app(text: &str) -> Result<(String, SocketAddr), String> {
+/// A port of the application.
+#[derive(Clone, Debug)]
+struct App {
+    name: String,
+    address: SocketAddr,
+    takes_datagrams: bool,
+}
+
+fn parse_app(text: &str) -> Result<App, String> {
     let (name, address) = text.split_once('=').unwrap_or(("", text));
-    let address = address
-        .parse()
-        .map_err(|_| format!("`{address}` is no HOST:PORT with a numeric host"))?;
-    Ok((name.to_owned(), address))
+    let udp = address.strip_prefix("udp://");
+    let address = udp.unwrap_or(address);
+    let wrong = || format!("`{address}` is no HOST:PORT with a numeric host");
+    let socket: SocketAddr = address.parse().map_err(|_| wrong())?;
+    if udp.is_some() && socket.port() == 0 {
+        return Err("datagrams are sent to a port, and 0 is none".to_owned());
+    }
+    Ok(App {
+        name: name.to_owned(),
+        address: socket,
+        takes_datagrams: udp.is_some(),
+    })
 }
 
 fn parse_ready(text: &str) -> Result<Probe, String> {
@@ -297,9 +357,13 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
 }
 
 /// `127.0.0.1:6379=redis:6379`, or with a namespace `=redis.infra:6379`.
-fn parse_tcp(text: &str, namespace: &str) -> Result<(SocketAddr, ServiceName, u16), Failure> {
+fn parse_raw(
+    flag: &str,
+    text: &str,
+    namespace: &str,
+) -> Result<(SocketAddr, ServiceName, u16), Failure> {
     let wrong = || {
-        Failure::usage(format!("--tcp `{text}` is no LISTEN=SERVICE:PORT"))
+        Failure::usage(format!("{flag} `{text}` is no LISTEN=SERVICE:PORT"))
             .hint("such as 127.0.0.1:6379=redis:6379")
     };
     let (listen, target) = text.split_once('=').ok_or_else(wrong)?;

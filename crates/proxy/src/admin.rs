@@ -1,8 +1,9 @@
-//! The sidecar's own pages: `/healthz`, `/readyz`, `/metrics`, `/certs`, `/connections`, `/config_dump`, `/explain`, `/tap`.
+//! The sidecar's own pages: `/healthz`, `/readyz`, `/metrics`, `/certs`, `/compare`, `/connections`, `/config_dump`, `/explain`, `/tap`.
 //! Read only; one small HTTP/1.1 server on the housekeeping runtime, that can't take more than it was given.
 
 mod ask;
 mod body;
+mod compare;
 mod dump;
 mod istio;
 mod limits;
@@ -112,6 +113,7 @@ async fn answer(
             ),
         },
         "/metrics" => page(StatusCode::OK, metrics::CONTENT_TYPE, view.metrics()),
+        "/compare" => json_page(StatusCode::OK, format!("{:#}", view.comparisons())),
         "/connections" => json_page(StatusCode::OK, format!("{:#}", view.connections())),
         "/config_dump" => json_page(StatusCode::OK, format!("{:#}", view.config_dump())),
         "/explain" => ask::explain(view, request.uri().query().unwrap_or_default()).await,
@@ -127,7 +129,7 @@ async fn answer(
         _ => problem(
             StatusCode::NOT_FOUND,
             "no such page",
-            "there are /healthz, /readyz, /metrics, /certs, /connections, /config_dump, /explain and /tap",
+            "there are /healthz, /readyz, /metrics, /certs, /compare, /connections, /config_dump, /explain and /tap",
         ),
     }
 }

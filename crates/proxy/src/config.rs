@@ -8,15 +8,22 @@ use std::time::Duration;
 
 use phalanx_model::name::{NameError, check_label};
 use phalanx_model::resource::Probe;
+use phalanx_model::resource::udp::{TOKEN, token};
 use phalanx_model::{Labels, ServiceName};
 use tokio::net::{UdpSocket, lookup_host};
 
+mod correlate;
 mod identity;
+mod intercept;
 mod log;
 
+pub use correlate::{Correlate, CorrelateMode, LINGER};
 pub use identity::{IdentityConfig, Proof, Source, TRUST_DOMAIN};
+pub use intercept::{INTERCEPT_INBOUND, INTERCEPT_OUTBOUND, InterceptConfig, OutboundPolicy, Prefix};
 pub use log::{AccessLogConfig, LogPolicy, Sample, Target};
 
+/// Sockets for datagrams of one sidecar: as many as the control plane takes.
+const UDP_MAX: usize = 32;
 pub const INBOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 15006);
 pub const OUTBOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15001);
 pub const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
@@ -40,12 +47,16 @@ pub struct Config {
     /// Name and address of each port of the application; the name of an only one may be empty. None at all: a sidecar
     /// for outbound traffic only, which registers nothing.
     pub apps: Vec<(String, SocketAddr)>,
+    /// The same of its ports for datagrams, with names of their own among all; what comes there comes past the sidecar.
+    pub udp_apps: Vec<(String, SocketAddr)>,
     pub labels: Labels,
     pub inbound: SocketAddr,
     pub outbound: SocketAddr,
     pub admin: SocketAddr,
     /// Listeners for raw TCP: where, to which service, to which of its ports.
     pub tcp: Vec<(SocketAddr, ServiceName, u16)>,
+    /// Sockets for datagrams, likewise; the control plane says what follows.
+    pub udp: Vec<(SocketAddr, ServiceName, u16)>,
     /// How the application is asked whether it is ready; none: it is when it accepts connections.
     pub ready: Option<Probe>,
     /// `HOST:PORT` of the control plane, or of several over one store, separated by commas.
@@ -58,12 +69,16 @@ pub struct Config {
     pub ttl: Duration,
     /// How long a host is held that nobody calls any more.
     pub unused: Duration,
+    /// Whether the application's calls get the colour and the trace that it does not pass on.
+    pub correlate: Correlate,
     /// None: no request is logged.
     pub access_log: Option<AccessLogConfig>,
     /// None: nothing is encrypted, and nobody knows for sure who is who.
     pub identity: Option<IdentityConfig>,
     /// None: it can't be replaced while it serves.
     pub upgrade: Option<UpgradeConfig>,
+    /// None: the application and its callers come to us by themselves.
+    pub intercept: Option<InterceptConfig>,
     /// It is no application's sidecar, but runs the Gateway that is called like its service.
     pub gateway: Option<GatewayConfig>,
 }
@@ -106,11 +121,13 @@ impl Config {
             service,
             instance: None,
             apps,
+            udp_apps: Vec::new(),
             labels: Labels::new(),
             inbound: INBOUND,
             outbound: OUTBOUND,
             admin: ADMIN,
             tcp: Vec::new(),
+            udp: Vec::new(),
             ready: None,
             control: CONTROL.to_owned(),
             advertise: None,
@@ -118,9 +135,11 @@ impl Config {
             drain: DRAIN,
             ttl: TTL,
             unused: UNUSED,
+            correlate: Correlate::default(),
             access_log: None,
             identity: None,
             upgrade: None,
+            intercept: None,
             gateway: None,
         }
     }
@@ -136,16 +155,36 @@ impl Config {
         if let Some(identity) = &self.identity {
             identity.check()?;
         }
+        if let Some(intercept) = &self.intercept {
+            intercept.check().map_err(ConfigError::Intercept)?;
+        }
         let mut names = BTreeSet::new();
-        for (name, address) in &self.apps {
+        let ports = self.apps.len() + self.udp_apps.len();
+        for (name, address) in self.apps.iter().chain(&self.udp_apps) {
             if !name.is_empty() {
                 check_label(name)?;
-            } else if self.apps.len() > 1 {
+            } else if ports > 1 {
                 return Err(ConfigError::Unnamed(*address));
             }
             if !names.insert(name) {
                 return Err(ConfigError::Twice(name.clone()));
             }
+        }
+        if self.ready.is_some() && self.apps.is_empty() && !self.udp_apps.is_empty() {
+            return Err(ConfigError::Ready);
+        }
+        let mut listens = BTreeSet::new();
+        for (listen, ..) in &self.udp {
+            if listen.port() == 0 || !listens.insert(listen) {
+                return Err(ConfigError::UdpListen(*listen));
+            }
+        }
+        if self.udp.len() > UDP_MAX {
+            return Err(ConfigError::UdpMany);
+        }
+        let label = self.labels.get(TOKEN);
+        if let Some(value) = label.filter(|value| token(value).is_none()) {
+            return Err(ConfigError::Token(value.clone()));
         }
         for (key, own) in [
             ("service", &self.service.name),
@@ -224,6 +263,16 @@ pub enum ConfigError {
     Twice(String),
     #[error("label `{0}` is set by the sidecar and can't be another")]
     Label(&'static str),
+    #[error("nobody can be asked whether it is ready: --ready needs a port for connections (--app NAME=HOST:PORT)")]
+    Ready,
+    #[error("--udp takes datagrams at an address with a port, each once, and not at {0}")]
+    UdpListen(SocketAddr),
+    #[error("--udp is taken {UDP_MAX} times at most")]
+    UdpMany,
+    #[error("label {TOKEN}={0} is no token in hex (two digits for each byte)")]
+    Token(String),
+    #[error("cannot intercept so: {0}")]
+    Intercept(&'static str),
     #[error("--cert-check takes 50ms or more")]
     CertCheck,
     #[error("--renew-before takes 1s or more")]

@@ -49,9 +49,11 @@ use self::secure::Secure;
 pub use self::secure::name_in_hello;
 use crate::account::{Account, Event};
 use crate::edge::Sockets;
+use crate::intercept::Redirected;
 use crate::lasting::Lasting;
 use crate::plan::Plan;
 use crate::takeover::{Bundle, Inherited, Lender};
+use crate::udp;
 
 /// Where to listen and with how many workers.
 #[derive(Clone, Debug)]
@@ -66,6 +68,8 @@ pub struct DriveConfig {
     pub deadlines: Deadlines,
     /// Who this sidecar is, as it stands; none for one that lives in plain text.
     pub identity: Option<Arc<Identity>>,
+    /// What the kernel redirects to us; its listeners are bound beside the others.
+    pub redirected: Option<Redirected>,
     /// There is no application: neither `inbound` nor `outbound` is bound, listeners come by [`Workers::sockets`].
     pub is_edge: bool,
 }
@@ -176,6 +180,15 @@ impl Workers {
                 .enumerate()
                 .map(|(place, bound)| (Service::Tcp(place), bound)),
         );
+        if let Some(redirected) = &config.redirected {
+            for (direction, role, address) in redirected.listeners() {
+                match bind(role, address) {
+                    // Without IPv6 nothing of it is redirected either.
+                    Err(error) if address.is_ipv6() && is_without(address, &error) => {}
+                    bound => services.push((Service::Redirected(direction), bound?)),
+                }
+            }
+        }
         let bundles = services.iter().filter(|_| keeps);
         let bundles = bundles.map(|(_, bound)| bound.bundle());
         let bundles = bundles.collect::<io::Result<Vec<_>>>()?;
@@ -188,7 +201,8 @@ impl Workers {
             false => Inherited::default(),
         };
         let (gates, opened) = Gates::new(cores, keeps, before);
-        for (index, opened) in opened.into_iter().enumerate() {
+        let (_, datagrams) = udp::Ports::new(cores);
+        for (index, (opened, datagrams)) in opened.into_iter().zip(datagrams).enumerate() {
             let mut listeners = Vec::new();
             for (service, bound) in &mut services {
                 let own = bound.share(index, cores)?;
@@ -201,6 +215,7 @@ impl Workers {
                 account: account.clone(),
                 listeners,
                 opened,
+                datagrams: Some(datagrams),
                 shared: shared.clone(),
                 secure: secure.clone(),
                 stage: stage.subscribe(),
@@ -324,9 +339,11 @@ impl Bound {
     }
 
     fn open(role: &'static str, address: SocketAddr, count: usize) -> io::Result<Self> {
+        // Where a connection was going is asked for in its own family.
+        let only_v6 = address.is_ipv6() && Redirected::ROLES.contains(&role);
         if address.port() != 0 {
             // Alone first: shared with a stranger, half of the connections would be his.
-            drop(Self::listen(address, false).map_err(|error| explain(role, address, &error))?);
+            drop(Self::listen(address, false, only_v6).map_err(|error| explain(role, address, &error))?);
         }
         let mut bound = Self {
             role,
@@ -334,7 +351,7 @@ impl Bound {
             listeners: Vec::with_capacity(count),
         };
         for _ in 0..count {
-            let listener = Self::listen(bound.address, true)
+            let listener = Self::listen(bound.address, true, only_v6)
                 .map_err(|error| explain(role, address, &error))?;
             bound.address = listener.local_addr()?;
             bound.listeners.push(listener);
@@ -342,7 +359,7 @@ impl Bound {
         Ok(bound)
     }
 
-    fn listen(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+    fn listen(address: SocketAddr, shared: bool, only_v6: bool) -> io::Result<TcpListener> {
         let socket = Socket::new(
             Domain::for_address(address),
             Type::STREAM,
@@ -350,6 +367,9 @@ impl Bound {
         )?;
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(shared)?;
+        if only_v6 {
+            socket.set_only_v6(true)?;
+        }
         socket.bind(&address.into())?;
         if shared {
             socket.set_nonblocking(true)?;
@@ -357,6 +377,11 @@ impl Bound {
         socket.listen(BACKLOG)?;
         Ok(socket.into())
     }
+}
+
+fn is_without(address: SocketAddr, error: &io::Error) -> bool {
+    let has_family = Socket::new(Domain::for_address(address), Type::STREAM, None).is_ok();
+    !has_family || error.kind() == io::ErrorKind::AddrNotAvailable
 }
 
 fn explain(role: &str, address: SocketAddr, error: &io::Error) -> io::Error {
@@ -390,6 +415,7 @@ struct Worker {
     account: Arc<Account>,
     listeners: Vec<(Service, TcpListener)>,
     opened: mpsc::Receiver<Opened>,
+    datagrams: Option<udp::Own>,
     shared: Arc<Shared>,
     secure: Option<Arc<Secure>>,
     stage: watch::Receiver<Stage>,
@@ -429,6 +455,9 @@ impl Worker {
             &self.config.deadlines,
             self.secure.clone(),
         );
+        if let Some(redirected) = &self.config.redirected {
+            let _ = core.redirected.set(Arc::new(redirected.clone()));
+        }
         let (wheel, lasting) = (core.wheel.clone(), self.lasting.clone());
         let ticking = async move { wheel.run().await };
         tokio::task::spawn_local(lasting.guard("timers", ticking));
@@ -459,6 +488,12 @@ impl Worker {
             self.lasting.clone(),
         );
         accepting.push(tokio::task::spawn_local(lasting.guard("gates", following)));
+        // Not among those that end with a hand-over: its sessions are ours to the end.
+        if let Some(own) = self.datagrams.take() {
+            let (plan, account) = (self.plan.clone(), self.account.clone());
+            let serving = udp::run(own, plan, account, closing.clone());
+            tokio::task::spawn_local(self.lasting.guard("datagrams", serving));
+        }
         for (service, listener) in std::mem::take(&mut self.listeners) {
             match tokio::net::TcpListener::from_std(listener) {
                 Ok(listener) => {

@@ -235,6 +235,7 @@ pub fn explain(setting: &Setting<'_>, asking: &Asking) -> Answer {
     outcomes.sort_by_key(|outcome| std::cmp::Reverse(outcome.count));
     if let Some(likeliest) = outcomes.first_mut() {
         told.changes = changes(&told.request, &likeliest.sent);
+        told.notes.extend(likeliest.note.take());
         told.limits = likeliest.limits.take();
         if likeliest.outcome.ends == Ends::Forward {
             told.upstream = Some(likeliest.sent.clone());
@@ -254,6 +255,8 @@ struct Counted {
     outcome: Outcome,
     count: u64,
     sent: Head,
+    /// What it is called as, or why it is no call.
+    note: Option<String>,
     limits: Option<Limits>,
     cluster: Option<usize>,
     hash: Option<u64>,
@@ -293,6 +296,7 @@ fn go(
         outcome,
         count: 1,
         sent: head(&request),
+        note: note(&context),
         limits: context
             .forward
             .map(|forward| limits(forward, &request, streaming)),
@@ -301,6 +305,13 @@ fn go(
         wanted: context.wanted,
     };
     (counted, authorization)
+}
+
+/// Where callers may speak JSON to gRPC.
+fn note(context: &StreamContext<'_>) -> Option<String> {
+    let work = context.transcoding.as_deref()?;
+    let refused = || Some(format!("no call: {}", work.refused()?));
+    work.told().or_else(refused)
 }
 
 /// As the driver does with a request that the stages let through.

@@ -14,8 +14,8 @@ use std::time::Duration;
 use phalanx_model::name::Direction;
 use tracing::{info, warn};
 
-pub use self::nft::NftError;
 use self::lock::Lock;
+pub use self::nft::NftError;
 use crate::config::{InterceptConfig, OutboundPolicy};
 
 /// On every connection that this process opens, so that the rules leave it alone: `PHLX`.
@@ -52,8 +52,14 @@ impl Redirected {
     /// What is accepted where.
     pub fn listeners(&self) -> impl Iterator<Item = (Direction, &'static str, SocketAddr)> {
         let [calls, callers] = Self::ROLES;
-        let outbound = self.outbound.iter().map(move |at| (Direction::Outbound, calls, *at));
-        let inbound = self.inbound.iter().map(move |at| (Direction::Inbound, callers, *at));
+        let outbound = self
+            .outbound
+            .iter()
+            .map(move |at| (Direction::Outbound, calls, *at));
+        let inbound = self
+            .inbound
+            .iter()
+            .map(move |at| (Direction::Inbound, callers, *at));
         outbound.chain(inbound)
     }
 
@@ -123,7 +129,10 @@ impl Drop for Interception {
             Ok(()) => info!(table = rules::TABLE, "interception ended"),
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
-                warn!(error, "the rules of interception could not be removed; phalanx proxy --intercept-clean does");
+                warn!(
+                    error,
+                    "the rules of interception could not be removed; phalanx proxy --intercept-clean does"
+                );
             }
         }
     }
@@ -142,7 +151,10 @@ pub fn clean() -> Result<(), InterceptError> {
 pub fn clean_up_behind() {
     if let Err(error) = nft::run(&rules::remove()) {
         let error: &dyn std::error::Error = &error;
-        warn!(error, "the rules of the sidecar before could not be removed");
+        warn!(
+            error,
+            "the rules of the sidecar before could not be removed"
+        );
     }
 }
 

@@ -1,6 +1,8 @@
 //! Telling the control plane once a second what was counted since it last heard of us. What could not be delivered is
 //! part of the next report, so nothing is lost while the control plane is away, and nothing is queued either.
 
+mod compared;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +71,7 @@ impl Reporting {
             reports,
             delivered: BTreeMap::new(),
             lanes: BTreeMap::new(),
+            compared: compared::Delivered::new(),
             since: Instant::now(),
         };
         let task = tokio::spawn(lasting.guard("reports", sender.run(finish.clone())));
@@ -97,6 +100,8 @@ struct Sender {
     delivered: BTreeMap<EdgeKey, EdgeTotals>,
     /// Of lanes, likewise.
     lanes: BTreeMap<ClusterName, LaneTotals>,
+    /// Of answers compared, likewise.
+    compared: compared::Delivered,
     /// When they were collected.
     since: Instant,
 }
@@ -134,6 +139,7 @@ impl Sender {
             .filter(outbound)
             .collect();
         let lanes: BTreeMap<_, _> = self.account.colours().lanes().into_iter().collect();
+        let comparisons = self.account.comparisons().all();
         let (refused, reached) = self.account.witness().take();
         let report = Report {
             refused,
@@ -149,6 +155,10 @@ impl Sender {
                 .iter()
                 .filter_map(|(name, totals)| lane(name, *totals, self.lanes.get(name)))
                 .collect(),
+            comparisons: comparisons
+                .iter()
+                .filter_map(|all| compared::since(all, &self.compared))
+                .collect(),
         };
         if let Err(error) = self.reporter.send(&report).await {
             let witness = self.account.witness();
@@ -157,6 +167,7 @@ impl Sender {
         }
         self.since = now;
         self.lanes = lanes;
+        self.compared = compared::totals(&comparisons);
         self.delivered = totals
             .into_iter()
             .map(|totals| (totals.key.clone(), totals))

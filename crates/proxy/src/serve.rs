@@ -37,6 +37,7 @@ use crate::drive::{DriveConfig, Workers};
 use crate::edge::{Edge, TlsDir, tls_dir};
 use crate::health::HealthChecks;
 use crate::identity::{self, Certificates, IdentityError};
+use crate::intercept::{self, InterceptError, Interception, Redirected};
 use crate::lasting::Lasting;
 use crate::lease;
 use crate::plan::{AppPort, Bootstrap, Plan, Resources};
@@ -148,8 +149,15 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
 /// `is_decided` once a process that serves may leave it all to us.
 async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Running, ServeError> {
     config.check()?;
+    if config.intercept.is_some() {
+        phalanx_client::mark::set(intercept::MARK); // before anything of ours connects
+    }
     let lasting = Lasting::default();
     let (mut heir, mut inherited) = ask(&config).await?.unzip();
+    let was_redirected = inherited.as_ref().is_some_and(|inherited| {
+        let mut roles = Redirected::ROLES.into_iter();
+        roles.any(|role| inherited.has_role(role))
+    });
     // Who we are; without that everything is plain text, and with it nothing is.
     let certificates = certificates(&config)?;
     let identity = certificates.as_ref().map(|c| c.identity().clone());
@@ -174,7 +182,7 @@ async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Running, Serve
         .map_err(|source| ServeError::admin(config.admin, source))?;
 
     // Traffic: what arrives for the application is served from now on, by what we know of ourselves.
-    let account = Arc::new(Account::new(config.workers));
+    let account = Arc::new(Account::new(config.workers).correlating(config.correlate));
     let log = config.access_log.as_ref();
     let log = log.map(|log| AccessLog::open(log, &account)).transpose()?;
     let log = log.map(Arc::new);
@@ -190,6 +198,12 @@ async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Running, Serve
         &lasting,
     )
     .map_err(ServeError::Workers)?;
+    // From here on what the application sends waits in our backlog.
+    let own_ports = [workers.addresses().inbound.port(), admin.port()];
+    let mut interception = match &config.intercept {
+        Some(intercept) if heir.is_none() => Some(Interception::begin(intercept, &own_ports)?),
+        _ => None,
+    };
     drop(inherited); // what the one before had beyond ours is nobody's when that ends
     let (inbound, outbound) = (workers.addresses().inbound, workers.addresses().outbound);
 
@@ -208,7 +222,7 @@ async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Running, Serve
         }));
     }
     let node = match &config.gateway {
-        None => discovery::node(&instance, outbound),
+        None => discovery::with_udp(discovery::node(&instance, outbound), &config.udp),
         Some(gateway) => discovery::edge_node(&instance, gateway.bind),
     };
     let shown = config
@@ -248,7 +262,7 @@ async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Running, Serve
             OfHolder::Gone => warn!("the sidecar before ended by itself, going on alone"),
         }
     }
-    let register = match config.apps.is_empty() {
+    let register = match config.apps.is_empty() && config.udp_apps.is_empty() {
         true => None,
         false => {
             let (planes, instance) = (planes, instance.clone());
@@ -263,10 +277,12 @@ async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Running, Serve
             let passing = pass_on(registration.states(), discovery.retry());
             tasks.spawn(lasting.guard("news of the registry", passing));
             let apps: Vec<SocketAddr> = config.apps.iter().map(|(_, app)| *app).collect();
+            let udp: Vec<SocketAddr> = config.udp_apps.iter().map(|(_, app)| *app).collect();
             Some(Register::spawn(
                 registration,
                 before,
                 &apps,
+                &udp,
                 config.ready.clone(),
                 discovery.complete(),
                 discovery.connected(),
@@ -277,7 +293,9 @@ async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Running, Serve
     let (is_heir, mut upgrades) = (heir.is_some(), None);
     if let (Some(heir), Some(upgrade)) = (heir, &config.upgrade) {
         is_decided.store(true, Ordering::Relaxed);
+        account.blind(upgrade.drain);
         upgrades = heir.commit(upgrade.drain).await?;
+        interception = succeed_rules(&config, &own_ports, was_redirected, &mut tasks);
     }
     workers.open();
     let bundles = workers.bundles();
@@ -333,6 +351,8 @@ async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Running, Serve
     let leasing = Arc::<lease::Counts>::default();
     let asking = lease::run(lessee, plan.clone(), leasing.clone());
     tasks.spawn(lasting.guard("shared limits", asking));
+    let comparing = account.comparisons().clone().run();
+    tasks.spawn(lasting.guard("comparisons", comparing));
     let view = Arc::new(View {
         instance,
         control: config.control,
@@ -354,6 +374,7 @@ async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Running, Serve
     let pages = tasks.spawn(lasting.guard("admin pages", admin::serve(listener, view.clone())));
     info!(node = %view.instance.id, %inbound, %outbound, %admin, control = view.control, "sidecar started");
     Ok(Running {
+        interception,
         admin,
         drain: config.drain,
         lasting,
@@ -397,6 +418,8 @@ async fn reopen(log: Arc<AccessLog>) {
 
 /// A sidecar at work. Dropped, it stops at once.
 pub struct Running {
+    /// Ends as the first: whoever drops all of this leaves no rules that lead nowhere.
+    interception: Option<Interception>,
     admin: SocketAddr,
     drain: Duration,
     lasting: Lasting,
@@ -445,6 +468,7 @@ impl Running {
     /// stays registered: it is the other's now.
     pub async fn hand_over(self, deadline: Duration) {
         let Self {
+            interception,
             view,
             pages,
             holder,
@@ -459,8 +483,12 @@ impl Running {
             ..
         } = self;
         view.draining.store(true, Ordering::Relaxed);
+        view.account.blind(deadline);
         pages.abort();
         drop((holder, register, checks));
+        if let Some(interception) = interception {
+            interception.leave();
+        }
         info!(?deadline, "replaced, draining");
         workers.hand_over(deadline).await;
         reporting.finish().await;
@@ -474,6 +502,7 @@ impl Running {
     /// for at most half of the time; then deregisters, lets peers hear of it, ends the rest, tells the last counts.
     pub async fn shutdown(self) {
         let Self {
+            interception,
             drain,
             view,
             holder,
@@ -506,6 +535,7 @@ impl Running {
         }
         let rest = until.saturating_duration_since(Instant::now());
         workers.drain(rest.max(drain / 4)).await;
+        drop(interception); // not before: what is redirected by now would go astray
         reporting.finish().await;
         drop((discovery, checks, certificates));
         tasks.shutdown().await;
@@ -567,6 +597,29 @@ async fn succeed(
         return Err(TakeoverError::NotReady(upgrade.wait, missing));
     }
     heir.ready().await
+}
+
+/// The rules of the process before go on or go away. Nothing fails here any more: it drains by now.
+fn succeed_rules(
+    config: &Config,
+    own_ports: &[u16],
+    was_redirected: bool,
+    tasks: &mut JoinSet<()>,
+) -> Option<Interception> {
+    let Some(intercept) = &config.intercept else {
+        if was_redirected {
+            intercept::clean_up_behind();
+        }
+        return None;
+    };
+    tasks.spawn(intercept::hold());
+    let begun = Interception::succeed(intercept, own_ports);
+    begun
+        .inspect_err(|error| {
+            let error: &dyn std::error::Error = error;
+            error!(error, "serving, but not by the rules of interception asked for");
+        })
+        .ok()
 }
 
 fn admin_bundle(listener: &TcpListener, address: SocketAddr) -> io::Result<Bundle> {
@@ -673,6 +726,7 @@ fn drive(config: &Config, identity: Option<Arc<Identity>>) -> DriveConfig {
         limits: Default::default(),
         deadlines: Default::default(),
         identity,
+        redirected: config.intercept.as_ref().map(Redirected::new),
         is_edge: config.gateway.is_some(),
     }
 }
@@ -690,6 +744,18 @@ fn instance(config: &Config, advertised: SocketAddr, admin: SocketAddr) -> Insta
         address: advertised,
         protocol: Protocol::guess(name),
     };
+    // Nothing of ours stands in front of it: others reach it where it is.
+    let datagrams = |(name, app): &(String, SocketAddr)| {
+        let is_hidden = app.ip().is_unspecified()
+            || (app.ip().is_loopback() && !advertised.ip().is_loopback());
+        let ip = if is_hidden { advertised.ip() } else { app.ip() };
+        InstancePort {
+            name: name.clone(),
+            number: app.port(),
+            address: SocketAddr::new(ip, app.port()),
+            protocol: Protocol::Udp,
+        }
+    };
     let mut labels = config.labels.clone();
     labels.insert("service".into(), config.service.name.clone());
     labels.insert("namespace".into(), config.service.namespace.clone());
@@ -703,7 +769,12 @@ fn instance(config: &Config, advertised: SocketAddr, admin: SocketAddr) -> Insta
         },
         zone: labels.get("zone").cloned().unwrap_or_default(),
         labels,
-        ports: config.apps.iter().map(port).collect(),
+        ports: config
+            .apps
+            .iter()
+            .map(port)
+            .chain(config.udp_apps.iter().map(datagrams))
+            .collect(),
         weight: 1,
         proxy_admin: admin.to_string(),
         // It registers over a connection that shows its certificate, so not before there is one.
@@ -733,6 +804,8 @@ pub enum ServeError {
     },
     #[error("cannot take over from the sidecar that runs")]
     Takeover(#[from] TakeoverError),
+    #[error(transparent)]
+    Intercept(#[from] InterceptError),
     #[error("cannot start the workers")]
     Workers(#[source] io::Error),
     #[error("a task that must last as long as the sidecar has panicked: {0}")]

@@ -20,7 +20,7 @@ pub fn install(root: &Path) -> anyhow::Result<()> {
     );
     python(&tools, &clients.join("python/requirements.txt"))?;
     node(&tools.join("node"), &clients.join("node"))?;
-    let peers = [("grpc-go-peer", "."), ("grpc-go-health", "./health")];
+    let peers = [("grpc-go-peer", "."), ("grpc-go-health", "./health"), ("go-unaware", "./unaware")];
     go(&tools, &clients.join("go"), &peers)?;
     go(&tools, &clients.join("etcd"), &[("etcd-service", ".")])?;
     let cases = [
@@ -38,7 +38,7 @@ pub fn install(root: &Path) -> anyhow::Result<()> {
 fn python(tools: &Path, requirements: &Path) -> anyhow::Result<()> {
     let stamp = tools.join("venv/requirements.txt");
     let mut import = Command::new(tools.join("venv/bin/python"));
-    let mut is_there = || import.args(["-c", "import grpc"]).status();
+    let mut is_there = || import.args(["-c", "import grpc, google.protobuf"]).status();
     if same(requirements, &stamp) && is_there().is_ok_and(|status| status.success()) {
         return Ok(());
     }

@@ -333,6 +333,14 @@ fn port(port: &InstancePort) -> api::PortView {
     }
 }
 
+pub async fn comparisons(
+    State(api): State<Api>,
+    query: RawQuery,
+) -> Result<Json<api::Comparisons>, Failure> {
+    let params = Params::parse(query, &["route"])?;
+    Ok(Json(api.inner.observe.comparisons(params.text("route"))))
+}
+
 pub async fn edges(State(api): State<Api>, query: RawQuery) -> Result<Json<api::Edges>, Failure> {
     let params = Params::parse(query, &["window_s"])?;
     let window = Duration::from_secs(params.number("window_s")?.unwrap_or(WINDOW_S));

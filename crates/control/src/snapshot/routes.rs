@@ -306,7 +306,7 @@ pub(super) fn parents(
 }
 
 /// Without a route: everything goes to the service itself.
-fn plain(service: &ServiceName, port: u16, of_port: &CatalogPort) -> Rule {
+pub(super) fn plain(service: &ServiceName, port: u16, of_port: &CatalogPort) -> Rule {
     let backend = Backend {
         cluster: Some(ClusterName::outbound(service.clone(), port)),
         weight: 1,
@@ -372,6 +372,11 @@ pub(super) fn split(
     let mut action = action(rule, catalog);
     if let Action::Forward(forward) = &mut action {
         forward.mirrors = mirrors(entry, rule, catalog, findings);
+        if let (false, Some(Document::Route(route))) =
+            (forward.mirrors.is_empty(), entry.document.as_deref())
+        {
+            forward.compare.clone_from(&route.compare);
+        }
         forward.transcoding = transcode::of_rule(entry, rule, catalog, findings);
         forward.session = rule.session.as_ref().map(|of| session(entry, &place, of));
     }

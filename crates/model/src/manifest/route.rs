@@ -11,7 +11,7 @@ use super::session::session;
 use super::value::{MatchType, match_type, service_ref, value_match, without_trailing_slash};
 use crate::document::{BackendRef, GatewayRef, Kind, Meta, ParentRef, Route, RouteRule};
 use crate::matching::order::{GrpcName, grpc_path};
-use crate::resource::{HeaderMatch, PathMatch, PathRewrite, QueryMatch, Retry, RuleMatch};
+use crate::resource::{Compare, HeaderMatch, PathMatch, PathRewrite, QueryMatch, Retry, RuleMatch};
 
 const PARENTS_MAX: usize = 32;
 const RULES_MAX: usize = 16;
@@ -27,6 +27,8 @@ const HEADER_VALUE_LEN_MAX: usize = 4096;
 /// Ours: the Gateway API names no bound.
 const ATTEMPTS_MAX: u32 = 10;
 const CODES_MAX: usize = 32;
+const COMPARE: &str = "phalanx.dev/compare-mirrors";
+const COMPARE_IGNORE: &str = "phalanx.dev/compare-ignore";
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 pub(super) fn route(spec: &At<'_>, meta: Meta, kind: Kind) -> Option<Route> {
@@ -60,6 +62,13 @@ pub(super) fn route(spec: &At<'_>, meta: Meta, kind: Kind) -> Option<Route> {
             "more than {MATCHES_TOTAL_MAX} matches in one route"
         ));
     }
+    let compare = compare(&fields.at, &meta);
+    if compare.is_some() && rules.iter().all(|rule| rule.mirrors.is_empty()) {
+        let message = format!("{COMPARE}: no rule has a mirror");
+        fields
+            .at
+            .refuse_with::<()>(message, "a filter of type RequestMirror makes one");
+    }
     Some(Route {
         meta,
         kind,
@@ -67,7 +76,26 @@ pub(super) fn route(spec: &At<'_>, meta: Meta, kind: Kind) -> Option<Route> {
         gateways,
         hostnames,
         rules,
+        compare,
     })
+}
+
+/// Annotations, since the Gateway API has no word for it.
+fn compare(at: &At<'_>, meta: &Meta) -> Option<Compare> {
+    let ignored = meta.annotations.get(COMPARE_IGNORE).map(String::as_str);
+    match (meta.annotations.get(COMPARE).map(String::as_str), ignored) {
+        (None | Some("false"), None) => None,
+        (Some("true"), ignored) => Compare::parse(ignored.unwrap_or_default())
+            .map_err(|why| at.refuse::<()>(format!("{COMPARE_IGNORE}: {why}")))
+            .ok(),
+        (None | Some("false"), Some(_)) => {
+            at.refuse(format!("{COMPARE_IGNORE} without {COMPARE}: \"true\""))
+        }
+        (Some(other), _) => at.refuse(format!(
+            "{COMPARE}: {} is neither true nor false",
+            quoted(other)
+        )),
+    }
 }
 
 /// Services; Gateways go to `gateways`.

@@ -14,6 +14,61 @@ pub struct Mirror {
     pub per_million: u32,
 }
 
+/// Answers to copies are compared with those to the original, but for this.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Compare {
+    /// Lower case.
+    pub headers: Vec<String>,
+    /// Of JSON: `$.a.b`, `$.list[].id`.
+    pub paths: Vec<String>,
+}
+
+impl Compare {
+    /// As a list of names and paths, separated by commas or blanks.
+    ///
+    /// # Errors
+    /// The word that is neither.
+    pub fn parse(ignored: &str) -> Result<Self, String> {
+        let mut compare = Self::default();
+        let words = ignored
+            .split([',', ' ', '\n'])
+            .filter(|word| !word.is_empty());
+        for (count, word) in words.enumerate() {
+            let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            let is_plain = !word.chars().any(|c| c.is_control());
+            if count >= IGNORED_MAX || word.len() > IGNORED_LEN_MAX {
+                return Err(format!(
+                    "more than {IGNORED_MAX} words, or a longer one than {IGNORED_LEN_MAX} bytes"
+                ));
+            }
+            if word.starts_with('$') && is_plain {
+                compare.paths.push(word.to_owned());
+            } else if word.chars().all(is_name) {
+                compare.headers.push(word.to_ascii_lowercase());
+            } else {
+                return Err(format!(
+                    "`{word}` is neither a header\'s name nor a path such as $.a.b"
+                ));
+            }
+        }
+        Ok(compare)
+    }
+
+    /// What [`Compare::parse`] takes.
+    pub fn ignored(&self) -> String {
+        let words: Vec<&str> = self
+            .headers
+            .iter()
+            .chain(&self.paths)
+            .map(String::as_str)
+            .collect();
+        words.join(",")
+    }
+}
+
+const IGNORED_MAX: usize = 64;
+const IGNORED_LEN_MAX: usize = 128;
+
 /// Every request.
 pub const MILLION: u32 = 1_000_000;
 

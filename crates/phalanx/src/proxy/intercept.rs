@@ -26,13 +26,28 @@ pub struct Intercept {
     #[arg(long, value_name = "PORT", value_delimiter = ',', requires = "intercept", value_parser = parse_port)]
     exempt_port: Vec<u16>,
     /// Leave calls to these addresses alone, and connections from them; may be repeated
-    #[arg(long, value_name = "IP[/BITS]", value_delimiter = ',', requires = "intercept")]
+    #[arg(
+        long,
+        value_name = "IP[/BITS]",
+        value_delimiter = ',',
+        requires = "intercept"
+    )]
     exempt_address: Vec<Prefix>,
     /// Leave calls of these users alone; may be repeated
-    #[arg(long, value_name = "UID", value_delimiter = ',', requires = "intercept")]
+    #[arg(
+        long,
+        value_name = "UID",
+        value_delimiter = ',',
+        requires = "intercept"
+    )]
     exempt_uid: Vec<u32>,
     /// What becomes of calls that lead to nobody of the mesh: allow or registry-only
-    #[arg(long, value_name = "POLICY", default_value = "allow", requires = "intercept")]
+    #[arg(
+        long,
+        value_name = "POLICY",
+        default_value = "allow",
+        requires = "intercept"
+    )]
     outbound_policy: OutboundPolicy,
     /// How long a client may keep silent, on a port of which nobody said what is spoken there, until the server is taken for
     /// who speaks first

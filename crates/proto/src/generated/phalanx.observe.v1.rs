@@ -27,6 +27,8 @@ pub struct ReportRequest {
     pub reached: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "11")]
     pub lanes: ::prost::alloc::vec::Vec<Lane>,
+    #[prost(message, repeated, tag = "12")]
+    pub comparisons: ::prost::alloc::vec::Vec<Comparison>,
 }
 impl ::prost::Name for ReportRequest {
     const NAME: &'static str = "ReportRequest";
@@ -105,6 +107,87 @@ impl ::prost::Name for Lane {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "type.googleapis.com/phalanx.observe.v1.Lane".into()
+    }
+}
+/// Answers of one mirror of one rule, compared with the original's; counts of the interval.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Comparison {
+    /// <kind>/<namespace>/<route>/<rule>
+    #[prost(string, tag = "1")]
+    pub rule: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub mirror: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub compared: u64,
+    #[prost(uint64, tag = "4")]
+    pub different: u64,
+    #[prost(uint64, tag = "5")]
+    pub unanswered: u64,
+    /// Of those different: in what.
+    #[prost(uint64, tag = "6")]
+    pub status: u64,
+    #[prost(uint64, tag = "7")]
+    pub header: u64,
+    #[prost(uint64, tag = "8")]
+    pub body: u64,
+    /// Sums over those compared.
+    #[prost(uint64, tag = "9")]
+    pub original_us: u64,
+    #[prost(uint64, tag = "10")]
+    pub copy_us: u64,
+    #[prost(message, repeated, tag = "11")]
+    pub samples: ::prost::alloc::vec::Vec<ComparedSample>,
+}
+impl ::prost::Name for Comparison {
+    const NAME: &'static str = "Comparison";
+    const PACKAGE: &'static str = "phalanx.observe.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "phalanx.observe.v1.Comparison".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/phalanx.observe.v1.Comparison".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ComparedSample {
+    /// Unix.
+    #[prost(uint64, tag = "1")]
+    pub time_ms: u64,
+    #[prost(string, tag = "2")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "3")]
+    pub differences: ::prost::alloc::vec::Vec<ComparedDifference>,
+}
+impl ::prost::Name for ComparedSample {
+    const NAME: &'static str = "ComparedSample";
+    const PACKAGE: &'static str = "phalanx.observe.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "phalanx.observe.v1.ComparedSample".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/phalanx.observe.v1.ComparedSample".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ComparedDifference {
+    /// status, header or body.
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub at: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub original: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub copy: ::prost::alloc::string::String,
+}
+impl ::prost::Name for ComparedDifference {
+    const NAME: &'static str = "ComparedDifference";
+    const PACKAGE: &'static str = "phalanx.observe.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "phalanx.observe.v1.ComparedDifference".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/phalanx.observe.v1.ComparedDifference".into()
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

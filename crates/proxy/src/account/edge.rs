@@ -38,6 +38,8 @@ pub enum Traffic {
     Http,
     Grpc,
     Tcp,
+    /// Sessions of datagrams, counted as connections.
+    Udp,
 }
 
 impl Traffic {
@@ -47,6 +49,7 @@ impl Traffic {
             Self::Http => "http",
             Self::Grpc => "grpc",
             Self::Tcp => "tcp",
+            Self::Udp => "udp",
         }
     }
 }

@@ -10,6 +10,7 @@ use phalanx_model::name::{ClusterName, Direction};
 use phalanx_model::reason::Reason;
 
 use super::Traffic;
+use crate::underway::How;
 
 /// One request, from its head to the end of its answer.
 #[derive(Clone, Debug)]
@@ -48,6 +49,8 @@ pub struct Sight {
     pub upstream: Option<SocketAddr>,
     pub request_id: String,
     pub trace_id: [u8; 16],
+    /// How surely the colour of an application's call is known.
+    pub correlation: Option<How>,
     pub phases: Phases,
     /// Chosen by the log's sample.
     pub sampled: bool,
@@ -90,6 +93,7 @@ impl Default for Sight {
             upstream: None,
             request_id: String::new(),
             trace_id: [0; 16],
+            correlation: None,
             phases: Phases::default(),
             sampled: false,
         }
@@ -212,6 +216,9 @@ impl Sight {
                 let _ = write!(hex, "{byte:02x}");
             }
             line.text("trace_id", &hex);
+        }
+        if let Some(how) = self.correlation {
+            line.text("correlation", how.as_str());
         }
         if !self.headers.is_empty() {
             line.pairs("headers", &self.headers);

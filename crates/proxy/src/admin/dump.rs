@@ -154,12 +154,17 @@ fn forward(forward: &Forward) -> Value {
         retry,
         hash_on,
         mirrors,
+        compare,
         session,
         cors,
         hedging,
         priority,
+        transcoding,
     } = forward;
     let mut out = Map::new();
+    if let Some(compare) = compare {
+        out.insert("compare_mirrors_but".into(), json!(compare.ignored()));
+    }
     out.insert("backends".into(), backends.iter().map(backend).collect());
     if let Some(authority) = authority {
         out.insert("rewrite_authority".into(), json!(authority));
@@ -190,6 +195,7 @@ fn forward(forward: &Forward) -> Value {
         ("cors", cors.as_ref().map(beside::cors)),
         ("hedging", hedging.as_ref().map(beside::hedging)),
         ("priority", priority.map(|p| json!(p.as_str()))),
+        ("transcoding", transcoding.as_deref().map(beside::transcoding)),
     ];
     let said = beside
         .into_iter()

@@ -95,7 +95,7 @@ pub fn write(out: &mut Exposition, own: &Own, edges: &[EdgeTotals]) {
         .collect();
     let (tcp, http): (Vec<_>, Vec<_>) = edges
         .iter()
-        .partition(|(_, edge)| edge.key.traffic == Traffic::Tcp);
+        .partition(|(_, edge)| matches!(edge.key.traffic, Traffic::Tcp | Traffic::Udp));
     write_requests(out, &http);
     write_durations(out, &http);
     write_streams(out, &http);

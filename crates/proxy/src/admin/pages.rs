@@ -154,6 +154,10 @@ impl View {
         self.write_registration(&mut out);
         self.reports.write(&mut out);
         self.account.lookout().write(&mut out);
+        self.account.datagrams().write(&mut out);
+        self.account.underway().write(&mut out);
+        self.account.comparisons().write(&mut out);
+        self.account.colours().write(&mut out);
         self.checks.write(&mut out);
         limits::write(&mut out, &self.plan.load());
         self.leasing.write(&mut out);

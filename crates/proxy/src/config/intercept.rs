@@ -65,7 +65,9 @@ impl InterceptConfig {
             return Err("--intercept-outbound and --intercept-inbound take a port of their own");
         }
         if self.wait > WAIT_MAX {
-            return Err("--intercept-wait takes at most 2s: all that time a server that speaks first says nothing");
+            return Err(
+                "--intercept-wait takes at most 2s: all that time a server that speaks first says nothing",
+            );
         }
         Ok(())
     }
@@ -151,7 +153,15 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Prefix>().unwrap().to_string(), is);
         }
-        for bad in ["", "10.0.0.0/33", "fd00::/129", "a/8", "10.0.0.0/", "10.0.0.0/8/8", "10.0.0.0; drop"] {
+        for bad in [
+            "",
+            "10.0.0.0/33",
+            "fd00::/129",
+            "a/8",
+            "10.0.0.0/",
+            "10.0.0.0/8/8",
+            "10.0.0.0; drop",
+        ] {
             assert!(bad.parse::<Prefix>().is_err(), "{bad}");
         }
     }

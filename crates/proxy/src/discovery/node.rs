@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use phalanx_model::Instance;
+use phalanx_model::{Instance, ServiceName};
 use phalanx_proto::envoy::config::core::v3::node::UserAgentVersionType;
 use phalanx_proto::envoy::config::core::v3::{Locality, Node};
 use prost_types::value::Kind;
@@ -63,4 +63,19 @@ pub fn node(instance: &Instance, outbound: SocketAddr) -> Node {
         )),
         ..Node::default()
     }
+}
+
+/// With the sockets where it takes datagrams for a service's port; the control plane sends a listener for each.
+pub fn with_udp(mut node: Node, udp: &[(SocketAddr, ServiceName, u16)]) -> Node {
+    let one = |(listen, service, port): &(SocketAddr, ServiceName, u16)| {
+        format!("{listen}={}.{}:{port}", service.name, service.namespace)
+    };
+    let words: Vec<String> = udp.iter().map(one).collect();
+    if let Some(metadata) = node.metadata.as_mut().filter(|_| !words.is_empty()) {
+        let value = Value {
+            kind: Some(Kind::StringValue(words.join(","))),
+        };
+        metadata.fields.insert("udp".to_owned(), value);
+    }
+    node
 }

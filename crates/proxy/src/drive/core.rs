@@ -1,7 +1,7 @@
 //! What one worker owns: its view of the plan, what it measured of endpoints, its pools, its clock and its memory for
 //! requests. Reference counts here are of one thread; nothing is locked.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
@@ -26,7 +26,8 @@ use super::stream::Links;
 use super::timer::{Wheel, ms};
 use crate::account::{Account, Event, TlsRefused};
 use crate::balance::{Load, Pick, Picked, Tried};
-use crate::plan::cluster::{ClusterPlan, EndpointPlan};
+use crate::intercept::Redirected;
+use crate::plan::cluster::{ClusterPlan, Edges, EndpointPlan};
 use crate::plan::{PeerPlan, Plan};
 use crate::upstream::{Breaker, Pool, Share};
 
@@ -58,6 +59,10 @@ pub struct Core {
     pub handshakes: Handshakes,
     /// Another plan is in force; at most a sweep later than for whoever asks.
     pub renewed: Notify,
+    /// What the kernel redirects here, if it does.
+    pub redirected: OnceCell<Arc<Redirected>>,
+    /// Of what passes the mesh by, inbound and outbound.
+    passing: OnceCell<[Edges; 2]>,
     draining: Cell<bool>,
     accepted_ms: Cell<u64>,
 }
@@ -181,6 +186,11 @@ impl Cluster {
             .zip(self.plan.endpoints.get(member))
     }
 
+    /// Nothing more is sent to it.
+    pub fn retire(&self) {
+        self.endpoints.iter().for_each(|endpoint| endpoint.retire());
+    }
+
     /// Closes one idle connection, to make room for one to another endpoint.
     pub fn evict_idle(&self) -> bool {
         self.endpoints
@@ -271,6 +281,8 @@ impl Core {
             runners: RefCell::default(),
             connections: RefCell::default(),
             sources: RefCell::default(),
+            redirected: OnceCell::new(),
+            passing: OnceCell::new(),
             draining: Cell::new(false),
             accepted_ms: Cell::new(0),
         })
@@ -334,6 +346,26 @@ impl Core {
             freed: known.map(|known| known.freed.clone()).unwrap_or_default(),
             plan: cluster.clone(),
         })
+    }
+
+    /// Where connections are counted that are passed on past the mesh.
+    pub fn passing(&self, direction: Direction) -> &Edges {
+        let both = || {
+            [Direction::Inbound, Direction::Outbound]
+                .map(|direction| Edges::passing(direction, &self.account))
+        };
+        let [inbound, outbound] = self.passing.get_or_init(both);
+        match direction {
+            Direction::Inbound => inbound,
+            Direction::Outbound => outbound,
+        }
+    }
+
+    /// A way past the mesh, to this address alone.
+    pub fn passage(&self, address: SocketAddr) -> Rc<Cluster> {
+        let edges = self.passing(Direction::Outbound).clone();
+        let plan = Arc::new(ClusterPlan::passage(address, edges));
+        self.renew(&plan, None)
     }
 
     /// A generator for one request.

@@ -14,6 +14,7 @@ use super::request::{self, Kept};
 use super::server::Door;
 use super::tally::Tally;
 use crate::account::Event;
+use crate::compare::{Pairing, Side};
 use crate::context::{Caller, StreamContext};
 use crate::upstream::{Permit, Share};
 
@@ -31,6 +32,8 @@ struct Mirrored {
     clusters: Vec<Rc<Cluster>>,
     direction: Direction,
     request: Checked,
+    /// Their answers are compared with that to the request.
+    pairing: Option<Rc<Pairing>>,
 }
 
 impl Copies {
@@ -49,6 +52,9 @@ impl Copies {
         if clusters.is_empty() || request.upgrade().is_some() {
             return None;
         }
+        let rule = context.rule.map_or("", |rule| &*rule.name);
+        let compare = context.forward.and_then(|forward| forward.compare.as_ref());
+        let pairing = compare.map(|compare| Pairing::new(rule, compare, request.path()));
         let mut request = request.duplicate();
         if let Some(headers) = &context.mirrored {
             request.headers_mut().clone_from(headers);
@@ -61,9 +67,16 @@ impl Copies {
                 clusters,
                 direction: context.direction,
                 request,
+                pairing,
             }),
             kept: None,
         })
+    }
+
+    /// Of the request itself, where copies are compared with it.
+    pub fn original(&self) -> Option<Box<Side>> {
+        let pairing = self.mirrored.as_ref()?.pairing.as_ref()?;
+        Some(pairing.original())
     }
 
     /// Of the body only.
@@ -117,6 +130,8 @@ impl Copies {
                 self.core.count(Event::MirrorDropped);
                 continue;
             };
+            let side = mirrored.pairing.as_ref();
+            let side = side.map(|pairing| pairing.copy(&cluster.plan.name));
             let copy = Copy {
                 core: self.core.clone(),
                 plan: mirrored.plan.clone(),
@@ -125,6 +140,7 @@ impl Copies {
                 request: mirrored.request.duplicate(),
                 body: body.clone(),
                 permit,
+                side,
             };
             tokio::task::spawn_local(copy.run());
         }
@@ -139,6 +155,7 @@ struct Copy {
     request: Checked,
     body: Rc<[u8]>,
     permit: Permit<Holder>,
+    side: Option<Box<Side>>,
 }
 
 impl Copy {
@@ -151,6 +168,9 @@ impl Copy {
         let mut tally = Tally::new(core, self.plan, &watch, self.direction, now_us);
         tally.is_grpc(self.request.is_grpc());
         tally.assign(&self.cluster, None, Some(self.permit));
+        if let Some(side) = self.side {
+            tally.compare(side);
+        }
         request::send_copy(
             &door,
             &exchange,

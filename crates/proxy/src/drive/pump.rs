@@ -66,8 +66,13 @@ impl Upload {
     }
 
     /// Copies of the request, to be sent once all of it is there.
-    pub fn copy(&mut self, copies: Copies) {
+    pub fn copy(&mut self, mut copies: Copies) {
         match self.any {
+            // It was there as a whole.
+            true if self.ended => match copies.keep(&self.kept) {
+                true => copies.send(false),
+                false => copies.drop_all(),
+            },
             true => self.copies = Some(Box::new(copies)),
             false => copies.send(false),
         }

@@ -207,8 +207,9 @@ pub async fn connect(
     }
 }
 
-async fn tcp(address: SocketAddr) -> Result<TcpStream, Fault> {
-    match TcpStream::connect(address).await {
+/// A connection in plain text, of which whoever intercepts knows that it is ours.
+pub async fn tcp(address: SocketAddr) -> Result<TcpStream, Fault> {
+    match phalanx_client::mark::connect(address).await {
         Ok(stream) => {
             let _ = stream.set_nodelay(true); // a slower connection is still one
             Ok(stream)

@@ -3,7 +3,7 @@
 mod http1;
 mod http2;
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -18,7 +18,7 @@ use super::deadline::Watch;
 use super::http2::{Handle, Piece};
 use super::tally::Tally;
 use crate::account::TlsRefused;
-use crate::context::Caller;
+use crate::context::{Caller, Original};
 use crate::plan::cluster::Edges;
 
 /// What the requests of one downstream connection share.
@@ -27,6 +27,12 @@ pub struct Door {
     pub watch: Rc<Watch>,
     pub direction: Direction,
     pub caller: Caller,
+    /// The port of the application that was called, where no header need tell it.
+    pub meant: Option<u16>,
+    /// Of calls that were redirected: where they were going.
+    pub original: Option<Box<Original>>,
+    /// The way there, past the mesh.
+    passage: OnceCell<Passage>,
     /// Where requests of a known caller are counted, for the cluster that it called last.
     edges: RefCell<Option<(Rc<Cluster>, Rc<Edges>)>>,
 }
@@ -38,13 +44,48 @@ impl Door {
         direction: Direction,
         caller: Caller,
     ) -> Rc<Self> {
+        Self::of(core, watch, direction, caller, None)
+    }
+
+    /// To this port of the application.
+    pub fn of(
+        core: &Rc<Core>,
+        watch: &Rc<Watch>,
+        direction: Direction,
+        caller: Caller,
+        meant: Option<u16>,
+    ) -> Rc<Self> {
         Rc::new(Self {
+            meant,
+            original: None,
+            passage: OnceCell::new(),
             core: core.clone(),
             watch: watch.clone(),
             direction,
             caller,
             edges: RefCell::default(),
         })
+    }
+
+    /// Of calls that were going there.
+    pub fn redirected(core: &Rc<Core>, watch: &Rc<Watch>, original: Original) -> Rc<Self> {
+        Rc::new(Self {
+            core: core.clone(),
+            watch: watch.clone(),
+            direction: Direction::Outbound,
+            caller: Caller::Plain,
+            meant: None,
+            original: Some(Box::new(original)),
+            passage: OnceCell::new(),
+            edges: RefCell::default(),
+        })
+    }
+
+    /// Where a request goes that leads to nobody of the mesh.
+    pub fn passage(&self) -> Option<&Rc<Cluster>> {
+        let address = self.original.as_ref()?.address;
+        let passage = || Passage(self.core.passage(address));
+        Some(&self.passage.get_or_init(passage).0)
     }
 
     /// A request in plain text came where that is not taken.
@@ -70,6 +111,15 @@ impl Door {
         let edges = Rc::new(unassigned.with_peer(&known.peer.id, &self.core.account));
         *kept = Some((cluster.clone(), edges.clone()));
         Some(edges)
+    }
+}
+
+/// Its connections end with the connection that they were opened for.
+struct Passage(Rc<Cluster>);
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        self.0.retire();
     }
 }
 

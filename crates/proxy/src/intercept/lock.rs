@@ -16,7 +16,8 @@ impl Lock {
     /// # Errors
     /// [`InterceptError::Another`] while somebody has it.
     pub(super) fn take() -> Result<Self, InterceptError> {
-        let bound = SocketAddr::from_abstract_name(NAME).and_then(|at| UnixListener::bind_addr(&at));
+        let bound =
+            SocketAddr::from_abstract_name(NAME).and_then(|at| UnixListener::bind_addr(&at));
         match bound {
             Ok(held) => Ok(Self { _held: held }),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(InterceptError::Another),

@@ -33,7 +33,9 @@ const WORDS_MAX: usize = 400;
 
 #[derive(Debug, thiserror::Error)]
 pub enum NftError {
-    #[error("the program `nft` is not there: install the package nftables, or start without --intercept")]
+    #[error(
+        "the program `nft` is not there: install the package nftables, or start without --intercept"
+    )]
     Missing,
     #[error("interception takes root, or CAP_NET_ADMIN in this network namespace: {0}")]
     NotAllowed(String),

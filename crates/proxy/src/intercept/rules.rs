@@ -16,7 +16,12 @@ pub(super) fn remove() -> String {
 /// `own_ports`: where the sidecar itself is called.
 pub(super) fn install(config: &InterceptConfig, own_ports: &[u16]) -> String {
     let mut text = remove();
-    let _ = write!(text, "table {TABLE} {{\n{}{}}}\n", outgoing(config), incoming(config, own_ports));
+    let _ = write!(
+        text,
+        "table {TABLE} {{\n{}{}}}\n",
+        outgoing(config),
+        incoming(config, own_ports)
+    );
     text
 }
 
@@ -31,7 +36,12 @@ fn outgoing(config: &InterceptConfig) -> String {
     if !config.exempt_uids.is_empty() {
         rules.push(format!("meta skuid {} return", set(&config.exempt_uids)));
     }
-    rules.extend(config.exempt_addresses.iter().map(|prefix| address("daddr", prefix)));
+    rules.extend(
+        config
+            .exempt_addresses
+            .iter()
+            .map(|prefix| address("daddr", prefix)),
+    );
     if !config.exempt_ports.is_empty() {
         rules.push(format!("tcp dport {} return", set(&config.exempt_ports)));
     }
@@ -53,14 +63,20 @@ fn incoming(config: &InterceptConfig, own_ports: &[u16]) -> String {
         "iif \"lo\" return".to_owned(),
         "fib daddr type != local return".to_owned(),
     ];
-    rules.extend(config.exempt_addresses.iter().map(|prefix| address("saddr", prefix)));
+    rules.extend(
+        config
+            .exempt_addresses
+            .iter()
+            .map(|prefix| address("saddr", prefix)),
+    );
     rules.push(format!("tcp dport {} return", set(&exempt)));
     rules.push(format!("meta l4proto tcp redirect to :{}", config.inbound));
     chain("incoming", "prerouting", &rules)
 }
 
 fn chain(name: &str, hook: &str, rules: &[String]) -> String {
-    let mut text = format!("\tchain {name} {{\n\t\ttype nat hook {hook} priority -100; policy accept;\n");
+    let mut text =
+        format!("\tchain {name} {{\n\t\ttype nat hook {hook} priority -100; policy accept;\n");
     for rule in rules {
         let _ = writeln!(text, "\t\t{rule}");
     }
@@ -69,7 +85,11 @@ fn chain(name: &str, hook: &str, rules: &[String]) -> String {
 }
 
 fn address(side: &str, prefix: &Prefix) -> String {
-    let family = if prefix.address.is_ipv4() { "ip" } else { "ip6" };
+    let family = if prefix.address.is_ipv4() {
+        "ip"
+    } else {
+        "ip6"
+    };
     format!("{family} {side} {prefix} return")
 }
 

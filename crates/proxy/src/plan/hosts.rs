@@ -16,6 +16,11 @@ pub struct Routes {
 }
 
 impl Routes {
+    /// There is no such host: the answer is "no".
+    pub fn is_empty(&self) -> bool {
+        self.table.rules().hosts().is_empty()
+    }
+
     pub(super) fn new(table: &Arc<Table>, place: impl Fn(&ClusterName) -> Option<usize>) -> Self {
         Self {
             clusters: table.clusters().iter().map(place).collect(),

@@ -1,6 +1,7 @@
 //! A route table with each rule's action compiled: header edits checked and encoded, weights summed, clusters numbered.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use phalanx_model::matching::CompiledTable;
@@ -9,7 +10,7 @@ use phalanx_model::matching::pattern::PatternError;
 use phalanx_model::name::ClusterName;
 use phalanx_model::reason::Reason;
 use phalanx_model::resource::{
-    Action, Backend, Forward, HeaderEdit, Hedging, MILLION, Mirror, PathRewrite, Redirect, Rewrite,
+    Action, Backend, Compare, Forward, HeaderEdit, Hedging, MILLION, Mirror, PathRewrite, Redirect, Rewrite,
     RouteTable, Rule, RuleMatch, VirtualHost,
 };
 use phalanx_relay::header::FieldError;
@@ -59,11 +60,15 @@ pub struct ForwardPlan {
     /// What a request is kept together by, for clusters that go by keys.
     pub key: Option<KeyPlan>,
     pub mirrors: Box<[MirrorPlan]>,
+    /// Answers of those are compared with the original's.
+    pub compare: Option<Arc<Compare>>,
     pub session: Option<SessionPlan>,
     pub cors: Option<Box<CorsPlan>>,
     pub hedging: Option<Box<Hedging>>,
     /// Told of requests that don't say so themselves.
     pub priority: Option<Field>,
+    /// For callers who speak JSON.
+    pub transcoding: Option<std::sync::Arc<phalanx_transcode::Table>>,
 }
 
 /// Where copies of some requests go.
@@ -242,10 +247,12 @@ impl ForwardPlan {
             retry: RetryPlan::none(),
             key: None,
             mirrors: Box::default(),
+            compare: None,
             session: None,
             cors: None,
             hedging: None,
             priority: None,
+            transcoding: None,
         }
     }
 
@@ -295,6 +302,7 @@ impl ForwardPlan {
                 .iter()
                 .map(|mirror| MirrorPlan::compile(mirror, clusters))
                 .collect(),
+            compare: forward.compare.clone().map(Arc::new),
             session: forward.session.as_ref().map(SessionPlan::new).transpose()?,
             cors: forward
                 .cors
@@ -305,6 +313,7 @@ impl ForwardPlan {
             priority: forward
                 .priority
                 .map(|priority| Field::of(names::X_PHALANX_PRIORITY, priority.word())),
+            transcoding: forward.transcoding.as_ref().map(|of| of.table().clone()),
         })
     }
 

@@ -7,11 +7,14 @@ use phalanx_model::resource::{
     Action, Assignment, Backend, Carrier, Cluster, Cors, Endpoint, Forward, HeaderEdit, Mirror,
     Redirect, RouteTable, Rule, RuleMatch, Session, ValueMatch, VirtualHost,
 };
+use phalanx_model::resource::sessions::{Missing, SessionDirectory, SessionKey};
+use phalanx_relay::names;
 use phalanx_relay::{Field, Http1Line, Limits, ResponseHead, Version, Workspace};
 
 use super::*;
 use crate::account::Account;
 use crate::context::Caller;
+use crate::directory::Entry;
 use crate::filter;
 use crate::plan::{Bootstrap, Resources, compile_table};
 
@@ -46,6 +49,11 @@ fn endpoint(address: &str, health: Health) -> Endpoint {
 
 /// `old` has 10.0.0.1, 10.0.0.2 (draining) and 10.0.0.3 (unhealthy), `new` has 10.0.0.4.
 fn plan(action: Action) -> Plan {
+    plan_with(action, |_| {})
+}
+
+/// The same with clusters as they are made there.
+fn plan_with(action: Action, make: impl Fn(&mut Cluster)) -> Plan {
     let rule = Rule {
         name: "r".into(),
         matches: RuleMatch::default(),
@@ -75,7 +83,8 @@ fn plan(action: Action) -> Plan {
     ];
     let new = vec![endpoint("10.0.0.4:80", Health::Healthy)];
     for (name, endpoints) in [("old", old), ("new", new)] {
-        let (name, made) = (cluster(name), Cluster::new(cluster(name), Protocol::Auto));
+        let (name, mut made) = (cluster(name), Cluster::new(cluster(name), Protocol::Auto));
+        make(&mut made);
         resources.clusters.insert(name.clone(), Arc::new(made));
         let assignment = Assignment {
             cluster: name.clone(),
@@ -265,4 +274,94 @@ fn edits_of_a_rule_hold_for_its_redirects() {
         panic!("{verdict:?}")
     };
     assert_eq!(reply.fields, [Field::new("x-marked", "yes").unwrap()]);
+}
+
+/// Sessions of `rooms`, whichever backend has their endpoint.
+fn seated(missing: Missing, entries: &[(&str, u64, &str)]) -> Plan {
+    let rooms = ServiceName::new("default", "rooms");
+    let forward = Forward {
+        backends: vec![backend("old", 1), backend("new", 0)],
+        ..Forward::default()
+    };
+    let plan = plan_with(Action::Forward(forward), |cluster| {
+        cluster.directory = Some(SessionDirectory {
+            service: rooms.clone(),
+            key: SessionKey::Header("x-game-session".into()),
+            missing,
+        });
+    });
+    let entries = entries.iter().map(|(key, epoch, address)| {
+        let addresses: Vec<SocketAddr> = address.parse().into_iter().collect();
+        Entry::new(key.as_bytes(), *epoch, "a".into(), addresses.into())
+    });
+    plan.directory.fill(&rooms, entries.collect());
+    plan
+}
+
+/// Where a request goes, and the epoch that its application is told.
+fn seat(plan: &Plan, fields: &[(&str, &str)]) -> Result<(Option<SocketAddr>, String), Verdict> {
+    let (mut request, mut context) = (request("GET", fields), context(1));
+    match choose(plan, &mut request, &mut context) {
+        Verdict::Continue => {}
+        other => return Err(other),
+    }
+    let epoch = request.headers().get(names::X_SESSION_EPOCH);
+    let epoch = String::from_utf8(epoch.unwrap_or_default().to_vec()).unwrap();
+    let cluster = &plan.clusters[context.cluster.unwrap()];
+    let wanted = context.wanted.map(|member| cluster.endpoints[member].address);
+    assert_eq!(wanted.is_some(), context.seat.is_some());
+    Ok((wanted, epoch))
+}
+
+#[test]
+fn a_session_goes_where_the_directory_says_whatever_weight_and_health_say() {
+    let at = [
+        ("one", 3, "10.0.0.2:80"),
+        ("ill", 4, "10.0.0.3:80"),
+        ("new", 5, "10.0.0.4:80"),
+        ("away", 6, ""),
+        ("elsewhere", 7, "10.0.0.9:80"),
+    ];
+    for missing in Missing::ALL {
+        let plan = seated(missing, &at);
+        for (key, epoch, address) in &at[..3] {
+            let found = seat(&plan, &[("x-game-session", key), ("x-session-epoch", "99")]);
+            assert_eq!(found, Ok((Some(address.parse().unwrap()), epoch.to_string())));
+        }
+        // It is somewhere, and that is not here: nobody else may have it.
+        for key in ["away", "elsewhere"] {
+            let found = seat(&plan, &[("x-game-session", key)]);
+            assert_eq!(found, Err(Reason::NoHealthyUpstream.into()), "{key}");
+        }
+        let none = Ok((None, String::new()));
+        assert_eq!(seat(&plan, &[("x-session-epoch", "99")]), none);
+        let unknown = seat(&plan, &[("x-game-session", "nobody")]);
+        match missing {
+            Missing::Balance => assert_eq!(unknown, none),
+            Missing::Refuse => assert_eq!(unknown, Err(Reason::NoHealthyUpstream.into())),
+        }
+    }
+}
+
+#[test]
+fn before_all_sessions_are_here_none_is_placed() {
+    let plan = seated(Missing::Balance, &[]);
+    plan.directory.forget(&ServiceName::new("default", "rooms"));
+    assert!(!plan.is_seated());
+    let found = seat(&plan, &[("x-game-session", "one")]);
+    assert_eq!(found, Err(Reason::NoHealthyUpstream.into()));
+    assert!(seat(&plan, &[]).is_ok(), "without a session there is nothing to wait for");
+}
+
+#[test]
+fn an_epoch_is_taken_from_the_mesh_only() {
+    let plan = Plan::empty();
+    for (guarded, keeps) in [(false, true), (true, false)] {
+        let mut request = request("GET", &[("x-session-epoch", "7")]);
+        let rng = fastrand::Rng::with_seed(1);
+        let mut context = StreamContext::new(Direction::Inbound, &Caller::Plain, guarded, rng);
+        choose(&plan, &mut request, &mut context);
+        let kept = request.headers().contains(names::X_SESSION_EPOCH);
+        assert_eq!(kept, keeps);
+    }
 }

@@ -108,6 +108,11 @@ impl Inherited {
         self.bundles.is_empty()
     }
 
+    /// Whether there are sockets of that role.
+    pub fn has_role(&self, role: &str) -> bool {
+        self.bundles.iter().any(|(other, ..)| other == role)
+    }
+
     /// Where they listen.
     pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
         self.bundles.iter().map(|(_, address, _)| *address)

@@ -267,7 +267,7 @@ mod tests {
     fn a_source_has_a_burst_of_a_second_and_then_its_rate() {
         let source = Shared::default();
         let limits = limits(100, 0);
-        let mut passed = |now_ns: u64| source.take(&limits, 10, now_ns).is_ok();
+        let passed = |now_ns: u64| source.take(&limits, 10, now_ns).is_ok();
         assert_eq!((0..500).filter(|_| passed(7)).count(), 100);
         assert_eq!((0..500).filter(|_| passed(SECOND_NS / 2)).count(), 50);
         let later = 1..=1000;

@@ -170,6 +170,7 @@ impl Table {
         }
     }
 
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.sessions.len()
     }

@@ -71,10 +71,6 @@ impl Targets {
         }
     }
 
-    pub fn address(&self, target: u32) -> Option<SocketAddr> {
-        self.slots.get(target).map(|target| target.address)
-    }
-
     /// The endpoint at `address`.
     pub fn of(&mut self, address: SocketAddr) -> u32 {
         if let Some(target) = self.by_address.get(&address) {

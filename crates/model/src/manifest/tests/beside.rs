@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::document::MirrorRef;
-use crate::resource::{Carrier, Cors, MILLION, Session};
+use crate::resource::{Carrier, Compare, Cors, MILLION, Session};
 
 fn route(kind: &str, rule: &str) -> String {
     let parents = "parentRefs: [{kind: Service, name: a, sectionName: http}]";
@@ -241,4 +241,40 @@ fn a_parent_may_name_its_port() {
         panic!("{document:?}")
     };
     assert_eq!(route.parents[0].section.as_deref(), Some("http"));
+}
+
+/// A route with these annotations and one mirror.
+fn compared(annotations: &str) -> String {
+    let text = "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: m, port: 80}}}]";
+    let named = format!("metadata: {{name: r, annotations: {{{annotations}}}}}");
+    route("HTTPRoute", text).replace("metadata: {name: r}", &named)
+}
+
+#[test]
+fn annotations_say_that_mirrors_are_compared_and_what_is_left_out() {
+    let of = |annotations: &str| match good(&compared(annotations)).as_slice() {
+        [Document::Route(route)] => route.compare.clone(),
+        other => panic!("{other:?}"),
+    };
+    let on = "phalanx.dev/compare-mirrors: 'true'";
+    assert_eq!(of(""), None);
+    assert_eq!(of("phalanx.dev/compare-mirrors: 'false'"), None);
+    assert_eq!(of(on), Some(Compare::default()));
+    let but = format!("{on}, phalanx.dev/compare-ignore: 'X-Version, $.now $.rooms[].id'");
+    let expected = Compare {
+        headers: vec!["x-version".into()],
+        paths: vec!["$.now".into(), "$.rooms[].id".into()],
+    };
+    assert_eq!(of(&but), Some(expected));
+    for (annotations, why) in [
+        ("phalanx.dev/compare-mirrors: 'yes'", "neither true nor false"),
+        ("phalanx.dev/compare-ignore: 'x'", "without"),
+        (&format!("{on}, phalanx.dev/compare-ignore: 'a b/c'"), "neither a header's name"),
+    ] {
+        let told = problems(&compared(annotations));
+        assert!(told.iter().any(|problem| problem.contains(why)), "{annotations}: {told:?}");
+    }
+    let bare = compared(on).replace("- filters", "- {}\n  # ");
+    let told = problems(&bare);
+    assert!(told.iter().any(|problem| problem.contains("no rule has a mirror")), "{told:?}");
 }

@@ -7,8 +7,9 @@ use phalanx_model::resource::limit::{
     Fault, FaultEffect, GlobalLimit, LimitKey, Limits, Overload, PriorityRule, Rate,
 };
 use phalanx_model::resource::{
-    Carrier, Cors, HashOn, HeaderMatch, Hedging, Mirror, Session, ValueMatch,
+    Carrier, Cors, HashOn, HeaderMatch, Hedging, Mirror, Session, Transcoding, ValueMatch,
 };
+use phalanx_transcode::Binding;
 use serde_json::{Map, Value, json};
 
 pub fn mirror(mirror: &Mirror) -> Value {
@@ -65,6 +66,18 @@ pub fn hedging(hedging: &Hedging) -> Value {
         grpc,
     } = hedging;
     json!({ "delay": format!("{delay:?}"), "extra_max": extra_max, "grpc": grpc })
+}
+
+/// Without the descriptors, but with what they bind.
+pub fn transcoding(transcoding: &Transcoding) -> Value {
+    let table = transcoding.table();
+    let binding = |of: &Binding| format!("{} {} = {}", of.method, of.template, of.call);
+    json!({
+        "services": transcoding.services(),
+        "descriptor_bytes": transcoding.descriptors().len(),
+        "bindings": table.bindings().iter().map(binding).collect::<Vec<_>>(),
+        "options": format!("{:?}", table.options),
+    })
 }
 
 pub fn hash_on(hash_on: &HashOn) -> Value {

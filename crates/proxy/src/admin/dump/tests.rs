@@ -59,6 +59,11 @@ fn a_rule_is_shown_with_all_that_stands_beside_its_backends() {
             grpc: vec!["/a.B/".into()],
         }),
         priority: Some(Priority::Critical),
+        compare: Some(phalanx_model::resource::Compare {
+            headers: vec!["x-version".into()],
+            paths: vec!["$.now".into()],
+        }),
+        transcoding: None,
     });
     let shown = rule(&Rule {
         name: "r".into(),
@@ -139,6 +144,7 @@ fn who_is_called_shows_limits_faults_and_shedding() {
             rules: Inbound {
                 default: of_inbound,
                 ports: Default::default(),
+                colours: Default::default(),
             },
         },
     }));
@@ -177,6 +183,7 @@ fn an_edges_listener_is_shown_chain_by_chain() {
     let port = GatewayPort {
         gateway: ServiceName::new("default", "edge"),
         certificates_in: "/etc/tls".into(),
+        colours: Default::default(),
         chains: vec![
             chain(
                 &["*.a.org"],

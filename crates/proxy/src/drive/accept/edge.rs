@@ -9,7 +9,8 @@ use phalanx_model::name::Direction;
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
 
-use super::{Preface, first_byte, in_time, preface, relay};
+use super::relay::relay;
+use super::sniff::{Preface, first_byte, in_time, preface};
 use crate::account::TlsRefused;
 use crate::context::{Caller, Outside};
 use crate::drive::core::{Cluster, Core, CorePlan};

@@ -98,7 +98,7 @@ async fn outbound(
         Found::Service { cluster, .. } => Some(cluster.plan.protocol),
         Found::Nobody | Found::Silence => None,
     };
-    // Without a certificate there is nothing that silence could lay open.
+    // Without an identity there is nothing that silence could lay open.
     let is_past = original.is_open && matches!(found, Found::Silence) && core.secure.is_none();
     if protocol == Some(Protocol::Tcp) || is_past {
         return unread(core, stream, &original, found).await;
@@ -155,21 +155,22 @@ async fn unread(core: &Rc<Core>, stream: TcpStream, original: &Original, found: 
 }
 
 /// TLS of the application's own: the address decides, else the name in the handshake.
-async fn by_name(
-    core: &Rc<Core>,
-    stream: &TcpStream,
-    original: &Original,
-    found: Found,
-) -> Found {
+async fn by_name(core: &Rc<Core>, stream: &TcpStream, original: &Original, found: Found) -> Found {
     if !matches!(found, Found::Nobody) {
         return found;
     }
     let within = std::time::Duration::from_millis(core.deadlines.handshake);
     let named = tokio::time::timeout(within, secure::named(core, stream)).await;
-    let Some(name) = named.ok().flatten().flatten().filter(|name| may_be_mesh(name)) else {
+    let Some(name) = named
+        .ok()
+        .flatten()
+        .flatten()
+        .filter(|name| may_be_mesh(name))
+    else {
         return found;
     };
-    find(core, &format!("{name}:{}", original.address.port()), original.address).await
+    let authority = format!("tcp/{name}:{}", original.address.port());
+    find(core, &authority, original.address).await
 }
 
 /// Spares the control plane questions about everybody else.
@@ -180,10 +181,14 @@ fn may_be_mesh(name: &str) -> bool {
 /// Whether the first request is for a host of the mesh, whatever address it was sent to.
 async fn calls_mesh(core: &Rc<Core>, stream: &TcpStream) -> bool {
     let host = sniff::host(stream).await;
-    let Some(authority) = host.as_deref().and_then(|host| canonical_authority(host).ok()) else {
+    let Some(authority) = host
+        .as_deref()
+        .and_then(|host| canonical_authority(host).ok())
+    else {
         return false;
     };
-    let is_mesh = may_be_mesh(authority.host()) && authority.host().parse::<std::net::IpAddr>().is_err();
+    let is_mesh =
+        may_be_mesh(authority.host()) && authority.host().parse::<std::net::IpAddr>().is_err();
     is_mesh && is_known(core, authority.as_str()).await == Some(true)
 }
 
@@ -228,11 +233,17 @@ async fn find(core: &Rc<Core>, authority: &str, address: SocketAddr) -> Found {
         Outbound::Unknown => None,
     };
     let places = routes.into_iter().flat_map(|routes| routes.clusters.iter());
-    let clusters: Vec<_> = places.flatten().filter_map(|place| plan.cluster(*place)).collect();
+    let clusters: Vec<_> = places
+        .flatten()
+        .filter_map(|place| plan.cluster(*place))
+        .collect();
     let now_ms = core.wheel.now_ms();
     let meant = clusters.iter().find_map(|cluster| {
         let member = cluster.plan.find_meant(address)?;
-        Some((*cluster, cluster.plan.group.keeps(member, now_ms).then_some(member)))
+        Some((
+            *cluster,
+            cluster.plan.group.keeps(member, now_ms).then_some(member),
+        ))
     });
     let any = || Some((*clusters.first()?, None));
     match meant.or_else(any) {

@@ -145,7 +145,6 @@ impl Drop for OpenTunnel<'_> {
     }
 }
 
-
 const TCP_ATTEMPTS: u32 = 3;
 /// To somebody who may be far away.
 const PASS_CONNECT: Duration = Duration::from_secs(10);

@@ -245,7 +245,11 @@ pub(super) fn unread_app(core: &Core, meant: Option<u16>) -> Option<RawApp> {
 }
 
 /// Waits for the first byte, as an idle connection does.
-pub(super) async fn first_byte(core: &Rc<Core>, watch: &Rc<Watch>, stream: &TcpStream) -> Option<u8> {
+pub(super) async fn first_byte(
+    core: &Rc<Core>,
+    watch: &Rc<Watch>,
+    stream: &TcpStream,
+) -> Option<u8> {
     poll_fn(|cx| {
         loop {
             // Readiness alone is not enough: a socket just accepted is taken for ready.
@@ -308,7 +312,6 @@ fn is_http1(seen: &[u8]) -> bool {
     method >= 1 && seen.get(method).is_none_or(|b| *b == b' ')
 }
 
-
 /// What a call of the application speaks, of which nothing is known.
 pub(super) enum Heard {
     Http1,
@@ -355,7 +358,11 @@ async fn first_line(stream: &TcpStream, wait: Duration) -> Option<Preface> {
     let mut pause = Duration::from_millis(1);
     let mut seen = vec![0; LINE_MAX];
     loop {
-        let count = stream.peek(&mut seen).await.ok().filter(|count| *count > 0)?;
+        let count = stream
+            .peek(&mut seen)
+            .await
+            .ok()
+            .filter(|count| *count > 0)?;
         let seen = seen.get(..count)?;
         if let Some(preface) = judge(seen, Instant::now() >= until || count == LINE_MAX) {
             return Some(preface);
@@ -375,7 +382,11 @@ fn judge(seen: &[u8], at_last: bool) -> Option<Preface> {
     let is_head = line.strip_suffix(b"\r").unwrap_or(line);
     match (is_http1(seen), is_whole) {
         (false, _) => Some(Preface::Other),
-        (true, true) if [&b" HTTP/1.1"[..], b" HTTP/1.0"].iter().any(|v| is_head.ends_with(v)) => {
+        (true, true)
+            if [&b" HTTP/1.1"[..], b" HTTP/1.0"]
+                .iter()
+                .any(|v| is_head.ends_with(v)) =>
+        {
             Some(Preface::Http1)
         }
         (true, true) => Some(Preface::Other),
@@ -393,8 +404,13 @@ pub(super) async fn host(stream: &TcpStream) -> Option<String> {
     let count = stream.peek(&mut seen).await.ok()?;
     let head = std::str::from_utf8(seen.get(..count)?).ok()?;
     let head = head.split("\r\n\r\n").next()?;
-    let mut fields = head.split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
-    let host = fields.find(|(name, _)| name.eq_ignore_ascii_case("host"))?.1;
+    let mut fields = head
+        .split("\r\n")
+        .skip(1)
+        .filter_map(|line| line.split_once(':'));
+    let host = fields
+        .find(|(name, _)| name.eq_ignore_ascii_case("host"))?
+        .1;
     Some(host.trim().to_owned())
 }
 
@@ -420,7 +436,14 @@ const SILENCE: Duration = Duration::from_millis(300);
 /// Of a first line or head that is looked at.
 const LINE_MAX: usize = 8 << 10;
 const METHODS: [&[u8]; 8] = [
-    b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"CONNECT ",
+    b"GET ",
+    b"HEAD ",
+    b"POST ",
+    b"PUT ",
+    b"DELETE ",
+    b"OPTIONS ",
+    b"PATCH ",
+    b"CONNECT ",
 ];
 
 #[cfg(test)]

@@ -104,7 +104,7 @@ impl Run<'_> {
             _ if self.request.upgrade() == Some(Upgrade::WebSocket) => return Speaks::Http1,
             Protocol::H2c | Protocol::Grpc => true,
             Protocol::Http1 => false,
-            Protocol::Auto | Protocol::Tcp => {
+            Protocol::Auto | Protocol::Tcp | Protocol::Udp => {
                 self.request.version() == Version::Http2 && !self.context.began_as_http1
             }
         };

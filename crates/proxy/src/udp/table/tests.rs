@@ -64,7 +64,7 @@ impl Fake {
     fn seat_at(&mut self, token: &[u8], endpoint: SocketAddr) {
         self.epoch += 1;
         let instance = endpoint.to_string().as_str().into();
-        let entry = Entry::new(token, self.epoch, instance, [endpoint].into()).unwrap();
+        let entry = Entry::new(token, self.epoch, instance, [endpoint].into());
         self.directory.change(&self.service, vec![entry], &[]);
     }
 }

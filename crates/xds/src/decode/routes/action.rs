@@ -142,6 +142,7 @@ pub(super) fn forward(
         retry,
         hash_on: hash_on(at.field("hash_policy"), hash_policy)?,
         mirrors,
+        compare: beside.compare,
         session: beside.session,
         cors: beside.cors,
         hedging: beside.hedging,

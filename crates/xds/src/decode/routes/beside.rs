@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use phalanx_model::resource::{Carrier, Cors, HEDGES_MAX, Hedging, MILLION, Mirror, Session};
+use phalanx_model::resource::{Carrier, Compare, Cors, HEDGES_MAX, Hedging, MILLION, Mirror, Session};
 use phalanx_proto::envoy::config::core::v3 as core_v3;
 use phalanx_proto::envoy::config::route::v3::route_action::RequestMirrorPolicy;
 use phalanx_proto::envoy::extensions::filters::http::cors::v3::CorsPolicy;
@@ -23,7 +23,7 @@ use super::super::field::{
 };
 use super::string_match;
 use crate::encode::routes::beside::{
-    CORS_FILTER, HEDGING, NO_TIMEOUT, OF_CLIENT, SESSION_ABSOLUTE, SESSION_FILTER, SESSION_IDLE,
+    COMPARE, COMPARED, CORS_FILTER, HEDGING, NO_TIMEOUT, OF_CLIENT, SESSION_ABSOLUTE, SESSION_FILTER, SESSION_IDLE,
     SESSION_LIFETIME, TIMEOUT,
 };
 
@@ -35,11 +35,12 @@ pub(super) struct Beside {
     /// A missing time limit is one that was not wanted.
     pub unlimited: bool,
     pub hedging: Option<Hedging>,
+    pub compare: Option<Compare>,
 }
 
 impl Beside {
     pub(super) fn is_empty(&self) -> bool {
-        self.session.is_none() && self.cors.is_none() && self.hedging.is_none() && !self.unlimited
+        self.session.is_none() && self.cors.is_none() && self.hedging.is_none() && self.compare.is_none() && !self.unlimited
     }
 }
 
@@ -55,12 +56,14 @@ pub(super) fn read(
         SESSION_ABSOLUTE,
         SESSION_LIFETIME,
         HEDGING,
+        COMPARE,
     ];
-    let [timeout, idle, absolute, lifetime, hedged] = metadata(&words_at, words, keys)?;
+    let [timeout, idle, absolute, lifetime, hedged, compared] = metadata(&words_at, words, keys)?;
     let of_client = one_word(&words_at, &lifetime, OF_CLIENT)?;
     let mut beside = Beside {
         unlimited: one_word(&words_at, &timeout, NO_TIMEOUT)?,
         hedging: hedging(&words_at, &hedged)?,
+        compare: compare(&words_at, &compared)?,
         ..Default::default()
     };
     let at = at.field("typed_per_filter_config");
@@ -105,6 +108,17 @@ fn hedging(at: &At<'_>, text: &str) -> Result<Option<Hedging>, DecodeError> {
             grpc,
         })),
         _ => Err(at.invalid(format!("`{text}` says no hedging"))),
+    }
+}
+
+/// As [`crate::encode`] writes it.
+fn compare(at: &At<'_>, text: &str) -> Result<Option<Compare>, DecodeError> {
+    match text.split_once(' ') {
+        None if text.is_empty() => Ok(None),
+        Some((COMPARED, ignored)) => Compare::parse(ignored)
+            .map(Some)
+            .map_err(|why| at.invalid(why)),
+        _ => Err(at.invalid(format!("`{text}` says nothing of comparing"))),
     }
 }
 

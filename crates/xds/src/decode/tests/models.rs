@@ -230,6 +230,12 @@ fn hedging() -> impl Strategy<Value = Hedging> {
     })
 }
 
+fn compare() -> impl Strategy<Value = Compare> {
+    let path = prop_oneof![Just("$"), Just("$.a.b"), Just("$[].id")].prop_map(str::to_owned);
+    (vec("[a-z-]{1,8}", 0..3), vec(path, 0..2))
+        .prop_map(|(headers, paths)| Compare { headers, paths })
+}
+
 fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
     let rewrite = (
         option::of("[a-z]{1,8}(:[0-9]{1,4})?"),
@@ -242,6 +248,7 @@ fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
         option::of(cors()),
         option::of(hedging()),
         option::of(select(Priority::ALL.to_vec())),
+        option::of(compare()),
     );
     (
         backends(),
@@ -255,7 +262,7 @@ fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
         .prop_map(
             |(backends, rewrite, request_timeout, attempt_timeout, retry, hash_on, beside)| {
                 let (authority, path) = rewrite;
-                let (mirrors, session, cors, hedging, priority) = beside;
+                let (mirrors, session, cors, hedging, priority, compare) = beside;
                 let rewrite = Rewrite { authority, path };
                 Action::Forward(Forward {
                     backends,
@@ -265,6 +272,7 @@ fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
                     retry,
                     hash_on,
                     mirrors,
+                    compare,
                     session,
                     cors,
                     hedging,

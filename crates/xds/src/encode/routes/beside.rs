@@ -38,6 +38,9 @@ pub(crate) const SESSION_LIFETIME: &str = "session_lifetime";
 pub(crate) const OF_CLIENT: &str = "client";
 /// `<ns> <further attempts> [<path>…]`
 pub(crate) const HEDGING: &str = "hedging";
+/// `on`, then what is left out.
+pub(crate) const COMPARE: &str = "compare";
+pub(crate) const COMPARED: &str = "on";
 
 /// In the order in which requests pass them; the router comes after.
 pub(crate) fn filters() -> Vec<hcm_v3::HttpFilter> {
@@ -109,6 +112,12 @@ pub(super) fn words(to: &Forward) -> Option<core_v3::Metadata> {
         (
             HEDGING,
             &to.hedging.as_ref().map_or_else(String::new, hedging),
+        ),
+        (
+            COMPARE,
+            &to.compare.as_ref().map_or_else(String::new, |compare| {
+                format!("{COMPARED} {}", compare.ignored())
+            }),
         ),
     ])
 }
