@@ -16,6 +16,13 @@ const TEST_PROGRAMS: &[(&str, &str)] = &[
     ("dig", "bind9-dnsutils"),
     ("etcd", "etcd-server"),
     ("redis-server", "redis-server"),
+    // Programs that know nothing of the mesh, and what their namespaces are made of.
+    ("redis-cli", "redis-tools"),
+    ("mariadbd", "mariadb-server-core"),
+    ("mariadb", "mariadb-client-core"),
+    ("nft", "nftables"),
+    ("ip", "iproute2"),
+    ("nsenter", "util-linux"),
     ("python3", "python3"),
     ("node", "nodejs"),
     ("npm", "npm"),

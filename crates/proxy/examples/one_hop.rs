@@ -31,6 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let any: SocketAddr = "127.0.0.1:0".parse()?;
     let config = DriveConfig {
+        redirected: None,
         is_edge: false,
         inbound: any,
         outbound: listen.parse()?,

@@ -129,6 +129,7 @@ fn start(
     resources: &Resources,
 ) -> Result<Workers, Error> {
     let config = DriveConfig {
+        redirected: None,
         is_edge: false,
         inbound: "127.0.0.1:0".parse()?,
         outbound,

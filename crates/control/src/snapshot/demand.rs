@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use phalanx_model::ServiceName;
+use phalanx_model::instance::Protocol;
 use phalanx_model::name::Direction;
 use phalanx_model::resource::{Listener, ListenerProtocol, RouteTable, Rule, VirtualHost};
 use phalanx_proto::envoy::config::core::v3 as core;
@@ -20,10 +21,13 @@ use phalanx_xds::{Encoded, Kind, Snapshot, encode};
 use prost_types::value::Kind as ValueKind;
 
 use self::addresses::Addresses;
+use super::routes::plain;
 use super::{Catalog, Mesh, Node, OUTBOUND, Published, Resources, hosts};
 
 /// Before the authority in the name of a route table; alone, where a listener names its table: there is one for each.
 pub const DEMAND: &str = "outbound/";
+/// After that, before a name that is asked for to send bytes there that nobody reads; addresses need no such word.
+const UNREAD: &str = "tcp/";
 /// In node metadata: the sidecar asks on demand.
 const METADATA: &str = "demand";
 
@@ -204,15 +208,26 @@ impl Hosts {
         let authority = name.strip_prefix(DEMAND)?;
         // Held for a look-up, or for encoding one host.
         let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let target = match authority.parse::<SocketAddr>() {
-            Ok(address) => made.addresses.owner(address, &mesh.assignments),
-            Err(_) => resolve(authority, namespace, &mesh.catalog),
+        let unread = authority.strip_prefix(UNREAD);
+        let (target, is_unread) = match authority.parse::<SocketAddr>() {
+            Ok(address) => (made.addresses.owner(address, &mesh.assignments), true),
+            Err(_) => {
+                let name = unread.unwrap_or(authority);
+                let target = resolve(name, namespace, &mesh.catalog);
+                (target, unread.is_some())
+            }
         };
         let rules = target
             .as_ref()
             .and_then(|(service, port)| mesh.rules.of(service, *port, namespace));
         let (rules, consumer) =
             rules.map_or((None, None), |seen| (Some(seen.rules), seen.consumer));
+        let rules = rules.or_else(|| {
+            let (service, port) = target.as_ref().filter(|_| is_unread)?;
+            let of_port = mesh.catalog.port(service, *port)?;
+            let is_tcp = of_port.protocol == Protocol::Tcp;
+            is_tcp.then(|| Arc::new(vec![plain(service, *port, of_port)]))
+        });
         let target = target.filter(|_| rules.is_some());
         let key = (name.to_owned(), target, consumer);
         if let Some(one) = made.tables.get_mut(&key)

@@ -130,6 +130,7 @@ fn drained_peer_loses_no_request_of_its_callers() {
 fn address_that_is_taken_is_said_with_what_to_do() {
     let taken = std::net::TcpListener::bind(any_port()).unwrap();
     let config = phalanx_proxy::drive::DriveConfig {
+        redirected: None,
         is_edge: false,
         inbound: taken.local_addr().unwrap(),
         outbound: any_port(),

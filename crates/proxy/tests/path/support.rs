@@ -208,6 +208,7 @@ impl Setup {
 
     pub fn start(self) -> Sidecar {
         let config = DriveConfig {
+            redirected: None,
             is_edge: false,
             inbound: any_port(),
             outbound: any_port(),

@@ -66,7 +66,10 @@ impl Addresses {
             by,
             cluster: cluster.clone(),
         };
-        let mut owners = self.owners.get(&address).map_or_else(Vec::new, |o| o.to_vec());
+        let mut owners = self
+            .owners
+            .get(&address)
+            .map_or_else(Vec::new, |o| o.to_vec());
         if let Err(place) = owners.binary_search(&owner) {
             owners.insert(place, owner);
             self.owners.insert(address, owners.into());
@@ -101,7 +104,9 @@ fn claims(assignment: Option<&Arc<Assignment>>) -> impl Iterator<Item = (SocketA
         let streams = assignment.endpoints.iter().filter(|e| !e.datagrams);
         streams.map(move |e| (port, e))
     });
-    endpoints.flat_map(of).filter(|(address, _)| address.port() != 0)
+    endpoints
+        .flat_map(of)
+        .filter(|(address, _)| address.port() != 0)
 }
 
 #[cfg(test)]
@@ -138,7 +143,12 @@ mod tests {
     fn an_address_leads_to_the_service_whose_it_is_and_follows_changes() {
         let (mut all, mut addresses) = (Assignments::default(), Addresses::default());
         let redis = |ip: &str| endpoint(&format!("{ip}:15006"), "a", 6379);
-        assign(&mut all, "redis", 7000, vec![redis("10.0.0.1"), redis("[fd00::1]")]);
+        assign(
+            &mut all,
+            "redis",
+            7000,
+            vec![redis("10.0.0.1"), redis("[fd00::1]")],
+        );
         assign(&mut all, "cache", 6379, vec![redis("10.0.0.1")]);
         assign(&mut all, "db", 3306, vec![endpoint("10.0.0.9:3307", "", 0)]);
         let mut owner = |address: &str, all: &Assignments| {
@@ -148,15 +158,26 @@ mod tests {
         let is = |name: &str| Some(name.to_owned());
         // Of both that have the application's port, the first by port.
         assert_eq!(owner("10.0.0.1:6379", &all), is("cache:6379"));
-        assert_eq!(owner("10.0.0.1:7000", &all), is("redis:7000"), "the Service's");
+        assert_eq!(
+            owner("10.0.0.1:7000", &all),
+            is("redis:7000"),
+            "the Service's"
+        );
         assert_eq!(owner("[fd00::1]:6379", &all), is("redis:7000"));
         assert_eq!(owner("[::ffff:10.0.0.1]:7000", &all), is("redis:7000"));
         assert_eq!(owner("10.0.0.9:3307", &all), is("db:3306"));
         assert_eq!(owner("10.0.0.9:3306", &all), is("db:3306"));
-        assert_eq!(owner("10.0.0.1:15006", &all), None, "the sidecar is no service");
+        assert_eq!(
+            owner("10.0.0.1:15006", &all),
+            None,
+            "the sidecar is no service"
+        );
         assert_eq!(owner("10.0.0.2:6379", &all), None);
         assign(&mut all, "cache", 6379, vec![redis("10.0.0.2")]);
-        all.remove(&ClusterName::outbound(ServiceName::new("default", "db"), 3306));
+        all.remove(&ClusterName::outbound(
+            ServiceName::new("default", "db"),
+            3306,
+        ));
         assert_eq!(owner("10.0.0.1:6379", &all), is("redis:7000"));
         assert_eq!(owner("10.0.0.2:6379", &all), is("cache:6379"));
         assert_eq!(owner("10.0.0.9:3307", &all), None);
