@@ -175,6 +175,7 @@ fn what_callers_are_asked_for_is_compiled_and_unknown_again_when_it_goes() {
             ..Default::default()
         },
         ports: Default::default(),
+        colours: Default::default(),
     };
     let listener = Listener {
         name: "inbound".into(),
