@@ -1,0 +1,236 @@
+//! What interception adds to one exchange, beside Envoy under the same rules of nftables on both sides: Envoy passes everything
+//! on to where it was going, in plain text; ours are asked in plain text too, and then over mutual TLS. By hand:
+//! `cargo test --release -p phalanx-testkit --test intercept -- --ignored --nocapture`.
+
+use anyhow::{Context, ensure};
+use phalanx_testkit::process::Process;
+
+use super::*;
+
+const COUNT: usize = 1_000;
+const ROUNDS: usize = 5;
+/// Kind, address, port.
+const EXCHANGES: [(&str, &str, u16); 5] = [
+    ("http", "10.77.0.11", 8080),
+    ("connect", "10.77.0.11", 8080),
+    ("redis", "10.77.0.13", 6379),
+    ("greeting", "10.77.0.15", 3306),
+    ("grpc", "10.77.0.16", 10000),
+];
+
+const OFF: &str = "
+apiVersion: phalanx.dev/v1alpha1
+kind: PeerAuthentication
+metadata: {name: default, namespace: phalanx-system}
+spec: {mtls: {mode: Off}}
+";
+
+fn median(player: &Host, (kind, host, port): (&str, &str, u16)) -> anyhow::Result<f64> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/python/median.py");
+    let python = tools().join("venv/bin/python");
+    let words = format!(
+        "{} {} {COUNT} {kind} {host} {port}",
+        python.display(),
+        script.display()
+    );
+    Ok(player.net.says(&words)?.trim().parse()?)
+}
+
+fn all(player: &Host) -> anyhow::Result<Vec<f64>> {
+    EXCHANGES.iter().map(|one| median(player, *one)).collect()
+}
+
+fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Of each exchange over the rounds.
+fn middles(rounds: &[Vec<f64>]) -> Vec<f64> {
+    let of = |place: usize| middle(rounds.iter().map(|round| round[place]).collect());
+    (0..EXCHANGES.len()).map(of).collect()
+}
+
+/// As our own listeners: by original destination, HTTP read, the ports of protocols where the server speaks first not looked at.
+fn envoy_config() -> String {
+    let chain = |direction: &str| {
+        format!(
+            r#"
+      listener_filters_timeout: 0.05s
+      continue_on_listener_filters_timeout: true
+      listener_filters:
+      - name: original_dst
+        typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst}}
+      - name: http_inspector
+        typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector}}
+        filter_disabled:
+          or_match:
+            rules:
+            - destination_port_range: {{start: 3306, end: 3307}}
+            - destination_port_range: {{start: 6379, end: 6380}}
+      filter_chains:
+      - filter_chain_match: {{application_protocols: [http/1.1, h2c]}}
+        filters:
+        - name: hcm
+          typed_config:
+            "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+            stat_prefix: {direction}
+            route_config:
+              virtual_hosts: [{{name: all, domains: ["*"], routes: [{{match: {{prefix: /}}, route: {{cluster: original}}}}]}}]
+            http_filters:
+            - name: router
+              typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+      default_filter_chain:
+        filters:
+        - name: tcp
+          typed_config:
+            "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+            stat_prefix: {direction}
+            cluster: original
+"#
+        )
+    };
+    format!(
+        r#"
+static_resources:
+  listeners:
+    - name: outbound
+      address: {{socket_address: {{address: 127.0.0.1, port_value: 15102}}}}{}
+    - name: inbound
+      address: {{socket_address: {{address: 0.0.0.0, port_value: 15103}}}}{}
+  clusters:
+    - name: original
+      type: ORIGINAL_DST
+      lb_policy: CLUSTER_PROVIDED
+      connect_timeout: 1s
+      upstream_bind_config:
+        source_address: {{address: 0.0.0.0, port_value: 0}}
+        socket_options: [{{level: 1, name: 36, int_value: 0x50484c58, state: STATE_PREBIND}}]
+      typed_extension_protocol_options:
+        envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+          "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+          use_downstream_protocol_config: {{http_protocol_options: {{}}, http2_protocol_options: {{}}}}
+"#,
+        chain("outbound"),
+        chain("inbound")
+    )
+}
+
+/// Envoys beside the sidecars, on ports of their own.
+struct Envoys {
+    _all: Vec<Process>,
+    rules: PathBuf,
+}
+
+impl Envoys {
+    /// Their rules are ours, asked first.
+    async fn start(mesh: &Mesh, hosts: &mut Hosts) -> anyhow::Result<Self> {
+        let (config, rules) = (mesh.file("envoy.yaml"), mesh.file("envoy.nft"));
+        std::fs::write(&config, envoy_config())?;
+        let ours = hosts
+            .player
+            .net
+            .says("nft list table inet phalanx-intercept")?;
+        let theirs = ours
+            .replace("phalanx-intercept", "compare")
+            .replace("priority dstnat", "priority -110")
+            .replace("redirect to :15002", "redirect to :15102")
+            .replace("redirect to :15003", "redirect to :15103")
+            .replace("15003, 15006", "15003, 15006, 15102, 15103");
+        ensure!(
+            theirs.contains("priority -110") && theirs.contains("15103, "),
+            "{theirs}"
+        );
+        std::fs::write(&rules, theirs)?;
+        let mut all = Vec::new();
+        for host in hosts.all() {
+            let mut envoy = host.net.command(tools().join("venv/bin/envoy"));
+            envoy.arg("-c").arg(&config);
+            envoy.args("--concurrency 1 -l error --disable-hot-restart".split(' '));
+            all.push(
+                host.net
+                    .spawn(envoy, &format!("envoy-{}", host.net.number))?,
+            );
+            let listens = "curl --silent --max-time 5 http://127.0.0.1:15102/";
+            eventually("Envoy to listen", READY, async || {
+                // It has nowhere to send that to.
+                host.net
+                    .output(listens)
+                    .ok()
+                    .filter(|done| done.status.code() != Some(7))
+            })
+            .await
+            .with_context(|| all.last().map(Process::log).unwrap_or_default())?;
+        }
+        Ok(Self { _all: all, rules })
+    }
+
+    fn begin(&self, hosts: &mut Hosts) -> anyhow::Result<()> {
+        let words = format!("nft -f {}", self.rules.display());
+        hosts
+            .all()
+            .into_iter()
+            .try_for_each(|host| host.net.does(&words))
+    }
+
+    fn end(&self, hosts: &mut Hosts) -> anyhow::Result<()> {
+        let mut all = hosts.all().into_iter();
+        all.try_for_each(|host| host.net.does("nft delete table inet compare"))
+    }
+}
+
+#[tokio::test]
+#[ignore = "measures: by hand, built for release"]
+async fn interception_adds_less_than_envoy_under_the_same_rules() -> anyhow::Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let mesh = Mesh::start().await?;
+    let mut hosts = Hosts::join(&mesh)?;
+    let _applications = Applications::start(&mesh, &hosts)?;
+    eventually("mariadb", READY, async || {
+        median(&hosts.player, EXCHANGES[3]).ok()
+    })
+    .await?;
+    let mut direct = vec![all(&hosts.player)?, all(&hosts.player)?];
+    hosts.start().await?;
+    hosts.are_whole().await?;
+    let envoys = Envoys::start(&mesh, &mut hosts).await?;
+
+    let (mut secured, mut plain, mut envoy) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        secured.push(all(&hosts.player)?);
+    }
+    mesh.apply("off", OFF)?;
+    for _ in 0..ROUNDS {
+        plain.push(all(&hosts.player)?);
+        envoys.begin(&mut hosts)?;
+        envoy.push(all(&hosts.player)?);
+        envoys.end(&mut hosts)?;
+    }
+    for host in hosts.all() {
+        host.sidecar
+            .take()
+            .context("it runs")?
+            .terminate(READY)
+            .await?;
+    }
+    direct.extend([all(&hosts.player)?, all(&hosts.player)?]);
+
+    let direct = middles(&direct);
+    let (secured, plain, envoy) = (middles(&secured), middles(&plain), middles(&envoy));
+    println!("median, µs     direct | added: ours   ours, mutual TLS   Envoy");
+    for (place, (kind, ..)) in EXCHANGES.iter().enumerate() {
+        let base = direct[place];
+        println!(
+            "{kind:<10} {base:>10.1} | {:>11.1} {:>18.1} {:>7.1}",
+            plain[place] - base,
+            secured[place] - base,
+            envoy[place] - base
+        );
+    }
+    for (place, (kind, ..)) in EXCHANGES.iter().enumerate() {
+        ensure!(plain[place] < envoy[place], "{kind}: Envoy adds less");
+    }
+    Ok(())
+}
