@@ -360,7 +360,7 @@ fn an_epoch_is_taken_from_the_mesh_only() {
         let mut request = request("GET", &[("x-session-epoch", "7")]);
         let rng = fastrand::Rng::with_seed(1);
         let mut context = StreamContext::new(Direction::Inbound, &Caller::Plain, guarded, rng);
-        choose(&plan, &mut request, &mut context);
+        let _ = choose(&plan, &mut request, &mut context);
         let kept = request.headers().contains(names::X_SESSION_EPOCH);
         assert_eq!(kept, keeps);
     }

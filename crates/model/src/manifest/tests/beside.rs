@@ -267,14 +267,27 @@ fn annotations_say_that_mirrors_are_compared_and_what_is_left_out() {
     };
     assert_eq!(of(&but), Some(expected));
     for (annotations, why) in [
-        ("phalanx.dev/compare-mirrors: 'yes'", "neither true nor false"),
+        (
+            "phalanx.dev/compare-mirrors: 'yes'",
+            "neither true nor false",
+        ),
         ("phalanx.dev/compare-ignore: 'x'", "without"),
-        (&format!("{on}, phalanx.dev/compare-ignore: 'a b/c'"), "neither a header's name"),
+        (
+            &format!("{on}, phalanx.dev/compare-ignore: 'a b/c'"),
+            "neither a header's name",
+        ),
     ] {
         let told = problems(&compared(annotations));
-        assert!(told.iter().any(|problem| problem.contains(why)), "{annotations}: {told:?}");
+        assert!(
+            told.iter().any(|problem| problem.contains(why)),
+            "{annotations}: {told:?}"
+        );
     }
     let bare = compared(on).replace("- filters", "- {}\n  # ");
     let told = problems(&bare);
-    assert!(told.iter().any(|problem| problem.contains("no rule has a mirror")), "{told:?}");
+    assert!(
+        told.iter()
+            .any(|problem| problem.contains("no rule has a mirror")),
+        "{told:?}"
+    );
 }
