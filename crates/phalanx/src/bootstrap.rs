@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::NamespaceOptions;
 use crate::exit::{Failure, Outcome};
-use crate::output;
+use crate::{output, proxy};
 
 /// The cluster that the control plane is; it is asked about global limits by this name too.
 const CONTROL: &str = "xds";
@@ -48,6 +48,13 @@ pub struct Options {
     /// The application's own calls
     #[arg(long, value_name = "IP:PORT", conflicts_with = "gateway")]
     outbound: Option<SocketAddr>,
+    /// Datagrams to a service; may be repeated
+    #[arg(
+        long,
+        value_name = "LISTEN=SERVICE[.NAMESPACE]:PORT",
+        conflicts_with = "gateway"
+    )]
+    udp: Vec<String>,
     /// Where others call it
     #[arg(
         long,
@@ -80,11 +87,16 @@ fn trust_domain(text: &str) -> Result<TrustDomain, String> {
 }
 
 pub fn run(options: &Options) -> Outcome {
-    if options.service.is_some() && options.outbound.is_none() && options.inbound.is_none() {
+    let hears_datagrams = !options.udp.is_empty();
+    let hears_calls = options.outbound.is_some() || options.inbound.is_some();
+    if options.service.is_some() && !hears_calls && !hears_datagrams {
         let failure = Failure::usage("this Envoy would listen nowhere");
         return Err(
-            failure.hint("say --outbound IP:PORT, --inbound IP:PORT with --app IP:PORT, or both")
+            failure.hint("say --outbound IP:PORT, --inbound IP:PORT with --app IP:PORT, --udp LISTEN=SERVICE:PORT, or several")
         );
+    }
+    for text in &options.udp {
+        proxy::parse_raw("--udp", text, &options.namespace.namespace)?;
     }
     let bootstrap = bootstrap(options)?;
     if options.write_secrets {
@@ -143,6 +155,10 @@ fn metadata(options: &Options, whose: &ServiceName) -> Value {
         ("bind", options.bind.map(|ip| ip.to_string())),
         ("certificates_in", options.tls_dir.as_deref().map(shown)),
         ("outbound", options.outbound.map(|at| at.to_string())),
+        (
+            "udp",
+            (!options.udp.is_empty()).then(|| options.udp.join(",")),
+        ),
         ("inbound", options.inbound.map(|at| at.to_string())),
         ("app", options.app.map(|at| at.to_string())),
     ];

@@ -357,7 +357,7 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
 }
 
 /// `127.0.0.1:6379=redis:6379`, or with a namespace `=redis.infra:6379`.
-fn parse_raw(
+pub fn parse_raw(
     flag: &str,
     text: &str,
     namespace: &str,
