@@ -510,6 +510,26 @@ async fn endings(mesh: &Mesh, player: &mut Host) -> anyhow::Result<()> {
     ensure!(player.net.tables()?.is_empty(), "{:?}", told.log());
     ensure!(player.curl("http://10.77.0.1:7001/")? == ["200:outside"]);
 
+    // Replaced: the rules stay, and go with the one that came.
+    let upgrade = mesh.file("upgrade");
+    let more = format!("--upgrade-socket {}", upgrade.display());
+    player.start(&more)?;
+    player.ready().await?;
+    let mut replaced = player.sidecar.take().context("it runs")?;
+    player.start(&more)?;
+    eventually("the one before to end", READY, async || {
+        replaced.has_ended().then_some(())
+    })
+    .await?;
+    player.ready().await?;
+    ensure!(player.net.tables()? == [TABLE]);
+    ensure!(player.curl("http://10.77.0.1:7001/")? == ["200:outside"]);
+    let web = player.curl("http://10.77.0.11:8080/")?;
+    ensure!(web[0].starts_with("200:web-"), "{web:?}");
+    let mut told = player.sidecar.take().context("it runs")?;
+    told.terminate(READY).await?;
+    ensure!(player.net.tables()?.is_empty(), "{:?}", told.log());
+
     // By hand, after another kill.
     player.start("")?;
     player.ready().await?;
@@ -551,4 +571,87 @@ async fn programs_that_know_nothing_are_carried_both_ways_and_nothing_is_left() 
     programs(&hosts).await?;
     strangers(&mesh, &hosts)?;
     endings(&mesh, &mut hosts.player).await
+}
+
+/// Sends a line to whoever connects, then what it is sent; or connects and tells the first line.
+const GREETER: &str = "
+import socket, sys, threading
+where = (sys.argv[2], int(sys.argv[3]))
+def serve(one):
+    one.sendall(b'220 at your service\\r\\n')
+    while (heard := one.recv(1024)):
+        one.sendall(heard)
+if sys.argv[1] == 'hear':
+    with socket.create_connection(where, timeout=60) as one:
+        lines = one.makefile('rwb')
+        print(lines.readline().decode().strip())
+        lines.write(b'EHLO here\\r\\n')
+        lines.flush()
+        print(lines.readline().decode().strip())
+else:
+    with socket.create_server(where) as listener:
+        while True:
+            one, _ = listener.accept()
+            threading.Thread(target=serve, args=(one,), daemon=True).start()
+";
+
+/// Nobody said what is spoken there, and in plain text nothing else tells it: from the same machine, where the call goes through
+/// the mesh's eyes, and from another.
+#[tokio::test]
+async fn server_that_speaks_first_is_heard_though_nobody_said_that_it_does() -> anyhow::Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let hub = Net::hub(folder.path())?;
+    let net = Net::beside(&hub, 30)?;
+    let script = folder.path().join("greeter.py");
+    std::fs::write(&script, GREETER)?;
+    let script = script.display();
+    let mut control = net.command(executable("phalanx")?);
+    control
+        .args("control --open --xds 127.0.0.1:15010 --admin 127.0.0.1:15080".split(' '))
+        .args("--dns 127.0.0.1:15053 --ocsp none --data".split(' '))
+        .arg(folder.path().join("data"));
+    let _control = net.spawn(control, "control")?;
+    let mut greeter = net.command("python3");
+    greeter.args(format!("{script} serve 10.77.0.30 2525").split(' '));
+    let _greeter = net.spawn(greeter, "greeter")?;
+    let mut sidecar = net.command(executable("phalanx")?);
+    sidecar
+        .args("proxy --service mail --app 10.77.0.30:2525 --advertise 10.77.0.30:15006".split(' '));
+    sidecar.args("--workers 1 --drain 1s --intercept".split(' '));
+    let mut sidecar = net.spawn(sidecar, "sidecar")?;
+    let counted = |event: &str| -> Option<f64> {
+        let metrics = net
+            .says("curl --silent --fail --max-time 5 http://127.0.0.1:15000/metrics")
+            .ok()?;
+        let line = format!("phalanx_events_total{{event=\"{event}\"}} ");
+        metrics
+            .lines()
+            .find_map(|l| l.strip_prefix(&line)?.parse().ok())
+    };
+    eventually("the sidecar to be ready", READY, async || {
+        net.says("curl --silent --fail --max-time 5 http://127.0.0.1:15000/readyz")
+            .ok()
+    })
+    .await
+    .with_context(|| sidecar.log())?;
+    for from in [&net, &hub] {
+        let heard = from.says(&format!("python3 {script} hear 10.77.0.30 2525"))?;
+        ensure!(
+            heard.trim() == "220 at your service\nEHLO here",
+            "{heard}\n{}",
+            sidecar.log()
+        );
+    }
+    ensure!(counted("connection_accepted") >= Some(2.0));
+    // Nobody is redirected to there who calls it.
+    let asked = net.output("curl --silent --max-time 20 http://127.0.0.1:15002/")?;
+    ensure!(!asked.status.success() && counted("not_redirected") >= Some(1.0));
+    let asked = hub.output("curl --silent --max-time 20 http://10.77.0.30:15003/")?;
+    ensure!(!asked.status.success() && counted("not_redirected") >= Some(2.0));
+    sidecar.terminate(READY).await?;
+    ensure!(net.tables()?.is_empty());
+    Ok(())
 }
