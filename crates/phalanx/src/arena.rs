@@ -34,6 +34,12 @@ struct BotOptions {
     bots: usize,
     #[arg(long, value_parser = crate::demo::parse_duration)]
     duration: Option<Duration>,
+    /// The edge, over HTTP
+    #[arg(long, requires = "rooms")]
+    edge: Option<SocketAddr>,
+    /// The edge, over UDP
+    #[arg(long)]
+    rooms: Option<SocketAddr>,
 }
 
 #[derive(clap::Parser)]
@@ -77,6 +83,10 @@ async fn play(options: BotOptions) -> Outcome {
         bots: options.bots,
         rate: options.rate,
         duration: options.duration,
+        edge: options
+            .edge
+            .zip(options.rooms)
+            .map(|(http, room)| bots::Edge { http, room }),
     };
     let summary = bots::run(config, signal::shutdown()).await;
     output::show(output::Format::Json, &summary, String::new)

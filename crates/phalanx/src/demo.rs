@@ -11,6 +11,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ::arena::process::{EDGE, EDGE_HTTP_PORT, EDGE_NAME, EDGE_ROOM_PORT};
 use clap::Args;
 use phalanx_client::admin::Admin;
 use phalanx_client::api::{ApplyRequest, Edges, File, Status};
@@ -72,6 +73,7 @@ async fn demo(options: Options) -> Outcome {
     let mut mesh = Mesh {
         events: Vec::new(),
         control: None,
+        edge: None,
         pairs: Vec::new(),
         bots: None,
     };
@@ -104,6 +106,8 @@ struct Mesh {
     /// What happened to processes that were started again.
     events: Vec<String>,
     control: Option<Process>,
+    /// Where players come in who are not beside the gateway.
+    edge: Option<Process>,
     /// Sidecar and service.
     pairs: Vec<(Process, Process)>,
     bots: Option<Process>,
@@ -112,6 +116,7 @@ struct Mesh {
 impl Mesh {
     async fn stop(&mut self) {
         process::stop(self.bots.iter_mut()).await;
+        process::stop(self.edge.iter_mut()).await;
         process::stop(self.pairs.iter_mut().map(|(sidecar, _)| sidecar)).await;
         process::stop(self.pairs.iter_mut().map(|(_, service)| service)).await;
         process::stop(self.control.iter_mut()).await;
@@ -121,6 +126,7 @@ impl Mesh {
         self.control
             .iter_mut()
             .chain(self.pairs.iter_mut().flat_map(|(a, b)| [a, b]))
+            .chain(self.edge.iter_mut())
             .chain(self.bots.iter_mut())
     }
 
@@ -206,8 +212,9 @@ async fn play(options: &Options, folder: &Path, mesh: &mut Mesh) -> Result<Start
         )?;
         mesh.pairs.push((sidecar, service));
     }
+    mesh.edge = Some(Process::start("edge", edge_arguments(options), folder)?);
     say(&format!(
-        "{} services, each with its sidecar, are starting",
+        "{} services, each with its sidecar, and an edge are starting",
         specs.len()
     ));
     let expected = specs.len();
@@ -218,7 +225,7 @@ async fn play(options: &Options, folder: &Path, mesh: &mut Mesh) -> Result<Start
             .is_ok_and(|i| i.items.len() >= expected)
     })
     .await?;
-    let status = wait_for_status(&client, expected, mesh).await?;
+    let status = wait_for_status(&client, expected + 1, mesh).await?;
 
     let bots = [
         "arena",
@@ -229,6 +236,10 @@ async fn play(options: &Options, folder: &Path, mesh: &mut Mesh) -> Result<Start
         &options.rate.to_string(),
         "--bots",
         &options.bots.to_string(),
+        "--edge",
+        &edge_at(EDGE_HTTP_PORT).to_string(),
+        "--rooms",
+        &edge_at(EDGE_ROOM_PORT).to_string(),
     ];
     mesh.bots = Some(Process::start(
         "bots",
@@ -242,14 +253,33 @@ async fn play(options: &Options, folder: &Path, mesh: &mut Mesh) -> Result<Start
     })
 }
 
+fn edge_at(port: u16) -> SocketAddr {
+    (EDGE, port).into()
+}
+
+fn edge_arguments(options: &Options) -> impl Iterator<Item = String> + use<> {
+    let flags = [
+        ("--gateway", EDGE_NAME.to_owned()),
+        ("--bind", EDGE.to_string()),
+        ("--admin", edge_at(::arena::process::ADMIN_PORT).to_string()),
+        ("--control", options.xds.to_string()),
+        ("--workers", "1".to_owned()),
+    ];
+    ["proxy".to_owned()].into_iter().chain(
+        flags
+            .into_iter()
+            .flat_map(|(flag, value)| [flag.to_owned(), value]),
+    )
+}
+
 fn sidecar_arguments(
     spec: &::arena::ProcessSpec,
     options: &Options,
 ) -> impl Iterator<Item = String> {
     let flags = [
         ("--service", spec.service.to_string()),
-        ("--app", spec.app.to_string()),
-        ("--labels", format!("version={}", spec.version)),
+        ("--app", spec.app_flag()),
+        ("--labels", spec.labels_flag()),
         ("--inbound", spec.inbound.to_string()),
         ("--outbound", spec.outbound.to_string()),
         ("--admin", spec.admin.to_string()),
@@ -379,9 +409,19 @@ fn check_ports(options: &Options) -> Outcome {
     let theirs = arena
         .iter()
         .flat_map(|p| [p.app, p.inbound, p.outbound, p.admin])
+        .chain([
+            edge_at(EDGE_HTTP_PORT),
+            edge_at(::arena::process::ADMIN_PORT),
+        ])
         .map(|a| (a, "is another demo running?"));
-    let datagrams = UdpSocket::bind(options.dns).map(drop);
-    let datagrams = [(options.dns, "choose another with --dns", datagrams)];
+    let rooms = arena
+        .iter()
+        .filter(|p| p.service == ::arena::ServiceKind::Room);
+    let rooms = rooms.map(|p| p.app).chain([edge_at(EDGE_ROOM_PORT)]);
+    let datagrams = rooms.map(|a| (a, "is another demo running?"));
+    let datagrams = datagrams
+        .chain([(options.dns, "choose another with --dns")])
+        .map(|(address, hint)| (address, hint, UdpSocket::bind(address).map(drop)));
     let streams = mine
         .into_iter()
         .chain(theirs)

@@ -16,7 +16,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use latency::Latencies;
+use mover::Rooms;
 use player::{Action, Bot};
+
+use crate::process::{LANE, LANE_VERSION};
 
 /// An action that is later than this is not done at all, but counted as skipped.
 const LATE_MAX: Duration = Duration::from_secs(1);
@@ -24,6 +27,11 @@ const LATE_MAX: Duration = Duration::from_secs(1);
 const KINDS_MAX: usize = 32;
 /// One bot in this many plays over a WebSocket.
 const LIVE_EVERY: usize = 6;
+/// Players in each room.
+const MOVERS: u32 = 4;
+const ROOMS: u8 = 2;
+/// Actions of the developer's bot, a second: few, so that the split of the others is theirs.
+const LANE_RATE: f64 = 1.0;
 
 #[derive(Clone, Debug)]
 pub struct BotConfig {
@@ -35,6 +43,14 @@ pub struct BotConfig {
     pub rate: f64,
     /// None: until the shutdown.
     pub duration: Option<Duration>,
+    /// Where one more player comes in, who plays in a developer's lane, and those in rooms; none without an edge.
+    pub edge: Option<Edge>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Edge {
+    pub http: SocketAddr,
+    pub room: SocketAddr,
 }
 
 impl BotConfig {
@@ -45,6 +61,7 @@ impl BotConfig {
             bots: 60,
             rate: 250.0,
             duration: None,
+            edge: None,
         }
     }
 }
@@ -74,6 +91,10 @@ pub struct BotSummary {
     pub versions: BTreeMap<String, u64>,
     /// Matches against another player, each counted for both.
     pub paired: u64,
+    /// Plays in the lane, and those in it or outside of it that the wrong battle fought.
+    pub lane_plays: u64,
+    pub lane_astray: u64,
+    pub rooms: Rooms,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,11 +113,27 @@ pub async fn run(config: BotConfig, shutdown: impl Future<Output = ()>) -> BotSu
     for (number, gateway) in (0..config.bots).zip(config.gateway.iter().cycle()) {
         let bot = Bot::new(number, *gateway, number % LIVE_EVERY == LIVE_EVERY - 1);
         let clock = Clock::of(number, &config, begin);
-        let (board, mut stopped) = (board.clone(), stopped.clone());
-        bots.spawn(async move {
-            let ended = async move { _ = stopped.wait_for(|stopped| *stopped).await };
-            play(bot, clock, &board, ended).await;
-        });
+        let (board, stopped) = (board.clone(), stopped.clone());
+        bots.spawn(async move { play(bot, clock, &board, until(stopped)).await });
+    }
+    if let Some(edge) = config.edge {
+        let bot = Bot::new(config.bots, edge.http, false).coloured(LANE);
+        let clock = Clock {
+            next: begin,
+            every: Duration::from_secs_f64(1.0 / LANE_RATE),
+        };
+        let (of_lane, ended) = (board.clone(), stopped.clone());
+        bots.spawn(async move { play(bot, clock, &of_lane, until(ended)).await });
+        for player in 0..MOVERS * u32::from(ROOMS) {
+            let room = u8::try_from(player % u32::from(ROOMS)).unwrap_or(0) + 1;
+            let (board, stopped) = (board.clone(), stopped.clone());
+            bots.spawn(async move {
+                match mover::play(player, room, edge.room, until(stopped)).await {
+                    Ok(moved) => lock(&board).summary.rooms.add(&moved),
+                    Err(error) => lock(&board).fail("move", "socket", error.to_string()),
+                }
+            });
+        }
     }
     let over = async {
         match config.duration {
@@ -116,6 +153,10 @@ pub async fn run(config: BotConfig, shutdown: impl Future<Output = ()>) -> BotSu
     }
     let tally = std::mem::take(&mut *lock(&board));
     tally.summary(begin.elapsed())
+}
+
+async fn until(mut stopped: tokio::sync::watch::Receiver<bool>) {
+    _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
 /// When a bot acts: all bots together are evenly spaced.
@@ -164,6 +205,15 @@ async fn play(
         }
         let action = bot.next();
         let done = bot.act(action).await;
+        if let Ok(player::Done {
+            version: Some(version),
+            ..
+        }) = &done
+        {
+            let summary = &mut lock(board).summary;
+            summary.lane_plays += u64::from(bot.is_coloured());
+            summary.lane_astray += u64::from(bot.is_coloured() != (version == LANE_VERSION));
+        }
         lock(board).count(action, done, due.elapsed());
     }
 }
@@ -240,6 +290,7 @@ mod tests {
             bots: 10,
             rate: 100.0,
             duration: None,
+            edge: None,
         };
         let mut clock = Clock::of(3, &config, begin);
         assert_eq!(clock.tick(begin), (begin + Duration::from_millis(30), 0));
@@ -259,6 +310,7 @@ mod tests {
             bots: 6,
             rate: 200.0,
             duration: Some(Duration::from_millis(200)),
+            edge: None,
         };
         let summary = run(config, std::future::pending()).await;
         assert!(summary.failed > 0 && summary.failed == summary.actions);

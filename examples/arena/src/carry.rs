@@ -8,6 +8,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Extensions, Request, Status};
 
 const SESSION: HeaderName = HeaderName::from_static("x-game-session");
+const COLOUR: HeaderName = HeaderName::from_static("x-env");
 
 /// Why a proxy answered by itself; told to the caller's caller too.
 pub const REASON: &str = "x-phalanx-reason";
@@ -17,7 +18,7 @@ static NAMES: [HeaderName; 7] = [
     HeaderName::from_static("tracestate"),
     HeaderName::from_static("baggage"),
     HeaderName::from_static("x-request-id"),
-    HeaderName::from_static("x-env"),
+    COLOUR,
     HeaderName::from_static("x-canary-id"),
     SESSION,
 ];
@@ -48,6 +49,11 @@ impl Carried {
             Err(_) => self.0.remove(SESSION),
         };
         self
+    }
+
+    /// The environment that the request plays in; empty where nobody says.
+    pub fn colour(&self) -> &[u8] {
+        self.0.get(&COLOUR).map_or(&[], HeaderValue::as_bytes)
     }
 
     pub fn headers(&self) -> &HeaderMap {

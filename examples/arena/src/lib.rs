@@ -29,15 +29,18 @@ pub const EDGES: &[(&str, &str)] = &[
     ("match", "battle-v2"),
     ("match", "leaderboard"),
     ("battle", "physics"),
+    ("edge", "gateway"),
 ];
 
 /// The documents of `mesh/`, as name and text, so that the demo needs no folder.
 pub const MANIFESTS: &[(&str, &str)] = &[
     ("battle.yaml", include_str!("../mesh/battle.yaml")),
+    ("edge.yaml", include_str!("../mesh/edge.yaml")),
     ("gateway.yaml", include_str!("../mesh/gateway.yaml")),
     ("leaderboard.yaml", include_str!("../mesh/leaderboard.yaml")),
     ("match.yaml", include_str!("../mesh/match.yaml")),
     ("physics.yaml", include_str!("../mesh/physics.yaml")),
+    ("room.yaml", include_str!("../mesh/room.yaml")),
 ];
 
 /// Generated from `proto/` by `cargo run -p phalanx-codegen`.

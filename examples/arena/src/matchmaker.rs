@@ -126,6 +126,10 @@ impl queue::Player for Ticket {
         self.fighter.rating
     }
 
+    fn colour(&self) -> &[u8] {
+        self.carried.colour()
+    }
+
     fn left(&self) -> bool {
         self.events.is_closed()
     }

@@ -5,8 +5,9 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
+use crate::bots::mover;
 use crate::serve::ServiceConfig;
-use crate::{battle, gateway, leaderboard, matchmaker, physics};
+use crate::{battle, gateway, leaderboard, matchmaker, physics, room};
 
 /// Where a service listens on its address.
 pub const APP_PORT: u16 = 8080;
@@ -15,6 +16,19 @@ pub const INBOUND_PORT: u16 = 15006;
 pub const OUTBOUND_PORT: u16 = 15001;
 pub const ADMIN_PORT: u16 = 15000;
 
+/// The edge's address, and where players come in there: over HTTP, and to the rooms.
+pub const EDGE: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 20);
+pub const EDGE_HTTP_PORT: u16 = 8080;
+pub const EDGE_ROOM_PORT: u16 = 7777;
+/// The Gateway that is run there.
+pub const EDGE_NAME: &str = "edge";
+/// The colour of one developer's lane, and the version that its battle says it is.
+pub const LANE: &str = "dev-li";
+pub const LANE_VERSION: &str = "dev";
+/// Where physics in Go listens, and its sidecar; the one in Rust computes for it as `engine` then.
+pub const GO_PHYSICS: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 11);
+pub const ENGINE: &str = "engine";
+
 /// One service process and its sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessSpec {
@@ -22,6 +36,8 @@ pub struct ProcessSpec {
     pub version: &'static str,
     /// From 1 within service and version.
     pub replica: u32,
+    /// Of the instance, beside its version.
+    pub labels: Vec<(&'static str, String)>,
     /// Where the service listens: 127.0.1.N:8080.
     pub app: SocketAddr,
     /// The sidecar's listeners.
@@ -30,7 +46,8 @@ pub struct ProcessSpec {
     pub admin: SocketAddr,
 }
 
-/// gateway, match, battle v1 twice, battle v2, physics and leaderboard, on 127.0.1.1 and following.
+/// gateway, match, battle v1 twice, battle v2, physics, leaderboard, two rooms and a developer's battle, on 127.0.1.1 and
+/// following.
 pub fn processes() -> Vec<ProcessSpec> {
     let table = [
         (ServiceKind::Gateway, "v1", 1),
@@ -40,6 +57,9 @@ pub fn processes() -> Vec<ProcessSpec> {
         (ServiceKind::Battle, "v2", 1),
         (ServiceKind::Physics, "v1", 1),
         (ServiceKind::Leaderboard, "v1", 1),
+        (ServiceKind::Room, "v1", 1),
+        (ServiceKind::Room, "v2", 1),
+        (ServiceKind::Battle, LANE_VERSION, 1),
     ];
     let spec = |(host, (service, version, replica))| {
         let at = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 1, host)), port);
@@ -49,6 +69,7 @@ pub fn processes() -> Vec<ProcessSpec> {
             service,
             version,
             replica,
+            labels: labels(service, version),
             app,
             inbound,
             outbound,
@@ -58,10 +79,41 @@ pub fn processes() -> Vec<ProcessSpec> {
     (1..).zip(table).map(spec).collect()
 }
 
+/// What an instance says of itself. A room's token leads to it; a developer's battle stands in for the version that it was
+/// made from, in the lane only.
+fn labels(service: ServiceKind, version: &'static str) -> Vec<(&'static str, String)> {
+    match (service, version) {
+        (ServiceKind::Room, _) => {
+            let token = mover::token(room::number(version));
+            let hex = token.iter().map(|byte| format!("{byte:02x}")).collect();
+            vec![("version", version.into()), ("phalanx.dev/token", hex)]
+        }
+        (_, LANE_VERSION) => vec![("version", "v1".into()), ("lane", LANE.into())],
+        _ => vec![("version", version.into())],
+    }
+}
+
 impl ProcessSpec {
     /// For logs and tables: `battle-v1-2`.
     pub fn name(&self) -> String {
         format!("{}-{}-{}", self.service, self.version, self.replica)
+    }
+
+    /// Where its application is, as its sidecar is told.
+    pub fn app_flag(&self) -> String {
+        match self.service {
+            ServiceKind::Room => format!("play=udp://{}", self.app),
+            _ => self.app.to_string(),
+        }
+    }
+
+    /// `version=v1,lane=dev-li`
+    pub fn labels_flag(&self) -> String {
+        let labels = self.labels.iter();
+        let labels: Vec<String> = labels
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        labels.join(",")
     }
 
     /// What the service is run with.
@@ -97,15 +149,17 @@ pub enum ServiceKind {
     Battle,
     Physics,
     Leaderboard,
+    Room,
 }
 
 impl ServiceKind {
-    pub const ALL: [ServiceKind; 5] = [
+    pub const ALL: [ServiceKind; 6] = [
         Self::Gateway,
         Self::Match,
         Self::Battle,
         Self::Physics,
         Self::Leaderboard,
+        Self::Room,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -115,6 +169,7 @@ impl ServiceKind {
             Self::Battle => battle::NAME,
             Self::Physics => physics::NAME,
             Self::Leaderboard => leaderboard::NAME,
+            Self::Room => room::NAME,
         }
     }
 }
@@ -126,7 +181,9 @@ impl fmt::Display for ServiceKind {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("the arena has no service {0:?}, only gateway, match, battle, physics and leaderboard")]
+#[error(
+    "the arena has no service {0:?}, only gateway, match, battle, physics, leaderboard and room"
+)]
 pub struct UnknownService(String);
 
 impl FromStr for ServiceKind {
@@ -150,6 +207,7 @@ pub async fn run_service(
         ServiceKind::Battle => battle::run(config, shutdown).await,
         ServiceKind::Physics => physics::run(config, shutdown).await,
         ServiceKind::Leaderboard => leaderboard::run(config, shutdown).await,
+        ServiceKind::Room => room::run(config, shutdown).await,
     }
 }
 

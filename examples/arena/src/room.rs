@@ -65,7 +65,7 @@ async fn answer(socket: &UdpSocket, moved: &Moved, peer: SocketAddr) -> std::io:
 }
 
 /// The number at the end of its name: `v2` is room 2.
-fn number(version: &str) -> u8 {
+pub(crate) fn number(version: &str) -> u8 {
     let digits = version.trim_start_matches(|c: char| !c.is_ascii_digit());
     digits.parse().unwrap_or(0)
 }

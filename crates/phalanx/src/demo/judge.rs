@@ -4,6 +4,7 @@
 use std::fmt::Write;
 
 use ::arena::bots::BotSummary;
+use ::arena::process::LANE;
 use phalanx_client::api::{Edge, Edges, Proxies, Status};
 
 use super::screen;
@@ -110,6 +111,18 @@ impl Report {
             summary.p99_ms
         );
         self.line(summary.failed == 0 && summary.actions > 0, &line);
+        let lane = format!(
+            "lane {LANE}: {} plays in it, {} fought by the wrong battle",
+            summary.lane_plays, summary.lane_astray
+        );
+        self.line(summary.lane_plays > 0 && summary.lane_astray == 0, &lane);
+        let rooms = &summary.rooms;
+        let line = format!(
+            "rooms: {} frames over UDP, {} lost, {} changes of address, {} went astray; slowest {:.1} ms",
+            rooms.frames, rooms.lost, rooms.roamed, rooms.astray, rooms.worst_ms
+        );
+        let few_lost = rooms.lost * 100 <= rooms.frames; // datagrams may be lost
+        self.line(rooms.frames > 0 && few_lost && rooms.astray == 0, &line);
         for (kind, failure) in &summary.failures {
             let _ = writeln!(
                 self.text,

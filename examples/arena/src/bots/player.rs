@@ -122,6 +122,7 @@ pub struct Bot {
     gateway: SocketAddr,
     wire: Wire,
     acted: u64,
+    colour: Option<HeaderValue>,
 }
 
 enum Wire {
@@ -145,7 +146,20 @@ impl Bot {
             gateway,
             wire,
             acted: number as u64,
+            colour: None,
         }
+    }
+
+    /// One that says which environment it plays in; over HTTP only.
+    pub fn coloured(self, colour: &'static str) -> Self {
+        Self {
+            colour: Some(HeaderValue::from_static(colour)),
+            ..self
+        }
+    }
+
+    pub fn is_coloured(&self) -> bool {
+        self.colour.is_some()
     }
 
     pub fn next(&mut self) -> Action {
@@ -167,7 +181,8 @@ impl Bot {
         let doing = async {
             match &mut self.wire {
                 Wire::Http { client, session } => {
-                    over_http(client, session, &self.name, action).await
+                    let colour = self.colour.as_ref();
+                    over_http(client, session, colour, &self.name, action).await
                 }
                 Wire::Live(socket) => {
                     over_websocket(self.gateway, socket, &self.name, action).await
@@ -188,12 +203,16 @@ impl Bot {
 async fn over_http(
     client: &HttpClient,
     session: &mut Option<HeaderValue>,
+    colour: Option<&HeaderValue>,
     name: &str,
     action: Action,
 ) -> Result<Done, Failure> {
     let mut headers = HeaderMap::new();
     if let Some(session) = session {
         headers.insert(AUTHORIZATION, session.clone());
+    }
+    if let Some(colour) = colour {
+        headers.insert("x-env", colour.clone());
     }
     let call = |method, path: &str, body| Call {
         method,

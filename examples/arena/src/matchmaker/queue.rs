@@ -32,6 +32,8 @@ const HOUSE: [(&str, u32); 8] = [
 pub trait Player {
     fn name(&self) -> &str;
     fn rating(&self) -> u32;
+    /// Who plays by other rules than the rest meets only those who do too.
+    fn colour(&self) -> &[u8];
     /// Nobody waits for this player's match any more.
     fn left(&self) -> bool;
 }
@@ -85,7 +87,10 @@ impl<P: Player> Queue<P> {
     fn nearest(&mut self, player: &P, window: u32) -> Option<P> {
         let rating = player.rating();
         let fits = |(place, other): &(&Place, &P)| {
-            place.0.abs_diff(rating) <= window && !other.left() && other.name() != player.name()
+            place.0.abs_diff(rating) <= window
+                && !other.left()
+                && other.name() != player.name()
+                && other.colour() == player.colour()
         };
         let below = self
             .waiting
@@ -137,6 +142,10 @@ mod tests {
         }
         fn rating(&self) -> u32 {
             self.1
+        }
+        fn colour(&self) -> &[u8] {
+            let colour = self.0.split_once('@').map_or("", |(_, colour)| colour);
+            colour.as_bytes()
         }
         fn left(&self) -> bool {
             self.2
@@ -196,6 +205,17 @@ mod tests {
             queue.enter(Someone("p", 100, false)),
             Queued::Full
         ));
+    }
+
+    #[test]
+    fn players_of_other_colours_never_meet() {
+        let mut queue = Queue::default();
+        waits(&mut queue, Someone("ann", 1000, false));
+        waits(&mut queue, Someone("ben@dev", 1000, false));
+        match queue.enter(Someone("cat@dev", 1000, false)) {
+            Queued::Paired(first, _) => assert_eq!(first.0, "ben@dev"),
+            _ => panic!("nobody met"),
+        }
     }
 
     #[test]

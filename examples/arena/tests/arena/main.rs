@@ -181,6 +181,7 @@ async fn two_hundred_actions_of_the_bots_have_no_failure() {
         bots: 20,
         rate: 100.0,
         duration: None,
+        edge: None,
     };
     let count = |name, path: &str| {
         game.paths(name)
