@@ -76,6 +76,13 @@ metadata: {name: raw}
 spec:
   parentRefs: [{name: edge, sectionName: raw}]
   rules: [{backendRefs: [{name: raw, port: 9000}]}]
+---
+apiVersion: phalanx.dev/v1alpha1
+kind: ColourPolicy
+metadata: {name: colours}
+spec:
+  targetRefs: [{kind: Gateway, name: edge}]
+  env: {networks: [{cidr: 127.0.0.0/8, value: office}, {cidr: 10.0.0.0/8, value: staging}], default: prod}
 "#;
 
 /// Serves TLS by itself: certificate, key, address.
@@ -334,7 +341,7 @@ async fn a_gateway_is_the_same_whoever_runs_it() -> anyhow::Result<()> {
         (
             "http://play.example.com:8080/",
             &forged,
-            "0 200 \"web\" \"/\" \"http\" null \"1\" 1.2.3.4 nullnullnull",
+            "0 200 \"web\" \"/\" \"http\" \"office\" \"1\" 1.2.3.4 nullnullnull",
         ),
         ("https://play.example.com:8443/", &["--cacert", &own], "60 "),
         (
