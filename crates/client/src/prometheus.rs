@@ -59,7 +59,11 @@ fn read(status: StatusCode, body: &[u8]) -> Result<f64, String> {
     };
     if told["status"] != "success" {
         let error = told["error"].as_str().unwrap_or("it does not say why");
-        let error: String = error.chars().filter(|c| !c.is_control()).take(ERROR_MAX).collect();
+        let error: String = error
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(ERROR_MAX)
+            .collect();
         return Err(format!("the query failed ({status}): {error}"));
     }
     let result = &told["data"]["result"];
@@ -70,7 +74,9 @@ fn read(status: StatusCode, body: &[u8]) -> Result<f64, String> {
             Some([]) => return Err("the query has no result".to_owned()),
             Some(many) => {
                 let count = many.len();
-                return Err(format!("the query has {count} results, one is needed (sum them)"));
+                return Err(format!(
+                    "the query has {count} results, one is needed (sum them)"
+                ));
             }
             None => &Value::Null,
         },
@@ -123,8 +129,16 @@ mod tests {
         let scalar = r#"{"status":"success","data":{"resultType":"scalar","result":[1,"7"]}}"#;
         assert_eq!(told(scalar), Ok(7.0));
         assert!(vector("").unwrap_err().contains("no result"));
-        assert!(vector(&format!("{one},{one}")).unwrap_err().contains("2 results"));
-        assert!(vector(r#"{"value":[1,"NaN"]}"#).unwrap_err().contains("NaN"));
+        assert!(
+            vector(&format!("{one},{one}"))
+                .unwrap_err()
+                .contains("2 results")
+        );
+        assert!(
+            vector(r#"{"value":[1,"NaN"]}"#)
+                .unwrap_err()
+                .contains("NaN")
+        );
         assert!(told("<html>").unwrap_err().contains("no JSON"));
         assert!(
             told(r#"{"status":"error","error":"parse error"}"#)
@@ -136,6 +150,9 @@ mod tests {
 
     #[test]
     fn a_query_is_encoded_whole() {
-        assert_eq!(encoded("sum(rate(x{a=\"b\"}[1m])) + 1"), "sum%28rate%28x%7Ba%3D%22b%22%7D%5B1m%5D%29%29%20%2B%201");
+        assert_eq!(
+            encoded("sum(rate(x{a=\"b\"}[1m])) + 1"),
+            "sum%28rate%28x%7Ba%3D%22b%22%7D%5B1m%5D%29%29%20%2B%201"
+        );
     }
 }

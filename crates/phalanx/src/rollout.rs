@@ -123,7 +123,15 @@ async fn list(options: ListOptions) -> Outcome {
             return "no rollouts\n".to_owned();
         }
         let mut table = Table::new(&[
-            "NAMESPACE", "NAME", "PHASE", "STEP", "WEIGHT", "STABLE", "CANARY", "SINCE", "MESSAGE",
+            "NAMESPACE",
+            "NAME",
+            "PHASE",
+            "STEP",
+            "WEIGHT",
+            "STABLE",
+            "CANARY",
+            "SINCE",
+            "MESSAGE",
         ]);
         for view in &told.rollouts {
             table.row(vec![
@@ -165,8 +173,11 @@ async fn show(options: StatusOptions) -> Outcome {
             }
             if is_last {
                 return match options.wait && view.phase == "rolled-back" {
-                    true => Err(Failure::refused(format!("rolled back: {}", view.reason))
-                        .hint(format!("`phalanx rollout history {name}` tells what led there"))),
+                    true => Err(
+                        Failure::refused(format!("rolled back: {}", view.reason)).hint(format!(
+                            "`phalanx rollout history {name}` tells what led there"
+                        )),
+                    ),
                     false => Ok(()),
                 };
             }
@@ -176,7 +187,9 @@ async fn show(options: StatusOptions) -> Outcome {
                 "neither promoted nor rolled back within {:?}",
                 options.timeout
             ))
-            .hint(format!("`phalanx rollout status {name}` shows how far it is")));
+            .hint(format!(
+                "`phalanx rollout status {name}` shows how far it is"
+            )));
         }
         tokio::time::sleep(POLL).await;
     }
@@ -271,7 +284,10 @@ fn render(view: &RolloutView, style: Style) -> String {
             "current" => "▶",
             _ => " ",
         };
-        steps.row(vec![mark.to_owned(), format!("{}. {}", index + 1, step.step)]);
+        steps.row(vec![
+            mark.to_owned(),
+            format!("{}. {}", index + 1, step.step),
+        ]);
     }
     text += &steps.render(style);
     text += &figures(view, style);
@@ -285,12 +301,16 @@ fn render(view: &RolloutView, style: Style) -> String {
 /// The last measurement, and what was seen since.
 fn figures(view: &RolloutView, style: Style) -> String {
     let all = [("last", &view.last), ("since", &view.seen)];
-    let all = all.into_iter().filter_map(|(name, of)| Some((name, of.as_ref()?)));
+    let all = all
+        .into_iter()
+        .filter_map(|(name, of)| Some((name, of.as_ref()?)));
     let all: Vec<(&str, &RolloutMeasurement)> = all.collect();
     if all.is_empty() {
         return String::new();
     }
-    let mut table = Table::new(&["MEASURED", "VERSION", "REQUESTS", "SUCCESS", "P99", "VERDICT"]);
+    let mut table = Table::new(&[
+        "MEASURED", "VERSION", "REQUESTS", "SUCCESS", "P99", "VERDICT",
+    ]);
     for (name, of) in all {
         let verdict = match of.good {
             Some(true) => "good".to_owned(),

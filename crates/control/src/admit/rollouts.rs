@@ -28,7 +28,9 @@ pub fn refused(mesh: &Mesh, world: &World, steps: &[Step]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (id, rollout) in &rollouts {
         let is_changed = changed.contains(id);
-        let twins = rollouts.iter().filter(|(_, other)| other.target == rollout.target);
+        let twins = rollouts
+            .iter()
+            .filter(|(_, other)| other.target == rollout.target);
         let mut twins = twins.filter(|(other, _)| other != id);
         if let Some((other, _)) = twins.next().filter(|_| is_changed) {
             let text = format!(
@@ -51,7 +53,9 @@ pub fn refused(mesh: &Mesh, world: &World, steps: &[Step]) -> Vec<Problem> {
 }
 
 fn rollouts(world: &World) -> impl Iterator<Item = (&DocumentId, &Rollout)> {
-    let from = world.documents.starting_at(|id| id.kind.cmp(&Kind::Rollout));
+    let from = world
+        .documents
+        .starting_at(|id| id.kind.cmp(&Kind::Rollout));
     let of_kind = from.take_while(|(id, _)| id.kind == Kind::Rollout);
     of_kind.filter_map(|(id, entry)| match entry.document.as_deref()? {
         Document::Rollout(rollout) => Some((id, rollout)),

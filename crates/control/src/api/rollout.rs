@@ -94,7 +94,8 @@ async fn complete(api: &Api, views: &mut [RolloutView]) {
                     view.problems.extend(known.problems.iter().cloned());
                 }
                 Err(error) => {
-                    let problem = format!("control plane {name}, which drives it, can't be asked: {error}");
+                    let problem =
+                        format!("control plane {name}, which drives it, can't be asked: {error}");
                     view.problems.push(problem);
                 }
             }

@@ -30,7 +30,9 @@ impl Counts {
         Self {
             requests: self.requests.saturating_sub(before.requests),
             failures: self.failures.saturating_sub(before.failures),
-            latency: latency.map(|(now, then)| now.saturating_sub(then)).collect(),
+            latency: latency
+                .map(|(now, then)| now.saturating_sub(then))
+                .collect(),
         }
     }
 

@@ -54,10 +54,7 @@ impl Told {
             })
         });
         let newest = of_target.max_by_key(|refusal| refusal.since_revision)?;
-        let text = format!(
-            "{} does not take {target}: {}",
-            newest.node, newest.message
-        );
+        let text = format!("{} does not take {target}: {}", newest.node, newest.message);
         Some((newest.since_revision, text))
     }
 }
@@ -73,7 +70,10 @@ impl Bases {
         let mut sight = Sight::default();
         for (plane, figures) in &told.planes {
             let now = seen(rollout, figures);
-            match self.planes.insert(plane.clone(), (figures.life, now.clone())) {
+            match self
+                .planes
+                .insert(plane.clone(), (figures.life, now.clone()))
+            {
                 // What it counted before anybody asked is not of this rollout.
                 None => {}
                 Some((life, before)) if life == figures.life => sight.add(&since(&now, &before)),

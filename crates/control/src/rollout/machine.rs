@@ -24,6 +24,8 @@ pub struct Machine {
     good_here: u32,
     /// What it waits for just now, in words.
     waiting: String,
+    /// When this process first looked: what came before was nobody's delay.
+    met: Option<u64>,
     changed: bool,
 }
 
@@ -34,6 +36,8 @@ struct Window {
     since: Option<u64>,
     due: u64,
     sight: Sight,
+    /// What could not be found out when it was due.
+    unknown: String,
 }
 
 /// What callers saw of both versions.
@@ -129,6 +133,7 @@ impl Machine {
             window: Window::default(),
             good_here: 0,
             waiting: String::new(),
+            met: None,
             changed: false,
         }
     }
@@ -166,6 +171,7 @@ impl Machine {
     pub fn look(&mut self, rollout: &Rollout, look: &Look) -> bool {
         self.changed = false;
         self.waiting.clear();
+        self.met.get_or_insert(look.now);
         self.renew(rollout, look);
         if self.window.since.is_none() {
             self.reset(rollout, look.now);
@@ -340,6 +346,7 @@ impl Machine {
             return self.reset(rollout, now);
         }
         if now < self.window.due {
+            self.waiting.clone_from(&self.window.unknown);
             return;
         }
         let since = self.window.since.unwrap_or(now);
@@ -364,6 +371,7 @@ impl Machine {
             if now.saturating_sub(since) > WINDOW_MAX * interval {
                 self.reset(rollout, now);
             }
+            self.window.unknown.clone_from(&self.waiting);
             return;
         }
         measurement.good = measurement.why.is_empty();
@@ -530,7 +538,9 @@ impl Machine {
         if is_pause || !self.record.overlay.exposes() || self.good_here > 0 {
             return self.enter(rollout, self.record.step + 1, now);
         }
-        if elapsed - hold >= millis(rollout.progress_deadline) {
+        let over = self.record.step_since.saturating_add(hold);
+        let late = now.saturating_sub(over.max(self.met.unwrap_or(now)));
+        if late >= millis(rollout.progress_deadline) {
             let waiting = match self.waiting.as_str() {
                 "" => "no good measurement was made".to_owned(),
                 waiting => waiting.to_owned(),
@@ -657,7 +667,7 @@ impl Machine {
         self.window = Window {
             since: Some(now),
             due: now + millis(rollout.analysis.interval),
-            sight: Sight::default(),
+            ..Window::default()
         };
     }
 }

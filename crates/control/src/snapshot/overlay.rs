@@ -10,9 +10,9 @@ use phalanx_model::document::{BackendRef, Document, DocumentId, MirrorRef, Route
 use phalanx_model::resource::colour::COLOUR_HEADER;
 use phalanx_model::resource::{HeaderMatch, ValueMatch};
 
+use super::Mesh;
 use super::catalog::{finding, policy_of, select};
 use super::index::Index;
-use super::Mesh;
 use crate::world::rollout::{Overlay, subject};
 use crate::world::{DocumentEntry, Registered, World};
 
@@ -161,11 +161,16 @@ impl Mesh {
             Some(document) => select(world, &self.index, document),
             None => {
                 let of_name = world.instances.service(service).into_iter();
-                of_name.flat_map(|all| all.values().map(|one| &**one)).collect()
+                of_name
+                    .flat_map(|all| all.values().map(|one| &**one))
+                    .collect()
             }
         };
         let labels = instances.iter().map(|one| &one.instance.labels);
-        labels.filter_map(|labels| labels.get("version")).cloned().collect()
+        labels
+            .filter_map(|labels| labels.get("version"))
+            .cloned()
+            .collect()
     }
 
     /// Why a Rollout leads nothing, or must not go on.

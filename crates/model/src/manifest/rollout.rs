@@ -20,8 +20,10 @@ pub(super) fn rollout(spec: &At<'_>, meta: Meta) -> Option<Rollout> {
     let stable = version(&mut fields, "stable", &meta);
     let canary_at = fields.get("canary");
     let canary = version(&mut fields, "canary", &meta);
-    if let (Some(at), Some(_)) = (&canary_at, canary.as_ref().filter(|c| stable.as_ref() == Some(*c)))
-    {
+    if let (Some(at), Some(_)) = (
+        &canary_at,
+        canary.as_ref().filter(|c| stable.as_ref() == Some(*c)),
+    ) {
         at.refuse_with::<()>(
             "it is the stable Service",
             "each version has a Service of its own, selecting its `version`",
@@ -71,9 +73,9 @@ fn target(at: &At<'_>, meta: &Meta) -> Option<DocumentId> {
         ("HTTPRoute", Kind::HttpRoute),
         ("GRPCRoute", Kind::GrpcRoute),
     ];
-    let kind = fields.need("kind").and_then(|at| {
-        at.choose(&kinds, &["TCPRoute", "TLSRoute", "UDPRoute"])
-    });
+    let kind = fields
+        .need("kind")
+        .and_then(|at| at.choose(&kinds, &["TCPRoute", "TLSRoute", "UDPRoute"]));
     let name = fields.need("name").and_then(|at| at.dns_name());
     if let Some(at) = fields.get("namespace")
         && at.dns_label()? != meta.namespace
@@ -150,9 +152,7 @@ fn step(at: &At<'_>) -> Option<Step> {
 fn mirror(at: &At<'_>) -> Option<Step> {
     let mut fields = at.fields()?;
     let percent = fields.number("percent", 1..=100, 100);
-    let compare = fields
-        .get("compare")
-        .map_or(Some(false), |at| at.boolean());
+    let compare = fields.get("compare").map_or(Some(false), |at| at.boolean());
     let action = StepAction::Mirror {
         per_million: percent * (MILLION / 100),
         compare: compare?,
@@ -191,11 +191,9 @@ fn colour(at: &At<'_>) -> Option<String> {
 fn analysis(at: &At<'_>) -> Option<Analysis> {
     let mut fields = at.fields()?;
     let default = Analysis::default();
-    let interval = fields
-        .get("interval")
-        .map_or(Some(default.interval), |at| {
-            at.go_duration(SECOND, INTERVAL_MAX)
-        });
+    let interval = fields.get("interval").map_or(Some(default.interval), |at| {
+        at.go_duration(SECOND, INTERVAL_MAX)
+    });
     let success_min = fields
         .get("successRate")
         .map_or(Some(default.success_min), |at| {
@@ -294,7 +292,9 @@ fn address(at: &At<'_>) -> Option<String> {
     }
     let bare = text.strip_prefix("http://").unwrap_or(text);
     let bare = bare.strip_suffix('/').unwrap_or(bare);
-    let port = bare.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>()));
+    let port = bare
+        .rsplit_once(':')
+        .map(|(host, port)| (host, port.parse::<u16>()));
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.:[]".contains(&b);
     match port {
         Some((host, Ok(1..))) if !host.is_empty() && bare.bytes().all(plain) => {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use phalanx_model::resource::{Action, ValueMatch};
 use phalanx_model::resource::Rule;
+use phalanx_model::resource::{Action, ValueMatch};
 
 use super::super::{Compiler, Mesh};
 use super::*;
@@ -87,10 +87,14 @@ fn of_mesh(mesh: &Mesh) -> Vec<String> {
 }
 
 fn line(rule: &Rule) -> String {
-    let headers = rule.matches.headers.iter().map(|header| match &header.value {
-        ValueMatch::Exact(value) => format!("[{}={value}] ", header.name),
-        ValueMatch::Regex(value) => format!("[{}~{value}] ", header.name),
-    });
+    let headers = rule
+        .matches
+        .headers
+        .iter()
+        .map(|header| match &header.value {
+            ValueMatch::Exact(value) => format!("[{}={value}] ", header.name),
+            ValueMatch::Regex(value) => format!("[{}~{value}] ", header.name),
+        });
     let headers: String = headers.collect();
     let Action::Forward(forward) = &rule.action else {
         return format!("{headers}answered");
@@ -208,14 +212,20 @@ fn what_was_led_for_other_services_says_nothing_about_these() {
 fn a_rollout_that_leads_nothing_says_why() {
     let told = |text: String| findings(&Fixture::yaml(&text)).join("\n");
     let none = told(format!("{SERVICES}{}", rollout("battle", "")));
-    assert!(none.contains("HTTPRoute/default/battle does not exist"), "{none}");
+    assert!(
+        none.contains("HTTPRoute/default/battle does not exist"),
+        "{none}"
+    );
     let single = "{name: battle-v1, port: 80}";
     let one = told(format!(
         "{SERVICES}{}{}",
         route(single, ""),
         rollout("battle", "")
     ));
-    assert!(one.contains("no rule of HTTPRoute/default/battle has both"), "{one}");
+    assert!(
+        one.contains("no rule of HTTPRoute/default/battle has both"),
+        "{one}"
+    );
     let bound = told(format!(
         "{SERVICES}{}{}",
         route(BOTH, ""),
@@ -225,7 +235,10 @@ fn a_rollout_that_leads_nothing_says_why() {
     let two = fixture(BOTH, "").and_yaml(&rollout("second", ""));
     let two = findings(&two);
     assert_eq!(two.len(), 1);
-    assert!(two[0].starts_with("Rollout/default/second: conflicted"), "{two:?}");
+    assert!(
+        two[0].starts_with("Rollout/default/second: conflicted"),
+        "{two:?}"
+    );
 }
 
 #[test]

@@ -33,7 +33,13 @@ fn steps_and_guards_are_read_and_what_is_left_out_has_a_default() {
     assert_eq!(plain.target.to_string(), "HTTPRoute/arena/battle");
     assert_eq!(plain.canary, ServiceName::new("arena", "battle-v2"));
     let told: Vec<_> = (plain.steps.iter())
-        .map(|step| (step.action.clone(), step.hold.map(|h| h.as_secs()), step.min_requests))
+        .map(|step| {
+            (
+                step.action.clone(),
+                step.hold.map(|h| h.as_secs()),
+                step.min_requests,
+            )
+        })
         .collect();
     let mirror = StepAction::Mirror {
         per_million: 100_000,
@@ -51,12 +57,21 @@ fn steps_and_guards_are_read_and_what_is_left_out_has_a_default() {
     );
     let analysis = &plain.analysis;
     assert_eq!(
-        (analysis.interval, analysis.success_min, analysis.min_requests, analysis.failures),
+        (
+            analysis.interval,
+            analysis.success_min,
+            analysis.min_requests,
+            analysis.failures
+        ),
         (Duration::from_secs(5), 99_000, 50, 1)
     );
     assert_eq!(
         (plain.boundary, plain.on_failure, plain.progress_deadline),
-        (Boundary::None, OnFailure::Rollback, Duration::from_secs(600))
+        (
+            Boundary::None,
+            OnFailure::Rollback,
+            Duration::from_secs(600)
+        )
     );
     let guarded = with(&format!(
         "{steps}, boundary: match, onFailure: pause, progressDeadline: 5m, analysis: {{interval: 10s, successRate: {{min: 99.5}}, latency: {{p99: 50ms, maxRatioToStable: 1.5}}, different: {{max: 0.1}}, custom: [{{name: gold, prometheus: {{address: 'http://127.0.0.1:9090/', query: 'sum(x)'}}, max: -0.5}}], minRequests: 100, failures: 3}}"
@@ -64,13 +79,19 @@ fn steps_and_guards_are_read_and_what_is_left_out_has_a_default() {
     .unwrap();
     let analysis = &guarded.analysis;
     let latency = analysis.latency.unwrap();
-    assert_eq!((analysis.success_min, analysis.different_max), (99_500, Some(100)));
+    assert_eq!(
+        (analysis.success_min, analysis.different_max),
+        (99_500, Some(100))
+    );
     assert_eq!(
         (latency.p99_max, latency.ratio_max),
         (Some(Duration::from_millis(50)), Some(1_500))
     );
     let custom = &analysis.custom[0];
-    assert_eq!((custom.address.as_str(), custom.max), ("127.0.0.1:9090", Some(-0.5)));
+    assert_eq!(
+        (custom.address.as_str(), custom.max),
+        ("127.0.0.1:9090", Some(-0.5))
+    );
     let elsewhere = rollout(
         "targetRef: {group: gateway.networking.k8s.io, kind: GRPCRoute, name: b}, stable: {name: a, namespace: x}, canary: {kind: Service, name: b}, steps: [{weight: 100, for: 1s}]",
     );
@@ -82,22 +103,61 @@ fn what_could_not_mean_anything_is_refused_with_its_place() {
     let step = "steps: [{weight: 5, for: 1s}]";
     for (fields, expected) in [
         ("steps: []".to_owned(), "at least one step"),
-        ("steps: [{weight: 5}]".into(), "spec.steps[0].for: the field is missing"),
-        ("steps: [{weight: 101, for: 1s}]".into(), "not within 0 to 100"),
-        ("steps: [{for: 1s}]".into(), "a step is one of `mirror`, `lane`, `weight` and `pause`"),
-        ("steps: [{weight: 5, lane: a, for: 1s}]".into(), "a step is one of"),
+        (
+            "steps: [{weight: 5}]".into(),
+            "spec.steps[0].for: the field is missing",
+        ),
+        (
+            "steps: [{weight: 101, for: 1s}]".into(),
+            "not within 0 to 100",
+        ),
+        (
+            "steps: [{for: 1s}]".into(),
+            "a step is one of `mirror`, `lane`, `weight` and `pause`",
+        ),
+        (
+            "steps: [{weight: 5, lane: a, for: 1s}]".into(),
+            "a step is one of",
+        ),
         ("steps: [{setWeight: 5}]".into(), "a step is one of"),
         ("steps: [{lane: 'a b', for: 1s}]".into(), "is no lane"),
-        ("steps: [{mirror: {percent: 0, for: 1s}}]".into(), "not within 1 to 100"),
+        (
+            "steps: [{mirror: {percent: 0, for: 1s}}]".into(),
+            "not within 1 to 100",
+        ),
         ("steps: [{pause: {duration: 1s}}]".into(), "unknown field"),
-        (format!("{step}, boundary: session"), "unknown value `session`"),
+        (
+            format!("{step}, boundary: session"),
+            "unknown value `session`",
+        ),
         (format!("{step}, onFailure: abort"), "unknown value"),
-        (format!("{step}, analysis: {{latency: {{}}}}"), "one of `p99` and `maxRatioToStable`"),
-        (format!("{step}, analysis: {{latency: {{p50: 1ms}}}}"), "`p50` is not supported by this version"),
+        (
+            format!("{step}, analysis: {{latency: {{}}}}"),
+            "one of `p99` and `maxRatioToStable`",
+        ),
+        (
+            format!("{step}, analysis: {{latency: {{p50: 1ms}}}}"),
+            "`p50` is not supported by this version",
+        ),
         (format!("{step}, analysis: {{failures: 0}}"), "not within 1"),
-        (format!("{step}, analysis: {{custom: [{{name: a, prometheus: {{address: p, query: q}}, max: 1}}]}}"), "is no address"),
-        (format!("{step}, analysis: {{custom: [{{name: a, prometheus: {{address: 'https://p:1', query: q}}, max: 1}}]}}"), "over plain HTTP only"),
-        (format!("{step}, analysis: {{custom: [{{name: a, prometheus: {{address: 'p:1', query: q}}}}]}}"), "one of `min` and `max`"),
+        (
+            format!(
+                "{step}, analysis: {{custom: [{{name: a, prometheus: {{address: p, query: q}}, max: 1}}]}}"
+            ),
+            "is no address",
+        ),
+        (
+            format!(
+                "{step}, analysis: {{custom: [{{name: a, prometheus: {{address: 'https://p:1', query: q}}, max: 1}}]}}"
+            ),
+            "over plain HTTP only",
+        ),
+        (
+            format!(
+                "{step}, analysis: {{custom: [{{name: a, prometheus: {{address: 'p:1', query: q}}}}]}}"
+            ),
+            "one of `min` and `max`",
+        ),
         (format!("{step}, strategy: {{}}"), "unknown field"),
     ] {
         let problems = with(&fields).unwrap_err();
@@ -107,9 +167,15 @@ fn what_could_not_mean_anything_is_refused_with_its_place() {
     let same = who("targetRef: {kind: HTTPRoute, name: b}, stable: a, canary: a");
     assert!(same.contains("it is the stable Service"), "{same}");
     let tcp = who("targetRef: {kind: TCPRoute, name: b}, stable: a, canary: b");
-    assert!(tcp.contains("`TCPRoute` is not supported by this version"), "{tcp}");
+    assert!(
+        tcp.contains("`TCPRoute` is not supported by this version"),
+        "{tcp}"
+    );
     let far = who("targetRef: {kind: HTTPRoute, name: b, namespace: x}, stable: a, canary: b");
     assert!(far.contains("acts in its own namespace only"), "{far}");
     let none = who("stable: a, canary: b");
-    assert!(none.contains("spec.targetRef: the field is missing"), "{none}");
+    assert!(
+        none.contains("spec.targetRef: the field is missing"),
+        "{none}"
+    );
 }
