@@ -24,8 +24,8 @@ use phalanx_xds::{Encoded, Kind, Snapshot, encode};
 
 use super::catalog::{finding, replace};
 use super::demand::renew;
-use super::overlay::{Lead, led};
 use super::lanes::with_twins;
+use super::overlay::{Lead, led};
 use super::{Catalog, Finding, Mesh, Node, Published, Resources, routes, udp};
 use crate::world::{DocumentEntry, World};
 
@@ -255,7 +255,7 @@ fn names<'a>(
         }
     };
     names.retain(|name| {
-        let owner = owner(gateway, listener.port, *name);
+        let owner = owner(gateway, listener, *name);
         owner.is_some_and(|owner| std::ptr::eq(owner, listener))
     });
     names.sort_unstable();
@@ -264,11 +264,22 @@ fn names<'a>(
 }
 
 /// The listener of a port that has this name, or all names, to itself.
-fn owner<'g>(gateway: &'g Gateway, port: u16, name: Option<&str>) -> Option<&'g GatewayListener> {
-    let covering = gateway.listeners.iter().filter(|listener| {
-        let own = listener.hostname.as_deref();
-        listener.port == port && name.map_or(own.is_none(), |name| covers(own, name))
-    });
+fn owner<'g>(
+    gateway: &'g Gateway,
+    at: &GatewayListener,
+    name: Option<&str>,
+) -> Option<&'g GatewayListener> {
+    // Datagrams have ports of their own.
+    let is_udp = |listener: &GatewayListener| listener.protocol == GatewayProtocol::Udp;
+    let is_beside = |l: &&GatewayListener| l.port == at.port && is_udp(l) == is_udp(at);
+    let covering = gateway
+        .listeners
+        .iter()
+        .filter(is_beside)
+        .filter(|listener| {
+            let own = listener.hostname.as_deref();
+            name.map_or(own.is_none(), |name| covers(own, name))
+        });
     covering.min_by_key(|listener| rank(listener.hostname.as_deref()))
 }
 
