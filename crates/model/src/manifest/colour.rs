@@ -245,3 +245,120 @@ fn lane(at: &At<'_>, meta: &Meta) -> Option<Lane> {
         services,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::document::Document;
+    use crate::manifest::parse;
+
+    /// The rules of the edge and the lanes, or what is wrong.
+    fn policy(namespace: &str, spec: &str) -> Result<(String, usize), String> {
+        let text = format!(
+            "apiVersion: phalanx.dev/v1alpha1\nkind: ColourPolicy\nmetadata: {{name: c, namespace: {namespace}}}\nspec: {{{spec}}}\n"
+        );
+        match parse("c.yaml", &text, "default").into_result() {
+            Ok(parsed) => match parsed.into_iter().next().map(|parsed| parsed.document) {
+                Some(Document::ColourPolicy(policy)) => {
+                    let edge = policy.edge.map_or("-".to_owned(), |edge| edge.to_string());
+                    Ok((edge, policy.lanes.len()))
+                }
+                other => Err(format!("{other:?}")),
+            },
+            Err(problems) => {
+                let told = problems
+                    .iter()
+                    .map(|one| format!("{}: {}", one.path, one.message));
+                Err(told.collect::<Vec<_>>().join("; "))
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_policy_says_is_read() {
+        let said = "targetRefs: [{kind: Gateway, name: edge}], env: {header: {trusted: true, allow: [staging, 'dev-*']}, networks: [{cidr: 10.10.0.0/16, value: staging}], default: prod}, canaryId: {header: X-User, generate: true}";
+        let rules = "take=staging take=dev-* net=10.10.0.0/16=staging default=prod id-header=x-user id-made";
+        assert_eq!(policy("default", said), Ok((rules.to_owned(), 0)));
+        let lanes = "lanes: [{colour: a, selector: {l: a}}, {colour: b, selector: {l: b}, fallback: Refuse, services: [battle]}]";
+        assert_eq!(policy("default", lanes), Ok(("-".to_owned(), 2)));
+        let open = policy("phalanx-system", "env: {header: {trusted: true}}");
+        assert_eq!(open, Ok(("take=*".to_owned(), 0)));
+    }
+
+    #[test]
+    fn what_says_nothing_or_could_be_mistaken_is_refused() {
+        for (namespace, spec, why) in [
+            ("default", "", "it says nothing"),
+            ("default", "env: {default: Prod}", "is no colour"),
+            (
+                "default",
+                "env: {header: {trusted: false, allow: [a]}}",
+                "is not taken from outside",
+            ),
+            (
+                "default",
+                "env: {header: {trusted: true, allow: []}}",
+                "allows nothing",
+            ),
+            (
+                "default",
+                "env: {header: {trusted: true, allow: ['a*b']}}",
+                "is no colour",
+            ),
+            (
+                "default",
+                "env: {networks: [{cidr: 10.1.2.3/8, value: a}]}",
+                "write `10.0.0.0/8`",
+            ),
+            (
+                "default",
+                "env: {networks: [{cidr: 10.0.0.0/8, value: a}, {cidr: 10.0.0.0/8, value: b}]}",
+                "stands twice",
+            ),
+            ("default", "canaryId: {}", "it says nothing"),
+            ("default", "canaryId: {header: x_user}", "dropped at edges"),
+            (
+                "default",
+                "targetRefs: [{kind: Service, name: a}], env: {default: a}",
+                "not supported",
+            ),
+            (
+                "default",
+                "targetRefs: [{kind: Gateway, name: a}], lanes: [{colour: a, selector: {l: a}}]",
+                "targets of `env`",
+            ),
+            (
+                "phalanx-system",
+                "targetRefs: [{kind: Gateway, name: a}], env: {default: a}",
+                "whole mesh",
+            ),
+            (
+                "default",
+                "lanes: [{colour: a, selector: {}}]",
+                "every instance",
+            ),
+            (
+                "default",
+                "lanes: [{colour: a, selector: {l: a}}, {colour: a, selector: {l: b}}]",
+                "already",
+            ),
+            (
+                "default",
+                "lanes: [{colour: a, selector: {l: a}, services: [b]}]",
+                "by its baseline anyway",
+            ),
+            (
+                "default",
+                "lanes: [{colour: a, selector: {l: a}, fallback: refuse}]",
+                "unknown value",
+            ),
+            (
+                "default",
+                "lanes: [{colour: a, selector: {l: a}, weight: 1}]",
+                "unknown field",
+            ),
+        ] {
+            let refused = policy(namespace, spec).unwrap_err();
+            assert!(refused.contains(why), "{spec}: {refused}");
+        }
+    }
+}
