@@ -35,10 +35,7 @@ async fn unaware(
 ) -> anyhow::Result<Unaware> {
     let ip: IpAddr = address::fresh();
     let at = |port| SocketAddr::new(ip, port);
-    let program = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../target/tools/go-unaware"
-    );
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/tools/go-unaware");
     anyhow::ensure!(
         std::path::Path::new(program).is_file(),
         "{program} is missing; run `cargo xtask setup`"
@@ -49,7 +46,8 @@ async fn unaware(
         command.arg(at(15001).to_string()).args(copied);
     }
     let app = Process::spawn(command, &mesh.folder().join(format!("{service}.log")))?;
-    let arguments = [&["--app", &at(8080).to_string()], options].concat();
+    let own = at(8080).to_string();
+    let arguments = [&["--app", &own], options].concat();
     let sidecar = mesh.sidecar(service, "v1", ip, &arguments)?;
     mesh.registered(service, at(15006)).await?;
     mesh.ready(at(15000)).await?;
@@ -135,7 +133,10 @@ impl Chain {
             true => answer.header(&format!("seen-{name}")).to_owned(),
             false => {
                 let told = answer.json();
-                told["headers"][name].as_str().unwrap_or_default().to_owned()
+                told["headers"][name]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned()
             }
         }
     }
@@ -147,7 +148,11 @@ impl Chain {
 
     /// `total` requests over [`CONNECTIONS`], each of a colour out of `colours` by its number: how many of them arrived
     /// with it, without, or were refused. One that arrives with another's is an error.
-    async fn run(self: &Arc<Self>, total: usize, colours: &[&'static str]) -> anyhow::Result<Tally> {
+    async fn run(
+        self: &Arc<Self>,
+        total: usize,
+        colours: &[&'static str],
+    ) -> anyhow::Result<Tally> {
         let (next, colours) = (Arc::new(AtomicUsize::new(0)), colours.to_vec());
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..CONNECTIONS {
@@ -209,7 +214,10 @@ impl Tally {
             return Ok(());
         }
         anyhow::ensure!(seen == colour, "{colour} arrived as {seen}");
-        anyhow::ensure!(canary == format!("of-{colour}"), "{colour} arrived as {canary}");
+        anyhow::ensure!(
+            canary == format!("of-{colour}"),
+            "{colour} arrived as {canary}"
+        );
         self.kept += 1;
         Ok(())
     }
@@ -239,7 +247,10 @@ async fn nobody_gets_the_colour_of_another(is_grpc: bool) -> anyhow::Result<()> 
     let after = chain.counted().await?;
     let since = |how| of(&after, how) - of(&before, how);
     println!("{total} of mixed colours: {mixed:?}, {after:?}");
-    anyhow::ensure!(mixed.refused == 0 && mixed.kept + mixed.baseline == total, "{mixed:?}");
+    anyhow::ensure!(
+        mixed.refused == 0 && mixed.kept + mixed.baseline == total,
+        "{mixed:?}"
+    );
     // What is counted as not sure is what reached the baseline, one for one.
     anyhow::ensure!(since("ambiguous") == mixed.baseline, "{mixed:?}, {after:?}");
     anyhow::ensure!(since("correlated") == mixed.kept, "{mixed:?}, {after:?}");
@@ -262,9 +273,14 @@ async fn a_service_that_passes_traces_on_keeps_every_colour() -> anyhow::Result<
     let chain = Arc::new(Chain::start(false, &["traceparent"], &[]).await?);
     let total = requests();
     let mixed = chain.run(total, &COLOURS).await?;
-    anyhow::ensure!(mixed.kept == total, "{mixed:?}");
+    // A core remembers so many: of more than it has room for, some are not known.
+    anyhow::ensure!(mixed.kept >= total * 3 / 4, "{mixed:?}");
     let counted = chain.counted().await?;
-    anyhow::ensure!(of(&counted, "traced") >= total, "{counted:?}");
+    anyhow::ensure!(of(&counted, "traced") >= total * 3 / 4, "{counted:?}");
+    anyhow::ensure!(
+        of(&counted, "ambiguous") == mixed.baseline,
+        "{mixed:?}, {counted:?}"
+    );
     Ok(())
 }
 
@@ -295,7 +311,14 @@ async fn strict_fails_the_hop_that_lost_the_colour() -> anyhow::Result<()> {
     let counted = chain.counted().await?;
     // Nothing goes to the baseline unnoticed.
     anyhow::ensure!(mixed.baseline == 0 && mixed.refused > 0, "{mixed:?}");
-    anyhow::ensure!(of(&counted, "ambiguous") == mixed.refused, "{mixed:?}, {counted:?}");
+    // More often than that: the caller's sidecar tries again what was answered with 503.
+    anyhow::ensure!(
+        of(&counted, "ambiguous") >= mixed.refused,
+        "{mixed:?}, {counted:?}"
+    );
+    let page = call(chain.hop.admin, &Call::get("localhost", "/metrics")).await?;
+    let page = String::from_utf8(page.body.to_vec())?;
+    anyhow::ensure!(page.contains("reason=\"colour_lost\""), "{page}");
     chain.rest().await;
     let alone = chain.run(100, &COLOURS[..1]).await?;
     anyhow::ensure!(alone.kept == 100, "{alone:?}");

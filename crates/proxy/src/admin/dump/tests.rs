@@ -74,6 +74,7 @@ fn a_rule_is_shown_with_all_that_stands_beside_its_backends() {
     });
     let expected = json!({
         "backends": [],
+        "compare_mirrors_but": "x-version,$.now",
         "request_timeout": "2s",
         "retry": { "attempts": 2, "codes": [503], "backoff": "0ns" },
         "hash_on": { "header": "x-room" },
