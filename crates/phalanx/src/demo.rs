@@ -3,6 +3,7 @@
 //! Control plane, then the manifests, then every service with its sidecar, then the bots. What the table shows is what
 //! the admin API answers. Nothing outlives this process.
 
+mod go;
 mod judge;
 mod process;
 mod screen;
@@ -11,7 +12,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ::arena::process::{EDGE, EDGE_HTTP_PORT, EDGE_NAME, EDGE_ROOM_PORT};
+use ::arena::process::{ADMIN_PORT, EDGE, EDGE_HTTP_PORT, EDGE_NAME, EDGE_ROOM_PORT, ENGINE};
 use clap::Args;
 use phalanx_client::admin::Admin;
 use phalanx_client::api::{ApplyRequest, Edges, File, Status};
@@ -48,6 +49,9 @@ pub struct Options {
     /// Names of the mesh, over UDP and TCP
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15053")]
     dns: SocketAddr,
+    /// With physics as a service in Go that knows nothing of a mesh; needs Go
+    #[arg(long)]
+    go: bool,
     /// Keep logs and data in this folder instead of a temporary one
     #[arg(long, value_name = "DIR")]
     keep: Option<std::path::PathBuf>,
@@ -201,6 +205,13 @@ async fn play(options: &Options, folder: &Path, mesh: &mut Mesh) -> Result<Start
         applied.revision
     ));
 
+    let in_go = match options.go {
+        true => {
+            say("building physics in Go");
+            Some(go::build(folder)?)
+        }
+        false => None,
+    };
     let specs = ::arena::processes();
     for spec in &specs {
         let service = ["arena".to_owned()].into_iter().chain(spec.arguments());
@@ -212,12 +223,15 @@ async fn play(options: &Options, folder: &Path, mesh: &mut Mesh) -> Result<Start
         )?;
         mesh.pairs.push((sidecar, service));
     }
+    if let Some(program) = &in_go {
+        mesh.pairs.push(go::start(program, options, folder)?);
+    }
     mesh.edge = Some(Process::start("edge", edge_arguments(options), folder)?);
     say(&format!(
         "{} services, each with its sidecar, and an edge are starting",
-        specs.len()
+        mesh.pairs.len()
     ));
-    let expected = specs.len();
+    let expected = mesh.pairs.len();
     wait_for("all instances to be registered", mesh, async || {
         client
             .instances(None, None)
@@ -258,26 +272,26 @@ fn edge_at(port: u16) -> SocketAddr {
 }
 
 fn edge_arguments(options: &Options) -> impl Iterator<Item = String> + use<> {
-    let flags = [
+    flags([
         ("--gateway", EDGE_NAME.to_owned()),
         ("--bind", EDGE.to_string()),
-        ("--admin", edge_at(::arena::process::ADMIN_PORT).to_string()),
+        ("--admin", edge_at(ADMIN_PORT).to_string()),
         ("--control", options.xds.to_string()),
         ("--workers", "1".to_owned()),
-    ];
-    ["proxy".to_owned()].into_iter().chain(
-        flags
-            .into_iter()
-            .flat_map(|(flag, value)| [flag.to_owned(), value]),
-    )
+    ])
 }
 
 fn sidecar_arguments(
     spec: &::arena::ProcessSpec,
     options: &Options,
-) -> impl Iterator<Item = String> {
-    let flags = [
-        ("--service", spec.service.to_string()),
+) -> impl Iterator<Item = String> + use<> {
+    // Physics in Go stands in front of the one in Rust, which is its engine then.
+    let service = match spec.service {
+        ::arena::ServiceKind::Physics if options.go => ENGINE.to_owned(),
+        service => service.to_string(),
+    };
+    flags([
+        ("--service", service),
         ("--app", spec.app_flag()),
         ("--labels", spec.labels_flag()),
         ("--inbound", spec.inbound.to_string()),
@@ -285,12 +299,15 @@ fn sidecar_arguments(
         ("--admin", spec.admin.to_string()),
         ("--control", options.xds.to_string()),
         ("--workers", "1".to_owned()),
-    ];
-    ["proxy".to_owned()].into_iter().chain(
-        flags
-            .into_iter()
-            .flat_map(|(flag, value)| [flag.to_owned(), value]),
-    )
+    ])
+}
+
+/// The arguments of a sidecar.
+fn flags<const N: usize>(flags: [(&str, String); N]) -> impl Iterator<Item = String> + use<N> {
+    let flags = flags.map(|(flag, value)| [flag.to_owned(), value]);
+    ["proxy".to_owned()]
+        .into_iter()
+        .chain(flags.into_iter().flatten())
 }
 
 /// Shows the mesh until the time is over or somebody wants to stop, then judges what it saw.
@@ -330,6 +347,10 @@ async fn finish(options: &Options, started: &Started, mesh: &mut Mesh) -> Outcom
     process::stop(mesh.bots.iter_mut()).await;
     let summary = mesh.bots.as_mut().map(Process::output).unwrap_or_default();
     tokio::time::sleep(LAST_REPORTS).await;
+    let in_go = match options.go {
+        true => go::correlated().await,
+        false => None,
+    };
     let losses = mesh.losses();
     mesh.supervise()?;
     let deadline = Instant::now() + START_MAX;
@@ -341,7 +362,16 @@ async fn finish(options: &Options, started: &Started, mesh: &mut Mesh) -> Outcom
     let status: Status = started.client.status(None).await?;
     let memory = started.client.proxies().await?;
     let changed = status.config_revision != started.config_revision;
-    let verdict = judge::judge(&summary, &edges, &status, &memory, changed, &losses);
+    let seen = judge::Seen {
+        bots: &summary,
+        edges: &edges,
+        status: &status,
+        proxies: &memory,
+        changed,
+        losses: &losses,
+        in_go: in_go.as_deref(),
+    };
+    let verdict = judge::judge(&seen);
     output::print(&verdict.text)?;
     if options.duration.is_some() && !verdict.good {
         return Err(Failure::refused(
@@ -409,10 +439,7 @@ fn check_ports(options: &Options) -> Outcome {
     let theirs = arena
         .iter()
         .flat_map(|p| [p.app, p.inbound, p.outbound, p.admin])
-        .chain([
-            edge_at(EDGE_HTTP_PORT),
-            edge_at(::arena::process::ADMIN_PORT),
-        ])
+        .chain([edge_at(EDGE_HTTP_PORT), edge_at(ADMIN_PORT)])
         .map(|a| (a, "is another demo running?"));
     let rooms = arena
         .iter()

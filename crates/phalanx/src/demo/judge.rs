@@ -4,7 +4,8 @@
 use std::fmt::Write;
 
 use ::arena::bots::BotSummary;
-use ::arena::process::LANE;
+use ::arena::physics;
+use ::arena::process::{ENGINE, LANE};
 use phalanx_client::api::{Edge, Edges, Proxies, Status};
 
 use super::screen;
@@ -20,16 +21,31 @@ pub struct Verdict {
     pub good: bool,
 }
 
-/// `bots` is what they printed; `changed` tells that somebody applied something meanwhile, so the split is theirs;
-/// `losses` are processes that somebody ended.
-pub fn judge(
-    bots: &str,
-    edges: &Edges,
-    status: &Status,
-    proxies: &Proxies,
-    changed: bool,
-    losses: &[String],
-) -> Verdict {
+/// What the demo knows at its end.
+pub struct Seen<'s> {
+    /// What they printed.
+    pub bots: &'s str,
+    pub edges: &'s Edges,
+    pub status: &'s Status,
+    pub proxies: &'s Proxies,
+    /// Somebody applied something meanwhile, so the split is theirs.
+    pub changed: bool,
+    /// Processes that somebody ended.
+    pub losses: &'s [String],
+    /// How surely the sidecar of physics in Go knew the colours of its calls.
+    pub in_go: Option<&'s [(String, u64)]>,
+}
+
+pub fn judge(seen: &Seen<'_>) -> Verdict {
+    let Seen {
+        bots,
+        edges,
+        status,
+        proxies,
+        changed,
+        losses,
+        in_go,
+    } = *seen;
     let style = output::stdout_style();
     let mut report = Report {
         text: String::new(),
@@ -45,6 +61,9 @@ pub fn judge(
         Err(_) => report.line(false, "the bots left no summary"),
     }
     report.edges(&edges.totals);
+    if let Some(counts) = in_go {
+        report.in_go(&edges.totals, counts);
+    }
     report.split(&edges.totals, changed);
     let took = status
         .elapsed_ms
@@ -145,6 +164,25 @@ impl Report {
                 ),
             );
         }
+    }
+
+    /// Physics in Go copies no header: its sidecar knows what a call belongs to, or says that it does not.
+    fn in_go(&mut self, totals: &[Edge], counts: &[(String, u64)]) {
+        let called: u64 = between(totals, physics::NAME, ENGINE)
+            .map(|e| e.requests)
+            .sum();
+        let told: Vec<String> = counts
+            .iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(how, count)| format!("{count} {how}"))
+            .collect();
+        self.line(
+            called > 0 && !told.is_empty(),
+            &format!(
+                "physics in Go \u{2192} {ENGINE}: {called} calls without a header of their own; their colour: {}",
+                told.join(", ")
+            ),
+        );
     }
 
     fn split(&mut self, totals: &[Edge], changed: bool) {

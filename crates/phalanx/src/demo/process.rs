@@ -18,6 +18,8 @@ pub struct Process {
     name: String,
     child: Child,
     folder: PathBuf,
+    /// None: this executable.
+    program: Option<PathBuf>,
     arguments: Vec<String>,
     stopped: bool,
 }
@@ -29,12 +31,23 @@ impl Process {
         arguments: impl Iterator<Item = String>,
         folder: &Path,
     ) -> Result<Self, Failure> {
+        Self::start_program(None, name, arguments, folder)
+    }
+
+    /// The same of another program.
+    pub fn start_program(
+        program: Option<PathBuf>,
+        name: &str,
+        arguments: impl Iterator<Item = String>,
+        folder: &Path,
+    ) -> Result<Self, Failure> {
         let arguments: Vec<String> = arguments.collect();
-        let child = spawn(name, &arguments, folder)?;
+        let child = spawn(program.as_deref(), name, &arguments, folder)?;
         Ok(Self {
             name: name.to_owned(),
             child,
             folder: folder.to_owned(),
+            program,
             arguments,
             stopped: false,
         })
@@ -42,7 +55,8 @@ impl Process {
 
     /// Starts one that has ended once more, with the same arguments; its log goes on.
     pub fn restart(&mut self) -> Result<(), Failure> {
-        self.child = spawn(&self.name, &self.arguments, &self.folder)?;
+        let program = self.program.as_deref();
+        self.child = spawn(program, &self.name, &self.arguments, &self.folder)?;
         Ok(())
     }
 
@@ -94,7 +108,12 @@ impl Drop for Process {
     }
 }
 
-fn spawn(name: &str, arguments: &[String], folder: &Path) -> Result<Child, Failure> {
+fn spawn(
+    program: Option<&Path>,
+    name: &str,
+    arguments: &[String],
+    folder: &Path,
+) -> Result<Child, Failure> {
     let wrong = |what: &str, error: std::io::Error| {
         Failure::defect(format!("cannot {what} for {name}: {error}"))
     };
@@ -106,7 +125,10 @@ fn spawn(name: &str, arguments: &[String], folder: &Path) -> Result<Child, Failu
             .open(path)
             .map_err(|e| wrong("make a log", e))
     };
-    let executable = std::env::current_exe().map_err(|e| wrong("find the executable", e))?;
+    let executable = match program {
+        Some(program) => program.to_owned(),
+        None => std::env::current_exe().map_err(|e| wrong("find the executable", e))?,
+    };
     let mut command = Command::new(executable);
     command
         .args(arguments)
