@@ -1,11 +1,12 @@
 //! For tests only: one function for each parser of foreign bytes, which feeds it and asserts what must hold of whatever comes
 //! out. `tests/parsers.rs` runs them over `fuzz/corpus` and what [`mutate`] makes of it, `fuzz/` gives them to cargo-fuzz.
 //!
-//! Module order (a module imports only later ones): http, identity, config, wire, mutate.
+//! Module order (a module imports only later ones): http, identity, config, wire, json, mutate.
 
 pub mod config;
 pub mod http;
 pub mod identity;
+pub mod json;
 pub mod mutate;
 pub mod wire;
 
@@ -54,4 +55,9 @@ targets! {
     wire::dns 1000,
     wire::redis 1500,
     wire::imports 1500,
+    json::descriptors 200,
+    json::templates 3000,
+    json::queries 1500,
+    json::json_bodies 800,
+    json::grpc_answers 1500,
 }

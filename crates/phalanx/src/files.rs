@@ -4,6 +4,8 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use phalanx_client::api::File;
 
 use crate::exit::Failure;
@@ -51,7 +53,64 @@ fn read(path: &Path) -> Result<File, Failure> {
     let name = path.display().to_string();
     let file =
         fs::File::open(path).map_err(|e| Failure::file(format!("cannot read {name}: {e}")))?;
-    text(&name, &name, file)
+    let mut read = text(&name, &name, file)?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    read.text = inlined(read.text, folder).map_err(|why| Failure::file(format!("{name}: {why}")))?;
+    Ok(read)
+}
+
+/// A `descriptorSet` that is a file becomes its bytes, in the same line: the control plane sees no file of ours. Paths are
+/// seen from the manifest's folder.
+fn inlined(text: String, folder: &Path) -> Result<String, String> {
+    if !text.contains("descriptorSet") {
+        return Ok(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text.as_str();
+    while let Some((before, key, path, after)) = descriptor_file(rest) {
+        let at = folder.join(path);
+        let bytes = fs::read(&at).map_err(|e| format!("cannot read {}: {e}", at.display()))?;
+        if bytes.len() > DESCRIPTORS_MAX {
+            return Err(format!("{} is over {DESCRIPTORS_MAX} bytes", at.display()));
+        }
+        let quote = if key.starts_with('"') { "\"" } else { "" };
+        out.push_str(before);
+        out.push_str(&format!("{quote}inline{quote}: \"{}\"", STANDARD.encode(bytes)));
+        rest = after;
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+/// What stands before the next `file` of a `descriptorSet`, the key as written, its value, and what follows.
+fn descriptor_file(text: &str) -> Option<(&str, &str, &str, &str)> {
+    let mut from = 0;
+    loop {
+        let found = from + text.get(from..)?.find("descriptorSet")?;
+        from = found + "descriptorSet".len();
+        let begin = text.get(from..)?;
+        let value = begin.trim_start_matches(['"', ':', ' ', '{', '\n', '\r', '\t']);
+        let start = text.len() - value.len();
+        let (key, told) = match value.strip_prefix("\"file\"") {
+            Some(told) => ("\"file\"", told),
+            None => match value.strip_prefix("file") {
+                Some(told) => ("file", told),
+                None => continue,
+            },
+        };
+        let Some(told) = told.trim_start().strip_prefix(':') else {
+            continue;
+        };
+        let told = told.trim_start_matches([' ', '\t']);
+        let (path, after) = match told.chars().next()? {
+            quote @ ('"' | '\'') => told.get(1..)?.split_once(quote)?,
+            _ => {
+                let end = told.find([',', '}', '\n', '\r', ' ']).unwrap_or(told.len());
+                told.split_at(end)
+            }
+        };
+        return Some((text.get(..start)?, key, path, after));
+    }
 }
 
 fn text(source: &str, name: &str, from: impl Read) -> Result<File, Failure> {
@@ -71,10 +130,36 @@ fn text(source: &str, name: &str, from: impl Read) -> Result<File, Failure> {
 
 /// Far above what a control plane takes at once; a pipe may have no end.
 const FILE_BYTES_MAX: u64 = 64 << 20;
+/// Of a descriptor set: in base64 it has to fit into a document.
+const DESCRIPTORS_MAX: usize = 760 << 10;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_descriptor_set_in_a_file_is_written_into_the_manifest() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("a.pb"), "abc").unwrap();
+        for (text, wanted) in [
+            (
+                "spec:\n  descriptorSet:\n    file: a.pb\n  services: [x]\n",
+                "spec:\n  descriptorSet:\n    inline: \"YWJj\"\n  services: [x]\n",
+            ),
+            (
+                "descriptorSet: {file: 'a.pb'}\ndescriptorSet: {file: a.pb}",
+                "descriptorSet: {inline: \"YWJj\"}\ndescriptorSet: {inline: \"YWJj\"}",
+            ),
+            (
+                "{\"descriptorSet\": {\"file\": \"a.pb\"}}",
+                "{\"descriptorSet\": {\"inline\": \"YWJj\"}}",
+            ),
+            ("descriptorSet: {inline: eA==}", "descriptorSet: {inline: eA==}"),
+        ] {
+            assert_eq!(inlined(text.to_owned(), folder.path()).unwrap(), wanted);
+        }
+        assert!(inlined("descriptorSet: {file: no.pb}".to_owned(), folder.path()).is_err());
+    }
 
     #[test]
     fn a_source_without_an_end_is_refused() {

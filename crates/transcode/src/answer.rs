@@ -208,12 +208,7 @@ impl Answer {
         };
         let print = print(table, self.style);
         let (max, schema) = (out.len().saturating_add(JSON_MAX), &table.schema);
-        let path = of.response_body.as_ref();
-        let path = path.and_then(|name| schema.resolve(of.output, [name]));
-        let written = match path.as_ref().and_then(|path| path.last()) {
-            Some(field) => json::write_field(schema, print, field, message, max, out),
-            None => json::write_message(schema, print, of.output, message, max, out),
-        };
+        let written = json::write_message(schema, print, of.output, message, max, out);
         written.map_err(|problem| match problem {
             json::Unwritable::TooLarge(_) => {
                 Status::new(RESOURCE_EXHAUSTED, problem.to_string())

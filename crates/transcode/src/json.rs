@@ -6,7 +6,7 @@ mod write;
 
 pub use self::lexer::Bad;
 pub use self::read::{put_text, read_field, read_message, read_stream};
-pub use self::write::{TooLarge, Unwritable, write_field, write_message, write_status};
+pub use self::write::{TooLarge, Unwritable, write_message, write_status};
 
 /// Objects, arrays and messages within one another; protobuf's own limit.
 pub const DEPTH_MAX: usize = 100;

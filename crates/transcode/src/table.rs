@@ -324,10 +324,19 @@ fn binding(
         }
     };
     let response_body = Some(&rule.response_body).filter(|name| !name.is_empty());
-    if let Some(name) = response_body
-        && schema.resolve(method.output, [name]).is_none()
-    {
-        return Err(bad(format!("the answer has no field `{name}`")));
+    if let Some(name) = response_body {
+        let found = schema.resolve(method.output, [name]);
+        let Some(field) = found.as_ref().and_then(|path| path.last()) else {
+            return Err(bad(format!("the answer has no field `{name}`")));
+        };
+        let shape = match field.kind {
+            Kind::Message(id) if !field.repeated => schema.message(id).map(|m| m.shape),
+            _ => None,
+        };
+        // Envoy knows no others, and would refuse all routes of the table.
+        if shape != Some(Shape::HttpBody) {
+            return Err(bad(format!("response_body `{name}` is no google.api.HttpBody")));
+        }
     }
     let binding = Binding {
         method: rule.method.to_ascii_uppercase(),

@@ -20,7 +20,11 @@ pub fn install(root: &Path) -> anyhow::Result<()> {
     );
     python(&tools, &clients.join("python/requirements.txt"))?;
     node(&tools.join("node"), &clients.join("node"))?;
-    let peers = [("grpc-go-peer", "."), ("grpc-go-health", "./health"), ("go-unaware", "./unaware")];
+    let peers = [
+        ("grpc-go-peer", "."),
+        ("grpc-go-health", "./health"),
+        ("go-unaware", "./unaware"),
+    ];
     go(&tools, &clients.join("go"), &peers)?;
     go(&tools, &clients.join("etcd"), &[("etcd-service", ".")])?;
     let cases = [

@@ -48,27 +48,6 @@ pub fn write_message(
     writer.check()
 }
 
-/// The same for one field of a message.
-///
-/// # Errors
-/// [`Unwritable`].
-pub fn write_field(
-    schema: &Schema,
-    print: Print,
-    field: &Field,
-    message: &[u8],
-    max: usize,
-    out: &mut Vec<u8>,
-) -> Result<(), Unwritable> {
-    let mut writer = Writer::new(schema, print, max, out);
-    let index = Index::new(message)?;
-    match index.of(field.number) {
-        [] => writer.default(field),
-        found => writer.field(field, message, found)?,
-    }
-    writer.check()
-}
-
 /// `google.rpc.Status`. Details whose type the schema lacks keep their bytes, in base64.
 ///
 /// # Errors

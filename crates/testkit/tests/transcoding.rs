@@ -1,0 +1,229 @@
+//! gRPC for callers who speak JSON: the same requests through our edge and through a stock Envoy's `grpc_json_transcoder`
+//! under the same snapshot, to a service of gRPC's own library. What differs stands in `docs/transcoding.md`.
+
+mod transcoding {
+    pub mod table;
+}
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+
+use anyhow::Context;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use phalanx_testkit::http::{Answer, Call, call};
+use phalanx_testkit::mesh::{Mesh, READY_MAX};
+use phalanx_testkit::process::{Process, executable};
+use phalanx_testkit::{address, envoy, eventually};
+
+use self::transcoding::table::{CASES, Case};
+
+const HOST: &str = "play.example.com";
+
+fn manifests(set: &[u8], backend: SocketAddr) -> String {
+    let set = STANDARD.encode(set);
+    let (ip, port) = (backend.ip(), backend.port());
+    format!(
+        r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: edge}}
+spec:
+  gatewayClassName: phalanx
+  listeners: [{{name: web, port: 8080, protocol: HTTP}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: battle}}
+spec: {{ports: [{{port: 9000, appProtocol: grpc}}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: battle, labels: {{kubernetes.io/service-name: battle}}}}
+addressType: IPv4
+endpoints: [{{addresses: ["{ip}"]}}]
+ports: [{{port: {port}}}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: battle}}
+spec:
+  parentRefs: [{{name: edge}}]
+  hostnames: [{HOST}]
+  rules:
+  - matches: [{{path: {{value: /short}}}}]
+    timeouts: {{request: 300ms}}
+    backendRefs: [{{name: battle, port: 9000}}]
+  - backendRefs: [{{name: battle, port: 9000}}]
+---
+apiVersion: phalanx.dev/v1alpha1
+kind: TranscodingPolicy
+metadata: {{name: battle}}
+spec:
+  targetRefs: [{{kind: Service, name: battle}}]
+  descriptorSet: {{inline: "{set}"}}
+  services: [battle.v1.Battle]
+  autoMapping: true
+  ignoredQueryParameters: [key]
+"#
+    )
+}
+
+/// The service, its descriptors, and both edges in front of it.
+struct Stage {
+    _mesh: Mesh,
+    _processes: Vec<Process>,
+    ours: SocketAddr,
+    envoys: SocketAddr,
+}
+
+impl Stage {
+    async fn start() -> anyhow::Result<Self> {
+        let mesh = Mesh::start().await?;
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../transcode/tests/protos");
+        let mut compiler = protox::Compiler::new([root])?;
+        compiler.include_imports(true);
+        compiler.open_file("battle/v1/battle.proto")?;
+        let set = compiler.encode_file_descriptor_set();
+        let path = mesh.folder().join("battle.pb");
+        fs::write(&path, &set)?;
+        let backend = SocketAddr::new(address::fresh(), 9000);
+        let clients = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/python/transcoded.py");
+        let mut command = Command::new(envoy::binary()?.with_file_name("python"));
+        command.arg(clients).arg(&path).arg(backend.to_string());
+        let service = Process::spawn(command, &mesh.folder().join("service.log"))?;
+        mesh.apply(&manifests(&set, backend)).await?;
+        let (ours, envoys) = (address::fresh(), address::fresh());
+        let processes = vec![service, edge(&mesh, ours)?, stock(&mesh, envoys)?];
+        let stage = Self {
+            _mesh: mesh,
+            _processes: processes,
+            ours: SocketAddr::new(ours, 8080),
+            envoys: SocketAddr::new(envoys, 8080),
+        };
+        let first = Call::get(HOST, "/v1/rooms/1");
+        for address in [stage.ours, stage.envoys] {
+            let mut last = None;
+            let answered = eventually("the service behind an edge", READY_MAX, async || {
+                let answer = call(address, &first).await.ok()?;
+                let is_good = answer.status == 200;
+                last = Some(answer);
+                is_good.then_some(())
+            });
+            let answered = answered.await;
+            answered.with_context(|| format!("{address}: last: {last:?}"))?;
+        }
+        Ok(stage)
+    }
+}
+
+fn edge(mesh: &Mesh, ip: IpAddr) -> anyhow::Result<Process> {
+    let mut command = Command::new(executable("phalanx")?);
+    command
+        .args(["proxy", "--gateway", "edge", "--bind", &ip.to_string()])
+        .args(["--admin", &SocketAddr::new(ip, 15000).to_string()])
+        .args(["--control", &mesh.xds.to_string(), "--workers", "2"])
+        .args(["--drain", "1s"]);
+    Process::spawn(command, &mesh.folder().join("edge.log"))
+}
+
+fn stock(mesh: &Mesh, ip: IpAddr) -> anyhow::Result<Process> {
+    let mut command = Command::new(executable("phalanx")?);
+    command
+        .args(["bootstrap", "--gateway", "edge", "--instance", "envoy"])
+        .args(["--bind", &ip.to_string()])
+        .args(["--admin", &SocketAddr::new(ip, 15000).to_string()])
+        .args(["--control", &mesh.xds.to_string()]);
+    let printed = command.output()?;
+    let why = String::from_utf8_lossy(&printed.stderr);
+    anyhow::ensure!(printed.status.success(), "{why}");
+    let config = mesh.folder().join("envoy.yaml");
+    fs::write(&config, printed.stdout)?;
+    let mut command = Command::new(envoy::binary()?);
+    command.arg("-c").arg(&config);
+    command.args(["--concurrency", "1", "-l", "warning", "--use-dynamic-base-id"]);
+    Process::spawn(command, &mesh.folder().join("envoy.log"))
+}
+
+fn asked(case: &Case, http2: bool) -> Call {
+    let mut call = Call::get(HOST, case.target);
+    call.method = case.method.parse().expect("a method");
+    call.http2 = http2;
+    for (name, value) in case.headers {
+        call = call.header(name, value);
+    }
+    call.body(case.body)
+}
+
+/// What counts of an answer: its status, its type, and what it says. JSON is compared as such.
+fn told(answer: &Answer, case: &Case) -> String {
+    let content_type = answer.header("content-type").split(';').next();
+    let content_type = content_type.unwrap_or_default();
+    // Errors before the call are words of each proxy's own.
+    if case.own_words {
+        return answer.status.to_string();
+    }
+    let json = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).ok();
+    let body = match json(&answer.body) {
+        Some(json) => plain(json).to_string(),
+        None => {
+            let lines = answer.body.split(|byte| *byte == b'\n');
+            let read = |line: &[u8]| match json(line) {
+                Some(json) => plain(json).to_string(),
+                None => String::from_utf8_lossy(line).into_owned(),
+            };
+            lines.map(read).collect::<Vec<_>>().join("\n")
+        }
+    };
+    match case.any_type {
+        true => format!("{} {body}", answer.status),
+        false => format!("{} {content_type} {body}", answer.status),
+    }
+}
+
+/// `1` and `1.0` are one number.
+fn plain(value: serde_json::Value) -> serde_json::Value {
+    use serde_json::Value;
+    match value {
+        Value::Number(number) => number.as_f64().into(),
+        Value::Array(items) => items.into_iter().map(plain).collect(),
+        Value::Object(fields) => {
+            let fields = fields.into_iter().map(|(key, value)| (key, plain(value)));
+            Value::Object(fields.collect())
+        }
+        other => other,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_those_of_envoys_transcoder() -> anyhow::Result<()> {
+    let stage = Stage::start().await?;
+    let mut wrong = Vec::new();
+    for case in CASES {
+        let name = format!("{} {} {}", case.method, case.target, case.body);
+        for http2 in [false, true] {
+            let ours = call(stage.ours, &asked(case, http2)).await;
+            let ours = told(&ours.with_context(|| name.clone())?, case);
+            if let Some(wanted) = case.ours
+                && ours != wanted
+            {
+                wrong.push(format!("{name}\n  ours:   {ours}\n  wanted: {wanted}"));
+            }
+            if http2 {
+                continue; // once is enough of Envoy's
+            }
+            let envoys = call(stage.envoys, &asked(case, false)).await;
+            let envoys = told(&envoys.with_context(|| name.clone())?, case);
+            match case.ours {
+                None if ours != envoys => {
+                    wrong.push(format!("{name}\n  ours:   {ours}\n  envoys: {envoys}"));
+                }
+                Some(_) if ours == envoys => wrong.push(format!("{name}: no difference any more")),
+                _ => {}
+            }
+        }
+    }
+    anyhow::ensure!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+    Ok(())
+}
