@@ -184,7 +184,9 @@ impl Rollouts {
                 now: unix_ms(),
                 spec: spec(entry),
                 canary: instances(&published, rollout),
-                obstacle: published.mesh.obstacle(&published.world, &entry.id, rollout),
+                obstacle: published
+                    .mesh
+                    .obstacle(&published.world, &entry.id, rollout),
                 refused: told.refused(rollout),
                 blind: told.blind(),
                 custom,
@@ -201,8 +203,11 @@ impl Rollouts {
         let is_ours = |id: &DocumentId| duty.keeper(&id.to_string()) == Some(planes.name());
         let ours = documents(&published.world).filter(|(entry, _)| is_ours(&entry.id));
         let ours = ours.map(|(entry, rollout)| (entry.clone(), rollout.clone()));
-        let is_there =
-            |id: &DocumentId| [world, &published.world].iter().any(|w| w.documents.contains_key(id));
+        let is_there = |id: &DocumentId| {
+            [world, &published.world]
+                .iter()
+                .any(|w| w.documents.contains_key(id))
+        };
         let orphans = world.rollouts.iter();
         let orphans = orphans.filter(|(id, _)| !is_there(id) && is_ours(id));
         let orphans = orphans.map(|(id, progress)| (id.clone(), progress.revision));
@@ -375,9 +380,11 @@ impl Rollouts {
                 drive.is_some_and(|drive| !drive.machine.record.phase.is_over())
             };
             let live = ours.iter().filter(|(entry, _)| is_live(&entry.id));
-            live.flat_map(|(_, rollout)| [&rollout.stable, &rollout.canary])
-                .map(ToString::to_string)
-                .collect()
+            live.flat_map(|(_, rollout)| {
+                let services = [&rollout.stable, &rollout.canary].map(ToString::to_string);
+                services.into_iter().chain([rollout.target.to_string()])
+            })
+            .collect()
         };
         services.sort_unstable();
         services.dedup();
@@ -533,7 +540,9 @@ fn id(namespace: &str, name: &str) -> DocumentId {
 
 /// Rollouts in force; costs what there are.
 fn documents(world: &World) -> impl Iterator<Item = (&DocumentEntry, &Rollout)> {
-    let from = world.documents.starting_at(|id| id.kind.cmp(&Kind::Rollout));
+    let from = world
+        .documents
+        .starting_at(|id| id.kind.cmp(&Kind::Rollout));
     let of_kind = from.take_while(|(id, _)| id.kind == Kind::Rollout);
     of_kind.filter_map(|(_, entry)| match entry.document.as_deref()? {
         Document::Rollout(rollout) => Some((&**entry, rollout)),
@@ -554,7 +563,13 @@ fn spec(entry: &DocumentEntry) -> String {
 fn instances(published: &Published, rollout: &Rollout) -> Instances {
     let mesh = &published.mesh;
     let mut ready = 0;
-    for (port, _) in mesh.catalog.services.get(&rollout.canary).into_iter().flat_map(|p| p.iter()) {
+    for (port, _) in mesh
+        .catalog
+        .services
+        .get(&rollout.canary)
+        .into_iter()
+        .flat_map(|p| p.iter())
+    {
         let name = phalanx_model::ClusterName::outbound(rollout.canary.clone(), *port);
         let endpoints = mesh.assignments.get(&name).into_iter();
         let able = endpoints.flat_map(|set| &set.endpoints);

@@ -39,6 +39,7 @@ fn every_yaml_block_of_the_documents_is_a_checked_manifest() -> anyhow::Result<(
         "docs/manifests.md",
         "docs/mirrors.md",
         "docs/proxyless.md",
+        "docs/rollout.md",
         "docs/sessions.md",
         "docs/udp.md",
     ] {

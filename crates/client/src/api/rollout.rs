@@ -137,7 +137,7 @@ pub struct RolloutOrder {
 pub struct RolloutFigures {
     /// Another one after a restart: counts began at nothing then.
     pub life: u64,
-    /// By `<namespace>/<name>`, since that began.
+    /// By `<namespace>/<name>` of a Service or `<Kind>/<namespace>/<name>` of a route, since that began.
     pub services: BTreeMap<String, ServiceCounts>,
     /// Of routes.
     pub refused: Vec<RolloutRefusal>,
@@ -148,7 +148,7 @@ pub struct ServiceCounts {
     pub requests: u64,
     pub failures: u64,
     pub latency: Vec<u64>,
-    /// Answers to copies for this service that were compared.
+    /// Of a route: answers to copies that were compared.
     pub compared: u64,
     pub different: u64,
 }

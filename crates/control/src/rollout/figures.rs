@@ -102,12 +102,12 @@ fn seen(rollout: &Rollout, figures: &api::RolloutFigures) -> Sight {
             latency: told.latency.clone(),
         })
     };
-    let canary = of(&rollout.canary);
+    let route = figures.services.get(&rollout.target.to_string());
     Sight {
         canary: counts(&rollout.canary),
         stable: counts(&rollout.stable),
-        compared: canary.map_or(0, |told| told.compared),
-        different: canary.map_or(0, |told| told.different),
+        compared: route.map_or(0, |told| told.compared),
+        different: route.map_or(0, |told| told.different),
     }
 }
 
@@ -115,6 +115,15 @@ fn seen(rollout: &Rollout, figures: &api::RolloutFigures) -> Sight {
 pub fn here(observe: &Observe, fleet: &Fleet, services: &[String]) -> api::RolloutFigures {
     let counted = services.iter().filter_map(|text| {
         let (namespace, name) = text.split_once('/')?;
+        if name.contains('/') {
+            let compared = observe.compared(text);
+            let told = api::ServiceCounts {
+                compared: compared.compared,
+                different: compared.different,
+                ..api::ServiceCounts::default()
+            };
+            return Some((text.clone(), told));
+        }
         let counts = observe.service(&ServiceName::new(namespace, name));
         let told = api::ServiceCounts {
             requests: counts.requests,
@@ -142,6 +151,6 @@ pub fn here(observe: &Observe, fleet: &Fleet, services: &[String]) -> api::Rollo
 }
 
 /// Of one question.
-const SERVICES_MAX: usize = 256;
+const SERVICES_MAX: usize = 1024;
 /// Of one answer.
 const REFUSALS_MAX: usize = 64;

@@ -25,7 +25,7 @@ use phalanx_xds::{Encoded, Kind, Snapshot, encode};
 use super::catalog::{finding, replace};
 use super::demand::renew;
 use super::lanes::with_twins;
-use super::overlay::{Lead, led};
+use super::overlay::{Lead, compared, led};
 use super::{Catalog, Finding, Mesh, Node, Published, Resources, routes, udp};
 use crate::world::{DocumentEntry, World};
 
@@ -428,7 +428,9 @@ impl<'a> Maker<'a> {
             for (index, rule) in route.rules.iter().enumerate() {
                 for rule in led(one.lead.as_ref(), rule) {
                     let rules = routes::split(one.entry, index, &rule, self.catalog, findings);
-                    ranked.extend(rules.into_iter().map(|rule| (best, rule)));
+                    let rules = rules.into_iter();
+                    let rules = rules.map(|rule| compared(one.lead.as_ref(), rule));
+                    ranked.extend(rules.map(|rule| (best, rule)));
                 }
             }
         }

@@ -8,7 +8,7 @@ use phalanx_model::ServiceName;
 use phalanx_model::document::rollout::{Boundary, Rollout};
 use phalanx_model::document::{BackendRef, Document, DocumentId, MirrorRef, Route, RouteRule};
 use phalanx_model::resource::colour::COLOUR_HEADER;
-use phalanx_model::resource::{HeaderMatch, ValueMatch};
+use phalanx_model::resource::{Action, HeaderMatch, Rule, ValueMatch};
 
 use super::Mesh;
 use super::catalog::{finding, policy_of, select};
@@ -103,6 +103,21 @@ impl<'a> Lead<'a> {
             }
         }
     }
+}
+
+/// Answers of its copies are compared, where a rollout says so and the route does not.
+pub(super) fn compared(lead: Option<&Lead<'_>>, mut rule: Rule) -> Rule {
+    let overlay = lead.and_then(|lead| lead.overlay);
+    let compares = overlay
+        .and_then(|overlay| overlay.mirror)
+        .is_some_and(|mirror| mirror.compare);
+    if let Action::Forward(forward) = &mut rule.action
+        && compares
+        && !forward.mirrors.is_empty()
+    {
+        forward.compare.get_or_insert_default();
+    }
+    rule
 }
 
 /// What takes the place of a rule, led or not.
@@ -205,7 +220,8 @@ impl Mesh {
             return None;
         }
         let keeps = |service: &ServiceName| {
-            policy_of(world, &self.index, service).is_some_and(keeps_sessions)
+            policy_of(world, &self.index, service)
+                .is_some_and(|policy| policy.session_directory.is_some())
         };
         let by_directory = keeps(&rollout.stable) && keeps(&rollout.canary);
         let mut led = (route.rules.iter()).filter(|rule| versions(rollout, rule).is_some());
@@ -217,11 +233,6 @@ impl Mesh {
             )
         })
     }
-}
-
-/// Whether sessions of a Service are looked up in the session directory.
-fn keeps_sessions(_: &phalanx_model::document::BackendPolicy) -> bool {
-    false
 }
 
 /// The Gateway API's; multiplied by a hundred, 16 of them still fit in what Envoy takes.

@@ -18,7 +18,7 @@ use phalanx_model::{ClusterName, Reason, ServiceName, SharedMap};
 
 use super::catalog::{CatalogPort, finding, replace};
 use super::lanes::with_twins;
-use super::overlay::{Lead, led};
+use super::overlay::{Lead, compared, led};
 use super::{Catalog, Finding, Mesh, hosts, transcode, udp};
 use crate::world::{DocumentEntry, World};
 
@@ -352,7 +352,8 @@ fn merged(
         let lead = Lead::of(world, &mesh.index, &entry.id);
         for (index, rule) in route.rules.iter().enumerate() {
             for rule in led(lead.as_ref(), rule) {
-                rules.extend(split(entry, index, &rule, &mesh.catalog, findings));
+                let split = split(entry, index, &rule, &mesh.catalog, findings);
+                rules.extend(split.into_iter().map(|rule| compared(lead.as_ref(), rule)));
             }
         }
     }

@@ -167,10 +167,15 @@ fn copies_and_lanes_are_for_the_new_version_and_everybody_else_stays() {
     let mirror = Overlay {
         mirror: Some(MirrorShare {
             per_million: 100_000,
-            compare: false,
+            compare: true,
         }),
         ..Overlay::default()
     };
+    let compared = Mesh::compile(&led(Fixture::yaml(&text), mirror.clone()).world());
+    let table = compared.rules.table("default", &compared.catalog);
+    let mut all = table.hosts.iter().flat_map(|host| &host.rules);
+    let compares = |rule: &Rule| matches!(&rule.action, Action::Forward(f) if f.compare.is_some());
+    assert!(all.any(compares));
     assert_eq!(
         rules(&led(Fixture::yaml(&text), mirror)),
         ["battle-v1@100 battle-v2@0 +battle-v2@100000"]
