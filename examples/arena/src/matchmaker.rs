@@ -12,6 +12,7 @@ use hyper::Method;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::AsciiMetadataValue;
 use tonic::service::Routes;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
@@ -36,6 +37,8 @@ pub const NAME: &str = "match";
 /// How long a player waits for another one.
 const HOUSE_AFTER: Duration = Duration::from_millis(2);
 const FIGHT_DEADLINE: Duration = Duration::from_secs(5);
+/// Given with an answer, if at all, and said again in the next call of the same match.
+const SEAT: &str = "x-battle-seat";
 const SCORE_DEADLINE: Duration = Duration::from_secs(3);
 /// A proposal, the rounds of two legs and a result: sending to a player never waits.
 const EVENTS_MAX: usize = 2 * ROUNDS_MAX + 2;
@@ -277,7 +280,7 @@ impl Room {
         };
         let (own, other) = (&seed.fighter, opponent.fighter());
         let first = self
-            .leg(&seed.carried, request(1, own, other), audience, 0)
+            .leg(&seed.carried, None, request(1, own, other), audience, 0)
             .await?;
         let outcome = |margin: i64, rounds, legs, last: FightReply| {
             let winner = if margin > 0 { own } else { other };
@@ -301,6 +304,7 @@ impl Room {
         let second = self
             .leg(
                 &seed.carried,
+                first.seat.clone(),
                 request(2, other, own),
                 audience,
                 first.rounds,
@@ -315,25 +319,34 @@ impl Room {
         ))
     }
 
-    /// One fight. The audience hears every round, numbered on from `before`.
+    /// One fight. The audience hears every round, numbered on from `before`. With the `seat` of an earlier one it is fought
+    /// by the same battle.
     async fn leg(
         &self,
         carried: &Carried,
+        seat: Option<AsciiMetadataValue>,
         request: FightRequest,
         audience: &[&Ticket],
         before: u32,
     ) -> Result<Leg, Status> {
         let named = |status: Status| passed_on(battle::NAME, &status);
-        let request = carried.request(request, FIGHT_DEADLINE);
+        let mut request = carried.request(request, FIGHT_DEADLINE);
+        if let Some(seat) = seat {
+            request.metadata_mut().insert(SEAT, seat);
+        }
         let mut battle = self.battle.clone();
         let mut leg = Leg::default();
         if audience.is_empty() {
-            let mut reply = battle.fight(request).await.map_err(named)?.into_inner();
+            let answer = battle.fight(request).await.map_err(named)?;
+            leg.seat = answer.metadata().get(SEAT).cloned();
+            let mut reply = answer.into_inner();
             reply.rounds.drain(..).for_each(|round| leg.count(&round));
             leg.reply = reply;
             return Ok(leg);
         }
-        let mut stream = battle.watch(request).await.map_err(named)?.into_inner();
+        let answer = battle.watch(request).await.map_err(named)?;
+        leg.seat = answer.metadata().get(SEAT).cloned();
+        let mut stream = answer.into_inner();
         let mut ended = None;
         while let Some(event) = stream.message().await.map_err(named)? {
             match event.event {
@@ -442,6 +455,8 @@ struct Outcome {
 #[derive(Default)]
 struct Leg {
     reply: FightReply,
+    /// What battle wants to be told when the match goes on.
+    seat: Option<AsciiMetadataValue>,
     rounds: u32,
     /// Health of the left fighter less that of the right one.
     margin: i64,

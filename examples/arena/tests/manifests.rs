@@ -6,12 +6,18 @@ use std::path::Path;
 use phalanx_model::document::{Document, Kind};
 use phalanx_model::manifest;
 
-/// Documents by `kind/name`.
-fn read(folder: &str) -> BTreeMap<String, Document> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+/// Documents by `kind/name`, of a file or of all in a folder.
+fn read(place: &str) -> BTreeMap<String, Document> {
+    let place = Path::new(env!("CARGO_MANIFEST_DIR")).join(place);
+    let paths: Vec<_> = match place.is_dir() {
+        true => std::fs::read_dir(place)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect(),
+        false => vec![place],
+    };
     let mut documents = BTreeMap::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
+    for path in paths {
         let text = std::fs::read_to_string(&path).unwrap();
         let file = path.file_name().unwrap().to_str().unwrap();
         for parsed in manifest::parse(file, &text, "default")
@@ -92,13 +98,13 @@ fn routes_and_policies_name_services_that_exist() {
 
 #[test]
 fn the_variant_changes_nothing_but_the_weights() {
-    let weights = |folder: &str| {
-        let documents = read(folder);
+    let weights = |place: &str| {
+        let documents = read(place);
         let battle = documents
             .into_values()
             .find(|document| document.id().kind == Kind::GrpcRoute);
         let Some(Document::Route(mut route)) = battle else {
-            panic!("no GRPCRoute in {folder}")
+            panic!("no GRPCRoute in {place}")
         };
         let backends = route.rules.iter_mut().flat_map(|rule| &mut rule.backends);
         let weights: Vec<_> = backends
@@ -107,7 +113,22 @@ fn the_variant_changes_nothing_but_the_weights() {
         (route, weights)
     };
     let (one, ninety) = weights("mesh");
-    let (two, fifty) = weights("mesh-variants");
+    let (two, fifty) = weights("mesh-variants/battle-50-50.yaml");
     assert_eq!(one, two);
     assert_eq!((ninety, fifty), (vec![90, 10], vec![50, 50]));
+}
+
+#[test]
+fn the_rollout_leads_the_route_that_the_demo_has() {
+    let documents = read("mesh-variants/battle-rollout.yaml");
+    let rollout = documents.values().find_map(|document| match document {
+        Document::Rollout(rollout) => Some(rollout),
+        _ => None,
+    });
+    let (rollout, mesh) = (rollout.unwrap(), read("mesh"));
+    let target = rollout.target.to_string();
+    assert!(
+        mesh.contains_key(&target) && documents.contains_key(&target),
+        "{target}"
+    );
 }
