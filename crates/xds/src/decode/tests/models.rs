@@ -497,15 +497,20 @@ fn colours() -> impl Strategy<Value = EdgeColours> {
         colour().prop_map(ColourPattern::Prefix),
         Just(ColourPattern::Prefix(String::new())),
     ];
+    // Each once, as documents say it.
     let network = select(vec!["10.10.0.0/16", "192.0.2.7/32", "fd00::/8", "0.0.0.0/0"]);
-    let network = network.prop_map(|text| text.parse::<Network>().unwrap());
+    let networks = btree_map(network, colour(), 0..3);
+    let networks = networks.prop_map(|networks| {
+        let networks = networks.into_iter();
+        let network = |(text, colour): (&str, _)| (text.parse::<Network>().unwrap(), colour);
+        networks.map(network).collect::<Vec<_>>()
+    });
     let canary = (option::of("[a-z-]{1,8}"), option::of("[A-Za-z]{1,8}"), any::<bool>());
     let canary = canary.prop_map(|(header, cookie, generate)| CanaryId {
         header,
         cookie,
         generate,
     });
-    let networks = vec((network, colour()), 0..3);
     let said = (vec(pattern, 0..3), networks, option::of(colour()), canary);
     said.prop_map(|(taken, networks, default, canary)| EdgeColours {
         taken,
