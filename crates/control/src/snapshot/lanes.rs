@@ -238,7 +238,7 @@ pub(super) fn with_twins(rules: Vec<Rule>, catalog: &Catalog) -> Vec<Rule> {
             Action::Forward(forward) => forward
                 .backends
                 .iter()
-                .filter(|backend| backend.weight > 0)
+                .filter(|backend| backend.weight > 0 || !is_of_a_colour(&rule))
                 .flat_map(|backend| lanes_of(backend, catalog))
                 .collect(),
             Action::Redirect(_) | Action::Respond(_) => BTreeSet::new(),
@@ -259,20 +259,35 @@ fn lanes_of<'a>(backend: &Backend, catalog: &'a Catalog) -> &'a [String] {
     port.map_or(&[], |port| &port.lanes)
 }
 
-/// Among several backends those that have the lane get all of its requests. None where the rule is for another colour.
+/// A rule that speaks of one colour itself means its weights for that colour.
+fn is_of_a_colour(rule: &Rule) -> bool {
+    let mut headers = rule.matches.headers.iter();
+    headers
+        .any(|header| header.name == COLOUR_HEADER && matches!(header.value, ValueMatch::Exact(_)))
+}
+
+/// Among several backends those that have the lane get all of its requests, also where the others' have none of the rule's: a
+/// developer's build does not vanish when a rollout takes the weight off the version that it was made from. None where the
+/// rule is for another colour.
 fn twin(rule: &Rule, colour: &str, catalog: &Catalog) -> Option<Rule> {
     let Action::Forward(forward) = &rule.action else {
         return None;
     };
     let has_lane = |backend: &&Backend| {
         let lanes = lanes_of(backend, catalog);
-        backend.weight > 0 && lanes.iter().any(|lane| lane == colour)
+        lanes.iter().any(|lane| lane == colour)
     };
+    let those = || forward.backends.iter().filter(has_lane);
+    let weighs = |backend: &&Backend| backend.weight > 0;
+    let is_weighed = those().any(|backend| weighs(&backend));
     let in_lane = |backend: &Backend| Backend {
         cluster: backend.cluster.as_ref().map(|cluster| cluster.lane(colour)),
+        weight: backend.weight.max(1),
         ..backend.clone()
     };
-    let backends = forward.backends.iter().filter(has_lane).map(in_lane);
+    let backends = those()
+        .filter(|backend| !is_weighed || weighs(backend))
+        .map(in_lane);
     Some(Rule {
         matches: narrowed(&rule.matches, colour)?,
         action: Action::Forward(Forward {

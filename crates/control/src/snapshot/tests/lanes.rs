@@ -141,6 +141,28 @@ fn each_rule_that_leads_to_a_lane_has_a_twin_in_front_and_the_lane_gets_all_of_a
 }
 
 #[test]
+fn a_lane_outlives_the_weight_of_the_version_that_it_was_made_from() {
+    let rule = |head: &str| {
+        format!(
+            "  - {head}backendRefs: [{{name: battle, port: 80, weight: 0}}, {{name: lobby, port: 80, weight: 1}}]"
+        )
+    };
+    let of_colour = rule("matches: [{headers: [{name: x-env, value: dev-li}]}]\n    ");
+    let route = http_route("r", "lobby", &[of_colour, rule("")].join("\n"));
+    let fixture = battle(POLICY)
+        .and_yaml(&service("lobby", 80))
+        .and_yaml(&route);
+    assert_eq!(
+        rules(&mesh(&fixture), "lobby", 80),
+        [
+            "/*[x-env] => battle:80@0 lobby:80@1", // says itself what that colour gets
+            "/*[x-env] => battle:80@1",
+            "/* => battle:80@0 lobby:80@1",
+        ]
+    );
+}
+
+#[test]
 fn lanes_of_a_namespace_are_its_own_and_those_of_the_mesh_hold_everywhere() {
     let elsewhere = POLICY.replace("name: lanes", "name: lanes, namespace: other");
     assert_eq!(taking(&mesh(&battle(&elsewhere)), LANE), None);
