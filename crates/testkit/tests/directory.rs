@@ -23,7 +23,7 @@ const POLICY: &str = "
 apiVersion: v1
 kind: Service
 metadata: {name: battle}
-spec: {ports: [{port: 80, targetPort: 8080, appProtocol: http}]}
+spec: {selector: {app: battle}, ports: [{port: 80, targetPort: 8080, appProtocol: http}]}
 ---
 apiVersion: phalanx.dev/v1alpha1
 kind: BackendPolicy
@@ -39,7 +39,9 @@ async fn id_of(mesh: &Mesh, service: &str, instance: &Instance) -> anyhow::Resul
     let instances = mesh.client().instances(Some(service), None).await?;
     let mut items = instances.items.into_iter();
     let found = items.find(|item| item.ports.iter().any(|port| port.address == inbound));
-    Ok(found.ok_or_else(|| anyhow::anyhow!("{inbound} is not registered"))?.id)
+    Ok(found
+        .ok_or_else(|| anyhow::anyhow!("{inbound} is not registered"))?
+        .id)
 }
 
 fn request(key: &str, instance: &str) -> SessionRequest {
@@ -56,7 +58,9 @@ fn request(key: &str, instance: &str) -> SessionRequest {
 async fn change(mesh: &Mesh, what: &str, key: &str, instance: &str) -> anyhow::Result<u64> {
     let answer = mesh.client().session(what, &request(key, instance)).await?;
     let session = answer.session;
-    Ok(session.ok_or_else(|| anyhow::anyhow!("nobody has {key}"))?.epoch)
+    Ok(session
+        .ok_or_else(|| anyhow::anyhow!("nobody has {key}"))?
+        .epoch)
 }
 
 fn to(key: &str) -> Call {
@@ -137,7 +141,10 @@ async fn requests_follow_a_session_that_moves_and_none_fails() -> anyhow::Result
     let one = mesh.instance("battle", "v1", "one").await?;
     let two = mesh.instance("battle", "v1", "two").await?;
     mesh.apply(POLICY).await?;
-    let (first, second) = (id_of(&mesh, "battle", &one).await?, id_of(&mesh, "battle", &two).await?);
+    let (first, second) = (
+        id_of(&mesh, "battle", &one).await?,
+        id_of(&mesh, "battle", &two).await?,
+    );
     let claimed = change(&mesh, "claim", "room", &first).await?;
     let answer = at(caller.outbound, "room", "one").await?;
     assert_eq!(epoch(&answer), Some(claimed));
@@ -158,7 +165,10 @@ async fn requests_follow_a_session_that_moves_and_none_fails() -> anyhow::Result
     let mut late = request("room", &second);
     late.expect = claimed;
     let refused = mesh.client().session("move", &late).await.unwrap_err();
-    assert!(refused.to_string().contains(&format!("epoch {before}")), "{refused}");
+    assert!(
+        refused.to_string().contains(&format!("epoch {before}")),
+        "{refused}"
+    );
     // Nobody has this one, and it may not be placed; without a session anybody serves.
     let answer = call(caller.outbound, &to("nobody")).await?;
     assert_eq!(answer.status, 503);
@@ -175,7 +185,9 @@ async fn requests_follow_a_session_that_moves_and_none_fails() -> anyhow::Result
     answer.await?;
     change(&mesh, "move", "room", &second).await?;
     at(caller.outbound, "room", "two").await?;
-    mesh.client().session("release", &request("room", "")).await?;
+    mesh.client()
+        .session("release", &request("room", ""))
+        .await?;
     eventually("room is nobody's", READY_MAX, async || {
         let answer = call(caller.outbound, &to("room")).await.ok()?;
         (answer.status == 503).then_some(())
@@ -191,7 +203,10 @@ async fn seats_outlive_a_killed_control_plane_and_a_new_sidecar_knows_them_befor
     let one = mesh.instance("battle", "v1", "one").await?;
     let two = mesh.instance("battle", "v1", "two").await?;
     mesh.apply(POLICY).await?;
-    let ids = [id_of(&mesh, "battle", &one).await?, id_of(&mesh, "battle", &two).await?];
+    let ids = [
+        id_of(&mesh, "battle", &one).await?,
+        id_of(&mesh, "battle", &two).await?,
+    ];
     let keys: Vec<String> = (0..8).map(|n| format!("room-{n}")).collect();
     let mut epochs = Vec::new();
     for (n, key) in keys.iter().enumerate() {
@@ -205,7 +220,10 @@ async fn seats_outlive_a_killed_control_plane_and_a_new_sidecar_knows_them_befor
     mesh.control.kill();
     tokio::time::sleep(Duration::from_millis(300)).await;
     mesh.restart_control().await?;
-    let page = mesh.client().sessions("default", Some("battle"), None, None, None).await?;
+    let page = mesh
+        .client()
+        .sessions("default", Some("battle"), None, None, None)
+        .await?;
     let held: Vec<u64> = page.items.iter().map(|item| item.epoch).collect();
     assert_eq!((held, page.count), (epochs, 8));
     // The stream is open again once a move arrives.
@@ -230,7 +248,10 @@ async fn a_drain_lets_rooms_be_then_hands_them_over_and_no_request_fails() -> an
     let one = mesh.instance("battle", "v1", "one").await?;
     let two = mesh.instance("battle", "v1", "two").await?;
     mesh.apply(POLICY).await?;
-    let (first, second) = (id_of(&mesh, "battle", &one).await?, id_of(&mesh, "battle", &two).await?);
+    let (first, second) = (
+        id_of(&mesh, "battle", &one).await?,
+        id_of(&mesh, "battle", &two).await?,
+    );
     let keys: Vec<String> = (0..20).map(|n| format!("room-{n}")).collect();
     for key in &keys {
         change(&mesh, "claim", key, &first).await?;
@@ -250,7 +271,10 @@ async fn a_drain_lets_rooms_be_then_hands_them_over_and_no_request_fails() -> an
     mesh.client().drain(&drain).await?;
     let drains = mesh.client().drains().await?;
     let drained = drains.items.first().expect("it is being drained");
-    assert_eq!((drained.traffic.as_str(), drained.sessions), ("draining", 20));
+    assert_eq!(
+        (drained.traffic.as_str(), drained.sessions),
+        ("draining", 20)
+    );
     let refused = change(&mesh, "claim", "new", &first).await;
     assert!(refused.is_err(), "it takes no new sessions");
     let ended = eventually("it is drained", READY_MAX, async || {
@@ -263,7 +287,8 @@ async fn a_drain_lets_rooms_be_then_hands_them_over_and_no_request_fails() -> an
         at(caller.outbound, key, "two").await?;
     }
     load.end().await?;
-    let page = mesh.client().sessions("default", Some("battle"), None, Some(&second), None);
+    let client = mesh.client();
+    let page = client.sessions("default", Some("battle"), None, Some(&second), None);
     assert_eq!(page.await?.count, 20);
     Ok(())
 }
@@ -279,24 +304,35 @@ async fn a_move_reaches_fifty_followers() -> anyhow::Result<()> {
     let mut mesh = Mesh::start().await?;
     let one = mesh.instance("battle", "v1", "one").await?;
     let two = mesh.instance("battle", "v1", "two").await?;
-    let ids = [id_of(&mesh, "battle", &one).await?, id_of(&mesh, "battle", &two).await?];
+    let ids = [
+        id_of(&mesh, "battle", &one).await?,
+        id_of(&mesh, "battle", &two).await?,
+    ];
     let service = ServiceName::new("default", "battle");
-    let control: Channel = Channel::from_shared(format!("http://{}", mesh.xds))?.connect().await?;
+    let control: Channel = Channel::from_shared(format!("http://{}", mesh.xds))?
+        .connect()
+        .await?;
     let mut sessions = Sessions::new(control);
     for n in 0..100 {
         let key = format!("other-{n}");
         sessions.claim(&service, &key, &ids[0], 0, None).await?;
     }
-    let mut epoch = sessions.claim(&service, "room", &ids[0], 0, None).await?.epoch;
+    let mut epoch = sessions
+        .claim(&service, "room", &ids[0], 0, None)
+        .await?
+        .epoch;
 
     let (heard, mut hearing) = mpsc::channel(FOLLOWERS * 2);
     let mut followers = Vec::new();
     for n in 0..FOLLOWERS {
-        let channel = Channel::from_shared(format!("http://{}", mesh.xds))?.connect().await?;
+        let channel = Channel::from_shared(format!("http://{}", mesh.xds))?
+            .connect()
+            .await?;
         followers.push(tokio::spawn(follow(channel, n, heard.clone())));
     }
     for _ in 0..FOLLOWERS {
-        assert_eq!(hearing.recv().await.map(|(seen, _)| seen), Some(epoch));
+        let heard = tokio::time::timeout(READY_MAX, hearing.recv()).await?;
+        assert_eq!(heard.map(|(seen, _)| seen), Some(epoch));
     }
     let mut took = Vec::new();
     for turn in 0..moves {
@@ -333,7 +369,11 @@ async fn follow(
         .send(DeltaDiscoveryRequest {
             node: Some(Node {
                 id: format!("default/gateway/g{number}"),
-                cluster: "gateway".into(),
+                metadata: Some(metadata(&[
+                    ("service", "gateway"),
+                    ("namespace", "default"),
+                    ("outbound", "15001"),
+                ])),
                 ..Default::default()
             }),
             type_url: SEAT_TYPE.into(),
@@ -361,4 +401,14 @@ async fn follow(
         requests.send(ack).await?;
     }
     Ok(())
+}
+
+fn metadata(words: &[(&str, &str)]) -> prost_types::Struct {
+    let text = |text: &str| prost_types::Value {
+        kind: Some(prost_types::value::Kind::StringValue(text.to_owned())),
+    };
+    let fields = words.iter().map(|(name, word)| ((*name).to_owned(), text(word)));
+    prost_types::Struct {
+        fields: fields.collect(),
+    }
 }
