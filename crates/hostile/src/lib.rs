@@ -52,6 +52,7 @@ targets! {
     identity::names_of_peers 3000,
     identity::sessions 3000,
     wire::client_hello 1500,
+    wire::beginnings 3000,
     wire::dns 1000,
     wire::redis 1500,
     wire::imports 1500,

@@ -7,7 +7,7 @@ use phalanx_control::dns;
 use phalanx_control::import::read_key;
 use phalanx_control::limits::redis_answers;
 use phalanx_model::instance::is_callable;
-use phalanx_proxy::drive::name_in_hello;
+use phalanx_proxy::drive::{first_bytes, name_in_hello};
 
 /// What was read of the beginning stays true of the whole.
 pub fn client_hello(bytes: &[u8]) {
@@ -22,6 +22,21 @@ pub fn client_hello(bytes: &[u8]) {
     if let Some(Some(name)) = whole {
         assert!(name.len() <= 255 && !name.bytes().any(|byte| byte.is_ascii_uppercase()));
     }
+}
+
+/// What was said of the beginning stays true of the whole, and at last something is said.
+pub fn beginnings(bytes: &[u8]) {
+    let (whole, _) = first_bytes(bytes, false);
+    for cut in [bytes.len() / 2, bytes.len().saturating_sub(1)] {
+        let (part, _) = first_bytes(bytes.get(..cut).unwrap_or_default(), false);
+        assert!(
+            cut == 0 || part.is_none() || part == whole,
+            "{part:?} of the front, {whole:?} of all"
+        );
+    }
+    let (last, host) = first_bytes(bytes, true);
+    assert!(last.is_some() && (whole.is_none() || whole == last));
+    assert!(host.is_none_or(|host| host.len() <= bytes.len()));
 }
 
 /// For every transport an answer within its bounds, or none.

@@ -41,6 +41,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, watch};
 
 use self::accept::Service;
+pub use self::accept::first_bytes;
 use self::core::Core;
 use self::deadline::Watch;
 use self::gates::{Gates, Opened};

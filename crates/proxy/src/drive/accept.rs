@@ -20,6 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use self::relay::relay;
+pub use self::sniff::first_bytes;
 use self::sniff::{Meant, Spoken, detect, may_enter, may_stay, unread_app};
 use super::Shared;
 use super::core::Core;

@@ -398,11 +398,21 @@ fn judge(seen: &[u8], at_last: bool) -> Option<Preface> {
     }
 }
 
+/// What begins a connection, of bytes: whether that is HTTP, and for which host. For whoever feeds it foreign ones.
+pub fn first_bytes(seen: &[u8], at_last: bool) -> (Option<bool>, Option<String>) {
+    let is_http = judge(seen, at_last).map(|preface| !matches!(preface, Preface::Other));
+    (is_http, host_of(seen))
+}
+
 /// The `Host` of the request that a connection begins with, as written, if its head came by now.
 pub(super) async fn host(stream: &TcpStream) -> Option<String> {
     let mut seen = vec![0; LINE_MAX];
     let count = stream.peek(&mut seen).await.ok()?;
-    let head = std::str::from_utf8(seen.get(..count)?).ok()?;
+    host_of(seen.get(..count)?)
+}
+
+fn host_of(seen: &[u8]) -> Option<String> {
+    let head = std::str::from_utf8(seen).ok()?;
     let head = head.split("\r\n\r\n").next()?;
     let mut fields = head
         .split("\r\n")
