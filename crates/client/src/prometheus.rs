@@ -148,6 +148,32 @@ mod tests {
         assert!(told(r#"{"status":"success"}"#).is_err());
     }
 
+    #[tokio::test]
+    async fn a_server_that_speaks_its_api_is_asked_and_one_that_is_gone_is_an_error() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let served = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n\r\n") {
+                asked.push(stream.read_u8().await.unwrap());
+            }
+            let body = r#"{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"value":[1,"42"]}]}}"#;
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+            let answer = [head.as_bytes(), body.as_bytes()].concat();
+            stream.write_all(&answer).await.unwrap();
+            String::from_utf8(asked).unwrap()
+        });
+        let patience = Duration::from_secs(30);
+        assert_eq!(query(&address, "sum(x) > 1", patience).await, Ok(42.0));
+        let asked = served.await.unwrap();
+        let line = "GET /api/v1/query?query=sum%28x%29%20%3E%201 HTTP/1.1";
+        assert!(asked.starts_with(line), "{asked}");
+        let gone = query(&address, "x", patience).await.unwrap_err();
+        assert!(gone.contains("can't be reached"), "{gone}");
+    }
+
     #[test]
     fn a_query_is_encoded_whole() {
         assert_eq!(

@@ -229,7 +229,7 @@ async fn matches_stay_on_their_version_and_no_request_fails_through_steps_a_kill
     let (end, over) = tokio::sync::watch::channel(false);
     let playing = play(arena.caller.outbound, matches, over);
     let newcomers = arena.newcomers();
-    let steps = "[{mirror: {percent: 50, for: 1s}}, {weight: 20, for: 2s}, {pause: {}}, {weight: 60, for: 1s}]";
+    let steps = "[{mirror: {percent: 50, compare: true, for: 1s}}, {weight: 20, for: 2s}, {pause: {}}, {weight: 60, for: 1s}]";
     arena.mesh.apply(&rollout(steps)).await?;
 
     // In the middle, without a word.
