@@ -4,7 +4,7 @@
 //! Model types go in and come out; what travels between stays in here. Configuration does not come this way: it comes
 //! over xDS.
 //!
-//! Module order (a module imports only later ones): admin, api, session, limits, observe, registry, identity, health, prometheus, channel,
+//! Module order (a module imports only later ones): admin, session, limits, observe, api, registry, identity, health, prometheus, channel,
 //! secure, inspect, mark, why, backoff.
 
 pub mod admin;

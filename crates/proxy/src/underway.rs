@@ -298,7 +298,7 @@ impl Here<'_> {
     pub fn count(&self, how: How) {
         let cells = self.of.cores.get(self.core);
         if let Some(cell) = cells.and_then(|cells| cells.hows.get(how as usize)) {
-            crate::account::bump(cell, 1);
+            span::bump(cell);
         }
     }
 
@@ -417,7 +417,7 @@ impl Here<'_> {
             } else {
                 &cells.withheld
             };
-            crate::account::bump(cell, 1);
+            span::bump(cell);
         }
         found
     }

@@ -14,6 +14,8 @@ use phalanx_testkit::process::Process;
 use phalanx_testkit::{address, eventually};
 
 const CONNECTIONS: usize = 64;
+/// Requests of one colour before those of another: some meet their own only, some do not.
+const RUN: usize = 200;
 const COLOURS: [&str; 3] = ["blue", "green", "red"];
 
 const SERVICES: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: NAME}\nspec:\n  selector: {app: NAME}\n  ports: [{port: 80, appProtocol: PROTOCOL}]\n---\n";
@@ -146,12 +148,13 @@ impl Chain {
         tokio::time::sleep(Duration::from_millis(600)).await;
     }
 
-    /// `total` requests over [`CONNECTIONS`], each of a colour out of `colours` by its number: how many of them arrived
+    /// `total` requests over [`CONNECTIONS`], each `run` of each of `colours` in turn: how many of them arrived
     /// with it, without, or were refused. One that arrives with another's is an error.
     async fn run(
         self: &Arc<Self>,
         total: usize,
         colours: &[&'static str],
+        run: usize,
     ) -> anyhow::Result<Tally> {
         let (next, colours) = (Arc::new(AtomicUsize::new(0)), colours.to_vec());
         let mut tasks = tokio::task::JoinSet::new();
@@ -165,7 +168,7 @@ impl Chain {
                     if number >= total {
                         return anyhow::Ok(tally);
                     }
-                    let colour = colours[number % colours.len()];
+                    let colour = colours[number / run % colours.len()];
                     let answer = connection.send(&chain.call(colour)).await?;
                     tally.add(&chain, &answer, colour)?;
                 }
@@ -236,14 +239,14 @@ fn of(counted: &BTreeMap<String, u64>, how: &str) -> usize {
 }
 
 async fn nobody_gets_the_colour_of_another(is_grpc: bool) -> anyhow::Result<()> {
-    let chain = Arc::new(Chain::start(is_grpc, &[], &[]).await?);
+    let chain = Arc::new(Chain::start(is_grpc, &[], &["--correlate-linger", "20ms"]).await?);
     // Of one colour only: all of them are known.
-    let alone = chain.run(100, &COLOURS[..1]).await?;
+    let alone = chain.run(100, &COLOURS[..1], 1).await?;
     anyhow::ensure!(alone.kept == 100, "{alone:?}");
     chain.rest().await;
     let before = chain.counted().await?;
     let total = requests();
-    let mixed = chain.run(total, &COLOURS).await?;
+    let mixed = chain.run(total, &COLOURS, RUN).await?;
     let after = chain.counted().await?;
     let since = |how| of(&after, how) - of(&before, how);
     println!("{total} of mixed colours: {mixed:?}, {after:?}");
@@ -272,7 +275,7 @@ async fn colours_survive_a_go_grpc_service_that_copies_nothing() -> anyhow::Resu
 async fn a_service_that_passes_traces_on_keeps_every_colour() -> anyhow::Result<()> {
     let chain = Arc::new(Chain::start(false, &["traceparent"], &[]).await?);
     let total = requests();
-    let mixed = chain.run(total, &COLOURS).await?;
+    let mixed = chain.run(total, &COLOURS, 1).await?;
     // A core remembers so many: of more than it has room for, some are not known.
     anyhow::ensure!(mixed.kept >= total * 3 / 4, "{mixed:?}");
     let counted = chain.counted().await?;
@@ -307,7 +310,7 @@ async fn a_trace_goes_on_where_one_request_can_be_the_cause() -> anyhow::Result<
 async fn strict_fails_the_hop_that_lost_the_colour() -> anyhow::Result<()> {
     let options = ["--correlate", "strict"];
     let chain = Arc::new(Chain::start(false, &[], &options).await?);
-    let mixed = chain.run(300, &COLOURS).await?;
+    let mixed = chain.run(300, &COLOURS, 1).await?;
     let counted = chain.counted().await?;
     // Nothing goes to the baseline unnoticed.
     anyhow::ensure!(mixed.baseline == 0 && mixed.refused > 0, "{mixed:?}");
@@ -320,7 +323,7 @@ async fn strict_fails_the_hop_that_lost_the_colour() -> anyhow::Result<()> {
     let page = String::from_utf8(page.body.to_vec())?;
     anyhow::ensure!(page.contains("reason=\"colour_lost\""), "{page}");
     chain.rest().await;
-    let alone = chain.run(100, &COLOURS[..1]).await?;
+    let alone = chain.run(100, &COLOURS[..1], 1).await?;
     anyhow::ensure!(alone.kept == 100, "{alone:?}");
     Ok(())
 }

@@ -55,6 +55,13 @@ impl Span {
     }
 }
 
+/// One more, with one writer: no locked instruction.
+#[inline]
+pub(super) fn bump(cell: &AtomicU64) {
+    let count = cell.load(Ordering::Relaxed);
+    cell.store(count.wrapping_add(1), Ordering::Relaxed);
+}
+
 /// Clocks of cores are read when their sockets are, so one may be behind.
 #[inline]
 pub(super) fn is_recent(ended_ms: u64, now_ms: u64, linger_ms: u64) -> bool {
