@@ -52,9 +52,6 @@ spec:
   parentRefs: [{{name: edge}}]
   hostnames: [{HOST}]
   rules:
-  - matches: [{{path: {{value: /short}}}}]
-    timeouts: {{request: 300ms}}
-    backendRefs: [{{name: battle, port: 9000}}]
   - backendRefs: [{{name: battle, port: 9000}}]
 ---
 apiVersion: phalanx.dev/v1alpha1
@@ -224,6 +221,43 @@ async fn answers_are_those_of_envoys_transcoder() -> anyhow::Result<()> {
             }
         }
     }
+    ours_alone(stage.ours).await?;
     anyhow::ensure!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+    Ok(())
+}
+
+/// What Envoy has no word for, or says in other words.
+async fn ours_alone(edge: SocketAddr) -> anyhow::Result<()> {
+    let text = |answer: &Answer| String::from_utf8_lossy(&answer.body).into_owned();
+    let events = Call::get(HOST, "/v1/rooms/1/events?count=3&fail_after=1");
+    let events = events.header("accept", "text/event-stream");
+    let answer = call(edge, &events).await?;
+    assert_eq!(answer.header("content-type"), "text/event-stream");
+    assert_eq!(
+        text(&answer),
+        "data: {\"number\":1,\"text\":\"rooms/1\"}\n\nevent: error\ndata: {\"code\":14,\"message\":\"the room is gone\"}\n\n"
+    );
+    let lines = Call::get(HOST, "/v1/rooms/1/events?count=2&fail_after=1");
+    let answer = call(edge, &lines).await?;
+    assert_eq!(answer.header("content-type"), "application/x-ndjson");
+    assert!(text(&answer).ends_with("{\"error\":{\"code\":14,\"message\":\"the room is gone\"}}\n"));
+    // The deadline goes along, and its end is told as any other.
+    let slow = Call::get(HOST, "/v1/rooms/1?view=slow").header("grpc-timeout", "100m");
+    let answer = call(edge, &slow).await?;
+    assert_eq!((answer.status, answer.json()["code"].as_u64()), (504, Some(4)));
+    assert_eq!(answer.header("x-phalanx-reason"), "timeout");
+    let answer = call(edge, &Call::get(HOST, "/v1/fail/5?details=foreign&message=gone")).await?;
+    assert_eq!(answer.status, 404);
+    assert_eq!(
+        text(&answer),
+        r#"{"code":5,"message":"gone","details":[{"@type":"type.googleapis.com/other.Thing","value":"CAE="}]}"#
+    );
+    // Native calls go on as they came.
+    let answer = call(edge, &Call::grpc(HOST, "/battle.v1.Battle/GetRoom")).await?;
+    assert_eq!((answer.status, answer.grpc_status()), (200, Some("0")));
+    let large = vec![b' '; (4 << 20) + 1];
+    let post = Call::get(HOST, "/v1/rooms").method("POST".parse()?).body(large);
+    let answer = call(edge, &post).await?;
+    assert_eq!((answer.status, answer.json()["code"].as_u64()), (413, Some(8)));
     Ok(())
 }

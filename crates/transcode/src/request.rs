@@ -209,7 +209,11 @@ impl Call {
             }
             messages.push(within(&fields, &message));
         } else if blank {
-            messages.push(Vec::new());
+            // Nothing is a message without fields.
+            messages.push(match target {
+                Some(_) => within(&fields, &[]),
+                None => Vec::new(),
+            });
         } else if let (true, Some(id)) = (binding.client_streaming, target) {
             json::read_stream(schema, any_case, id, body, |message| {
                 messages.push(within(&fields, &message));

@@ -99,12 +99,11 @@ pub fn format_duration(seconds: i64, nanos: i64) -> Option<String> {
     Some(format!("{sign}{}{fraction}s", seconds.abs()))
 }
 
-/// `fooBar.baz` as `foo_bar.baz`; none where that is no name, or would not come back.
-pub fn snake(path: &str) -> Option<String> {
+/// `fooBar.baz` as `foo_bar.baz`. Names that are so already stay.
+pub fn snake(path: &str) -> String {
     let mut out = String::with_capacity(path.len() + 4);
     for char in path.chars() {
         match char {
-            '_' => return None,
             'A'..='Z' => {
                 out.push('_');
                 out.push(char.to_ascii_lowercase());
@@ -112,7 +111,7 @@ pub fn snake(path: &str) -> Option<String> {
             _ => out.push(char),
         }
     }
-    Some(out)
+    out
 }
 
 pub fn camel(path: &str) -> String {

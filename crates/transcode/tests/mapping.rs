@@ -79,7 +79,7 @@ fn paths_queries_and_bodies_become_messages() {
         ),
         ("GET", "/v1/rooms?filter.mode=1&page_token=a+b%2Bc", "", r#"ListRooms {"pageToken":"a+b+c","filter":{"mode":"DUEL"}}"#),
         ("POST", "/v1/rooms?room_id=8", r#"{"title":"x","seed":"5"}"#, r#"CreateRoom {"room":{"title":"x","seed":"5"},"roomId":"8"}"#),
-        ("POST", "/v1/rooms", "", "CreateRoom {}"),
+        ("POST", "/v1/rooms", "", r#"CreateRoom {"room":{}}"#),
         ("PATCH", "/v1/rooms/3?update_mask=title", r#"{"title":"y"}"#, r#"UpdateRoom {"room":{"name":"rooms/3","title":"y"},"updateMask":"title"}"#),
         ("PUT", "/v1/rooms/3", r#"{"room":{"name":"rooms/3"}}"#, r#"UpdateRoom {"room":{"name":"rooms/3"}}"#),
         ("DELETE", "/v1/rooms/3", "", r#"DeleteRoom {"name":"rooms/3"}"#),

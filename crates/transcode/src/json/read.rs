@@ -560,7 +560,7 @@ fn well_known(shape: Shape, value: &str, out: &mut Vec<u8>) -> Option<()> {
         }
         Shape::FieldMask => {
             for path in value.split(',').filter(|path| !path.is_empty()) {
-                wire::put_bytes(out, 1, text::snake(path)?.as_bytes());
+                wire::put_bytes(out, 1, text::snake(path).as_bytes());
             }
         }
         _ => return None,

@@ -144,6 +144,8 @@ fn http(name: &str, table: &str, colour: Option<&str>) -> hcm_v3::HttpConnection
         preserve_external_request_id: true,
         forward_client_cert_details: ForwardClientCertDetails::Sanitize.into(),
         early_header_mutation_extensions: vec![strip(colour)],
+        // Its routes are those of callers.
+        http_filters: listener::route_filters(),
         ..listener::connection_manager(name, Direction::Inbound, table)
     }
 }

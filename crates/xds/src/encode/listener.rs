@@ -141,11 +141,10 @@ pub(crate) fn connection_manager(
         route_config_name: route_table.to_owned(),
     };
     // What routes can ask for, they ask of callers' sidecars.
-    let mut http_filters = match direction {
-        Direction::Inbound => Vec::new(),
-        Direction::Outbound => beside::filters(),
+    let http_filters = match direction {
+        Direction::Inbound => vec![router()],
+        Direction::Outbound => route_filters(),
     };
-    http_filters.push(router());
     hcm_v3::HttpConnectionManager {
         codec_type: CodecType::Auto.into(),
         stat_prefix: name.to_owned(),
@@ -170,6 +169,13 @@ pub(crate) fn connection_manager(
         strip_trailing_host_dot: true,
         ..Default::default()
     }
+}
+
+/// What routes can ask for, and the router.
+pub(super) fn route_filters() -> Vec<hcm_v3::HttpFilter> {
+    let mut filters = beside::filters();
+    filters.push(router());
+    filters
 }
 
 /// The last filter. Envoy takes a connection manager without it and then lets requests hang.

@@ -253,7 +253,8 @@ impl Telling<'_> {
         tally: &mut Tally,
     ) -> Poll<Passed> {
         loop {
-            let streams = self.converter.style() != Style::Whole && self.said.is_none();
+            let failed = self.said.as_ref().is_some_and(|said| !said.is_ok());
+            let streams = self.converter.style() != Style::Whole && !failed;
             if !self.began && streams && !self.over && !self.begin_stream(core, incoming) {
                 return Poll::Ready(Passed::Broken);
             }
