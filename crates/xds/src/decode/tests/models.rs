@@ -1,10 +1,13 @@
 //! Arbitrary models, within what documents can say.
 
+use std::sync::{Arc, LazyLock};
+
+use phalanx_model::resource::Transcoding;
+use phalanx_model::resource::transcode::{Options, Print, Validation};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use phalanx_model::resource::sessions::{Missing, SessionDirectory, SessionKey};
 use phalanx_model::identity::{SpiffeId, TrustDomain};
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::{ClusterName, Direction, ServiceName};
@@ -15,6 +18,7 @@ use phalanx_model::resource::limit::{
     Fault, FaultEffect, GlobalLimit, LimitKey, Limits, Overload, Priority, PriorityRule, Rate,
     SHARE_WHOLE,
 };
+use phalanx_model::resource::sessions::{Missing, SessionDirectory, SessionKey};
 use phalanx_model::resource::udp::{TOKEN_MAX, Token, TokenAt, UdpLimits, UdpPort, UdpRules};
 use phalanx_model::resource::*;
 use proptest::collection::{btree_map, btree_set, vec};
@@ -236,6 +240,33 @@ fn compare() -> impl Strategy<Value = Compare> {
         .prop_map(|(headers, paths)| Compare { headers, paths })
 }
 
+/// Two policies over one set, so that tables have both at times.
+fn transcoding() -> impl Strategy<Value = Arc<Transcoding>> {
+    static KNOWN: LazyLock<Vec<Arc<Transcoding>>> = LazyLock::new(|| {
+        let set = include_bytes!("../../../../../fuzz/corpus/descriptors/battle.pb");
+        let options = [false, true].map(|flag| Options {
+            auto_mapping: flag,
+            convert_grpc_status: !flag,
+            ignored_query_parameters: vec!["key".to_owned()],
+            print: Print {
+                stream_newline_delimited: flag,
+                ..Print::default()
+            },
+            validation: Validation {
+                reject_unknown_method: flag,
+                ..Validation::default()
+            },
+            ..Options::default()
+        });
+        let services = || vec!["battle.v1.Battle".to_owned()];
+        let known = options.map(|options| {
+            Arc::new(Transcoding::try_new(set.to_vec(), services(), options).unwrap())
+        });
+        known.to_vec()
+    });
+    select(KNOWN.clone())
+}
+
 fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
     let rewrite = (
         option::of("[a-z]{1,8}(:[0-9]{1,4})?"),
@@ -249,6 +280,7 @@ fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
         option::of(hedging()),
         option::of(select(Priority::ALL.to_vec())),
         option::of(compare()),
+        option::of(transcoding()),
     );
     (
         backends(),
@@ -262,7 +294,7 @@ fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
         .prop_map(
             |(backends, rewrite, request_timeout, attempt_timeout, retry, hash_on, beside)| {
                 let (authority, path) = rewrite;
-                let (mirrors, session, cors, hedging, priority, compare) = beside;
+                let (mirrors, session, cors, hedging, priority, compare, transcoding) = beside;
                 let rewrite = Rewrite { authority, path };
                 Action::Forward(Forward {
                     backends,
@@ -277,7 +309,7 @@ fn forward(matched: &PathMatch) -> impl Strategy<Value = Action> + use<> {
                     cors,
                     hedging,
                     priority,
-                    ..Forward::default()
+                    transcoding,
                 })
             },
         )
@@ -498,14 +530,23 @@ fn colours() -> impl Strategy<Value = EdgeColours> {
         Just(ColourPattern::Prefix(String::new())),
     ];
     // Each once, as documents say it.
-    let network = select(vec!["10.10.0.0/16", "192.0.2.7/32", "fd00::/8", "0.0.0.0/0"]);
+    let network = select(vec![
+        "10.10.0.0/16",
+        "192.0.2.7/32",
+        "fd00::/8",
+        "0.0.0.0/0",
+    ]);
     let networks = btree_map(network, colour(), 0..3);
     let networks = networks.prop_map(|networks| {
         let networks = networks.into_iter();
         let network = |(text, colour): (&str, _)| (text.parse::<Network>().unwrap(), colour);
         networks.map(network).collect::<Vec<_>>()
     });
-    let canary = (option::of("[a-z-]{1,8}"), option::of("[A-Za-z]{1,8}"), any::<bool>());
+    let canary = (
+        option::of("[a-z-]{1,8}"),
+        option::of("[A-Za-z]{1,8}"),
+        any::<bool>(),
+    );
     let canary = canary.prop_map(|(header, cookie, generate)| CanaryId {
         header,
         cookie,
@@ -554,16 +595,18 @@ fn udp_listener() -> impl Strategy<Value = Listener> {
     });
     let limits = (1u32.., 1u32.., any::<u32>(), any::<u64>());
     let rules = (1u64..=3600, option::of(token), limits);
-    let rules = rules.prop_map(|(idle, token, (sessions, of_source, packets, bytes))| UdpRules {
-        idle_timeout: Duration::from_secs(idle),
-        token,
-        limits: UdpLimits {
-            sessions,
-            sessions_per_source: of_source,
-            packets_per_second_per_source: packets,
-            bytes_per_second_per_source: bytes,
+    let rules = rules.prop_map(
+        |(idle, token, (sessions, of_source, packets, bytes))| UdpRules {
+            idle_timeout: Duration::from_secs(idle),
+            token,
+            limits: UdpLimits {
+                sessions,
+                sessions_per_source: of_source,
+                packets_per_second_per_source: packets,
+                bytes_per_second_per_source: bytes,
+            },
         },
-    });
+    );
     (label(), address(), shares(), rules).prop_map(|(name, address, backends, rules)| Listener {
         name: format!("udp/{address}"),
         address,
@@ -777,13 +820,16 @@ fn directory() -> impl Strategy<Value = SessionDirectory> {
         "[a-z][a-z-]{0,8}".prop_map(SessionKey::Header),
         "[A-Za-z][A-Za-z_]{0,8}".prop_map(SessionKey::Cookie),
     ];
-    (("[a-z]{1,8}", "[a-z]{1,8}"), key, select(Missing::ALL.to_vec())).prop_map(
-        |((namespace, name), key, missing)| SessionDirectory {
+    (
+        ("[a-z]{1,8}", "[a-z]{1,8}"),
+        key,
+        select(Missing::ALL.to_vec()),
+    )
+        .prop_map(|((namespace, name), key, missing)| SessionDirectory {
             service: ServiceName::new(namespace, name),
             key,
             missing,
-        },
-    )
+        })
 }
 
 pub(super) fn assignment() -> impl Strategy<Value = Assignment> {
