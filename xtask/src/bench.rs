@@ -41,7 +41,8 @@ pub struct Options {
     #[arg(long, default_value_t = 3)]
     seconds: u64,
     /// Only these cases: h1, h2, h2-64x1, pair; rate, rate-pair (latency at 4,000 requests/s); idle-h1, idle-h2, idle-tls,
-    /// idle-tls-h2 (memory); flood-tls, flood-reset, flood-bad; tcp, tcp-small, tcp-short; stages
+    /// idle-tls-h2 (memory); flood-tls, flood-reset, flood-bad; tcp, tcp-small, tcp-short; udp,
+    /// udp-sessions (memory), flood-udp; stages
     #[arg(
         long,
         value_delimiter = ',',

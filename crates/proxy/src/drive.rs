@@ -492,7 +492,10 @@ impl Worker {
         // Not among those that end with a hand-over: its sessions are ours to the end.
         if let Some(own) = self.datagrams.take() {
             let (plan, account) = (self.plan.clone(), self.account.clone());
-            let serving = udp::run(own, plan, account, closing.clone());
+            let stage = self.stage.clone();
+            let succeeds =
+                move || matches!(*stage.borrow(), Stage::Drain(drain) if drain.is_succeeded);
+            let serving = udp::run(own, plan, account, closing.clone(), succeeds);
             tokio::task::spawn_local(self.lasting.guard("datagrams", serving));
         }
         for (service, listener) in std::mem::take(&mut self.listeners) {

@@ -5,13 +5,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::load::{self, Flood};
-use super::running::{Child, LOAD_CORE, Running, wait_for_port};
+use super::running::{Child, LOAD_CORE, Running, wait_for_echo, wait_for_port};
 use super::sample::Sample;
 use super::{idle, pair};
 
 pub const BACKEND_H1: &str = "127.0.0.1:18101";
 const BACKEND_H2: &str = "127.0.0.1:18102";
 const BACKEND_TCP: &str = "127.0.0.1:18103";
+/// The first of [`UDP_ENDPOINTS`].
+const BACKEND_UDP: &str = "127.0.0.100:18104";
 /// Where every proxy listens, one at a time.
 pub const LISTEN: &str = "127.0.0.1:18100";
 
@@ -21,6 +23,7 @@ pub enum Wire {
     Http1,
     Http2,
     Tcp,
+    Udp,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,7 +63,7 @@ pub const PAIR: Case = Case {
     unit: "request",
 };
 
-pub static ALL: [Case; 16] = [
+pub static ALL: [Case; 19] = [
     Case {
         name: "h1",
         title: "HTTP/1.1 \u{2192} HTTP/1.1, 64 keep-alive connections, 1 KB answers (`wrk -t1 -c64`)",
@@ -182,11 +185,50 @@ pub static ALL: [Case; 16] = [
         load: Load::Relay("short", "16"),
         unit: "connection",
     },
+    Case {
+        name: "udp",
+        title: "UDP at a fixed 20,000 datagrams/s each way, 64 clients, 120 B, open loop",
+        wire: Wire::Udp,
+        paired: false,
+        load: Load::Paced,
+        unit: "packet",
+    },
+    Case {
+        name: "udp-sessions",
+        title: "Memory of UDP sessions",
+        wire: Wire::Udp,
+        paired: false,
+        load: Load::Idle,
+        unit: "session",
+    },
+    Case {
+        name: "flood-udp",
+        title: "Good UDP clients beside one source that sends as fast as it can",
+        wire: Wire::Udp,
+        paired: false,
+        load: Load::Flood(Flood::Udp),
+        unit: "attack",
+    },
 ];
+
+/// Where 100,000 sessions go to, for one endpoint has a socket for each.
+pub const UDP_ENDPOINTS: u8 = 100;
 
 impl Case {
     pub fn is_tcp(&self) -> bool {
         self.wire == Wire::Tcp
+    }
+
+    pub fn is_udp(&self) -> bool {
+        self.wire == Wire::Udp
+    }
+
+    /// Endpoints of the service.
+    pub fn endpoints(&self) -> u8 {
+        match self.is_udp() && self.is_idle() {
+            true => UDP_ENDPOINTS,
+            false => 1,
+        }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -203,6 +245,7 @@ impl Case {
             Wire::Http1 => BACKEND_H1,
             Wire::Http2 => BACKEND_H2,
             Wire::Tcp => BACKEND_TCP,
+            Wire::Udp => BACKEND_UDP,
         }
     }
 
@@ -228,14 +271,26 @@ impl Case {
             Wire::Http1 => "h1",
             Wire::Http2 => "h2",
             Wire::Tcp => "tcp",
+            Wire::Udp => "udp",
         };
         command
             .args(["-c", LOAD_CORE])
             .arg(root.join("target/dist/bench-backend"))
             .args([protocol, self.backend()]);
+        if self.is_udp() {
+            command.arg(self.endpoints().to_string());
+        }
         let child = Child::spawn(&mut command, "backend")?;
-        wait_for_port(self.backend())?;
+        self.wait_for(self.backend())?;
         Ok(child)
+    }
+
+    /// Until somebody listens there, or answers.
+    pub fn wait_for(&self, address: &str) -> anyhow::Result<()> {
+        match self.is_udp() {
+            true => wait_for_echo(address),
+            false => wait_for_port(address),
+        }
     }
 
     pub fn measure(&self, root: &Path, proxy: &Running, time: Duration) -> anyhow::Result<Sample> {

@@ -17,9 +17,40 @@ pub const CONNECTIONS: usize = 9900;
 /// Until buffers are given back, and allocators have done their cleaning.
 const STEADY: Duration = Duration::from_secs(6);
 
+/// Of datagrams: as many clients that are there, each from an address of its own.
+const SESSIONS: u32 = 100_000;
+
+/// Not until they are steady: they end after a minute.
+fn sessions(root: &Path, proxy: &Running) -> anyhow::Result<Sample> {
+    std::thread::sleep(SETTLED);
+    let before = proxy.all().proportional_kb()?;
+    let mut hello = Command::new("taskset");
+    hello.args(["-c", LOAD_CORE]);
+    hello.arg(root.join("target/dist/bench-backend"));
+    hello.args(["udp-hello", proxy.entry, &SESSIONS.to_string()]);
+    let opened = printed(
+        &Child::listened(&mut hello, "the clients")?.finish()?,
+        "open ",
+    )?;
+    let full = proxy.all().proportional_kb()?;
+    if opened < f64::from(SESSIONS) {
+        bail!("of {SESSIONS} clients {opened} had an answer");
+    }
+    let mut sample = Sample::default();
+    sample.add("KB/session", (full - before) / opened, 3);
+    sample.add("sessions", opened, 0);
+    sample.add("descriptors", proxy.all().descriptors()? as f64, 0);
+    sample.add("MB before", before / 1024.0, 1);
+    sample.add("MB with them", full / 1024.0, 1);
+    Ok(sample)
+}
+
 /// The proportional set size, after less what it was before: the kernel's memory for sockets is not in it. One request went
 /// through before, so that what is made once is there.
 pub fn measure(case: &Case, root: &Path, proxy: &Running) -> anyhow::Result<Sample> {
+    if case.is_udp() {
+        return sessions(root, proxy);
+    }
     let server = match case.paired {
         true => proxy.last(),
         false => proxy.all(),

@@ -13,6 +13,9 @@ use super::sample::{P50, P99, Sample};
 /// Requests a second, where the rate is fixed, and the connections they have.
 pub const RATE: u32 = 4000;
 const RATE_CONNECTIONS: u32 = 32;
+/// Datagrams a second, and the clients that send them.
+const UDP_RATE: u32 = 20_000;
+const UDP_CLIENTS: u32 = 64;
 /// Of the good client in a flood.
 pub const GOOD_RATE: u32 = 500;
 const GOOD_CONNECTIONS: u32 = 8;
@@ -25,6 +28,7 @@ pub enum Flood {
     Tls,
     Reset,
     Bad,
+    Udp,
 }
 
 impl Flood {
@@ -33,6 +37,7 @@ impl Flood {
             Self::Tls => "tls",
             Self::Reset => "reset",
             Self::Bad => "bad",
+            Self::Udp => "udp",
         }
     }
 }
@@ -50,11 +55,20 @@ pub fn measure(
     let (before, started) = (proxy.cpu()?, Instant::now());
     let output = generate(case, root, proxy, time)?;
     let (spent, elapsed) = (proxy.cpu()?.since(before), started.elapsed());
-    let count = completed(case, &output)?;
+    let answered = completed(case, &output)?;
+    // Each datagram has an echo.
+    let count = answered * if case.is_udp() { 2.0 } else { 1.0 };
     let mut sample = Sample::default();
     if case.is_about_tails() {
         latency(&output, &mut sample);
         sample.add_cpu(spent, count);
+        if case.is_udp() {
+            sample.add(
+                "lost %",
+                100.0 - answered * 100.0 / printed(&output, "sent ")?,
+                3,
+            );
+        }
         return Ok(sample);
     }
     sample.add_cpu(spent, count);
@@ -120,12 +134,14 @@ fn generate(case: &Case, root: &Path, proxy: &Running, time: Duration) -> anyhow
     let backend = root.join("target/dist/bench-backend");
     let mut command = Command::new("taskset");
     command.args(["-c", LOAD_CORE]);
+    let kind = if case.is_udp() { "udp-paced" } else { "paced" };
     let mut paced = |rate: u32, connections: u32| {
         let (rate, connections) = (rate.to_string(), connections.to_string());
-        command.arg(&backend).arg("paced");
+        command.arg(&backend).arg(kind);
         command.args([to, &rate, &connections, &seconds]);
     };
     match case.load {
+        Load::Paced if case.is_udp() => paced(UDP_RATE, UDP_CLIENTS),
         Load::Paced => paced(RATE, RATE_CONNECTIONS),
         Load::Flood(_) => paced(GOOD_RATE, GOOD_CONNECTIONS),
         Load::Wrk => {
@@ -193,7 +209,7 @@ fn completed(case: &Case, output: &str) -> anyhow::Result<f64> {
         Load::Relay(..) => printed(output, "moved "),
         Load::Paced | Load::Flood(_) => {
             let (sent, answered) = (printed(output, "sent ")?, printed(output, "answered ")?);
-            if answered < sent {
+            if answered < sent && !case.is_udp() {
                 bail!("of {sent} requests {answered} were answered");
             }
             Ok(answered)

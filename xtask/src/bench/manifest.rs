@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::case::{Case, Wire};
+use super::case::{Case, LISTEN, Load, Wire};
 
 /// In all; the requests of the benchmark meet the last.
 pub const RULES: usize = 100;
@@ -17,20 +17,46 @@ pub fn outside(case: &Case) -> String {
         Wire::Http1 => "http",
         Wire::Http2 => "grpc",
         Wire::Tcp => "tcp",
+        Wire::Udp => "udp",
     };
+    let application = format!("appProtocol: {protocol}");
+    let transport = if case.is_udp() { ", protocol: UDP" } else { "" };
+    let (host, last) = address.rsplit_once('.').unwrap_or_default();
+    let last: u8 = last.parse().unwrap_or_default();
+    let each = (0..case.endpoints()).map(|n| format!("{{addresses: [\"{host}.{}\"]}}", last + n));
+    let endpoints = each.collect::<Vec<_>>().join(", ");
     let mut text = format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: backend}}\n\
-         spec:\n  ports: [{{name: main, port: 80, targetPort: {port}, appProtocol: {protocol}}}]\n\
+         spec:\n  ports: [{{name: main, port: 80, targetPort: {port}, {application}}}]\n\
          ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
          metadata: {{name: backend-1, labels: {{kubernetes.io/service-name: backend}}}}\n\
-         addressType: IPv4\nports: [{{name: main, port: {port}}}]\nendpoints: [{{addresses: [\"{address}\"]}}]\n\
+         addressType: IPv4\nports: [{{name: main, port: {port}{transport}}}]\nendpoints: [{endpoints}]\n\
          ---\napiVersion: phalanx.dev/v1alpha1\nkind: BackendPolicy\nmetadata: {{name: backend}}\n\
          spec:\n  targetRefs: [{{kind: Service, name: backend}}]\n"
     );
-    if !case.is_tcp() {
+    if case.is_udp() {
+        text.push_str(&datagrams(case));
+    } else if !case.is_tcp() {
         text.push_str(&routes());
     }
     text
+}
+
+/// An edge for them. All good clients of a benchmark have one address, and more of them than players there.
+fn datagrams(case: &Case) -> String {
+    let (_, port) = LISTEN.split_once(':').unwrap_or_default();
+    let rate = if case.is_about_tails() && !matches!(case.load, Load::Paced) {
+        10_000
+    } else {
+        1_000_000
+    };
+    format!(
+        "  udp: {{packetsPerSecondPerSource: {rate}, maxSessions: 200000}}\n\
+         ---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: bench}}\n\
+         spec:\n  gatewayClassName: phalanx\n  listeners: [{{name: udp, port: {port}, protocol: UDP}}]\n\
+         ---\napiVersion: gateway.networking.k8s.io/v1alpha2\nkind: UDPRoute\nmetadata: {{name: bench}}\n\
+         spec:\n  parentRefs: [{{name: bench}}]\n  rules: [{{backendRefs: [{{name: backend, port: 80}}]}}]\n"
+    )
 }
 
 /// For a pair: the backend has a sidecar, which keeps its limits.

@@ -60,6 +60,9 @@ impl Peer {
             _ if self.name == DIRECT => false,
             // Its ports speak one version of HTTP each, and the good client's is the other.
             Load::Flood(Flood::Reset) if self.name == "nginx" => false,
+            // Envoy has a socket for each session, more than there are descriptors.
+            Load::Idle if case.is_udp() => self.name == "phalanx",
+            _ if case.is_udp() => matches!(self.name, "phalanx" | "envoy"),
             _ => !case.paired || self.pair.is_some(),
         }
     }
@@ -70,8 +73,10 @@ impl Peer {
             (true, None) if self.name != DIRECT => bail!("it has no pair"),
             _ => (self.start)(root, work, case)?,
         };
-        wait_for_port(running.entry)?;
-        wait_until_routed(case, running.entry)?;
+        case.wait_for(running.entry)?;
+        if !case.is_udp() {
+            wait_until_routed(case, running.entry)?;
+        }
         Ok(running)
     }
 }
@@ -180,10 +185,26 @@ fn phalanx(root: &Path, work: &Path, case: &Case) -> anyhow::Result<Running> {
         );
     }
     let tcp = format!("{LISTEN}=backend:80");
-    let listen: &[&str] = match case.is_tcp() {
-        true => &["--tcp", &tcp, "--outbound", "127.0.0.1:18114"],
-        false => &["--outbound", LISTEN],
+    let listen: &[&str] = match case.wire {
+        Wire::Tcp => &["--tcp", &tcp, "--outbound", "127.0.0.1:18114"],
+        Wire::Http1 | Wire::Http2 | Wire::Udp => &["--outbound", LISTEN],
     };
+    if case.is_udp() {
+        // At an edge, where clients have limits.
+        let mut edge = pinned(&binary);
+        edge.args(["proxy", "--gateway", "bench", "--bind", "127.0.0.1"]);
+        edge.args([
+            "--control",
+            XDS,
+            "--workers",
+            "1",
+            "--admin",
+            "127.0.0.1:18113",
+        ]);
+        edge.arg("--tls-dir").arg(&data);
+        let edge = Child::spawn(&mut edge, "the edge")?;
+        return Ok(Running::of(vec![edge], vec![control]));
+    }
     let proxy = Child::spawn(
         pinned(&binary)
             .args([
@@ -212,6 +233,18 @@ fn phalanx(root: &Path, work: &Path, case: &Case) -> anyhow::Result<Running> {
 fn envoy(root: &Path, work: &Path, case: &Case) -> anyhow::Result<Running> {
     let (address, port) = case.backend().split_once(':').unwrap_or_default();
     let (listen, listen_port) = LISTEN.split_once(':').unwrap_or_default();
+    if case.is_udp() {
+        let config = UDP_PROXY
+            .replace(
+                "LISTEN",
+                &format!("{{address: {listen}, port_value: {listen_port}, protocol: UDP}}"),
+            )
+            .replace(
+                "BACKEND",
+                &format!("{{address: {address}, port_value: {port}, protocol: UDP}}"),
+            );
+        return start_envoy(root, &write(work, "envoy-udp.yaml", &config)?);
+    }
     let upstream = if case.wire == Wire::Http2 {
         "http2_protocol_options: {}"
     } else {
@@ -244,8 +277,12 @@ fn envoy(root: &Path, work: &Path, case: &Case) -> anyhow::Result<Running> {
 "#
         ),
     )?;
+    start_envoy(root, &config)
+}
+
+fn start_envoy(root: &Path, config: &Path) -> anyhow::Result<Running> {
     let proxy = Child::spawn(
-        pinned(setup::envoy(root)).arg("-c").arg(&config).args([
+        pinned(setup::envoy(root)).arg("-c").arg(config).args([
             "--concurrency",
             "1",
             "-l",
@@ -269,6 +306,31 @@ const HTTP_PROXY: &str = r#"      - name: envoy.filters.network.http_connection_
           http_filters:
           - name: envoy.filters.http.router
             typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+"#;
+/// With its defaults: a session for a minute, as ours.
+const UDP_PROXY: &str = r#"static_resources:
+  listeners:
+  - name: bench
+    address: {socket_address: LISTEN}
+    udp_listener_config: {downstream_socket_config: {max_rx_datagram_size: 9000}}
+    listener_filters:
+    - name: envoy.filters.udp_listener.udp_proxy
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig
+        stat_prefix: bench
+        matcher:
+          on_no_match:
+            action:
+              name: route
+              typed_config:
+                "@type": type.googleapis.com/envoy.extensions.filters.udp.udp_proxy.v3.Route
+                cluster: backend
+  clusters:
+  - name: backend
+    type: STATIC
+    load_assignment:
+      cluster_name: backend
+      endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: BACKEND}}}]}]
 "#;
 const TCP_PROXY: &str = r#"      - name: envoy.filters.network.tcp_proxy
         typed_config:

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{self, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -179,6 +179,12 @@ impl Processes {
         self.sum_kb("smaps_rollup", "Pss:")
     }
 
+    /// Open ones.
+    pub fn descriptors(&self) -> anyhow::Result<usize> {
+        let of = |pid| Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count());
+        self.0.iter().map(of).sum()
+    }
+
     fn sum_kb(&self, file: &str, mark: &str) -> anyhow::Result<f64> {
         let mut total = 0.0;
         for pid in &self.0 {
@@ -201,6 +207,24 @@ pub fn wait_for_port(address: &str) -> anyhow::Result<()> {
         std::thread::sleep(Duration::from_millis(20));
     }
     bail!("nothing listens on {address}")
+}
+
+/// Until a datagram comes back from there.
+pub fn wait_for_echo(address: &str) -> anyhow::Result<()> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut buffer = [0; 16];
+    while Instant::now() < deadline {
+        socket.send_to(b"hello", address)?;
+        if socket
+            .recv(&mut buffer)
+            .is_ok_and(|length| buffer[..length] == *b"hello")
+        {
+            return Ok(());
+        }
+    }
+    bail!("nothing comes back from {address}")
 }
 
 pub fn pinned(program: impl AsRef<std::ffi::OsStr>) -> Command {

@@ -63,6 +63,20 @@ fn section(text: &mut String, rows: &[Row], case: &Case) {
 
 fn explained(case: &Case) -> Option<String> {
     match case.load {
+        Load::Paced if case.is_udp() => Some(
+            "A datagram has its time from the beginning and is counted from there. CPU is per packet, of which each way has its own; what is\n\
+             lost is counted. Envoy: `udp_proxy` with its defaults, as it comes from PyPI."
+                .to_owned(),
+        ),
+        Load::Idle if case.is_udp() => Some(
+            "100,000 clients, each with an address of its own, that said hello and had an answer from one of 100 endpoints. Envoy has a socket\n\
+             for each session: more than the 20,000 descriptors that there are."
+                .to_owned(),
+        ),
+        Load::Flood(load::Flood::Udp) => Some(
+            "One source sends as fast as core 1 lets it (idle priority) from one address; the good clients have another."
+                .to_owned(),
+        ),
         Load::Paced => Some(format!(
             "{} requests/s have their times from the beginning and are counted from there, also if they had to wait for a connection. What\n\
              a proxy adds is over the figure without one of the same round. A P99 on two shared cores says something as the median of nine\n\

@@ -30,12 +30,14 @@ use crate::account::Account;
 use crate::account::udp::Dropped;
 use crate::plan::{Plan, UdpPortPlan};
 
-/// Serves what the plan says until told to close and the last session has ended.
+/// Serves what the plan says until told to close and the last session has ended. Once told, new sessions are refused, unless
+/// another process `succeeds`: that has these ports when this one is gone, so that until then nobody else serves them.
 pub async fn run(
     own: Own,
     plan: Arc<ArcSwap<Plan>>,
     account: Arc<Account>,
     mut closing: watch::Receiver<bool>,
+    succeeds: impl Fn() -> bool,
 ) {
     let mut opened = own.opened.clone();
     let mut driver = match Driver::new(own, plan, account) {
@@ -55,7 +57,7 @@ pub async fn run(
             _ = closing.wait_for(|closing| *closing), if !is_draining => true,
         };
         if is_told {
-            driver.drain();
+            driver.drain(succeeds());
         }
         driver.is_stale = true;
     }
@@ -160,9 +162,11 @@ impl Driver {
         }
     }
 
-    fn drain(&mut self) {
+    fn drain(&mut self, is_succeeded: bool) {
         self.is_draining = true;
-        self.table.drain();
+        if !is_succeeded {
+            self.table.drain();
+        }
     }
 
     /// Does what there is to do, at most [`ROUNDS`] batches of each kind: others of this core want their turn. Ends when the
@@ -511,7 +515,8 @@ impl Driver {
             self.swept = Instant::now();
             self.sweep(now);
         }
-        let wait = match self.table.is_empty() {
+        self.is_stale |= !self.failed.is_empty();
+        let wait = match self.table.is_empty() && self.failed.is_empty() {
             true => SWEEP,
             false => TICK,
         };
@@ -523,7 +528,6 @@ impl Driver {
     }
 
     fn sweep(&mut self, now: Now) {
-        self.is_stale = !self.failed.is_empty();
         for (place, listening) in self.listening.iter_mut().enumerate() {
             let Some(listening) = listening else { continue };
             if listening.shut.sweep(now.ns) {

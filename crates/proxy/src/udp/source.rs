@@ -291,7 +291,7 @@ mod tests {
         barred.bar(SECOND_NS);
         let limits = self::limits(10, 0);
         assert_eq!(barred.take(&limits, 1, SECOND_NS), Err(Over::Packets));
-        let after = SECOND_NS + SECOND_NS / 10 + 1;
+        let after = SECOND_NS + SECOND_NS / 10;
         assert!(barred.take(&limits, 1, after).is_ok());
         assert!(barred.take(&limits, 1, after).is_err());
     }

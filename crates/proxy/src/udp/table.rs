@@ -563,7 +563,7 @@ impl Table {
             let idle = idle.map_or(0, |port| idle_ticks(&port.rules));
             let until = there.seen.saturating_add(idle);
             match until > tick {
-                true => self.wheel.add(&mut self.sessions, session, tick, until),
+                true => self.wheel.add(&mut self.sessions, session, until),
                 false => self.end(session, Ended::Idle, now, world),
             }
         }

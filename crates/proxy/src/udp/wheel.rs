@@ -20,10 +20,9 @@ impl Default for Wheel {
 }
 
 impl Wheel {
-    /// Looks at `place` at `due`, or earlier if that is far away.
-    pub fn add(&mut self, sessions: &mut Slots<Session>, place: u32, now: u32, due: u32) {
-        let from = self.hand.max(now);
-        let due = due.clamp(from, from + SIZE - 1);
+    /// Looks at `place` at `due`, or earlier if that is far away; not before the hand has moved on.
+    pub fn add(&mut self, sessions: &mut Slots<Session>, place: u32, due: u32) {
+        let due = due.clamp(self.hand, self.hand + SIZE - 1);
         let Some(head) = self.heads.get_mut((due % SIZE) as usize) else {
             return;
         };

@@ -2,8 +2,11 @@
 //!
 //! `bench-backend h1 ADDRESS` answers every HTTP/1.1 request with 1 KB; `bench-backend h2 ADDRESS` answers every HTTP/2
 //! request with a gRPC message of 205 bytes and trailers; `bench-backend tcp ADDRESS` sends, swallows or echoes bytes, as
-//! the first one says. The clients: [`relay`] to the latter, [`paced`] at a constant rate, [`idle`] connections, [`flood`].
+//! the first one says; `bench-backend udp ADDRESS COUNT` echoes datagrams. The clients: [`relay`], [`paced`] at a constant
+//! rate, [`idle`] connections, [`flood`], [`datagrams`].
 
+#[path = "bench_backend/datagrams.rs"]
+mod datagrams;
 #[path = "bench_backend/flood.rs"]
 mod flood;
 #[path = "bench_backend/idle.rs"]
@@ -50,6 +53,13 @@ async fn main() -> anyhow::Result<()> {
         ["idle", kind, to, connections, ref pem @ ..] => {
             idle::hold(kind, to.parse()?, connections.parse()?, pem).await
         }
+        ["udp", address, count] => datagrams::echo(address.parse()?, count.parse()?).await,
+        ["udp-paced", to, rate, sockets, seconds] => {
+            let (rate, sockets) = (rate.parse()?, sockets.parse()?);
+            datagrams::paced(to.parse()?, rate, sockets, seconds.parse()?).await
+        }
+        ["udp-hello", to, count] => datagrams::hello(to.parse()?, count.parse()?),
+        ["flood", "udp", to, seconds] => datagrams::flood(to.parse()?, seconds.parse()?),
         ["flood", kind, to, seconds] => flood::run(kind, to.parse()?, seconds.parse()?).await,
         [kind @ ("h1" | "h2" | "tcp"), address] => serve(kind, address.parse()?).await,
         _ => bail!("{USAGE}"),
@@ -60,7 +70,10 @@ const USAGE: &str = "usage: bench-backend h1|h2|tcp ADDRESS
        bench-backend load bulk|small|short ADDRESS CONNECTIONS SECONDS
        bench-backend paced ADDRESS REQUESTS_PER_SECOND CONNECTIONS SECONDS
        bench-backend idle h1|h2 ADDRESS CONNECTIONS [CERT KEY]
-       bench-backend flood tls|reset|bad ADDRESS SECONDS";
+       bench-backend udp ADDRESS COUNT
+       bench-backend udp-paced ADDRESS DATAGRAMS_PER_SECOND SOCKETS SECONDS
+       bench-backend udp-hello ADDRESS CLIENTS
+       bench-backend flood tls|reset|bad|udp ADDRESS SECONDS";
 
 async fn serve(kind: &str, address: SocketAddr) -> anyhow::Result<()> {
     let listener = TcpListener::bind(address)

@@ -262,8 +262,7 @@ impl Table {
         if let Some(session) = self.sessions.get_mut(session) {
             session.socket = socket;
         }
-        self.wheel
-            .add(&mut self.sessions, session, tick, tick + idle);
+        self.wheel.add(&mut self.sessions, session, tick + idle);
         let hash = self.hash(arrived.port, way.key);
         self.index.insert(hash, session);
         self.enter_place(place);

@@ -456,7 +456,9 @@ fn a_draining_process_serves_the_sessions_that_it_has() {
 #[test]
 fn a_closed_port_loses_its_sessions_and_its_place_is_used_again() {
     let mut game = plain(2);
-    (0..3000).for_each(|n| drop(game.onward(client(n), b"x")));
+    for number in 0..3000 {
+        game.onward(client(number), b"x");
+    }
     game.table.close(PORT);
     (0..10).for_each(|_| game.later(1));
     assert!(game.table.is_empty());

@@ -170,7 +170,7 @@ async fn read(
 }
 
 /// Lets the kernel wake this thread when it asked to be, instead of up to 50 µs later.
-fn sharpen() {
+pub fn sharpen() {
     let one_ns: libc::c_ulong = 1;
     // SAFETY: takes two integers, and changes how this thread's timers are grouped.
     #[allow(unsafe_code)]
