@@ -89,7 +89,8 @@ fn descriptor_file(text: &str) -> Option<(&str, &str, &str, &str)> {
         let found = from + text.get(from..)?.find("descriptorSet")?;
         from = found + "descriptorSet".len();
         let begin = text.get(from..)?;
-        let value = begin.trim_start_matches(['"', ':', ' ', '{', '\n', '\r', '\t']);
+        let value = begin.strip_prefix('"').unwrap_or(begin);
+        let value = value.trim_start_matches([':', ' ', '{', '\n', '\r', '\t']);
         let start = text.len() - value.len();
         let (key, told) = match value.strip_prefix("\"file\"") {
             Some(told) => ("\"file\"", told),
