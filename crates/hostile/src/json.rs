@@ -35,7 +35,11 @@ pub fn descriptors(bytes: &[u8]) {
     };
     let services = schema.services().iter();
     let names: Vec<String> = services.map(|service| service.name.to_string()).collect();
-    for method in schema.services().iter().flat_map(|service| &service.methods) {
+    for method in schema
+        .services()
+        .iter()
+        .flat_map(|service| &service.methods)
+    {
         assert!(schema.message(method.input).is_some() && schema.message(method.output).is_some());
     }
     let options = Options {
@@ -101,15 +105,18 @@ pub fn json_bodies(bytes: &[u8]) {
     let id = schema.message_named("battle.v1.Everything").unwrap();
     let write = |message: &[u8]| {
         let mut out = Vec::new();
-        json::write_message(schema, Print::default(), id, message, 1 << 24, &mut out)
-            .map(|()| out)
+        json::write_message(schema, Print::default(), id, message, 1 << 24, &mut out).map(|()| out)
     };
     let _ = json::read_stream(schema, true, id, bytes, |message| drop(write(&message)));
     let mut message = Vec::new();
     if json::read_message(schema, false, id, bytes, &mut message).is_err() {
         return;
     }
-    assert!(message.len() <= 64 + bytes.len() * 8, "{} bytes", message.len());
+    assert!(
+        message.len() <= 64 + bytes.len() * 8,
+        "{} bytes",
+        message.len()
+    );
     let Ok(text) = write(&message) else {
         return; // strings may be of types that have a narrower form
     };

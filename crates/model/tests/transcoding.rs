@@ -44,13 +44,33 @@ fn a_policy_holds_its_table_and_strict_defaults() {
 fn what_is_wrong_with_descriptors_is_told_with_its_place() {
     let first = |text: &str| problems(text).join("\n");
     for (set, service, more, wanted) in [
-        (inline(), "battle.v1.War", "", "there is no service `battle.v1.War`"),
-        ("{inline: \"AAAA\"}".to_owned(), "a.B", "", "spec.descriptorSet"),
+        (
+            inline(),
+            "battle.v1.War",
+            "",
+            "there is no service `battle.v1.War`",
+        ),
+        (
+            "{inline: \"AAAA\"}".to_owned(),
+            "a.B",
+            "",
+            "spec.descriptorSet",
+        ),
         ("{inline: \"%\"}".to_owned(), "a.B", "", "no base64"),
         ("{file: a.pb}".to_owned(), "a.B", "", "a file is read by"),
         ("{reflection: true}".to_owned(), "a.B", "", "reflection"),
-        (inline(), "battle.v1.Battle", "  urlUnescapeSpec: ALL\n", "urlUnescapeSpec"),
-        (inline(), "battle.v1.Battle", "  printOptions: {addWhitespaces: true}\n", "addWhitespace"),
+        (
+            inline(),
+            "battle.v1.Battle",
+            "  urlUnescapeSpec: ALL\n",
+            "urlUnescapeSpec",
+        ),
+        (
+            inline(),
+            "battle.v1.Battle",
+            "  printOptions: {addWhitespaces: true}\n",
+            "addWhitespace",
+        ),
     ] {
         let told = first(&policy(&set, service, more));
         assert!(told.contains(wanted), "{wanted}: {told}");

@@ -55,7 +55,8 @@ fn read(path: &Path) -> Result<File, Failure> {
         fs::File::open(path).map_err(|e| Failure::file(format!("cannot read {name}: {e}")))?;
     let mut read = text(&name, &name, file)?;
     let folder = path.parent().unwrap_or(Path::new(""));
-    read.text = inlined(read.text, folder).map_err(|why| Failure::file(format!("{name}: {why}")))?;
+    read.text =
+        inlined(read.text, folder).map_err(|why| Failure::file(format!("{name}: {why}")))?;
     Ok(read)
 }
 
@@ -75,7 +76,10 @@ fn inlined(text: String, folder: &Path) -> Result<String, String> {
         }
         let quote = if key.starts_with('"') { "\"" } else { "" };
         out.push_str(before);
-        out.push_str(&format!("{quote}inline{quote}: \"{}\"", STANDARD.encode(bytes)));
+        out.push_str(&format!(
+            "{quote}inline{quote}: \"{}\"",
+            STANDARD.encode(bytes)
+        ));
         rest = after;
     }
     out.push_str(rest);
@@ -155,7 +159,10 @@ mod tests {
                 "{\"descriptorSet\": {\"file\": \"a.pb\"}}",
                 "{\"descriptorSet\": {\"inline\": \"YWJj\"}}",
             ),
-            ("descriptorSet: {inline: eA==}", "descriptorSet: {inline: eA==}"),
+            (
+                "descriptorSet: {inline: eA==}",
+                "descriptorSet: {inline: eA==}",
+            ),
         ] {
             assert_eq!(inlined(text.to_owned(), folder.path()).unwrap(), wanted);
         }

@@ -53,7 +53,9 @@ pub fn begin(table: &Arc<Table>, request: &mut Checked) -> Begun {
             return Begun::Refused(work, reply);
         }
     };
-    let path = table.binding(call.binding).map(|binding| binding.call.as_str());
+    let path = table
+        .binding(call.binding)
+        .map(|binding| binding.call.as_str());
     if request.become_call(path.unwrap_or_default()).is_err() {
         return Begun::Refused(work, Reply::of(Reason::Fault)); // a defect of ours
     }
@@ -62,7 +64,8 @@ pub fn begin(table: &Arc<Table>, request: &mut Checked) -> Begun {
 }
 
 fn contains(text: &[u8], wanted: &[u8]) -> bool {
-    text.windows(wanted.len()).any(|part| part.eq_ignore_ascii_case(wanted))
+    text.windows(wanted.len())
+        .any(|part| part.eq_ignore_ascii_case(wanted))
 }
 
 impl Work {
@@ -93,7 +96,9 @@ impl Work {
     }
 
     pub fn reads_body(&self) -> bool {
-        self.call.as_ref().is_some_and(|call| call.reads_body(&self.table))
+        self.call
+            .as_ref()
+            .is_some_and(|call| call.reads_body(&self.table))
     }
 
     /// The messages of the call. A body that is none is refused.
@@ -131,14 +136,19 @@ impl Work {
 /// How a call ended, by trailers or by a head without a body.
 pub fn status_of(fields: &HeaderList) -> Option<Status> {
     let details = Name::new(b"grpc-status-details-bin").and_then(|name| fields.get(name));
-    let (code, message) = (fields.get(names::GRPC_STATUS), fields.get(names::GRPC_MESSAGE));
+    let (code, message) = (
+        fields.get(names::GRPC_STATUS),
+        fields.get(names::GRPC_MESSAGE),
+    );
     Status::parse(code, message, details)
 }
 
 /// Takes gRPC's own fields out of a head that becomes one of JSON.
 pub fn strip(fields: &mut HeaderList) {
     fields.remove_where(|name, _| {
-        name.as_bytes().starts_with(b"grpc-") || name == names::CONTENT_TYPE || name == names::TRAILER
+        name.as_bytes().starts_with(b"grpc-")
+            || name == names::CONTENT_TYPE
+            || name == names::TRAILER
     });
 }
 

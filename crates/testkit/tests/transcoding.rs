@@ -139,7 +139,13 @@ fn stock(mesh: &Mesh, ip: IpAddr) -> anyhow::Result<Process> {
     fs::write(&config, printed.stdout)?;
     let mut command = Command::new(envoy::binary()?);
     command.arg("-c").arg(&config);
-    command.args(["--concurrency", "1", "-l", "warning", "--use-dynamic-base-id"]);
+    command.args([
+        "--concurrency",
+        "1",
+        "-l",
+        "warning",
+        "--use-dynamic-base-id",
+    ]);
     Process::spawn(command, &mesh.folder().join("envoy.log"))
 }
 
@@ -222,7 +228,12 @@ async fn answers_are_those_of_envoys_transcoder() -> anyhow::Result<()> {
         }
     }
     ours_alone(stage.ours).await?;
-    anyhow::ensure!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+    anyhow::ensure!(
+        wrong.is_empty(),
+        "{} differ:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
     Ok(())
 }
 
@@ -240,13 +251,22 @@ async fn ours_alone(edge: SocketAddr) -> anyhow::Result<()> {
     let lines = Call::get(HOST, "/v1/rooms/1/events?count=2&fail_after=1");
     let answer = call(edge, &lines).await?;
     assert_eq!(answer.header("content-type"), "application/x-ndjson");
-    assert!(text(&answer).ends_with("{\"error\":{\"code\":14,\"message\":\"the room is gone\"}}\n"));
+    assert!(
+        text(&answer).ends_with("{\"error\":{\"code\":14,\"message\":\"the room is gone\"}}\n")
+    );
     // The deadline goes along, and its end is told as any other.
     let slow = Call::get(HOST, "/v1/rooms/1?view=slow").header("grpc-timeout", "100m");
     let answer = call(edge, &slow).await?;
-    assert_eq!((answer.status, answer.json()["code"].as_u64()), (504, Some(4)));
+    assert_eq!(
+        (answer.status, answer.json()["code"].as_u64()),
+        (504, Some(4))
+    );
     assert_eq!(answer.header("x-phalanx-reason"), "timeout");
-    let answer = call(edge, &Call::get(HOST, "/v1/fail/5?details=foreign&message=gone")).await?;
+    let answer = call(
+        edge,
+        &Call::get(HOST, "/v1/fail/5?details=foreign&message=gone"),
+    )
+    .await?;
     assert_eq!(answer.status, 404);
     assert_eq!(
         text(&answer),
@@ -256,8 +276,13 @@ async fn ours_alone(edge: SocketAddr) -> anyhow::Result<()> {
     let answer = call(edge, &Call::grpc(HOST, "/battle.v1.Battle/GetRoom")).await?;
     assert_eq!((answer.status, answer.grpc_status()), (200, Some("0")));
     let large = vec![b' '; (4 << 20) + 1];
-    let post = Call::get(HOST, "/v1/rooms").method("POST".parse()?).body(large);
+    let post = Call::get(HOST, "/v1/rooms")
+        .method("POST".parse()?)
+        .body(large);
     let answer = call(edge, &post).await?;
-    assert_eq!((answer.status, answer.json()["code"].as_u64()), (413, Some(8)));
+    assert_eq!(
+        (answer.status, answer.json()["code"].as_u64()),
+        (413, Some(8))
+    );
     Ok(())
 }

@@ -210,9 +210,7 @@ impl Answer {
         let (max, schema) = (out.len().saturating_add(JSON_MAX), &table.schema);
         let written = json::write_message(schema, print, of.output, message, max, out);
         written.map_err(|problem| match problem {
-            json::Unwritable::TooLarge(_) => {
-                Status::new(RESOURCE_EXHAUSTED, problem.to_string())
-            }
+            json::Unwritable::TooLarge(_) => Status::new(RESOURCE_EXHAUSTED, problem.to_string()),
             problem => Status::new(INTERNAL, format!("the answer: {problem}")),
         })
     }

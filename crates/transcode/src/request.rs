@@ -231,7 +231,11 @@ impl Call {
         for mut message in messages {
             // What path and query say goes into the first.
             let bound = std::mem::take(&mut left);
-            if table.options.validation.reject_binding_body_field_collisions {
+            if table
+                .options
+                .validation
+                .reject_binding_body_field_collisions
+            {
                 self.collide(&message, bound)?;
             }
             message.extend_from_slice(bound);

@@ -179,11 +179,11 @@ impl Schema {
     }
 
     /// The field that a path of names leads to, from `root` inwards, and those on the way.
-    pub fn resolve<'s>(
-        &'s self,
+    pub fn resolve(
+        &self,
         root: MessageId,
         path: impl IntoIterator<Item = impl AsRef<str>>,
-    ) -> Option<Vec<&'s Field>> {
+    ) -> Option<Vec<&Field>> {
         let mut fields: Vec<&Field> = Vec::new();
         let mut message = self.message(root)?;
         for name in path {
@@ -222,7 +222,9 @@ impl Message {
     }
 
     pub fn numbered(&self, number: u32) -> Option<&Field> {
-        let place = self.fields.binary_search_by_key(&number, |field| field.number);
+        let place = self
+            .fields
+            .binary_search_by_key(&number, |field| field.number);
         self.fields.get(place.ok()?)
     }
 }

@@ -207,7 +207,8 @@ impl Table {
             });
         }
         leaves.push((template.verb, binding.method.clone(), place));
-        node.rest.sort_by_key(|(tail, _)| std::cmp::Reverse(tail.len()));
+        node.rest
+            .sort_by_key(|(tail, _)| std::cmp::Reverse(tail.len()));
         self.bindings.push(binding);
         Ok(())
     }
@@ -289,7 +290,9 @@ fn binding(
         problem,
     };
     if rule.method.is_empty() {
-        return Err(bad("the rule has no get, put, post, delete, patch or custom".into()));
+        return Err(bad(
+            "the rule has no get, put, post, delete, patch or custom".into(),
+        ));
     }
     let template = Template::parse(&rule.path).map_err(|problem| Problem::Template {
         method: method_name.clone(),
@@ -314,7 +317,9 @@ fn binding(
             let path: Vec<String> = field.split('.').map(str::to_owned).collect();
             let found = resolve(&path);
             let Some(last) = found.as_ref().and_then(|path| path.last()) else {
-                return Err(bad(format!("the request has no field `{field}` for its body")));
+                return Err(bad(format!(
+                    "the request has no field `{field}` for its body"
+                )));
             };
             if method.client_streaming && (last.repeated || !matches!(last.kind, Kind::Message(_)))
             {
@@ -335,7 +340,9 @@ fn binding(
         };
         // Envoy knows no others, and would refuse all routes of the table.
         if shape != Some(Shape::HttpBody) {
-            return Err(bad(format!("response_body `{name}` is no google.api.HttpBody")));
+            return Err(bad(format!(
+                "response_body `{name}` is no google.api.HttpBody"
+            )));
         }
     }
     let binding = Binding {
@@ -361,9 +368,7 @@ pub(crate) fn has_text(schema: &Schema, field: &Field) -> bool {
     let shape = schema.message(id).map(|message| message.shape);
     matches!(
         shape,
-        Some(
-            Shape::Timestamp | Shape::Duration | Shape::FieldMask | Shape::Wrapper | Shape::Value
-        )
+        Some(Shape::Timestamp | Shape::Duration | Shape::FieldMask | Shape::Wrapper | Shape::Value)
     )
 }
 

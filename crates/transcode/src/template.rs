@@ -152,7 +152,12 @@ impl<'t> Parser<'t> {
         if !self.take(b'}') {
             return Err(BadTemplate::Variable(at));
         }
-        if self.template.variables.iter().any(|known| known.path == path) {
+        if self
+            .template
+            .variables
+            .iter()
+            .any(|known| known.path == path)
+        {
             return Err(BadTemplate::Twice(name.to_owned()));
         }
         let end = self.template.segments.len();

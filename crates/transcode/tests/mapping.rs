@@ -4,9 +4,9 @@ use std::sync::{Arc, LazyLock};
 
 use phalanx_transcode::request::{Came, Refused, begin};
 use phalanx_transcode::{Answer, Options, Print, Schema, Status, Table, Validation, json, wire};
+use proptest::prelude::*;
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
-use proptest::prelude::*;
 
 static SET: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut compiler = protox::Compiler::new(["tests/protos"]).unwrap();
@@ -65,31 +65,116 @@ fn paths_queries_and_bodies_become_messages() {
     for (method, target, body, expected) in [
         ("GET", "/v1/rooms/7", "", r#"GetRoom {"name":"rooms/7"}"#),
         ("GET", "/v1/rooms/7/", "", r#"GetRoom {"name":"rooms/7"}"#),
-        ("GET", "/v1/rooms/a%20b?view=FULL", "", r#"GetRoom {"name":"rooms/a b","view":"FULL"}"#),
-        ("GET", "/v1/lobbies/9/room?lobby.region=eu", "", r#"GetRoom {"lobby":{"id":"9","region":"eu"}}"#),
-        ("GET", "/v1/regions/eu/west/1", "", r#"GetRoom {"lobby":{"region":"eu/west/1"}}"#),
-        ("GET", "/v1/regions/a%2Fb/c%20d", "", r#"GetRoom {"lobby":{"region":"a%2Fb/c d"}}"#),
+        (
+            "GET",
+            "/v1/rooms/a%20b?view=FULL",
+            "",
+            r#"GetRoom {"name":"rooms/a b","view":"FULL"}"#,
+        ),
+        (
+            "GET",
+            "/v1/lobbies/9/room?lobby.region=eu",
+            "",
+            r#"GetRoom {"lobby":{"id":"9","region":"eu"}}"#,
+        ),
+        (
+            "GET",
+            "/v1/regions/eu/west/1",
+            "",
+            r#"GetRoom {"lobby":{"region":"eu/west/1"}}"#,
+        ),
+        (
+            "GET",
+            "/v1/regions/a%2Fb/c%20d",
+            "",
+            r#"GetRoom {"lobby":{"region":"a%2Fb/c d"}}"#,
+        ),
         ("GET", "/v1/regions", "", r#"GetRoom {"lobby":{}}"#),
-        ("REPORT", "/v1/report/x%2Fy", "", r#"GetRoom {"name":"x/y"}"#),
+        (
+            "REPORT",
+            "/v1/report/x%2Fy",
+            "",
+            r#"GetRoom {"name":"x/y"}"#,
+        ),
         (
             "GET",
             "/v1/rooms?page_size=5&tags=a&tags=b&filter.mode=TEAM&filter.minPlayers=3&since=2024-02-29T12:00:00.5Z&within=1.5s&mask=a,bC&limit=4&numbers=1&numbers=-2&deep=true&token=-_8",
             "",
             r#"ListRooms {"pageSize":5,"tags":["a","b"],"filter":{"mode":"TEAM","minPlayers":"3"},"since":"2024-02-29T12:00:00.500Z","within":"1.500s","mask":"a,bC","limit":4,"numbers":[1,-2],"deep":true,"token":"+/8="}"#,
         ),
-        ("GET", "/v1/rooms?filter.mode=1&page_token=a+b%2Bc", "", r#"ListRooms {"pageToken":"a+b+c","filter":{"mode":"DUEL"}}"#),
-        ("POST", "/v1/rooms?room_id=8", r#"{"title":"x","seed":"5"}"#, r#"CreateRoom {"room":{"title":"x","seed":"5"},"roomId":"8"}"#),
+        (
+            "GET",
+            "/v1/rooms?filter.mode=1&page_token=a+b%2Bc",
+            "",
+            r#"ListRooms {"pageToken":"a+b+c","filter":{"mode":"DUEL"}}"#,
+        ),
+        (
+            "POST",
+            "/v1/rooms?room_id=8",
+            r#"{"title":"x","seed":"5"}"#,
+            r#"CreateRoom {"room":{"title":"x","seed":"5"},"roomId":"8"}"#,
+        ),
         ("POST", "/v1/rooms", "", r#"CreateRoom {"room":{}}"#),
-        ("PATCH", "/v1/rooms/3?update_mask=title", r#"{"title":"y"}"#, r#"UpdateRoom {"room":{"name":"rooms/3","title":"y"},"updateMask":"title"}"#),
-        ("PUT", "/v1/rooms/3", r#"{"room":{"name":"rooms/3"}}"#, r#"UpdateRoom {"room":{"name":"rooms/3"}}"#),
-        ("DELETE", "/v1/rooms/3", "", r#"DeleteRoom {"name":"rooms/3"}"#),
-        ("POST", "/v1/rooms/3:close", r#"{"view":"v","unknown":[{}]}"#, r#"CloseRoom {"name":"rooms/3","view":"v"}"#),
-        ("GET", "/v1/rooms/3:close", "", r#"GetRoom {"name":"rooms/3:close"}"#),
-        ("POST", "/v1/echo/hi", r#"{"i32":1}"#, r#"Echo {"text":"hi","nested":{"i32":1}}"#),
-        ("POST", "/v1/moves", r#"[{"number":1},{"text":"b"}]"#, r#"Move {"number":1} {"text":"b"}"#),
-        ("POST", "/v1/moves", "{\"number\":1}\n{\"text\":\"b\"}\n", r#"Move {"number":1} {"text":"b"}"#),
-        ("POST", "/v1/blobs", "raw", r#"Put {"contentType":"text/plain","data":"cmF3"}"#),
-        ("POST", "/v1/maps/a/b.png", "raw", r#"Upload {"path":"a/b.png","file":{"contentType":"text/plain","data":"cmF3"}}"#),
+        (
+            "PATCH",
+            "/v1/rooms/3?update_mask=title",
+            r#"{"title":"y"}"#,
+            r#"UpdateRoom {"room":{"name":"rooms/3","title":"y"},"updateMask":"title"}"#,
+        ),
+        (
+            "PUT",
+            "/v1/rooms/3",
+            r#"{"room":{"name":"rooms/3"}}"#,
+            r#"UpdateRoom {"room":{"name":"rooms/3"}}"#,
+        ),
+        (
+            "DELETE",
+            "/v1/rooms/3",
+            "",
+            r#"DeleteRoom {"name":"rooms/3"}"#,
+        ),
+        (
+            "POST",
+            "/v1/rooms/3:close",
+            r#"{"view":"v","unknown":[{}]}"#,
+            r#"CloseRoom {"name":"rooms/3","view":"v"}"#,
+        ),
+        (
+            "GET",
+            "/v1/rooms/3:close",
+            "",
+            r#"GetRoom {"name":"rooms/3:close"}"#,
+        ),
+        (
+            "POST",
+            "/v1/echo/hi",
+            r#"{"i32":1}"#,
+            r#"Echo {"text":"hi","nested":{"i32":1}}"#,
+        ),
+        (
+            "POST",
+            "/v1/moves",
+            r#"[{"number":1},{"text":"b"}]"#,
+            r#"Move {"number":1} {"text":"b"}"#,
+        ),
+        (
+            "POST",
+            "/v1/moves",
+            "{\"number\":1}\n{\"text\":\"b\"}\n",
+            r#"Move {"number":1} {"text":"b"}"#,
+        ),
+        (
+            "POST",
+            "/v1/blobs",
+            "raw",
+            r#"Put {"contentType":"text/plain","data":"cmF3"}"#,
+        ),
+        (
+            "POST",
+            "/v1/maps/a/b.png",
+            "raw",
+            r#"Upload {"path":"a/b.png","file":{"contentType":"text/plain","data":"cmF3"}}"#,
+        ),
     ] {
         let said = told(&table, method, target, body).unwrap_or_else(|e| panic!("{target}: {e}"));
         assert_eq!(said, expected, "{method} {target}");
@@ -132,7 +217,12 @@ fn what_is_no_call_is_refused_or_passed_on_as_the_options_say() {
     let said = told(&auto, "POST", "/battle.v1.Battle/Auto", r#"{"view":"a"}"#);
     assert_eq!(said.unwrap(), r#"Auto {"view":"a"}"#);
     // A path's word stands, whatever the body says.
-    let said = told(&lenient, "PUT", "/v1/rooms/3", r#"{"room":{"name":"rooms/4"}}"#);
+    let said = told(
+        &lenient,
+        "PUT",
+        "/v1/rooms/3",
+        r#"{"room":{"name":"rooms/4"}}"#,
+    );
     assert_eq!(said.unwrap(), r#"UpdateRoom {"room":{"name":"rooms/3"}}"#);
 }
 
@@ -192,12 +282,17 @@ fn agree(bytes: &[u8]) {
                 preserve_proto_field_names: true,
                 ..Print::default()
             },
-            SerializeOptions::new().use_enum_numbers(true).use_proto_field_name(true),
+            SerializeOptions::new()
+                .use_enum_numbers(true)
+                .use_proto_field_name(true),
         ),
     ] {
         let mut theirs = Vec::new();
         let mut serializer = serde_json::Serializer::new(&mut theirs);
-        if message.serialize_with_options(&mut serializer, &options).is_err() {
+        if message
+            .serialize_with_options(&mut serializer, &options)
+            .is_err()
+        {
             return; // a timestamp out of range, or such
         }
         let mut ours = Vec::new();
@@ -217,8 +312,11 @@ fn agree(bytes: &[u8]) {
 
 fn message(depth: u32) -> BoxedStrategy<Vec<u8>> {
     let scalar = prop_oneof![
-        (prop_oneof![3u32..9, Just(13), Just(16), Just(24), Just(27)], any::<u64>()).prop_map(
-            |(number, value)| {
+        (
+            prop_oneof![3u32..9, Just(13), Just(16), Just(24), Just(27)],
+            any::<u64>()
+        )
+            .prop_map(|(number, value)| {
                 let mut out = Vec::new();
                 // Enums and 32-bit numbers as their owners write them.
                 let value = match number {
@@ -231,8 +329,7 @@ fn message(depth: u32) -> BoxedStrategy<Vec<u8>> {
                 wire::put_tag(&mut out, number, 0);
                 wire::put_varint(&mut out, value);
                 out
-            }
-        ),
+            }),
         (prop_oneof![Just(1u32), Just(10), Just(12)], any::<f64>()).prop_map(|(number, value)| {
             let value = value + 0.0; // the other implementation takes -0 for no value
             let mut out = Vec::new();
@@ -247,13 +344,15 @@ fn message(depth: u32) -> BoxedStrategy<Vec<u8>> {
             out.extend(value.to_le_bytes());
             out
         }),
-        (prop_oneof![Just(14u32), Just(25), Just(41), Just(42)], ".{0,8}").prop_map(
-            |(number, text)| {
+        (
+            prop_oneof![Just(14u32), Just(25), Just(41), Just(42)],
+            ".{0,8}"
+        )
+            .prop_map(|(number, text)| {
                 let mut out = Vec::new();
                 wire::put_bytes(&mut out, number, text.as_bytes());
                 out
-            }
-        ),
+            }),
         (prop_oneof![Just(15u32), Just(43)], any::<Vec<u8>>()).prop_map(|(number, bytes)| {
             let mut out = Vec::new();
             wire::put_bytes(&mut out, number, &bytes);
@@ -261,7 +360,9 @@ fn message(depth: u32) -> BoxedStrategy<Vec<u8>> {
         }),
         (Just(18u32), prop::collection::vec(any::<u64>(), 1..4)).prop_map(|(number, values)| {
             let (mut out, mut packed) = (Vec::new(), Vec::new());
-            values.iter().for_each(|value| wire::put_varint(&mut packed, *value));
+            values
+                .iter()
+                .for_each(|value| wire::put_varint(&mut packed, *value));
             wire::put_bytes(&mut out, number, &packed);
             out
         }),
@@ -286,7 +387,9 @@ fn message(depth: u32) -> BoxedStrategy<Vec<u8>> {
             prop_oneof![3 => scalar, 1 => nested].boxed()
         }
     };
-    prop::collection::vec(one, 0..8).prop_map(|parts| parts.concat()).boxed()
+    prop::collection::vec(one, 0..8)
+        .prop_map(|parts| parts.concat())
+        .boxed()
 }
 
 proptest! {
@@ -316,9 +419,8 @@ proptest! {
 #[test]
 fn depth_is_bounded_both_ways() {
     let id = SCHEMA.message_named("battle.v1.Everything").unwrap();
-    let deep = |depth: usize| {
-        format!("{}{}", "{\"nested\":".repeat(depth), "null") + &"}".repeat(depth)
-    };
+    let deep =
+        |depth: usize| format!("{}{}", "{\"nested\":".repeat(depth), "null") + &"}".repeat(depth);
     let read = |json: &str| {
         let mut out = Vec::new();
         json::read_message(&SCHEMA, false, id, json.as_bytes(), &mut out).map(|()| out)
@@ -399,7 +501,10 @@ fn streams_are_lines_events_or_an_array_and_say_how_they_failed() {
         let mut out = Vec::new();
         let mut told = answer(options, "GET", "/v1/rooms/1/events", events);
         let said = told.end(&Status::new(14, "gone"), &mut out);
-        assert_eq!(said.then(|| String::from_utf8(out).unwrap()).as_deref(), bad);
+        assert_eq!(
+            said.then(|| String::from_utf8(out).unwrap()).as_deref(),
+            bad
+        );
     }
 }
 
@@ -443,5 +548,8 @@ fn a_set_without_its_imports_names_them() {
     assert!(told.contains("--include_imports"), "{told}");
     let unknown = Table::try_new(&SET, &["battle.v1.War".to_owned()], Options::default());
     let told = unknown.unwrap_err()[0].to_string();
-    assert_eq!(told, "there is no service `battle.v1.War` in the set (there are: battle.v1.Battle)");
+    assert_eq!(
+        told,
+        "there is no service `battle.v1.War` in the set (there are: battle.v1.Battle)"
+    );
 }

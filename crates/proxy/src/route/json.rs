@@ -12,7 +12,9 @@ pub fn transcode<'p>(
     request: &mut Checked,
     context: &mut StreamContext<'p>,
 ) -> Verdict {
-    let table = context.forward.and_then(|forward| forward.transcoding.as_ref());
+    let table = context
+        .forward
+        .and_then(|forward| forward.transcoding.as_ref());
     let Some(table) = table.filter(|_| !request.is_grpc() && request.upgrade().is_none()) else {
         return Verdict::Continue;
     };

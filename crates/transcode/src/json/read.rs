@@ -89,8 +89,13 @@ pub fn put_text(
         match shape {
             Shape::Wrapper => {
                 let boxed = message.numbered(1)?;
-                scalar(schema, boxed.kind, &text_token(boxed.kind, value)?, any_case)?
-                    .put(out, 1);
+                scalar(
+                    schema,
+                    boxed.kind,
+                    &text_token(boxed.kind, value)?,
+                    any_case,
+                )?
+                .put(out, 1);
             }
             Shape::Value => Scalar::Bytes(value.as_bytes().to_vec()).put(out, 3),
             _ => well_known(shape, value, out)?,
@@ -514,7 +519,10 @@ fn double(token: &Token<'_>) -> Option<f64> {
         },
         _ => return None,
     };
-    numeric(text)?.parse().ok().filter(|value: &f64| value.is_finite())
+    numeric(text)?
+        .parse()
+        .ok()
+        .filter(|value: &f64| value.is_finite())
 }
 
 fn float(token: &Token<'_>) -> Option<f32> {

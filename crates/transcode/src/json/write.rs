@@ -249,7 +249,10 @@ impl<'s, 'o> Writer<'s, 'o> {
         at: u32,
     ) -> Result<bool, Malformed> {
         if field.oneof.is_some() {
-            let others = message.fields.iter().filter(|other| other.oneof == field.oneof);
+            let others = message
+                .fields
+                .iter()
+                .filter(|other| other.oneof == field.oneof);
             let mut ends = others.filter_map(|other| index.last(other.number));
             return Ok(ends.all(|end| end <= at));
         }

@@ -125,7 +125,11 @@ pub(super) async fn reply(
 /// All of a body that is small.
 async fn send(incoming: &mut Incoming<'_>, core: &Core, body: &[u8]) -> bool {
     let (mut sent, alarm) = (0, core.wheel.alarm());
-    alarm.set(core.wheel.now_ms().saturating_add(core.deadlines.stalled_write));
+    alarm.set(
+        core.wheel
+            .now_ms()
+            .saturating_add(core.deadlines.stalled_write),
+    );
     let whole = poll_fn(|cx| {
         while sent < body.len() {
             match incoming.body(core, body.get(sent..).unwrap_or_default()) {
