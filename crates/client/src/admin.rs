@@ -448,11 +448,13 @@ impl Admin {
     /// Lanes, and who has instances in them.
     /// Mirrors beside originals; of one route: `NAME`, `NAMESPACE/NAME` or with its kind.
     pub async fn comparisons(&self, route: Option<&str>) -> Result<api::Comparisons, AdminError> {
-        self.get(&path("/api/v1/comparisons", &[("route", route)])).await
+        self.get(&path("/api/v1/comparisons", &[("route", route)]))
+            .await
     }
 
     pub async fn lanes(&self, colour: Option<&str>) -> Result<api::LaneViews, AdminError> {
-        self.get(&path("/api/v1/lanes", &[("colour", colour)])).await
+        self.get(&path("/api/v1/lanes", &[("colour", colour)]))
+            .await
     }
 
     pub async fn edges(&self, window_s: Option<u64>) -> Result<api::Edges, AdminError> {

@@ -10,9 +10,9 @@ use serde_json::Value;
 
 mod canary;
 mod cert;
+mod compare;
 mod effect;
 mod health;
-mod compare;
 mod lanes;
 mod refused;
 mod rollout;
@@ -29,18 +29,16 @@ pub use cert::{
     ProxyCertificate, ReleaseCertificatesRequest, Released, RevokeRequest, RevokeTokenRequest,
     Revoked, RotateRequest, Rotation, SERIALS_MAX, SignRequest, Signed, Trust, Unconfirmed,
 };
+pub use compare::{ComparedDifference, ComparedSample, Comparison, Comparisons};
 pub use effect::{Effect, ProxyEffect, ResourceEffect, RuleEffect};
 pub use health::{EndpointHealth, HealthViews, Opinion};
-pub use compare::{ComparedDifference, ComparedSample, Comparison, Comparisons};
 pub use lanes::{LaneService, LaneView, LaneViews};
 pub use refused::{ENDPOINTS_MAX, RefusedRequest, RefusedResponse, SilentEndpoint};
 pub use rollout::{
     RolloutEvent, RolloutFigures, RolloutMeasurement, RolloutOrder, RolloutRefusal, RolloutStep,
     RolloutView, Rollouts, ServiceCounts, VersionFigures,
 };
-pub use session::{
-    DrainView, Drains, SessionAnswer, SessionPage, SessionRequest, SessionView,
-};
+pub use session::{DrainView, Drains, SessionAnswer, SessionPage, SessionRequest, SessionView};
 pub use user::{LoginRequest, Me, UserRequest, UserToken, UserView, UserViews};
 
 /// Where the admin API listens unless told otherwise.

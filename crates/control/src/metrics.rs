@@ -15,8 +15,8 @@ use crate::health::Health;
 use crate::limits::Limits;
 use crate::observe::Observe;
 use crate::registry::Registry;
-use crate::sessions::Sessions;
 use crate::rollout::Rollouts;
+use crate::sessions::Sessions;
 use crate::snapshot::Published;
 
 /// Whose facts are told.
@@ -136,7 +136,6 @@ fn of_rollouts(out: &mut Exposition, rollouts: &Rollouts) {
     let mut measured = out.family(&family);
     measured.sample(&[("verdict", "good")], load(&counts.good));
     measured.sample(&[("verdict", "bad")], load(&counts.bad));
-    drop(measured);
     let family = Family::counter(
         "phalanx_rollout_ended_total",
         "Rollouts that ended, by how.",
@@ -144,7 +143,6 @@ fn of_rollouts(out: &mut Exposition, rollouts: &Rollouts) {
     let mut ended = out.family(&family);
     ended.sample(&[("phase", "promoted")], load(&counts.promoted));
     ended.sample(&[("phase", "rolled-back")], load(&counts.rolled_back));
-    drop(ended);
     counter(
         out,
         "phalanx_rollout_unstored_total",

@@ -39,8 +39,8 @@ use crate::observe::Observe;
 use crate::ocsp;
 use crate::planes::{self, Identity};
 use crate::registry::Registry;
-use crate::rollout::Rollouts;
 use crate::registry::leases::TtlBounds;
+use crate::rollout::Rollouts;
 use crate::sessions::Sessions;
 use crate::world::follow::Follower;
 

@@ -145,7 +145,9 @@ impl Mesh {
         if colours {
             let mut findings = Vec::new();
             mesh.lanes = Lanes::compile(world, mesh.index.colours.iter(), &mut findings);
-            mesh.notes.of_colours.set(&ServiceName::new("", ""), findings);
+            mesh.notes
+                .of_colours
+                .set(&ServiceName::new("", ""), findings);
             gateways.extend(self.gateways.names());
         }
         let spoken_of =

@@ -2,8 +2,8 @@
 
 pub mod colour;
 pub mod gateway;
-pub mod transcode;
 pub mod rollout;
+pub mod transcode;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -15,18 +15,18 @@ use crate::resource::limit::{Limits, Priority};
 use crate::resource::sessions::{Missing, SessionKey};
 use crate::resource::udp::UdpRules;
 use crate::resource::{
-    AccessPolicy, AccessRule, Caller, CircuitBreaker, Compare, ConnectionPool, Cors, Effect, HashOn,
-    HeaderEdit, HealthCheck, Hedging, LoadBalancer, Locality, MtlsMode, OutlierDetection, Redirect,
-    Retry, RetryBudget, Rewrite, RuleMatch, Session, SlowStart,
+    AccessPolicy, AccessRule, Caller, CircuitBreaker, Compare, ConnectionPool, Cors, Effect,
+    HashOn, HeaderEdit, HealthCheck, Hedging, LoadBalancer, Locality, MtlsMode, OutlierDetection,
+    Redirect, Retry, RetryBudget, Rewrite, RuleMatch, Session, SlowStart,
 };
 
-pub use self::rollout::Rollout;
-pub use self::transcode::TranscodingPolicy;
 pub use self::colour::{ColourPolicy, Fallback, Lane};
 pub use self::gateway::{
     AllowedNamespaces, Gateway, GatewayListener, GatewayProtocol, GatewayRef, StreamBackend,
     StreamRoute,
 };
+pub use self::rollout::Rollout;
+pub use self::transcode::TranscodingPolicy;
 
 /// A checked document.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,9 +120,7 @@ impl Kind {
             | Self::PeerAuthentication
             | Self::ColourPolicy
             | Self::Rollout
-            | Self::TranscodingPolicy => {
-                "phalanx.dev/v1alpha1"
-            }
+            | Self::TranscodingPolicy => "phalanx.dev/v1alpha1",
         }
     }
 

@@ -185,9 +185,7 @@ fn document(at: &At<'_>, default_namespace: &str) -> Option<Document> {
         Kind::PeerAuthentication => peer::policy(&spec, meta).map(Document::PeerAuthentication),
         Kind::ColourPolicy => colour::policy(&spec, meta).map(Document::ColourPolicy),
         Kind::Rollout => rollout::rollout(&spec, meta).map(Document::Rollout),
-        Kind::TranscodingPolicy => {
-            transcode::policy(&spec, meta).map(Document::TranscodingPolicy)
-        }
+        Kind::TranscodingPolicy => transcode::policy(&spec, meta).map(Document::TranscodingPolicy),
         Kind::EndpointSlice => None,
     }
 }

@@ -7,8 +7,8 @@ pub mod colour;
 pub mod gateway;
 pub mod limit;
 pub mod route;
-pub mod transcode;
 pub mod sessions;
+pub mod transcode;
 pub mod udp;
 
 use std::collections::BTreeMap;

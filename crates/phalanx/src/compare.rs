@@ -29,8 +29,17 @@ fn render(found: &Comparisons) -> String {
             .to_owned();
     }
     let mut table = Table::new(&[
-        "ROUTE", "RULE", "MIRROR", "COMPARED", "DIFFERENT", "STATUS", "HEADER", "BODY",
-        "UNANSWERED", "MEAN", "OF COPIES",
+        "ROUTE",
+        "RULE",
+        "MIRROR",
+        "COMPARED",
+        "DIFFERENT",
+        "STATUS",
+        "HEADER",
+        "BODY",
+        "UNANSWERED",
+        "MEAN",
+        "OF COPIES",
     ]);
     for item in &found.items {
         table.row(vec![
@@ -60,7 +69,10 @@ fn samples(item: &Comparison, text: &mut String) {
         text.push_str(&format!("\n{} {} ({age} ago)\n", item.mirror, sample.path));
         for found in &sample.differences {
             let (original, copy) = (&found.original, &found.copy);
-            text.push_str(&format!("  {} {}: {original} | {copy}\n", found.kind, found.at));
+            text.push_str(&format!(
+                "  {} {}: {original} | {copy}\n",
+                found.kind, found.at
+            ));
         }
     }
 }

@@ -11,9 +11,7 @@ use phalanx_model::identity::TrustDomain;
 use phalanx_model::resource::Probe;
 use phalanx_model::{Labels, ServiceName};
 use phalanx_proxy::Config;
-use phalanx_proxy::config::{
-    AccessLogConfig, Correlate, CorrelateMode, LogPolicy, Sample, Target,
-};
+use phalanx_proxy::config::{AccessLogConfig, Correlate, CorrelateMode, LogPolicy, Sample, Target};
 use phalanx_proxy::config::{
     GatewayConfig, IdentityConfig, Proof, Source, TRUST_DOMAIN, UpgradeConfig,
 };
@@ -250,7 +248,11 @@ fn configure(options: Options) -> Result<Config, Failure> {
         .collect::<Result<_, _>>()?;
     let (udp_apps, apps): (Vec<App>, Vec<App>) =
         options.app.into_iter().partition(|app| app.takes_datagrams);
-    let ports = |apps: Vec<App>| apps.into_iter().map(|app| (app.name, app.address)).collect();
+    let ports = |apps: Vec<App>| {
+        apps.into_iter()
+            .map(|app| (app.name, app.address))
+            .collect()
+    };
     let identity = identity(options.identity);
     let defaults = Config::new(service, ports(apps));
     Ok(Config {

@@ -109,13 +109,13 @@ impl Side {
     }
 
     /// The answer is over; once both are, they are compared.
-    pub fn end(mut self: Box<Self>, end: End, comparisons: &Comparisons) {
+    pub fn end(mut self, end: End, comparisons: &Comparisons) {
         self.seen.end(end);
         let Self {
             pairing,
             copy,
             seen,
-        } = *self;
+        } = self;
         let mut state = pairing.state.borrow_mut();
         match (copy, &state.original) {
             (Some(mirror), Some(original)) => {

@@ -19,7 +19,9 @@ mod log;
 
 pub use correlate::{Correlate, CorrelateMode, LINGER};
 pub use identity::{IdentityConfig, Proof, Source, TRUST_DOMAIN};
-pub use intercept::{INTERCEPT_INBOUND, INTERCEPT_OUTBOUND, InterceptConfig, OutboundPolicy, Prefix};
+pub use intercept::{
+    INTERCEPT_INBOUND, INTERCEPT_OUTBOUND, InterceptConfig, OutboundPolicy, Prefix,
+};
 pub use log::{AccessLogConfig, LogPolicy, Sample, Target};
 
 /// Sockets for datagrams of one sidecar: as many as the control plane takes.
@@ -263,7 +265,9 @@ pub enum ConfigError {
     Twice(String),
     #[error("label `{0}` is set by the sidecar and can't be another")]
     Label(&'static str),
-    #[error("nobody can be asked whether it is ready: --ready needs a port for connections (--app NAME=HOST:PORT)")]
+    #[error(
+        "nobody can be asked whether it is ready: --ready needs a port for connections (--app NAME=HOST:PORT)"
+    )]
     Ready,
     #[error("--udp takes datagrams at an address with a port, each once, and not at {0}")]
     UdpListen(SocketAddr),

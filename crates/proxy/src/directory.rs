@@ -219,8 +219,13 @@ impl Seats {
     }
 
     /// Copies the shards that are concerned, each once. Called by discovery only.
+    #[allow(
+        clippy::mutable_key_type,
+        reason = "entries are equal by key, which never changes"
+    )]
     fn change(&self, upserts: Vec<Arc<Entry>>, removed: &[Box<[u8]>]) {
-        let mut by_shard: HashMap<usize, (Vec<Arc<Entry>>, Vec<&[u8]>)> = HashMap::new();
+        type Changes<'k> = (Vec<Arc<Entry>>, Vec<&'k [u8]>);
+        let mut by_shard: HashMap<usize, Changes<'_>> = HashMap::new();
         for entry in upserts {
             let place = self.place(&entry.key);
             by_shard.entry(place).or_default().0.push(entry);

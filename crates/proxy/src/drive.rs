@@ -344,7 +344,10 @@ impl Bound {
         let only_v6 = address.is_ipv6() && Redirected::ROLES.contains(&role);
         if address.port() != 0 {
             // Alone first: shared with a stranger, half of the connections would be his.
-            drop(Self::listen(address, false, only_v6).map_err(|error| explain(role, address, &error))?);
+            drop(
+                Self::listen(address, false, only_v6)
+                    .map_err(|error| explain(role, address, &error))?,
+            );
         }
         let mut bound = Self {
             role,

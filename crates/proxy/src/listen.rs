@@ -14,7 +14,11 @@ use crate::plan::Plan;
 ///
 /// `x-phalanx-port` only picks among the ports of this sidecar's own application, and `x-phalanx-http` the protocol that it
 /// is spoken to in, so anybody may send them.
-pub fn admit<'p>(plan: &'p Plan, request: &mut Checked, context: &mut StreamContext<'p>) -> Verdict {
+pub fn admit<'p>(
+    plan: &'p Plan,
+    request: &mut Checked,
+    context: &mut StreamContext<'p>,
+) -> Verdict {
     if context.direction == Direction::Inbound {
         let asked = request.headers().get(names::X_PHALANX_PORT);
         context.asked_port = asked.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());

@@ -294,8 +294,14 @@ impl Plan {
     fn name_colours(&self) {
         let clusters = self.clusters.iter();
         let lanes = clusters.filter_map(|cluster| cluster.name.lane.as_deref());
-        let entries = self.inbound.apps.iter().filter_map(|app| app.entry.as_ref());
-        let edges = entries.map(|entry| &*entry.colours).chain([&self.gates.colours]);
+        let entries = self
+            .inbound
+            .apps
+            .iter()
+            .filter_map(|app| app.entry.as_ref());
+        let edges = entries
+            .map(|entry| &*entry.colours)
+            .chain([&self.gates.colours]);
         for colour in lanes.chain(edges.flat_map(EdgeColours::named)) {
             self.colours.intern(colour);
         }

@@ -617,7 +617,10 @@ fn succeed_rules(
     begun
         .inspect_err(|error| {
             let error: &dyn std::error::Error = error;
-            error!(error, "serving, but not by the rules of interception asked for");
+            error!(
+                error,
+                "serving, but not by the rules of interception asked for"
+            );
         })
         .ok()
 }
@@ -746,8 +749,8 @@ fn instance(config: &Config, advertised: SocketAddr, admin: SocketAddr) -> Insta
     };
     // Nothing of ours stands in front of it: others reach it where it is.
     let datagrams = |(name, app): &(String, SocketAddr)| {
-        let is_hidden = app.ip().is_unspecified()
-            || (app.ip().is_loopback() && !advertised.ip().is_loopback());
+        let is_hidden =
+            app.ip().is_unspecified() || (app.ip().is_loopback() && !advertised.ip().is_loopback());
         let ip = if is_hidden { advertised.ip() } else { app.ip() };
         InstancePort {
             name: name.clone(),

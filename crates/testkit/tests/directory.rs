@@ -407,7 +407,9 @@ fn metadata(words: &[(&str, &str)]) -> prost_types::Struct {
     let text = |text: &str| prost_types::Value {
         kind: Some(prost_types::value::Kind::StringValue(text.to_owned())),
     };
-    let fields = words.iter().map(|(name, word)| ((*name).to_owned(), text(word)));
+    let fields = words
+        .iter()
+        .map(|(name, word)| ((*name).to_owned(), text(word)));
     prost_types::Struct {
         fields: fields.collect(),
     }

@@ -116,7 +116,7 @@ pub async fn drains(State(api): State<Api>) -> Json<Drains> {
             reconnects_per_second: drain.reconnects_per_second,
         }
     };
-    let items: BTreeMap<_, _> = world.drains.iter().map(|(id, drain)| (id, drain)).collect();
+    let items: BTreeMap<_, _> = world.drains.iter().collect();
     Json(Drains {
         items: items.into_iter().map(item).collect(),
     })

@@ -242,7 +242,7 @@ impl Driver {
 
     fn next(&mut self, peer: &mut Peer) -> Option<Response> {
         let Some(response) = self.session.poll(self.now_ms()) else {
-            let told = peer.sessions.as_mut().and_then(|feed| feed.next());
+            let told = peer.sessions.as_mut().and_then(|feed| feed.tell());
             return told.map(Response::Delta);
         };
         if response.kind() == Some(Kind::Routes) {
@@ -255,7 +255,9 @@ impl Driver {
 
     fn take<M: Message>(&mut self, peer: &mut Peer, message: M) -> Result<(), Status> {
         if let (Some(asked), Some(sessions)) = (message.of_sessions(), &self.rooms.sessions) {
-            let feed = peer.sessions.get_or_insert_with(|| Box::new(sessions.feed()));
+            let feed = peer
+                .sessions
+                .get_or_insert_with(|| Box::new(sessions.feed()));
             return feed.on_request(asked);
         }
         let answer = message.answer();

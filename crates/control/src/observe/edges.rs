@@ -7,8 +7,8 @@ use phalanx_client::api;
 use phalanx_model::ServiceName;
 use phalanx_proto::phalanx::observe::v1 as wire;
 
-use super::counts::{Counts, quantile_ms};
 pub use super::counts::{BOUNDS_US, BUCKETS};
+use super::counts::{Counts, quantile_ms};
 
 /// Who talks to whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

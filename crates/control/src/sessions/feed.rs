@@ -116,7 +116,7 @@ impl Feed {
     }
 
     /// The next message to a data plane, if there is something to tell.
-    pub fn next(&mut self) -> Option<DeltaDiscoveryResponse> {
+    pub fn tell(&mut self) -> Option<DeltaDiscoveryResponse> {
         let step = self.step()?;
         self.nonce += 1;
         self.shared.counts.pushed.fetch_add(1, Ordering::Relaxed);

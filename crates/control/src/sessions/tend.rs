@@ -132,10 +132,10 @@ impl Sessions {
             let is_empty = due
                 .empty_since
                 .is_some_and(|since| now >= since + EMPTY_FOR);
-            if (is_over && left == 0) || (uses && is_empty) {
-                if let Err(error) = self.drained(id).await {
-                    tracing::warn!(instance = %id, %error, "it is drained, but that can't be stored yet");
-                }
+            if ((is_over && left == 0) || (uses && is_empty))
+                && let Err(error) = self.drained(id).await
+            {
+                tracing::warn!(instance = %id, %error, "it is drained, but that can't be stored yet");
             }
         }
     }

@@ -327,7 +327,7 @@ async fn a_follower_gets_all_of_a_service_in_pieces_then_each_change_and_goes_on
     let mut feed = plane.sessions.feed();
     feed.on_request(&asked(None)).unwrap();
     let mut pieces = Vec::new();
-    while let Some(response) = feed.next() {
+    while let Some(response) = feed.tell() {
         pieces.push(read(response));
     }
     let shape: Vec<_> = pieces.iter().map(|p| (p.1, p.2, p.3.len())).collect();
@@ -342,23 +342,23 @@ async fn a_follower_gets_all_of_a_service_in_pieces_then_each_change_and_goes_on
     let place = pieces.pop().unwrap().0;
     let epoch = plane.move_to("room-0007", "b2", 0).await.unwrap();
     feed.changed().await;
-    let (_, begins, _, seats, _) = read(feed.next().unwrap());
+    let (_, begins, _, seats, _) = read(feed.tell().unwrap());
     assert_eq!(
         (begins, seats),
         (false, vec![("default/battle/room-0007".into(), epoch)])
     );
-    assert!(feed.next().is_none());
+    assert!(feed.tell().is_none());
     plane.sessions.release(id("room-0008"), 0).await.unwrap();
     let mut again = plane.sessions.feed();
     again.on_request(&asked(Some(&place))).unwrap();
-    let (_, begins, _, seats, removed) = read(again.next().unwrap());
+    let (_, begins, _, seats, removed) = read(again.tell().unwrap());
     assert!(!begins);
     assert_eq!(seats.len(), 1);
     assert_eq!(removed, ["default/battle/room-0008"]);
     let mut stranger = plane.sessions.feed();
     stranger.on_request(&asked(Some("1234:5"))).unwrap();
     assert!(
-        read(stranger.next().unwrap()).1,
+        read(stranger.tell().unwrap()).1,
         "another process' place is none"
     );
     let mut bad = asked(None);

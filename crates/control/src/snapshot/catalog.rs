@@ -12,8 +12,8 @@ use phalanx_model::identity::SpiffeId;
 use phalanx_model::instance::{InstancePort, Protocol, State};
 use phalanx_model::resource::udp::{TOKEN, UdpRules};
 use phalanx_model::resource::{
-    Assignment, Cluster, Effect, Endpoint, HashOn, Health, Hedging, Locality, MtlsMode, PeerTls, SessionDirectory,
-    Transcoding,
+    Assignment, Cluster, Effect, Endpoint, HashOn, Health, Hedging, Locality, MtlsMode, PeerTls,
+    SessionDirectory, Transcoding,
 };
 use phalanx_model::{ClusterName, Instance, ServiceName, SharedMap};
 
@@ -387,10 +387,14 @@ pub(super) fn pick<'a>(
     if let (Some(only), None) = (ports.next(), ports.next()) {
         return Some(only);
     }
-    instance.ports.iter().filter(&fits).find(|port| match target {
-        TargetPort::Number(number) => port.number == *number,
-        TargetPort::Name(name) => port.name == *name,
-    })
+    instance
+        .ports
+        .iter()
+        .filter(&fits)
+        .find(|port| match target {
+            TargetPort::Number(number) => port.number == *number,
+            TargetPort::Name(name) => port.name == *name,
+        })
 }
 
 /// The Service's word, else that of an instance, else a guess by the port's name.
@@ -513,7 +517,11 @@ fn tidy(mut endpoints: Vec<Placed>) -> Vec<Placed> {
 
 /// The instances that a Service takes: by the `app` that nearly every selector has, so that not the whole namespace is
 /// looked at.
-pub(super) fn select<'a>(world: &'a World, index: &Index, service: &Service) -> Vec<&'a Registered> {
+pub(super) fn select<'a>(
+    world: &'a World,
+    index: &Index,
+    service: &Service,
+) -> Vec<&'a Registered> {
     let Some(services) = world.instances.namespace(&service.meta.namespace) else {
         return Vec::new();
     };

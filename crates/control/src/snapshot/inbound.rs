@@ -329,7 +329,9 @@ pub(super) fn without_callers(rules: Inbound, has_identity: bool) -> Inbound {
 
 fn leads_to(service: &Service, instance: &Instance, number: u16) -> bool {
     let mut targets = service.ports.iter();
-    targets.any(|port| pick(instance, &port.target, port.protocol).is_some_and(|port| port.number == number))
+    targets.any(|port| {
+        pick(instance, &port.target, port.protocol).is_some_and(|port| port.number == number)
+    })
 }
 
 /// As the registry fills them in.

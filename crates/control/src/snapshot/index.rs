@@ -306,10 +306,14 @@ impl Index {
         }
         let documents = world.documents.differences(&before.documents, Arc::ptr_eq);
         for change in documents {
-            touched.rollouts.extend(self.rollouts.of(change.key).cloned());
+            touched
+                .rollouts
+                .extend(self.rollouts.of(change.key).cloned());
         }
         for service in &touched.services {
-            touched.rollouts.extend(self.rollouts_of.of(service).cloned());
+            touched
+                .rollouts
+                .extend(self.rollouts_of.of(service).cloned());
         }
     }
 

@@ -302,9 +302,7 @@ fn text(node: &core::Node, key: &str) -> Option<String> {
 
 fn text_of(node: &core::Node, key: &str, max: usize) -> Option<String> {
     match node.metadata.as_ref()?.fields.get(key)?.kind.as_ref()? {
-        ValueKind::StringValue(text) if !text.is_empty() && text.len() <= max => {
-            Some(text.clone())
-        }
+        ValueKind::StringValue(text) if !text.is_empty() && text.len() <= max => Some(text.clone()),
         ValueKind::NumberValue(number) if number.fract() == 0.0 => Some(format!("{number}")),
         _ => None,
     }

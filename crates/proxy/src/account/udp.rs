@@ -82,10 +82,13 @@ named! {
     }
 }
 
+/// Name and address of a port.
+type Key = (String, Option<SocketAddr>);
+
 /// All ports of one process.
 #[derive(Default)]
 pub struct Datagrams {
-    ports: Mutex<BTreeMap<(String, Option<SocketAddr>), Arc<Port>>>,
+    ports: Mutex<BTreeMap<Key, Arc<Port>>>,
 }
 
 pub struct Port {
@@ -259,7 +262,7 @@ impl Datagrams {
                 )
             })
             .collect();
-        let labels = |name: &'static str, at: usize| (name, ["up", "down"][at & 1]);
+        let labels = |name: &'static str, at: usize| (name, if at == 0 { "up" } else { "down" });
         for (family, of) in [
             (&PACKETS, (|t| &t.packets) as fn(&Totals) -> &[u64; 2]),
             (&BYTES, |t| &t.bytes),

@@ -195,7 +195,10 @@ fn forward(forward: &Forward) -> Value {
         ("cors", cors.as_ref().map(beside::cors)),
         ("hedging", hedging.as_ref().map(beside::hedging)),
         ("priority", priority.map(|p| json!(p.as_str()))),
-        ("transcoding", transcoding.as_deref().map(beside::transcoding)),
+        (
+            "transcoding",
+            transcoding.as_deref().map(beside::transcoding),
+        ),
     ];
     let said = beside
         .into_iter()

@@ -225,7 +225,12 @@ async fn serve(
         Spoken::Tls => Box::pin(secured(core, watch, stream, meant.map(|m| m.port))).await,
         Spoken::Raw(cluster, port) => {
             let relaying = relay(core, &cluster, Stream::Plain(stream), None);
-            Box::pin(shut::while_it(core, move |_| may_stay(core, port, None), relaying)).await;
+            Box::pin(shut::while_it(
+                core,
+                move |_| may_stay(core, port, None),
+                relaying,
+            ))
+            .await;
         }
         Spoken::Nothing => {}
     }

@@ -184,7 +184,10 @@ pub async fn serve(
     if !context.mirrors.is_empty() {
         let copies = Copies::new(core, &plan, &context, request);
         if let Some(copies) = copies {
-            copies.original().into_iter().for_each(|side| tally.compare(side));
+            copies
+                .original()
+                .into_iter()
+                .for_each(|side| tally.compare(side));
             upload.copy(copies);
         }
     }
@@ -217,7 +220,15 @@ pub async fn serve(
             match work {
                 None => run.incoming.reply(core, &reply, grpc, tally),
                 work => {
-                    Box::pin(json::reply(&mut run.incoming, core, &reply, grpc, work, tally)).await;
+                    Box::pin(json::reply(
+                        &mut run.incoming,
+                        core,
+                        &reply,
+                        grpc,
+                        work,
+                        tally,
+                    ))
+                    .await;
                 }
             }
             Outcome::Done
@@ -286,9 +297,7 @@ async fn host(core: &Rc<Core>, plan: &Plan, request: &Checked, door: &Door) -> R
         _ => request.authority(),
     };
     let is_there = || match &core.plan().plan.outbound {
-        Outbound::Demand { hosts, .. } => {
-            hosts.contains(authority) && core.plan().plan.is_seated()
-        }
+        Outbound::Demand { hosts, .. } => hosts.contains(authority) && core.plan().plan.is_seated(),
         _ => true,
     };
     desk.wait(authority, is_there).await

@@ -14,9 +14,9 @@ use super::deadline::Watch;
 use crate::account::sight::is_secret;
 use crate::account::{Edge, EdgeCell, Ending, Event, Flow, Sight, Speaks, Traffic};
 use crate::balance::Evidence;
+use crate::compare::{self, Side};
 use crate::context::{Caller, StreamContext};
 use crate::plan::cluster::Edges;
-use crate::compare::{self, Side};
 use crate::underway::Ticket;
 use crate::upstream::Permit;
 
@@ -454,7 +454,9 @@ impl Tally {
     fn count_lane(&self) {
         let Some(cluster) = &self.cluster else { return };
         if let Some(lane) = &cluster.plan.lane {
-            let member = self.member.and_then(|member| cluster.plan.group.member(member));
+            let member = self
+                .member
+                .and_then(|member| cluster.plan.group.member(member));
             lane.count(self.core.index, member.map(|member| member.is_far));
         }
     }

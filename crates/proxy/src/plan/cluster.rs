@@ -15,7 +15,7 @@ use phalanx_relay::Field;
 
 use super::directory::DirectoryPlan;
 use super::{AppPort, PeerPlan};
-use crate::account::{Account, Edge, LaneCounts, EdgeKey, Security, Traffic};
+use crate::account::{Account, Edge, EdgeKey, LaneCounts, Security, Traffic};
 use crate::balance::{Group, Member, Policy, SlowStart};
 use crate::upstream::Breaker;
 

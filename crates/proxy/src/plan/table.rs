@@ -10,8 +10,8 @@ use phalanx_model::matching::pattern::PatternError;
 use phalanx_model::name::ClusterName;
 use phalanx_model::reason::Reason;
 use phalanx_model::resource::{
-    Action, Backend, Compare, Forward, HeaderEdit, Hedging, MILLION, Mirror, PathRewrite, Redirect, Rewrite,
-    RouteTable, Rule, RuleMatch, VirtualHost,
+    Action, Backend, Compare, Forward, HeaderEdit, Hedging, MILLION, Mirror, PathRewrite, Redirect,
+    Rewrite, RouteTable, Rule, RuleMatch, VirtualHost,
 };
 use phalanx_relay::header::FieldError;
 use phalanx_relay::{Checked, Field, HeaderList, names};

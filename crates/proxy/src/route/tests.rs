@@ -3,11 +3,11 @@ use std::sync::Arc;
 
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::{ClusterName, ServiceName};
+use phalanx_model::resource::sessions::{Missing, SessionDirectory, SessionKey};
 use phalanx_model::resource::{
     Action, Assignment, Backend, Carrier, Cluster, Cors, Endpoint, Forward, HeaderEdit, Mirror,
     Redirect, RouteTable, Rule, RuleMatch, Session, ValueMatch, VirtualHost,
 };
-use phalanx_model::resource::sessions::{Missing, SessionDirectory, SessionKey};
 use phalanx_relay::names;
 use phalanx_relay::{Field, Http1Line, Limits, ResponseHead, Version, Workspace};
 
@@ -308,7 +308,9 @@ fn seat(plan: &Plan, fields: &[(&str, &str)]) -> Result<(Option<SocketAddr>, Str
     let epoch = request.headers().get(names::X_SESSION_EPOCH);
     let epoch = String::from_utf8(epoch.unwrap_or_default().to_vec()).unwrap();
     let cluster = &plan.clusters[context.cluster.unwrap()];
-    let wanted = context.wanted.map(|member| cluster.endpoints[member].address);
+    let wanted = context
+        .wanted
+        .map(|member| cluster.endpoints[member].address);
     assert_eq!(wanted.is_some(), context.seat.is_some());
     Ok((wanted, epoch))
 }
@@ -326,7 +328,10 @@ fn a_session_goes_where_the_directory_says_whatever_weight_and_health_say() {
         let plan = seated(missing, &at);
         for (key, epoch, address) in &at[..3] {
             let found = seat(&plan, &[("x-game-session", key), ("x-session-epoch", "99")]);
-            assert_eq!(found, Ok((Some(address.parse().unwrap()), epoch.to_string())));
+            assert_eq!(
+                found,
+                Ok((Some(address.parse().unwrap()), epoch.to_string()))
+            );
         }
         // It is somewhere, and that is not here: nobody else may have it.
         for key in ["away", "elsewhere"] {
@@ -350,7 +355,10 @@ fn before_all_sessions_are_here_none_is_placed() {
     assert!(!plan.is_seated());
     let found = seat(&plan, &[("x-game-session", "one")]);
     assert_eq!(found, Err(Reason::NoHealthyUpstream.into()));
-    assert!(seat(&plan, &[]).is_ok(), "without a session there is nothing to wait for");
+    assert!(
+        seat(&plan, &[]).is_ok(),
+        "without a session there is nothing to wait for"
+    );
 }
 
 #[test]

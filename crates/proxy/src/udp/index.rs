@@ -127,7 +127,7 @@ mod tests {
         for hashes in [3, 40, 1 << 30] {
             let (mut index, mut model) = (Index::default(), BTreeMap::new());
             for place in 0..6_000_u32 {
-                let hash = rng.u64(0..hashes) << rng.u32(0..2) * 31;
+                let hash = rng.u64(0..hashes) << (rng.u32(0..2) * 31);
                 if rng.u8(..) < 150 {
                     index.insert(hash, place);
                     model.insert(place, hash);

@@ -2,6 +2,7 @@
 //! That none of them is without somebody who reads it, all cores are told.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::AtomicU32;
@@ -95,14 +96,14 @@ impl Ports {
     /// It can't be bound.
     pub fn take(&self, core: usize, address: SocketAddr) -> io::Result<Option<Taken>> {
         let mut state = self.state();
-        if !state.contains_key(&address) {
+        if let Entry::Vacant(place) = state.entry(address) {
             let sockets = bind(address, self.cores)?;
             let open = Open {
                 sockets: sockets.into_iter().map(Some).collect(),
                 sessions: Arc::default(),
                 left: self.cores,
             };
-            state.insert(address, open);
+            place.insert(open);
             self.opened.send_modify(|count| *count += 1);
         }
         let open = state.get_mut(&address);

@@ -120,7 +120,6 @@ fn matcher(shares: &[Share]) -> matcher_v3::Matcher {
         matchers.push(FieldMatcher {
             predicate: Some(fraction(seed, part as u32)),
             on_match: Some(route(cluster)),
-            ..Default::default()
         });
     }
     let list = MatcherList { matchers };

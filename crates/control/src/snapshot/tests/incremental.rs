@@ -118,16 +118,26 @@ pub fn step() -> impl Strategy<Value = Step> {
         1 => (0..6_u8, 0..2_u8, 0..3_u8, any::<bool>(), any::<bool>(), created())
             .prop_map(|(name, colour, selector, refuses, edge, created)| Step::Colours { name, colour, selector, refuses, edge, created }),
     ];
-    let rollout = (0..4_u8, 0..4_u8, any::<bool>(), 0..6_u8, 1..6_u8, any::<bool>(), created())
-        .prop_map(|(name, route, grpc, stable, other, matches, created)| Step::Rollout {
-            name,
-            route,
-            grpc,
-            stable,
-            canary: (stable + other) % 6,
-            matches,
-            created,
-        });
+    let rollout = (
+        0..4_u8,
+        0..4_u8,
+        any::<bool>(),
+        0..6_u8,
+        1..6_u8,
+        any::<bool>(),
+        created(),
+    )
+        .prop_map(
+            |(name, route, grpc, stable, other, matches, created)| Step::Rollout {
+                name,
+                route,
+                grpc,
+                stable,
+                canary: (stable + other) % 6,
+                matches,
+                created,
+            },
+        );
     let led = (rollout.clone(), 0..=100_u32, any::<bool>(), any::<bool>()).prop_map(
         |(of, weight, mirror, lane)| Step::Led {
             of: Box::new(of),

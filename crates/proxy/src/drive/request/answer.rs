@@ -151,7 +151,9 @@ impl Run<'_> {
         let callers = matches!(
             ended,
             Err(Missed::Cut(_)
-                | Missed::Expired(Expiry::Stalled | Expiry::Body | Expiry::ShutOut | Expiry::Moved))
+                | Missed::Expired(
+                    Expiry::Stalled | Expiry::Body | Expiry::ShutOut | Expiry::Moved
+                ))
         );
         let word = match ended {
             Err(Missed::Expired(Expiry::ShutOut)) => Some(Reason::Denied),
@@ -179,7 +181,7 @@ impl Run<'_> {
             true => drop(tally), // as of one who went away: no word about the endpoint
             false => tally.broke_off(),
         }
-        if !word.is_some_and(|reason| self.end_with(reason).is_ok()) {
+        if word.is_none_or(|reason| self.end_with(reason).is_err()) {
             self.incoming.break_off();
         }
         Outcome::Done

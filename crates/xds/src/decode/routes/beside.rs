@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use phalanx_model::resource::{Carrier, Compare, Cors, HEDGES_MAX, Hedging, MILLION, Mirror, Session};
+use phalanx_model::resource::{
+    Carrier, Compare, Cors, HEDGES_MAX, Hedging, MILLION, Mirror, Session,
+};
 use phalanx_proto::envoy::config::core::v3 as core_v3;
 use phalanx_proto::envoy::config::route::v3::route_action::RequestMirrorPolicy;
 use phalanx_proto::envoy::extensions::filters::http::cors::v3::CorsPolicy;
@@ -23,8 +25,8 @@ use super::super::field::{
 };
 use super::string_match;
 use crate::encode::routes::beside::{
-    COMPARE, COMPARED, CORS_FILTER, HEDGING, NO_TIMEOUT, OF_CLIENT, SESSION_ABSOLUTE, SESSION_FILTER, SESSION_IDLE,
-    SESSION_LIFETIME, TIMEOUT,
+    COMPARE, COMPARED, CORS_FILTER, HEDGING, NO_TIMEOUT, OF_CLIENT, SESSION_ABSOLUTE,
+    SESSION_FILTER, SESSION_IDLE, SESSION_LIFETIME, TIMEOUT,
 };
 
 /// What stands beside a route's action.
@@ -40,7 +42,11 @@ pub(super) struct Beside {
 
 impl Beside {
     pub(super) fn is_empty(&self) -> bool {
-        self.session.is_none() && self.cors.is_none() && self.hedging.is_none() && self.compare.is_none() && !self.unlimited
+        self.session.is_none()
+            && self.cors.is_none()
+            && self.hedging.is_none()
+            && self.compare.is_none()
+            && !self.unlimited
     }
 }
 

@@ -111,7 +111,9 @@ mod gateway {
             protocol: ListenerProtocol::Gateway(GatewayPort {
                 gateway: ServiceName::new("default", "edge"),
                 certificates_in: "/etc/tls".into(),
-                colours: "take=dev-* net=10.10.0.0/16=staging default=prod id-made".parse().unwrap(),
+                colours: "take=dev-* net=10.10.0.0/16=staging default=prod id-made"
+                    .parse()
+                    .unwrap(),
                 chains,
             }),
         }
