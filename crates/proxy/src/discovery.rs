@@ -484,8 +484,12 @@ impl Stream {
             &self.plan.load(),
             &self.account,
         );
+        let has_datagrams = !next.udp.is_empty() || !self.plan.load().udp.is_empty();
         self.plan.store(Arc::new(next));
         self.known.desk.planned();
+        if has_datagrams {
+            self.account.datagrams().planned();
+        }
     }
 
     /// Asks for the tables that listeners name, or from now on for hosts, as the listener says.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use phalanx_telemetry::metrics::{Exposition, Family};
+use tokio::sync::watch;
 
 use super::bump;
 
@@ -89,6 +90,8 @@ type Key = (String, Option<SocketAddr>);
 #[derive(Default)]
 pub struct Datagrams {
     ports: Mutex<BTreeMap<Key, Arc<Port>>>,
+    /// Ticks with every plan that has ports, or had.
+    plans: watch::Sender<()>,
 }
 
 pub struct Port {
@@ -227,6 +230,15 @@ impl Port {
 }
 
 impl Datagrams {
+    /// There is another plan: its ports are to be opened at once, for the control plane hears that it is in force.
+    pub fn planned(&self) {
+        self.plans.send_replace(());
+    }
+
+    pub fn plans(&self) -> watch::Receiver<()> {
+        self.plans.subscribe()
+    }
+
     /// The port of this name and address; counts go on where they were when it comes back. Over [`PORTS_MAX`], those that
     /// nobody holds are forgotten. `None` stands for what comes to upstream sockets and belongs to no port.
     pub fn port(&self, name: &str, address: Option<SocketAddr>, cores: usize) -> Arc<Port> {

@@ -40,6 +40,7 @@ pub async fn run(
     succeeds: impl Fn() -> bool,
 ) {
     let mut opened = own.opened.clone();
+    let mut plans = account.datagrams().plans();
     let mut driver = match Driver::new(own, plan, account) {
         Ok(driver) => driver,
         Err(error) => {
@@ -54,6 +55,7 @@ pub async fn run(
             biased;
             () = served => return,
             Ok(()) = opened.changed() => false,
+            Ok(()) = plans.changed() => false,
             _ = closing.wait_for(|closing| *closing), if !is_draining => true,
         };
         if is_told {
