@@ -116,6 +116,10 @@ struct Correlation {
     /// How long after its answer a request may still make calls
     #[arg(long, value_name = "TIME", default_value = "250ms", value_parser = demo::parse_duration)]
     correlate_linger: Duration,
+    /// How long after the start the application may be at work for requests that came by a sidecar before this one; 0s where
+    /// both start together
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = demo::parse_duration)]
+    correlate_settle: Duration,
 }
 
 /// One line of JSON for each request that is chosen, once it is over.
@@ -274,6 +278,7 @@ fn configure(options: Options) -> Result<Config, Failure> {
         correlate: Correlate {
             mode: options.correlation.correlate,
             linger: options.correlation.correlate_linger,
+            settle: options.correlation.correlate_settle,
         },
         access_log: options.log.config(),
         intercept: options.intercept.config(),

@@ -77,7 +77,7 @@ impl Account {
         &self.comparisons
     }
 
-    /// For so long another process serves the same application.
+    /// For so long another process serves the same application, or requests of one that did may be under way.
     pub fn blind(&self, time: Duration) {
         let until = self.started.elapsed().saturating_add(time);
         let until_ms = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);

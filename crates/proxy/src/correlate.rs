@@ -7,7 +7,7 @@ use phalanx_relay::{Checked, Verdict, names};
 
 use crate::context::{Caller, StreamContext};
 use crate::plan::Plan;
-use crate::underway::{Cause, Colour, Here, How};
+use crate::underway::{Cause, Here, How};
 
 /// First of all for what the application sends. What it says itself stays.
 #[inline]
@@ -26,14 +26,15 @@ fn is_application(context: &StreamContext<'_>) -> bool {
 
 fn give(here: Here<'_>, request: &mut Checked, context: &mut StreamContext<'_>) -> Verdict {
     let cause = match () {
-        () if Colour::is_said(request.headers()) => None,
+        () if request.headers().contains(names::X_ENV) => None,
         () if here.is_coloured() => Some(here.cause(request.headers())),
         () => Some(Cause::Unknown),
     };
+    let is_foreign = matches!(cause, Some(Cause::Foreign));
     let (how, colour) = match cause {
         None => (How::Carried, None),
-        Some(Cause::Traced(colour)) => (How::Traced, colour),
-        Some(Cause::Correlated(colour)) => (How::Correlated, colour),
+        Some(Cause::Traced(colour)) => (How::Traced, Some(colour)),
+        Some(Cause::Correlated(colour)) => (How::Correlated, Some(colour)),
         Some(Cause::Ambiguous { lost }) => {
             if lost && here.is_strict() {
                 context.correlated = Some(How::Ambiguous);
@@ -42,12 +43,13 @@ fn give(here: Here<'_>, request: &mut Checked, context: &mut StreamContext<'_>) 
             }
             (How::Ambiguous, None)
         }
-        Some(Cause::Unknown) => (How::None, None),
+        Some(Cause::Unknown | Cause::Foreign) => (How::None, None),
     };
     context.correlated = Some(how);
     here.count(how);
     let headers = request.headers();
-    let ids = match headers.contains(names::TRACEPARENT) && headers.contains(names::X_REQUEST_ID) {
+    let has_both = headers.contains(names::TRACEPARENT) && headers.contains(names::X_REQUEST_ID);
+    let ids = match has_both || is_foreign {
         true => None,
         false => here.sole(),
     };

@@ -183,6 +183,7 @@ async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Running, Serve
 
     // Traffic: what arrives for the application is served from now on, by what we know of ourselves.
     let account = Arc::new(Account::new(config.workers).correlating(config.correlate));
+    account.blind(config.correlate.settle);
     let log = config.access_log.as_ref();
     let log = log.map(|log| AccessLog::open(log, &account)).transpose()?;
     let log = log.map(Arc::new);

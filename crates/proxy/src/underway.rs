@@ -19,8 +19,8 @@ use phalanx_telemetry::metrics::{Exposition, Family};
 use phalanx_telemetry::trace::TraceContext;
 
 pub use self::colour::Colour;
-use self::colour::{Read, Rows};
-use self::index::Index;
+use self::colour::{BASELINE, Facet, Read, Rows, Seat, Text, UNNAMED};
+use self::index::{Index, Known};
 use self::span::Span;
 pub use self::trace::Ids;
 use self::trace::Traces;
@@ -34,6 +34,8 @@ pub struct Underway {
     is_coloured: AtomicBool,
     /// Until when requests may be under way in another process, which nobody sees here.
     blind_until_ms: AtomicU64,
+    /// The application passes on traces, and ids: it has been seen to.
+    passes_on: [AtomicBool; 2],
     hasher: RandomState,
     cores: Box<[Cells]>,
 }
@@ -45,10 +47,7 @@ struct Cells {
     all: Span,
     /// When the one before the last ended, of all.
     before: Span,
-    baseline: Span,
-    /// Coloured, but no row is left for it, or its colour is none that can be written.
-    unnamed: Span,
-    /// Begun before anything was coloured: not in the index.
+    /// Begun before anything was coloured: all of the baseline, and not in the index.
     unindexed: Span,
     /// Made with the first coloured request.
     coloured: OnceLock<Box<Coloured>>,
@@ -59,24 +58,34 @@ struct Cells {
     withheld: AtomicU64,
 }
 
-#[derive(Default)]
 struct Coloured {
-    rows: Rows,
+    env: Facet,
+    canary: Facet,
     index: Index,
+}
+
+impl Default for Coloured {
+    fn default() -> Self {
+        Self {
+            env: Facet::new(ENVS),
+            canary: Facet::new(CANARIES),
+            index: Index::default(),
+        }
+    }
 }
 
 /// How surely the colour of an outbound request is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
-    /// The application said it.
+    /// The application said `x-env`.
     Carried,
     /// It carries trace or id of a request under way.
     Traced,
-    /// All that may be its cause have this colour.
+    /// All that may be its cause have this `x-env`.
     Correlated,
     /// Those that may be its cause differ.
     Ambiguous,
-    /// There is nothing that may be its cause.
+    /// There is nothing that may be its cause, or it says that it is another's.
     None,
 }
 
@@ -103,30 +112,41 @@ impl How {
 /// What is known of the cause of an outbound request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
-    Traced(Option<Colour>),
-    Correlated(Option<Colour>),
+    Traced(Colour),
+    Correlated(Colour),
     /// `lost`: one of those that may be it is coloured.
     Ambiguous {
         lost: bool,
     },
     Unknown,
+    /// It has a trace or an id that none has which may be it, of an application that passes them on.
+    Foreign,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The application answered it, or never got it.
+    Answered,
+    /// Nobody waits for the answer any more; the application may be at work all the same.
+    Abandoned,
 }
 
 /// A request under way; to be given back with [`Underway::end`].
 #[derive(Debug)]
 #[must_use]
 pub struct Ticket {
-    row: Row,
-    /// Where trace and id are indexed.
-    entries: Option<[index::Place; 2]>,
+    /// None: begun before anything was coloured.
+    of: Option<Seats>,
     trace: Option<u8>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Row {
-    Baseline,
-    Of(u8),
-    Unnamed,
+#[derive(Debug)]
+struct Seats {
+    env: Seat,
+    canary: Seat,
+    /// Where trace and id are indexed.
+    entries: [index::Place; 2],
 }
 
 /// The view of one core at one time.
@@ -145,6 +165,7 @@ impl Underway {
             linger_ms: u64::try_from(correlate.linger.as_millis()).unwrap_or(u64::MAX),
             is_coloured: AtomicBool::new(false),
             blind_until_ms: AtomicU64::new(0),
+            passes_on: [const { AtomicBool::new(false) }; 2],
             hasher: RandomState::new(),
             cores: (0..cores).map(|_| Cells::default()).collect(),
         }
@@ -160,9 +181,10 @@ impl Underway {
         })
     }
 
-    /// Another process has requests of the application under way until then: nothing is sure.
+    /// Another process has requests of the application under way until then, or had: of what carries no trace or id nothing
+    /// is sure.
     pub fn blind(&self, until_ms: u64) {
-        self.blind_until_ms.store(until_ms, Ordering::Relaxed);
+        self.blind_until_ms.fetch_max(until_ms, Ordering::Relaxed);
     }
 
     /// A request goes to the application with these headers.
@@ -171,87 +193,66 @@ impl Underway {
             return None;
         }
         let cells = self.cores.get(core)?;
-        let colour = Colour::of(headers);
-        if colour.is_coloured() && !self.is_coloured.load(Ordering::Relaxed) {
+        if Colour::is_said(headers) && !self.is_coloured.load(Ordering::Relaxed) {
             self.is_coloured.store(true, Ordering::Release);
         }
         cells.all.begin();
         let trace = cells.traces.get_or_init(Box::default).begin(headers);
-        let (row, entries) = match self.is_coloured.load(Ordering::Relaxed) {
+        let of = match self.is_coloured.load(Ordering::Relaxed) {
             false => {
-                cells.baseline.begin();
                 cells.unindexed.begin();
-                (Row::Baseline, None)
+                None
             }
-            true => self.enter(cells, &colour, headers, now_ms),
+            true => Some(self.enter(cells, headers, now_ms)),
         };
-        Some(Ticket {
-            row,
-            entries,
-            trace,
-        })
+        Some(Ticket { of, trace })
     }
 
-    fn enter(
-        &self,
-        cells: &Cells,
-        colour: &Read,
-        headers: &HeaderList,
-        now_ms: u64,
-    ) -> (Row, Option<[index::Place; 2]>) {
+    fn enter(&self, cells: &Cells, headers: &HeaderList, now_ms: u64) -> Seats {
         let coloured = cells.coloured.get_or_init(Box::default);
         let stale_ms = self.linger_ms.saturating_add(STALE_MS);
-        let (row, key) = match colour {
-            Read::Baseline => (Row::Baseline, BASELINE),
-            Read::Unreadable => (Row::Unnamed, UNNAMED),
-            Read::Of(text) => {
-                let key = self.colour_key(text);
-                match coloured.rows.enter(key, text, now_ms, stale_ms) {
-                    Some(row) => (Row::Of(row), key),
-                    None => (Row::Unnamed, UNNAMED),
-                }
-            }
+        let key = |text: &Text| self.hasher.hash_one((b'c', text));
+        let [env, canary] = [names::X_ENV, names::X_CANARY_ID].map(|name| Read::of(headers, name));
+        let (env, env_key) = coloured.env.begin(&env, key, now_ms, stale_ms);
+        let (seat, _) = coloured.canary.begin(&canary, key, now_ms, stale_ms);
+        let row = match env {
+            Seat::Row(row) => row,
+            Seat::Without | Seat::Unnamed => 0,
         };
-        match row {
-            Row::Baseline => cells.baseline.begin(),
-            Row::Unnamed => cells.unnamed.begin(),
-            Row::Of(_) => {} // by entering
+        let index = &coloured.index;
+        let entry = |id| index.begin(id, (env_key, row), &canary, now_ms, self.linger_ms);
+        Seats {
+            env,
+            canary: seat,
+            entries: self.ids(headers).map(entry),
         }
-        let tag = match row {
-            Row::Of(row) => row,
-            Row::Baseline | Row::Unnamed => 0,
-        };
-        let entry = |id| coloured.index.begin(id, key, tag, now_ms, self.linger_ms);
-        (row, Some(self.ids(headers).map(entry)))
     }
 
     /// Its answer is through, or nobody waits for it any more.
-    pub fn end(&self, core: usize, ticket: Ticket, now_ms: u64) {
+    pub fn end(&self, core: usize, ticket: Ticket, how: Ended, now_ms: u64) {
         let Some(cells) = self.cores.get(core) else {
             return;
         };
+        // It is remembered until the linger time after that.
+        let ended_ms = match how {
+            Ended::Answered => now_ms,
+            Ended::Abandoned => now_ms + ABANDONED_MS.saturating_sub(self.linger_ms),
+        };
         if let (Some(trace), Some(traces)) = (ticket.trace, cells.traces.get()) {
-            traces.end(trace, now_ms);
+            traces.end(trace, ended_ms);
         }
-        match (ticket.entries, cells.coloured.get()) {
-            (Some(entries), Some(coloured)) => {
-                entries
-                    .into_iter()
-                    .for_each(|place| coloured.index.end(place, now_ms));
-            }
-            _ => cells.unindexed.end(now_ms),
-        }
-        match ticket.row {
-            Row::Baseline => cells.baseline.end(now_ms),
-            Row::Unnamed => cells.unnamed.end(now_ms),
-            Row::Of(row) => {
-                if let Some(coloured) = cells.coloured.get() {
-                    coloured.rows.end(row, now_ms);
+        match (ticket.of, cells.coloured.get()) {
+            (Some(seats), Some(coloured)) => {
+                for place in seats.entries {
+                    coloured.index.end(place, ended_ms);
                 }
+                coloured.env.end(seats.env, ended_ms);
+                coloured.canary.end(seats.canary, ended_ms);
             }
+            _ => cells.unindexed.end(ended_ms),
         }
         cells.before.ended_as(&cells.all);
-        cells.all.end(now_ms);
+        cells.all.end(ended_ms);
     }
 
     /// What a request says of whose it is: the keys of its trace and its id, 0 for none.
@@ -262,13 +263,9 @@ impl Underway {
         [trace, id.map_or(0, |id| self.key(b'i', id))]
     }
 
-    fn colour_key(&self, text: &colour::Text) -> u64 {
-        self.hasher.hash_one((b'c', text)).max(KEY_MIN)
-    }
-
     /// Nobody outside can tell which texts share one.
     fn key(&self, of: u8, text: &[u8]) -> u64 {
-        self.hasher.hash_one((of, text)).max(KEY_MIN)
+        self.hasher.hash_one((of, text)).max(1)
     }
 
     pub fn write(&self, out: &mut Exposition) {
@@ -310,20 +307,28 @@ impl Here<'_> {
 
     /// Whose child an outbound request with these headers is.
     pub fn cause(&self, headers: &HeaderList) -> Cause {
-        let candidates = self.candidates();
-        if self.is_blind() {
-            let lost = matches!(candidates, Candidates::Mixed | Candidates::One(Some(_)));
-            return Cause::Ambiguous { lost };
+        let is_blind = self.is_blind();
+        match self.traced(headers) {
+            Traced::By(colour) => return Cause::Traced(colour),
+            Traced::Nobody if !is_blind => return Cause::Foreign,
+            Traced::Nobody | Traced::Unsure => {}
         }
-        if let Some(colour) = self.traced(headers) {
-            return Cause::Traced(colour);
-        }
-        match candidates {
-            Candidates::None => Cause::Unknown,
-            Candidates::One(colour) => Cause::Correlated(colour),
+        let env = match self.candidates(|coloured| &coloured.env) {
+            Candidates::One(env) if is_blind => {
+                let lost = env.is_some();
+                return Cause::Ambiguous { lost };
+            }
+            Candidates::None if is_blind => return Cause::Ambiguous { lost: false },
+            Candidates::None => return Cause::Unknown,
             // Of one colour only the baseline is none, so one of several is coloured.
-            Candidates::Mixed => Cause::Ambiguous { lost: true },
-        }
+            Candidates::Mixed => return Cause::Ambiguous { lost: true },
+            Candidates::One(env) => env,
+        };
+        let canary = match self.candidates(|coloured| &coloured.canary) {
+            Candidates::One(canary) => canary,
+            Candidates::None | Candidates::Mixed => None,
+        };
+        Cause::Correlated(Colour { env, canary })
     }
 
     fn is_blind(&self) -> bool {
@@ -335,15 +340,19 @@ impl Here<'_> {
         span.is_recent(self.now_ms, self.of.linger_ms)
     }
 
-    fn candidates(&self) -> Candidates {
+    /// What one header says of all of them.
+    fn candidates(&self, facet: impl Fn(&Coloured) -> &Facet) -> Candidates {
         let mut found: Option<u64> = None;
         let mut place = None;
         for cells in &self.of.cores {
-            if self.is_candidate(&cells.unnamed) {
+            let facet = cells.coloured.get().map(|coloured| facet(coloured));
+            if facet.is_some_and(|facet| self.is_candidate(&facet.unnamed)) {
                 return Candidates::Mixed;
             }
-            let baseline = self.is_candidate(&cells.baseline).then_some(BASELINE);
-            let rows = cells.coloured.get().map(|coloured| &coloured.rows);
+            let has_baseline = self.is_candidate(&cells.unindexed)
+                || facet.is_some_and(|facet| self.is_candidate(&facet.without));
+            let baseline = has_baseline.then_some(BASELINE);
+            let rows = facet.map(|facet| &facet.rows);
             let recent = rows.map(|rows| (rows, rows.recent(self.now_ms, self.of.linger_ms)));
             let keyed = recent
                 .into_iter()
@@ -358,54 +367,64 @@ impl Here<'_> {
         match (found, place) {
             (None, _) => Candidates::None,
             (Some(BASELINE), _) => Candidates::One(None),
-            // The colour changed while it was read: that of a request that began after this one.
-            (Some(key), Some((rows, row))) => match rows.colour(row, key) {
-                Some(colour) => Candidates::One(Some(colour)),
+            // Another's by now: of a request that began after this one.
+            (Some(key), Some((rows, row))) => match rows.text(row, key) {
+                Some(text) => Candidates::One(Some(text)),
                 None => Candidates::Mixed,
             },
             (Some(_), None) => Candidates::Mixed, // not reached: a key without a row is the baseline's
         }
     }
 
-    /// The colour of the one request that these headers were given to.
-    fn traced(&self, headers: &HeaderList) -> Option<Option<Colour>> {
+    /// The colour of those requests that these headers were given to.
+    fn traced(&self, headers: &HeaderList) -> Traced {
         let ids = self.of.ids(headers);
-        let mut found: Option<(u64, Option<(&Rows, u8)>)> = None;
+        let mut found: Option<(Known, &Rows)> = None;
+        let (mut are_same, mut has_unindexed, mut hits) = (true, false, [false; 2]);
         for cells in &self.of.cores {
-            if self.is_candidate(&cells.unindexed) {
-                return None; // it may be that one
-            }
+            has_unindexed |= self.is_candidate(&cells.unindexed);
             let Some(coloured) = cells.coloured.get() else {
                 continue;
             };
-            for id in ids.into_iter().filter(|id| *id != 0) {
-                let all = coloured
-                    .index
-                    .find(
-                        id,
-                        self.now_ms,
-                        self.of.linger_ms,
-                        |colour, row| match &found {
-                            Some((known, _)) => *known == colour,
-                            None => {
-                                found = Some((colour, Some((&coloured.rows, row))));
-                                true
-                            }
-                        },
-                    );
-                if !all {
-                    return None; // several claim it, or not all are known
-                }
+            for (id, hit) in ids.into_iter().zip(&mut hits).filter(|(id, _)| *id != 0) {
+                let rows = &coloured.env.rows;
+                let same = |new: Known| {
+                    *hit = true;
+                    let (known, _) = found.get_or_insert((new, rows));
+                    known.canary = known.canary.filter(|known| new.canary == Some(*known));
+                    known.env == new.env
+                };
+                let index = &coloured.index;
+                are_same &= index.find(id, self.now_ms, self.of.linger_ms, same);
             }
         }
-        match found? {
-            (BASELINE, _) => Some(None),
-            (UNNAMED, _) => None,
-            (key, place) => {
-                let (rows, row) = place?;
-                Some(Some(rows.colour(row, key)?))
+        if !are_same {
+            return Traced::Unsure; // several claim it, or not all are known
+        }
+        let kinds = || ids.iter().zip(&self.of.passes_on);
+        let Some((known, rows)) = found else {
+            let passed =
+                |(id, passes): (&u64, &AtomicBool)| *id != 0 && passes.load(Ordering::Relaxed);
+            return match !has_unindexed && kinds().any(passed) {
+                true => Traced::Nobody,
+                false => Traced::Unsure,
+            };
+        };
+        for (hit, passes) in hits.into_iter().zip(&self.of.passes_on) {
+            if hit && !passes.load(Ordering::Relaxed) {
+                passes.store(true, Ordering::Relaxed);
             }
         }
+        let env = match known.env {
+            BASELINE => None,
+            UNNAMED => return Traced::Unsure,
+            key => match rows.text(known.row, key) {
+                None => return Traced::Unsure,
+                text => text,
+            },
+        };
+        let canary = known.canary;
+        Traced::By(Colour { env, canary })
     }
 
     /// What the one request was given that may be the cause of anything now; none where there are several, or none.
@@ -446,19 +465,28 @@ impl Here<'_> {
     }
 }
 
+enum Traced {
+    By(Colour),
+    /// It says whose it is, and there is none of these.
+    Nobody,
+    Unsure,
+}
+
+/// What one header says of all candidates.
 enum Candidates {
     None,
-    /// Of one colour, or all of the baseline.
-    One(Option<Colour>),
+    One(Option<Text>),
     Mixed,
 }
 
-/// Keys of colours that are none.
-const BASELINE: u64 = 0;
-const UNNAMED: u64 = 1;
-const KEY_MIN: u64 = 2;
+/// Colours of a core at once.
+const ENVS: usize = 64;
+/// The same of `x-canary-id`: of more, none is shared by all candidates.
+const CANARIES: usize = 16;
 /// A colour that nobody has had for so long after the linger time leaves its row to another.
 const STALE_MS: u64 = 1_000;
+/// What the application may do for a request after nobody waits for its answer any more.
+const ABANDONED_MS: u64 = 15_000;
 
 const HOWS: Family = Family::counter(
     "phalanx_correlation_total",

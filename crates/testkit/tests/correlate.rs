@@ -49,7 +49,8 @@ async fn unaware(
     }
     let app = Process::spawn(command, &mesh.folder().join(format!("{service}.log")))?;
     let own = at(8080).to_string();
-    let arguments = [&["--app", &own], options].concat();
+    // Nothing was here before.
+    let arguments = [&["--app", &own, "--correlate-settle", "0s"], options].concat();
     let sidecar = mesh.sidecar(service, "v1", ip, &arguments)?;
     mesh.registered(service, at(15006)).await?;
     mesh.ready(at(15000)).await?;

@@ -80,6 +80,8 @@ pub fn start(
         ("--admin", at(ADMIN_PORT)),
         ("--control", options.xds.to_string()),
         ("--workers", "1".to_owned()),
+        // Both start here.
+        ("--correlate-settle", "0s".to_owned()),
     ]);
     let sidecar = Process::start("physics-go-sidecar", sidecar, folder)?;
     Ok((sidecar, service))

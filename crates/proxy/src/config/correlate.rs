@@ -4,11 +4,15 @@ use std::time::Duration;
 
 /// How long after its answer a request may still be the cause of calls.
 pub const LINGER: Duration = Duration::from_millis(250);
+/// How long after the start requests that came by a sidecar before this one may be under way: as long as one may take where
+/// no route says more.
+pub const SETTLE: Duration = Duration::from_secs(15);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Correlate {
     pub mode: CorrelateMode,
     pub linger: Duration,
+    pub settle: Duration,
 }
 
 impl Default for Correlate {
@@ -16,6 +20,7 @@ impl Default for Correlate {
         Self {
             mode: CorrelateMode::On,
             linger: LINGER,
+            settle: SETTLE,
         }
     }
 }

@@ -72,6 +72,33 @@ fn what_the_application_says_wins_and_what_it_leaves_out_is_given() {
 }
 
 #[test]
+fn half_a_colour_is_filled_up_and_not_counted_as_carried() {
+    let underway = underway(CorrelateMode::On);
+    let blue = request(&[("x-env", "blue"), ("x-canary-id", "li")]);
+    let _one = underway.begin(0, blue.headers(), 0).unwrap();
+    let (plan, rng) = (Plan::empty(), fastrand::Rng::with_seed(1));
+    let of = |fields: &[(&str, &str)]| {
+        let mut context =
+            StreamContext::new(Direction::Outbound, &Caller::Plain, false, rng.clone());
+        context.underway = underway.here(0, 0);
+        let mut call = request(fields);
+        assert_eq!(fill(&plan, &mut call, &mut context), Verdict::Continue);
+        let text = |name| {
+            let value = call.headers().get(name).unwrap_or_default();
+            String::from_utf8(value.to_vec()).unwrap()
+        };
+        let both = (text(names::X_ENV), text(names::X_CANARY_ID));
+        (context.correlated.unwrap(), both)
+    };
+    let pair = |env: &str, id: &str| (env.to_owned(), id.to_owned());
+    assert_eq!(of(&[]), (How::Correlated, pair("blue", "li")));
+    let own = [("x-canary-id", "wu")];
+    assert_eq!(of(&own), (How::Correlated, pair("blue", "wu")));
+    let own = [("x-env", "green")];
+    assert_eq!(of(&own), (How::Carried, pair("green", "")));
+}
+
+#[test]
 fn what_comes_from_outside_is_nobodys_call() {
     let underway = underway(CorrelateMode::Strict);
     let _one = underway.begin(0, request(&[("x-env", "blue")]).headers(), 0);

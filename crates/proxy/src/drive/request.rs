@@ -130,7 +130,6 @@ pub async fn serve(
         }
         plan = core.plan();
     };
-    tally.enters(request);
     let chosen = match context.passes {
         true => door.passage(),
         false => context.cluster.and_then(|place| plan.cluster(place)),
@@ -151,6 +150,7 @@ pub async fn serve(
         incoming.reply(core, &Reply::of(Reason::Overflow), grpc, tally);
         return Outcome::Done;
     }
+    tally.enters(request);
     let streaming = grpc || request.upgrade().is_some();
     let (allowed, head_only) = match forward.request_timeout_ms {
         Some(timeout) => (timeout, false),

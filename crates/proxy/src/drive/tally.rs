@@ -17,7 +17,7 @@ use crate::balance::Evidence;
 use crate::compare::{self, Side};
 use crate::context::{Caller, StreamContext};
 use crate::plan::cluster::Edges;
-use crate::underway::Ticket;
+use crate::underway::{Ended, Ticket};
 use crate::upstream::Permit;
 
 pub struct Tally {
@@ -423,7 +423,7 @@ impl Tally {
         self.count_lane();
         if let Some(ticket) = self.ticket.take() {
             let underway = self.core.account.underway();
-            underway.end(self.core.index, ticket, now_us / 1000);
+            underway.end(self.core.index, ticket, self.left_behind(), now_us / 1000);
         }
         let grpc_status = match self.traffic {
             Traffic::Grpc if self.status == 200 => Some(self.grpc_status.unwrap_or(GRPC_UNKNOWN)),
@@ -448,6 +448,16 @@ impl Tally {
             self.tell(sight, &ending);
         }
         self.watch.leave(&self.core, now_us / 1000);
+    }
+
+    /// Whether an application that got the request may still be at work for it.
+    fn left_behind(&self) -> Ended {
+        let is_whole = self.status != 0 && self.reason.is_none();
+        let never_came = matches!(self.reason, Some(Reason::ConnectFailed));
+        match self.member.is_some() && !is_whole && !never_came {
+            true => Ended::Abandoned,
+            false => Ended::Answered,
+        }
     }
 
     /// Who got it in the end.

@@ -1,12 +1,22 @@
 //! Which colour has the request that was given this trace or this id, as far as a core remembers. What it had no room to
 //! remember is told too: then nobody is found where it would have been.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::colour::{Read, Text, WORDS};
 use super::span::{Span, is_recent};
 use super::trace::Stamp;
 
-pub(super) struct Index(Box<[Bucket]>);
+pub(super) struct Index {
+    buckets: Box<[Bucket]>,
+    /// Way by way; made with the first `x-canary-id`.
+    canaries: OnceLock<Box<[Canary]>>,
+}
+
+/// As [`Text`]; the length is [`UNKNOWN`] where it says nothing that can be written.
+type Canary = [AtomicU64; WORDS];
+const UNKNOWN: u64 = u64::MAX;
 
 #[derive(Default)]
 struct Bucket {
@@ -19,8 +29,17 @@ struct Bucket {
 struct Way {
     stamp: Stamp,
     id: AtomicU64,
-    /// Key of its colour.
-    colour: AtomicU64,
+    /// Key of its `x-env`.
+    env: AtomicU64,
+}
+
+/// A request by its colour, on one core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    /// Key of its `x-env`, and the row.
+    pub(super) env: u64,
+    pub(super) row: u8,
+    pub(super) canary: Option<Text>,
 }
 
 /// Where one request is remembered by one of its ids.
@@ -33,7 +52,10 @@ pub(super) enum Place {
 
 impl Default for Index {
     fn default() -> Self {
-        Self((0..BUCKETS).map(|_| Bucket::default()).collect())
+        Self {
+            buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(),
+            canaries: OnceLock::new(),
+        }
     }
 }
 
@@ -43,15 +65,20 @@ fn bucket_of(id: u64) -> u16 {
 
 impl Index {
     fn bucket(&self, bucket: u16) -> Option<&Bucket> {
-        self.0.get(usize::from(bucket))
+        self.buckets.get(usize::from(bucket))
     }
 
-    /// A request begins that has the id (0: none), a colour by its key, and a row.
+    fn canary(&self, bucket: u16, way: usize) -> Option<&Canary> {
+        let canaries = self.canaries.get()?;
+        canaries.get(usize::from(bucket) * WAYS + way)
+    }
+
+    /// A request begins that has the id (0: none), an `x-env` by its key and row, and this `x-canary-id`.
     pub(super) fn begin(
         &self,
         id: u64,
-        colour: u64,
-        row: u8,
+        (env, row): (u64, u8),
+        canary: &Read,
         now_ms: u64,
         linger_ms: u64,
     ) -> Place {
@@ -71,12 +98,41 @@ impl Index {
         }
         way.stamp.write(row, || {
             way.id.store(id, Ordering::Relaxed);
-            way.colour.store(colour, Ordering::Relaxed);
+            way.env.store(env, Ordering::Relaxed);
+            self.keep(canary, number, at);
         });
         Place::At {
             bucket: number,
             way: at as u8,
         }
+    }
+
+    fn keep(&self, canary: &Read, bucket: u16, way: usize) {
+        if !matches!(canary, Read::Nothing) {
+            let none = || Canary::default();
+            let made = || (0..BUCKETS * WAYS).map(|_| none()).collect();
+            self.canaries.get_or_init(made);
+        }
+        let Some(place) = self.canary(bucket, way) else {
+            return;
+        };
+        let mut text = [0; WORDS];
+        match canary {
+            Read::Nothing => {}
+            Read::Of(said) => text = *said,
+            Read::Unreadable => text[0] = UNKNOWN,
+        }
+        for (place, word) in place.iter().zip(text) {
+            place.store(word, Ordering::Relaxed);
+        }
+    }
+
+    fn kept(&self, bucket: u16, way: usize) -> Option<Text> {
+        let mut text = [0; WORDS];
+        for (word, place) in text.iter_mut().zip(self.canary(bucket, way)?) {
+            *word = place.load(Ordering::Relaxed);
+        }
+        (!matches!(text.first(), Some(&(0 | UNKNOWN)))).then_some(text)
     }
 
     pub(super) fn end(&self, place: Place, now_ms: u64) {
@@ -96,26 +152,25 @@ impl Index {
         }
     }
 
-    /// Tells the colours of all candidates that have the id, and their rows, until one is not `same`. False then, and
-    /// where there may be others.
+    /// Tells all candidates that have the id, until one is not `same`. False then, and where there may be others.
     pub(super) fn find(
         &self,
         id: u64,
         now_ms: u64,
         linger_ms: u64,
-        mut same: impl FnMut(u64, u8) -> bool,
+        mut same: impl FnMut(Known) -> bool,
     ) -> bool {
-        let Some(bucket) = self.bucket(bucket_of(id)) else {
+        let number = bucket_of(id);
+        let Some(bucket) = self.bucket(number) else {
             return false;
         };
-        for way in &bucket.ways {
+        for (at, way) in bucket.ways.iter().enumerate() {
             let read = || {
-                let found = way.id.load(Ordering::Relaxed);
-                (found, way.colour.load(Ordering::Relaxed))
+                let found = way.id.load(Ordering::Relaxed) == id;
+                found.then(|| (way.env.load(Ordering::Relaxed), self.kept(number, at)))
             };
-            if let Some((row, (found, colour))) = way.stamp.read(now_ms, linger_ms, read)
-                && found == id
-                && !same(colour, row)
+            if let Some((row, Some((env, canary)))) = way.stamp.read(now_ms, linger_ms, read)
+                && !same(Known { env, row, canary })
             {
                 return false;
             }

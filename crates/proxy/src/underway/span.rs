@@ -65,7 +65,8 @@ pub(super) fn bump(cell: &AtomicU64) {
 /// Clocks of cores are read when their sockets are, so one may be behind.
 #[inline]
 pub(super) fn is_recent(ended_ms: u64, now_ms: u64, linger_ms: u64) -> bool {
-    linger_ms > 0 && now_ms < ended_ms.saturating_add(linger_ms).saturating_add(SLACK_MS)
+    let slack_ms = if linger_ms > 0 { SLACK_MS } else { 0 };
+    now_ms < ended_ms.saturating_add(linger_ms).saturating_add(slack_ms)
 }
 
-const SLACK_MS: u64 = 10;
+pub(super) const SLACK_MS: u64 = 10;

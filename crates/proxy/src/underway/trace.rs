@@ -77,9 +77,9 @@ impl Traces {
         Some(at)
     }
 
-    pub(super) fn end(&self, slot: u8, now_ms: u64) {
+    pub(super) fn end(&self, slot: u8, ended_ms: u64) {
         if let Some(slot) = self.slots.get(usize::from(slot)) {
-            slot.stamp.end(now_ms);
+            slot.stamp.end(ended_ms);
         }
     }
 
@@ -174,10 +174,11 @@ impl Stamp {
         self.0.store(word, Ordering::Release);
     }
 
-    pub(super) fn end(&self, now_ms: u64) {
+    /// Told ahead by [`super::ABANDONED_MS`] at most.
+    pub(super) fn end(&self, ended_ms: u64) {
         let word = self.0.load(Ordering::Relaxed);
         let kept = word & !(VERSION - 1) | word & 0xff << 32;
-        let ended = now_ms & u64::from(u32::MAX);
+        let ended = ended_ms & u64::from(u32::MAX);
         self.0
             .store(kept | ENDED << PHASE | ended, Ordering::Release);
     }
@@ -207,8 +208,12 @@ impl Stamp {
 
 /// The low half of the time stands in the word; it is the one that is nearest to now.
 fn ended_ms(word: u64, now_ms: u64) -> u64 {
-    let ago = (now_ms as u32).wrapping_sub(word as u32) as i32;
-    now_ms.saturating_add_signed(-i64::from(ago))
+    let ago = i64::from((now_ms as u32).wrapping_sub(word as u32) as i32);
+    // Further ahead than any end is told: it is more than 24 days ago.
+    match ago < -AHEAD_MAX_MS {
+        true => 0,
+        false => now_ms.saturating_add_signed(-ago),
+    }
 }
 
 struct Part {
@@ -235,5 +240,26 @@ const PARTS: [Part; 3] = [
         max: 256,
     },
 ];
+/// What was abandoned ends later than now, and clocks of cores differ a little.
+const AHEAD_MAX_MS: i64 = super::ABANDONED_MS as i64 + super::span::SLACK_MS as i64;
 const WORDS: usize = 1 + 15 + 32;
 const SLOTS: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_of_weeks_ago_is_not_to_come() {
+        let stamp = Stamp::default();
+        stamp.write(0, || ());
+        stamp.end(5_000);
+        let ended_ms = |now_ms| stamp.ended_ms(now_ms).unwrap();
+        assert_eq!((ended_ms(4_995), ended_ms(9_000)), (5_000, 5_000));
+        for days in 0..60 {
+            let now_ms = days * 24 * 3_600_000 + 60_000;
+            assert!(ended_ms(now_ms) <= 5_000 || now_ms > 1 << 32, "{days}");
+            assert!(stamp.read(now_ms, 250, || ()).is_none(), "{days}");
+        }
+    }
+}
