@@ -370,6 +370,7 @@ const TWINNED: &[&[u8]] = &[
     b"x-forwarded-proto",
     b"x-game-session",
     b"x-request-id",
+    b"x-session-epoch",
 ];
 
 const METHOD_LEN_MAX: usize = 32;

@@ -329,6 +329,7 @@ fn underscore_twins_are_refused() {
         "x_forwarded_for",
         "content_length",
         "x_env",
+        "x_session_epoch",
     ] {
         assert_eq!(
             http1("GET", "/", &[("host", "a"), (name, "1")]).unwrap_err(),
