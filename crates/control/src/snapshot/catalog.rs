@@ -45,6 +45,8 @@ pub struct CatalogPort {
     pub udp: Option<UdpRules>,
     /// How its callers may speak JSON to it, where it speaks gRPC.
     pub transcoding: Option<Arc<Transcoding>>,
+    /// Its sessions are placed by a directory.
+    pub has_directory: bool,
     /// Colours that have a cluster of their own there, in order; none where no HTTP is spoken.
     pub lanes: Vec<String>,
 }
@@ -92,10 +94,12 @@ pub(super) fn compile(
         let hash_on = policy.and_then(|policy| policy.hash_on.clone());
         let hedging = policy.and_then(|policy| policy.hedging.clone());
         udp::judge(world, &service, &mut found);
+        let registered = registered(world, &mesh.index, &service, &lanes);
         for (port, (mut of_port, placed)) in found {
             of_port.hash_on = hash_on.clone();
             of_port.hedging = hedging.clone();
             of_port.transcoding = transcoding.clone().filter(|_| of_port.protocol.is_http());
+            of_port.has_directory = policy.is_some_and(|p| p.session_directory.is_some());
             of_port.udp = udp::rules(of_port.protocol, policy);
             let name = ClusterName::outbound(service.clone(), port);
             let mut cluster = Cluster::new(name.clone(), of_port.protocol);
@@ -106,7 +110,8 @@ pub(super) fn compile(
             if of_port.protocol == Protocol::Udp {
                 udp::fit(&mut cluster, policy);
             }
-            let split = lanes::split(&lanes, &service, judged(world, &service, tidy(placed)));
+            let placed = judged(world, &service, tidy(placed));
+            let split = lanes::split(&lanes, &service, &registered, placed);
             let assignment = Assignment {
                 cluster: name.clone(),
                 endpoints: split.baseline,
@@ -316,11 +321,46 @@ fn find(
             hedging: None,
             udp: None,
             transcoding: None,
+            has_directory: false,
             lanes: Vec::new(),
         };
         found.insert(port.port, (of_port, endpoints));
     }
     found
+}
+
+/// Colours of lanes that refuse and have an instance of the service, whether or not that wants requests.
+fn registered(
+    world: &World,
+    index: &Index,
+    name: &ServiceName,
+    lanes: &[&KnownLane],
+) -> BTreeSet<String> {
+    let refusing = lanes.iter().filter(|known| known.refuses());
+    if refusing.count() == 0 {
+        return BTreeSet::new();
+    }
+    let slices = index.slices.of(name).filter_map(|id| {
+        match world.documents.get(id)?.document.as_deref()? {
+            Document::EndpointSlice(slice) => Some(&slice.meta.labels),
+            _ => None,
+        }
+    });
+    let selected = world
+        .service(name)
+        .map(|service| select(world, index, service));
+    let undeclared = world.instances.service(name).filter(|_| selected.is_none());
+    let slices = slices.filter(|_| selected.is_some());
+    let undeclared = undeclared.into_iter().flat_map(|all| all.values());
+    let instances = selected.iter().flatten().copied();
+    let instances = instances.chain(undeclared.map(|registered| &**registered));
+    let labels = instances.map(|registered| &registered.instance.labels);
+    let colours = labels.chain(slices).filter_map(|labels| colour_of(lanes, labels));
+    let refuses = |colour: &String| {
+        let mut all = lanes.iter();
+        all.any(|known| known.lane.colour == *colour && known.refuses())
+    };
+    colours.filter(refuses).collect()
 }
 
 /// A service that is registered but has no manifest: reachable on its application's ports.
@@ -368,6 +408,7 @@ fn undeclared<'a>(
             hedging: None,
             udp: None,
             transcoding: None,
+            has_directory: false,
             lanes: Vec::new(),
         };
         found.insert(number, (of_port, endpoints));

@@ -42,6 +42,13 @@ pub struct KnownLane {
     pub policy: DocumentId,
 }
 
+impl KnownLane {
+    /// Nobody stands in for its instances.
+    pub(super) fn refuses(&self) -> bool {
+        self.lane.fallback == Fallback::Refuse
+    }
+}
+
 /// An endpoint, and the colour of the lane it belongs to.
 pub(super) struct Placed {
     pub(super) lane: Option<String>,
@@ -186,13 +193,20 @@ pub(super) struct Split {
     pub(super) lanes: BTreeMap<String, Vec<Endpoint>>,
 }
 
-/// Lanes without an endpoint there are left out, but for those that this service is said to have.
-pub(super) fn split(lanes: &[&KnownLane], service: &ServiceName, placed: Vec<Placed>) -> Split {
+/// Lanes without an endpoint there are left out, but for those that this service is said to have, and those `registered`
+/// that refuse: their requests are nobody else's while an instance starts or leaves.
+pub(super) fn split(
+    lanes: &[&KnownLane],
+    service: &ServiceName,
+    registered: &BTreeSet<String>,
+    placed: Vec<Placed>,
+) -> Split {
     let mut of_lanes: BTreeMap<String, Vec<Endpoint>> = BTreeMap::new();
     let said = lanes
         .iter()
         .filter(|lane| lane.lane.services.contains(service));
-    of_lanes.extend(said.map(|lane| (lane.lane.colour.clone(), Vec::new())));
+    let said = said.map(|lane| &lane.lane.colour).chain(registered);
+    of_lanes.extend(said.map(|colour| (colour.clone(), Vec::new())));
     let mut baseline = Vec::new();
     for one in placed {
         match one.lane {
@@ -201,9 +215,8 @@ pub(super) fn split(lanes: &[&KnownLane], service: &ServiceName, placed: Vec<Pla
         }
     }
     for (colour, endpoints) in &mut of_lanes {
-        let mut known = lanes.iter().map(|lane| &lane.lane);
-        let falls_back =
-            known.any(|lane| lane.colour == *colour && lane.fallback == Fallback::Baseline);
+        let mut known = lanes.iter();
+        let falls_back = known.any(|known| known.lane.colour == *colour && !known.refuses());
         if falls_back {
             let far = |endpoint: &Endpoint| Endpoint {
                 is_far: true,

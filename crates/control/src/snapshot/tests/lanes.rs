@@ -3,6 +3,7 @@
 use phalanx_model::resource::ValueMatch;
 
 use super::*;
+use crate::world::record::{InstanceRecord, instance_key};
 
 const POLICY: &str = "
 apiVersion: phalanx.dev/v1alpha1
@@ -101,6 +102,40 @@ fn a_lane_that_refuses_has_nobody_to_fall_back_to_even_where_it_has_no_instance(
     let lobby = LANE.replace("battle", "lobby");
     assert_eq!(taking(&mesh, &lobby).unwrap(), none());
     assert_eq!(clusters(&mesh, "lobby", Some("dev-li")), [lobby]);
+}
+
+#[test]
+fn a_lane_that_refuses_keeps_its_colour_while_its_instance_takes_nothing() {
+    use phalanx_model::instance::State;
+
+    let refusing = POLICY.replace("{lane: dev-li}}", "{lane: dev-li}, fallback: Refuse}");
+    let services = BATTLE.to_owned();
+    for (policy, manifest) in [
+        (&refusing, &services),
+        (&POLICY.to_owned(), &services),
+        (&refusing, &String::new()),
+    ] {
+        for state in State::ALL {
+            let b1 = instance("battle", "b1", "10.0.0.1:80", &[("", 80)]);
+            let mut fixture = Fixture::yaml(&[manifest.as_str(), policy].concat()).with(b1);
+            let mut li = in_lane("battle", "li", "10.0.0.9:80", "dev-li");
+            li.ports[0].number = 80;
+            let mut record = InstanceRecord::new(&li, 1, 30_000);
+            record.state = Some(state.as_str().to_owned());
+            fixture.put(instance_key(&li.id), serde_json::to_vec(&record).unwrap());
+            let mesh = mesh(&fixture);
+            let takes = matches!(state, State::Accepting | State::Draining);
+            let kept = match (policy == &refusing, takes) {
+                (true, true) => Some(vec!["li".to_owned()]),
+                (true, false) => Some(none()),
+                (false, true) => Some(vec!["(b1)".to_owned(), "li".to_owned()]),
+                (false, false) => None,
+            };
+            assert_eq!(taking(&mesh, LANE), kept, "{state:?}");
+            let led = if kept.is_some() { LANE } else { BASE };
+            assert_eq!(clusters(&mesh, "battle", Some("dev-li")), [led]);
+        }
+    }
 }
 
 #[test]
