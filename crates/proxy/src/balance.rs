@@ -48,10 +48,12 @@ pub struct Policy {
     /// Percent; of how much more than its share a level's members can take.
     pub overprovision: u32,
     pub slow_start: Option<SlowStart>,
+    /// Far members are a baseline that stands in: only while no near one is healthy, or one could not be reached.
+    pub is_lane: bool,
 }
 
 impl Policy {
-    /// Without zones, panic or slow start.
+    /// Without zones, panic, slow start or lane.
     pub fn new(balancer: LoadBalancer, outlier: OutlierDetection) -> Self {
         Self {
             balancer,
@@ -59,6 +61,7 @@ impl Policy {
             panic_percent: PANIC_NEVER,
             overprovision: 140,
             slow_start: None,
+            is_lane: false,
         }
     }
 }
@@ -80,6 +83,8 @@ pub struct Member {
 pub struct Tried {
     members: [u32; TRIED_MAX],
     count: usize,
+    /// One of them could not be connected to.
+    unreached: bool,
 }
 
 /// Earlier endpoints remembered by one request; of more attempts the oldest may be met again.
@@ -91,6 +96,11 @@ impl Tried {
             *place = u32::try_from(member).unwrap_or(u32::MAX);
         }
         self.count += 1;
+    }
+
+    /// Connecting to one of them failed.
+    pub fn unreached(&mut self) {
+        self.unreached = true;
     }
 
     pub fn has(&self, member: usize) -> bool {
@@ -217,6 +227,11 @@ impl Group {
         let [near, far] = &*self.levels else {
             return None;
         };
+        if self.stays_near(pick.tried)
+            && let Some(member) = self.pick_tiers([Some(&near.healthy), None], pick, now_ms)
+        {
+            return Some(Picked::plain(member));
+        }
         // The same key goes to the same level, as long as the shares are the same.
         let ticket = match pick.hash.filter(|_| self.is_keyed()) {
             Some(hash) => (hash % 100) as u8,
@@ -243,6 +258,24 @@ impl Group {
             let member = self.pick_tiers([Some(a), Some(b)], pick, now_ms)?;
             Some(picked(member, false))
         })
+    }
+
+    /// Whether the lane answers, whatever a request has tried: the baseline's answer would be another's.
+    fn stays_near(&self, tried: &Tried) -> bool {
+        self.policy.is_lane && !tried.unreached && self.near_healthy() > 0
+    }
+
+    fn near_healthy(&self) -> usize {
+        let near = self.levels.first();
+        near.map_or(0, |near| near.healthy.members.len())
+    }
+
+    /// How many may answer a request that goes to several at once.
+    pub fn choices(&self) -> usize {
+        match self.stays_near(&Tried::default()) {
+            true => self.near_healthy(),
+            false => self.members.len(),
+        }
     }
 
     /// Any that does not drain, whatever is said of it.
@@ -385,9 +418,22 @@ impl Group {
         if of < 2 || ejected >= limit || outlier.is_ejected(now_ms) {
             return false;
         }
+        if self.policy.is_lane && self.is_last_near(member, now_ms) {
+            return false;
+        }
         outlier.eject(now_ms, policy);
         self.count(now_ms);
         true
+    }
+
+    /// No other of the lane works: without it the baseline would get everything.
+    fn is_last_near(&self, member: usize, now_ms: u64) -> bool {
+        let others = self.members.iter().enumerate();
+        let others = others.filter(|(at, other)| *at != member && !other.is_far);
+        let mut working = others.filter(|(_, other)| {
+            other.health == Health::Healthy && !other.outlier.is_ejected(now_ms)
+        });
+        self.member(member).is_some_and(|member| !member.is_far) && working.next().is_none()
     }
 
     #[inline]

@@ -233,6 +233,74 @@ fn below_the_panic_threshold_everything_is_used() {
     assert!(near.abs_diff(5_000) < 250 && far > 0 && panics == 10_000);
 }
 
+/// Two of a lane with this health, then three of the baseline.
+fn lane(health: [Health; 2], balancer: LoadBalancer) -> Group {
+    let near = health.into_iter().zip(1..).map(|(health, port)| Member {
+        health,
+        ..member(port)
+    });
+    let far = (3..=5).map(|port| Member {
+        is_far: true,
+        ..member(port)
+    });
+    let policy = Policy {
+        overprovision: 10_000,
+        is_lane: true,
+        ..Policy::new(
+            balancer,
+            OutlierDetection {
+                max_ejection_percent: 100,
+                ..OutlierDetection::default()
+            },
+        )
+    };
+    Group::new(policy, near.chain(far).collect())
+}
+
+#[test]
+fn a_lane_is_left_only_while_none_of_it_works_or_for_want_of_a_connection() {
+    use Health::{Draining, Healthy, Unhealthy};
+    let mut rng = Rng::with_seed(5);
+    for balancer in [
+        LoadBalancer::P2c,
+        LoadBalancer::Maglev,
+        LoadBalancer::Random,
+    ] {
+        let mut fars = |group: &Group, tried: &Tried| {
+            let picks = (0..200).map(|n| pick(group, Some(n * 7_919), tried, 0, &mut rng));
+            picks.filter(|picked| picked.member >= 2).count()
+        };
+        let (one, both) = (
+            lane([Healthy, Draining], balancer),
+            lane([Healthy; 2], balancer),
+        );
+        let mut tried = Tried::default();
+        tried.add(0);
+        assert_eq!((fars(&one, &tried), fars(&both, &tried)), (0, 0), "again");
+        tried.add(1);
+        assert_eq!(
+            (fars(&one, &tried), fars(&both, &tried)),
+            (0, 0),
+            "all tried"
+        );
+        tried.unreached();
+        assert_eq!((fars(&one, &tried), fars(&both, &tried)), (200, 200));
+        let none = lane([Unhealthy, Draining], balancer);
+        assert_eq!(fars(&none, &Tried::default()), 200);
+        assert_eq!((one.choices(), both.choices(), none.choices()), (1, 2, 5));
+    }
+}
+
+#[test]
+fn the_last_of_a_lane_that_works_is_not_ejected() {
+    let group = lane([Health::Healthy; 2], LoadBalancer::P2c);
+    assert!(group.report(0, Evidence::Refused, 1));
+    assert!(!group.report(1, Evidence::Refused, 1));
+    assert!(group.report(2, Evidence::Refused, 1), "of the baseline");
+    let group = lane([Health::Healthy, Health::Unhealthy], LoadBalancer::P2c);
+    assert!(!group.report(0, Evidence::Refused, 1));
+}
+
 #[test]
 fn ejections_count_as_bad_health_while_they_last() {
     let far = (4..=6).map(|port| Member {

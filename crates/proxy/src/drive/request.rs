@@ -383,6 +383,7 @@ impl Run<'_> {
                 Ok(answer) => answer.heard(),
                 Err(Missed::Fault(fault)) => {
                     if fault.is_of_connecting() {
+                        tried.unreached();
                         tally.connect_failed();
                     }
                     Heard::Fault(*fault)

@@ -68,7 +68,7 @@ impl<'r> Run<'r> {
     /// How the request may be hedged. One that belongs to a session's endpoint is not: the session would move.
     pub(super) fn hedging(&self) -> Option<&'r Hedging> {
         let hedging = self.forward.hedging_of(self.request)?;
-        let is_free = self.context.wanted.is_none() && self.cluster.plan.endpoints.len() > 1;
+        let is_free = self.context.wanted.is_none() && self.cluster.plan.group.choices() > 1;
         is_free.then_some(hedging)
     }
 
@@ -98,7 +98,11 @@ impl<'r> Run<'r> {
                 if hedges.under_way.is_empty() || is_over || is_good(&ended) {
                     return ended;
                 }
-                if let Some(heard) = heard(&ended, || tally.connect_failed()) {
+                let unreached = || {
+                    hedges.tried.unreached();
+                    tally.connect_failed();
+                };
+                if let Some(heard) = heard(&ended, unreached) {
                     tally.learn(heard.evidence(), self.door.core.wheel.now_us());
                 }
                 tally.end_attempt();
@@ -174,7 +178,11 @@ impl Hedges<'_> {
                     upload,
                 });
             }
-            if let Some(heard) = heard(&ended, || attempt.connect_failed()) {
+            let unreached = || {
+                self.tried.unreached();
+                attempt.connect_failed();
+            };
+            if let Some(heard) = heard(&ended, unreached) {
                 attempt.learn(heard.evidence(), self.door.core.wheel.now_us());
             }
         }
