@@ -24,6 +24,8 @@ pub struct Held {
     /// In the store.
     pub modified: Revision,
     pub ttl: Option<Duration>,
+    /// By when it has to be claimed again, or is looked at once more.
+    pub due: Option<Instant>,
 }
 
 /// A key as it is told.
@@ -42,8 +44,8 @@ pub struct Board {
     len: usize,
     /// Let go here, which the store's stream has yet to say.
     gone: HashMap<SessionId, Revision>,
-    /// By when each of those with a time to live has to be claimed again; also of earlier versions.
-    due: BTreeSet<(Instant, SessionId, Revision)>,
+    /// Each of those with a time to live, once: by when it has to be claimed again.
+    due: BTreeSet<(Instant, SessionId)>,
     instances: Instances,
 }
 
@@ -198,9 +200,10 @@ impl Board {
             epoch: record.epoch.unwrap_or(modified),
             modified,
             ttl: record.ttl(),
+            due: record.ttl().map(|ttl| now + ttl),
         };
-        if let Some(ttl) = held.ttl {
-            self.due.insert((now + ttl, id.clone(), modified));
+        if let Some(due) = held.due {
+            self.due.insert((due, id.clone()));
         }
         let instance = InstanceId {
             service: id.service.clone(),
@@ -208,8 +211,12 @@ impl Board {
         };
         let registered = self.instances.get(&instance);
         let addresses = registered.map(|registered| addresses(&registered.instance));
-        let shelf = self.shelves.entry(id.service).or_default();
+        let shelf = self.shelves.entry(id.service.clone()).or_default();
         let before = shelf.keys.insert(id.key.clone(), held.clone());
+        let was_due = before.as_ref().and_then(|before| before.due);
+        if let Some(was_due) = was_due.filter(|was_due| Some(*was_due) != held.due) {
+            self.due.remove(&(was_due, id.clone()));
+        }
         match &before {
             None => self.len += 1,
             Some(before) if before.instance != held.instance => {
@@ -242,6 +249,9 @@ impl Board {
         };
         if let Some(held) = shelf.keys.remove(&id.key) {
             self.len -= 1;
+            if let Some(due) = held.due {
+                self.due.remove(&(due, id.clone()));
+            }
             shelf.leave(&held.instance, &id.key);
             shelf.note(id.key.clone());
         }
@@ -337,24 +347,44 @@ impl Board {
         found
     }
 
-    /// Keys whose time to live is over, each told once.
-    pub fn expired(&mut self, now: Instant, most: usize) -> Vec<(SessionId, Revision)> {
+    /// Up to `most` keys whose time to live is over; each is told once more at `again`, as long as it is there.
+    pub fn expired(
+        &mut self,
+        now: Instant,
+        again: Instant,
+        most: usize,
+    ) -> Vec<(SessionId, Revision)> {
         let mut found = Vec::new();
         while found.len() < most
             && let Some(first) = self.due.first()
             && first.0 <= now
-            && let Some((_, id, modified)) = self.due.pop_first()
+            && let Some((_, id)) = self.due.pop_first()
         {
-            if self.held(&id).is_some_and(|held| held.modified == modified) {
-                found.push((id, modified));
+            let shelf = self.shelves.get_mut(&id.service);
+            if let Some(held) = shelf.and_then(|shelf| shelf.keys.get_mut(&id.key)) {
+                held.due = Some(again);
+                found.push((id, held.modified));
             }
         }
+        let later = found.iter().map(|(id, _)| (again, id.clone()));
+        self.due.extend(later);
         found
     }
 
-    /// To be told once more.
-    pub fn expires(&mut self, id: SessionId, modified: Revision, at: Instant) {
-        self.due.insert((at, id, modified));
+    /// Deadlines that are remembered.
+    #[cfg(test)]
+    pub fn due_len(&self) -> usize {
+        self.due.len()
+    }
+
+    /// Up to `most` keys of an instance, each with the revision at which it is this one's.
+    pub fn stored_of(&self, id: &InstanceId, most: usize) -> Vec<(SessionId, Revision)> {
+        let keys = self.keys_of(id, None, most).into_iter();
+        let stored = |id: SessionId| {
+            let modified = self.held(&id)?.modified;
+            Some((id, modified))
+        };
+        keys.filter_map(stored).collect()
     }
 }
 

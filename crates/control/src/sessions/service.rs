@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use futures_util::stream::unfold;
 use phalanx_client::session::to_wire;
+use phalanx_model::ServiceName;
 use phalanx_proto::phalanx::sessions::v1 as wire;
 use phalanx_proto::phalanx::sessions::v1::sessions_server;
 use tokio_stream::Stream;
@@ -117,11 +118,16 @@ fn answer(done: &Done) -> Response<wire::Answer> {
 /// Whoever may speak for the session's service.
 fn owned<T>(request: &Request<T>, id: Result<SessionId, BadKey>) -> Result<SessionId, Status> {
     let id = id?;
-    match Who::of(request.extensions()) {
-        Who::User { .. } => {}
-        who => who.owns(&id.service)?,
-    }
+    own(request, &id.service)?;
     Ok(id)
+}
+
+/// A user of any service, a workload of its own: a key may be all that it takes to be taken for its player.
+fn own<T>(request: &Request<T>, service: &ServiceName) -> Result<(), Status> {
+    match Who::of(request.extensions()) {
+        Who::User { .. } => Ok(()),
+        who => Ok(who.owns(service)?),
+    }
 }
 
 #[tonic::async_trait]
@@ -166,6 +172,16 @@ impl sessions_server::Sessions for Sessions {
         &self,
         request: Request<wire::ShowRequest>,
     ) -> Result<Response<wire::ShowResponse>, Status> {
+        let asked = request.get_ref();
+        match asked.service.is_empty() {
+            false => own(&request, &service_of(&asked.namespace, &asked.service)?)?,
+            true if Who::of(request.extensions()).is_workload() => {
+                return Err(Status::permission_denied(
+                    "sessions of all services are shown to users only; name your own service",
+                ));
+            }
+            true => {}
+        }
         Ok(Response::new(Self::show(self, request.get_ref())?))
     }
 
@@ -175,8 +191,9 @@ impl sessions_server::Sessions for Sessions {
         &self,
         request: Request<wire::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let asked = request.into_inner();
+        let asked = request.get_ref();
         let service = service_of(&asked.namespace, &asked.service)?;
+        own(&request, &service)?;
         let place = Place::take(self)?;
         let mut feed = self.feed();
         feed.subscribe(service, None)?;

@@ -62,12 +62,8 @@ impl Sessions {
         let over = {
             let mut board = self.board();
             let mut over = board.abandoned(AWAY_MAX, now, AT_ONCE);
-            let expired = board.expired(now, AT_ONCE);
-            for (id, modified) in &expired {
-                // Until it is deleted; the store may not take it now.
-                board.expires(id.clone(), *modified, now + AGAIN);
-            }
-            over.extend(expired);
+            // Until it is deleted; the store may not take it now.
+            over.extend(board.expired(now, now + AGAIN, AT_ONCE));
             over
         };
         for (id, modified) in over {
@@ -155,7 +151,8 @@ impl Sessions {
             (due.budget + now.duration_since(due.at).as_secs_f64() * rate).min(rate.max(1.0));
         due.at = now;
         let most = due.budget as usize;
-        let keys = self.board().keys_of(id, None, most.min(AT_ONCE));
+        // Read at once: what has come to be another's since is left alone.
+        let keys = self.board().stored_of(id, most.min(AT_ONCE));
         let mut heirs = match handover {
             Handover::Move => self.heirs(id, world),
             Handover::Release => Vec::new(),
@@ -166,7 +163,7 @@ impl Sessions {
             }
             return;
         }
-        for key in keys {
+        for (key, modified) in keys {
             let ask = match heirs.iter_mut().min_by_key(|(count, _)| *count) {
                 Some((count, heir)) => {
                     *count += 1;
@@ -178,7 +175,7 @@ impl Sessions {
                 }
                 None => Ask::Release {
                     expected: 0,
-                    at: self.board().held(&key).map(|held| held.modified),
+                    at: Some(modified),
                 },
             };
             if !self.ask(key, ask) {

@@ -285,6 +285,59 @@ async fn a_claim_with_a_time_to_live_ends_unless_it_is_made_again() {
     plane.until(|plane| plane.holder("room").is_none()).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn however_often_a_session_is_claimed_again_one_deadline_is_remembered() {
+    let store = Store::memory().await.unwrap();
+    let plane = Plane::running(&store).await;
+    for n in 0..200 {
+        let ttl = Some(Duration::from_secs(60 + n));
+        let done = plane.sessions.claim(id("room"), "b1", 0, ttl).await;
+        assert!(done.unwrap().done);
+    }
+    assert_eq!(plane.sessions.board().due_len(), 1);
+    plane
+        .sessions
+        .claim(id("room"), "b1", 0, None)
+        .await
+        .unwrap();
+    assert_eq!(
+        plane.sessions.board().due_len(),
+        0,
+        "it is held until it is released by now"
+    );
+    let ttl = Some(Duration::from_secs(60));
+    plane
+        .sessions
+        .claim(id("room"), "b1", 0, ttl)
+        .await
+        .unwrap();
+    plane.sessions.release(id("room"), 0).await.unwrap();
+    assert_eq!(plane.sessions.board().due_len(), 0);
+}
+
+#[tokio::test]
+async fn what_is_anothers_since_a_drain_looked_is_not_let_go_for_it() {
+    let store = Store::memory().await.unwrap();
+    let plane = Plane::running(&store).await;
+    plane.claim("room", "b1", 0).await.unwrap();
+    let b1 = InstanceId {
+        service: battle(),
+        id: "b1".into(),
+    };
+    let seen = plane.sessions.board().stored_of(&b1, 10);
+    let [(key, modified)] = &seen[..] else {
+        panic!("one session: {seen:?}");
+    };
+    let epoch = plane.move_to("room", "b2", 0).await.unwrap();
+    let release = Ask::Release {
+        expected: 0,
+        at: Some(*modified),
+    };
+    let done = plane.sessions.change(key.clone(), release).await.unwrap();
+    assert!(!done.done);
+    assert_eq!(plane.holder("room"), Some(("b2".to_owned(), epoch)));
+}
+
 fn asked(place: Option<&str>) -> DeltaDiscoveryRequest {
     let name = "default/battle/*".to_owned();
     let held = place.map(|place| (name.clone(), place.to_owned()));

@@ -25,6 +25,8 @@ use phalanx_proto::phalanx::observe::v1::ReportRequest;
 use phalanx_proto::phalanx::observe::v1::observe_client::ObserveClient;
 use phalanx_proto::phalanx::registry::v1::registry_client::RegistryClient;
 use phalanx_proto::phalanx::registry::v1::{RegisterRequest, WatchRequest};
+use phalanx_proto::phalanx::sessions::v1 as sessions;
+use phalanx_proto::phalanx::sessions::v1::sessions_client::SessionsClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::{Code, Request};
 
@@ -147,7 +149,8 @@ async fn every_grpc_method_refuses_who_has_no_right_to_it() {
     assert_eq!(code, Code::Unimplemented);
     let metrics = closed.admin().text("/metrics").await.unwrap().body;
     // Where a role is asked for, it is a user that is missing.
-    let by_certificate = |needs: &Needs| !matches!(needs, Needs::Tls | Needs::Role(_));
+    let by_certificate =
+        |needs: &Needs| !matches!(needs, Needs::Tls | Needs::Role(_) | Needs::Sessions);
     let closed_ones = METHODS.iter().filter(|(_, _, needs)| by_certificate(needs));
     let refused = format!(
         "phalanx_access_denied_total{{reason=\"no_certificate\"}} {}\n",
@@ -192,7 +195,10 @@ async fn every_route_refuses_nobody_and_low_roles() {
                 continue;
             }
             assert_eq!(nobody, 401, "{name} takes nobody");
-            assert_eq!(workload, 403, "{name} takes a workload");
+            // A workload may speak for its own service, and an empty body is about none.
+            let of_sessions = name.starts_with("post /api/v1/sessions/");
+            let expected = if of_sessions { 400 } else { 403 };
+            assert_eq!(workload, expected, "{name} takes a workload");
             of_viewer.insert(name.clone(), status(&viewer).await != 403);
             of_operator.insert(name, status(&operator).await != 403);
         }
@@ -306,6 +312,42 @@ async fn a_workload_registers_reports_and_follows_for_itself_only() {
     };
     assert_eq!(follow(&shop).await, Code::PermissionDenied);
     assert_eq!(follow(&battle).await, Code::Ok);
+}
+
+#[tokio::test]
+async fn keys_of_sessions_are_told_to_their_own_service_and_to_users_only() {
+    let closed = closed().await;
+    let token = read(&closed.data.path().join("admin/token"));
+    let show = |service: &str| sessions::ShowRequest {
+        namespace: "default".into(),
+        service: service.into(),
+        ..sessions::ShowRequest::default()
+    };
+    let watch = |service: &str| sessions::WatchRequest {
+        namespace: "default".into(),
+        service: service.into(),
+    };
+    let code = |status: Result<(), tonic::Status>| status.map_or_else(|s| s.code(), |()| Code::Ok);
+    let control = closed.control(closed.workload("shop"));
+    let mut shop = SessionsClient::new(control.channel());
+    for (service, expected) in [
+        ("shop", Code::Ok),
+        ("battle", Code::PermissionDenied),
+        ("", Code::PermissionDenied),
+    ] {
+        let shown = shop.show(show(service)).await.map(drop);
+        assert_eq!(code(shown), expected, "show {service}");
+    }
+    let own = shop.watch(watch("shop")).await.map(drop);
+    assert_eq!(code(own), Code::Ok);
+    let others = shop.watch(watch("battle")).await.map(drop);
+    assert_eq!(code(others), Code::PermissionDenied);
+    for service in ["battle", ""] {
+        let mut request = Request::new(show(service));
+        let bearer = format!("Bearer {}", token.trim()).parse().unwrap();
+        request.metadata_mut().insert("authorization", bearer);
+        assert_eq!(code(shop.show(request).await.map(drop)), Code::Ok);
+    }
 }
 
 #[tokio::test]
