@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use phalanx_model::name::ServiceName;
@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 #[derive(Default)]
 pub struct Directory {
     services: ArcSwap<HashMap<ServiceName, Arc<Seats>>>,
+    changes: AtomicU64,
 }
 
 /// Where a session is now.
@@ -82,6 +83,11 @@ impl Directory {
         self.services.load().contains_key(service)
     }
 
+    /// Grows after entries were replaced, and whoever holds them was told: until then, who was looked at need not be again.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
     /// Keys held, of all services.
     pub fn len(&self) -> usize {
         let services = self.services.load();
@@ -92,12 +98,13 @@ impl Directory {
         self.len() == 0
     }
 
-    /// All keys of a service, in place of what was held of it. One that is the same stays, and nobody is told.
+    /// All keys of a service, in place of what was held of it. One that is the same stays, and nobody is told; so does one
+    /// that is newer than what is told by who lags behind.
     pub fn fill(&self, service: &ServiceName, entries: Vec<Entry>) {
         let before = self.services.load().get(service).cloned();
         let seats = Arc::new(Seats::new());
         let kept = |entry: Entry| match before.as_ref().and_then(|before| before.get(&entry.key)) {
-            Some(same) if same.is_same(&entry) => same,
+            Some(held) if held.epoch > entry.epoch || held.is_same(&entry) => held,
             _ => Arc::new(entry),
         };
         seats.change(entries.into_iter().map(kept).collect(), &[]);
@@ -109,6 +116,7 @@ impl Directory {
                 .is_some_and(|now| Arc::ptr_eq(&now, entry))
         })
         .for_each(|entry| entry.end());
+        self.changes.fetch_add(1, Ordering::Release);
     }
 
     /// A few keys of a service that is filled already; of another, nothing.
@@ -117,6 +125,7 @@ impl Directory {
         if let Some(seats) = seats {
             let upserts = upserts.into_iter().map(Arc::new).collect();
             seats.change(upserts, removed);
+            self.changes.fetch_add(1, Ordering::Release);
         }
     }
 

@@ -63,6 +63,21 @@ async fn who_holds_an_entry_hears_of_its_end_and_of_nothing_else() {
 }
 
 #[test]
+fn a_refill_of_who_lags_behind_gives_no_key_back_to_who_had_it() {
+    let directory = Directory::new();
+    directory.fill(&service(), vec![entry("one", 2, &[OTHER])]);
+    let held = directory.hold(&service(), b"one").unwrap();
+    directory.fill(&service(), vec![entry("one", 1, &[SIDECAR])]);
+    let found = directory.find(&service(), b"one").unwrap();
+    assert_eq!((found.address, found.epoch), (OTHER.parse().unwrap(), 2));
+    assert!(!held.is_replaced(), "nobody was moved");
+    directory.fill(&service(), vec![entry("one", 2, &[SIDECAR])]);
+    assert!(held.is_replaced(), "the same owner at another address");
+    directory.fill(&service(), vec![]);
+    assert_eq!(directory.find(&service(), b"one"), None);
+}
+
+#[test]
 fn a_big_service_is_changed_key_by_key() {
     let directory = Directory::new();
     let keys = (0..5_000).map(|n| entry(&format!("room-{n}"), 1, &[SIDECAR]));
