@@ -94,6 +94,10 @@ pub struct Edge {
     /// Answers the proxy made itself, by reason.
     pub reasons: Vec<(String, u64)>,
     pub tcp_bytes: u64,
+    /// Requests whose callers left before an answer began; part of `requests`, not of `failures`.
+    pub abandoned: u64,
+    /// Of a lane's cluster, not of the service's own.
+    pub in_lane: bool,
     /// Counts per bucket, of bounds the caller chose.
     pub latency: Buckets,
 }
@@ -266,6 +270,8 @@ fn edge_to_wire(edge: &Edge, bounds_us: &[u64]) -> wire::Edge {
         retries: edge.retries,
         reasons: reasons.collect(),
         tcp_bytes: edge.tcp_bytes,
+        abandoned: edge.abandoned,
+        in_lane: edge.in_lane,
     }
 }
 

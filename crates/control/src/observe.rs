@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use phalanx_client::api;
 use phalanx_client::observe::Lane;
-use phalanx_model::ServiceName;
 use phalanx_model::name::check_label;
+use phalanx_model::{ClusterName, ServiceName};
 use phalanx_proto::phalanx::observe::v1 as wire;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
@@ -102,8 +102,9 @@ impl Observe {
         self.state().memory.get(node).map_or(0, |(bytes, _)| *bytes)
     }
 
-    /// What a node that makes load reports sent to a service since the last one.
-    pub fn load(&self, node: &str, service: &ServiceName, traffic: Traffic) {
+    /// What a node that makes load reports sent to a cluster since the last one.
+    pub fn load(&self, node: &str, cluster: &ClusterName, traffic: Traffic) {
+        let service = &cluster.service;
         if traffic.requests > 0 {
             let name = nodes::destination(&service.namespace, &service.name);
             let second = self.second();
@@ -113,7 +114,9 @@ impl Observe {
                 latency: Vec::new(),
             };
             let mut state = self.state();
-            state.edges.count(service.clone(), &counts);
+            if cluster.lane.is_none() {
+                state.edges.count(service.clone(), &counts);
+            }
             state.nodes.count(node, [(name, traffic)], second);
         }
     }
@@ -153,9 +156,9 @@ impl Observe {
         self.state().edges.callers()
     }
 
-    /// What mirrors of a route answered, by the route's id.
-    pub fn compared(&self, route: &str) -> Compared {
-        self.state().compared.of(route)
+    /// What this mirror of a route answered, by the route's id.
+    pub fn compared(&self, route: &str, mirror: &ServiceName) -> Compared {
+        self.state().compared.of(route, mirror)
     }
 
     /// The same with samples, for people.
@@ -211,10 +214,13 @@ impl Observe {
                 destination_version: edge.destination_version.clone(),
                 protocol: edge.protocol.clone(),
             };
-            if !state
-                .edges
-                .add(key, live.then_some(second), Sums::of(&edge))
-            {
+            let sums = Sums::of(&edge);
+            // A developer's build stands for itself, not for the version that it was made from.
+            if !edge.in_lane {
+                let service = ServiceName::new(&key.destination_namespace, &key.destination);
+                state.edges.count(service, &sums.counts());
+            }
+            if !state.edges.add(key, live.then_some(second), sums) {
                 self.inner.dropped.fetch_add(1, Ordering::Relaxed);
             }
         }

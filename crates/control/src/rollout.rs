@@ -30,7 +30,7 @@ use crate::discovery::{Fleet, others};
 use crate::observe::Observe;
 use crate::planes::{Held, Planes};
 use crate::snapshot::Published;
-use crate::world::rollout::{Phase, RolloutRecord, rollout_key};
+use crate::world::rollout::{Phase, Progress, RolloutRecord, rollout_key};
 use crate::world::{DocumentEntry, World};
 
 /// Cheap to clone: the task that runs it and the API share one.
@@ -180,6 +180,9 @@ impl Rollouts {
         }
         let asked = futures_util::future::join_all(asked).await;
         for ((entry, rollout), custom) in ours.iter().zip(asked) {
+            if damage(world, &entry.id).is_some() {
+                continue;
+            }
             let look = Look {
                 now: unix_ms(),
                 spec: spec(entry),
@@ -235,8 +238,11 @@ impl Rollouts {
             return;
         }
         drive.revision = revision;
-        let record = stored.map(|progress| progress.record.clone());
-        drive.machine.replace(record.unwrap_or_default());
+        let record = stored.map_or_else(RolloutRecord::default, |p| p.record.clone());
+        if record.attempt != drive.machine.record.attempt {
+            drive.bases = Bases::default();
+        }
+        drive.machine.replace(record);
     }
 
     /// Custom figures, where a measurement is due.
@@ -276,11 +282,17 @@ impl Rollouts {
             let Some(drive) = drives.get_mut(&entry.id) else {
                 return;
             };
-            look.sight = drive.bases.since(rollout, told);
+            // Of one that is over nothing is asked: should it start again, what was known by then is old.
+            match drive.machine.record.phase.is_over() {
+                true => drive.bases = Bases::default(),
+                false => look.sight = drive.bases.since(rollout, told),
+            }
             let before = drive.machine.record.clone();
             if !drive.machine.look(rollout, &look) {
                 return;
             }
+            let at = drive.revision.unwrap_or_default();
+            drive.machine.record.note_move(&before, at);
             (drive.clone(), before)
         };
         let stored = self
@@ -380,11 +392,8 @@ impl Rollouts {
                 drive.is_some_and(|drive| !drive.machine.record.phase.is_over())
             };
             let live = ours.iter().filter(|(entry, _)| is_live(&entry.id));
-            live.flat_map(|(_, rollout)| {
-                let services = [&rollout.stable, &rollout.canary].map(ToString::to_string);
-                services.into_iter().chain([rollout.target.to_string()])
-            })
-            .collect()
+            live.flat_map(|(_, rollout)| figures::questions(rollout))
+                .collect()
         };
         services.sort_unstable();
         services.dedup();
@@ -416,8 +425,9 @@ impl Rollouts {
     /// [`OrderError`]
     pub async fn order(&self, wanted: Wanted<'_>) -> Result<(), OrderError> {
         let mut tries = 1;
+        let mut first = None;
         loop {
-            match self.order_once(&wanted).await {
+            match self.order_once(&wanted, &mut first).await {
                 // It moved on at the same moment.
                 Err(OrderError::Store(phalanx_store::Error::Conflict { .. }))
                     if tries < TRIES_MAX =>
@@ -430,7 +440,11 @@ impl Rollouts {
         }
     }
 
-    async fn order_once(&self, wanted: &Wanted<'_>) -> Result<(), OrderError> {
+    async fn order_once(
+        &self,
+        wanted: &Wanted<'_>,
+        first: &mut Option<Arc<Progress>>,
+    ) -> Result<(), OrderError> {
         let world = self.inner.worlds.borrow().clone();
         let id = id(wanted.namespace, wanted.name);
         let Some(Document::Rollout(rollout)) = world.document(&id) else {
@@ -444,23 +458,26 @@ impl Rollouts {
         let progress = progress.ok_or_else(|| {
             senseless("no control plane has looked at it yet, ask again in a moment".to_owned())
         })?;
-        if let Some(expected) = wanted.expect.filter(|at| *at != progress.revision) {
-            return Err(OrderError::Moved {
-                expected,
-                revision: progress.revision,
-            });
-        }
+        let first = &**first.get_or_insert_with(|| progress.clone());
+        unmoved(first, progress, wanted.expect)?;
         let published = self.inner.published.borrow().clone();
         let mut machine = Machine::new(progress.record.clone());
+        let canary = instances(&published, rollout);
         let order = Order {
             command: wanted.command,
             author: wanted.author,
             message: wanted.message,
             now: unix_ms(),
             revision: world.revision,
-            ready: instances(&published, rollout).ready,
+            canary: &canary,
         };
-        machine.order(rollout, &order).map_err(senseless)?;
+        match &progress.damage {
+            None => machine.order(rollout, &order).map_err(senseless)?,
+            Some(_) if wanted.command == Command::Retry => machine.anew(rollout, &order),
+            Some(damage) => return Err(senseless(format!("{damage}; `retry` starts it anew"))),
+        }
+        let record = &mut machine.record;
+        record.note_move(&progress.record, progress.revision);
         let revision = self
             .store(&id, &machine.record, Some(progress.revision), None)
             .await
@@ -511,6 +528,9 @@ impl Rollouts {
             view.seen = view::seen(&drive.machine);
             view.problems.extend(drive.problem.clone());
         }
+        let damage = damage(world, &entry.id);
+        view.problems
+            .extend(damage.map(|damage| format!("{damage}; `retry` starts it anew")));
         view
     }
 
@@ -548,6 +568,26 @@ fn documents(world: &World) -> impl Iterator<Item = (&DocumentEntry, &Rollout)> 
         Document::Rollout(rollout) => Some((&**entry, rollout)),
         _ => None,
     })
+}
+
+/// Why its record can't be read.
+fn damage<'a>(world: &'a World, id: &DocumentId) -> Option<&'a String> {
+    world.rollouts.get(id)?.damage.as_ref()
+}
+
+/// Whoever gave an order had this one in mind: what it was when that was first looked at, or said to be.
+fn unmoved(first: &Progress, now: &Progress, expect: Option<u64>) -> Result<(), OrderError> {
+    let moved = |expected| OrderError::Moved {
+        expected,
+        revision: now.revision,
+    };
+    if let Some(expected) = expect.filter(|at| !now.is_as_of(*at)) {
+        return Err(moved(expected));
+    }
+    match first.record.place() == now.record.place() {
+        true => Ok(()),
+        false => Err(moved(first.revision)),
+    }
 }
 
 /// FNV-1a over the spec as it is stored.
@@ -589,3 +629,39 @@ const CUSTOM_MAX: Duration = Duration::from_secs(2);
 const TRIES_MAX: u32 = 5;
 const AGAIN: Duration = Duration::from_millis(50);
 const CATCH_UP: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_is_for_the_phase_and_step_that_whoever_gave_it_saw() {
+        let mut first = Progress::read(b"{", 5);
+        first.record.phase = Phase::Progressing;
+        first.damage = None;
+        let mut measured = first.clone();
+        (measured.revision, measured.record.good) = (9, 3);
+        assert!(unmoved(&first, &measured, None).is_ok());
+        assert!(
+            unmoved(&first, &measured, Some(5)).is_ok(),
+            "a measurement is no move"
+        );
+        let mut back = measured.clone();
+        back.revision = 12;
+        back.record.phase = Phase::RolledBack;
+        back.record.note_move(&measured.record, measured.revision);
+        let refused = unmoved(&first, &back, None).unwrap_err();
+        assert!(
+            matches!(
+                refused,
+                OrderError::Moved {
+                    expected: 5,
+                    revision: 12
+                }
+            ),
+            "{refused}"
+        );
+        assert!(unmoved(&back, &back, Some(9)).is_err());
+        assert!(unmoved(&back, &back, Some(12)).is_ok());
+    }
+}

@@ -201,6 +201,7 @@ impl Plan {
                 version: String::new(),
                 traffic: Traffic::Http,
                 security: Security::Plain,
+                in_lane: false,
             })
         };
         Plan {
@@ -302,9 +303,8 @@ impl Plan {
         let edges = entries
             .map(|entry| &*entry.colours)
             .chain([&self.gates.colours]);
-        for colour in lanes.chain(edges.flat_map(EdgeColours::named)) {
-            self.colours.intern(colour);
-        }
+        let edges = edges.flat_map(EdgeColours::named);
+        self.colours.keep(lanes.chain(edges));
     }
 
     /// Whether all sessions that are asked for have come once.

@@ -231,6 +231,8 @@ fn delta(now: &EdgeTotals, before: Option<&EdgeTotals>) -> Option<Edge> {
         connect_failures: since(|totals| totals.connect_failures),
         ejections: since(|totals| totals.ejections),
         reasons: reasons.filter(|(_, count)| *count > 0).collect(),
+        abandoned: since(|totals| totals.abandoned),
+        in_lane: now.key.in_lane,
         tcp_bytes: since(|totals| totals.tcp_sent_bytes + totals.tcp_received_bytes),
         latency: Buckets {
             bounds_us: BOUNDS_US.to_vec(),
@@ -275,6 +277,7 @@ mod tests {
             version: "v2".into(),
             traffic: Traffic::Http,
             security: Default::default(),
+            in_lane: false,
         };
         let edge = account.edge(key);
         let end = |status, reason, duration_us| {
@@ -288,8 +291,9 @@ mod tests {
         };
         end(200, None, 700);
         end(503, Some(Reason::ConnectFailed), 90);
-        let first = account.collect().remove(0);
-        let all = delta(&first, None).unwrap();
+        edge.cell(0).abandoned();
+        let all = delta(&account.collect().remove(0), None).unwrap();
+        assert_eq!((all.abandoned, all.in_lane), (1, false));
         assert_eq!(
             (
                 all.destination_service.as_str(),
@@ -300,6 +304,7 @@ mod tests {
         );
         assert_eq!((all.requests, all.failures, all.attempts), (2, 1, 2));
         assert_eq!(all.reasons, [("connect_failed".to_owned(), 1)]);
+        let first = account.collect().remove(0);
         assert_eq!(delta(&first, Some(&first)), None);
 
         end(200, None, 70_000_000);

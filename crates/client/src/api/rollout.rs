@@ -127,7 +127,7 @@ pub struct RolloutOrder {
     pub author: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// Only while its record is at this revision.
+    /// Only if attempt, phase and step are still those that its record had at this revision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expect: Option<u64>,
 }

@@ -224,7 +224,7 @@ impl Reporter {
         };
         let failures = sum(|s| s.total_error_requests);
         let requests = failures.saturating_add(sum(|s| s.total_successful_requests));
-        observe.load(&self.node, &name.service, Traffic { requests, failures });
+        observe.load(&self.node, &name, Traffic { requests, failures });
     }
 
     fn take(&mut self, request: wire::LoadStatsRequest) -> Result<(), Status> {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use phalanx_client::api::{ComparedDifference, ComparedSample, Comparison};
+use phalanx_model::{ClusterName, ServiceName};
 use phalanx_proto::phalanx::observe::v1 as wire;
 
 /// By rule and mirror.
@@ -17,7 +18,7 @@ struct Sum {
     samples: VecDeque<ComparedSample>,
 }
 
-/// Of all mirrors of one route.
+/// Of one mirror of one route, over its rules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Compared {
     pub compared: u64,
@@ -61,10 +62,14 @@ impl ComparedSums {
         true
     }
 
-    /// Of a route by its id, `<kind>/<namespace>/<name>`.
-    pub fn of(&self, route: &str) -> Compared {
+    /// Of a route by its id, `<kind>/<namespace>/<name>`; copies that go elsewhere say nothing about this one.
+    pub fn of(&self, route: &str, mirror: &ServiceName) -> Compared {
         let mut all = Compared::default();
-        for sum in self.0.values().filter(|sum| sum.totals.route == route) {
+        let is_meant = |sum: &&Sum| {
+            let name = sum.totals.mirror.parse::<ClusterName>();
+            sum.totals.route == route && name.is_ok_and(|name| name.service == *mirror)
+        };
+        for sum in self.0.values().filter(is_meant) {
             all.compared = all.compared.saturating_add(sum.totals.compared);
             all.different = all.different.saturating_add(sum.totals.different);
             all.unanswered = all.unanswered.saturating_add(sum.totals.unanswered);

@@ -45,6 +45,8 @@ pub struct Sums {
     connect_failures: u64,
     ejections: u64,
     tcp_bytes: u64,
+    /// Requests whose callers left before an answer.
+    abandoned: u64,
     /// Empty, or [`BUCKETS`] of them.
     latency: Vec<u64>,
 }
@@ -59,6 +61,7 @@ impl Sums {
             connect_failures: edge.connect_failures,
             ejections: edge.ejections,
             tcp_bytes: edge.tcp_bytes,
+            abandoned: edge.abandoned,
             latency: edge.latency_buckets.clone(),
         }
     }
@@ -72,6 +75,7 @@ impl Sums {
         sum(&mut self.connect_failures, other.connect_failures);
         sum(&mut self.ejections, other.ejections);
         sum(&mut self.tcp_bytes, other.tcp_bytes);
+        sum(&mut self.abandoned, other.abandoned);
         if self.latency.len() < other.latency.len() {
             self.latency.resize(other.latency.len(), 0);
         }
@@ -84,10 +88,11 @@ impl Sums {
         quantile_ms(&self.latency, q)
     }
 
-    fn counts(&self) -> Counts {
+    /// Whoever gave up waiting was not served: a version that hangs is not a healthy one.
+    pub fn counts(&self) -> Counts {
         Counts {
             requests: self.requests,
-            failures: self.failures,
+            failures: self.failures.saturating_add(self.abandoned),
             latency: self.latency.clone(),
         }
     }
@@ -99,8 +104,6 @@ impl Edges {
         if self.edges.len() >= EDGES_MAX && !self.edges.contains_key(&key) {
             return false;
         }
-        let service = ServiceName::new(&key.destination_namespace, &key.destination);
-        self.count(service, &sums.counts());
         let edge = self.edges.entry(key).or_default();
         edge.total.add(&Sums {
             latency: Vec::new(),
@@ -123,9 +126,9 @@ impl Edges {
         true
     }
 
-    /// Takes what callers saw of a service. There are no more of those than of edges.
+    /// Takes what callers saw of a service, also of one whose edges are too many. Bounded by itself.
     pub fn count(&mut self, service: ServiceName, counts: &Counts) {
-        if self.services.len() < EDGES_MAX || self.services.contains_key(&service) {
+        if self.services.len() < SERVICES_MAX || self.services.contains_key(&service) {
             self.services.entry(service).or_default().add(counts);
         }
     }
@@ -216,6 +219,7 @@ fn view(key: &EdgeKey, sums: &Sums, window_s: u64) -> api::Edge {
 /// How long seconds are kept.
 pub const SECONDS_MAX: u64 = 60;
 const EDGES_MAX: usize = 4096;
+const SERVICES_MAX: usize = 4096;
 
 #[cfg(test)]
 mod tests {

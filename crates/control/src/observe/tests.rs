@@ -130,3 +130,101 @@ async fn edges_are_bounded() {
         EDGES_PER_REPORT_MAX
     );
 }
+
+fn edges_of(observe: &Observe, edges: Vec<wire::Edge>) {
+    let request = wire::ReportRequest {
+        node: "n".into(),
+        namespace: "default".into(),
+        service: "match".into(),
+        edges,
+        ..wire::ReportRequest::default()
+    };
+    observe.take(request).unwrap();
+}
+
+fn edge(requests: u64, failures: u64) -> wire::Edge {
+    wire::Edge {
+        destination_namespace: "default".into(),
+        destination_service: "battle".into(),
+        requests,
+        failures,
+        ..wire::Edge::default()
+    }
+}
+
+fn battle(observe: &Observe) -> (u64, u64) {
+    let counts = observe.service(&ServiceName::new("default", "battle"));
+    (counts.requests, counts.failures)
+}
+
+#[tokio::test(start_paused = true)]
+async fn services_are_counted_beyond_the_bound_of_edges() {
+    let observe = Observe::default();
+    let many = (0..EDGES_PER_REPORT_MAX).map(|i| wire::Edge {
+        destination_service: "others".into(),
+        destination_version: format!("v{i}"),
+        ..edge(1, 0)
+    });
+    edges_of(&observe, many.collect());
+    edges_of(&observe, vec![edge(5, 2)]);
+    assert_eq!(observe.dropped(), 1);
+    assert_eq!(battle(&observe), (5, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_says_nothing_about_its_service_and_who_gave_up_was_not_served() {
+    let observe = Observe::default();
+    let in_lane = wire::Edge {
+        in_lane: true,
+        ..edge(100, 100)
+    };
+    let hanging = wire::Edge {
+        abandoned: 3,
+        ..edge(10, 1)
+    };
+    edges_of(&observe, vec![in_lane, hanging]);
+    assert_eq!(battle(&observe), (10, 4));
+    let shown = &observe.edges(Duration::from_secs(5)).totals;
+    assert_eq!((shown[0].requests, shown[0].failures), (110, 101));
+    let lane = ClusterName::outbound(ServiceName::new("default", "battle"), 80).lane("dev-li");
+    let traffic = Traffic {
+        requests: 7,
+        failures: 7,
+    };
+    observe.load("n", &lane, traffic);
+    assert_eq!(battle(&observe), (10, 4));
+    observe.load("n", &lane.baseline(), traffic);
+    assert_eq!(battle(&observe), (17, 11));
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_that_go_elsewhere_say_nothing_about_this_mirror() {
+    let observe = Observe::default();
+    let mirror = |name: &str| ClusterName::outbound(ServiceName::new("default", name), 80);
+    let comparison = |rule: &str, name: &str, different: u64| wire::Comparison {
+        rule: format!("HTTPRoute/default/battle/{rule}"),
+        mirror: mirror(name).to_string(),
+        compared: 10,
+        different,
+        ..wire::Comparison::default()
+    };
+    let request = wire::ReportRequest {
+        node: "n".into(),
+        namespace: "default".into(),
+        service: "match".into(),
+        comparisons: vec![
+            comparison("0", "battle-v2", 1),
+            comparison("1", "battle-v2", 0),
+            comparison("0", "shadow", 10),
+        ],
+        ..wire::ReportRequest::default()
+    };
+    observe.take(request).unwrap();
+    let of = |name: &str| {
+        let told = observe.compared("HTTPRoute/default/battle", &mirror(name).service);
+        (told.compared, told.different)
+    };
+    assert_eq!(of("battle-v2"), (20, 1));
+    assert_eq!(of("shadow"), (10, 10));
+    assert_eq!(of("battle-v1"), (0, 0));
+}

@@ -69,7 +69,10 @@ impl Bases {
         }
         let mut sight = Sight::default();
         for (plane, figures) in &told.planes {
-            let now = seen(rollout, figures);
+            // It was not asked about them: no word is no zero.
+            let Some(now) = seen(rollout, figures) else {
+                continue;
+            };
             match self
                 .planes
                 .insert(plane.clone(), (figures.life, now.clone()))
@@ -93,30 +96,42 @@ fn since(now: &Sight, before: &Sight) -> Sight {
     }
 }
 
-fn seen(rollout: &Rollout, figures: &api::RolloutFigures) -> Sight {
-    let of = |service: &ServiceName| figures.services.get(&service.to_string());
+/// None where nothing was told of one of both.
+fn seen(rollout: &Rollout, figures: &api::RolloutFigures) -> Option<Sight> {
     let counts = |service: &ServiceName| {
-        of(service).map_or_else(Counts::default, |told| Counts {
+        let told = figures.services.get(&service.to_string())?;
+        Some(Counts {
             requests: told.requests,
             failures: told.failures,
             latency: told.latency.clone(),
         })
     };
-    let route = figures.services.get(&rollout.target.to_string());
-    Sight {
-        canary: counts(&rollout.canary),
-        stable: counts(&rollout.stable),
-        compared: route.map_or(0, |told| told.compared),
-        different: route.map_or(0, |told| told.different),
-    }
+    let copies = figures.services.get(&copies(rollout));
+    Some(Sight {
+        canary: counts(&rollout.canary)?,
+        stable: counts(&rollout.stable)?,
+        compared: copies.map_or(0, |told| told.compared),
+        different: copies.map_or(0, |told| told.different),
+    })
+}
+
+/// What to ask each control plane for.
+pub fn questions(rollout: &Rollout) -> [String; 3] {
+    let [stable, canary] = [&rollout.stable, &rollout.canary].map(ToString::to_string);
+    [stable, canary, copies(rollout)]
+}
+
+/// `<Kind>/<namespace>/<route>@<namespace>/<mirror>`: the copies that go to the new version.
+fn copies(rollout: &Rollout) -> String {
+    format!("{}@{}", rollout.target, rollout.canary)
 }
 
 /// What this control plane was told.
 pub fn here(observe: &Observe, fleet: &Fleet, services: &[String]) -> api::RolloutFigures {
     let counted = services.iter().filter_map(|text| {
-        let (namespace, name) = text.split_once('/')?;
-        if name.contains('/') {
-            let compared = observe.compared(text);
+        if let Some((route, mirror)) = text.split_once('@') {
+            let (namespace, name) = mirror.split_once('/')?;
+            let compared = observe.compared(route, &ServiceName::new(namespace, name));
             let told = api::ServiceCounts {
                 compared: compared.compared,
                 different: compared.different,
@@ -124,6 +139,7 @@ pub fn here(observe: &Observe, fleet: &Fleet, services: &[String]) -> api::Rollo
             };
             return Some((text.clone(), told));
         }
+        let (namespace, name) = text.split_once('/')?;
         let counts = observe.service(&ServiceName::new(namespace, name));
         let told = api::ServiceCounts {
             requests: counts.requests,
@@ -154,3 +170,6 @@ pub fn here(observe: &Observe, fleet: &Fleet, services: &[String]) -> api::Rollo
 const SERVICES_MAX: usize = 1024;
 /// Of one answer.
 const REFUSALS_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests;

@@ -26,6 +26,8 @@ pub struct Machine {
     waiting: String,
     /// When this process first looked: what came before was nobody's delay.
     met: Option<u64>,
+    /// When it looked last.
+    looked: Option<u64>,
     changed: bool,
 }
 
@@ -122,8 +124,8 @@ pub struct Order<'a> {
     pub now: u64,
     /// Of the world in which it was given.
     pub revision: u64,
-    /// Instances of the new version that take requests.
-    pub ready: usize,
+    /// Who would serve the new version.
+    pub canary: &'a Instances,
 }
 
 impl Machine {
@@ -134,6 +136,7 @@ impl Machine {
             good_here: 0,
             waiting: String::new(),
             met: None,
+            looked: None,
             changed: false,
         }
     }
@@ -172,10 +175,11 @@ impl Machine {
         self.changed = false;
         self.waiting.clear();
         self.met.get_or_insert(look.now);
+        let leapt = self.leap(rollout, look.now);
         self.renew(rollout, look);
         if self.window.since.is_none() {
             self.reset(rollout, look.now);
-        } else {
+        } else if !leapt {
             self.window.sight.add(&look.sight);
         }
         match self.record.phase {
@@ -208,6 +212,23 @@ impl Machine {
     /// # Errors
     /// Why that makes no sense now.
     pub fn order(&mut self, rollout: &Rollout, order: &Order<'_>) -> Result<(), String> {
+        self.follow(rollout, order)?;
+        // Whoever gave it knew of these: they are no news that start it anew.
+        if self.record.phase != Phase::Waiting {
+            let versions = order.canary.versions.iter().cloned();
+            self.record.versions.extend(versions);
+        }
+        Ok(())
+    }
+
+    /// Starts it where nothing is known of what it was.
+    pub fn anew(&mut self, rollout: &Rollout, order: &Order<'_>) {
+        self.record.tolerated = order.revision;
+        let why = "its record was damaged, started anew by hand".to_owned();
+        self.restart(rollout, order.author, why, order.now);
+    }
+
+    fn follow(&mut self, rollout: &Rollout, order: &Order<'_>) -> Result<(), String> {
         let Order { author, now, .. } = *order;
         let phase = self.record.phase;
         if self.record.subject != subject(rollout) {
@@ -226,7 +247,7 @@ impl Machine {
                 self.resume(rollout, author, said("resumed by hand"), now);
             }
             (Command::Promote, Phase::Promoted) => return Err("it is promoted already".to_owned()),
-            (Command::Promote, _) if order.ready == 0 => {
+            (Command::Promote, _) if order.canary.ready == 0 => {
                 return Err(format!(
                     "no instance of Service {} takes requests, so nothing can go there",
                     rollout.canary
@@ -252,6 +273,32 @@ impl Machine {
         Ok(())
     }
 
+    /// A clock that was put forward or back, or a process that stood still: what was measured across that says nothing, and
+    /// the step was not borne for that long. True: that happened.
+    fn leap(&mut self, rollout: &Rollout, now: u64) -> bool {
+        let Some(looked) = self.looked.replace(now) else {
+            return false;
+        };
+        let since = self.window.since.unwrap_or(now);
+        if (looked.max(since)..=looked.saturating_add(LEAP_MIN)).contains(&now) {
+            return false;
+        }
+        let shift = |time: &mut u64| {
+            *time = match now.checked_sub(looked) {
+                Some(forward) => time.saturating_add(forward),
+                None => time.saturating_sub(looked - now),
+            };
+        };
+        self.met.as_mut().map(shift);
+        self.reset(rollout, now);
+        if matches!(self.record.phase, Phase::Progressing | Phase::Paused) {
+            shift(&mut self.record.step_since);
+            self.record.paused_since.as_mut().map(shift);
+            self.changed = true;
+        }
+        true
+    }
+
     /// Starts anew when it is another one, another spec, or another build of the new version.
     fn renew(&mut self, rollout: &Rollout, look: &Look) {
         let record = &self.record;
@@ -275,6 +322,8 @@ impl Machine {
         } else {
             match (record.phase, new) {
                 (Phase::Promoted | Phase::Waiting, _) | (_, None) => return,
+                // Who paused it before it could start, paused it for whoever comes.
+                (Phase::Paused, _) if !record.began => return,
                 (_, Some(version)) => format!("version {version} of {} is new", rollout.canary),
             }
         };
@@ -756,6 +805,8 @@ fn spoken(ms: u64) -> String {
 pub const PHALANX: &str = "phalanx";
 /// Intervals after which a measurement that can't be finished starts again.
 const WINDOW_MAX: u64 = 12;
+/// Milliseconds: a look takes less, however slow those are that are asked.
+const LEAP_MIN: u64 = 30_000;
 
 #[cfg(test)]
 mod tests;

@@ -426,7 +426,7 @@ impl<'a> Maker<'a> {
                 continue;
             };
             for (index, rule) in route.rules.iter().enumerate() {
-                for rule in led(one.lead.as_ref(), rule) {
+                for rule in led(one.lead.as_ref(), rule, self.catalog) {
                     let rules = routes::split(one.entry, index, &rule, self.catalog, findings);
                     let rules = rules.into_iter();
                     let rules = rules.map(|rule| compared(one.lead.as_ref(), rule));

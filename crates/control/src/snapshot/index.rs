@@ -287,7 +287,15 @@ impl Index {
     fn led(&self, before: &World, world: &World, touched: &mut Touched) {
         for change in world.rollouts.differences(&before.rollouts, Arc::ptr_eq) {
             let leads = |progress: Option<&Arc<Progress>>| {
-                progress.map(|p| (p.record.subject.clone(), p.record.overlay.clone()))
+                let is_damaged = |p: &Progress| p.damage.is_some();
+                progress.map(|p| {
+                    let record = &p.record;
+                    (
+                        record.subject.clone(),
+                        record.overlay.clone(),
+                        is_damaged(p),
+                    )
+                })
             };
             if leads(change.before) != leads(change.after)
                 && let Some(Document::Rollout(rollout)) = world.document(change.key)

@@ -8,11 +8,11 @@ use phalanx_model::ServiceName;
 use phalanx_model::document::rollout::{Boundary, Rollout};
 use phalanx_model::document::{BackendRef, Document, DocumentId, MirrorRef, Route, RouteRule};
 use phalanx_model::resource::colour::COLOUR_HEADER;
-use phalanx_model::resource::{Action, HeaderMatch, Rule, ValueMatch};
+use phalanx_model::resource::{Action, HeaderMatch, Rule, RuleMatch, ValueMatch};
 
-use super::Mesh;
 use super::catalog::{finding, policy_of, select};
 use super::index::Index;
+use super::{Catalog, Mesh};
 use crate::world::rollout::{Overlay, subject};
 use crate::world::{DocumentEntry, Registered, World};
 
@@ -28,6 +28,10 @@ impl<'a> Lead<'a> {
     pub(super) fn of(world: &'a World, index: &Index, route: &DocumentId) -> Option<Self> {
         let (entry, rollout) = leader(world, index, route)?;
         let progress = world.rollouts.get(&entry.id);
+        // Nobody knows how far it was: the documents say what holds.
+        if progress.is_some_and(|progress| progress.damage.is_some()) {
+            return None;
+        }
         // Of other Services than these it says nothing.
         let progress = progress.filter(|p| p.record.subject == subject(rollout));
         Some(Self {
@@ -37,14 +41,14 @@ impl<'a> Lead<'a> {
     }
 
     /// What takes the place of a rule; the narrower first.
-    fn rules<'r>(&self, rule: &'r RouteRule) -> Vec<Cow<'r, RouteRule>> {
+    fn rules<'r>(&self, rule: &'r RouteRule, catalog: &Catalog) -> Vec<Cow<'r, RouteRule>> {
         let Some([stable, canary]) = versions(self.rollout, rule) else {
             return vec![Cow::Borrowed(rule)];
         };
         let nothing = Overlay::default();
         let overlay = self.overlay.unwrap_or(&nothing);
         let mut led = rule.clone();
-        self.weigh(&mut led, stable, canary, overlay.weight);
+        self.weigh(&mut led, stable, canary, overlay.weight, catalog);
         if let Some(mirror) = overlay.mirror {
             let BackendRef { service, port, .. } = &rule.backends[canary];
             let (service, port) = (service.clone(), *port);
@@ -60,22 +64,23 @@ impl<'a> Lead<'a> {
             return vec![Cow::Owned(led)];
         };
         let mut of_lane = rule.clone();
-        self.weigh(&mut of_lane, stable, canary, 100);
-        for matches in &mut of_lane.matches {
-            let is_colour = |header: &HeaderMatch| header.name == COLOUR_HEADER;
-            // What speaks of the colour itself knows better.
-            if !matches.headers.iter().any(is_colour) {
-                matches.headers.push(HeaderMatch {
-                    name: COLOUR_HEADER.to_owned(),
-                    value: ValueMatch::Exact(lane.clone()),
-                });
-            }
+        self.weigh(&mut of_lane, stable, canary, 100, catalog);
+        of_lane.matches.retain_mut(|matches| narrow(matches, lane));
+        if of_lane.matches.is_empty() {
+            return vec![Cow::Owned(led)];
         }
         vec![Cow::Owned(of_lane), Cow::Owned(led)]
     }
 
     /// The share that both have together stays what it is.
-    fn weigh(&self, rule: &mut RouteRule, stable: usize, canary: usize, weight: u32) {
+    fn weigh(
+        &self,
+        rule: &mut RouteRule,
+        stable: usize,
+        canary: usize,
+        weight: u32,
+        catalog: &Catalog,
+    ) {
         let share: u32 = [stable, canary]
             .map(|of| rule.backends[of].weight)
             .iter()
@@ -98,11 +103,34 @@ impl<'a> Lead<'a> {
             let idle = [(stable, 100), (canary, 0)]
                 .into_iter()
                 .find(|(_, whole)| *whole == weight);
-            if let Some((idle, _)) = idle {
+            if let Some((idle, _)) = idle
+                && !outlasts(&rule.backends[idle], catalog)
+            {
                 rule.backends.remove(idle);
             }
         }
     }
+}
+
+/// To requests of this colour. False: it is for others, or may be.
+fn narrow(matches: &mut RuleMatch, lane: &str) -> bool {
+    let speaks_of_it = |header: &&HeaderMatch| header.name == COLOUR_HEADER;
+    let exactly = ValueMatch::Exact(lane.to_owned());
+    if matches.headers.iter().any(|header| speaks_of_it(&header)) {
+        let mut colours = matches.headers.iter().filter(speaks_of_it);
+        return colours.all(|header| header.value == exactly);
+    }
+    matches.headers.push(HeaderMatch {
+        name: COLOUR_HEADER.to_owned(),
+        value: exactly,
+    });
+    true
+}
+
+/// What is found by a directory or by its colour has to be found without weight too.
+fn outlasts(backend: &BackendRef, catalog: &Catalog) -> bool {
+    let port = catalog.port(&backend.service, backend.port);
+    port.is_some_and(|port| port.has_directory || !port.lanes.is_empty())
 }
 
 /// Answers of its copies are compared, where a rollout says so and the route does not.
@@ -121,8 +149,15 @@ pub(super) fn compared(lead: Option<&Lead<'_>>, mut rule: Rule) -> Rule {
 }
 
 /// What takes the place of a rule, led or not.
-pub(super) fn led<'r>(lead: Option<&Lead<'_>>, rule: &'r RouteRule) -> Vec<Cow<'r, RouteRule>> {
-    lead.map_or_else(|| vec![Cow::Borrowed(rule)], |lead| lead.rules(rule))
+pub(super) fn led<'r>(
+    lead: Option<&Lead<'_>>,
+    rule: &'r RouteRule,
+    catalog: &Catalog,
+) -> Vec<Cow<'r, RouteRule>> {
+    lead.map_or_else(
+        || vec![Cow::Borrowed(rule)],
+        |lead| lead.rules(rule, catalog),
+    )
 }
 
 /// Where each of both stands among the backends, if it stands there once.

@@ -351,7 +351,7 @@ fn merged(
     for (entry, route) in routes {
         let lead = Lead::of(world, &mesh.index, &entry.id);
         for (index, rule) in route.rules.iter().enumerate() {
-            for rule in led(lead.as_ref(), rule) {
+            for rule in led(lead.as_ref(), rule, &mesh.catalog) {
                 let split = split(entry, index, &rule, &mesh.catalog, findings);
                 rules.extend(split.into_iter().map(|rule| compared(lead.as_ref(), rule)));
             }

@@ -116,22 +116,18 @@ impl Fold {
         }
     }
 
-    /// What can't be read leaves the route where it was led last.
+    /// What can't be read leads nothing, and stays to be deleted or written over.
     fn rollout(&mut self, id: DocumentId, change: &Stored) {
         let rollouts = &mut self.world.rollouts;
-        match change.value.as_deref().map(serde_json::from_slice) {
-            None => drop(rollouts.remove(&id)),
-            Some(Ok(record)) => {
-                let progress = Progress {
-                    record,
-                    revision: change.revision,
-                };
-                rollouts.insert(id, Arc::new(progress));
-            }
-            Some(Err(e)) => {
-                let message = format!("its record is damaged: {e}");
-                return self.quarantine(change.key.clone(), message, change.revision);
-            }
+        let Some(value) = change.value.as_deref() else {
+            rollouts.remove(&id);
+            return self.release(&change.key);
+        };
+        let progress = Progress::read(value, change.revision);
+        let damage = progress.damage.clone();
+        rollouts.insert(id, Arc::new(progress));
+        if let Some(message) = damage {
+            return self.quarantine(change.key.clone(), message, change.revision);
         }
         self.release(&change.key);
     }

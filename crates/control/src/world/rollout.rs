@@ -12,9 +12,29 @@ pub const ROLLOUTS: &str = "rollouts/";
 /// A record as it is stored now.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Progress {
+    /// Nothing where it can't be read.
     pub record: RolloutRecord,
     /// Of its last change.
     pub revision: u64,
+    /// Why it can't be read: it leads nothing then, until somebody starts it anew.
+    pub damage: Option<String>,
+}
+
+impl Progress {
+    pub fn read(value: &[u8], revision: u64) -> Self {
+        let read = serde_json::from_slice(value);
+        let damage = read.as_ref().err();
+        Self {
+            damage: damage.map(|e: &serde_json::Error| format!("its record is damaged: {e}")),
+            record: read.unwrap_or_default(),
+            revision,
+        }
+    }
+
+    /// Whether it has not moved on since somebody saw it at this revision; measurements change it, but are no move.
+    pub fn is_as_of(&self, revision: u64) -> bool {
+        (self.record.moved_from + 1..=self.revision).contains(&revision)
+    }
 }
 
 /// All there is to go on from.
@@ -65,6 +85,9 @@ pub struct RolloutRecord {
     /// When it came into this phase.
     #[serde(default)]
     pub since: u64,
+    /// Its revision before attempt, phase or step were last changed; 0: there was none.
+    #[serde(default)]
+    pub moved_from: u64,
     /// The newest last, at most [`EVENTS_MAX`].
     #[serde(default)]
     pub events: VecDeque<Event>,
@@ -189,6 +212,21 @@ pub struct Event {
     pub figures: Option<Measurement>,
 }
 
+impl RolloutRecord {
+    /// What an order is about: with another it is about something else.
+    pub fn place(&self) -> (u32, Phase, usize) {
+        (self.attempt, self.phase, self.step)
+    }
+
+    /// Notes that it moved, if it did, from what it was at this revision.
+    pub fn note_move(&mut self, before: &Self, at: u64) {
+        self.moved_from = match self.place() == before.place() {
+            true => before.moved_from,
+            false => at,
+        };
+    }
+}
+
 /// What a Rollout speaks of.
 pub fn subject(rollout: &Rollout) -> String {
     format!("{} {} {}", rollout.target, rollout.stable, rollout.canary)
@@ -200,3 +238,29 @@ pub fn rollout_key(namespace: &str, name: &str) -> String {
 }
 
 pub const EVENTS_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measurements_are_no_move_and_phases_steps_and_attempts_are() {
+        let mut progress = Progress::read(b"{", 7);
+        assert!(progress.damage.is_some() && progress.record == RolloutRecord::default());
+        for (revision, moves) in [(9, true), (12, false), (15, false), (20, true)] {
+            let before = progress.record.clone();
+            progress.record.good += 1;
+            progress.record.step += usize::from(moves);
+            progress.record.note_move(&before, progress.revision);
+            progress.revision = revision;
+            let known: Vec<u64> = (0..30).filter(|at| progress.is_as_of(*at)).collect();
+            let expected = match revision {
+                9 => 8..=9,
+                12 => 8..=12,
+                15 => 8..=15,
+                _ => 16..=20,
+            };
+            assert_eq!(known, expected.collect::<Vec<_>>());
+        }
+    }
+}

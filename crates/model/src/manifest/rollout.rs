@@ -11,7 +11,7 @@ use crate::document::rollout::{
     StepAction,
 };
 use crate::document::{DocumentId, Kind, Meta};
-use crate::name::ServiceName;
+use crate::name::{COLOUR_LEN_MAX, ServiceName, is_colour};
 use crate::resource::MILLION;
 
 pub(super) fn rollout(spec: &At<'_>, meta: Meta) -> Option<Rollout> {
@@ -177,14 +177,13 @@ fn held(fields: &mut Fields<'_>, action: StepAction) -> Option<Step> {
 
 /// A value of `x-env`.
 fn colour(at: &At<'_>) -> Option<String> {
-    let text = at.bounded(LANE_LEN_MAX)?;
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
-    if text.bytes().all(plain) {
+    let text = at.text()?;
+    if is_colour(text.as_bytes()) {
         return Some(text.to_owned());
     }
     at.refuse_with(
         format!("{} is no lane", quoted(text)),
-        "letters, digits, -, _ and ., as in the header `x-env`",
+        format!("at most {COLOUR_LEN_MAX} of a-z, 0-9 and -, as in the header `x-env`"),
     )
 }
 
@@ -328,7 +327,6 @@ const LATENCY_MAX: Duration = Duration::from_secs(30);
 /// In thousandths.
 const RATIO_MAX: u32 = 100_000;
 pub(super) const STEPS_MAX: usize = 64;
-const LANE_LEN_MAX: usize = 63;
 const CUSTOM_MAX: usize = 16;
 const QUERY_LEN_MAX: usize = 4096;
 const ADDRESS_LEN_MAX: usize = 262;

@@ -72,6 +72,12 @@ pub struct Edge {
     pub reasons: ::prost::alloc::vec::Vec<ReasonCount>,
     #[prost(uint64, tag = "14")]
     pub tcp_bytes: u64,
+    /// Requests whose callers left before an answer began; part of requests, not of failures.
+    #[prost(uint64, tag = "15")]
+    pub abandoned: u64,
+    /// To a lane's cluster: instances that stand for one colour, not for their service.
+    #[prost(bool, tag = "16")]
+    pub in_lane: bool,
 }
 impl ::prost::Name for Edge {
     const NAME: &'static str = "Edge";

@@ -1,5 +1,6 @@
 //! One edge: counts of requests, attempts, answers and TCP tunnels to one version of one cluster.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -22,6 +23,8 @@ pub struct EdgeKey {
     pub version: String,
     pub traffic: Traffic,
     pub security: Security,
+    /// Of a lane's cluster; `cluster` is its service's. Metrics don't tell it apart.
+    pub in_lane: bool,
 }
 
 /// How the way between two sidecars is secured.
@@ -117,6 +120,7 @@ pub struct EdgeCell {
     retries: AtomicU64,
     connect_failures: AtomicU64,
     ejections: AtomicU64,
+    abandoned: AtomicU64,
     tcp_opened: AtomicU64,
     tcp_closed: AtomicU64,
     tcp_sent: AtomicU64,
@@ -153,6 +157,11 @@ impl EdgeCell {
             ending.grpc_status,
             ending.reason,
         ));
+    }
+
+    /// A request's caller left before an answer began.
+    pub fn abandoned(&self) {
+        bump(&self.abandoned, 1);
     }
 
     pub fn connect_failed(&self) {
@@ -201,6 +210,7 @@ impl EdgeCell {
         totals.retries += of(&self.retries);
         totals.connect_failures += of(&self.connect_failures);
         totals.ejections += of(&self.ejections);
+        totals.abandoned += of(&self.abandoned);
         totals.tcp_opened += of(&self.tcp_opened);
         totals.tcp_closed += of(&self.tcp_closed);
         totals.tcp_sent_bytes += of(&self.tcp_sent);
@@ -240,6 +250,8 @@ pub struct EdgeTotals {
     pub retries: u64,
     pub connect_failures: u64,
     pub ejections: u64,
+    /// Requests whose callers left before an answer began.
+    pub abandoned: u64,
     pub tcp_opened: u64,
     pub tcp_closed: u64,
     /// Towards the endpoint.
@@ -266,6 +278,7 @@ impl EdgeTotals {
             retries: 0,
             connect_failures: 0,
             ejections: 0,
+            abandoned: 0,
             tcp_opened: 0,
             tcp_closed: 0,
             tcp_sent_bytes: 0,
@@ -297,6 +310,7 @@ impl EdgeTotals {
         self.retries += other.retries;
         self.connect_failures += other.connect_failures;
         self.ejections += other.ejections;
+        self.abandoned += other.abandoned;
         self.tcp_opened += other.tcp_opened;
         self.tcp_closed += other.tcp_closed;
         self.tcp_sent_bytes += other.tcp_sent_bytes;
@@ -324,20 +338,22 @@ impl EdgeTotals {
         self.codes.iter().map(|(_, count)| count).sum()
     }
 
-    /// Requests that failed: a status of 500 or more, or a `grpc-status` other than 0; a caller that went away is none.
+    /// Requests that failed, each once; a caller that went away is none.
     pub fn failures(&self) -> u64 {
-        let http: u64 = self
-            .codes
-            .iter()
-            .filter(|(code, _)| *code >= 500)
-            .map(|(_, count)| count)
-            .sum();
-        let grpc: u64 = self
-            .grpc
-            .iter()
-            .filter(|(status, _)| *status != 0)
-            .map(|(_, count)| count)
-            .sum();
-        http + grpc
+        let failed = self.endings.iter().filter(|(key, _)| key.is_failure());
+        failed.map(|(_, count)| count).sum()
     }
+}
+
+/// The same edges, without telling lanes from their services.
+pub fn without_lanes(edges: Vec<EdgeTotals>) -> Vec<EdgeTotals> {
+    let mut merged: BTreeMap<EdgeKey, EdgeTotals> = BTreeMap::new();
+    for mut totals in edges {
+        totals.key.in_lane = false;
+        match merged.get_mut(&totals.key) {
+            Some(sum) => sum.absorb(totals),
+            None => drop(merged.insert(totals.key.clone(), totals)),
+        }
+    }
+    merged.into_values().collect()
 }

@@ -13,6 +13,9 @@ pub const ENDINGS_MAX: usize = 48;
 /// `grpc-status` beyond those gRPC defines.
 pub const GRPC_OTHER: u8 = 17;
 
+/// UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS, and what is none.
+const GRPC_FAILURES: [u8; 8] = [2, 4, 8, 12, 13, 14, 15, GRPC_OTHER];
+
 /// Written by one core; a slot's key is set once, before its first count.
 pub(super) struct Endings {
     slots: [Slot; ENDINGS_MAX],
@@ -51,6 +54,19 @@ impl Key {
             status,
             grpc_status: grpc_status.map(|status| status.min(GRPC_OTHER)),
             reason,
+        }
+    }
+
+    /// What the one who answers has to answer for: a status of 500 or more, a `grpc-status` that says the same (a caller
+    /// that asks for what is not there, or may not, is none), or an answer that broke off after its head.
+    pub fn is_failure(&self) -> bool {
+        let of_grpc = |status: u8| GRPC_FAILURES.contains(&status);
+        match self.status {
+            0 => false,
+            500.. => true,
+            _ => {
+                self.reason == Some(Reason::UpstreamReset) || self.grpc_status.is_some_and(of_grpc)
+            }
         }
     }
 
@@ -124,6 +140,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn each_ending_fails_once_and_only_for_what_the_called_answers_for() {
+        let is = |status, grpc, reason| Key::new(status, grpc, reason).is_failure();
+        assert!(is(500, None, None) && is(503, Some(14), Some(Reason::Timeout)));
+        assert!(is(200, None, Some(Reason::UpstreamReset)), "it broke off");
+        assert!(!is(0, None, None) && !is(404, None, Some(Reason::NoRoute)));
+        let failing = (0..=20).filter(|status| is(200, Some(*status), None));
+        let failing: Vec<u8> = failing.collect();
+        assert_eq!(failing, [2, 4, 8, 12, 13, 14, 15, 17, 18, 19, 20]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ fn key(version: &str) -> EdgeKey {
         version: version.into(),
         traffic: Traffic::Http,
         security: Default::default(),
+        in_lane: false,
     }
 }
 

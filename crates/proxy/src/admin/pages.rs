@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use super::dump;
 use super::istio::{self, Own};
 use super::limits;
+use crate::account::edge::without_lanes;
 use crate::account::{Account, EdgeTotals, SecuredConnection};
 use crate::discovery::{Held, Known, Refused};
 use crate::health::Checks;
@@ -132,13 +133,14 @@ impl View {
 
     pub fn metrics(&self) -> String {
         let mut out = Exposition::new();
-        let edges = self.account.collect();
+        let edges = without_lanes(self.account.collect());
         let own = Own {
             service: self.instance.id.service.clone(),
             version: self.instance.version().to_owned(),
         };
         istio::write(&mut out, &own, &edges);
-        self.write_upstream(&mut out, &self.account.collect_merged());
+        let merged = without_lanes(self.account.collect_merged());
+        self.write_upstream(&mut out, &merged);
         let mut events = out.family(&EVENTS);
         for (event, count) in self.account.events() {
             events.sample(&[("event", event.as_str())], count);

@@ -517,6 +517,10 @@ impl Drop for Tally {
             return;
         }
         self.core.count(Event::DownstreamAborted);
+        // Whoever waits for a head in vain may have given up on one that hangs.
+        if self.status == 0 && self.member.is_some() {
+            self.edge().cell(self.core.index).abandoned();
+        }
         // Nobody failed: whatever head went out, the answer was not wanted to its end.
         self.status = 0;
         self.finish_now();

@@ -70,6 +70,7 @@ impl Edges {
                 version: version.to_owned(),
                 traffic,
                 security: security.clone(),
+                in_lane: name.lane.is_some(),
             };
             account.edge(key)
         };
@@ -89,6 +90,7 @@ impl Edges {
                 version: String::new(),
                 traffic,
                 security: Security::Plain,
+                in_lane: false,
             })
         };
         Self {
@@ -195,6 +197,7 @@ impl ClusterPlan {
             panic_percent: cluster.panic_percent,
             overprovision: asked.unwrap_or(defaults.overprovision),
             slow_start,
+            is_lane: name.lane.is_some(),
             ..defaults
         };
         Self {

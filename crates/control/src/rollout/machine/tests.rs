@@ -85,13 +85,14 @@ impl Run {
     }
 
     fn order(&mut self, command: Command) -> Result<(), String> {
+        let canary = self.plain().canary;
         let order = Order {
             command,
             author: "ann",
             message: "",
             now: self.now,
             revision: 7,
-            ready: 1,
+            canary: &canary,
         };
         self.machine.order(&self.rollout, &order)
     }
@@ -312,6 +313,77 @@ fn whoever_is_promoted_stays_so_until_the_services_are_others() {
     run.rollout.canary.name = "battle-v3".to_owned();
     run.seconds(1, 0, 0);
     assert_eq!(run.at(), (Progressing, 0, 0));
+}
+
+#[test]
+fn what_was_ended_or_paused_by_hand_stays_so_whoever_is_there() {
+    let ten_looks = |run: &mut Run, what: &str| {
+        let record = run.machine.record.clone();
+        run.seconds(10, 0, 0);
+        assert_eq!(run.machine.record, record, "{what}");
+    };
+    // A build that came while it was promoted is not new when that is aborted.
+    let mut run = Run::of(SPEC);
+    run.seconds(1, 0, 0);
+    run.order(Command::Promote).unwrap();
+    run.versions.insert("v3".to_owned());
+    run.seconds(1, 0, 0);
+    run.order(Command::Abort).unwrap();
+    assert_eq!(run.at(), (RolledBack, 4, 0));
+    ten_looks(&mut run, "aborted");
+    // Before its first step nobody knows any version.
+    let waiting = || {
+        let mut run = Run::of(SPEC);
+        let obstacle = Look {
+            obstacle: Some("no route".to_owned()),
+            ..run.plain()
+        };
+        run.look(obstacle);
+        assert_eq!(run.at().0, Waiting);
+        run
+    };
+    for (command, phase) in [(Command::Pause, Paused), (Command::Abort, RolledBack)] {
+        let mut run = waiting();
+        run.order(command).unwrap();
+        assert_eq!(run.at().0, phase);
+        ten_looks(&mut run, "before its first step");
+    }
+    let mut run = waiting();
+    run.versions.clear();
+    run.order(Command::Pause).unwrap();
+    run.versions.insert("v2".to_owned());
+    ten_looks(&mut run, "paused for whoever comes");
+    run.order(Command::Resume).unwrap();
+    run.seconds(1, 0, 0);
+    assert_eq!(run.at().0, Progressing);
+    let mut run = Run::of(SPEC);
+    run.seconds(14, 100, 0).seconds(6, 100, 5);
+    assert_eq!(run.at().0, RolledBack);
+    ten_looks(&mut run, "rolled back by itself");
+}
+
+#[test]
+fn a_clock_that_jumps_is_no_time_of_the_step() {
+    for jump in [3_600_000_i64, -3_600_000] {
+        let mut run = Run::of(SPEC);
+        run.now += 10_000_000;
+        run.seconds(14, 100, 0).seconds(8, 100, 0);
+        assert_eq!(run.at(), (Progressing, 1, 5));
+        run.now = run.now.checked_add_signed(jump).unwrap();
+        run.seconds(1, 100, 50);
+        assert_eq!(run.machine.sight(), &Sight::default(), "{jump}");
+        run.seconds(8, 100, 0);
+        assert_eq!(run.at(), (Progressing, 1, 5), "{jump}: it is not over yet");
+        run.seconds(6, 100, 0);
+        assert_eq!(run.at(), (Paused, 2, 5), "{jump}");
+        // Nor is it a delay.
+        let mut idle = Run::of(SPEC);
+        idle.now += 10_000_000;
+        idle.seconds(20, 0, 0);
+        idle.now = idle.now.checked_add_signed(jump).unwrap();
+        idle.seconds(20, 0, 0);
+        assert_eq!(idle.at(), (Progressing, 0, 0), "{jump}: {}", idle.reason());
+    }
 }
 
 #[test]

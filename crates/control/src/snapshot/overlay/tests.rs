@@ -194,10 +194,85 @@ fn copies_and_lanes_are_for_the_new_version_and_everybody_else_stays() {
 }
 
 #[test]
+fn a_lane_gives_requests_of_other_colours_to_nobody_else() {
+    let matches = ", matches: [{path: {type: PathPrefix, value: /plain}}, {headers: [{name: x-env, value: staging}]}, {headers: [{name: x-env, value: dev-li}]}, {headers: [{name: x-env, type: RegularExpression, value: 'dev-.*'}]}]";
+    let lane = |colour: &str| Overlay {
+        lane: Some(colour.to_owned()),
+        ..Overlay::default()
+    };
+    let text = |matches: &str| {
+        let route = route(BOTH, matches);
+        Fixture::yaml(&format!("{SERVICES}{route}{}", rollout("battle", "")))
+    };
+    let mut led_by = rules(&led(text(matches), lane("dev-li")));
+    led_by.sort();
+    assert_eq!(
+        led_by,
+        [
+            "[x-env=dev-li] battle-v1@100",
+            "[x-env=dev-li] battle-v2@100",
+            "[x-env=dev-li] battle-v2@100",
+            "[x-env=staging] battle-v1@100",
+            "[x-env~dev-.*] battle-v1@100",
+            "battle-v1@100",
+        ]
+    );
+    let others = ", matches: [{headers: [{name: x-env, value: staging}]}]";
+    assert_eq!(
+        rules(&led(text(others), lane("dev-li"))),
+        ["[x-env=staging] battle-v1@100"]
+    );
+}
+
+#[test]
+fn a_version_without_weight_stays_for_its_directory_and_its_lanes() {
+    let directory = "
+apiVersion: phalanx.dev/v1alpha1
+kind: BackendPolicy
+metadata: {name: rooms}
+spec: {targetRefs: [{kind: Service, name: battle-v2}], sessionDirectory: {header: x-match}}
+---
+";
+    let kept = fixture(BOTH, "").and_yaml(directory);
+    assert_eq!(rules(&kept), ["battle-v1@100 battle-v2@0"]);
+    assert_eq!(rules(&led(kept, weight(100))), ["battle-v2@100"]);
+    let lanes = "
+apiVersion: phalanx.dev/v1alpha1
+kind: ColourPolicy
+metadata: {name: lanes}
+spec: {lanes: [{colour: dev-li, selector: {lane: dev-li}, fallback: Refuse, services: [battle-v2]}]}
+---
+";
+    let kept = fixture(BOTH, "").and_yaml(lanes);
+    assert_eq!(
+        rules(&kept),
+        ["[x-env=dev-li] battle-v2@1", "battle-v1@100 battle-v2@0"]
+    );
+}
+
+#[test]
 fn without_the_rollout_the_documents_count_again() {
     let text = format!("{SERVICES}{}", route(BOTH, ""));
     let fixture = led(Fixture::yaml(&text), weight(50));
     assert_eq!(rules(&fixture), ["battle-v1@90 battle-v2@10"]);
+}
+
+#[test]
+fn a_record_that_cannot_be_read_leaves_the_route_to_its_documents() {
+    let mut fixture = led(fixture(BOTH, ""), weight(50));
+    assert_eq!(rules(&fixture), ["battle-v1@50 battle-v2@50"]);
+    let before = fixture.world();
+    fixture.put(rollout_key("default", "battle"), b"{".to_vec());
+    assert_eq!(rules(&fixture), ["battle-v1@90 battle-v2@10"]);
+    let mut compiler = Compiler::default();
+    let documents = before.documents.clone();
+    compiler.compile(Arc::new(before));
+    let damaged = crate::world::World {
+        documents,
+        ..fixture.world()
+    };
+    let after = compiler.compile(Arc::new(damaged));
+    assert_eq!(of_mesh(&after.mesh), ["battle-v1@90 battle-v2@10"]);
 }
 
 #[test]

@@ -121,6 +121,7 @@ fn what_could_not_mean_anything_is_refused_with_its_place() {
         ),
         ("steps: [{setWeight: 5}]".into(), "a step is one of"),
         ("steps: [{lane: 'a b', for: 1s}]".into(), "is no lane"),
+        ("steps: [{lane: Dev_Li, for: 1s}]".into(), "is no lane"),
         (
             "steps: [{mirror: {percent: 0, for: 1s}}]".into(),
             "not within 1 to 100",

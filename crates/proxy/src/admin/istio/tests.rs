@@ -21,6 +21,7 @@ fn key(traffic: Traffic) -> EdgeKey {
         version: "v2".into(),
         traffic,
         security: Default::default(),
+        in_lane: false,
     }
 }
 
@@ -145,6 +146,7 @@ fn an_edge_carries_the_labels_of_istio() {
         version: String::new(),
         traffic: Traffic::Tcp,
         security: Default::default(),
+        in_lane: false,
     };
     let inbound = account.edge(edge);
     inbound.cell(0).tunnel_opened();
