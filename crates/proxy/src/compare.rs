@@ -3,6 +3,7 @@
 
 mod book;
 mod judge;
+mod room;
 mod seen;
 
 use std::cell::RefCell;
@@ -20,6 +21,8 @@ use self::book::{Book, Key};
 pub use self::book::{Comparison, Sample, Totals};
 use self::judge::judge;
 pub use self::judge::{Difference, Kind};
+use self::room::{Bounds, Room};
+use self::seen::SHARE;
 pub use self::seen::{End, Seen};
 
 /// Of one sidecar.
@@ -29,6 +32,7 @@ pub struct Comparisons {
     /// Held while one comparison is written down, and by readers; never by a worker.
     book: Mutex<Book>,
     dropped: AtomicU64,
+    bounds: Bounds,
 }
 
 /// Two answers that are to be compared.
@@ -46,6 +50,8 @@ pub struct Pairing {
     ignore: Arc<Compare>,
     path: String,
     state: RefCell<State>,
+    /// Of those that have not begun.
+    room: RefCell<Room>,
 }
 
 #[derive(Default)]
@@ -63,16 +69,6 @@ pub struct Side {
 }
 
 impl Pairing {
-    /// Of a rule by its name, for a request of this path.
-    pub fn new(rule: &str, ignore: &Arc<Compare>, path: &str) -> Rc<Self> {
-        Rc::new(Self {
-            rule: rule.to_owned(),
-            ignore: ignore.clone(),
-            path: path.chars().take(PATH_MAX).collect(),
-            state: RefCell::default(),
-        })
-    }
-
     pub fn original(self: &Rc<Self>) -> Box<Side> {
         self.side(None)
     }
@@ -85,7 +81,7 @@ impl Pairing {
         Box::new(Side {
             pairing: self.clone(),
             copy,
-            seen: Seen::default(),
+            seen: Seen::within(self.room.borrow_mut().split(SHARE)),
         })
     }
 
@@ -141,11 +137,34 @@ impl Default for Comparisons {
             work: Mutex::new(Some(work)),
             book: Mutex::default(),
             dropped: AtomicU64::new(0),
+            bounds: Bounds::default(),
         }
     }
 }
 
 impl Comparisons {
+    /// Begins with a request of this path that goes by the rule of this name and is copied so often. None where there is no
+    /// room for so many answers; that is counted.
+    pub fn pairing(
+        &self,
+        rule: &str,
+        ignore: &Arc<Compare>,
+        path: &str,
+        copies: usize,
+    ) -> Option<Rc<Pairing>> {
+        let Some(room) = self.bounds.take(SHARE.saturating_mul(copies + 1)) else {
+            self.dropped.fetch_add(copies as u64, Ordering::Relaxed);
+            return None;
+        };
+        Some(Rc::new(Pairing {
+            rule: rule.to_owned(),
+            ignore: ignore.clone(),
+            path: path.chars().take(PATH_MAX).collect(),
+            state: RefCell::default(),
+            room: RefCell::new(room),
+        }))
+    }
+
     fn push(&self, due: Box<Due>) {
         if self.due.try_send(due).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -190,7 +209,8 @@ impl Comparisons {
 
     pub fn write(&self, out: &mut Exposition) {
         let all = self.all();
-        if all.is_empty() {
+        let dropped = self.dropped.load(Ordering::Relaxed);
+        if all.is_empty() && dropped == 0 {
             return;
         }
         let mut compared = out.family(&COMPARED);
@@ -217,7 +237,6 @@ impl Comparisons {
                 differences.sample(&labels, count);
             }
         }
-        let dropped = self.dropped.load(Ordering::Relaxed);
         out.family(&DROPPED).sample(&[], dropped);
     }
 }

@@ -1,10 +1,11 @@
 //! Requests by colour, and how lanes answered them. Colours that configuration names have a number each; what only a request
 //! says is counted together, so that nobody outside can make labels.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwap;
 use phalanx_model::name::{ClusterName, Direction};
 use phalanx_model::resource::colour::{LANES_MAX, is_colour};
 use phalanx_telemetry::metrics::{Exposition, Family};
@@ -20,7 +21,7 @@ const OF_LANES: Family = Family::counter(
     "Requests that a lane is for, by who got them: the lane, the baseline, or nobody.",
 );
 
-/// The colour of a request; cheap, and the same for as long as the sidecar runs.
+/// The colour of a request; cheap, and the same for as long as a plan names it, and one plan longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ColourId(u8);
 
@@ -29,17 +30,29 @@ pub const OTHER: ColourId = ColourId(NAMED_MAX as u8);
 
 /// Colours that are counted by name; what comes later is counted with the others.
 pub const NAMED_MAX: usize = LANES_MAX;
+const DIRECTIONS: [Direction; 2] = [Direction::Inbound, Direction::Outbound];
 const COUNTED: usize = NAMED_MAX + 1;
 /// Lanes of services, those of earlier plans included.
 const LANES_COUNTED_MAX: usize = 4096;
 
 /// Of one sidecar.
 pub struct Colours {
-    /// Filled from the front.
-    names: [OnceLock<Box<str>>; NAMED_MAX],
+    /// By number; at most [`NAMED_MAX`].
+    names: ArcSwap<Vec<Named>>,
+    /// What the plan before the last named. Held while a plan is made.
+    before: Mutex<BTreeSet<Box<str>>>,
     cores: Box<[Cells]>,
     /// Taken when a plan is made and when counts are read, never by a request.
     lanes: Mutex<BTreeMap<ClusterName, Arc<LaneCounts>>>,
+}
+
+#[derive(Clone)]
+struct Named {
+    name: Box<str>,
+    /// Its number may become another's: neither of the last two plans names it.
+    is_free: bool,
+    /// What stood in its cells before, inbound and outbound.
+    from: [u64; 2],
 }
 
 #[repr(align(128))]
@@ -74,45 +87,76 @@ impl Colours {
             outbound: [const { AtomicU64::new(0) }; COUNTED],
         };
         Self {
-            names: [const { OnceLock::new() }; NAMED_MAX],
+            names: ArcSwap::default(),
+            before: Mutex::default(),
             cores: (0..cores).map(|_| cells()).collect(),
             lanes: Mutex::default(),
         }
     }
 
-    /// The number of a colour that configuration names; from now on it is known.
-    pub fn intern(&self, colour: &str) -> ColourId {
-        if !is_colour(colour.as_bytes()) {
-            return OTHER;
+    /// A plan names these and no others.
+    pub fn keep<'c>(&self, colours: impl Iterator<Item = &'c str>) {
+        let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        let colours = colours.filter(|colour| is_colour(colour.as_bytes()));
+        let now: BTreeSet<Box<str>> = colours.map(Into::into).collect();
+        let mut names = (**self.names.load()).clone();
+        for named in &mut names {
+            named.is_free = !now.contains(&named.name) && !before.contains(&named.name);
         }
-        let place = self
-            .names
-            .iter()
-            .position(|slot| &**slot.get_or_init(|| colour.into()) == colour);
-        place.map_or(OTHER, |place| ColourId(place as u8))
+        for colour in &now {
+            self.number(&mut names, colour);
+        }
+        self.names.store(names.into());
+        *before = now;
+    }
+
+    fn number(&self, names: &mut Vec<Named>, colour: &str) {
+        if names.iter().any(|named| &*named.name == colour) {
+            return;
+        }
+        let free = || names.iter().position(|named| named.is_free);
+        let place = match names.len() < NAMED_MAX {
+            true => Some(names.len()),
+            false => free(),
+        };
+        let Some(place) = place else { return };
+        let id = ColourId(place as u8);
+        let made = Named {
+            name: colour.into(),
+            is_free: false,
+            from: DIRECTIONS.map(|direction| self.sum(direction, id)),
+        };
+        match names.get_mut(place) {
+            Some(free) => *free = made,
+            None => names.push(made),
+        }
     }
 
     /// Of a request's header.
     pub fn find(&self, value: &[u8]) -> ColourId {
-        let known = self.names.iter().map_while(OnceLock::get);
-        let place = known.into_iter().position(|name| name.as_bytes() == value);
+        let names = self.names.load();
+        let is_it = |named: &Named| !named.is_free && named.name.as_bytes() == value;
+        let place = names.iter().position(is_it);
         place.map_or(OTHER, |place| ColourId(place as u8))
     }
 
-    pub fn name(&self, colour: ColourId) -> &str {
-        let slot = self.names.get(usize::from(colour.0));
-        slot.and_then(OnceLock::get).map_or("other", |name| name)
+    pub fn name(&self, colour: ColourId) -> String {
+        let names = self.names.load();
+        let named = names.get(usize::from(colour.0));
+        named.map_or("other", |named| &*named.name).to_owned()
+    }
+
+    fn sum(&self, direction: Direction, id: ColourId) -> u64 {
+        let cells = self.cores.iter().map(|cells| cells.of(direction));
+        let cells = cells.filter_map(|cells| cells.get(usize::from(id.0)));
+        cells.map(|cell| cell.load(Ordering::Relaxed)).sum()
     }
 
     /// On behalf of worker `core`.
     #[inline]
     pub fn count(&self, core: usize, direction: Direction, colour: ColourId) {
         if let Some(cells) = self.cores.get(core) {
-            let cells = match direction {
-                Direction::Inbound => &cells.inbound,
-                Direction::Outbound => &cells.outbound,
-            };
-            bump_at(cells, usize::from(colour.0));
+            bump_at(cells.of(direction), usize::from(colour.0));
         }
     }
 
@@ -145,27 +189,16 @@ impl Colours {
 
     pub fn write(&self, out: &mut Exposition) {
         let mut page = out.family(&BY_COLOUR);
-        let known = self
-            .names
-            .iter()
-            .filter(|slot| slot.get().is_some())
-            .count();
-        let ids = (0..known).map(|place| ColourId(place as u8)).chain([OTHER]);
-        for (direction, id) in ids.flat_map(|id| {
-            [Direction::Inbound, Direction::Outbound].map(|direction| (direction, id))
-        }) {
-            let of = |cells: &Cells| {
-                let cells = match direction {
-                    Direction::Inbound => &cells.inbound,
-                    Direction::Outbound => &cells.outbound,
-                };
-                let cell = cells.get(usize::from(id.0));
-                cell.map_or(0, |cell| cell.load(Ordering::Relaxed))
-            };
-            let count: u64 = self.cores.iter().map(of).sum();
-            if count > 0 {
-                let labels = [("direction", direction.as_str()), ("colour", self.name(id))];
-                page.sample(&labels, count);
+        let names = self.names.load();
+        let named = names.iter().zip(0..);
+        let named = named.map(|(named, place)| (&*named.name, ColourId(place), named.from));
+        for (name, id, from) in named.chain([("other", OTHER, [0; 2])]) {
+            for (direction, from) in DIRECTIONS.into_iter().zip(from) {
+                let count = self.sum(direction, id).saturating_sub(from);
+                if count > 0 {
+                    let labels = [("direction", direction.as_str()), ("colour", name)];
+                    page.sample(&labels, count);
+                }
             }
         }
         let mut page = out.family(&OF_LANES);
@@ -185,6 +218,15 @@ impl Colours {
                 ];
                 page.sample(&labels, count);
             }
+        }
+    }
+}
+
+impl Cells {
+    fn of(&self, direction: Direction) -> &[AtomicU64; COUNTED] {
+        match direction {
+            Direction::Inbound => &self.inbound,
+            Direction::Outbound => &self.outbound,
         }
     }
 }
@@ -222,21 +264,34 @@ mod tests {
     #[test]
     fn only_configured_colours_have_a_number_and_a_request_makes_none() {
         let colours = Colours::new(1);
-        let dev = colours.intern("dev-li");
-        assert_eq!(colours.intern("dev-li"), dev);
-        assert_eq!(
-            (colours.find(b"dev-li"), colours.name(dev)),
-            (dev, "dev-li")
-        );
-        assert_eq!(
-            (colours.find(b"dev-wu"), colours.name(OTHER)),
-            (OTHER, "other")
-        );
-        for number in 0..2 * NAMED_MAX {
-            colours.intern(&format!("c{number}"));
+        colours.keep(["dev-li", "No Colour"].into_iter());
+        let dev = colours.find(b"dev-li");
+        assert_eq!(colours.name(dev), "dev-li");
+        for other in ["dev-wu", "No Colour"] {
+            assert_eq!(colours.find(other.as_bytes()), OTHER);
         }
-        assert_eq!(colours.intern("one-more"), OTHER);
-        assert_eq!(colours.intern("dev-li"), dev);
+        assert_eq!(colours.name(OTHER), "other");
+    }
+
+    #[test]
+    fn a_number_is_anothers_once_two_plans_have_not_named_its_colour() {
+        let colours = Colours::new(2);
+        let all: Vec<String> = (0..NAMED_MAX).map(|n| format!("c{n}")).collect();
+        colours.keep(all.iter().map(String::as_str));
+        let first = colours.find(b"c0");
+        (0..3).for_each(|_| colours.count(1, Direction::Inbound, first));
+        let others = || all.iter().skip(1).map(String::as_str);
+        colours.keep(others().chain(["new"]));
+        // Requests of the plan before may still be counted.
+        assert_eq!((colours.find(b"new"), colours.find(b"c0")), (OTHER, first));
+        colours.keep(others().chain(["new"]));
+        assert_eq!((colours.find(b"new"), colours.find(b"c0")), (first, OTHER));
+        colours.count(0, Direction::Inbound, first);
+        let mut out = Exposition::new();
+        colours.write(&mut out);
+        let text = out.finish();
+        assert!(text.contains(r#"colour="new"} 1"#), "{text}");
+        assert!(!text.contains("c0"), "{text}");
     }
 
     #[test]

@@ -131,11 +131,18 @@ fn body(original: &Seen, copy: &Seen, ignore: &Compare, found: &mut Vec<Differen
 }
 
 fn json(seen: &Seen) -> Option<Value> {
-    let media = seen.headers.get(names::CONTENT_TYPE)?;
-    let media = std::str::from_utf8(media).ok()?.split(';').next()?.trim();
-    let is_json = media == "application/json" || media.ends_with("+json");
     // Deeper than serde_json goes is no JSON to us.
-    (is_json && seen.is_kept()).then(|| serde_json::from_slice(&seen.body).ok())?
+    let is_json = is_json(&seen.headers) && seen.is_kept();
+    is_json.then(|| serde_json::from_slice(&seen.body).ok())?
+}
+
+/// Whether the body behind these is said to be JSON.
+pub(super) fn is_json(headers: &HeaderList) -> bool {
+    let media = headers.get(names::CONTENT_TYPE);
+    let media = media.and_then(|media| std::str::from_utf8(media).ok());
+    let media = media.and_then(|media| media.split(';').next());
+    let media = media.map_or("", str::trim);
+    media == "application/json" || media.ends_with("+json")
 }
 
 struct Shape<'i> {

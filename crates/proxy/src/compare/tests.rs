@@ -84,7 +84,8 @@ fn anything_else_is_compared_byte_by_byte() {
         seen(200, &JSON, &long),
         seen(200, &JSON, &(long.clone() + "y")),
     );
-    assert!(one.body.len() <= 64 << 10);
+    assert!(one.body.is_empty(), "too long to be kept");
+    assert!(seen(200, &text, "abc").body.is_empty(), "no JSON");
     assert_eq!(differing(&one, &other, &none).len(), 1);
 }
 
@@ -128,7 +129,9 @@ async fn pairs_meet_in_any_order_and_are_counted_by_rule_and_mirror() {
     let cluster = ClusterName::outbound(ServiceName::new("default", "shadow"), 80);
     let ignore = Arc::new(Compare::default());
     for (copy_first, status) in [(true, 200), (false, 500)] {
-        let pairing = Pairing::new("HTTPRoute/default/room/0", &ignore, "/a");
+        let pairing = comparisons
+            .pairing("HTTPRoute/default/room/0", &ignore, "/a", 1)
+            .unwrap();
         let (mut original, mut copy) = (pairing.original(), pairing.copy(&cluster));
         *original.seen() = seen(200, &[], "");
         *copy.seen() = seen(status, &[], "");
@@ -140,7 +143,9 @@ async fn pairs_meet_in_any_order_and_are_counted_by_rule_and_mirror() {
             side.end(whole(duration_us), &comparisons);
         }
     }
-    let cut_off = Pairing::new("HTTPRoute/default/room/0", &ignore, "/b");
+    let cut_off = comparisons
+        .pairing("HTTPRoute/default/room/0", &ignore, "/b", 1)
+        .unwrap();
     let (original, copy) = (cut_off.original(), cut_off.copy(&cluster));
     copy.end(whole(1), &comparisons);
     original.end(whole(1), &comparisons);
@@ -165,4 +170,49 @@ async fn pairs_meet_in_any_order_and_are_counted_by_rule_and_mirror() {
         (totals.samples.len(), totals.samples[0].path.as_str()),
         (1, "/a")
     );
+}
+
+#[test]
+fn what_is_under_way_is_bounded_in_bytes() {
+    let comparisons = Comparisons::default();
+    let cluster = ClusterName::outbound(ServiceName::new("default", "shadow"), 80);
+    let ignore = Arc::new(Compare::default());
+    let begin = || comparisons.pairing("rule", &ignore, "/", 1);
+    let pairings: Vec<_> = std::iter::from_fn(begin).collect();
+    assert_eq!(pairings.len(), room::ROOM_MAX / (2 * SHARE));
+    assert_eq!(comparisons.dropped.load(Ordering::Relaxed), 1);
+    let sides = pairings
+        .iter()
+        .flat_map(|p| [p.original(), p.copy(&cluster)]);
+    let mut sides: Vec<_> = sides.collect();
+    assert!(begin().is_none());
+    // Of these heads no body is kept, and of those bodies too much came.
+    let mut head = ResponseHead::blank();
+    for side in &mut sides {
+        side.seen().head(&head);
+    }
+    let after_heads = comparisons.bounds.used();
+    assert!(after_heads < room::ROOM_MAX / 4, "{after_heads}");
+    drop((sides, pairings));
+    assert_eq!(comparisons.bounds.used(), 0);
+    let pairing = begin().unwrap();
+    let mut side = pairing.original();
+    for (name, value) in JSON {
+        head.headers.push_field(&Field::new(name, value).unwrap());
+    }
+    side.seen().head(&head);
+    assert_eq!(comparisons.bounds.used(), 2 * SHARE);
+    for piece in [10_000; 9] {
+        side.seen().body(&vec![b' '; piece]);
+        assert!(side.seen().body.capacity() <= 64 << 10);
+    }
+    assert!(comparisons.bounds.used() < 2 * SHARE && side.seen().body.capacity() == 0);
+    // Once it is over, it holds what it is.
+    let mut short = pairing.copy(&cluster);
+    short.seen().head(&head);
+    short.seen().body(b"{}");
+    short.end(whole(1), &comparisons);
+    assert!(comparisons.bounds.used() < SHARE);
+    side.end(whole(1), &comparisons);
+    drop((pairing, comparisons));
 }

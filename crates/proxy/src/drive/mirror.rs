@@ -54,7 +54,10 @@ impl Copies {
         }
         let rule = context.rule.map_or("", |rule| &*rule.name);
         let compare = context.forward.and_then(|forward| forward.compare.as_ref());
-        let pairing = compare.map(|compare| Pairing::new(rule, compare, request.path()));
+        let comparisons = core.account.comparisons();
+        let copies = clusters.len();
+        let pairing = compare
+            .and_then(|compare| comparisons.pairing(rule, compare, request.path(), copies));
         let mut request = request.duplicate();
         if let Some(headers) = &context.mirrored {
             request.headers_mut().clone_from(headers);
