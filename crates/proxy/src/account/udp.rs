@@ -43,6 +43,8 @@ named! {
         /// Its token leads nowhere, and tokens are asked for.
         Token "token",
         NoEndpoint "no_endpoint",
+        /// The session directory has its token at none of our endpoints, or has not come yet.
+        Elsewhere "elsewhere",
         /// It would begin a session, and the process is about to end.
         Draining "draining",
         /// From nobody who can be answered, or from ourselves.
@@ -51,6 +53,8 @@ named! {
         Stranger "stranger",
         /// From an endpoint that its session has left.
         Left "left",
+        /// More than a client gets that has not shown yet that answers reach it.
+        Unproven "unproven",
         /// Another core has the session, and its queue is full.
         Queue "queue",
         /// The system gives no more sockets.
@@ -78,6 +82,8 @@ named! {
     /// Why a session ended.
     Ended {
         Idle "idle",
+        /// One datagram came and no other: it had little time, or made room for another session.
+        HalfOpen "half_open",
         /// The listener is gone.
         Closed "closed",
     }
@@ -260,12 +266,14 @@ impl Datagrams {
     /// Families of datagrams; nothing where there is no port for them.
     pub fn write(&self, out: &mut Exposition) {
         let ports = self.ports();
-        if ports.is_empty() {
-            return;
-        }
         let address = |port: &Port| port.address.map(|address| address.to_string());
+        let is_told = |port: &&Arc<Port>| {
+            let dropped = || port.totals().dropped.iter().any(|(_, count)| *count > 0);
+            port.address.is_some() || dropped()
+        };
         let all: Vec<_> = ports
             .iter()
+            .filter(is_told)
             .map(|port| {
                 (
                     port.name.as_str(),
@@ -274,6 +282,9 @@ impl Datagrams {
                 )
             })
             .collect();
+        if all.is_empty() {
+            return;
+        }
         let labels = |name: &'static str, at: usize| (name, if at == 0 { "up" } else { "down" });
         for (family, of) in [
             (&PACKETS, (|t| &t.packets) as fn(&Totals) -> &[u64; 2]),

@@ -22,7 +22,7 @@ use tokio::time::{Sleep, sleep};
 use super::kin::Kin;
 use super::ports::{Own, Ports, Stray};
 use super::shut::Shut;
-use super::sys::{self, BATCH, Inbox, Message};
+use super::sys::{self, BATCH, Inbox, Message, Runs};
 use super::table::{Arrived, Config, Now, SHUT_NS, Table, Up};
 use super::target::SocketId;
 use super::world::Outlook;
@@ -101,7 +101,7 @@ struct Listening {
     dropped: u32,
     /// Datagrams asked for at once.
     eager: usize,
-    runs: bool,
+    runs: Runs,
 }
 
 /// Sockets towards endpoints, of both families; behind one descriptor, so that thousands of them are one to the runtime.
@@ -111,7 +111,7 @@ struct Upstream {
     events: Vec<epoll::Event>,
     /// Those that may have more than was read.
     pending: Vec<SocketId>,
-    runs: bool,
+    runs: Runs,
 }
 
 impl Driver {
@@ -122,7 +122,7 @@ impl Driver {
             strays,
             ..
         } = own;
-        let sockets_max = sockets_max(ports.cores());
+        let sockets_max = sockets_max(sys::descriptors_max(), ports.cores()).max(SOCKETS_MIN);
         let many = ports.cores() > 1;
         let number = u16::try_from(core).unwrap_or(u16::MAX);
         let table = Table::new(Config {
@@ -233,13 +233,12 @@ impl Driver {
     fn open(&mut self, port: &UdpPortPlan) {
         let address = port.address;
         let opened = self.ports.take(self.core, address).and_then(|taken| {
-            let Some(taken) = taken else { return Ok(None) };
-            let socket = sys::watch(taken.socket.into())?;
-            Ok(Some((socket, taken.sessions)))
+            let watched = sys::watch(taken.socket.into());
+            let watched = watched.inspect_err(|_| self.ports.close(address));
+            Ok((watched?, taken.sessions))
         });
         let (socket, sessions) = match opened {
-            Ok(Some(opened)) => opened,
-            Ok(None) => return,
+            Ok(opened) => opened,
             Err(error) => {
                 let told = error.to_string();
                 if self.failed.get(&address) != Some(&told) {
@@ -259,7 +258,7 @@ impl Driver {
             socket,
             shut: Shut::default(),
             eager: EAGER_MIN,
-            runs: true,
+            runs: Runs::default(),
         };
         let at = usize::from(place);
         if self.listening.len() <= at {
@@ -320,6 +319,7 @@ impl Driver {
                     from,
                     local: datagram.local,
                     datagram: datagram.bytes,
+                    is_paid: false,
                 };
                 match self.table.up(&arrived, now, &mut self.world) {
                     Ok(Up::Onward { socket, to, body }) => {
@@ -345,26 +345,33 @@ impl Driver {
                     Err(_) => {}
                 }
             }
-            if let Some((_, from)) = self.table.flooding() {
-                listening.shut_out(from, now);
-            }
-            self.send_up(place);
+            self.shut_out(now);
+            self.send_up(place, now);
         }
         true
     }
 
+    /// At the port where it floods.
+    fn shut_out(&mut self, now: Now) {
+        let Some((port, from)) = self.table.flooding() else {
+            return;
+        };
+        if let Some(Some(listening)) = self.listening.get_mut(usize::from(port)) {
+            listening.shut_out(from, now);
+        }
+    }
+
     /// Sends what lies in `messages`, of which the numbers are sockets.
-    fn send_up(&mut self, port: u16) {
+    fn send_up(&mut self, port: u16, now: Now) {
         let Some(inbox) = &self.inbox else { return };
         self.messages
             .sort_unstable_by_key(|(socket, message)| (*socket, message.place));
         let mut rest = &self.messages[..];
         while let Some((socket, first)) = rest.first() {
             let count = rest.iter().take_while(|(other, _)| other == socket).count();
-            let (now, later) = rest.split_at(count);
+            let (these, later) = rest.split_at(count);
             rest = later;
-            let runs = self.upstream.runs;
-            let Some(socket) = self.upstream.socket(*socket) else {
+            let Some((socket, runs)) = self.upstream.socket(*socket) else {
                 self.table
                     .count_dropped(port, Dropped::Descriptors, count as u64);
                 continue;
@@ -374,11 +381,10 @@ impl Driver {
                 _ => {
                     self.batch.clear();
                     self.batch
-                        .extend(now.iter().map(|(_, message)| message.clone()));
-                    inbox.send(socket, &self.batch, runs)
+                        .extend(these.iter().map(|(_, message)| message.clone()));
+                    inbox.send(socket, &self.batch, runs, now.ns)
                 }
             };
-            self.upstream.runs &= !told.no_runs;
             if told.failed > 0 {
                 self.table
                     .count_dropped(port, Dropped::Send, told.failed as u64);
@@ -435,13 +441,13 @@ impl Driver {
                     }
                 }
             }
-            self.send_down();
+            self.send_down(now);
         }
         true
     }
 
     /// Sends what lies in `messages`, of which the numbers are ports.
-    fn send_down(&mut self) {
+    fn send_down(&mut self, now: Now) {
         let Some(inbox) = &self.inbox else { return };
         let is_one = |pair: &[(u32, Message)]| match pair {
             [(one, _), (other, _)] => one == other,
@@ -454,7 +460,7 @@ impl Driver {
         let mut rest = &self.messages[..];
         while let Some((port, _)) = rest.first() {
             let count = rest.iter().take_while(|(other, _)| other == port).count();
-            let (now, later) = rest.split_at(count);
+            let (these, later) = rest.split_at(count);
             rest = later;
             let place = u16::try_from(*port).unwrap_or(u16::MAX);
             let Some(Some(listening)) = self.listening.get_mut(usize::from(place)) else {
@@ -463,9 +469,9 @@ impl Driver {
             };
             self.batch.clear();
             self.batch
-                .extend(now.iter().map(|(_, message)| message.clone()));
-            let told = inbox.send(listening.socket.get_ref(), &self.batch, listening.runs);
-            listening.runs &= !told.no_runs;
+                .extend(these.iter().map(|(_, message)| message.clone()));
+            let (socket, runs) = (listening.socket.get_ref(), &mut listening.runs);
+            let told = inbox.send(socket, &self.batch, runs, now.ns);
             if told.failed > 0 {
                 self.table
                     .count_dropped(place, Dropped::Send, told.failed as u64);
@@ -488,6 +494,7 @@ impl Driver {
                 from: stray.from,
                 local: stray.local,
                 datagram: &stray.bytes,
+                is_paid: true,
             };
             let now = self.now();
             let Ok(Up::Onward { socket, to, body }) = self.table.up(&arrived, now, &mut self.world)
@@ -495,7 +502,7 @@ impl Driver {
                 continue;
             };
             let body = stray.bytes.get(body).unwrap_or_default();
-            let Some(socket) = self.upstream.socket(socket) else {
+            let Some((socket, _)) = self.upstream.socket(socket) else {
                 self.table.count_dropped(place, Dropped::Descriptors, 1);
                 continue;
             };
@@ -600,7 +607,7 @@ impl Upstream {
             sockets: Default::default(),
             events: Vec::with_capacity(EVENTS),
             pending: Vec::with_capacity(EVENTS),
-            runs: true,
+            runs: Runs::default(),
         })
     }
 
@@ -610,7 +617,7 @@ impl Upstream {
     }
 
     /// Opened when it is used for the first time. None: the system gives no more.
-    fn socket(&mut self, socket: SocketId) -> Option<&UdpSocket> {
+    fn socket(&mut self, socket: SocketId) -> Option<(&UdpSocket, &mut Runs)> {
         let is_ipv6 = socket & 1 == 1;
         let sockets = self.sockets.get_mut(usize::from(is_ipv6))?;
         let at = (socket >> 1) as usize;
@@ -624,7 +631,7 @@ impl Upstream {
                 Err(error) => tracing::debug!(%error, "no more sockets towards endpoints"),
             }
         }
-        slot.as_ref()
+        Some((slot.as_ref()?, &mut self.runs))
     }
 
     /// Notes which sockets have something.
@@ -679,13 +686,15 @@ fn open(is_ipv6: bool, number: SocketId, ready: &OwnedFd) -> io::Result<UdpSocke
     Ok(socket.into())
 }
 
-/// Of one core and family. The rest of the descriptors is for connections.
-fn sockets_max(cores: usize) -> usize {
-    (sys::descriptors_max() / 2 / cores).clamp(16, SOCKETS_MAX / cores)
+/// Of one core and family, of which there are two. The other half of the descriptors is for connections.
+fn sockets_max(descriptors: usize, cores: usize) -> usize {
+    (descriptors / 4).min(SOCKETS_MAX) / cores.max(1)
 }
 
 /// Sockets towards endpoints, of all cores.
 const SOCKETS_MAX: usize = 8_192;
+/// Of each core, however few descriptors there are.
+const SOCKETS_MIN: usize = 16;
 /// Sources that a core remembers.
 const SOURCES_MAX: usize = 131_072;
 /// Batches in one turn.
@@ -700,3 +709,23 @@ const TICK: Duration = Duration::from_millis(100);
 const SWEEP: Duration = Duration::from_secs(1);
 /// Unused sockets are closed at every so manieth sweep.
 const UNUSED_SWEEPS: u32 = 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_of_both_families_and_all_cores_are_half_of_the_descriptors_at_most() {
+        for (descriptors, cores) in [
+            (1024, 2),
+            (65_536, 8),
+            (1 << 20, 512),
+            (1 << 20, 1024),
+            (0, 1),
+        ] {
+            let all = sockets_max(descriptors, cores) * cores * 2;
+            assert!(all <= descriptors / 2 && all <= 2 * SOCKETS_MAX, "{all}");
+        }
+        assert_eq!(sockets_max(1 << 20, 2), SOCKETS_MAX / 2);
+    }
+}

@@ -48,8 +48,8 @@ struct Open {
     /// By core; taken by each.
     sockets: Vec<Option<UdpSocket>>,
     sessions: Arc<AtomicU32>,
-    /// Cores that have not closed it.
-    left: usize,
+    /// Cores that have taken theirs and not closed it.
+    held: usize,
 }
 
 /// One core's part of an address.
@@ -90,37 +90,42 @@ impl Ports {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The socket of a core at `address`. None: that core has closed it, and others have not yet.
+    /// The socket of a core at `address`: another one, if that core has closed what it had while others have theirs still, for
+    /// they may never see the plan without that address.
     ///
     /// # Errors
     /// It can't be bound.
-    pub fn take(&self, core: usize, address: SocketAddr) -> io::Result<Option<Taken>> {
+    pub fn take(&self, core: usize, address: SocketAddr) -> io::Result<Taken> {
         let mut state = self.state();
         if let Entry::Vacant(place) = state.entry(address) {
             let sockets = bind(address, self.cores)?;
             let open = Open {
                 sockets: sockets.into_iter().map(Some).collect(),
                 sessions: Arc::default(),
-                left: self.cores,
+                held: 0,
             };
             place.insert(open);
             self.opened.send_modify(|count| *count += 1);
         }
-        let open = state.get_mut(&address);
-        Ok(open.and_then(|open| {
-            Some(Taken {
-                socket: open.sockets.get_mut(core)?.take()?,
-                sessions: open.sessions.clone(),
-            })
-        }))
+        let open = state.get_mut(&address).ok_or(io::ErrorKind::NotFound)?;
+        let bound = open.sockets.get_mut(core).and_then(Option::take);
+        let socket = match bound {
+            Some(bound) => bound,
+            None => listen(address, true)?,
+        };
+        open.held += 1;
+        Ok(Taken {
+            socket,
+            sessions: open.sessions.clone(),
+        })
     }
 
-    /// A core has closed what it took.
+    /// A core has closed what it took. With the last one go those that nobody took.
     pub fn close(&self, address: SocketAddr) {
         let mut state = self.state();
         if let Some(open) = state.get_mut(&address) {
-            open.left = open.left.saturating_sub(1);
-            if open.left == 0 {
+            open.held = open.held.saturating_sub(1);
+            if open.held == 0 {
                 state.remove(&address);
             }
         }
@@ -163,3 +168,31 @@ fn listen(address: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
 const QUEUE_BYTES: usize = 4 << 20;
 /// Datagrams on their way to another core.
 const STRAYS_MAX: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_core_that_closed_an_address_which_others_never_left_has_it_again() {
+        let (ports, _own) = Ports::new(2);
+        let free = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let first = ports.take(0, address).unwrap();
+        let other = ports.take(1, address).unwrap();
+        drop(first);
+        ports.close(address);
+        let again = ports.take(0, address).unwrap();
+        assert_eq!(again.socket.local_addr().unwrap(), address);
+        assert!(Arc::ptr_eq(&again.sessions, &other.sessions));
+        drop((again, other));
+        ports.close(address);
+        ports.close(address);
+        assert!(ports.state().is_empty());
+        // Nor does an address stay bound for a core that never took its part.
+        drop(ports.take(1, address).unwrap());
+        ports.close(address);
+        UdpSocket::bind(address).unwrap();
+    }
+}

@@ -12,7 +12,7 @@ use super::index::Index;
 use super::slots::Slots;
 
 /// Of a listener: sources are counted per port.
-pub type Key = (u16, u128);
+pub type Key = (SocketAddr, u128);
 
 /// What one address can't leave by making up others.
 pub fn prefix(from: SocketAddr) -> u128 {
@@ -157,21 +157,22 @@ impl Sources {
     }
 
     fn hash(&self, key: Key) -> u64 {
-        let mut bytes = [0; 18];
-        let (port, prefix) = bytes.split_at_mut(2);
-        port.copy_from_slice(&key.0.to_ne_bytes());
-        prefix.copy_from_slice(&key.1.to_ne_bytes());
-        xxhash_rust::xxh3::xxh3_64_with_seed(&bytes, self.seed)
+        super::hash(self.seed, &[key.0], None, &key.1.to_ne_bytes())
     }
 
-    /// None: there are as many as there may be.
-    pub fn meet(&mut self, key: Key) -> Option<u32> {
-        let hash = self.hash(key);
+    /// One that was met before.
+    pub fn find(&self, key: Key) -> Option<u32> {
         let is_it = |place| self.slots.get(place).is_some_and(|s: &Source| s.key == key);
-        if let Some(place) = self.index.find(hash, is_it) {
+        self.index.find(self.hash(key), is_it)
+    }
+
+    /// None: there are as many as there may be, and those that were looked at have sessions or have just sent something.
+    pub fn meet(&mut self, key: Key, now_ns: u64) -> Option<u32> {
+        if let Some(place) = self.find(key) {
             return Some(place);
         }
-        if self.slots.len() >= self.max {
+        let hash = self.hash(key);
+        if self.slots.len() >= self.max && !(0..EVICT_TRIES).any(|_| self.forget_next(now_ns)) {
             return None;
         }
         let shared = match &self.everybody {
@@ -222,32 +223,36 @@ impl Sources {
 
     /// Forgets some of those that have no session and are quiet.
     pub fn sweep(&mut self, now_ns: u64) {
-        let end = self.slots.end();
-        for _ in 0..SWEPT.min(end) {
-            self.hand = if self.hand + 1 < end {
-                self.hand + 1
-            } else {
-                0
-            };
-            let place = self.hand;
-            let Some(source) = self.slots.get(place) else {
-                continue;
-            };
-            if source.sessions > 0 || !source.shared.is_quiet(now_ns) {
-                continue;
-            }
-            let key = source.key;
-            self.index.remove(self.hash(key), place);
-            drop(self.slots.remove(place));
-            if let Some(everybody) = &self.everybody {
-                everybody.leave(key);
-            }
+        for _ in 0..SWEPT.min(self.slots.end()) {
+            self.forget_next(now_ns);
         }
+    }
+
+    /// Looks at the next one; true: it is forgotten.
+    fn forget_next(&mut self, now_ns: u64) -> bool {
+        self.hand = match self.hand + 1 < self.slots.end() {
+            true => self.hand + 1,
+            false => 0,
+        };
+        let place = self.hand;
+        let source = self.slots.get(place);
+        let Some(source) = source.filter(|s| s.sessions == 0 && s.shared.is_quiet(now_ns)) else {
+            return false;
+        };
+        let key = source.key;
+        self.index.remove(self.hash(key), place);
+        drop(self.slots.remove(place));
+        if let Some(everybody) = &self.everybody {
+            everybody.leave(key);
+        }
+        true
     }
 }
 
 /// Looked at in one go.
 const SWEPT: u32 = 1024;
+/// Looked at for one that can be forgotten, when there are as many as there may be.
+const EVICT_TRIES: u32 = 64;
 /// So many over the limits within a second are a flood.
 pub const FLOOD: u32 = 256;
 
@@ -310,7 +315,9 @@ mod tests {
         let everybody = Arc::<Everybody>::default();
         let core = || Sources::new(1, Some(everybody.clone()), 10);
         let (mut one, mut other) = (core(), core());
-        let (a, b) = (one.meet((0, 5)).unwrap(), other.meet((0, 5)).unwrap());
+        let port = "192.0.2.1:7000".parse().unwrap();
+        let a = one.meet((port, 5), 0).unwrap();
+        let b = other.meet((port, 5), 0).unwrap();
         assert!(one.enter(a, 2) && other.enter(b, 2) && !one.enter(a, 2));
         one.sweep(u64::MAX);
         assert_eq!(one.len(), 1, "it has a session");
@@ -321,9 +328,25 @@ mod tests {
             assert_eq!(sources.len(), 0);
         }
         assert!(everybody.0.lock().unwrap().is_empty());
-        assert_eq!(
-            (0..20).filter(|key| one.meet((0, *key)).is_some()).count(),
-            10
-        );
+    }
+
+    #[test]
+    fn of_as_many_sources_as_there_may_be_a_quiet_one_makes_room_and_one_with_a_session_stays() {
+        let mut sources = Sources::new(1, None, 1024);
+        let port = "192.0.2.1:7000".parse().unwrap();
+        for key in 0..5 {
+            let place = sources.meet((port, key), 0).unwrap();
+            assert!(sources.enter(place, 1));
+        }
+        assert!((5..5000).all(|key| sources.meet((port, key), 0).is_some()));
+        assert_eq!(sources.len(), 1024);
+        assert!((0..5).all(|key| sources.find((port, key)).is_some()));
+        // All of them have just sent something, but for those with sessions.
+        let limits = limits(1, 0);
+        for place in 0..1024 {
+            let _ = sources.get(place).unwrap().shared.take(&limits, 1, 0);
+        }
+        assert!(sources.meet((port, 9999), 0).is_none());
+        assert!(sources.meet((port, 9999), 2 * SECOND_NS).is_some());
     }
 }

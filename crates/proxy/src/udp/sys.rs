@@ -53,9 +53,37 @@ pub struct Sent {
     pub sent: usize,
     /// The system did not take them.
     pub failed: usize,
-    /// Runs of equal length are not taken as one on the way that these go.
-    pub no_runs: bool,
 }
+
+/// Where runs of equal length are not taken as one, and until when: a device on the way can't, or a segment is longer than goes
+/// there in one piece.
+#[derive(Default)]
+pub struct Runs {
+    refused: Vec<(SocketAddr, u64)>,
+}
+
+impl Runs {
+    #[inline]
+    fn may(&self, to: SocketAddr, now_ns: u64) -> bool {
+        let mut refused = self.refused.iter();
+        // With so many it is the same everywhere, as long as they last.
+        let is_full = self.refused.len() >= REFUSED_MAX;
+        !refused.any(|(at, until)| *until > now_ns && (*at == to || is_full))
+    }
+
+    fn refuse(&mut self, to: SocketAddr, now_ns: u64) {
+        self.refused
+            .retain(|(at, until)| *until > now_ns && *at != to);
+        if self.refused.len() < REFUSED_MAX {
+            self.refused.push((to, now_ns.saturating_add(REFUSED_NS)));
+        }
+    }
+}
+
+/// Addresses whose runs were refused.
+const REFUSED_MAX: usize = 32;
+/// Before it is tried again.
+const REFUSED_NS: u64 = 60_000_000_000;
 
 /// Room for control messages: an address of ours, and the length of a segment.
 #[derive(Clone, Copy)]
@@ -175,16 +203,21 @@ impl Inbox {
         Sent {
             sent: usize::from(sent.is_ok()),
             failed: usize::from(sent.is_err()),
-            no_runs: false,
         }
     }
 
-    /// Sends in order, from one socket. What the system does not take is left out. With `runs`, neighbours to one address
-    /// whose lengths allow it are given to the system as one.
-    pub fn send(&self, socket: impl AsFd, messages: &[Message], runs: bool) -> Sent {
+    /// Sends in order, from one socket. What the system does not take is left out. Neighbours to one address whose
+    /// lengths allow it are given to the system as one, where `runs` says that it takes that.
+    pub fn send(
+        &self,
+        socket: impl AsFd,
+        messages: &[Message],
+        runs: &mut Runs,
+        now_ns: u64,
+    ) -> Sent {
         let (mut told, mut rest) = (Sent::default(), messages);
         while !rest.is_empty() {
-            let (done, error) = self.send_some(&socket, rest, runs && !told.no_runs);
+            let (done, error) = self.send_some(&socket, rest, |to| runs.may(to, now_ns));
             told.sent += done;
             rest = rest.get(done..).unwrap_or_default();
             let Some((error, tried)) = error else {
@@ -192,8 +225,11 @@ impl Inbox {
             };
             match error.raw_os_error() {
                 Some(libc::EINTR) => {}
-                // A device that can't, or a segment longer than it takes in one piece.
-                Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE) if tried > 1 => told.no_runs = true,
+                Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE) if tried > 1 => {
+                    if let Some(first) = rest.first() {
+                        runs.refuse(first.to, now_ns);
+                    }
+                }
                 _ => {
                     told.failed += tried;
                     rest = rest.get(tried..).unwrap_or_default();
@@ -208,7 +244,7 @@ impl Inbox {
         &self,
         socket: &impl AsFd,
         messages: &[Message],
-        runs: bool,
+        runs: impl Fn(SocketAddr) -> bool,
     ) -> (usize, Option<(io::Error, usize)>) {
         let mut parts = [const { MaybeUninit::<iovec>::uninit() }; BATCH];
         let mut headers = [const { MaybeUninit::<mmsghdr>::uninit() }; BATCH];
@@ -221,7 +257,7 @@ impl Inbox {
         let (mut count, mut rest) = (0, messages);
         for (((header, name), control), length) in slots.zip(&mut lengths) {
             let Some(first) = rest.first() else { break };
-            let run = match runs {
+            let run = match runs(first.to) {
                 true => self.run(rest),
                 false => 1,
             };
@@ -542,7 +578,11 @@ mod tests {
             }
             let mut inbox = Inbox::new();
             receive(&mut inbox, &ours, lengths.len());
-            for runs in [false, true] {
+            for no_runs in [false, true] {
+                let mut runs = Runs::default();
+                if no_runs {
+                    runs.refuse(far.local_addr().unwrap(), 0);
+                }
                 let message = |place: usize| {
                     let datagram = inbox.get(place).unwrap();
                     assert_eq!(datagram.from, Some(peer.local_addr().unwrap()));
@@ -555,7 +595,7 @@ mod tests {
                     }
                 };
                 let messages: Vec<_> = (0..lengths.len()).map(message).collect();
-                let told = inbox.send(&ours, &messages, runs);
+                let told = inbox.send(&ours, &messages, &mut runs, 0);
                 assert_eq!((told.sent, told.failed), (lengths.len(), 0));
                 let mut buffer = vec![0; DATAGRAM_BYTES];
                 for (place, length) in lengths.iter().enumerate() {
@@ -591,7 +631,7 @@ mod tests {
                     body: 1..3,
                 }
             };
-            let told = inbox.send(&ours, &[message(0), message(1)], true);
+            let told = inbox.send(&ours, &[message(0), message(1)], &mut Runs::default(), 0);
             assert_eq!(told.sent, 2);
             for _ in 0..2 {
                 let mut buffer = [0; 10];
@@ -616,8 +656,21 @@ mod tests {
         let nowhere = "[::1]:9".parse().unwrap(); // another family
         let there = far.local_addr().unwrap();
         let messages = [message(there), message(nowhere), message(there)];
-        let told = inbox.send(&ours, &messages, true);
+        let told = inbox.send(&ours, &messages, &mut Runs::default(), 0);
         assert_eq!((told.sent, told.failed), (2, 1));
+    }
+
+    #[test]
+    fn runs_that_were_refused_are_tried_again_after_a_minute_and_elsewhere_at_once() {
+        let at = |port: u16| SocketAddr::from(([10, 0, 0, 1], port));
+        let mut runs = Runs::default();
+        runs.refuse(at(1), 5);
+        assert!(!runs.may(at(1), 6) && runs.may(at(2), 6));
+        assert!(runs.may(at(1), 5 + REFUSED_NS));
+        // Where it is refused again and again, it is not tried any more.
+        (0..1000).for_each(|port| runs.refuse(at(port), 7));
+        assert_eq!(runs.refused.len(), REFUSED_MAX);
+        assert!(!runs.may(at(2000), 7) && runs.may(at(2000), 7 + REFUSED_NS));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 mod enter;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
@@ -28,7 +28,10 @@ use crate::directory::Entry;
 /// What a plan and the directory say, asked when a session begins and when it must move.
 pub trait World {
     /// By the session directory.
-    fn seat(&self, port: SocketAddr, token: &[u8]) -> Option<Seat>;
+    fn seat(&self, port: SocketAddr, token: &[u8]) -> Seated;
+    /// Another number after the directory replaced something.
+    fn changes(&self) -> u64;
+    fn is_endpoint(&self, port: SocketAddr, address: SocketAddr) -> bool;
     /// By an instance's label.
     fn labelled(&self, port: SocketAddr, token: &[u8]) -> Option<SocketAddr>;
     /// By weight; `live` tells the sessions of an endpoint.
@@ -41,6 +44,16 @@ pub trait World {
     fn fate(&self, port: SocketAddr, endpoint: SocketAddr) -> Fate;
     fn edge(&self, port: SocketAddr, endpoint: SocketAddr) -> Option<Arc<Edge>>;
     fn ended(&mut self, told: &Told<'_>);
+}
+
+/// What the session directory says of a token.
+#[derive(Clone)]
+pub enum Seated {
+    /// Nobody has it.
+    Nobody,
+    /// Somebody has it who is no endpoint of this plan, or somebody may: the directory has not come yet.
+    Elsewhere,
+    At(Seat),
 }
 
 #[derive(Clone)]
@@ -57,7 +70,7 @@ pub struct Told<'t> {
     pub edge: Option<&'t Arc<Edge>>,
     pub up: Flow,
     pub down: Flow,
-    /// In ms, from its first datagram to its last.
+    /// In ms, from its client's first datagram to its last.
     pub lasted_ms: u64,
 }
 
@@ -68,6 +81,8 @@ pub struct Arrived<'d> {
     /// Of ours, where the port has several.
     pub local: Option<IpAddr>,
     pub datagram: &'d [u8],
+    /// Another core has taken it from what its source may send.
+    pub is_paid: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,6 +151,8 @@ pub struct Table {
     is_draining: bool,
     flooding: Option<(u16, SocketAddr)>,
     hand: u32,
+    /// Plans so far.
+    renewed: u64,
     /// When endpoints were looked over.
     swept: u32,
 }
@@ -166,6 +183,7 @@ impl Table {
             is_draining: false,
             flooding: None,
             hand: 0,
+            renewed: 0,
             swept: 0,
         }
     }
@@ -199,6 +217,7 @@ impl Table {
             shared,
             sessions: 0,
             is_closed: false,
+            half: VecDeque::new(),
         };
         let vacant = self.ports.iter().position(Option::is_none);
         let at = vacant.unwrap_or_else(|| {
@@ -227,6 +246,7 @@ impl Table {
 
     /// Another plan is in force.
     pub fn renew(&mut self, world: &impl World) {
+        self.renewed += 1;
         let ports = &self.ports;
         let mut unused = Vec::new();
         for (at, place) in self.places.iter_mut() {
@@ -297,6 +317,7 @@ impl Table {
                 match client.filter(|place| split.is_none() || self.is_checked(*place, now)) {
                     Some(session) => (session, datagram, false),
                     None => match self.enter(arrived, split, client, now, world)? {
+                        Entered::Found(session) => (session, datagram, false),
                         Entered::Here(session, body) => (session, body, true),
                         Entered::Elsewhere(core) => return Ok(Up::Elsewhere(core)),
                     },
@@ -309,8 +330,12 @@ impl Table {
         }
         self.settle(place, now, world);
         let session = self.sessions.get_mut(place).ok_or(Dropped::NoEndpoint)?;
+        if session.is_lost() {
+            return Err(Dropped::Elsewhere);
+        }
         session.seen = now.tick();
         session.up.add(body.len());
+        session.said(datagram.len());
         let (socket, at) = (session.socket, session.place);
         let place = self.places.get(at).ok_or(Dropped::NoEndpoint)?;
         if let Some(edge) = &place.edge {
@@ -336,6 +361,9 @@ impl Table {
     /// Takes the datagram from what its source may send.
     #[inline]
     fn pay(&mut self, source: u32, arrived: &Arrived<'_>, now: Now) -> Result<(), Dropped> {
+        if arrived.is_paid {
+            return Ok(());
+        }
         let port = self.ports.get(usize::from(arrived.port));
         let port = port.and_then(Option::as_ref).ok_or(Dropped::NoEndpoint)?;
         let met = self.sources.get(source).ok_or(Dropped::Sources)?;
@@ -408,7 +436,7 @@ impl Table {
         let is_gone = self.places.get(session.place).map(|p| p.fate) == Some(Fate::Gone);
         let has_no_seat = session.ticket.as_ref().is_some_and(|t| t.held.is_none());
         let is_due = (is_gone || has_no_seat) && !self.is_checked(place, now);
-        if is_due || session.is_replaced() {
+        if is_due || session.is_replaced() || session.is_lost() {
             self.look_again(place, is_gone, now, world);
         }
     }
@@ -426,9 +454,20 @@ impl Table {
         let Some(session) = self.sessions.get(place) else {
             return;
         };
-        let seat = match session.token() {
-            [] => None,
+        let seated = match session.token() {
+            [] => Seated::Nobody,
             token => world.seat(address, token),
+        };
+        let seat = match seated {
+            Seated::At(seat) => Some(seat),
+            Seated::Nobody => None,
+            Seated::Elsewhere => {
+                let session = self.sessions.get_mut(place);
+                if let Some(ticket) = session.and_then(|session| session.ticket.as_mut()) {
+                    ticket.is_lost = true;
+                }
+                return;
+            }
         };
         let seated = seat.as_ref().map(|seat| seat.address);
         let labelled = || match session.token() {
@@ -445,7 +484,7 @@ impl Table {
             (None, false) => (None, Moved::Seat),
         };
         if let Some(ticket) = self.sessions.get_mut(place).and_then(|s| s.ticket.as_mut()) {
-            ticket.held = seat.map(|seat| seat.held);
+            (ticket.held, ticket.is_lost) = (seat.map(|seat| seat.held), false);
         }
         let there = self.places.get(at).map(|place| place.address);
         if let Some(to) = to.filter(|to| Some(*to) != there) {
@@ -500,16 +539,22 @@ impl Table {
                 }
             },
         };
-        if self.sessions.get(found).is_some_and(Session::is_replaced) {
+        let is_odd = |session: &Session| session.is_replaced() || session.is_lost();
+        if self.sessions.get(found).is_some_and(is_odd) {
             self.look_again(found, false, now, world);
-            if self.targets.session(socket, from) != Some(found) {
+            let is_lost = self.sessions.get(found).is_none_or(Session::is_lost);
+            if is_lost || self.targets.session(socket, from) != Some(found) {
                 let port = self.sessions.get(found).map_or(u16::MAX, |s| s.port);
                 self.count_dropped(port, Dropped::Left, 1);
                 return Err(Dropped::Left);
             }
         }
         let session = self.sessions.get_mut(found).ok_or(Dropped::Stranger)?;
-        session.seen = now.tick();
+        if !session.may_hear(bytes) {
+            let port = session.port;
+            self.count_dropped(port, Dropped::Unproven, 1);
+            return Err(Dropped::Unproven);
+        }
         session.down.add(bytes);
         let down = Down {
             port: session.port,
@@ -526,7 +571,8 @@ impl Table {
         Ok(down)
     }
 
-    /// An endpoint answers a session that the directory gave it a moment ago, before its client said anything.
+    /// An endpoint answers a session that the directory gave it a moment ago, before its client said anything; or one that
+    /// is gone.
     #[cold]
     fn whose(
         &mut self,
@@ -535,11 +581,13 @@ impl Table {
         now: Now,
         world: &mut impl World,
     ) -> Option<u32> {
-        let knows = |port: &Port| world.fate(port.address, from) == Fate::Stays;
-        if !self.ports.iter().flatten().any(knows) {
+        self.targets.late(socket, from, now.tick());
+        let change = world.changes().wrapping_add(self.renewed);
+        if self.targets.is_looked_at(socket, change) {
             return None;
         }
-        let is_replaced = |at: &u32| self.sessions.get(*at).is_some_and(Session::is_replaced);
+        let is_odd = |session: &Session| session.is_replaced() || session.is_lost();
+        let is_replaced = |at: &u32| self.sessions.get(*at).is_some_and(is_odd);
         let replaced: Vec<u32> = self.targets.on(socket).filter(is_replaced).collect();
         for session in replaced {
             self.look_again(session, false, now, world);
@@ -561,10 +609,14 @@ impl Table {
             let port = self.ports.get(usize::from(there.port));
             let idle = port.and_then(Option::as_ref);
             let idle = idle.map_or(0, |port| idle_ticks(&port.rules));
+            let (idle, why) = match there.is_half_open() {
+                true => (idle.min(HALF_TICKS), Ended::HalfOpen),
+                false => (idle, Ended::Idle),
+            };
             let until = there.seen.saturating_add(idle);
             match until > tick {
                 true => self.wheel.add(&mut self.sessions, session, until),
-                false => self.end(session, Ended::Idle, now, world),
+                false => self.end(session, why, now, world),
             }
         }
         true
@@ -574,6 +626,12 @@ impl Table {
         self.sources.sweep(now.ns);
         if let Some(kin) = &mut self.kin {
             kin.sweep(now.tick());
+        }
+        for port in self.ports.iter_mut().flatten() {
+            let is_over = |(_, began): &(u32, u32)| began + HALF_TICKS < now.tick();
+            while port.half.front().is_some_and(is_over) {
+                port.half.pop_front();
+            }
         }
         if now.tick().saturating_sub(self.swept) >= TARGETS_TICKS {
             self.swept = now.tick();
@@ -739,6 +797,8 @@ fn idle_ticks(rules: &UdpRules) -> u32 {
 
 /// How long a flooding source is shut out.
 pub const SHUT_NS: u64 = 2_000_000_000;
+/// A client that has sent one datagram has so long for another; in ticks.
+const HALF_TICKS: u32 = 50;
 /// Between two looks for a better endpoint; in ticks.
 const CHECKED_TICKS: u32 = 10;
 /// Sessions ended in one go.

@@ -37,7 +37,7 @@ struct Target {
 struct Line {
     /// [`NONE`]: there was none yet; [`COOLING`]: none any more.
     session: u32,
-    /// When that ended, in ticks.
+    /// When that ended, or something came for it afterwards; in ticks.
     ended: u32,
     /// It is among the free ones.
     queued: bool,
@@ -53,11 +53,13 @@ const NEW: Line = Line {
 struct Used {
     sessions: u32,
     since: u32,
+    /// When all sessions on it were looked at: a number of the directory's.
+    looked: u64,
 }
 
 /// A session ended a moment ago: what still comes is not for the next one.
 const COOLING: u32 = NONE - 1;
-/// How long, in ticks of 100 ms.
+/// How long nothing must come, in ticks of 100 ms.
 pub const COOL_TICKS: u32 = 50;
 
 impl Targets {
@@ -96,6 +98,46 @@ impl Targets {
         }
         let line = target.lines.get((socket >> 1) as usize)?;
         (line.session < COOLING).then_some(line.session)
+    }
+
+    /// Something came from an endpoint where no session is: if one was there, the place is not given to another one for as
+    /// long as that goes on.
+    pub fn late(&mut self, socket: SocketId, from: SocketAddr, now: u32) {
+        let place = self.by_address.get(&from).copied();
+        let Some(target) = place.and_then(|place| self.slots.get_mut(place)) else {
+            return;
+        };
+        if family(from) != socket & 1 {
+            return;
+        }
+        let line = target.lines.get_mut((socket >> 1) as usize);
+        if let Some(line) = line.filter(|line| line.session == COOLING) {
+            line.ended = now;
+            target.left = now;
+            if let Some(used) = self.used_mut(socket) {
+                used.since = now;
+            }
+        }
+    }
+
+    /// Whether sessions on a socket were looked at since `change`; from now on they were.
+    pub fn is_looked_at(&mut self, socket: SocketId, change: u64) -> bool {
+        let used = self.used_mut(socket);
+        used.is_none_or(|used| std::mem::replace(&mut used.looked, change) == change)
+    }
+
+    fn used_mut(&mut self, socket: SocketId) -> Option<&mut Used> {
+        let used = self.used.get_mut((socket & 1) as usize)?;
+        used.get_mut((socket >> 1) as usize)
+    }
+
+    /// The place of a session that is gone may be had at once: nothing ever came to it.
+    pub fn reuse(&mut self, target: u32, socket: SocketId) {
+        let target = self.slots.get_mut(target);
+        let line = target.and_then(|target| target.lines.get_mut((socket >> 1) as usize));
+        if let Some(line) = line.filter(|line| line.session == COOLING) {
+            line.session = NONE;
+        }
     }
 
     /// All sessions on a socket.
@@ -150,10 +192,8 @@ impl Targets {
         }
         let used = self.used.get_mut((socket & 1) as usize);
         if let Some(used) = used.and_then(|used| used.get_mut(at as usize)) {
-            *used = Used {
-                sessions: used.sessions.saturating_sub(1),
-                since: now,
-            };
+            used.sessions = used.sessions.saturating_sub(1);
+            used.since = now;
         }
     }
 

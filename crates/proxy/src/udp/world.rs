@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use phalanx_model::name::Direction;
 
 use super::session::Fate;
-use super::table::{Seat, Told, World};
+use super::table::{Seat, Seated, Told, World};
 use crate::account::sight::Phases;
 use crate::account::{Account, Edge, EdgeKey, Security, Sight, Traffic};
 use crate::balance::{Pick, Tried};
@@ -48,21 +48,40 @@ impl Outlook {
 }
 
 impl World for Outlook {
-    fn seat(&self, port: SocketAddr, token: &[u8]) -> Option<Seat> {
-        let directory = &self.plan.directory;
-        if directory.is_empty() {
-            return None;
+    fn seat(&self, port: SocketAddr, token: &[u8]) -> Seated {
+        let (directory, asked) = (&self.plan.directory, &self.plan.directories);
+        if asked.is_empty() && directory.is_empty() {
+            return Seated::Nobody;
         }
-        let port = self.port(port)?;
         let mut hex = [0; 2 * TOKEN_MAX];
-        let key = hex_of(token, &mut hex)?;
-        let services = port.backends.iter().filter_map(|b| b.service.as_ref());
-        services.into_iter().find_map(|service| {
-            let held = directory.hold(service, key)?;
+        let (Some(port), Some(key)) = (self.port(port), hex_of(token, &mut hex)) else {
+            return Seated::Nobody;
+        };
+        let mut seated = Seated::Nobody;
+        for service in port.backends.iter().filter_map(|b| b.service.as_ref()) {
+            let Some(held) = directory.hold(service, key) else {
+                // Until all of its keys are here, it may have this one.
+                if asked.contains(service) && !directory.is_filled(service) {
+                    seated = Seated::Elsewhere;
+                }
+                continue;
+            };
             let is_endpoint = |at: &&SocketAddr| port.at(&self.plan, **at).is_some();
-            let address = *held.addresses.iter().find(is_endpoint)?;
-            Some(Seat { address, held })
-        })
+            match held.addresses.iter().find(is_endpoint).copied() {
+                Some(address) => return Seated::At(Seat { address, held }),
+                None => seated = Seated::Elsewhere,
+            }
+        }
+        seated
+    }
+
+    fn changes(&self) -> u64 {
+        self.plan.directory.changes()
+    }
+
+    fn is_endpoint(&self, port: SocketAddr, address: SocketAddr) -> bool {
+        let found = self.port(port);
+        found.is_some_and(|port| port.at(&self.plan, address).is_some())
     }
 
     fn labelled(&self, port: SocketAddr, token: &[u8]) -> Option<SocketAddr> {

@@ -4,16 +4,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::super::session::{Flow, Port, Session, Ticket};
+use super::super::session::{Flow, Port, Proof, Session, Ticket};
 use super::super::slots::NONE;
 use super::super::source;
-use super::{Arrived, Key, Now, Table, World, idle_ticks};
-use crate::account::udp::{Dropped, Moved};
+use super::super::target::SocketId;
+use super::{Arrived, HALF_TICKS, Key, Now, Seated, Table, World, idle_ticks};
+use crate::account::udp::{Dropped, Ended, Moved};
 use crate::directory::Entry;
 
 pub(super) enum Entered<'d> {
     /// The session, and what its endpoint gets.
     Here(u32, &'d [u8]),
+    /// One that was there, whose endpoint gets all of it.
+    Found(u32),
     Elsewhere(u16),
 }
 
@@ -49,18 +52,29 @@ impl Table {
             previous == Some(from) && now.tick().saturating_sub(moved) < BACK_TICKS
         });
         let address = self.port(port).ok_or(Dropped::NoEndpoint)?.address;
-        if came_back || world.seat(address, token).is_none() {
+        if came_back {
             return Ok(None);
         }
-        self.roam(place, arrived, now)?;
-        Ok(Some(place))
+        match world.seat(address, token) {
+            Seated::Nobody => Ok(None),
+            Seated::Elsewhere => Err(Dropped::Elsewhere),
+            Seated::At(_) => {
+                self.roam(place, arrived, now, world)?;
+                Ok(Some(place))
+            }
+        }
     }
 
     /// From now on answers go there.
-    fn roam(&mut self, place: u32, arrived: &Arrived<'_>, now: Now) -> Result<(), Dropped> {
-        self.check_source(arrived)?;
-        let key = (arrived.port, source::prefix(arrived.from));
-        let to = self.sources.meet(key).ok_or(Dropped::Sources)?;
+    fn roam(
+        &mut self,
+        place: u32,
+        arrived: &Arrived<'_>,
+        now: Now,
+        world: &impl World,
+    ) -> Result<(), Dropped> {
+        self.check_source(arrived, world)?;
+        let to = self.meet(arrived, now)?;
         let port = self.port(arrived.port).ok_or(Dropped::NoEndpoint)?;
         let max = port.rules.limits.sessions_per_source;
         let source = self.sessions.get(place).map_or(NONE, |s| s.source);
@@ -73,6 +87,7 @@ impl Table {
         if let Some(session) = self.sessions.get_mut(place) {
             let previous = std::mem::replace(&mut session.client, arrived.from);
             (session.local, session.source) = (arrived.local, to);
+            (session.proof, session.credit) = (Proof::of(arrived.from), 0);
             if let Some(ticket) = &mut session.ticket {
                 (ticket.previous, ticket.moved) = (Some(previous), now.tick());
             }
@@ -83,8 +98,14 @@ impl Table {
         Ok(())
     }
 
-    /// Nobody who can't be answered, and not ourselves.
-    fn check_source(&self, arrived: &Arrived<'_>) -> Result<(), Dropped> {
+    fn meet(&mut self, arrived: &Arrived<'_>, now: Now) -> Result<u32, Dropped> {
+        let port = self.port(arrived.port).ok_or(Dropped::NoEndpoint)?;
+        let key = (port.address, source::prefix(arrived.from));
+        self.sources.meet(key, now.ns).ok_or(Dropped::Sources)
+    }
+
+    /// Nobody who can't be answered, not ourselves, and no endpoint: two that answer each other would never end.
+    fn check_source(&self, arrived: &Arrived<'_>, world: &impl World) -> Result<(), Dropped> {
         let (from, ip) = (arrived.from, arrived.from.ip());
         let is_odd = match ip.to_canonical() {
             IpAddr::V4(ip) => ip.is_broadcast() || ip.is_multicast() || ip.is_unspecified(),
@@ -95,7 +116,10 @@ impl Table {
             let is_local = ip.is_loopback() || Some(ip) == arrived.local;
             port.address.port() == from.port() && (at == ip || at.is_unspecified() && is_local)
         };
-        match is_odd || from.port() == 0 || self.ports.iter().flatten().any(is_ours) {
+        let port = self.port(arrived.port).map(|port| port.address);
+        let is_endpoint = || port.is_some_and(|port| world.is_endpoint(port, from));
+        let is_ours = || self.ports.iter().flatten().any(is_ours);
+        match is_odd || from.port() == 0 || is_ours() || is_endpoint() {
             true => Err(Dropped::BadSource),
             false => Ok(()),
         }
@@ -116,38 +140,39 @@ impl Table {
             return Err(Dropped::NoEndpoint);
         }
         let (address, rules) = (port.address, port.rules);
-        let prefix = (arrived.port, source::prefix(arrived.from));
-        let source = self.sources.meet(prefix).ok_or(Dropped::Sources)?;
-        self.pay(source, arrived, now)?;
         let from = Key::Client(arrived.from);
         let keys = [split.map(|(token, _)| Key::Token(token)), Some(from)];
         for key in keys.into_iter().flatten() {
             if let Some(core) = self.elsewhere(address, key, tick) {
+                self.charge(arrived, now)?;
                 return Ok(Entered::Elsewhere(core));
             }
         }
         let way = match split {
             Some((token, body)) => self
                 .lead(arrived, address, token, world)
+                .map_err(|why| self.refused(arrived, why, now))?
                 .map(|way| (way, body)),
             None => None,
         };
         let (way, body) = match (way, client) {
             (Some(way), _) => way,
             (None, _) if rules.token.is_some_and(|rule| rule.required) => {
-                return Err(Dropped::Token);
+                return Err(self.refused(arrived, Dropped::Token, now));
             }
             (None, Some(client)) => {
                 if let Some(session) = self.sessions.get_mut(client) {
                     session.checked = tick;
                 }
-                return Ok(Entered::Here(client, arrived.datagram));
+                return Ok(Entered::Found(client));
             }
             (None, None) => {
-                let chosen = self.choose(address, arrived.from, world);
+                let Some(chosen) = self.choose(address, arrived.from, world) else {
+                    return Err(self.refused(arrived, Dropped::NoEndpoint, now));
+                };
                 let way = Way {
                     key: from,
-                    address: chosen.ok_or(Dropped::NoEndpoint)?,
+                    address: chosen,
                     held: None,
                 };
                 (way, arrived.datagram)
@@ -156,15 +181,19 @@ impl Table {
         if self.is_draining {
             return Err(Dropped::Draining);
         }
-        self.check_source(arrived)?;
+        self.check_source(arrived, world)?;
         if let Some(kin) = &mut self.kin {
             let key = way.key.of_kin(kin, address);
             if let Err(core) = kin.claim(key, tick) {
+                self.charge(arrived, now)?;
                 return Ok(Entered::Elsewhere(core));
             }
         }
         let key = way.key;
-        let begun = self.begin(arrived, way, source, now, world);
+        let begun = match self.charge(arrived, now) {
+            Ok(source) => self.begin(arrived, way, source, now, world),
+            Err(why) => Err(why),
+        };
         if begun.is_err()
             && let Some(kin) = &mut self.kin
         {
@@ -172,6 +201,24 @@ impl Table {
             kin.release(key);
         }
         begun.map(|session| Entered::Here(session, body))
+    }
+
+    /// Takes the datagram from what its source may send, whom we need to know from now on.
+    fn charge(&mut self, arrived: &Arrived<'_>, now: Now) -> Result<u32, Dropped> {
+        let source = self.meet(arrived, now)?;
+        self.pay(source, arrived, now)?;
+        Ok(source)
+    }
+
+    /// What leads nowhere makes no source known, but whoever is known pays for it.
+    fn refused(&mut self, arrived: &Arrived<'_>, why: Dropped, now: Now) -> Dropped {
+        let address = self.port(arrived.port).map(|port| port.address);
+        let key = address.map(|address| (address, source::prefix(arrived.from)));
+        let source = key.and_then(|key| self.sources.find(key));
+        match source.map(|source| self.pay(source, arrived, now)) {
+            Some(Err(over)) => over,
+            _ => why,
+        }
     }
 
     fn elsewhere(&self, port: SocketAddr, key: Key<'_>, tick: u32) -> Option<u16> {
@@ -186,23 +233,26 @@ impl Table {
         port: SocketAddr,
         token: &'k [u8],
         world: &impl World,
-    ) -> Option<Way<'k>> {
+    ) -> Result<Option<Way<'k>>, Dropped> {
         let both = Key::Both(arrived.from, token);
-        if let Some(seat) = world.seat(port, token) {
-            // Somebody else has it already, see `by_token`.
-            let is_taken = self.find(arrived.port, Key::Token(token)).is_some();
-            return Some(Way {
-                key: if is_taken { both } else { Key::Token(token) },
-                address: seat.address,
-                held: Some(seat.held),
-            });
+        match world.seat(port, token) {
+            Seated::At(seat) => {
+                // Somebody else has it already, see `by_token`.
+                let is_taken = self.find(arrived.port, Key::Token(token)).is_some();
+                Ok(Some(Way {
+                    key: if is_taken { both } else { Key::Token(token) },
+                    address: seat.address,
+                    held: Some(seat.held),
+                }))
+            }
+            Seated::Elsewhere => Err(Dropped::Elsewhere),
+            // A label is the instance's: all its clients have the same token.
+            Seated::Nobody => Ok(world.labelled(port, token).map(|address| Way {
+                key: both,
+                address,
+                held: None,
+            })),
         }
-        // A label is the instance's: all its clients have the same token.
-        Some(Way {
-            key: both,
-            address: world.labelled(port, token)?,
-            held: None,
-        })
     }
 
     fn begin(
@@ -211,19 +261,20 @@ impl Table {
         way: Way<'_>,
         source: u32,
         now: Now,
-        world: &impl World,
+        world: &mut impl World,
     ) -> Result<u32, Dropped> {
         let tick = now.tick();
         let port = self.port(arrived.port).ok_or(Dropped::NoEndpoint)?;
         let (limits, shared) = (port.rules.limits, port.shared.clone());
         let idle = idle_ticks(&port.rules);
-        if shared.fetch_add(1, Ordering::Relaxed) >= limits.sessions {
+        if !self.sources.enter(source, limits.sessions_per_source) {
+            return Err(Dropped::SourceSessions);
+        }
+        let is_full = shared.fetch_add(1, Ordering::Relaxed) >= limits.sessions;
+        if is_full && !self.make_room(arrived.port, now, world) {
+            self.sources.exit(source);
             shared.fetch_sub(1, Ordering::Relaxed);
             return Err(Dropped::Sessions);
-        }
-        if !self.sources.enter(source, limits.sessions_per_source) {
-            shared.fetch_sub(1, Ordering::Relaxed);
-            return Err(Dropped::SourceSessions);
         }
         let place = self.place(arrived.port, way.address, world);
         let target = self.places.get(place).map_or(NONE, |place| place.target);
@@ -234,6 +285,7 @@ impl Table {
                 held: way.held,
                 previous: None,
                 moved: 0,
+                is_lost: false,
             })
         });
         let session = self.sessions.insert(Session {
@@ -250,10 +302,18 @@ impl Table {
             began: tick,
             seen: tick,
             checked: tick,
+            proof: Proof::of(arrived.from),
+            is_heard: false,
+            credit: 0,
             up: Flow::default(),
             down: Flow::default(),
         });
-        let Some(socket) = self.targets.take(target, session, None, tick) else {
+        let taken = self.targets.take(target, session, None, tick);
+        let taken = taken.or_else(|| {
+            let vacated = self.vacate(arrived.port, target, now, world)?;
+            self.targets.take(target, session, Some(vacated), tick)
+        });
+        let Some(socket) = taken else {
             self.sessions.remove(session);
             self.sources.exit(source);
             shared.fetch_sub(1, Ordering::Relaxed);
@@ -262,19 +322,83 @@ impl Table {
         if let Some(session) = self.sessions.get_mut(session) {
             session.socket = socket;
         }
+        let is_half_open = self.sessions.get(session).is_some_and(|s| s.is_half_open());
+        let idle = match is_half_open {
+            true => idle.min(HALF_TICKS),
+            false => idle,
+        };
         self.wheel.add(&mut self.sessions, session, tick + idle);
         let hash = self.hash(arrived.port, way.key);
         self.index.insert(hash, session);
         self.enter_place(place);
         if let Some(port) = self.port_mut(arrived.port) {
             port.sessions += 1;
+            if is_half_open {
+                if port.half.len() >= HALF_MAX {
+                    port.half.pop_front();
+                }
+                port.half.push_back((session, tick));
+            }
         }
         if let Some(cell) = self.cell(arrived.port) {
             cell.opened();
         }
         Ok(session)
     }
+
+    /// Ends the oldest session of a port of which one datagram came and no other.
+    fn make_room(&mut self, port: u16, now: Now, world: &mut impl World) -> bool {
+        while let Some(oldest) = self.port_mut(port).and_then(|port| port.half.pop_front()) {
+            if self.half_open(port, oldest).is_some() {
+                self.wheel.remove(&mut self.sessions, oldest.0);
+                self.end(oldest.0, Ended::HalfOpen, now, world);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// A socket to an endpoint that has a session on each: of the oldest half-open one that it has not answered for a second
+    /// and so won't answer any more.
+    fn vacate(
+        &mut self,
+        port: u16,
+        target: u32,
+        now: Now,
+        world: &mut impl World,
+    ) -> Option<SocketId> {
+        let half = &self.port(port)?.half;
+        let is_silent = |entry: &(u32, u32)| {
+            let session = self.half_open(port, *entry).filter(|s| !s.is_heard);
+            let place = session.and_then(|session| self.places.get(session.place));
+            place.is_some_and(|place| place.target == target)
+        };
+        let old = half
+            .iter()
+            .take_while(|(_, began)| began + SILENT_TICKS <= now.tick());
+        let at = old.take(VACATE_TRIES).position(is_silent)?;
+        let (oldest, _) = self.port_mut(port)?.half.remove(at)?;
+        let socket = self.sessions.get(oldest)?.socket;
+        self.wheel.remove(&mut self.sessions, oldest);
+        self.end(oldest, Ended::HalfOpen, now, world);
+        self.targets.reuse(target, socket);
+        Some(socket)
+    }
+
+    /// The session, unless another one has its place by now, or it is more than half-open.
+    fn half_open(&self, port: u16, (place, began): (u32, u32)) -> Option<&Session> {
+        let session = self.sessions.get(place)?;
+        let is_it = session.port == port && session.began == began && session.is_half_open();
+        is_it.then_some(session)
+    }
 }
+
+/// Half-open sessions of a port that are known as such.
+const HALF_MAX: usize = 1 << 16;
+/// Looked at for one whose socket can be had.
+const VACATE_TRIES: usize = 256;
+/// An endpoint that is going to answer one datagram has done so; in ticks.
+const SILENT_TICKS: u32 = 10;
 
 /// Two addresses that take turns with a token within this time are two clients; in ticks.
 const BACK_TICKS: u32 = 100;

@@ -23,12 +23,26 @@ struct Fake {
 }
 
 impl World for Fake {
-    fn seat(&self, _: SocketAddr, token: &[u8]) -> Option<Seat> {
-        let held = self.directory.hold(&self.service, token)?;
-        let address = *held.addresses.first()?;
-        self.endpoints
-            .contains(&address)
-            .then_some(Seat { address, held })
+    fn seat(&self, _: SocketAddr, token: &[u8]) -> Seated {
+        if !self.directory.is_filled(&self.service) {
+            return Seated::Elsewhere;
+        }
+        let Some(held) = self.directory.hold(&self.service, token) else {
+            return Seated::Nobody;
+        };
+        let address = held.addresses.first().copied();
+        match address.filter(|address| self.endpoints.contains(address)) {
+            Some(address) => Seated::At(Seat { address, held }),
+            None => Seated::Elsewhere,
+        }
+    }
+
+    fn changes(&self) -> u64 {
+        self.directory.changes()
+    }
+
+    fn is_endpoint(&self, _: SocketAddr, address: SocketAddr) -> bool {
+        self.endpoints.contains(&address)
     }
 
     fn labelled(&self, _: SocketAddr, token: &[u8]) -> Option<SocketAddr> {
@@ -157,6 +171,7 @@ impl Fixture {
             from,
             local: None,
             datagram,
+            is_paid: false,
         };
         self.table.up(&arrived, self.now, &mut self.world)
     }
@@ -166,6 +181,13 @@ impl Fixture {
             Ok(Up::Onward { socket, to, .. }) => (socket, to),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Says something, is answered, and says something again.
+    fn stay(&mut self, from: SocketAddr) -> (SocketId, SocketAddr) {
+        let way = self.onward(from, b"x");
+        self.down(way.0, way.1);
+        self.onward(from, b"x")
     }
 
     fn down(&mut self, socket: SocketId, from: SocketAddr) -> Option<SocketAddr> {
@@ -244,15 +266,18 @@ fn an_idle_session_ends_and_a_used_one_does_not() {
     let mut game = plain(1);
     let (idle, asked, answered) = (client(1), client(2), client(3));
     for from in [idle, asked, answered] {
-        game.onward(from, b"x");
+        game.stay(from);
     }
-    let (socket, to) = game.onward(answered, b"x");
-    for _ in 0..10 {
+    let (socket, to) = game.stay(answered);
+    for round in 0..10 {
         game.later(20);
         game.onward(asked, b"x");
-        assert_eq!(game.down(socket, to), Some(answered));
+        // What an endpoint says to somebody who says nothing keeps no session.
+        let heard = game.down(socket, to);
+        assert_eq!(heard, (round < 2).then_some(answered), "{round}");
     }
-    assert_eq!(game.world.ended, [idle]);
+    assert_eq!(game.world.ended.len(), 2);
+    assert!(!game.world.ended.contains(&asked));
     game.later(61);
     assert_eq!(game.world.ended.len(), 3);
     assert!(game.table.is_empty());
@@ -267,14 +292,19 @@ fn under_pressure_the_established_stay_and_the_new_are_dropped_and_counted() {
         ..UdpLimits::default()
     };
     let mut game = fixture(rules(false, limits), 2, 10_000);
-    let served = (0..80).filter(|n| game.up(client(*n), b"x").is_ok());
-    assert_eq!(served.count(), 50);
+    for n in 0..50 {
+        game.stay(client(n));
+    }
+    assert!((50..80).all(|n| game.up(client(n), b"x").is_err()));
     assert_eq!(game.dropped(Dropped::Sessions), 30);
     assert!((0..50).all(|n| game.up(client(n), b"x").is_ok()));
     // One endpoint with more sessions than sockets may be.
     let mut game = fixture(rules(false, UdpLimits::default()), 1, 20);
-    let served = (0..80).filter(|n| game.up(client(*n), b"x").is_ok());
-    assert_eq!(served.count(), 20);
+    for n in 0..20 {
+        game.stay(client(n));
+    }
+    game.later(2);
+    assert!((20..80).all(|n| game.up(client(n), b"x").is_err()));
     assert_eq!(game.dropped(Dropped::Sockets), 60);
     assert_eq!(game.table.len(), 20);
 }
@@ -307,6 +337,8 @@ fn who_can_not_be_answered_begins_nothing() {
         "224.0.0.1:5",
         "10.1.1.1:0",
         "192.0.2.1:7777",
+        // An endpoint: what it answers would be asked of it again.
+        "10.0.0.1:7000",
     ] {
         assert_eq!(
             game.up(from.parse().unwrap(), b"x"),
@@ -420,10 +452,235 @@ fn the_directory_moves_a_session_and_answers_follow_before_its_client_speaks() {
     assert_eq!(game.counts.totals().moved(Moved::Seat), 2);
 }
 
+/// A session with a token at endpoint 1, which its client has heard of.
+fn seated() -> (Fixture, SocketId) {
+    let mut game = fixture(rules(true, UdpLimits::default()), 3, 100);
+    game.world.seat_at(b"seat", endpoint(1));
+    let (socket, _) = game.onward(client(1), b"seat1");
+    assert_eq!(game.down(socket, endpoint(1)), Some(client(1)));
+    game.onward(client(1), b"seat2");
+    (game, socket)
+}
+
+#[test]
+fn a_session_whose_seat_is_at_no_endpoint_of_ours_goes_nowhere_until_it_is() {
+    let (mut game, socket) = seated();
+    game.world.seat_at(b"seat", endpoint(9));
+    for _ in 0..3 {
+        assert_eq!(game.up(client(1), b"seat3"), Err(Dropped::Elsewhere));
+        assert_eq!(game.down(socket, endpoint(1)), None, "who had it");
+        assert_eq!(game.up(client(2), b"seat3"), Err(Dropped::Elsewhere));
+        game.later(2);
+    }
+    // By a plan that knows that endpoint, whoever speaks first.
+    game.world.endpoints.push(endpoint(9));
+    game.table.renew(&game.world);
+    assert_eq!(game.down(socket, endpoint(9)), Some(client(1)));
+    assert_eq!(game.onward(client(1), b"seat4"), (socket, endpoint(9)));
+    // It leaves the plan, and the session does not go to another room for it.
+    game.world.endpoints.retain(|one| *one != endpoint(9));
+    game.table.renew(&game.world);
+    game.later(2);
+    assert_eq!(game.up(client(1), b"seat5"), Err(Dropped::Elsewhere));
+    assert_eq!(game.down(socket, endpoint(9)), None);
+    game.world.seat_at(b"seat", endpoint(2));
+    assert_eq!(game.onward(client(1), b"seat6").1, endpoint(2));
+}
+
+#[test]
+fn before_the_directory_has_come_no_token_leads_anywhere() {
+    let optional = Token {
+        required: false,
+        ..rules(true, UdpLimits::default()).token.unwrap()
+    };
+    let rules = UdpRules {
+        token: Some(optional),
+        ..rules(true, UdpLimits::default())
+    };
+    let mut game = fixture(rules, 3, 100);
+    let service = game.world.service.clone();
+    game.world.directory.forget(&service);
+    assert_eq!(game.up(client(1), b"seat1"), Err(Dropped::Elsewhere));
+    game.world.directory.fill(&service, Vec::new());
+    game.world.seat_at(b"seat", endpoint(2));
+    assert_eq!(game.onward(client(1), b"seat1").1, endpoint(2));
+}
+
+#[test]
+fn a_client_that_may_be_made_up_gets_three_times_what_came_from_it_and_no_more() {
+    let mut game = plain(1);
+    let (socket, to) = game.onward(client(1), &[0; 100]);
+    let heard = |game: &mut Fixture, bytes: usize| {
+        let said = (0..1000).map(|_| {
+            game.table
+                .down(socket, to, bytes, game.now, &mut game.world)
+        });
+        said.filter(Result::is_ok).count()
+    };
+    assert_eq!(heard(&mut game, 100), 3);
+    assert_eq!(game.dropped(Dropped::Unproven), 997);
+    // It answers, so it is there.
+    game.onward(client(1), &[0; 100]);
+    assert_eq!(heard(&mut game, 1000), 1000);
+    // Not so before it was told anything.
+    let mut game = plain(1);
+    for _ in 0..3 {
+        game.onward(client(1), &[0; 100]);
+    }
+    assert_eq!(heard(&mut game, 100), 9);
+    // An application on this machine can't be made up by others.
+    let mut game = plain(1);
+    game.onward("127.0.0.1:5000".parse().unwrap(), b"x");
+    assert_eq!(heard(&mut game, 1000), 1000);
+}
+
+#[test]
+fn who_roams_proves_anew_that_it_is_there() {
+    let (mut game, socket) = seated();
+    let heard = |game: &mut Fixture| {
+        (0..100)
+            .filter(|_| game.down(socket, endpoint(1)).is_some())
+            .count()
+    };
+    assert_eq!(heard(&mut game), 100);
+    // 33 bytes with headers; an answer has 38.
+    game.onward(client(2), b"seat3");
+    assert_eq!(heard(&mut game), 2);
+    game.onward(client(2), b"seat4");
+    assert_eq!(heard(&mut game), 100);
+}
+
+#[test]
+fn a_socket_that_a_session_left_is_another_ones_only_after_silence() {
+    let mut game = plain(1);
+    let (socket, to) = game.stay(client(1));
+    game.later(61);
+    assert!(game.table.is_empty());
+    for number in 2..12 {
+        game.later(4);
+        assert_eq!(game.down(socket, to), None, "late");
+        assert_ne!(game.onward(client(number), b"x").0, socket);
+    }
+    game.later(4);
+    let ways = (12..40).map(|number| game.onward(client(number), b"x").0);
+    assert!(ways.into_iter().all(|way| way != socket));
+    game.later(2);
+    let ways: Vec<_> = (40..80)
+        .map(|number| game.onward(client(number), b"x").0)
+        .collect();
+    assert!(ways.contains(&socket));
+}
+
+#[test]
+fn a_session_of_one_datagram_ends_soon_and_makes_room_before_others_do() {
+    let limits = UdpLimits {
+        sessions: 50,
+        ..UdpLimits::default()
+    };
+    let mut game = fixture(rules(false, limits), 2, 10_000);
+    for n in 0..20 {
+        game.stay(client(n));
+    }
+    // Made up, all of them.
+    for number in 1000..5000 {
+        game.onward(client(number), b"x");
+    }
+    assert_eq!((game.table.len(), game.dropped(Dropped::Sessions)), (50, 0));
+    assert!((0..20).all(|n| !game.world.ended.contains(&client(n))));
+    game.later(6);
+    assert_eq!(game.table.len(), 20);
+    assert!(
+        game.table
+            .ports
+            .iter()
+            .flatten()
+            .all(|port| port.half.is_empty())
+    );
+    // The sockets of an endpoint: those that were not answered, and not at once, for they might be.
+    let mut game = fixture(rules(false, UdpLimits::default()), 1, 20);
+    for n in 0..10 {
+        game.stay(client(n));
+    }
+    let (socket, to) = game.onward(client(99), b"x");
+    game.down(socket, to);
+    for n in 1000..1009 {
+        game.onward(client(n), b"x");
+    }
+    assert_eq!(game.up(client(2000), b"x"), Err(Dropped::Sockets));
+    game.later(1);
+    let begun = (2000..2020).filter(|n| game.up(client(*n), b"x").is_ok());
+    assert_eq!(begun.count(), 9);
+    assert_eq!(game.down(socket, to), Some(client(99)));
+    assert!((0..10).all(|n| game.up(client(n), b"x").is_ok()));
+    assert_eq!(game.table.len(), 20);
+}
+
+#[test]
+fn sources_that_lead_nowhere_are_not_remembered() {
+    let mut game = fixture(rules(true, UdpLimits::default()), 3, 100);
+    game.world.seat_at(b"seat", endpoint(1));
+    for number in 0..1000 {
+        assert_eq!(game.up(client(number), b"nope"), Err(Dropped::Token));
+    }
+    assert_eq!(game.table.sources.len(), 0);
+    game.onward(client(1), b"seat");
+    assert_eq!(game.table.sources.len(), 1);
+}
+
+#[test]
+fn a_datagram_that_came_to_another_core_is_paid_for_once_and_shut_out_where_it_came() {
+    let strangers = Arc::new(account::Port::new("", None, 2));
+    let counts = Arc::new(account::Port::new("x", None, 2));
+    let (owners, shared) = (Owners::new(7), Arc::<AtomicU32>::default());
+    let everybody = Arc::<source::Everybody>::default();
+    let limits = UdpLimits {
+        packets_per_second_per_source: 100,
+        ..UdpLimits::default()
+    };
+    let core = |core: u16| {
+        let mut table = Table::new(Config {
+            kin: Some(Kin::new(owners.clone(), core)),
+            everybody: Some(everybody.clone()),
+            ..config(core.into(), 100, &strangers)
+        });
+        // Cores see ports in any order.
+        for port in 0..=core {
+            let address = SocketAddr::from(([192, 0, 2, 1], 7777 + core - port));
+            table.open(
+                address,
+                rules(false, limits),
+                counts.clone(),
+                shared.clone(),
+            );
+        }
+        table
+    };
+    let (mut one, mut other, mut world) = (core(0), core(1), world(3));
+    let now = Now { ns: 5 * TICK_NS };
+    let arrived = |port, is_paid| Arrived {
+        port,
+        from: client(1),
+        local: None,
+        datagram: b"x",
+        is_paid,
+    };
+    assert!(one.up(&arrived(0, false), now, &mut world).is_ok());
+    let passed = (0..1000).filter(|_| {
+        let passed = other.up(&arrived(1, false), now, &mut world) == Ok(Up::Elsewhere(0));
+        assert!(!passed || one.up(&arrived(0, true), now, &mut world).is_ok());
+        passed
+    });
+    assert_eq!(passed.count(), 99);
+    assert_eq!(
+        (one.flooding(), other.flooding()),
+        (None, Some((1, client(1))))
+    );
+}
+
 #[test]
 fn a_session_stays_while_its_endpoint_is_there_and_goes_elsewhere_when_it_is_gone() {
     let mut game = plain(2);
-    let way = game.onward(client(1), b"x");
+    let way = game.stay(client(1));
     game.world.endpoints.push(endpoint(9));
     game.table.renew(&game.world);
     game.later(5);
@@ -499,6 +756,7 @@ fn what_comes_to_another_core_goes_to_the_one_that_has_the_session() {
         from,
         local: None,
         datagram: b"seat",
+        is_paid: false,
     };
     let way = one.up(&arrived(client(1)), now, &mut world).unwrap();
     for _ in 0..30 {
