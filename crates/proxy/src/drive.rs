@@ -2,7 +2,7 @@
 //! the relay.
 //!
 //! Module order (a module imports only later ones, but for the types of one connection, which know each other): accept,
-//! server, request, pump, mirror, tunnel, tally, client, exchange, http2, secure, wire, stream, core, deadline, timer.
+//! server, request, pump, mirror, tunnel, tally, client, exchange, http2, secure, wire, stream, core, held, deadline, timer.
 
 mod accept;
 mod client;
@@ -10,6 +10,7 @@ mod core;
 mod deadline;
 mod exchange;
 mod gates;
+mod held;
 mod http2;
 mod mirror;
 mod pump;

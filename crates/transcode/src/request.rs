@@ -198,7 +198,9 @@ impl Call {
         };
         let shape = target.and_then(|id| schema.message(id)).map(|m| m.shape);
         let raw = shape == Some(Shape::HttpBody) && binding.body != Body::Nothing;
-        let mut messages = Vec::new();
+        // What path and query say goes into the first.
+        let mut bound = self.bound.as_slice();
+        let mut send = |message| self.send(table, message, std::mem::take(&mut bound), &mut out);
         if raw {
             let mut message = Vec::with_capacity(body.len() + 64);
             if !content_type.is_empty() {
@@ -207,44 +209,48 @@ impl Call {
             if !body.is_empty() {
                 wire::put_bytes(&mut message, 2, body);
             }
-            messages.push(within(&fields, &message));
+            send(within(&fields, message))?;
         } else if blank {
             // Nothing is a message without fields.
-            messages.push(match target {
-                Some(_) => within(&fields, &[]),
+            send(match target {
+                Some(_) => within(&fields, Vec::new()),
                 None => Vec::new(),
-            });
+            })?;
         } else if let (true, Some(id)) = (binding.client_streaming, target) {
+            // One at a time: many small ones take no more than what is sent.
             json::read_stream(schema, any_case, id, body, |message| {
-                messages.push(within(&fields, &message));
+                send(within(&fields, message))
             })?;
         } else if let Some((last, outer)) = fields.split_last() {
             let mut message = Vec::new();
             json::read_field(schema, any_case, last, body, &mut message)?;
-            messages.push(within(outer, &message));
+            send(within(outer, message))?;
         } else {
             let mut message = Vec::new();
             json::read_message(schema, any_case, binding.input, body, &mut message)?;
-            messages.push(message);
-        }
-        let mut left = self.bound.as_slice();
-        for mut message in messages {
-            // What path and query say goes into the first.
-            let bound = std::mem::take(&mut left);
-            if table
-                .options
-                .validation
-                .reject_binding_body_field_collisions
-            {
-                self.collide(&message, bound)?;
-            }
-            message.extend_from_slice(bound);
-            if message.len() > MESSAGE_MAX || out.len() + message.len() > CALL_MAX {
-                return Err(Refused::TooLarge);
-            }
-            wire::put_frame(&mut out, &message);
+            send(message)?;
         }
         Ok(out)
+    }
+
+    /// Appends a message with what else is said of it.
+    fn send(
+        &self,
+        table: &Table,
+        mut message: Vec<u8>,
+        bound: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), Refused> {
+        let validation = &table.options.validation;
+        if validation.reject_binding_body_field_collisions {
+            self.collide(&message, bound)?;
+        }
+        message.extend_from_slice(bound);
+        if message.len() > MESSAGE_MAX || out.len() + message.len() > CALL_MAX {
+            return Err(Refused::TooLarge);
+        }
+        wire::put_frame(out, &message);
+        Ok(())
     }
 
     fn collide(&self, message: &[u8], bound: &[u8]) -> Result<(), Refused> {
@@ -262,8 +268,7 @@ impl Call {
 }
 
 /// A message as the field that this path leads to.
-fn within(path: &[&Field], message: &[u8]) -> Vec<u8> {
-    let mut message = message.to_vec();
+fn within(path: &[&Field], mut message: Vec<u8>) -> Vec<u8> {
     for field in path.iter().rev() {
         let mut outer = Vec::with_capacity(message.len() + 8);
         wire::put_bytes(&mut outer, field.number, &message);

@@ -509,6 +509,21 @@ fn streams_are_lines_events_or_an_array_and_say_how_they_failed() {
 }
 
 #[test]
+fn many_small_messages_of_a_stream_are_bounded_together() {
+    let table = table(Options::default());
+    let Ok(Came::Call(call)) = begin(&table, "POST", "/v1/moves", None) else {
+        panic!("no such binding");
+    };
+    let body = |count: usize| "{}".repeat(count);
+    let few = call.finish(&table, b"", body(1_000).as_bytes()).unwrap();
+    assert_eq!(few.len(), 5_000);
+    // Two bytes each come to five.
+    let most = (8 << 20) / 5;
+    let many = call.finish(&table, b"", body(most + 2).as_bytes());
+    assert_eq!(many.unwrap_err(), Refused::TooLarge);
+}
+
+#[test]
 fn a_failed_call_says_why_with_the_details_that_the_schema_knows() {
     let mut told = answer(Options::default(), "GET", "/v1/rooms/1", false);
     let known = frame(

@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use super::client::{Http1, Http2Pool};
 use super::deadline::Watch;
 use super::exchange::Exchange;
+use super::held::Budget;
 use super::http2::{Configs, Inbox};
 use super::secure::{Handshakes, Secure};
 use super::server::Runner;
@@ -59,6 +60,8 @@ pub struct Core {
     pub handshakes: Handshakes,
     /// Another plan is in force; at most a sweep later than for whoever asks.
     pub renewed: Notify,
+    /// For bodies that are held as a whole.
+    pub bodies: Budget,
     /// What the kernel redirects here, if it does.
     pub redirected: OnceCell<Arc<Redirected>>,
     /// Of what passes the mesh by, inbound and outbound.
@@ -281,6 +284,7 @@ impl Core {
             runners: RefCell::default(),
             connections: RefCell::default(),
             sources: RefCell::default(),
+            bodies: Budget::default(),
             redirected: OnceCell::new(),
             passing: OnceCell::new(),
             draining: Cell::new(false),

@@ -8,6 +8,7 @@ use phalanx_relay::HeaderList;
 use super::client::Outgoing;
 use super::core::Core;
 use super::exchange::Exchange;
+use super::held::Held;
 use super::http2::Piece;
 use super::mirror::Copies;
 use super::request::Kept;
@@ -37,6 +38,8 @@ pub struct Upload {
     flow: Option<Rc<Flow>>,
     /// To be sent when the body is complete.
     copies: Option<Box<Copies>>,
+    /// What of the core's budget it takes, as long as it is here.
+    pub share: Option<Held>,
 }
 
 impl Upload {
@@ -54,13 +57,14 @@ impl Upload {
             asked: false,
             flow,
             copies: None,
+            share: None,
         }
     }
 
     /// One that is there as a whole.
-    pub fn of(core: &Rc<Core>, any: bool, body: &[u8]) -> Self {
+    pub fn of(core: &Rc<Core>, any: bool, body: Vec<u8>) -> Self {
         let mut upload = Self::new(core, any, None);
-        upload.kept = body.to_vec();
+        upload.kept = body;
         upload.ended = true;
         upload
     }
@@ -134,7 +138,10 @@ impl Upload {
                 continue;
             }
             if !self.whole && self.sent > 0 {
-                self.kept.clear();
+                match self.share.take() {
+                    None => self.kept.clear(),
+                    Some(_) => self.kept = Vec::new(), // given back with its share
+                }
                 self.sent = 0;
             }
             if self.ended {

@@ -88,13 +88,15 @@ pub async fn serve(
     tally.came(request);
     let has_body = !request.framing().is_empty();
     exchange.begin(now_us, has_body);
-    let (mut parked, mut correlated) = (0, None);
+    let (mut parked, mut correlated, mut transcoding) = (0, None, None);
     let mut context = loop {
         let guarded = core.secure.is_some();
         let mut context = StreamContext::new(door.direction, &door.caller, guarded, core.random());
         context.peer = door.watch.address.map(|address| address.ip());
         context.underway = core.account.underway().here(core.index, now_us / 1000);
         context.correlated = correlated;
+        // A request that was made a call stays one while it waits for the plan of its host.
+        context.transcoding = transcoding.take();
         (context.meant_port, context.original) = (door.meant, door.original.as_deref());
         let verdict = walk(&plan.plan, request, &mut context);
         correlated = context.correlated;
@@ -124,8 +126,10 @@ pub async fn serve(
             true => Box::pin(host(core, &plan.plan, request, door)).await,
             false => Err(Reason::NoHealthyUpstream),
         };
+        transcoding = context.transcoding.take();
         if let Err(reason) = waited {
-            incoming.reply(core, &Reply::of(reason), grpc, tally);
+            let (reply, work) = (Reply::of(reason), transcoding.as_deref());
+            Box::pin(json::reply(&mut incoming, core, &reply, grpc, work, tally)).await;
             return Outcome::Done;
         }
         plan = core.plan();
@@ -147,7 +151,8 @@ pub async fn serve(
     let overflow = permit.is_none();
     tally.assign(cluster, door.edges(cluster), permit);
     if overflow {
-        incoming.reply(core, &Reply::of(Reason::Overflow), grpc, tally);
+        let (reply, work) = (Reply::of(Reason::Overflow), context.transcoding.as_deref());
+        Box::pin(json::reply(&mut incoming, core, &reply, grpc, work, tally)).await;
         return Outcome::Done;
     }
     tally.enters(request);
@@ -261,7 +266,7 @@ pub async fn send_copy(
         request,
         context: &context,
         incoming: Incoming::Nobody,
-        upload: Upload::of(core, any, body),
+        upload: Upload::of(core, any, body.to_vec()),
         admitted: None,
         answered_us: now_us,
     };

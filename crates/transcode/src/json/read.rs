@@ -46,26 +46,25 @@ pub fn read_field(
 ///
 /// # Errors
 /// [`Bad`].
-pub fn read_stream(
+pub fn read_stream<E: From<Bad>>(
     schema: &Schema,
     any_case: bool,
     id: MessageId,
     json: &[u8],
-    mut each: impl FnMut(Vec<u8>),
-) -> Result<(), Bad> {
+    mut each: impl FnMut(Vec<u8>) -> Result<(), E>,
+) -> Result<(), E> {
     let mut reader = Reader::try_new(schema, any_case, json)?;
-    let mut one = |reader: &mut Reader<'_, '_>| {
+    let mut one = |reader: &mut Reader<'_, '_>| -> Result<(), E> {
         let mut out = Vec::new();
         reader.message(id, &mut out)?;
-        each(out);
-        Ok(())
+        each(out)
     };
     if reader.json.take(b'[') {
         let mut first = true;
         while reader.json.more(&mut first, b']')? {
             one(&mut reader)?;
         }
-        return reader.json.finish();
+        return Ok(reader.json.finish()?);
     }
     while reader.json.peek().is_some() {
         one(&mut reader)?;

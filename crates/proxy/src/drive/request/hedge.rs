@@ -265,7 +265,7 @@ async fn send(
     let core = &door.core;
     let lent = Lent::new(core);
     let any = !request.framing().is_empty();
-    let upload = Upload::of(core, any, &body);
+    let upload = Upload::of(core, any, body.to_vec());
     let exchange: &Exchange = &lent;
     exchange.begin(core.wheel.now_us(), false);
     exchange.allow(true, 0, false);

@@ -6,6 +6,7 @@ use phalanx_transcode::{Answer as Converter, Status, Style};
 
 use super::answer::Answer;
 use super::*;
+use crate::drive::held::Held;
 use crate::drive::http2::Piece;
 use crate::transcode::{self, Work};
 
@@ -24,13 +25,17 @@ pub(super) async fn upload(
     has_body: bool,
 ) -> Result<Upload, Unread> {
     let mut body = Vec::new();
+    let mut share = core.bodies.hold();
     if has_body && work.reads_body() {
         incoming.proceed(core);
         let max = phalanx_transcode::request::MESSAGE_MAX;
-        let read = poll_fn(|cx| read(cx, incoming, core, exchange, max, &mut body));
+        let read = poll_fn(|cx| read(cx, incoming, core, exchange, max, &mut body, &mut share));
         match read.await {
-            Ok(true) => {}
-            Ok(false) => return Err(Unread::Reply(work.too_large().and_close())),
+            Ok(Room::Enough) => {}
+            Ok(Room::TooLarge) => return Err(Unread::Reply(work.too_large().and_close())),
+            Ok(Room::Full) => {
+                return Err(Unread::Reply(Reply::of(Reason::Overload).and_close()));
+            }
             Err(Missed::Cut(Cut::Gone)) => return Err(Unread::Gone),
             Err(Missed::Expired(expiry)) => {
                 if let Some(event) = expiry.event() {
@@ -50,10 +55,23 @@ pub(super) async fn upload(
         exchange.request_complete();
     }
     let messages = work.finish(&body).map_err(Unread::Reply)?;
-    Ok(Upload::of(core, true, &messages))
+    drop(body);
+    if !share.set(messages.capacity()) {
+        return Err(Unread::Reply(Reply::of(Reason::Overload)));
+    }
+    let mut upload = Upload::of(core, true, messages);
+    upload.share = Some(share);
+    Ok(upload)
 }
 
-/// False when it is too large.
+/// Whether there is room for a body.
+enum Room {
+    Enough,
+    TooLarge,
+    /// Too much is held for others.
+    Full,
+}
+
 fn read(
     cx: &mut Context<'_>,
     incoming: &mut Incoming<'_>,
@@ -61,7 +79,8 @@ fn read(
     exchange: &Exchange,
     max: usize,
     body: &mut Vec<u8>,
-) -> Poll<Result<bool, Missed>> {
+    share: &mut Held,
+) -> Poll<Result<Room, Missed>> {
     loop {
         let came = incoming.poll_piece(cx, core, |data| {
             if body.len() <= max {
@@ -72,7 +91,10 @@ fn read(
             Poll::Ready(Ok(Piece::Data(len))) => exchange.request_moved(len),
             Poll::Ready(Ok(Piece::End(_))) => {
                 exchange.request_complete();
-                return Poll::Ready(Ok(body.len() <= max));
+                return Poll::Ready(Ok(match body.len() <= max {
+                    true => Room::Enough,
+                    false => Room::TooLarge,
+                }));
             }
             Poll::Ready(Err(cut)) => return Poll::Ready(Err(Missed::Cut(cut))),
             Poll::Pending => {
@@ -82,7 +104,10 @@ fn read(
             }
         }
         if body.len() > max {
-            return Poll::Ready(Ok(false));
+            return Poll::Ready(Ok(Room::TooLarge));
+        }
+        if !share.set(body.capacity()) {
+            return Poll::Ready(Ok(Room::Full));
         }
     }
 }
