@@ -110,6 +110,10 @@ fn answer_that_an_upstream_resets_without_an_error_is_not_taken_for_whole() {
     let mut client = Client::connect(sidecar.outbound);
     client.send(b"GET / HTTP/1.1\r\nhost: battle\r\n\r\n");
     assert!(client.message().is_none(), "the answer has no last chunk");
+    eventually("it is a failure", || {
+        sidecar.sum(|edge| edge.failures()) == 1
+    });
+    assert_eq!(sidecar.sum(|edge| edge.abandoned), 0);
 }
 
 #[test]
