@@ -355,7 +355,9 @@ fn registered(
     let instances = selected.iter().flatten().copied();
     let instances = instances.chain(undeclared.map(|registered| &**registered));
     let labels = instances.map(|registered| &registered.instance.labels);
-    let colours = labels.chain(slices).filter_map(|labels| colour_of(lanes, labels));
+    let colours = labels
+        .chain(slices)
+        .filter_map(|labels| colour_of(lanes, labels));
     let refuses = |colour: &String| {
         let mut all = lanes.iter();
         all.any(|known| known.lane.colour == *colour && known.refuses())

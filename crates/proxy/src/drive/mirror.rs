@@ -56,8 +56,8 @@ impl Copies {
         let compare = context.forward.and_then(|forward| forward.compare.as_ref());
         let comparisons = core.account.comparisons();
         let copies = clusters.len();
-        let pairing = compare
-            .and_then(|compare| comparisons.pairing(rule, compare, request.path(), copies));
+        let pairing =
+            compare.and_then(|compare| comparisons.pairing(rule, compare, request.path(), copies));
         let mut request = request.duplicate();
         if let Some(headers) = &context.mirrored {
             request.headers_mut().clone_from(headers);
