@@ -225,9 +225,7 @@ fn caller_that_leaves_takes_its_request_with_it() {
         sidecar.sum(|edge| edge.active) == 0 && sidecar.event(Event::DownstreamAborted) == 1
     });
     // It waited for an answer in vain: no failure that anybody told, and no success.
-    eventually("it is counted", || {
-        sidecar.sum(|edge| edge.requests()) == 1
-    });
+    eventually("it is counted", || sidecar.sum(|edge| edge.requests()) == 1);
     assert_eq!(sidecar.sum(|edge| edge.failures()), 0);
     assert_eq!(sidecar.sum(|edge| edge.abandoned), 1);
 }
