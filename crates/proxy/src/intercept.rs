@@ -9,10 +9,12 @@ mod nft;
 mod rules;
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use phalanx_model::name::Direction;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use self::lock::Lock;
 pub use self::nft::NftError;
@@ -47,6 +49,8 @@ impl Redirected {
         }
     }
 
+    /// What keeps the namespace for an heir.
+    pub const LOCK: &str = "intercept-lock";
     pub const ROLES: [&str; 2] = ["intercept-outbound", "intercept-inbound"];
 
     /// What is accepted where.
@@ -72,10 +76,17 @@ impl Redirected {
 
 /// The rules, in force until this is dropped or left.
 #[derive(Debug)]
-pub struct Interception {
-    /// None: [`hold`] waits for it.
-    _lock: Option<Lock>,
-    is_left: bool,
+pub struct Interception(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    config: InterceptConfig,
+    own_ports: Vec<u16>,
+    /// None: [`Interception::hold`] waits for it.
+    lock: Option<Lock>,
+    is_installed: bool,
+    /// Removed, or another's: nothing is put in force any more.
+    is_over: bool,
 }
 
 impl Interception {
@@ -85,46 +96,96 @@ impl Interception {
     /// # Errors
     /// [`InterceptError`]; nothing is changed then.
     pub fn begin(config: &InterceptConfig, own_ports: &[u16]) -> Result<Self, InterceptError> {
-        Self::install(config, own_ports, Some(Lock::take()?))
+        let mut state = State::new(config, own_ports, Some(Lock::take()?));
+        state.install()?;
+        Ok(Self(Arc::new(Mutex::new(state))))
     }
 
-    /// The same in the place of those of a process that is about to end; its listeners are ours.
-    ///
-    /// # Errors
-    /// [`InterceptError`]; its rules stay in force then.
-    pub fn succeed(config: &InterceptConfig, own_ports: &[u16]) -> Result<Self, InterceptError> {
-        Self::install(config, own_ports, None)
+    /// The same in the place of those of a process that is about to end; its listeners are ours, and its `lock`, if it had
+    /// one. What can't be put in force now is tried again by [`Interception::hold`].
+    pub fn succeed(config: &InterceptConfig, own_ports: &[u16], lock: Option<OwnedFd>) -> Self {
+        let mut state = State::new(config, own_ports, lock.and_then(Lock::inherit));
+        if let Err(error) = state.install() {
+            let error: &dyn std::error::Error = &error;
+            error!(
+                error,
+                "serving, but not by the rules of interception asked for; trying again"
+            );
+        }
+        Self(Arc::new(Mutex::new(state)))
     }
 
-    fn install(
-        config: &InterceptConfig,
-        own_ports: &[u16],
-        lock: Option<Lock>,
-    ) -> Result<Self, InterceptError> {
-        nft::run(&rules::install(config, own_ports))?;
-        info!(
-            outbound = config.outbound,
-            inbound = config.inbound,
-            table = rules::TABLE,
-            "intercepting"
-        );
-        Ok(Self {
-            _lock: lock,
-            is_left: false,
-        })
+    /// Puts in force what could not be yet, and takes the lock as soon as whoever has it lets go of it.
+    pub fn hold(&self) -> impl Future<Output = ()> + Send + 'static {
+        let state = self.0.clone();
+        async move {
+            loop {
+                let state = state.clone();
+                let look = move || locked(&state).look();
+                match tokio::task::spawn_blocking(look).await {
+                    Ok(false) => tokio::time::sleep(LOOK).await,
+                    Ok(true) | Err(_) => return,
+                }
+            }
+        }
+    }
+
+    /// The lock, for an heir to have beside us: nobody gets in between.
+    pub fn share_lock(&self) -> Option<OwnedFd> {
+        locked(&self.0).lock.as_ref()?.share().ok()
     }
 
     /// They stay: another process listens there.
-    pub fn leave(mut self) {
-        self.is_left = true;
+    pub fn leave(self) {
+        locked(&self.0).is_over = true;
+    }
+}
+
+impl State {
+    fn new(config: &InterceptConfig, own_ports: &[u16], lock: Option<Lock>) -> Self {
+        Self {
+            config: config.clone(),
+            own_ports: own_ports.to_vec(),
+            lock,
+            is_installed: false,
+            is_over: false,
+        }
+    }
+
+    fn install(&mut self) -> Result<(), NftError> {
+        nft::run(&rules::install(&self.config, &self.own_ports))?;
+        self.is_installed = true;
+        info!(
+            outbound = self.config.outbound,
+            inbound = self.config.inbound,
+            table = rules::TABLE,
+            "intercepting"
+        );
+        Ok(())
+    }
+
+    /// Whether there is nothing left to look after.
+    fn look(&mut self) -> bool {
+        if self.is_over {
+            return true;
+        }
+        if self.lock.is_none() {
+            self.lock = Lock::take().ok();
+        }
+        // What is wrong was said at first.
+        self.is_installed = self.is_installed || self.install().is_ok();
+        self.is_installed && self.lock.is_some()
     }
 }
 
 impl Drop for Interception {
     fn drop(&mut self) {
-        if self.is_left {
+        let mut state = locked(&self.0);
+        if std::mem::replace(&mut state.is_over, true) {
+            state.lock = None;
             return;
         }
+        // Also where ours could not be put in force: those of the one before lead to listeners that end with us.
         match nft::run(&rules::remove()) {
             Ok(()) => info!(table = rules::TABLE, "interception ended"),
             Err(error) => {
@@ -135,7 +196,12 @@ impl Drop for Interception {
                 );
             }
         }
+        state.lock = None;
     }
+}
+
+fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Removes what a killed process left, if there is such.
@@ -156,17 +222,6 @@ pub fn clean_up_behind() {
             "the rules of the sidecar before could not be removed"
         );
     }
-}
-
-/// Takes the lock as soon as the process before lets go of it, and keeps it until dropped.
-pub async fn hold() {
-    let _lock = loop {
-        match Lock::take() {
-            Ok(lock) => break lock,
-            Err(_) => tokio::time::sleep(LOOK).await,
-        }
-    };
-    std::future::pending().await
 }
 
 const LOOK: Duration = Duration::from_millis(500);

@@ -3,8 +3,8 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -205,6 +205,7 @@ async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Running, Serve
         Some(intercept) if heir.is_none() => Some(Interception::begin(intercept, &own_ports)?),
         _ => None,
     };
+    let lock = inherited.take_lock();
     drop(inherited); // what the one before had beyond ours is nobody's when that ends
     let (inbound, outbound) = (workers.addresses().inbound, workers.addresses().outbound);
 
@@ -296,7 +297,7 @@ async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Running, Serve
         is_decided.store(true, Ordering::Relaxed);
         account.blind(upgrade.drain);
         upgrades = heir.commit(upgrade.drain).await?;
-        interception = succeed_rules(&config, &own_ports, was_redirected, &mut tasks);
+        interception = succeed_rules(&config, &own_ports, was_redirected, lock, &mut tasks);
     }
     workers.open();
     let bundles = workers.bundles();
@@ -306,12 +307,13 @@ async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Running, Serve
     let hold = |upgrade: &UpgradeConfig| {
         let bundle = admin_bundle(&listener, admin)
             .map_err(|source| ServeError::admin(config.admin, source))?;
+        let lock = interception.as_ref().and_then(lock_bundle);
         let estate = Estate {
             release: RELEASE,
             service: called(&config),
             instance: instance.id.to_string(),
             lender: config.gateway.as_ref().map(|_| workers.lender()),
-            bundles: bundles.into_iter().chain([bundle]).collect(),
+            bundles: bundles.into_iter().chain([bundle]).chain(lock).collect(),
             registration: registration.clone(),
         };
         let socket = match upgrades {
@@ -605,6 +607,7 @@ fn succeed_rules(
     config: &Config,
     own_ports: &[u16],
     was_redirected: bool,
+    lock: Option<OwnedFd>,
     tasks: &mut JoinSet<()>,
 ) -> Option<Interception> {
     let Some(intercept) = &config.intercept else {
@@ -613,17 +616,18 @@ fn succeed_rules(
         }
         return None;
     };
-    tasks.spawn(intercept::hold());
-    let begun = Interception::succeed(intercept, own_ports);
-    begun
-        .inspect_err(|error| {
-            let error: &dyn std::error::Error = error;
-            error!(
-                error,
-                "serving, but not by the rules of interception asked for"
-            );
-        })
-        .ok()
+    let begun = Interception::succeed(intercept, own_ports, lock);
+    tasks.spawn(begun.hold());
+    Some(begun)
+}
+
+/// The hold on the network namespace, as an heir takes it with the listeners.
+fn lock_bundle(interception: &Interception) -> Option<Bundle> {
+    Some(Bundle {
+        role: Redirected::LOCK,
+        address: (Ipv4Addr::UNSPECIFIED, 0).into(),
+        sockets: [interception.share_lock()?].into(),
+    })
 }
 
 fn admin_bundle(listener: &TcpListener, address: SocketAddr) -> io::Result<Bundle> {

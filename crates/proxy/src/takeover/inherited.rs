@@ -9,6 +9,7 @@ use std::sync::Arc;
 use socket2::Socket;
 
 use super::{Listeners, TakeoverError};
+use crate::intercept::Redirected;
 
 /// All sockets of one address.
 #[derive(Clone, Debug)]
@@ -51,12 +52,18 @@ impl Bundle {
 #[derive(Debug, Default)]
 pub struct Inherited {
     bundles: Vec<(String, SocketAddr, Vec<TcpListener>)>,
+    /// What is no listener: of the role [`Redirected::LOCK`].
+    lock: Option<OwnedFd>,
 }
 
 impl Inherited {
     /// # Errors
     /// When a descriptor is no TCP listener at the address that it was said to be.
     pub fn add(&mut self, told: &Listeners, files: Vec<OwnedFd>) -> io::Result<()> {
+        if told.role == Redirected::LOCK {
+            self.lock = files.into_iter().next();
+            return Ok(());
+        }
         let wrong = || {
             let told = format!("what came is no {} listener at {}", told.role, told.address);
             io::Error::new(io::ErrorKind::InvalidData, told)
@@ -73,6 +80,11 @@ impl Inherited {
         }
         self.bundles.push((told.role.clone(), address, sockets));
         Ok(())
+    }
+
+    /// What keeps the network namespace for who intercepts in it; not looked at.
+    pub fn take_lock(&mut self) -> Option<OwnedFd> {
+        self.lock.take()
     }
 
     /// The sockets of a listener of ours; port 0 is whatever port the one before had.
