@@ -107,7 +107,10 @@ pub fn json_bodies(bytes: &[u8]) {
         let mut out = Vec::new();
         json::write_message(schema, Print::default(), id, message, 1 << 24, &mut out).map(|()| out)
     };
-    let _ = json::read_stream(schema, true, id, bytes, |message| drop(write(&message)));
+    let _ = json::read_stream::<json::Bad>(schema, true, id, bytes, |message| {
+        drop(write(&message));
+        Ok(())
+    });
     let mut message = Vec::new();
     if json::read_message(schema, false, id, bytes, &mut message).is_err() {
         return;

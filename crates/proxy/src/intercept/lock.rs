@@ -24,7 +24,7 @@ impl Lock {
         let bound =
             SocketAddr::from_abstract_name(name).and_then(|at| UnixListener::bind_addr(&at));
         match bound {
-            Ok(held) => Ok(Self { held: held }),
+            Ok(held) => Ok(Self { held }),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(InterceptError::Another),
             Err(error) => Err(InterceptError::Lock(error)),
         }
@@ -44,7 +44,7 @@ impl Lock {
         let held = UnixListener::from(socket);
         let address = held.local_addr().ok()?;
         let is_it = address.as_abstract_name() == Some(name.as_bytes());
-        is_it.then_some(Self { held: held })
+        is_it.then_some(Self { held })
     }
 }
 
