@@ -454,6 +454,12 @@ fn nobody_is_sent_anything_who_sent_nothing() {
     let known = player.ask(at, b"a").known_as;
     // To the socket that a room knows the player by: from anybody else it leads nowhere.
     let upstream = SocketAddr::from(([127, 0, 0, 1], known));
+    let metrics = || {
+        let mut out = phalanx_telemetry::metrics::Exposition::new();
+        gate.account.datagrams().write(&mut out);
+        out.finish()
+    };
+    assert!(!metrics().contains("\"upstream\""), "nothing is told of it");
     for _ in 0..50 {
         other.0.send_to(b"\x01\0\0forged", upstream).unwrap();
     }
@@ -463,6 +469,7 @@ fn nobody_is_sent_anything_who_sent_nothing() {
         port.totals().dropped(Dropped::Stranger)
     };
     eventually("counted", || strangers() == 50);
+    assert!(metrics().contains("\"upstream\""));
     assert_eq!(player.hear(), None);
     assert_eq!(other.hear(), None);
     let totals = gate.totals();
