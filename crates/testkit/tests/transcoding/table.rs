@@ -9,8 +9,6 @@ pub struct Case {
     pub own_words: bool,
     /// The content type is not compared.
     pub any_type: bool,
-    /// Ours, where Envoy's is another.
-    pub ours: Option<&'static str>,
 }
 
 const JSON: &[(&str, &str)] = &[("content-type", "application/json")];
@@ -24,7 +22,6 @@ const fn case(method: &'static str, target: &'static str) -> Case {
         headers: &[],
         own_words: false,
         any_type: false,
-        ours: None,
     }
 }
 
@@ -59,15 +56,6 @@ impl Case {
     const fn of_any_type(self) -> Self {
         Self {
             any_type: true,
-            ..self
-        }
-    }
-
-    /// Ours is this one.
-    #[allow(dead_code)]
-    const fn differs(self, ours: &'static str) -> Self {
-        Self {
-            ours: Some(ours),
             ..self
         }
     }
