@@ -1,0 +1,468 @@
+//! When everybody comes back at once. The logins of a region bear so many a second; who comes when is the server's choice:
+//! each pass carries how long its holder is to wait after a connection that broke, spread evenly over what the region bears,
+//! most urgent first. At the door, those who come in time go on, paced; those who do not are told when, once and for all.
+//!
+//! Pure: arrivals and the time go in, verdicts come out. Module order: storm, calendar.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use phalanx_telemetry::metrics::{Exposition, Family};
+
+use super::calendar::{Calendar, SLOT};
+use super::name::Stage;
+use super::pass::Pass;
+use crate::dice::Dice;
+
+/// Regions of a governor.
+pub const REGIONS_MAX: usize = 256;
+/// Storms of a region at once; those that come on top are not told from the last.
+pub const STORMS_MAX: usize = 4;
+/// What is planned of a budget; the rest is for whoever is out of plan.
+const PLANNED: u64 = 85;
+/// How long somebody in time is held back at most, so that the logins never see more than their budget.
+pub const HOLD_MAX: Duration = Duration::from_millis(400);
+/// Whoever nobody expected is held for so much less, by [`Stage`]: the door is shut for browsers first.
+const HOLDS: [u32; Stage::COUNT] = [320, 240, 160, 80, 40];
+/// Refusals are counted for so long, to tell a storm from a gust.
+const GUST: Duration = Duration::from_secs(2);
+/// A storm is this share of those who are there.
+const STORM_SHARE: u64 = 10;
+
+/// What a region's logins bear. Of several login nodes each has its share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// A label of metrics.
+    pub region: String,
+    /// At least 1.
+    pub per_second: u32,
+}
+
+/// Somebody at the door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// The player, as far as is known; of whoever has no pass, where he comes from.
+    pub client: u64,
+    /// The index of the region's budget.
+    pub region: u16,
+    pub claim: Claim,
+}
+
+/// What somebody has to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// Nothing: comes after all others.
+    Nothing,
+    /// A pass whose seal was checked.
+    Pass {
+        stage: Stage,
+        issued: Duration,
+        earliest: Duration,
+        spread: Duration,
+    },
+}
+
+/// What becomes of him.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Goes on to the login when `hold` is over (at most [`HOLD_MAX`], or two turns of a small budget).
+    Admit { hold: Duration },
+    /// Comes again at `at`, of the same clock, and is let in then. Coming before changes nothing.
+    Wait { at: Duration, why: Why },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Why {
+    /// It is not his time yet.
+    Early,
+    /// A place is kept for him.
+    Booked,
+    /// No place could be kept: he is to ask again.
+    Full,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GovernorError {
+    #[error("a governor has 1 to {REGIONS_MAX} regions")]
+    Regions,
+    #[error("a region without a budget lets nobody in")]
+    Budget,
+    #[error("region {0} has no budget here")]
+    Unknown(u16),
+}
+
+impl From<&Pass> for Arrival {
+    fn from(pass: &Pass) -> Self {
+        Self {
+            client: pass.player,
+            region: pass.region,
+            claim: Claim::Pass {
+                stage: pass.stage,
+                issued: pass.issued,
+                earliest: pass.earliest,
+                spread: pass.spread,
+            },
+        }
+    }
+}
+
+/// Chooses when whom to let in. Times are of one clock, that of the passes (since the Unix epoch).
+#[derive(Clone, Debug)]
+pub struct Governor {
+    regions: Vec<Region>,
+    dice: Dice,
+}
+
+impl Governor {
+    /// # Errors
+    /// [`GovernorError::Regions`], [`GovernorError::Budget`]
+    pub fn try_new(budgets: &[Budget], seed: u64) -> Result<Self, GovernorError> {
+        if budgets.is_empty() || budgets.len() > REGIONS_MAX {
+            return Err(GovernorError::Regions);
+        }
+        if budgets.iter().any(|budget| budget.per_second == 0) {
+            return Err(GovernorError::Budget);
+        }
+        let mut dice = Dice::new(seed);
+        let regions = budgets.iter().map(|budget| Region::new(budget, &mut dice));
+        Ok(Self {
+            regions: regions.collect(),
+            dice,
+        })
+    }
+
+    /// How many sessions there are of each stage: counts as they are, of all that log in by this region's share here.
+    ///
+    /// # Errors
+    /// [`GovernorError::Unknown`]
+    pub fn population(
+        &mut self,
+        region: u16,
+        counts: [u32; Stage::COUNT],
+    ) -> Result<(), GovernorError> {
+        self.region(region)?.counts = counts;
+        Ok(())
+    }
+
+    /// For a pass: how long its holder is to wait after a connection that broke without a word.
+    ///
+    /// # Errors
+    /// [`GovernorError::Unknown`]
+    pub fn spread(&mut self, region: u16, stage: Stage) -> Result<Duration, GovernorError> {
+        Ok(self.region(region)?.spread(stage))
+    }
+
+    /// Keeps a place for somebody who is about to be sent away (a drain), and says when. None: nothing is free for an hour.
+    ///
+    /// # Errors
+    /// [`GovernorError::Unknown`]
+    pub fn book(
+        &mut self,
+        now: Duration,
+        region: u16,
+        stage: Stage,
+        client: u64,
+    ) -> Result<Option<Duration>, GovernorError> {
+        let jitter = self.jitter();
+        let region = self.region(region)?;
+        region.calendar.roll(now);
+        Ok(region.book(now, stage, client, jitter))
+    }
+
+    /// Everybody, or a great part, was dropped just now. Who sees it says so: a gateway whose connections are gone, a health
+    /// check of a room server. Without it a storm is noticed when a tenth of all knocked in vain. False: there are too many.
+    ///
+    /// # Errors
+    /// [`GovernorError::Unknown`]
+    pub fn storm(&mut self, now: Duration, region: u16) -> Result<bool, GovernorError> {
+        let region = self.region(region)?;
+        region.calendar.roll(now);
+        Ok(region.storm(now))
+    }
+
+    /// Somebody knocks.
+    ///
+    /// # Errors
+    /// [`GovernorError::Unknown`]
+    pub fn arrive(&mut self, now: Duration, arrival: &Arrival) -> Result<Verdict, GovernorError> {
+        let jitter = self.jitter();
+        Ok(self.region(arrival.region)?.arrive(now, arrival, jitter))
+    }
+
+    /// By region, in the order of the budgets.
+    pub fn metrics(&self) -> Vec<Metrics> {
+        self.regions.iter().map(Region::metrics).collect()
+    }
+
+    pub fn write(&self, out: &mut Exposition) {
+        let all = self.metrics();
+        let mut admitted = out.family(&ADMITTED);
+        for (region, metrics) in self.regions.iter().zip(&all) {
+            for (stage, count) in Stage::ALL.into_iter().zip(metrics.admitted) {
+                let labels = [("region", region.name.as_str()), ("stage", stage.as_str())];
+                admitted.sample(&labels, count);
+            }
+        }
+        let mut waits = out.family(&WAITS);
+        for (region, metrics) in self.regions.iter().zip(&all) {
+            let counts = [
+                ("early", metrics.early),
+                ("booked", metrics.booked),
+                ("full", metrics.full),
+            ];
+            for (why, count) in counts {
+                waits.sample(&[("region", region.name.as_str()), ("why", why)], count);
+            }
+        }
+        let mut booked = out.family(&BOOKED);
+        for (region, metrics) in self.regions.iter().zip(&all) {
+            booked.sample(&[("region", region.name.as_str())], metrics.waiting);
+        }
+        let mut storms = out.family(&STORMS);
+        for (region, metrics) in self.regions.iter().zip(&all) {
+            storms.sample(&[("region", region.name.as_str())], metrics.storms);
+        }
+    }
+
+    fn region(&mut self, region: u16) -> Result<&mut Region, GovernorError> {
+        let found = self.regions.get_mut(usize::from(region));
+        found.ok_or(GovernorError::Unknown(region))
+    }
+
+    fn jitter(&mut self) -> Duration {
+        Duration::from_millis(self.dice.below(SLOT.as_millis() as u64))
+    }
+}
+
+/// Since the start, but for what waits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Metrics {
+    /// By [`Stage`]; whoever had no pass counts as browsing.
+    pub admitted: [u64; Stage::COUNT],
+    pub early: u64,
+    pub booked: u64,
+    pub full: u64,
+    pub storms: u64,
+    /// Places that are kept now.
+    pub waiting: u64,
+}
+
+const ADMITTED: Family = Family::counter(
+    "game_reconnects_admitted_total",
+    "Clients that were let through to the logins.",
+);
+const WAITS: Family = Family::counter(
+    "game_reconnects_waits_total",
+    "Clients that were told to come again, by why.",
+);
+const BOOKED: Family = Family::gauge(
+    "game_reconnects_booked",
+    "Clients for whom a place is kept.",
+);
+const STORMS: Family = Family::counter(
+    "game_reconnect_storms_total",
+    "Storms that were seen or announced.",
+);
+
+#[derive(Clone, Debug)]
+struct Region {
+    name: String,
+    per_second: u64,
+    counts: [u32; Stage::COUNT],
+    /// Where each stage's even spread is; moved by the golden ratio with every pass.
+    turns: [u64; Stage::COUNT],
+    storms: VecDeque<Storm>,
+    /// When the logins are free for the next one.
+    free: Duration,
+    calendar: Calendar,
+    /// Since when refusals are counted, and how many there were.
+    gust: (Duration, u64),
+    metrics: Metrics,
+}
+
+/// Passes that were issued before it follow its plan.
+#[derive(Clone, Copy, Debug)]
+struct Storm {
+    seen: Duration,
+    begins: Duration,
+    ends: Duration,
+}
+
+impl Region {
+    fn new(budget: &Budget, dice: &mut Dice) -> Self {
+        let per_second = u64::from(budget.per_second);
+        Self {
+            name: budget.region.clone(),
+            per_second,
+            counts: [0; Stage::COUNT],
+            turns: std::array::from_fn(|_| dice.bits()),
+            storms: VecDeque::new(),
+            free: Duration::ZERO,
+            calendar: Calendar::new(per_second, 100 - PLANNED),
+            gust: (Duration::ZERO, 0),
+            metrics: Metrics::default(),
+        }
+    }
+
+    /// How long it takes until so many are back, as planned.
+    fn takes(&self, clients: u64) -> Duration {
+        let ms = clients.saturating_mul(100_000) / (self.per_second * PLANNED);
+        Duration::from_millis(ms)
+    }
+
+    fn spread(&mut self, stage: Stage) -> Duration {
+        let at = stage.index();
+        let count = |counts: &[u32]| counts.iter().map(|count| u64::from(*count)).sum::<u64>();
+        let before = count(self.counts.get(..at).unwrap_or_default());
+        let until = count(self.counts.get(..=at).unwrap_or_default());
+        let turn = self.turns.get_mut(at).map_or(0, |turn| {
+            *turn = turn.wrapping_add(GOLDEN);
+            *turn
+        });
+        let (from, to) = (self.takes(before), self.takes(until));
+        let width = (to - from).as_millis();
+        let into = (width * u128::from(turn)) >> 64;
+        // It is less than the width, which is one of milliseconds in 64 bits.
+        from + Duration::from_millis(into as u64)
+    }
+
+    fn arrive(&mut self, now: Duration, arrival: &Arrival, jitter: Duration) -> Verdict {
+        self.calendar.roll(now);
+        while self.storms.front().is_some_and(|storm| storm.ends <= now) {
+            self.storms.pop_front();
+        }
+        let stage = match arrival.claim {
+            Claim::Nothing => Stage::Browsing,
+            Claim::Pass { stage, .. } => stage,
+        };
+        let kept = self.calendar.of(arrival.client);
+        if let Some(at) = kept.filter(|at| *at > now) {
+            return self.early(at);
+        }
+        let due = self.due(&arrival.claim);
+        if let Some(due) = due.filter(|due| kept.is_none() && *due > now + SLOT) {
+            return self.early(due);
+        }
+        let is_expected = kept.is_some() || due.is_some();
+        let hold = self.free.saturating_sub(now);
+        if hold <= self.hold_max(stage, is_expected) {
+            self.calendar.forget(arrival.client);
+            self.free = self.free.max(now) + self.turn();
+            if let Some(count) = self.metrics.admitted.get_mut(stage.index()) {
+                *count += 1;
+            }
+            return Verdict::Admit { hold };
+        }
+        if let (Claim::Pass { .. }, false) = (&arrival.claim, is_expected)
+            && self.is_storm(now)
+            && self.storm(now)
+            && let Some(due) = self.due(&arrival.claim).filter(|due| *due > now + SLOT)
+        {
+            return self.early(due);
+        }
+        self.calendar.forget(arrival.client);
+        match self.book(now, stage, arrival.client, jitter) {
+            Some(at) => {
+                self.metrics.booked += 1;
+                Verdict::Wait {
+                    at,
+                    why: Why::Booked,
+                }
+            }
+            None => {
+                self.metrics.full += 1;
+                let at = self.calendar.ends(stage) + jitter;
+                Verdict::Wait { at, why: Why::Full }
+            }
+        }
+    }
+
+    fn early(&mut self, at: Duration) -> Verdict {
+        self.metrics.early += 1;
+        Verdict::Wait {
+            at,
+            why: Why::Early,
+        }
+    }
+
+    /// When a pass is to be used, where that is said: of its own, or by the plan of a storm.
+    fn due(&self, claim: &Claim) -> Option<Duration> {
+        let Claim::Pass {
+            issued,
+            earliest,
+            spread,
+            ..
+        } = *claim
+        else {
+            return None;
+        };
+        if earliest > Duration::ZERO {
+            return Some(earliest);
+        }
+        let storm = self.storms.iter().find(|storm| issued <= storm.seen)?;
+        Some(storm.begins + spread)
+    }
+
+    /// One client's share of a second.
+    fn turn(&self) -> Duration {
+        Duration::from_nanos(1_000_000_000_u64.div_ceil(self.per_second))
+    }
+
+    fn hold_max(&self, stage: Stage, is_expected: bool) -> Duration {
+        if is_expected {
+            return HOLD_MAX.max(self.turn() * 2);
+        }
+        let ms = HOLDS.get(stage.index()).copied().unwrap_or_default();
+        Duration::from_millis(ms.into())
+    }
+
+    /// Whether one more who has to be sent away makes it one.
+    fn is_storm(&mut self, now: Duration) -> bool {
+        if now > self.gust.0 + GUST {
+            self.gust = (now, 0);
+        }
+        self.gust.1 += 1;
+        let all: u64 = self.counts.iter().map(|count| u64::from(*count)).sum();
+        all > 0 && self.gust.1 * STORM_SHARE >= all.max(self.per_second)
+    }
+
+    fn storm(&mut self, now: Duration) -> bool {
+        if self.storms.len() >= STORMS_MAX {
+            return false;
+        }
+        let all: u64 = self.counts.iter().map(|count| u64::from(*count)).sum();
+        // Behind those who have a place already, and behind the storm before.
+        let before = self.storms.back().map_or(now, |storm| storm.ends);
+        let begins = self.calendar.busy_until(now).max(before);
+        let ends = begins + self.takes(all);
+        self.calendar.plan(begins, ends);
+        self.storms.push_back(Storm {
+            seen: now,
+            begins,
+            // Whoever is a little late is expected still.
+            ends: ends + GUST,
+        });
+        self.metrics.storms += 1;
+        true
+    }
+
+    fn book(
+        &mut self,
+        now: Duration,
+        stage: Stage,
+        client: u64,
+        jitter: Duration,
+    ) -> Option<Duration> {
+        self.calendar.book(now, stage, client, jitter)
+    }
+
+    fn metrics(&self) -> Metrics {
+        Metrics {
+            waiting: self.calendar.len() as u64,
+            ..self.metrics.clone()
+        }
+    }
+}
+
+/// 2^64 by the golden ratio: multiples of it lie evenly, however many there are.
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
