@@ -1,0 +1,234 @@
+//! The kit in a mesh: this instance is registered (by itself, or by its sidecar), finds others, keeps its seats in the mesh's
+//! session directory, and hears that it is to drain. A [`Mesh`] is made once per process; all that it hands out ends with it.
+//!
+//! Names and calls stay with the sidecar: whoever has one calls services by name. Module order: seats, traffic, endpoints.
+
+mod endpoints;
+mod seats;
+mod traffic;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use phalanx_client::registry::Registration;
+use phalanx_client::registry::Watch;
+use phalanx_client::session::Sessions;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant as Time, sleep, timeout};
+use tracing::info;
+
+pub use endpoints::{Endpoints, Known};
+pub use phalanx_client::admin::Admin;
+pub use phalanx_client::channel::Control;
+pub use phalanx_model::instance::Protocol;
+pub use phalanx_model::{Instance as Registered, InstanceId, InstancePort, ServiceName};
+pub use seats::{MeshDirectory, MeshWatch};
+pub use traffic::{DrainOrder, Handover, Traffic};
+
+use crate::session::{BadName, Instance};
+
+/// How long it may take to be registered, where nothing is said.
+pub const JOIN_WITHIN: Duration = Duration::from_secs(30);
+/// The lease that is asked for, where nothing is said.
+pub const TTL: Duration = Duration::from_secs(3);
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// Who registers this instance.
+#[derive(Clone, Debug)]
+pub enum Presence {
+    /// It does itself, and beats, for as long as the [`Mesh`] is there: a service without a sidecar. Where the mesh has
+    /// identities, [`MeshOptions::control`] has to show one of the service.
+    Itself {
+        instance: Box<Registered>,
+        ttl: Duration,
+    },
+    /// A sidecar does, which has its admin here (`phalanx proxy --admin`, 127.0.0.1:15000).
+    Sidecar { admin: SocketAddr },
+    /// Somebody does, by this id.
+    Known { id: String },
+}
+
+#[derive(Clone, Debug)]
+pub struct MeshOptions {
+    /// The control plane's port for data planes (15010); [`Control::parse`], or over TLS with an identity.
+    pub control: Control,
+    pub service: ServiceName,
+    pub presence: Presence,
+    /// The control plane's API (15080), as somebody who may look (role `viewer`): says until when a drain is, and how fast. Without,
+    /// only that it is.
+    pub admin: Option<Admin>,
+    /// [`JOIN_WITHIN`]
+    pub join_within: Duration,
+}
+
+impl MeshOptions {
+    pub fn new(control: Control, service: ServiceName, presence: Presence) -> Self {
+        Self {
+            control,
+            service,
+            presence,
+            admin: None,
+            join_within: JOIN_WITHIN,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum MeshError {
+    #[error("{service} is not registered within {within:?}: {why}")]
+    NotRegistered {
+        service: ServiceName,
+        within: Duration,
+        why: &'static str,
+    },
+    #[error("the id of an instance is no name")]
+    Id(#[from] BadName),
+    #[error("an instance of {theirs} can't be one of {ours}")]
+    Service {
+        ours: ServiceName,
+        theirs: ServiceName,
+    },
+}
+
+/// This instance in its mesh.
+#[derive(Debug)]
+pub struct Mesh {
+    control: Control,
+    service: ServiceName,
+    instance: Instance,
+    registration: Option<Registration>,
+    traffic: tokio::sync::watch::Receiver<Traffic>,
+    following: JoinHandle<()>,
+}
+
+impl Mesh {
+    /// Waits until this instance is registered.
+    ///
+    /// # Errors
+    /// [`MeshError`]
+    pub async fn join(options: MeshOptions) -> Result<Self, MeshError> {
+        let MeshOptions {
+            control,
+            service,
+            presence,
+            admin,
+            join_within,
+        } = options;
+        let late = |why| MeshError::NotRegistered {
+            service: service.clone(),
+            within: join_within,
+            why,
+        };
+        let (id, registration) = match presence {
+            Presence::Known { id } => (id, None),
+            Presence::Sidecar { admin } => {
+                let found = timeout(join_within, find(&control, &service, admin)).await;
+                (found.map_err(|_| late("no sidecar there says so"))?, None)
+            }
+            Presence::Itself { instance, ttl } => {
+                if instance.id.service != service {
+                    return Err(MeshError::Service {
+                        ours: service,
+                        theirs: instance.id.service,
+                    });
+                }
+                let id = instance.id.id.clone();
+                let registration = Registration::spawn(control.clone(), *instance, ttl);
+                registration.set_ready(true);
+                if !registration.settled(join_within).await {
+                    return Err(late("the control plane did not acknowledge it"));
+                }
+                (id, Some(registration))
+            }
+        };
+        let instance = Instance::parse(&id)?;
+        info!(%service, %instance, "in the mesh");
+        let (said, traffic) = tokio::sync::watch::channel(Traffic::Unknown);
+        let following = tokio::spawn(traffic::follow(
+            Sessions::new(control.channel()),
+            service.clone(),
+            instance.clone(),
+            admin,
+            said,
+        ));
+        Ok(Self {
+            control,
+            service,
+            instance,
+            registration,
+            traffic,
+            following,
+        })
+    }
+
+    /// The id under which this instance is registered.
+    pub fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    pub fn service(&self) -> &ServiceName {
+        &self.service
+    }
+
+    /// The session directory of this service.
+    pub fn directory(&self) -> MeshDirectory {
+        MeshDirectory::new(self.control.clone(), self.service.clone())
+    }
+
+    /// Follows the instances of a service.
+    pub fn endpoints(&self, service: &ServiceName) -> Endpoints {
+        Endpoints::follow(self.control.clone(), service.clone())
+    }
+
+    /// Whether this instance is to take new sessions. Changes within a second or so of `phalanx drain`.
+    pub fn traffic(&self) -> tokio::sync::watch::Receiver<Traffic> {
+        self.traffic.clone()
+    }
+
+    /// Says that new sessions shall go elsewhere, or may come again. False: a sidecar does that, when it is told to stop.
+    pub fn set_draining(&self, draining: bool) -> bool {
+        let Some(registration) = &self.registration else {
+            return false;
+        };
+        registration.set_traffic(match draining {
+            true => phalanx_model::instance::State::Draining,
+            false => phalanx_model::instance::State::Accepting,
+        });
+        true
+    }
+
+    /// Withdraws what this process registered, and waits at most `within` until that is acknowledged; false when it was not.
+    pub async fn leave(mut self, within: Duration) -> bool {
+        match self.registration.take() {
+            Some(registration) => registration.deregister(within).await,
+            None => true,
+        }
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        self.following.abort();
+    }
+}
+
+/// The instance whose sidecar has its admin there.
+async fn find(control: &Control, service: &ServiceName, admin: SocketAddr) -> String {
+    let admin = admin.to_string();
+    loop {
+        let (namespace, name) = (&service.namespace, &service.name);
+        let begun = Time::now();
+        if let Ok(mut watch) = Watch::open(control.channel(), namespace, name).await {
+            let mut known = BTreeMap::new();
+            while let Ok(Some(update)) = watch.next().await {
+                update.apply(&mut known);
+                let mut all = known.values();
+                if let Some(found) = all.find(|instance: &&Registered| instance.proxy_admin == admin) {
+                    return found.id.id.clone();
+                }
+            }
+        }
+        sleep(LOOK_AGAIN.saturating_sub(begun.elapsed())).await;
+    }
+}
