@@ -1,0 +1,500 @@
+//! One immutable picture of a board: the best places in order, an index from player to place, a sketch of everybody else.
+//! A [`Builder`] makes it within a number of bytes that it counts, and keeps fewer places rather than take more.
+//! Everything that a reader can learn from a board comes from one of these, so that it all fits together.
+
+use super::kind::{BadPlayer, BoardSpec, PlayerId, TOP_MAX};
+use super::order::{Law, Order};
+use super::sketch::{SKETCH_BYTES_MAX, Sketch};
+use bytes::Bytes;
+use std::fmt;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bodies of pages that a version may keep once they were written for somebody.
+pub const BODIES_KEPT: usize = 16;
+/// What those bodies may take, of the snapshot's bytes.
+pub const BODIES_BYTES: usize = 96 << 10;
+/// Beside a body's own bytes: its slot and what `Bytes` allocates to share it.
+const BODY_OVERHEAD: usize = 64;
+/// The counts of the shared pointer around a snapshot.
+const ARC_OVERHEAD: usize = 16;
+const FREE_SLOT: u16 = u16::MAX;
+
+/// `epoch << 40 | seq`: the epoch of whoever may publish (24 bits), and his count (40 bits). Higher is newer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Version(u64);
+
+impl Version {
+    pub const SEQ_BITS: u32 = 40;
+
+    /// Bits above 24 of `epoch` and above 40 of `seq` are cut off.
+    pub fn new(epoch: u32, seq: u64) -> Self {
+        let seq = seq & ((1 << Self::SEQ_BITS) - 1);
+        Self(u64::from(epoch) << Self::SEQ_BITS | seq)
+    }
+
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
+    pub fn epoch(self) -> u32 {
+        (self.0 >> Self::SEQ_BITS) as u32
+    }
+
+    pub fn seq(self) -> u64 {
+        self.0 & ((1 << Self::SEQ_BITS) - 1)
+    }
+
+    /// The version after this one, of the same epoch.
+    pub fn next(self) -> Self {
+        Self::new(self.epoch(), self.seq() + 1)
+    }
+}
+
+/// `epoch.seq`, as in bodies and `ETag`s.
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.epoch(), self.seq())
+    }
+}
+
+/// One member of the top.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// From 1.
+    pub place: u64,
+    pub player: &'a str,
+    pub order: Order,
+}
+
+/// See the module. At most [`BoardSpec::bytes_max`] bytes of memory, everything included.
+pub struct Snapshot {
+    board: Box<str>,
+    law: u64,
+    version: Version,
+    as_of_ms: u64,
+    confirmed_ms: AtomicU64,
+    tag: u64,
+    total: u64,
+    wanted: usize,
+    last: bool,
+    orders: Box<[Order]>,
+    /// Where each name begins in `names`; one more than there are entries.
+    starts: Box<[u32]>,
+    names: Box<str>,
+    /// Open addressing by hash of the name: places from 0, or [`FREE_SLOT`].
+    slots: Box<[u16]>,
+    seed: u64,
+    sketch: Sketch,
+    bodies: [OnceLock<Body>; BODIES_KEPT],
+    bodies_left: AtomicU64,
+}
+
+struct Body {
+    from: u16,
+    to: u16,
+    bytes: Bytes,
+}
+
+impl Snapshot {
+    pub fn board(&self) -> &str {
+        &self.board
+    }
+
+    /// [`Law::fingerprint`] of the rule by which its orders were made.
+    pub fn law(&self) -> u64 {
+        self.law
+    }
+
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// A hash of what it says, the same on every machine: two processes that gave one version number to two pictures are
+    /// told apart by it.
+    pub fn tag(&self) -> u64 {
+        self.tag
+    }
+
+    /// `"version-tag"`: with the quotes of an `ETag`.
+    pub fn etag(&self) -> String {
+        format!("\"{}-{:016x}\"", self.version, self.tag)
+    }
+
+    /// The board looked like this at that time (Unix ms, begin of the read).
+    pub fn as_of_ms(&self) -> u64 {
+        self.as_of_ms
+    }
+
+    /// Since the store last said so: at [`Self::as_of_ms`], or when it was confirmed later.
+    pub fn age_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.confirmed_ms())
+    }
+
+    pub fn confirmed_ms(&self) -> u64 {
+        self.confirmed_ms.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn confirm(&self, now_ms: u64) {
+        self.confirmed_ms.fetch_max(now_ms, Ordering::Relaxed);
+    }
+
+    /// Members of the whole board.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Places in this snapshot: `k_effective`.
+    pub fn len(&self) -> usize {
+        self.orders.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.orders.is_empty()
+    }
+
+    /// Places that the specification asked for; more than [`Self::len`] if the board has fewer members or bytes ran out.
+    pub fn wanted(&self) -> usize {
+        self.wanted
+    }
+
+    /// The season is over: no later snapshot replaces this one, and it doesn't grow old.
+    pub fn is_final(&self) -> bool {
+        self.last
+    }
+
+    pub fn sketch(&self) -> &Sketch {
+        &self.sketch
+    }
+
+    /// `index` from 0.
+    pub fn entry(&self, index: usize) -> Option<Entry<'_>> {
+        let order = *self.orders.get(index)?;
+        let (from, to) = (*self.starts.get(index)?, *self.starts.get(index + 1)?);
+        Some(Entry {
+            place: index as u64 + 1,
+            player: self.names.get(from as usize..to as usize)?,
+            order,
+        })
+    }
+
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = Entry<'_>> {
+        (0..self.len()).map(|index| Entry {
+            place: index as u64 + 1,
+            player: &self.names[self.starts[index] as usize..self.starts[index + 1] as usize],
+            order: self.orders[index],
+        })
+    }
+
+    /// Her index from 0, if she is in the top.
+    pub fn index(&self, player: &str) -> Option<usize> {
+        let mask = self.slots.len().checked_sub(1)?;
+        let mut at = hash(player, self.seed) as usize & mask;
+        // Slots are never all taken, so that this ends.
+        loop {
+            let slot = *self.slots.get(at)?;
+            if slot == FREE_SLOT {
+                return None;
+            }
+            if self.entry(slot.into())?.player == player {
+                return Some(slot.into());
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    /// How many of the top are better than (`order`, `player`): the index that she would have.
+    pub fn index_of(&self, order: Order, player: &str) -> usize {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let better = self
+                .entry(middle)
+                .is_some_and(|entry| (entry.order, entry.player) < (order, player));
+            if better {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+
+    /// Bytes of memory, everything included: the struct, what it points to, what its bodies may come to.
+    pub fn bytes(&self) -> usize {
+        let shape = Shape {
+            entries: self.len(),
+            names: self.names.len(),
+            board: self.board.len(),
+        };
+        shape.bytes(self.sketch.bytes())
+    }
+
+    /// The body of the page of these indices, written by `write` if nobody asked before. At most [`BODIES_KEPT`] of them,
+    /// and [`BODIES_BYTES`], are kept with the version; they go with it.
+    pub(super) fn body(&self, from: usize, to: usize, write: impl FnOnce() -> Vec<u8>) -> Bytes {
+        let (Ok(from), Ok(to)) = (u16::try_from(from), u16::try_from(to)) else {
+            return write().into();
+        };
+        for slot in &self.bodies {
+            match slot.get() {
+                Some(body) if (body.from, body.to) == (from, to) => return body.bytes.clone(),
+                Some(_) => {}
+                None => return self.keep_body(slot, from, to, write()),
+            }
+        }
+        write().into()
+    }
+
+    fn keep_body(&self, slot: &OnceLock<Body>, from: u16, to: u16, text: Vec<u8>) -> Bytes {
+        let bytes = Bytes::from(text.into_boxed_slice());
+        let cost = (bytes.len() + BODY_OVERHEAD) as u64;
+        let left = &self.bodies_left;
+        let took = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            left.checked_sub(cost)
+        });
+        if took.is_ok() {
+            let body = Body { from, to, bytes: bytes.clone() };
+            if slot.set(body).is_err() {
+                left.fetch_add(cost, Ordering::Relaxed);
+            }
+        }
+        bytes
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("board", &self.board)
+            .field("version", &self.version)
+            .field("as_of_ms", &self.as_of_ms)
+            .field("total", &self.total)
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BuildError {
+    #[error("entry {index}: {source}")]
+    Player {
+        index: usize,
+        #[source]
+        source: BadPlayer,
+    },
+    /// Entries come best first: ascending by order, then by the player's id.
+    #[error("entry {index} is not after the one before it")]
+    OutOfOrder { index: usize },
+    #[error("player {0} is on the board twice")]
+    Twice(PlayerId),
+    #[error("{entries} entries, but the board has {total} members")]
+    Total { entries: usize, total: u64 },
+}
+
+/// Collects the top, best first, and makes a [`Snapshot`] of as many places as fit.
+#[derive(Debug)]
+pub struct Builder {
+    board: Box<str>,
+    law: u64,
+    version: Version,
+    as_of_ms: u64,
+    wanted: usize,
+    bytes_max: usize,
+    total: Option<u64>,
+    last: bool,
+    orders: Vec<Order>,
+    starts: Vec<u32>,
+    names: String,
+    full: bool,
+    offered: usize,
+    sketch: Sketch,
+}
+
+impl Builder {
+    /// `as_of_ms`: Unix ms when the read of the store began.
+    pub fn new(spec: &BoardSpec, law: &Law, version: Version, as_of_ms: u64) -> Self {
+        Self {
+            board: spec.name.as_str().into(),
+            law: law.fingerprint(),
+            version,
+            as_of_ms,
+            wanted: spec.top.min(TOP_MAX),
+            bytes_max: spec.bytes_max,
+            total: None,
+            last: false,
+            orders: Vec::new(),
+            starts: vec![0],
+            names: String::new(),
+            full: false,
+            offered: 0,
+            sketch: Sketch::default(),
+        }
+    }
+
+    /// The next member. False: there is no room for more (the specification's places or bytes are used up), and what comes
+    /// after it isn't needed.
+    pub fn push(&mut self, player: &str, order: Order) -> Result<bool, BuildError> {
+        let index = self.offered;
+        PlayerId::check(player).map_err(|source| BuildError::Player { index, source })?;
+        if let Some(&previous) = self.orders.last()
+            && !self.full
+        {
+            let start = self.starts[self.starts.len() - 2] as usize;
+            if (previous, &self.names[start..]) >= (order, player) {
+                return Err(BuildError::OutOfOrder { index });
+            }
+        }
+        self.offered += 1;
+        let shape = Shape {
+            entries: self.orders.len() + 1,
+            names: self.names.len() + player.len(),
+            board: self.board.len(),
+        };
+        // The sketch is counted at its greatest: it may come later.
+        self.full |= self.orders.len() >= self.wanted || shape.bytes(SKETCH_BYTES_MAX) > self.bytes_max;
+        if self.full {
+            return Ok(false);
+        }
+        self.orders.push(order);
+        self.names.push_str(player);
+        self.starts.push(self.names.len() as u32);
+        Ok(true)
+    }
+
+    /// Places that were kept so far.
+    pub fn len(&self) -> usize {
+        self.orders.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.orders.is_empty()
+    }
+
+    /// Members of the whole board; without it, those that were pushed.
+    pub fn total(mut self, total: u64) -> Self {
+        self.total = Some(total);
+        self
+    }
+
+    /// Everybody else: for estimates of places outside the top.
+    pub fn sketch(mut self, sketch: Sketch) -> Self {
+        self.sketch = sketch;
+        self
+    }
+
+    /// The last snapshot of a season: see [`Snapshot::is_final`].
+    pub fn last(mut self, last: bool) -> Self {
+        self.last = last;
+        self
+    }
+
+    pub fn build(self) -> Result<Snapshot, BuildError> {
+        let total = self.total.unwrap_or(self.offered as u64);
+        if total < self.orders.len() as u64 {
+            return Err(BuildError::Total { entries: self.orders.len(), total });
+        }
+        let mut snapshot = Snapshot {
+            board: self.board,
+            law: self.law,
+            version: self.version,
+            as_of_ms: self.as_of_ms,
+            tag: 0,
+            confirmed_ms: AtomicU64::new(self.as_of_ms),
+            total,
+            wanted: self.wanted,
+            last: self.last,
+            slots: vec![FREE_SLOT; slots(self.orders.len())].into(),
+            orders: self.orders.into(),
+            starts: self.starts.into(),
+            names: self.names.into(),
+            // Names are chosen by players: nobody shall be able to make them collide.
+            seed: fastrand::u64(..),
+            sketch: self.sketch,
+            bodies: [const { OnceLock::new() }; BODIES_KEPT],
+            bodies_left: AtomicU64::new(BODIES_BYTES as u64),
+        };
+        snapshot.fill()?;
+        snapshot.tag = snapshot.content();
+        Ok(snapshot)
+    }
+}
+
+impl Snapshot {
+    fn content(&self) -> u64 {
+        let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+        for word in [self.law, self.as_of_ms, self.total, u64::from(self.last)] {
+            hasher.update(&word.to_le_bytes());
+        }
+        for order in &self.orders {
+            hasher.update(&order.bits().to_le_bytes());
+        }
+        for start in &self.starts {
+            hasher.update(&start.to_le_bytes());
+        }
+        hasher.update(self.names.as_bytes());
+        hasher.digest()
+    }
+
+    fn fill(&mut self) -> Result<(), BuildError> {
+        let mask = self.slots.len().wrapping_sub(1);
+        for index in 0..self.orders.len() {
+            let player = &self.names[self.starts[index] as usize..self.starts[index + 1] as usize];
+            let mut at = hash(player, self.seed) as usize & mask;
+            while self.slots[at] != FREE_SLOT {
+                let other = usize::from(self.slots[at]);
+                let (from, to) = (self.starts[other], self.starts[other + 1]);
+                if &self.names[from as usize..to as usize] == player {
+                    let twice = PlayerId::parse(player);
+                    return Err(twice.map_or_else(
+                        |source| BuildError::Player { index, source },
+                        BuildError::Twice,
+                    ));
+                }
+                at = (at + 1) & mask;
+            }
+            self.slots[at] = index as u16;
+        }
+        Ok(())
+    }
+}
+
+/// What decides how many bytes a snapshot takes.
+struct Shape {
+    entries: usize,
+    names: usize,
+    board: usize,
+}
+
+impl Shape {
+    fn bytes(&self, sketch: usize) -> usize {
+        ARC_OVERHEAD
+            + size_of::<Snapshot>()
+            + self.entries * size_of::<Order>()
+            + (self.entries + 1) * size_of::<u32>()
+            + slots(self.entries) * size_of::<u16>()
+            + self.names
+            + self.board
+            + sketch
+            + BODIES_BYTES
+    }
+}
+
+/// A power of two of which at least a fifth stays free.
+fn slots(entries: usize) -> usize {
+    if entries == 0 {
+        return 0;
+    }
+    (entries + entries / 4 + 1).next_power_of_two()
+}
+
+fn hash(player: &str, seed: u64) -> u64 {
+    xxhash_rust::xxh3::xxh3_64_with_seed(player.as_bytes(), seed)
+}
+
+#[cfg(test)]
+mod tests;
