@@ -20,7 +20,7 @@ pub use answer::{Answer, Request};
 pub use kind::{BadPlayer, Better, BoardSpec, Kind, PlayerId, SpecError};
 pub use metrics::{Metrics, write};
 pub use order::{Law, Order, Refused};
-pub use own::{Around, Friend, Friends, Own, Rank};
+pub use own::{Around, Friend, Friends, Own, Place, Rank};
 pub use page::{BadToken, Freshness, Page, PageQuery, Row};
 pub use sketch::{Estimate, Sketch};
 pub use snapshot::{BuildError, Builder, Snapshot, Version};

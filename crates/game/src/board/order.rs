@@ -149,6 +149,16 @@ impl Law {
         }
     }
 
+    /// The first and the last order that a score can have, by when it was reached. `None`: it is outside the range, or the
+    /// board decays.
+    pub fn orders(&self, score: i64) -> Option<(Order, Order)> {
+        if let Kind::Decayed { .. } = self.kind {
+            return None;
+        }
+        let first = self.primary(score).ok()? << self.time_bits;
+        Some((Order(first), Order(first | ((1 << self.time_bits) - 1))))
+    }
+
     /// What a member's standing becomes by a result of `points` at `at_ms` (Unix): the better of the two, the sum, or the
     /// faded sum. The store's scripts compute the same. A sum stays inside the board's range.
     pub fn apply(

@@ -16,9 +16,9 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Own {
     pub player: PlayerId,
-    /// Her score as the caller knows it (from her profile): allows an estimate where nobody else knows it. Best and sum
-    /// boards; make it with [`Law::order`](super::Law::order).
-    pub hint: Option<Order>,
+    /// Her score as the caller knows it (from her profile): allows an estimate where nobody else knows it. For best and
+    /// sum boards; of no use where scores fade.
+    pub hint: Option<i64>,
     /// Refuse to answer from a snapshot that is older, ms.
     pub max_age_ms: Option<u64>,
 }
@@ -237,16 +237,24 @@ impl Board {
         }
     }
 
-    fn remember(&self, snapshot: &Snapshot, player: &str, hint: Option<Order>) -> Rank {
-        if snapshot.len() as u64 == snapshot.total() && hint.is_none() {
+    fn remember(&self, snapshot: &Snapshot, player: &str, hint: Option<i64>) -> Rank {
+        if snapshot.len() as u64 == snapshot.total() {
             // Everybody is in this version.
             return Rank::Absent;
         }
         let remembered = self.reader.get().and_then(|reader| reader.remembered(player));
-        match remembered.or(hint) {
-            Some(order) => self.about(snapshot, order, false),
-            None => Rank::Unknown,
+        if let Some(order) = remembered {
+            return self.about(snapshot, order, false);
         }
+        // When she reached it isn't known: from the first who has it to the last.
+        let Some((first, last)) = hint.and_then(|score| self.law().orders(score)) else {
+            return Rank::Unknown;
+        };
+        let (top, total) = (snapshot.len() as u64, snapshot.total());
+        let estimate = |order| snapshot.sketch().estimate(order, top, total);
+        let estimate = estimate(first).zip(estimate(last));
+        let estimate = estimate.map(|(first, last)| Estimate::between(first.low, last.high));
+        Rank::About { order: first, estimate, pending: false }
     }
 
     fn about(&self, snapshot: &Snapshot, order: Order, pending: bool) -> Rank {

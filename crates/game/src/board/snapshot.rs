@@ -114,15 +114,15 @@ impl Snapshot {
         self.version
     }
 
-    /// A hash of what it says, the same on every machine: two processes that gave one version number to two pictures are
-    /// told apart by it.
+    /// A hash of members, orders and total, the same on every machine: two processes that gave one version number to two
+    /// pictures are told apart by it, and tokens of one hold at the other where the pictures agree.
     pub fn tag(&self) -> u64 {
         self.tag
     }
 
-    /// `"version-tag"`: with the quotes of an `ETag`.
+    /// `"version-tag-as_of"`, with the quotes of an `ETag`: bodies tell `as_of`, and faded scores as of it.
     pub fn etag(&self) -> String {
-        format!("\"{}-{:016x}\"", self.version, self.tag)
+        format!("\"{}-{:016x}-{:x}\"", self.version, self.tag, self.as_of_ms)
     }
 
     /// The board looked like this at that time (Unix ms, begin of the read).
@@ -427,7 +427,7 @@ impl Builder {
 impl Snapshot {
     fn content(&self) -> u64 {
         let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-        for word in [self.law, self.as_of_ms, self.total, u64::from(self.last)] {
+        for word in [self.law, self.total, u64::from(self.last)] {
             hasher.update(&word.to_le_bytes());
         }
         for order in &self.orders {

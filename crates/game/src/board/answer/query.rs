@@ -1,7 +1,6 @@
 //! What a request asks for, out of its path and query.
 
 use crate::board::kind::{BadPlayer, FRIENDS_MAX, PlayerId};
-use crate::board::order::{Order, Refused};
 use crate::board::own::Own;
 use crate::board::page::PageQuery;
 use crate::board::Board;
@@ -23,7 +22,7 @@ pub struct Query {
     pub page: PageQuery,
     pub radius: usize,
     pub players: Vec<PlayerId>,
-    hint: Option<Order>,
+    hint: Option<i64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,8 +39,8 @@ pub enum BadQuery {
         #[source]
         source: BadPlayer,
     },
-    #[error("query parameter score: {0}")]
-    Score(#[from] Refused),
+    #[error("query parameter score: not one that this board can have")]
+    Score,
     #[error("query of more than {QUERY_BYTES_MAX} bytes, or {FRIENDS_MAX} players")]
     Long,
     #[error("percent-encoding of \"{0}\"")]
@@ -82,8 +81,8 @@ impl Query {
                 (Read::Around(_), "radius") => query.radius = number("radius", value)?,
                 (Read::Rank(_) | Read::Around(_), "score") => {
                     let score = number("score", value)?;
-                    // What is given back may have been reached at any time: the latest is the safe assumption.
-                    query.hint = Some(board.law().order(score, u64::MAX)?);
+                    board.law().orders(score).ok_or(BadQuery::Score)?;
+                    query.hint = Some(score);
                 }
                 (Read::Friends, "player") => {
                     if query.players.len() == FRIENDS_MAX {
@@ -97,7 +96,7 @@ impl Query {
         Ok(query)
     }
 
-    pub fn own(self, player: PlayerId) -> Own {
+    pub fn own(&self, player: PlayerId) -> Own {
         Own { player, hint: self.hint, max_age_ms: self.page.max_age_ms }
     }
 

@@ -136,8 +136,7 @@ async fn a_frozen_store_costs_the_wait_and_no_more() {
 #[tokio::test(start_paused = true)]
 async fn a_score_that_the_caller_knows_makes_an_estimate() {
     let board = of(5_000, BoardSpec { top: 100, ..best() });
-    let hint = board.law().order(score(777), NOW).ok();
-    let asked = Own { hint, ..own("p777") };
+    let asked = Own { hint: Some(score(777)), ..own("p777") };
     let place = board.rank(&asked, NOW).await.unwrap();
     let Rank::About { estimate: Some(estimate), .. } = place.rank else {
         panic!("an estimate");
