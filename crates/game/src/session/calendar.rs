@@ -117,14 +117,29 @@ impl Calendar {
         start(hint.max(self.first)) + SLOT
     }
 
-    /// Until when at least half of each slot is taken, from now on.
-    pub fn busy_until(&self, now: Duration) -> Duration {
-        let mut at = number(now) + 1;
+    /// Until when at least half of each slot is taken, from the next one on; none: it is not.
+    pub fn busy_until(&self, now: Duration) -> Option<Duration> {
+        let next = number(now) + 1;
+        let mut at = next;
         let end = self.first + self.slots.len() as u64;
         while at < end && self.booked(at) > 0 && self.booked(at) * 2 >= self.room(at, 100) {
             at += 1;
         }
-        start(at)
+        (at > next).then(|| start(at))
+    }
+
+    /// A place is free again.
+    pub fn cancel(&mut self, client: u64) {
+        let Some(at) = self.clients.remove(&client) else {
+            return;
+        };
+        let index = number(at).checked_sub(self.first);
+        let slot = index.and_then(|index| self.slots.get_mut(index as usize));
+        if let Some(slot) = slot
+            && let Some(found) = slot.iter().position(|one| *one == client)
+        {
+            slot.swap_remove(found);
+        }
     }
 
     /// Most of what is between belongs to a plan.

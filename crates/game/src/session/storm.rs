@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use phalanx_telemetry::metrics::{Exposition, Family};
 
-use super::calendar::{Calendar, SLOT};
+use super::calendar::{CLIENTS_MAX, Calendar, SLOT};
 use super::name::Stage;
 use super::pass::Pass;
 use crate::dice::Dice;
@@ -20,13 +20,22 @@ pub const REGIONS_MAX: usize = 256;
 pub const STORMS_MAX: usize = 4;
 /// What is planned of a budget; the rest is for whoever is out of plan.
 const PLANNED: u64 = 85;
-/// How long somebody in time is held back at most, so that the logins never see more than their budget.
-pub const HOLD_MAX: Duration = Duration::from_millis(400);
-/// Whoever nobody expected is held for so much less, by [`Stage`]: the door is shut for browsers first.
-const HOLDS: [u32; Stage::COUNT] = [320, 240, 160, 80, 40];
-/// Refusals are counted for so long, to tell a storm from a gust.
-const GUST: Duration = Duration::from_secs(2);
-/// A storm is this share of those who are there.
+/// How long somebody is held back at most, so that the logins never see more than their budget; two turns of a budget for
+/// which that is longer.
+pub const HOLD_MAX: Duration = Duration::from_secs(1);
+/// Who is in time is held for so long or so many turns, whichever is more.
+const EXPECTED: (Duration, u32) = (Duration::from_millis(400), 20);
+/// Whoever nobody expected less, by [`Stage`]: the door is shut for browsers first.
+const HOLDS: [(Duration, u32); Stage::COUNT] = [
+    (Duration::from_millis(320), 16),
+    (Duration::from_millis(240), 14),
+    (Duration::from_millis(160), 12),
+    (Duration::from_millis(80), 10),
+    (Duration::from_millis(40), 8),
+];
+/// Within so long it shows whether a gust is a storm, and so long somebody is expected after his time.
+const GUST: Duration = Duration::from_secs(3);
+/// A storm is when one in so many of those who are there was sent away.
 const STORM_SHARE: u64 = 10;
 
 /// What a region's logins bear. Of several login nodes each has its share.
@@ -65,7 +74,7 @@ pub enum Claim {
 /// What becomes of him.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Goes on to the login when `hold` is over (at most [`HOLD_MAX`], or two turns of a small budget).
+    /// Goes on to the login when `hold` is over; at most [`HOLD_MAX`].
     Admit { hold: Duration },
     /// Comes again at `at`, of the same clock, and is let in then. Coming before changes nothing.
     Wait { at: Duration, why: Why },
@@ -275,9 +284,17 @@ struct Region {
     /// When the logins are free for the next one.
     free: Duration,
     calendar: Calendar,
-    /// Since when refusals are counted, and how many there were.
-    gust: (Duration, u64),
+    gust: Gust,
     metrics: Metrics,
+}
+
+/// Holders of passes who came without a plan, and for whom the door was too narrow.
+#[derive(Clone, Debug, Default)]
+struct Gust {
+    /// When the first of those came who are still held back.
+    since: Duration,
+    /// Who was given a place.
+    clients: Vec<u64>,
 }
 
 /// Passes that were issued before it follow its plan.
@@ -299,7 +316,7 @@ impl Region {
             storms: VecDeque::new(),
             free: Duration::ZERO,
             calendar: Calendar::new(per_second, 100 - PLANNED),
-            gust: (Duration::ZERO, 0),
+            gust: Gust::default(),
             metrics: Metrics::default(),
         }
     }
@@ -353,16 +370,19 @@ impl Region {
             }
             return Verdict::Admit { hold };
         }
-        if let (Claim::Pass { .. }, false) = (&arrival.claim, is_expected)
-            && self.is_storm(now)
-            && self.storm(now)
-            && let Some(due) = self.due(&arrival.claim).filter(|due| *due > now + SLOT)
-        {
-            return self.early(due);
+        let is_gust = !is_expected && arrival.claim != Claim::Nothing;
+        if is_gust && self.is_storm(now, hold) {
+            self.break_out(now);
+            if let Some(due) = self.due(&arrival.claim).filter(|due| *due > now + SLOT) {
+                return self.early(due);
+            }
         }
         self.calendar.forget(arrival.client);
         match self.book(now, stage, arrival.client, jitter) {
             Some(at) => {
+                if is_gust {
+                    self.gust.clients.push(arrival.client);
+                }
                 self.metrics.booked += 1;
                 Verdict::Wait {
                     at,
@@ -409,41 +429,62 @@ impl Region {
     }
 
     fn hold_max(&self, stage: Stage, is_expected: bool) -> Duration {
-        if is_expected {
-            return HOLD_MAX.max(self.turn() * 2);
-        }
-        let ms = HOLDS.get(stage.index()).copied().unwrap_or_default();
-        Duration::from_millis(ms.into())
+        let (time, turns) = match HOLDS.get(stage.index()) {
+            Some(hold) if !is_expected => *hold,
+            _ => EXPECTED,
+        };
+        let turn = self.turn();
+        time.max(turn * turns).min(HOLD_MAX).max(turn * 2)
     }
 
     /// Whether one more who has to be sent away makes it one.
-    fn is_storm(&mut self, now: Duration) -> bool {
-        if now > self.gust.0 + GUST {
-            self.gust = (now, 0);
+    fn is_storm(&mut self, now: Duration, hold: Duration) -> bool {
+        if now > self.gust.since + GUST {
+            self.gust.since = now.saturating_sub(hold);
+            self.gust.clients.clear();
         }
-        self.gust.1 += 1;
-        let all: u64 = self.counts.iter().map(|count| u64::from(*count)).sum();
-        all > 0 && self.gust.1 * STORM_SHARE >= all.max(self.per_second)
+        let all = self.all();
+        let most = (all.max(self.per_second) / STORM_SHARE).min(CLIENTS_MAX as u64);
+        all > 0 && self.gust.clients.len() as u64 >= most && self.storms.len() < STORMS_MAX
+    }
+
+    /// A gust was a storm from its beginning: those who were given places before their time lose them to the plan, so that
+    /// nobody who waits for his time does.
+    fn break_out(&mut self, now: Duration) {
+        let since = self.gust.since;
+        for client in std::mem::take(&mut self.gust.clients) {
+            self.calendar.cancel(client);
+        }
+        self.begin(now, since);
     }
 
     fn storm(&mut self, now: Duration) -> bool {
-        if self.storms.len() >= STORMS_MAX {
-            return false;
+        let fits = self.storms.len() < STORMS_MAX;
+        if fits {
+            self.begin(now, now);
         }
-        let all: u64 = self.counts.iter().map(|count| u64::from(*count)).sum();
+        fits
+    }
+
+    fn begin(&mut self, now: Duration, seen: Duration) {
         // Behind those who have a place already, and behind the storm before.
-        let before = self.storms.back().map_or(now, |storm| storm.ends);
-        let begins = self.calendar.busy_until(now).max(before);
-        let ends = begins + self.takes(all);
+        let busy = self.calendar.busy_until(now);
+        let before = self.storms.back().map(|storm| storm.ends);
+        let begins = seen.max(busy.unwrap_or_default()).max(before.unwrap_or_default());
+        let ends = begins + self.takes(self.all());
         self.calendar.plan(begins, ends);
         self.storms.push_back(Storm {
-            seen: now,
+            seen,
             begins,
             // Whoever is a little late is expected still.
             ends: ends + GUST,
         });
         self.metrics.storms += 1;
-        true
+    }
+
+    /// Who is there, of all stages.
+    fn all(&self) -> u64 {
+        self.counts.iter().map(|count| u64::from(*count)).sum()
     }
 
     fn book(

@@ -82,8 +82,7 @@ impl Table {
             (None, None) => self.takes(instance, false)?,
             _ => return Err(self.conflict(key)),
         };
-        self.put(now, key, instance, epoch, ttl);
-        self.show(now, key).ok_or(DirectoryError::Full)
+        Ok(self.put(now, key, instance, epoch, ttl))
     }
 
     /// See [`Directory::move_to`](super::Directory::move_to).
@@ -101,12 +100,12 @@ impl Table {
         let Some(held) = self.seats.get(key).filter(|held| held.epoch == epoch) else {
             return Err(self.conflict(key));
         };
-        let ttl = held.ttl;
-        if held.instance != *to {
-            let epoch = self.takes(to, true)?;
-            self.put(now, key, to, epoch, ttl);
+        if held.instance == *to {
+            return Ok(seat(key, held));
         }
-        self.show(now, key).ok_or(DirectoryError::Full)
+        let ttl = held.ttl;
+        let epoch = self.takes(to, true)?;
+        Ok(self.put(now, key, to, epoch, ttl))
     }
 
     /// See [`Directory::release`](super::Directory::release).
@@ -235,7 +234,7 @@ impl Table {
         instance: &Instance,
         epoch: u64,
         ttl: Option<Duration>,
-    ) {
+    ) -> Seat {
         let ends = ttl.map(|ttl| now + ttl);
         let held = Held {
             instance: instance.clone(),
@@ -243,6 +242,7 @@ impl Table {
             ttl,
             ends,
         };
+        let seat = seat(key, &held);
         let before = self.seats.insert(key.clone(), held);
         if let Some(before) = &before {
             self.forget(key, before);
@@ -256,6 +256,7 @@ impl Table {
         if before.is_none_or(|before| before.epoch != epoch || before.ttl != ttl) {
             self.note(key);
         }
+        seat
     }
 
     fn remove(&mut self, key: &Key) {
