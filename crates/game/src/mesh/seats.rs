@@ -100,13 +100,13 @@ impl Directory for MeshDirectory {
 impl MeshWatch {
     /// None: it broke, and is worth another attempt.
     async fn step(&mut self) -> Result<Option<Update>, SessionError> {
-        let watch = match &mut self.open {
-            Some(watch) => watch,
-            None => {
-                let service = &self.directory.service;
-                let watch = self.directory.sessions().watch(service).await?;
-                self.open.insert(watch)
-            }
+        if self.open.is_none() {
+            let service = &self.directory.service;
+            let watch = self.directory.sessions().watch(service).await?;
+            self.open = Some(watch);
+        }
+        let Some(watch) = &mut self.open else {
+            return Ok(None);
         };
         let Some(told) = watch.next().await? else {
             return Ok(None);
