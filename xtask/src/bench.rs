@@ -5,6 +5,7 @@
 
 mod case;
 mod control;
+mod game;
 mod idle;
 mod load;
 mod manifest;
@@ -65,6 +66,8 @@ pub struct Options {
 enum What {
     /// Measure the control plane instead: a large fleet, a large registry, etcd's leases beside it
     Control(control::Options),
+    /// Measure the game kit beside ractor, kameo and Redis and write bench/game/README.md
+    Game(game::Options),
 }
 
 /// One measurement.
@@ -76,8 +79,10 @@ pub struct Row {
 }
 
 pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
-    if let Some(What::Control(options)) = &options.what {
-        return control::run(root, options);
+    match &options.what {
+        Some(What::Control(options)) => return control::run(root, options),
+        Some(What::Game(options)) => return game::run(root, options),
+        None => {}
     }
     let known = |name: &String| name == stages::NAME || case::ALL.iter().any(|c| c.name == name);
     if let Some(unknown) = options.case.iter().find(|name| !known(name)) {
@@ -93,16 +98,16 @@ pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     let cases: Vec<&Case> = case::ALL.iter().filter(|c| wanted(c.name)).collect();
     // First, for it has to be built.
     let stages = match wanted(stages::NAME) {
-        true => stages::measure(root)?,
-        false => String::new(),
+        true => Some(stages::measure(root)?),
+        false => None,
     };
     let (rows, missing) = measure(root, &work, &cases, options)?;
-    let text = table::render(&rows, options, &versions(root));
-    let text = format!("{text}{stages}");
+    let path = root.join("bench/README.md");
+    let before = std::fs::read_to_string(&path).unwrap_or_default();
+    let versions = versions(root);
+    let text = table::render(&rows, stages.as_deref(), options, &versions, &before);
     println!("\n{text}");
     if !options.dry_run {
-        let path = root.join("bench/README.md");
-        let before = std::fs::read_to_string(&path).unwrap_or_default();
         let control = before
             .find(control::HEADING)
             .and_then(|at| before.get(at..));

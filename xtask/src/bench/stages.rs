@@ -10,6 +10,8 @@ use super::running::PROXY_CORE;
 
 pub const NAME: &str = "stages";
 
+pub const TITLE: &str = "Where the time goes";
+
 /// Runs `crates/proxy/benches/stages.rs`, which prints `NS<tab>what` for each.
 pub fn measure(root: &Path) -> anyhow::Result<String> {
     let mut command = Command::new("taskset");
@@ -21,8 +23,8 @@ pub fn measure(root: &Path) -> anyhow::Result<String> {
     if !output.status.success() {
         bail!("stages: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let mut text = String::from(
-        "\n## Where the time goes\n\nNanoseconds of one core, everything hot, median of nine (min\u{2013}max). The rest of a request's time is the kernel's: two\n\
+    let mut text = format!(
+        "\n## {TITLE}\n\nNanoseconds of one core, everything hot, median of nine (min\u{2013}max). The rest of a request's time is the kernel's: two\n\
          receives and two sends are all that a proxied HTTP/1.1 request does there.\n\n| stage | ns |\n|---|---|\n",
     );
     let mut rows = 0;

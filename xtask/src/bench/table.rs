@@ -5,9 +5,16 @@ use std::fmt::Write;
 use super::case::{self, Case, Load};
 use super::peer;
 use super::sample::{CPU, DIRECT, P50, P99, Sample};
-use super::{Options, Row, idle, load, manifest};
+use super::{Options, Row, idle, load, manifest, stages};
 
-pub fn render(rows: &[Row], options: &Options, versions: &[(&'static str, String)]) -> String {
+/// The page: what was measured, and in its place what was not as it stood `before`.
+pub fn render(
+    rows: &[Row],
+    stages: Option<&str>,
+    options: &Options,
+    versions: &[(&'static str, String)],
+    before: &str,
+) -> String {
     let mut text = format!(
         "# Measured side by side\n\nWritten by `cargo xtask bench`; do not edit by hand. The proxy runs alone on core 0 with one worker, load generator and\n\
          backend share core 1, everything on loopback. **CPU** is on-CPU time of the proxy per completed request (scheduler's account, all\n\
@@ -20,24 +27,41 @@ pub fn render(rows: &[Row], options: &Options, versions: &[(&'static str, String
          filter: what they cost is their least.\n\n",
         manifest::RULES
     );
-    let _ = writeln!(
-        text,
-        "Rounds: {}, where tails of latency are looked for {}; {} s each after 1 s of warm-up.\n",
-        options.rounds, options.tail_rounds, options.seconds
-    );
     for (name, version) in versions {
         let _ = writeln!(text, "- {name}: {version}");
     }
     for case in &case::ALL {
-        if rows.iter().any(|r| r.case == case) {
-            section(&mut text, rows, case);
+        match rows.iter().any(|r| r.case == case) {
+            true => section(&mut text, rows, case, options),
+            false => text.push_str(kept(before, case.title)),
         }
     }
+    text.push_str(stages.unwrap_or_else(|| kept(before, stages::TITLE)));
     text
 }
 
-fn section(text: &mut String, rows: &[Row], case: &Case) {
+/// A section with the blank line before it; empty where there is none.
+fn kept<'b>(before: &'b str, title: &str) -> &'b str {
+    let Some(from) = before.find(&format!("\n## {title}\n")) else {
+        return "";
+    };
+    let Some(rest) = before.get(from + 1..) else {
+        return "";
+    };
+    let ends = ["\n## ", "\n# "].iter().filter_map(|next| rest.find(next));
+    let end = ends.min().map_or(before.len(), |end| from + 1 + end);
+    before.get(from..end).unwrap_or_default()
+}
+
+fn section(text: &mut String, rows: &[Row], case: &Case, options: &Options) {
     let _ = writeln!(text, "\n## {}\n", case.title);
+    let rounds = rows.iter().filter(|r| r.case == case).map(|r| r.round);
+    let rounds = rounds.max().map_or(0, |last| last + 1);
+    let time = match case.is_idle() {
+        true => String::new(),
+        false => format!(" of {} s after 1 s of warm-up", options.seconds),
+    };
+    let _ = writeln!(text, "Rounds: {rounds}{time}.\n");
     if let Some(words) = explained(case) {
         let _ = writeln!(text, "{words}\n");
     }
