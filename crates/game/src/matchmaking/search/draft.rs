@@ -1,0 +1,241 @@
+//! A match being put together: who is in which team, and how good that is. Teams are evened out here; what may be in a
+//! match at all is decided before.
+
+use std::sync::Arc;
+
+use super::{Proposal, Quality, Search};
+use crate::matchmaking::rules::{ANY_TEAM, Brownout, MILLI, MatchRules, Seating};
+use crate::matchmaking::ticket::{BackfillId, RegionIndex, Ticket};
+
+/// Rounds of swaps that even out teams.
+const ROUNDS_MAX: usize = 4;
+/// Parts of the penalty: a score of 0 is this much.
+const WORST: u64 = 1_000_000;
+
+#[derive(Clone, Debug)]
+pub(super) struct Draft {
+    pub region: u8,
+    pub teams: Vec<Vec<Member>>,
+    pub quality: Quality,
+    /// What the score rounds: 0 (best) to [`WORST`].
+    pub penalty: u64,
+    pub open: Option<Open>,
+}
+
+/// Seats of a running match.
+#[derive(Clone, Debug)]
+pub(super) struct Open {
+    pub id: BackfillId,
+    /// What the players of each team play.
+    pub roles: Vec<Vec<Option<u8>>>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    pub slot: u32,
+    pub value: i32,
+    pub step: u8,
+    pub latency: u16,
+    /// Sum of the players' means, in thousandths.
+    pub strength: i64,
+    pub ticket: Arc<Ticket>,
+}
+
+impl Member {
+    pub fn size(&self) -> usize {
+        self.ticket.players.len()
+    }
+}
+
+impl Draft {
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.teams.iter().flatten()
+    }
+
+    pub fn spread(&self) -> i32 {
+        let values = self.members().map(|member| member.value);
+        let (low, high) = values.fold((i32::MAX, i32::MIN), |(low, high), value| {
+            (low.min(value), high.max(value))
+        });
+        high.saturating_sub(low)
+    }
+
+    /// Of the youngest, who decides what the match may be.
+    pub fn step(&self) -> u8 {
+        self.members().map(|member| member.step).min().unwrap_or(0)
+    }
+
+    pub fn imbalance(&self, rules: &MatchRules) -> i64 {
+        let sums = self
+            .teams
+            .iter()
+            .map(|team| team.iter().map(|member| member.strength).sum::<i64>());
+        let (low, high) = sums.fold((i64::MAX, i64::MIN), |(low, high), sum| {
+            (low.min(sum), high.max(sum))
+        });
+        high.saturating_sub(low).max(0) / rules.team_size().max(1) as i64
+    }
+
+    /// Works out quality and penalty anew; `spread` is the match's, or of open seats the largest distance from it.
+    pub fn judge(&mut self, rules: &MatchRules, now_ms: u64, spread: i32, imbalance: i64) {
+        let spec = rules.spec();
+        let latency = self.members().map(|member| member.latency).max().unwrap_or(0);
+        let oldest = self.members().map(|member| member.ticket.enqueued_ms).min();
+        let widest = (spec.rating.window.cap * MILLI).max(1.0) as u64;
+        let slowest = spec
+            .regions
+            .get(usize::from(self.region))
+            .map_or(1.0, |region| f64::from(region.latency_ms_max) + spec.latency.cap)
+            .max(1.0) as u64;
+        let weights = spec.quality;
+        let parts = [
+            (weights.rating, spread.max(0) as u64, widest),
+            (weights.balance, imbalance.max(0) as u64, widest),
+            (weights.latency, u64::from(latency), slowest),
+        ];
+        let total: u64 = parts.iter().map(|(weight, _, _)| u64::from(*weight)).sum();
+        let bad: u64 = parts
+            .iter()
+            .map(|(weight, value, most)| u64::from(*weight) * (value * WORST / most).min(WORST))
+            .sum();
+        self.penalty = bad.checked_div(total).unwrap_or(0);
+        self.quality = Quality {
+            score: (1_000 - self.penalty * 1_000 / WORST) as u16,
+            spread_milli: spread.max(0) as u32,
+            imbalance_milli: imbalance.clamp(0, i64::from(u32::MAX)) as u32,
+            latency_ms: latency,
+            waited_ms: oldest.map_or(0, |oldest| now_ms.saturating_sub(oldest)),
+        };
+    }
+
+    pub fn judge_match(&mut self, rules: &MatchRules, now_ms: u64) {
+        let (spread, imbalance) = (self.spread(), self.imbalance(rules));
+        self.judge(rules, now_ms, spread, imbalance);
+    }
+
+    /// Swaps parties of the same size between teams while that evens them out. Gives the swaps tried.
+    pub fn even_out(&mut self, rules: &MatchRules) -> u64 {
+        let mut tried = 0;
+        if self.teams.len() < 2 || rules.team_size() == 1 {
+            return tried;
+        }
+        let mut imbalance = self.imbalance(rules);
+        for _ in 0..ROUNDS_MAX {
+            let before = imbalance;
+            for one in 0..self.teams.len() {
+                for two in one + 1..self.teams.len() {
+                    tried += self.even_two(rules, one, two, &mut imbalance);
+                }
+            }
+            if imbalance == before {
+                break;
+            }
+        }
+        tried
+    }
+
+    fn even_two(
+        &mut self,
+        rules: &MatchRules,
+        one: usize,
+        two: usize,
+        imbalance: &mut i64,
+    ) -> u64 {
+        let mut tried = 0;
+        for i in 0..self.teams[one].len() {
+            for j in 0..self.teams[two].len() {
+                tried += 1;
+                let (a, b) = (&self.teams[one][i], &self.teams[two][j]);
+                if a.size() != b.size() || a.strength == b.strength {
+                    continue;
+                }
+                self.swap(one, i, two, j);
+                let new = self.imbalance(rules);
+                tried += self.teams.len() as u64;
+                let better = new < *imbalance
+                    && self.is_seated(rules, one)
+                    && self.is_seated(rules, two);
+                if better {
+                    *imbalance = new;
+                } else {
+                    self.swap(one, i, two, j);
+                }
+            }
+        }
+        tried
+    }
+
+    fn swap(&mut self, one: usize, i: usize, two: usize, j: usize) {
+        let (front, back) = self.teams.split_at_mut(two);
+        std::mem::swap(&mut front[one][i], &mut back[0][j]);
+    }
+
+    /// True if the team's players fit its seats.
+    pub fn is_seated(&self, rules: &MatchRules, team: usize) -> bool {
+        rules.spec().roles.is_empty() || seat(rules, &self.teams[team]).is_some()
+    }
+
+    /// True if the teams' largest parties differ by no more than `gap`.
+    pub fn is_fair(&self, gap: u8) -> bool {
+        let largest = |team: &Vec<Member>| team.iter().map(Member::size).max().unwrap_or(0);
+        let sizes = self.teams.iter().map(largest);
+        let (low, high) = sizes.fold((usize::MAX, 0), |(low, high), size| {
+            (low.min(size), high.max(size))
+        });
+        high.saturating_sub(low) <= usize::from(gap)
+    }
+
+    /// True if everybody's windows, and everybody's patience with parties, allow this.
+    pub fn is_allowed(&self, rules: &MatchRules, brownout: Brownout) -> bool {
+        let step = rules.ladder(brownout)[usize::from(self.step())];
+        self.spread() <= step.window && self.is_fair(step.gap)
+    }
+}
+
+/// The role of each player of a team, or none if they don't fit.
+fn seat(rules: &MatchRules, team: &[Member]) -> Option<Vec<Option<u8>>> {
+    let mut seating = Seating::team(rules.seats());
+    let players = team.iter().flat_map(|member| &member.ticket.players);
+    for player in players {
+        if !seating.add(player.roles.0, ANY_TEAM) {
+            return None;
+        }
+    }
+    Some(seating.places().into_iter().map(|(_, role)| role).collect())
+}
+
+impl Search {
+    pub(super) fn member(&self, slot: u32, region: u8) -> Option<Member> {
+        let (hot, cold) = (&self.hot[slot as usize], &self.cold[slot as usize]);
+        Some(Member {
+            slot,
+            value: hot.value,
+            step: hot.step,
+            latency: cold.latency[usize::from(region)],
+            strength: cold.strength,
+            ticket: Arc::clone(cold.ticket.as_ref()?),
+        })
+    }
+
+    pub(super) fn propose(&self, draft: Draft) -> Proposal {
+        let has_roles = !self.rules.spec().roles.is_empty();
+        let (backfill, roles) = match draft.open {
+            Some(open) => (Some(open.id), open.roles),
+            None => {
+                let seats = |team: &Vec<Member>| seat(&self.rules, team).unwrap_or_default();
+                (None, draft.teams.iter().map(seats).collect())
+            }
+        };
+        Proposal {
+            teams: draft
+                .teams
+                .iter()
+                .map(|team| team.iter().map(|member| member.ticket.id).collect())
+                .collect(),
+            roles: if has_roles { roles } else { Vec::new() },
+            region: RegionIndex(draft.region),
+            quality: draft.quality,
+            backfill,
+        }
+    }
+}

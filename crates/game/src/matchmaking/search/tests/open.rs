@@ -1,0 +1,119 @@
+//! Open seats of running matches.
+
+use super::*;
+
+fn offer(id: u64, rating: f64, any: &[u8]) -> Backfill {
+    Backfill {
+        id: BackfillId(id),
+        region: RegionIndex(0),
+        rating,
+        open: any
+            .iter()
+            .map(|any| OpenSeats {
+                roles: vec![],
+                any: *any,
+            })
+            .collect(),
+        since_ms: START,
+    }
+}
+
+fn answered(world: &mut World, backfill: &Backfill) -> Option<Proposal> {
+    let before = world.waiting.clone();
+    let (proposals, _) = world.tick(None);
+    let proposal = proposals.into_iter().find(|p| p.backfill.is_some())?;
+    let find = |id| before.get(&id);
+    verify::verify(
+        &world.rules,
+        world.brownout,
+        world.now,
+        &proposal,
+        find,
+        Some(backfill),
+    )
+    .unwrap();
+    Some(proposal)
+}
+
+#[test]
+fn open_seats_are_filled_before_new_matches_begin() {
+    let mut world = World::new(spec(2, 2));
+    for id in 1..5 {
+        world.insert(alone(id, 20.0 + id as f64 / 100.0, START));
+    }
+    let open = offer(7, 20.0, &[1, 0]);
+    world.search.offer(open.clone()).unwrap();
+    let proposal = answered(&mut world, &open).unwrap();
+    assert_eq!(proposal.backfill, Some(BackfillId(7)));
+    assert_eq!(proposal.teams, [vec![TicketId(1)], vec![]]);
+    assert_eq!((world.search.offered(), world.waiting.len()), (0, 3));
+}
+
+#[test]
+fn a_party_takes_open_seats_of_one_team_or_none() {
+    let mut world = World::new(spec(2, 3));
+    world.insert(party(1, &[20.0, 20.0], START));
+    let open = offer(7, 20.0, &[1, 1]);
+    world.search.offer(open.clone()).unwrap();
+    assert!(answered(&mut world, &open).is_none());
+    assert_eq!(world.search.withdraw(BackfillId(7)), Some(open));
+    assert_eq!(world.search.withdraw(BackfillId(7)), None);
+    let open = offer(8, 20.0, &[1, 2]);
+    world.search.offer(open.clone()).unwrap();
+    let proposal = answered(&mut world, &open).unwrap();
+    assert_eq!(proposal.teams, [vec![], vec![TicketId(1)]]);
+}
+
+#[test]
+fn whoever_is_too_far_from_a_running_match_waits_until_both_widened() {
+    let mut world = World::new(spec(2, 2));
+    let open = offer(7, 20.0, &[1, 0]);
+    world.search.offer(open.clone()).unwrap();
+    world.insert(alone(1, 22.0, START + 4_000));
+    world.now = START + 5_000;
+    assert!(answered(&mut world, &open).is_none());
+    world.now = START + 9_000;
+    assert!(answered(&mut world, &open).is_some());
+}
+
+#[test]
+fn offers_without_sense_are_refused() {
+    let mut world = World::new(spec(2, 2));
+    let open = offer(7, 20.0, &[0, 0]);
+    assert!(matches!(world.search.offer(open), Err(Refused::Invalid(_))));
+    let open = offer(7, f64::NAN, &[1, 0, 3]);
+    let Err(Refused::Invalid(problems)) = world.search.offer(open) else {
+        panic!("taken");
+    };
+    assert_eq!(problems.list().len(), 3, "{problems}");
+    world.search.offer(offer(7, 20.0, &[1, 0])).unwrap();
+    assert_eq!(
+        world.search.offer(offer(7, 20.0, &[1, 0])),
+        Err(Refused::Offered(BackfillId(7)))
+    );
+}
+
+#[test]
+fn random_offers_are_answered_within_the_rules() {
+    let mut answers = 0;
+    for seed in 0..rounds(10) {
+        let mut dice = Dice::new(seed);
+        let mut world = World::new(spec(2, 3));
+        for id in 0..30 {
+            let rating = dice.below(20) as f64;
+            let seats = [dice.below(3) as u8 + 1, dice.below(3) as u8];
+            let open = Backfill {
+                since_ms: world.now,
+                ..offer(id, rating, &seats)
+            };
+            world.search.offer(open.clone()).unwrap();
+            for _ in 0..dice.below(6) {
+                world.insert_random(20, &mut dice);
+            }
+            world.now += dice.below(3_000);
+            answers += usize::from(answered(&mut world, &open).is_some());
+            world.search.withdraw(BackfillId(id));
+        }
+    }
+    assert!(answers > 100, "{answers}");
+}
