@@ -359,6 +359,11 @@ pub mod mvccpb {
     include!("generated/mvccpb.rs");
 }
 pub mod phalanx {
+    pub mod game {
+        pub mod v1 {
+            include!("generated/phalanx.game.v1.rs");
+        }
+    }
     pub mod identity {
         pub mod v1 {
             include!("generated/phalanx.identity.v1.rs");

@@ -1,9 +1,10 @@
 //! Writes the committed protobuf code: Envoy's subset and our own services into `crates/proto`, the
-//! arena's services into the example. No protoc: Envoy's descriptors come from a crate, ours from protox.
-//! `--check` writes nothing and fails where the committed files differ.
+//! arena's services into the example; and for the example client the stubs in Go. No protoc: Envoy's descriptors come from
+//! a crate, ours from protox. `--check` writes nothing and fails where the committed files differ.
 
 mod closure;
 mod envoy;
+mod go;
 mod render;
 
 use std::collections::BTreeMap;
@@ -26,7 +27,19 @@ fn main() -> Result<()> {
 
     let proto = workspace.root.join("crates/proto");
     let mut descriptors = envoy::subset(&workspace)?;
-    merge(&mut descriptors, compile(&proto.join("proto"))?);
+    let own = compile(&proto.join("proto"))?;
+    let client = workspace.root.join("examples/go-client");
+    let tools = workspace.root.join("target/tools");
+    let mut outputs = vec![proto.join("src/generated")];
+    if go::is_ready(&tools) {
+        go::stubs(&own, &tools, &client, &mut files)?;
+        outputs.push(client.join("gamev1"));
+    } else if check {
+        bail!("no protoc-gen-go in target/tools, run `cargo xtask setup`");
+    } else {
+        println!("examples/go-client: left as it is; `cargo xtask setup` brings protoc-gen-go");
+    }
+    merge(&mut descriptors, own);
     println!("crates/proto: {}", closure::census(&descriptors));
     render::tree(descriptors, &proto.join("src/generated.rs"), &mut files)?;
 
@@ -37,7 +50,7 @@ fn main() -> Result<()> {
         render::packages(descriptors, &arena.join("src/generated"), &mut files)?;
     }
 
-    let outputs = [proto.join("src/generated"), arena.join("src/generated")];
+    outputs.push(arena.join("src/generated"));
     let stale = stale(&files, &outputs)?;
     if check {
         compare(&files, &stale)

@@ -1,6 +1,6 @@
 //! The gRPC stacks of `crates/testkit/clients`, pinned there by lock files: grpcio beside Envoy in the virtual environment,
-//! grpc-js in a folder of modules, gRPC Go compiled to one program. Beside them gRPC's own interop cases and h2spec, the
-//! judge of HTTP/2, which Go builds as well.
+//! grpc-js in a folder of modules, gRPC Go compiled to one program. Beside them gRPC's own interop cases, h2spec, the judge of
+//! HTTP/2, and the game kit's example client, which Go builds as well.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -36,7 +36,20 @@ pub fn install(root: &Path) -> anyhow::Result<()> {
     ];
     go(&tools, &clients.join("interop"), &cases)?;
     let h2spec = [("h2spec", "github.com/summerwind/h2spec/cmd/h2spec")];
-    go(&tools, &clients.join("h2spec"), &h2spec)
+    go(&tools, &clients.join("h2spec"), &h2spec)?;
+    let game = [
+        ("game-go-client", "."),
+        // What its stubs are made with.
+        (
+            "protoc-gen-go",
+            "google.golang.org/protobuf/cmd/protoc-gen-go",
+        ),
+        (
+            "protoc-gen-go-grpc",
+            "google.golang.org/grpc/cmd/protoc-gen-go-grpc",
+        ),
+    ];
+    go(&tools, &root.join("examples/go-client"), &game)
 }
 
 fn python(tools: &Path, requirements: &Path) -> anyhow::Result<()> {
