@@ -7,14 +7,24 @@
 //! [`Board::answer`]. Publishing: [`snapshot::Builder`] → [`Board::publish`], or [`Board::confirm`] where nothing changed.
 
 pub mod answer;
+pub mod breaker;
 pub mod kind;
 mod metrics;
 pub mod order;
+pub mod outbox;
 pub mod own;
 pub mod page;
 pub mod persist;
+#[cfg(feature = "redis")]
+mod rank;
+#[cfg(feature = "redis")]
+pub mod redis;
+#[cfg(feature = "redis")]
+mod refresh;
 pub mod sketch;
 pub mod snapshot;
+#[cfg(feature = "redis")]
+mod write;
 
 pub use answer::{Answer, Request};
 pub use kind::{BadPlayer, Better, BoardSpec, Kind, PlayerId, SpecError};
@@ -22,6 +32,8 @@ pub use metrics::{Metrics, write};
 pub use order::{Law, Order, Refused};
 pub use own::{Around, Friend, Friends, Own, Place, Rank};
 pub use page::{BadToken, Freshness, Page, PageQuery, Row};
+#[cfg(feature = "redis")]
+pub use self::redis::{LiveConfig, Receipt, RedisBoard, RedisConfig, WriteError};
 pub use sketch::{Estimate, Sketch};
 pub use snapshot::{BuildError, Builder, Snapshot, Version};
 

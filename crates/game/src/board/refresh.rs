@@ -1,0 +1,570 @@
+//! One task per board that talks to Redis for all its readers: reads what changed, builds the next snapshot, publishes it by
+//! one swap, keeps it on disk. It alone owns the breaker and sends the probes; readers learn what it found and never wait.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+
+use super::breaker::{Outcome, State};
+use super::kind::PlayerId;
+use super::order::Order;
+use super::redis::Shared;
+use super::redis::link::{Failure, Link, StoreError};
+use super::redis::script::{self, Head, Reading};
+use super::sketch::{Pivot, Sketch};
+use super::snapshot::{BuildError, Builder, Snapshot, Version};
+use super::{Board, PublishError, StoreState, now_ms, persist};
+
+mod mirror;
+
+use mirror::Mirror;
+
+/// How often the board is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefreshConfig {
+    /// Between two reads of a board that changes; from read to read it grows towards `period_max` while nothing does.
+    pub period_min: Duration,
+    pub period_max: Duration,
+    /// The whole of one refresh, however many calls it takes.
+    pub refresh_max: Duration,
+    /// Between two reads of the board from the beginning: what is written past the scripts is seen by then.
+    pub full_every: Duration,
+    /// Between two estimates of places outside the top.
+    pub sketch_every: Duration,
+    /// Between two copies on disk, if there is a directory for them.
+    pub persist_every: Duration,
+}
+
+impl Default for RefreshConfig {
+    fn default() -> Self {
+        Self {
+            period_min: Duration::from_millis(100),
+            period_max: Duration::from_millis(500),
+            refresh_max: Duration::from_secs(5),
+            full_every: Duration::from_secs(60),
+            sketch_every: Duration::from_secs(1),
+            persist_every: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What the task tells others.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// The board's epoch, 0 while it isn't known.
+    pub(super) epoch: AtomicU32,
+    pub(super) refreshes: AtomicU64,
+    pub(super) full: AtomicU64,
+    pub(super) probes: AtomicU64,
+    /// Of the last refresh that succeeded.
+    pub(super) took_us: AtomicU64,
+    pub(super) took_us_max: AtomicU64,
+    /// Members that no writer of ours made.
+    pub(super) foreign: AtomicU64,
+    pub(super) healed: AtomicU64,
+    /// Wakes the task before its time.
+    pub(super) wake: Notify,
+}
+
+impl Progress {
+    /// The store is in this epoch. Epochs don't go back: a store that does has lost data.
+    pub(super) fn reached(&self, epoch: u32) -> u32 {
+        self.epoch.fetch_max(epoch, Ordering::Relaxed).max(epoch)
+    }
+}
+
+pub(super) struct Refresher {
+    shared: Arc<Shared>,
+    link: Link,
+    /// For readers of their own places: made here, so that no reader waits for a handshake.
+    rank_link: Link,
+    directory: Option<PathBuf>,
+    mirror: Option<Known>,
+    sketch: Sketch,
+    sketched_at: Option<Instant>,
+    persisted: (Version, Option<Instant>),
+    period: Duration,
+    /// Places that fitted into the last snapshot, if they were fewer than asked for.
+    fitted: Option<usize>,
+}
+
+enum Published {
+    Newer,
+    Nothing,
+    /// Readers have another picture under the same version.
+    Unlike(Version),
+}
+
+/// The mirror and what it is of.
+struct Known {
+    mirror: Mirror,
+    epoch: u32,
+    seq: u64,
+    born: u64,
+    connection: u64,
+    read_at: Instant,
+}
+
+impl Refresher {
+    pub(super) fn new(shared: Arc<Shared>, link: Link, rank_link: Link) -> Self {
+        let period = shared.refresh.period_min;
+        let directory = shared.directory.clone();
+        Self {
+            shared,
+            link,
+            rank_link,
+            directory,
+            mirror: None,
+            sketch: Sketch::default(),
+            sketched_at: None,
+            persisted: (Version::default(), None),
+            period,
+            fitted: None,
+        }
+    }
+
+    /// Runs until `ended` says so; then the newest snapshot is on disk.
+    pub(super) async fn run(mut self, mut ended: watch::Receiver<bool>) {
+        loop {
+            let wait = tokio::select! {
+                () = over(&mut ended) => break,
+                wait = self.turn() => wait,
+            };
+            tokio::select! {
+                () = over(&mut ended) => break,
+                () = tokio::time::sleep(wait) => {}
+                () = self.shared.progress.wake.notified() => {}
+            }
+        }
+        self.persist(true).await;
+    }
+
+    /// One round; how long to wait for the next.
+    async fn turn(&mut self) -> Duration {
+        let shared = self.shared.clone();
+        let Some(permit) = shared.circuit.probe() else {
+            self.tell(StoreState::Open);
+            return shared.circuit.wait().unwrap_or(SHORT).max(SHORT);
+        };
+        if shared.circuit.state() == State::HalfOpen {
+            // A word, not the whole board: all processes find Redis back at about the same time.
+            shared.progress.probes.fetch_add(1, Ordering::Relaxed);
+            self.tell(StoreState::Probing);
+            let found = self.head().await.map(|_| ());
+            permit.settle(self.judge(&found));
+            return if found.is_ok() { Duration::ZERO } else { SHORT };
+        }
+        let began = Instant::now();
+        let refreshed = tokio::time::timeout(shared.refresh.refresh_max, self.refresh()).await;
+        let refreshed = refreshed.unwrap_or_else(|_| Err(Failure::Timeout.into()));
+        permit.settle(self.judge(&refreshed));
+        match refreshed {
+            Ok(changed) => {
+                let took = began.elapsed().as_micros() as u64;
+                shared.progress.took_us.store(took, Ordering::Relaxed);
+                shared.progress.took_us_max.fetch_max(took, Ordering::Relaxed);
+                shared.progress.refreshes.fetch_add(1, Ordering::Relaxed);
+                self.tell(StoreState::Up);
+                self.open_ranks().await;
+                self.persist(false).await;
+                self.next_period(changed)
+            }
+            Err(_) => {
+                // An unfinished read may have lost its place.
+                self.mirror = None;
+                if shared.circuit.state() != State::Closed {
+                    self.tell(StoreState::Open);
+                }
+                jittered(shared.refresh.period_max)
+            }
+        }
+    }
+
+    fn judge<T>(&mut self, outcome: &Result<T, StoreError>) -> Outcome {
+        let Err(error) = outcome else {
+            return Outcome::Succeeded;
+        };
+        self.shared.failed("refresh", error);
+        if error.failure.is_outage() {
+            self.link.drop_connection();
+            // Readers needn't find out for themselves, each for some milliseconds.
+            self.shared.ranks.disconnect();
+            return Outcome::Failed;
+        }
+        // It answers, and says no: that must not keep others from asking.
+        Outcome::Succeeded
+    }
+
+    fn tell(&self, state: StoreState) {
+        let before = self.board().store();
+        if before == state || (before == StoreState::Cold && state == StoreState::Probing) {
+            return;
+        }
+        self.board().set_store(state);
+        match state {
+            StoreState::Open => {
+                tracing::warn!(board = %self.board().spec().name, "the board's redis is out of order");
+            }
+            StoreState::Up => tracing::info!(board = %self.board().spec().name, "the board's redis answers"),
+            StoreState::Cold | StoreState::Probing => {}
+        }
+    }
+
+    fn next_period(&mut self, changed: bool) -> Duration {
+        let refresh = &self.shared.refresh;
+        self.period = match changed {
+            true => refresh.period_min,
+            false => (self.period * 3 / 2).min(refresh.period_max),
+        };
+        jittered(self.period)
+    }
+
+    fn board(&self) -> &Board {
+        &self.shared.board
+    }
+
+    /// What one call says about the board; after a change of epoch, the second.
+    async fn head(&mut self) -> Result<Head, StoreError> {
+        Ok(self.read(None, &[]).await?.head)
+    }
+
+    async fn read(&mut self, since: Option<u64>, places: &[u64]) -> Result<Reading, StoreError> {
+        for _ in 0..EPOCHS_IN_A_ROW_MAX {
+            let epoch = self.shared.progress.epoch.load(Ordering::Relaxed).max(1);
+            let source = self.shared.source();
+            let call = script::read(&self.shared.keys, epoch, source, since, places);
+            let reading = script::reading(&self.link.call(&call).await?)?;
+            self.shared.progress.reached(reading.head.epoch);
+            self.shared.progress.foreign.fetch_add(reading.foreign, Ordering::Relaxed);
+            // An earlier epoch than readers have seen is for `heal`.
+            if reading.head.epoch <= epoch {
+                let law = self.board().law().fingerprint();
+                if reading.head.law != 0 && reading.head.law != law {
+                    return Err(Failure::Foreign.into());
+                }
+                return Ok(reading);
+            }
+        }
+        Err(Failure::Other.into())
+    }
+
+    /// Brings readers what is new; whether anything was.
+    async fn refresh(&mut self) -> Result<bool, StoreError> {
+        let mut began_ms = now_ms();
+        let mut reading = self.read(self.since(), &[]).await?;
+        if self.heal(&reading.head).await? {
+            return Ok(true);
+        }
+        if self.unchanged(began_ms, &reading.head) {
+            return Ok(false);
+        }
+        let places = self.places(reading.head.total);
+        if self.follows(&reading) && !places.is_empty() {
+            // The sketch comes with what changed until then: one instant again.
+            self.absorb(&mut reading);
+            began_ms = now_ms();
+            reading = self.read(self.since(), &places).await?;
+        }
+        if !self.follows(&reading) {
+            (began_ms, reading) = self.read_all(reading.head).await?;
+        }
+        match self.publish(began_ms, reading) {
+            Published::Newer => Ok(true),
+            Published::Nothing => Ok(false),
+            Published::Unlike(version) => {
+                // Somebody wrote past the scripts, or the store lost data and has come as far again on another way.
+                self.mend(version).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Readers have it already: it only gets younger.
+    fn unchanged(&self, began_ms: u64, head: &Head) -> bool {
+        let Some(newest) = self.board().snapshot() else {
+            return false;
+        };
+        let version = Version::new(head.epoch, head.seq);
+        let same = newest.version() == version && newest.is_final() == head.closed;
+        if !same || self.since().is_none() {
+            return false;
+        }
+        self.shared.reflects(newest.as_of_ms(), head.applied);
+        self.board().confirm(version, began_ms)
+    }
+
+    fn absorb(&mut self, reading: &mut Reading) {
+        if let Some(known) = &mut self.mirror {
+            known.mirror.change(reading.changes.take().unwrap_or_default());
+            known.seq = reading.head.seq;
+        }
+    }
+
+    /// The `seq` that the mirror is of, while it is good for a small step.
+    fn since(&self) -> Option<u64> {
+        let known = self.mirror.as_ref()?;
+        let fresh = known.read_at.elapsed() < self.shared.refresh.full_every
+            && known.connection == self.link.connections();
+        fresh.then_some(known.seq)
+    }
+
+    /// What was read is the small step from the mirror.
+    fn follows(&self, reading: &Reading) -> bool {
+        let head = &reading.head;
+        let known = self.mirror.as_ref();
+        known.is_some_and(|known| known.epoch == head.epoch && known.born == head.born)
+            && self.since().is_some()
+            && reading.changes.is_some()
+    }
+
+    /// Readers have seen more than the store knows: it lost its newest data. What it says next must have higher numbers.
+    async fn heal(&mut self, head: &Head) -> Result<bool, StoreError> {
+        let newest = self.board().snapshot().map(|newest| newest.version());
+        let reached = self.shared.progress.epoch.load(Ordering::Relaxed);
+        let seen = newest.unwrap_or_default().max(Version::new(reached, 0));
+        let found = Version::new(head.epoch, head.seq);
+        if found >= seen {
+            return Ok(false);
+        }
+        tracing::warn!(board = %self.board().spec().name, %seen, %found, "redis has lost data: versions go on after what readers saw");
+        self.mend(seen).await?;
+        Ok(true)
+    }
+
+    /// The board's next version comes after `seen`.
+    async fn mend(&mut self, seen: Version) -> Result<(), StoreError> {
+        let call = script::heal(&self.shared.keys, seen.epoch(), seen.seq());
+        self.link.call(&call).await?;
+        self.mirror = None;
+        self.shared.progress.healed.fetch_add(1, Ordering::Relaxed);
+        self.shared.progress.wake.notify_one();
+        Ok(())
+    }
+
+    /// The top in chunks, and then what changed while they were read: together one instant, the last call's.
+    async fn read_all(&mut self, mut head: Head) -> Result<(u64, Reading), StoreError> {
+        self.shared.progress.full.fetch_add(1, Ordering::Relaxed);
+        for _ in 0..EPOCHS_IN_A_ROW_MAX {
+            let mirror = self.chunks(head.epoch).await?;
+            let began_ms = now_ms();
+            let connection = self.link.connections();
+            let places = self.places(head.total);
+            let reading = self.read(Some(head.seq), &places).await?;
+            if reading.head.epoch == head.epoch
+                && reading.head.born == head.born
+                && reading.changes.is_some()
+            {
+                self.mirror = Some(Known {
+                    mirror,
+                    epoch: head.epoch,
+                    seq: head.seq,
+                    born: head.born,
+                    connection,
+                    read_at: Instant::now(),
+                });
+                return Ok((began_ms, reading));
+            }
+            head = reading.head;
+        }
+        Err(Failure::Other.into())
+    }
+
+    async fn chunks(&mut self, epoch: u32) -> Result<Mirror, StoreError> {
+        let wanted = self.wanted();
+        let mut members: Vec<(PlayerId, Order)> = Vec::new();
+        let mut from: Option<Order> = None;
+        let (mut most, mut known) = (wanted.min(CHUNK), 0);
+        loop {
+            let command = script::chunk(&self.shared.keys, epoch, from, most);
+            let (read, sent) = script::members(&self.link.query(&command).await?)?;
+            let whole = sent < most;
+            let foreign = (sent - read.len()) as u64;
+            self.shared.progress.foreign.fetch_add(foreign, Ordering::Relaxed);
+            let new = read.iter().filter(|(player, order)| {
+                members.last().is_none_or(|(who, at)| (order, player) > (at, who))
+            });
+            let new = new.count();
+            known += new;
+            from = read.last().map(|(_, order)| *order).or(from);
+            members.extend(read);
+            if whole || known >= wanted {
+                return Ok(Mirror::collect(members, whole));
+            }
+            if new == 0 {
+                // A whole chunk of ties that are known, or of strangers: the next must reach beyond them.
+                most *= 2;
+                if most > CHUNK_MAX {
+                    return Err(Failure::Protocol.into());
+                }
+            }
+        }
+    }
+
+    /// Members that the mirror should have: some more than a snapshot takes, so that it can lose a few.
+    fn wanted(&self) -> usize {
+        let top = self.fitted.unwrap_or(self.board().spec().top);
+        top + top / 8 + 64
+    }
+
+    /// Whom to ask about for estimates; nobody while those that readers have are good.
+    fn places(&self, total: u64) -> Vec<u64> {
+        let every = self.shared.refresh.sketch_every;
+        if self.sketched_at.is_some_and(|at| at.elapsed() < every) {
+            return Vec::new();
+        }
+        let top = self.board().snapshot().map_or(self.board().spec().top, |newest| {
+            newest.len().max(1)
+        });
+        Sketch::ladder(top as u64, total)
+    }
+
+    fn publish(&mut self, began_ms: u64, reading: Reading) -> Published {
+        let Some(mut known) = self.mirror.take() else {
+            return Published::Nothing;
+        };
+        let wanted = self.wanted();
+        known.mirror.change(reading.changes.unwrap_or_default());
+        known.mirror.cut(wanted + wanted / 4 + CHUNK);
+        known.seq = reading.head.seq;
+        if !reading.pivots.is_empty() {
+            let pivots = reading.pivots.iter();
+            let pivots = pivots.map(|&(place, order)| Pivot { place, order });
+            self.sketch = Sketch::new(pivots, began_ms);
+            self.sketched_at = Some(Instant::now());
+        }
+        let snapshot = match self.build(&known.mirror, &reading.head, began_ms) {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                tracing::error!(%error, "a board can't be built from what redis says");
+                return Published::Nothing;
+            }
+        };
+        // If too many have left the top, those who follow are not known: this one is true, the next is read anew.
+        let places = self.fitted.unwrap_or(self.board().spec().top);
+        if known.mirror.is_whole() || known.mirror.len() >= places {
+            self.mirror = Some(known);
+        }
+        let version = snapshot.version();
+        if let Some(newest) = self.board().snapshot()
+            && newest.version() == version
+        {
+            if !alike(&newest, &snapshot) {
+                return Published::Unlike(version);
+            }
+            self.shared.reflects(newest.as_of_ms(), reading.head.applied);
+            self.board().confirm(version, began_ms);
+            return Published::Nothing;
+        }
+        self.shared.reflects(began_ms, reading.head.applied);
+        match self.board().publish(snapshot) {
+            Ok(_) => Published::Newer,
+            // Another process' was handed in meanwhile, or the season's last is there.
+            Err(PublishError::Superseded { .. } | PublishError::Final(_)) => Published::Nothing,
+            Err(error @ PublishError::Foreign) => {
+                tracing::error!(%error, "a snapshot was not published");
+                Published::Nothing
+            }
+        }
+    }
+
+    fn build(&mut self, mirror: &Mirror, head: &Head, began_ms: u64) -> Result<Snapshot, BuildError> {
+        let (spec, law) = (self.shared.board.spec(), self.shared.board.law());
+        let version = Version::new(head.epoch, head.seq);
+        let mut builder = Builder::new(spec, law, version, began_ms);
+        for (player, order) in mirror.members() {
+            if !builder.push(player.as_str(), order)? {
+                break;
+            }
+        }
+        let kept = builder.len();
+        let room_ran_out = kept < spec.top && kept < mirror.len();
+        self.fitted = room_ran_out.then_some(kept);
+        let total = head.total.max(kept as u64);
+        let builder = builder.total(total).sketch(self.sketch.clone());
+        builder.last(head.closed).build()
+    }
+
+    /// A connection for readers, and a word through it after their own breaker opened.
+    async fn open_ranks(&mut self) {
+        let ranks = &self.shared.ranks;
+        if ranks.circuit.state() == State::Closed && ranks.is_connected() {
+            return;
+        }
+        self.rank_link.drop_connection();
+        let Some(permit) = ranks.circuit.probe() else {
+            return;
+        };
+        let Ok(mut connection) = self.rank_link.connection().await else {
+            permit.settle(Outcome::Failed);
+            return;
+        };
+        let epoch = self.shared.progress.epoch.load(Ordering::Relaxed);
+        let call = script::standing(&self.shared.keys, epoch, "-");
+        // Twice: the first may have to send the script's text.
+        for last in [false, true] {
+            let answer = tokio::time::timeout(
+                if last { ranks.wait } else { self.rank_link.call_max() },
+                connection.call(&call),
+            );
+            if !matches!(answer.await, Ok(Ok(_))) {
+                permit.settle(Outcome::Failed);
+                return;
+            }
+        }
+        permit.settle(Outcome::Succeeded);
+        ranks.connect(connection);
+    }
+
+    async fn persist(&mut self, last: bool) {
+        let Some(directory) = &self.directory else {
+            return;
+        };
+        let Some(newest) = self.shared.board.snapshot() else {
+            return;
+        };
+        let (version, at) = self.persisted;
+        let due = at.is_none_or(|at| at.elapsed() >= self.shared.refresh.persist_every);
+        if version == newest.version() || !(due || last) {
+            return;
+        }
+        self.persisted = (newest.version(), Some(Instant::now()));
+        let path = directory.join(SNAPSHOT_FILE);
+        let save = tokio::task::spawn_blocking(move || save(&path, &newest));
+        if save.await.is_err() {
+            tracing::warn!("the copy of a board on disk was not finished");
+        }
+    }
+}
+
+/// Under one version readers find one picture.
+fn alike(one: &Snapshot, other: &Snapshot) -> bool {
+    one.total() == other.total() && one.entries().eq(other.entries())
+}
+
+fn save(path: &std::path::Path, snapshot: &Snapshot) {
+    if let Err(error) = persist::save(path, snapshot) {
+        tracing::warn!(%error, path = %path.display(), "cannot keep a copy of the board");
+    }
+}
+
+/// Ready when the board is shut down, or nobody is left who could.
+pub(super) async fn over(ended: &mut watch::Receiver<bool>) {
+    let _ = ended.wait_for(|ended| *ended).await;
+}
+
+/// Give or take a tenth, so that processes don't ask in step.
+fn jittered(period: Duration) -> Duration {
+    period.mul_f64(0.9 + fastrand::f64() * 0.2)
+}
+
+/// The copy of the newest snapshot in a board's directory.
+pub const SNAPSHOT_FILE: &str = "snapshot";
+/// Members per call of a full read.
+const CHUNK: usize = 2000;
+const CHUNK_MAX: usize = 1 << 19;
+const SHORT: Duration = Duration::from_millis(5);
+/// A board whose epoch changes again and again while it is read is left for the next round.
+const EPOCHS_IN_A_ROW_MAX: usize = 3;
