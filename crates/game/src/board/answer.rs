@@ -138,7 +138,8 @@ fn own_answer(body: Bytes, fresh: &Freshness, board: &Board, seen: Option<&str>)
     Answer { status: 200, headers, body }
 }
 
-fn freshness(fresh: &Freshness, board: &Board) -> Vec<(&'static str, String)> {
+/// The headers that tell how old an answer is.
+pub fn freshness(fresh: &Freshness, board: &Board) -> Vec<(&'static str, String)> {
     let mut status = format!("{NAME}; hit");
     if let Some(ttl_ms) = fresh.ttl_ms {
         // Rounded down, so that what is stale by a millisecond doesn't say 0.
