@@ -9,6 +9,7 @@
 pub mod answer;
 pub mod breaker;
 pub mod kind;
+pub mod memory;
 mod metrics;
 pub mod order;
 pub mod outbox;
