@@ -13,8 +13,6 @@ mod staffing;
 pub use self::brief::BriefRule;
 pub use self::meter::{Meter, WINDOW, Window};
 pub use self::metrics::{Counts, Metrics};
-pub use self::policy::{
-    BadPolicy, Bounds, Policy, Reason, Sample, TICK, Wanted, WORKERS_MAX,
-};
+pub use self::policy::{BadPolicy, Bounds, Policy, Reason, Sample, TICK, WORKERS_MAX, Wanted};
 pub use self::pool::{Drained, PoolOptions, QUEUE_MAX, Refused, Why, Workers};
 pub use self::staffing::{EVENTS_MAX, Expected, Staffing, StaffingOptions};

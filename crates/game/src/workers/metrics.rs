@@ -6,10 +6,7 @@ use super::policy::Reason;
 use super::pool::Why;
 
 /// The brief's name: jobs that wait for a worker.
-const QUEUE: Family = Family::gauge(
-    "match_request_queue_length",
-    "Jobs that wait for a worker.",
-);
+const QUEUE: Family = Family::gauge("match_request_queue_length", "Jobs that wait for a worker.");
 /// The brief's name; by its definition not an average but a P95.
 const LATENCY: Family = Family::gauge(
     "avg_match_latency_ms",
@@ -42,7 +39,10 @@ const CHANGES: Family = Family::counter(
     "Times that the policy changed the size.",
 );
 const ACCEPTED: Family = Family::counter("match_jobs_accepted_total", "Jobs taken into the queue.");
-const ENDED: Family = Family::counter("match_jobs_ended_total", "Jobs that were run, by how they ended.");
+const ENDED: Family = Family::counter(
+    "match_jobs_ended_total",
+    "Jobs that were run, by how they ended.",
+);
 const REFUSED: Family = Family::counter("match_jobs_refused_total", "Jobs that were refused.");
 
 /// A pool at one moment.

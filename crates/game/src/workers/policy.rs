@@ -179,7 +179,9 @@ impl Bounds {
 
 #[derive(Debug, Error, PartialEq)]
 pub enum BadPolicy {
-    #[error("{min} to {max} workers: at least 1, at most {WORKERS_MAX}, and no fewer at most than at least")]
+    #[error(
+        "{min} to {max} workers: at least 1, at most {WORKERS_MAX}, and no fewer at most than at least"
+    )]
     Bounds { min: u32, max: u32 },
     #[error("staffing option `{option}` is {value}; it takes {takes}")]
     Option {

@@ -121,12 +121,7 @@ impl<J: Send + 'static> Workers<J> {
             started: Instant::now(),
             options,
         });
-        tokio::spawn(control(
-            Arc::clone(&shared),
-            policy,
-            Arc::new(run),
-            ending,
-        ));
+        tokio::spawn(control(Arc::clone(&shared), policy, Arc::new(run), ending));
         Self { shared, ended }
     }
 
@@ -217,7 +212,10 @@ struct Queued<J> {
 }
 
 enum Turn<J> {
-    Job { job: J, waited: Duration },
+    Job {
+        job: J,
+        waited: Duration,
+    },
     /// Somebody else had it.
     Nothing,
     End,

@@ -343,7 +343,11 @@ impl Staffing {
         // At the lower bound the band would keep a worker or two for ever.
         let worth = |to: u32| size - to >= band || to == self.options.bounds.min();
         if held >= size || now < self.panic_until {
-            let reason = if worth(good) { Reason::Held } else { Reason::Band };
+            let reason = if worth(good) {
+                Reason::Held
+            } else {
+                Reason::Band
+            };
             (size, reason)
         } else if worth(held) {
             (held, Reason::Released)
@@ -405,7 +409,13 @@ fn check(options: &StaffingOptions) -> Result<(), BadPolicy> {
         ("beta", options.beta, 0.0, 100.0, "0 to 100"),
         ("grow_factor", options.grow_factor, 1.0, 1000.0, "1 to 1000"),
         ("band_part", options.band_part, 0.0, 1.0, "0 to 1"),
-        ("clumping", options.clumping, 0.01, 10_000.0, "0.01 to 10000"),
+        (
+            "clumping",
+            options.clumping,
+            0.01,
+            10_000.0,
+            "0.01 to 10000",
+        ),
     ];
     for (option, value, least, most, takes) in numbers {
         if !(least..=most).contains(&value) {
@@ -446,7 +456,11 @@ fn check(options: &StaffingOptions) -> Result<(), BadPolicy> {
             max: EVENTS_MAX,
         });
     }
-    match options.events.iter().find(|event| !(0.0..=1e9).contains(&event.rate)) {
+    match options
+        .events
+        .iter()
+        .find(|event| !(0.0..=1e9).contains(&event.rate))
+    {
         Some(event) => Err(BadPolicy::Option {
             option: "events.rate",
             value: event.rate,

@@ -47,7 +47,11 @@ fn every_clause_is_the_briefs() {
         (501, f64::INFINITY, 50, 60, Reason::Overload),
     ] {
         let acted = acts(&mut BriefRule::default(), queue, latency, size);
-        assert_eq!(acted, (wanted, reason), "queue {queue}, {latency} ms, {size} workers");
+        assert_eq!(
+            acted,
+            (wanted, reason),
+            "queue {queue}, {latency} ms, {size} workers"
+        );
     }
 }
 
@@ -59,7 +63,10 @@ fn growth_sticks_below_five() {
         (4, 4, Reason::Rounded),
         (5, 6, Reason::Overload),
     ] {
-        assert_eq!(acts(&mut BriefRule::new(bounds), 501, 201.0, size), (wanted, reason));
+        assert_eq!(
+            acts(&mut BriefRule::new(bounds), 501, 201.0, size),
+            (wanted, reason)
+        );
     }
 }
 

@@ -95,7 +95,10 @@ async fn jobs_beyond_the_bound_are_refused_with_an_estimate() {
     let drained = pool.drain(LONG).await;
     assert_eq!((drained.unstarted.len(), drained.running), (0, 0));
     let counts = pool.metrics().counts;
-    assert_eq!((counts.accepted, counts.done, counts.refused_full), (7, 7, 1));
+    assert_eq!(
+        (counts.accepted, counts.done, counts.refused_full),
+        (7, 7, 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -304,16 +307,28 @@ async fn replicas_ask_at_moments_of_their_own() {
             .collect();
         sleep(SECOND * 60).await;
         drop(pools);
-        notes.iter().map(|note| note.lock().unwrap().clone()).collect()
+        notes
+            .iter()
+            .map(|note| note.lock().unwrap().clone())
+            .collect()
     };
     let mut first: Vec<Duration> = asked.iter().map(|times| times[0]).collect();
     first.sort_unstable();
     assert!(first.last() < Some(&(SECOND * 11)));
-    assert!(first.windows(2).all(|pair| pair[1] - pair[0] > SECOND / 10), "{first:?}");
+    assert!(
+        first.windows(2).all(|pair| pair[1] - pair[0] > SECOND / 10),
+        "{first:?}"
+    );
     for times in asked {
         let gaps: Vec<Duration> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        assert!(gaps.iter().all(|gap| gap.abs_diff(TICK) <= TICK / 10 + Duration::from_millis(2)));
-        assert!(gaps.iter().any(|gap| gap.abs_diff(TICK) > TICK / 50), "no jitter");
+        assert!(
+            gaps.iter()
+                .all(|gap| gap.abs_diff(TICK) <= TICK / 10 + Duration::from_millis(2))
+        );
+        assert!(
+            gaps.iter().any(|gap| gap.abs_diff(TICK) > TICK / 50),
+            "no jitter"
+        );
     }
 }
 
@@ -379,8 +394,16 @@ async fn metrics_bear_the_briefs_names() {
         let line = text.lines().find(|l| l.starts_with(&format!("{name}{{")));
         line.unwrap().rsplit(' ').next().unwrap().parse().unwrap()
     };
-    for name in ["avg_match_latency_ms", "match_latency_p95_ms", "match_latency_mean_ms"] {
-        assert!((value(name) - 1000.0).abs() < 32.0, "{name}: {}", value(name));
+    for name in [
+        "avg_match_latency_ms",
+        "match_latency_p95_ms",
+        "match_latency_mean_ms",
+    ] {
+        assert!(
+            (value(name) - 1000.0).abs() < 32.0,
+            "{name}: {}",
+            value(name)
+        );
     }
     assert!(value("match_wait_p95_ms") < 16.0);
 }

@@ -78,7 +78,10 @@ impl Curve {
     /// Independent arrivals (a Poisson process) with this rate, and their service times.
     pub fn jobs(&self, service: Service, seed: u64) -> Vec<Job> {
         let mut dice = Dice::new(seed);
-        let highest = self.points.iter().fold(0.0_f64, |most, (_, rate)| most.max(*rate));
+        let highest = self
+            .points
+            .iter()
+            .fold(0.0_f64, |most, (_, rate)| most.max(*rate));
         let mut jobs = Vec::with_capacity(self.area() as usize);
         if highest <= 0.0 {
             return jobs;
@@ -138,7 +141,9 @@ impl Service {
         const STAGES: u32 = 16;
         let times = match self {
             Self::Fixed(_) => 1.0,
-            Self::Even(_) => (0..STAGES).map(|_| exponential(dice)).sum::<f64>() / f64::from(STAGES),
+            Self::Even(_) => {
+                (0..STAGES).map(|_| exponential(dice)).sum::<f64>() / f64::from(STAGES)
+            }
             Self::Exponential(_) => exponential(dice),
             Self::Spread(_) => {
                 let mean = if dice.chance(1, 10) { 5.0 } else { 0.5 / 0.9 };
@@ -245,17 +250,32 @@ mod tests {
             (Service::Spread(mean), 2.13),
         ] {
             let mut dice = Dice::new(1);
-            let times: Vec<f64> = (0..20_000).map(|_| service.draw(&mut dice) as f64 / 5e7).collect();
+            let times: Vec<f64> = (0..20_000)
+                .map(|_| service.draw(&mut dice) as f64 / 5e7)
+                .collect();
             let average = times.iter().sum::<f64>() / 2e4;
-            let variance = times.iter().map(|t| (t - average) * (t - average)).sum::<f64>() / 2e4;
+            let variance = times
+                .iter()
+                .map(|t| (t - average) * (t - average))
+                .sum::<f64>()
+                / 2e4;
             assert!((average - 1.0).abs() < 0.05, "{service:?}: {average}");
-            assert!((variance.sqrt() - cv).abs() < 0.1, "{service:?}: {variance}");
+            assert!(
+                (variance.sqrt() - cv).abs() < 0.1,
+                "{service:?}: {variance}"
+            );
         }
     }
 
     #[test]
     fn arrivals_follow_the_curve_and_their_seed() {
-        let curve = Curve::try_new(vec![(0.0, 100.0), (50.0, 100.0), (50.0, 400.0), (100.0, 0.0)]).unwrap();
+        let curve = Curve::try_new(vec![
+            (0.0, 100.0),
+            (50.0, 100.0),
+            (50.0, 400.0),
+            (100.0, 0.0),
+        ])
+        .unwrap();
         let service = Service::Fixed(Duration::from_millis(1));
         let jobs = curve.jobs(service, 3);
         let within = |from: u64, to: u64| {
@@ -276,21 +296,46 @@ mod tests {
         let bad = |points: &[(f64, f64)]| Curve::try_new(points.to_vec()).unwrap_err();
         assert_eq!(bad(&[(0.0, 1.0)]), BadLoad::Points { points: 1 });
         assert_eq!(bad(&[(1.0, 1.0), (2.0, 1.0)]), BadLoad::Point { point: 0 });
-        assert_eq!(bad(&[(0.0, 1.0), (9.0, 1.0), (8.0, 1.0)]), BadLoad::Point { point: 2 });
-        assert_eq!(bad(&[(0.0, f64::NAN), (9.0, 1.0)]), BadLoad::Point { point: 0 });
-        assert_eq!(bad(&[(0.0, 1.0), (f64::INFINITY, 1.0)]), BadLoad::Point { point: 1 });
-        assert!(matches!(bad(&[(0.0, 1e6), (100.0, 1e6)]), BadLoad::TooMany { .. }));
+        assert_eq!(
+            bad(&[(0.0, 1.0), (9.0, 1.0), (8.0, 1.0)]),
+            BadLoad::Point { point: 2 }
+        );
+        assert_eq!(
+            bad(&[(0.0, f64::NAN), (9.0, 1.0)]),
+            BadLoad::Point { point: 0 }
+        );
+        assert_eq!(
+            bad(&[(0.0, 1.0), (f64::INFINITY, 1.0)]),
+            BadLoad::Point { point: 1 }
+        );
+        assert!(matches!(
+            bad(&[(0.0, 1e6), (100.0, 1e6)]),
+            BadLoad::TooMany { .. }
+        ));
     }
 
     #[test]
     fn recordings_are_read_and_bad_lines_named() {
         let service = Service::Fixed(Duration::from_millis(7));
         let jobs = read_csv("at_s,service_ms\n0,50\n0.5, 20\n\n1.25\n", service, 1).unwrap();
-        let read: Vec<(u64, u64)> = jobs.iter().map(|job| (job.at / 1_000_000, job.service / 1_000_000)).collect();
+        let read: Vec<(u64, u64)> = jobs
+            .iter()
+            .map(|job| (job.at / 1_000_000, job.service / 1_000_000))
+            .collect();
         assert_eq!(read, [(0, 50), (500, 20), (1250, 7)]);
-        for (text, line) in [("0\nx\n", 2), ("1\n0.5\n", 2), ("-1\n", 1), ("NaN\n", 1), ("0,\n", 1), ("0\n1,inf", 2)] {
+        for (text, line) in [
+            ("0\nx\n", 2),
+            ("1\n0.5\n", 2),
+            ("-1\n", 1),
+            ("NaN\n", 1),
+            ("0,\n", 1),
+            ("0\n1,inf", 2),
+        ] {
             let error = read_csv(text, service, 1).unwrap_err();
-            assert!(matches!(error, BadLoad::Line { line: at, .. } if at == line), "{text:?}: {error}");
+            assert!(
+                matches!(error, BadLoad::Line { line: at, .. } if at == line),
+                "{text:?}: {error}"
+            );
         }
         assert_eq!(read_csv("at_s\n", service, 1), Err(BadLoad::Empty));
     }

@@ -59,7 +59,9 @@ pub fn draw(comparison: &Comparison) -> String {
     };
     frame(&mut svg, &load, "Load: jobs per second");
     linear_axis(&mut svg, &load);
-    line(&mut svg, &load, brief, MUTED, "1.4", |p| load.linear(p.rate));
+    line(&mut svg, &load, brief, MUTED, "1.4", |p| {
+        load.linear(p.rate)
+    });
 
     let most = |series: &[Point]| series.iter().fold(0, |most, p| p.workers.max(most));
     let workers = Panel {
@@ -71,7 +73,9 @@ pub fn draw(comparison: &Comparison) -> String {
     frame(&mut svg, &workers, "Workers (grey: busy on average)");
     linear_axis(&mut svg, &workers);
     let busy = smooth(brief);
-    line(&mut svg, &workers, &busy, MUTED, "1.2", |p| workers.linear(p.load));
+    line(&mut svg, &workers, &busy, MUTED, "1.2", |p| {
+        workers.linear(p.load)
+    });
     let size = |p: &Point| workers.linear(f64::from(p.workers));
     steps(&mut svg, &workers, brief, BRIEF, size);
     steps(&mut svg, &workers, staffing, STAFFING, size);
@@ -96,22 +100,40 @@ pub fn draw(comparison: &Comparison) -> String {
 
 fn head(svg: &mut String, comparison: &Comparison) {
     const HEIGHT: f64 = 812.0;
-    put(svg, format_args!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" role=\"img\" font-family=\"{FONT}\" font-size=\"13\">\n"
-    ));
+    put(
+        svg,
+        format_args!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" role=\"img\" font-family=\"{FONT}\" font-size=\"13\">\n"
+        ),
+    );
     let title = escaped(&comparison.title);
     put(svg, format_args!("<title>{title}</title>\n"));
-    put(svg, format_args!(
-        "<rect x=\"0.5\" y=\"0.5\" width=\"{}\" height=\"{}\" rx=\"8\" fill=\"#ffffff\" stroke=\"#d0d7de\"/>\n",
-        WIDTH - 1.0,
-        HEIGHT - 1.0
-    ));
-    text(svg, 24.0, 36.0, &format!("fill=\"{INK}\" font-size=\"18\" font-weight=\"600\""), &title);
-    let legend = [(BRIEF, "the brief's rule", 24.0), (STAFFING, "staffing (the default)", 176.0)];
+    put(
+        svg,
+        format_args!(
+            "<rect x=\"0.5\" y=\"0.5\" width=\"{}\" height=\"{}\" rx=\"8\" fill=\"#ffffff\" stroke=\"#d0d7de\"/>\n",
+            WIDTH - 1.0,
+            HEIGHT - 1.0
+        ),
+    );
+    text(
+        svg,
+        24.0,
+        36.0,
+        &format!("fill=\"{INK}\" font-size=\"18\" font-weight=\"600\""),
+        &title,
+    );
+    let legend = [
+        (BRIEF, "the brief's rule", 24.0),
+        (STAFFING, "staffing (the default)", 176.0),
+    ];
     for (color, name, x) in legend {
-        put(svg, format_args!(
-            "<path d=\"M{x:.1} 62h26\" stroke=\"{color}\" stroke-width=\"3\" fill=\"none\"/>\n"
-        ));
+        put(
+            svg,
+            format_args!(
+                "<path d=\"M{x:.1} 62h26\" stroke=\"{color}\" stroke-width=\"3\" fill=\"none\"/>\n"
+            ),
+        );
         text(svg, x + 34.0, 66.5, &format!("fill=\"{INK}\""), name);
     }
 }
@@ -119,10 +141,13 @@ fn head(svg: &mut String, comparison: &Comparison) {
 fn frame(svg: &mut String, panel: &Panel, title: &str) {
     let attributes = format!("fill=\"{INK}\" font-weight=\"600\"");
     text(svg, LEFT, panel.top - 12.0, &attributes, title);
-    put(svg, format_args!(
-        "<path d=\"M{LEFT:.1} {:.1}V{:.1}H{RIGHT:.1}\" stroke=\"{MUTED}\" fill=\"none\"/>\n",
-        panel.top, panel.bottom
-    ));
+    put(
+        svg,
+        format_args!(
+            "<path d=\"M{LEFT:.1} {:.1}V{:.1}H{RIGHT:.1}\" stroke=\"{MUTED}\" fill=\"none\"/>\n",
+            panel.top, panel.bottom
+        ),
+    );
 }
 
 fn linear_axis(svg: &mut String, panel: &Panel) {
@@ -143,7 +168,10 @@ fn wait_axis(svg: &mut String, panel: &Panel) {
 
 fn grid(svg: &mut String, y: f64, ruled: bool, name: &str) {
     if ruled {
-        put(svg, format_args!("<path d=\"M{LEFT:.1} {y:.1}H{RIGHT:.1}\" stroke=\"{GRID}\"/>\n"));
+        put(
+            svg,
+            format_args!("<path d=\"M{LEFT:.1} {y:.1}H{RIGHT:.1}\" stroke=\"{GRID}\"/>\n"),
+        );
     }
     let attributes = format!("fill=\"{MUTED}\" text-anchor=\"end\"");
     text(svg, LEFT - 8.0, y + 4.5, &attributes, name);
@@ -155,28 +183,48 @@ fn time_axis(svg: &mut String, panels: &[&Panel]) {
         return;
     };
     let minutes = last.seconds / 60.0;
-    let every = [0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 360.0, 1440.0]
-        .into_iter()
-        .find(|every| minutes / every <= 15.0)
-        .unwrap_or(1440.0);
+    let every = [
+        0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 360.0, 1440.0,
+    ]
+    .into_iter()
+    .find(|every| minutes / every <= 15.0)
+    .unwrap_or(1440.0);
     let mut minute = 0.0;
     while minute <= minutes + 1e-9 {
         let x = last.x(minute * 60.0);
         for panel in panels {
-            put(svg, format_args!("<path d=\"M{x:.1} {:.1}v4\" stroke=\"{MUTED}\"/>\n", panel.bottom));
+            put(
+                svg,
+                format_args!(
+                    "<path d=\"M{x:.1} {:.1}v4\" stroke=\"{MUTED}\"/>\n",
+                    panel.bottom
+                ),
+            );
         }
         let attributes = format!("fill=\"{MUTED}\" text-anchor=\"middle\"");
         text(svg, x, last.bottom + 19.0, &attributes, &minute.to_string());
         minute += every;
     }
     let attributes = format!("fill=\"{MUTED}\" text-anchor=\"end\"");
-    text(svg, RIGHT, last.bottom + 38.0, &attributes, "time in minutes");
+    text(
+        svg,
+        RIGHT,
+        last.bottom + 38.0,
+        &attributes,
+        "time in minutes",
+    );
 }
 
 fn table(svg: &mut String, comparison: &Comparison) {
     const COLUMNS: [f64; 5] = [330.0, 470.0, 620.0, 770.0, RIGHT];
     const TOP: f64 = 734.0;
-    let heads = ["P99 wait", "longest wait", "longest queue", "worker-seconds", "turns up/down"];
+    let heads = [
+        "P99 wait",
+        "longest wait",
+        "longest queue",
+        "worker-seconds",
+        "turns up/down",
+    ];
     let number = "text-anchor=\"end\"";
     for (x, head) in COLUMNS.iter().zip(heads) {
         text(svg, *x, TOP, &format!("fill=\"{MUTED}\" {number}"), head);
@@ -187,7 +235,13 @@ fn table(svg: &mut String, comparison: &Comparison) {
     ];
     for (row, (name, color, outcome)) in rows.into_iter().enumerate() {
         let y = TOP + 26.0 * (row + 1) as f64;
-        text(svg, 24.0, y, &format!("fill=\"{color}\" font-weight=\"600\""), name);
+        text(
+            svg,
+            24.0,
+            y,
+            &format!("fill=\"{color}\" font-weight=\"600\""),
+            name,
+        );
         for (x, value) in COLUMNS.iter().zip(figures(outcome)) {
             text(svg, *x, y, &format!("fill=\"{INK}\" {number}"), &value);
         }
@@ -204,17 +258,38 @@ fn figures(outcome: &Outcome) -> [String; 5] {
     ]
 }
 
-fn line(svg: &mut String, panel: &Panel, series: &[Point], color: &str, width: &str, y: impl Fn(&Point) -> f64) {
+fn line(
+    svg: &mut String,
+    panel: &Panel,
+    series: &[Point],
+    color: &str,
+    width: &str,
+    y: impl Fn(&Point) -> f64,
+) {
     let mut path = String::new();
     for point in series {
         let letter = if path.is_empty() { 'M' } else { 'L' };
-        put(&mut path, format_args!("{letter}{:.1} {:.1}", panel.x(point.at_s), y(point)));
+        put(
+            &mut path,
+            format_args!("{letter}{:.1} {:.1}", panel.x(point.at_s), y(point)),
+        );
     }
-    put(svg, format_args!("<path d=\"{path}\" stroke=\"{color}\" stroke-width=\"{width}\" fill=\"none\"/>\n"));
+    put(
+        svg,
+        format_args!(
+            "<path d=\"{path}\" stroke=\"{color}\" stroke-width=\"{width}\" fill=\"none\"/>\n"
+        ),
+    );
 }
 
 /// A line that goes level until the value changes.
-fn steps(svg: &mut String, panel: &Panel, series: &[Point], color: &str, y: impl Fn(&Point) -> f64) {
+fn steps(
+    svg: &mut String,
+    panel: &Panel,
+    series: &[Point],
+    color: &str,
+    y: impl Fn(&Point) -> f64,
+) {
     let mut path = String::new();
     let mut last = String::new();
     for point in series {
@@ -222,12 +297,20 @@ fn steps(svg: &mut String, panel: &Panel, series: &[Point], color: &str, y: impl
         if path.is_empty() {
             put(&mut path, format_args!("M{LEFT:.1} {height}"));
         } else if height != last {
-            put(&mut path, format_args!("H{:.1}V{height}", panel.x(point.at_s)));
+            put(
+                &mut path,
+                format_args!("H{:.1}V{height}", panel.x(point.at_s)),
+            );
         }
         last = height;
     }
     put(&mut path, format_args!("H{RIGHT:.1}"));
-    put(svg, format_args!("<path d=\"{path}\" stroke=\"{color}\" stroke-width=\"1.8\" fill=\"none\"/>\n"));
+    put(
+        svg,
+        format_args!(
+            "<path d=\"{path}\" stroke=\"{color}\" stroke-width=\"1.8\" fill=\"none\"/>\n"
+        ),
+    );
 }
 
 /// The load averaged over a few parts: what service times scatter isn't load.
@@ -272,11 +355,16 @@ fn nice_most(most: f64) -> f64 {
 }
 
 fn text(svg: &mut String, x: f64, y: f64, attributes: &str, content: &str) {
-    put(svg, format_args!("<text x=\"{x:.1}\" y=\"{y:.1}\" {attributes}>{content}</text>\n"));
+    put(
+        svg,
+        format_args!("<text x=\"{x:.1}\" y=\"{y:.1}\" {attributes}>{content}</text>\n"),
+    );
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 fn put(out: &mut String, what: std::fmt::Arguments<'_>) {

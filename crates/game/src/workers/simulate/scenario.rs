@@ -50,12 +50,19 @@ impl Named {
                 "1,000 jobs per second without end; 50 ms each",
                 vec![(0.0, 1000.0), (1200.0, 1000.0)],
                 Service::Even(MS_50),
-                50,
+                START,
             ),
             "ramp" => (
                 "ramp",
                 "From 100 jobs per second to 1,500 in ten minutes, and back; 50 ms each",
-                vec![(0.0, 100.0), (60.0, 100.0), (660.0, 1500.0), (780.0, 1500.0), (1380.0, 100.0), (1500.0, 100.0)],
+                vec![
+                    (0.0, 100.0),
+                    (60.0, 100.0),
+                    (660.0, 1500.0),
+                    (780.0, 1500.0),
+                    (1380.0, 100.0),
+                    (1500.0, 100.0),
+                ],
                 Service::Even(MS_50),
                 START,
             ),
@@ -76,7 +83,12 @@ impl Named {
             "ratchet" => (
                 "ratchet",
                 "1,500 jobs per second for five minutes, then 60; 100 ms each",
-                vec![(0.0, 1500.0), (300.0, 1500.0), (300.0, 60.0), (1800.0, 60.0)],
+                vec![
+                    (0.0, 1500.0),
+                    (300.0, 1500.0),
+                    (300.0, 60.0),
+                    (1800.0, 60.0),
+                ],
                 Service::Fixed(Duration::from_millis(100)),
                 START,
             ),
@@ -188,7 +200,14 @@ pub(super) fn thousands(number: u64) -> String {
 /// `low`, from `at[0]` to `at[1]` `high`, `low` again until `at[2]`.
 pub fn step(low: f64, high: f64, at: [f64; 3]) -> Vec<(f64, f64)> {
     let [up, down, end] = at;
-    vec![(0.0, low), (up, low), (up, high), (down, high), (down, low), (end, low)]
+    vec![
+        (0.0, low),
+        (up, low),
+        (up, high),
+        (down, high),
+        (down, low),
+        (end, low),
+    ]
 }
 
 /// `base`, and at each of `at` for `lasts` seconds `peak`.
@@ -206,7 +225,8 @@ pub fn spikes(base: f64, peak: f64, lasts: f64, at: &[f64], end: f64) -> Vec<(f6
 /// midnight in `seconds`.
 pub fn daily(peak: f64, seconds: f64) -> Vec<(f64, f64)> {
     const PERCENT: [u32; 25] = [
-        55, 38, 22, 12, 8, 6, 8, 14, 22, 28, 34, 42, 56, 50, 42, 44, 52, 62, 74, 88, 97, 100, 92, 75, 55,
+        55, 38, 22, 12, 8, 6, 8, 14, 22, 28, 34, 42, 56, 50, 42, 44, 52, 62, 74, 88, 97, 100, 92,
+        75, 55,
     ];
     let hours = PERCENT.iter().enumerate();
     hours

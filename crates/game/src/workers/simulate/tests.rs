@@ -73,7 +73,11 @@ fn waiting_is_that_of_the_textbooks_queues() {
     let jobs = curve.jobs(Service::Exponential(Duration::from_millis(10)), 5);
     let outcome = run(&jobs, curve.length(), 1, &mut Fixed(1));
     let near = |wait: Duration, ms: f64| (wait.as_secs_f64() * 1e3 / ms - 1.0).abs();
-    assert!(near(outcome.wait_p99, 219.1) < 0.1, "{:?}", outcome.wait_p99);
+    assert!(
+        near(outcome.wait_p99, 219.1) < 0.1,
+        "{:?}",
+        outcome.wait_p99
+    );
     assert!(near(outcome.wait_p50, 23.5) < 0.1, "{:?}", outcome.wait_p50);
 }
 
@@ -102,7 +106,10 @@ fn turns_are_counted_where_direction_changes() {
         series: Vec::new(),
     };
     assert_eq!(outcome.turns(Duration::ZERO, Duration::MAX), 3);
-    assert_eq!(outcome.turns(Duration::from_secs(10), Duration::from_secs(900)), 1);
+    assert_eq!(
+        outcome.turns(Duration::from_secs(10), Duration::from_secs(900)),
+        1
+    );
     assert_eq!(outcome.turns_in_ten_minutes(Duration::from_secs(10)), 1);
     assert_eq!(outcome.turns_in_ten_minutes(Duration::from_secs(301)), 1);
 }
@@ -128,6 +135,9 @@ fn recorded_arrivals_are_run_as_they_came() {
     let scenario = Scenario::recorded("friday", jobs).unwrap();
     assert_eq!(scenario.length, Duration::from_secs(3));
     let outcome = scenario.run(&mut Fixed(1));
-    assert_eq!((outcome.jobs, outcome.wait_max), (4, Duration::from_millis(90)));
+    assert_eq!(
+        (outcome.jobs, outcome.wait_max),
+        (4, Duration::from_millis(90))
+    );
     assert_eq!(Scenario::recorded("none", Vec::new()), Err(BadLoad::Empty));
 }

@@ -132,9 +132,10 @@ impl Average {
                 continue;
             };
             let expected = base * recent.extent;
-            let deviation =
-                (noise.variance * recent.extent * (1.0 + recent.extent / extent.max(f64::MIN_POSITIVE)))
-                    .sqrt();
+            let deviation = (noise.variance
+                * recent.extent
+                * (1.0 + recent.extent / extent.max(f64::MIN_POSITIVE)))
+            .sqrt();
             // The last term is Bernstein's: a few large contributions are not a normal distribution.
             let chance = (SIGMAS * deviation + SIGMAS * SIGMAS / 3.0 * noise.grain)
                 .max(noise.least * expected);

@@ -180,7 +180,10 @@ fn the_calendar_staffs_before_the_event_and_releases_after_it() {
     bed.run(69, 100.0, 0.05);
     assert_eq!(bed.size, 10);
     bed.run(31, 100.0, 0.05);
-    assert_eq!((bed.size, bed.reasons.last()), (110, Some(&Reason::Expected)));
+    assert_eq!(
+        (bed.size, bed.reasons.last()),
+        (110, Some(&Reason::Expected))
+    );
     bed.run(80, 100.0, 0.05);
     assert_eq!(bed.size, 110);
     bed.run(60, 100.0, 0.05);
