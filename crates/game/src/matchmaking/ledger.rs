@@ -128,9 +128,14 @@ pub enum How {
     Cancelled,
     Expired,
     /// One of its players refused.
-    Refused { id: MatchId, player: u64 },
+    Refused {
+        id: MatchId,
+        player: u64,
+    },
     /// One of its players gave no answer.
-    Unconfirmed { id: MatchId },
+    Unconfirmed {
+        id: MatchId,
+    },
 }
 
 /// A match that has a room.
@@ -341,7 +346,11 @@ impl Ledger {
             order: self.arrivals,
             class,
             expires_ms,
-            stage: if outside { Waits::Outside } else { Waits::Inside },
+            stage: if outside {
+                Waits::Outside
+            } else {
+                Waits::Inside
+            },
         };
         self.tickets.insert(id, live);
         moved.push(id);
@@ -437,7 +446,8 @@ impl Ledger {
         at_ms: u64,
         moved: &mut Vec<TicketId>,
     ) -> Result<(), &'static str> {
-        self.seat(id, player).ok_or("a player confirms who is not in the match")?;
+        self.seat(id, player)
+            .ok_or("a player confirms who is not in the match")?;
         let reserved = self.reserved.get_mut(&id).ok_or("no such match")?;
         if !reserved.proposed.ask {
             return Err("nobody is asked in this match");
@@ -558,7 +568,11 @@ impl Ledger {
     }
 
     fn forget(&mut self, before_ms: u64) {
-        while self.ended_order.front().is_some_and(|&(at_ms, _)| at_ms < before_ms) {
+        while self
+            .ended_order
+            .front()
+            .is_some_and(|&(at_ms, _)| at_ms < before_ms)
+        {
             self.drop_oldest_result();
         }
     }

@@ -183,7 +183,8 @@ impl Log {
         };
         let thread = std::thread::Builder::new().name("match checkpoint".into());
         let spawned = thread.spawn(write);
-        self.writing = Some(spawned.map_err(|source| self.failed("write a checkpoint in", source))?);
+        self.writing =
+            Some(spawned.map_err(|source| self.failed("write a checkpoint in", source))?);
         Ok(true)
     }
 

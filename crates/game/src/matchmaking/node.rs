@@ -30,7 +30,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-pub use allocate::{ALLOCATIONS_MAX, AllocateError, Allocator, Allocates};
+pub use allocate::{ALLOCATIONS_MAX, AllocateError, Allocates, Allocator};
 pub use metrics::{SearchMetrics, ShardMetrics, write};
 pub use owner::{Allocation, Limits, OwnerMetrics};
 pub use shard::{INTAKE_MAX, Role, Shard, Watching};
@@ -69,12 +69,11 @@ impl ShardKey {
     /// [`BadKey`].
     pub fn try_new(mode: &str, group: &str, version: &str) -> Result<ShardKey, BadKey> {
         let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        let part = |name: &str| match (1..=NAME_MAX).contains(&name.len())
-            && name.chars().all(letter)
-        {
-            true => Ok(name.to_owned()),
-            false => Err(BadKey),
-        };
+        let part =
+            |name: &str| match (1..=NAME_MAX).contains(&name.len()) && name.chars().all(letter) {
+                true => Ok(name.to_owned()),
+                false => Err(BadKey),
+            };
         Ok(ShardKey {
             mode: part(mode)?,
             group: part(group)?,
@@ -217,11 +216,7 @@ impl Node {
     ///
     /// # Errors
     /// [`NodeError::Open`], [`NodeError::Full`]. What goes wrong later is a role, too.
-    pub fn open(
-        &self,
-        config: ShardConfig,
-        allocator: impl Allocator,
-    ) -> Result<Shard, NodeError> {
+    pub fn open(&self, config: ShardConfig, allocator: impl Allocator) -> Result<Shard, NodeError> {
         let mut shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
         let name = config.key.to_string();
         if shards.get(&name).is_some_and(|shard| !shard.is_over()) {
@@ -307,7 +302,10 @@ async fn greet(
             let shards = shards.lock().unwrap_or_else(PoisonError::into_inner);
             let shard = shards.get(&hello.shard).cloned();
             if shard.is_none() {
-                tracing::warn!(shard = hello.shard, "a standby asks for a shard that isn't here");
+                tracing::warn!(
+                    shard = hello.shard,
+                    "a standby asks for a shard that isn't here"
+                );
             }
             Some((shard?, hello, link))
         }

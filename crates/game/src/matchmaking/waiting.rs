@@ -370,7 +370,10 @@ mod tests {
         let estimate = measured.estimate(999);
         let likely = estimate.likely.unwrap().as_secs_f64();
         assert!((19.0..21.5).contains(&likely), "{estimate:?}");
-        assert!(estimate.most.unwrap() < Duration::from_secs(23), "{estimate:?}");
+        assert!(
+            estimate.most.unwrap() < Duration::from_secs(23),
+            "{estimate:?}"
+        );
         assert!(estimate.least > Duration::from_secs(18), "{estimate:?}");
     }
 

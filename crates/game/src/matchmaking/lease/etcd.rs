@@ -190,7 +190,8 @@ impl StoreLease {
             Err(Error::Conflict { .. }) => {
                 let found = self.find().await?;
                 let owner_at = found.owner.as_ref().map(|owner| owner.modified);
-                let ours = owner_at == Some(held.owner_at) && found.seen.roll.as_ref() == Some(&roll);
+                let ours =
+                    owner_at == Some(held.owner_at) && found.seen.roll.as_ref() == Some(&roll);
                 match found.roll_at {
                     Some(at) if ours => at,
                     _ => return Err(LeaseError::Lost),

@@ -100,7 +100,9 @@ impl Ledger {
         }
         if players != self.players.len() {
             let listed = self.players.len();
-            return self.imbalance(format!("{listed} players listed, {players} in live tickets"));
+            return self.imbalance(format!(
+                "{listed} players listed, {players} in live tickets"
+            ));
         }
         let seats: usize = self
             .reserved

@@ -4,7 +4,7 @@
 use std::{fmt, str::FromStr, sync::Arc};
 
 use super::wire::{
-    Reader, put_fixed, put_float, put_number, put_quality, put_seats, put_seating, put_text,
+    Reader, put_fixed, put_float, put_number, put_quality, put_seating, put_seats, put_text,
     put_ticket,
 };
 use crate::matchmaking::{
@@ -34,7 +34,10 @@ pub struct MatchId {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Entry {
     /// An owner began; everything after it is of this epoch.
-    Opened { epoch: u64, at_ms: u64 },
+    Opened {
+        epoch: u64,
+        at_ms: u64,
+    },
     /// A ticket came in, at its `enqueued_ms`. `outside`: into the waiting room first.
     Enqueued {
         ticket: Arc<Ticket>,
@@ -43,20 +46,40 @@ pub enum Entry {
         expires_ms: u64,
     },
     /// Out of the waiting room, into the search.
-    Admitted { ticket: TicketId, at_ms: u64 },
+    Admitted {
+        ticket: TicketId,
+        at_ms: u64,
+    },
     /// By the client. Only what waits can be cancelled; who is reserved refuses.
-    Cancelled { ticket: TicketId, at_ms: u64 },
+    Cancelled {
+        ticket: TicketId,
+        at_ms: u64,
+    },
     /// Nobody was found in time.
-    Expired { ticket: TicketId, at_ms: u64 },
+    Expired {
+        ticket: TicketId,
+        at_ms: u64,
+    },
     /// Tickets are reserved for a match.
     Proposed(Proposed),
     /// One player says yes.
-    Confirmed { id: MatchId, player: u64, at_ms: u64 },
+    Confirmed {
+        id: MatchId,
+        player: u64,
+        at_ms: u64,
+    },
     /// One player says no: her ticket goes, the others wait again, as long as they did.
-    Refused { id: MatchId, player: u64, at_ms: u64 },
+    Refused {
+        id: MatchId,
+        player: u64,
+        at_ms: u64,
+    },
     /// The reservation ran out. Tickets with a player who said nothing go, the others wait again; when nobody is missing
     /// an answer (there was no room), all wait again.
-    Lapsed { id: MatchId, at_ms: u64 },
+    Lapsed {
+        id: MatchId,
+        at_ms: u64,
+    },
     /// There is a room: the tickets are matched.
     Committed {
         id: MatchId,
@@ -69,9 +92,15 @@ pub enum Entry {
         room: String,
         at_ms: u64,
     },
-    BackfillClosed { id: BackfillId, at_ms: u64 },
+    BackfillClosed {
+        id: BackfillId,
+        at_ms: u64,
+    },
     /// Results up to a time are no longer kept.
-    Forgotten { before_ms: u64, at_ms: u64 },
+    Forgotten {
+        before_ms: u64,
+        at_ms: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]

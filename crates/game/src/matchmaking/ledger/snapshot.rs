@@ -140,7 +140,11 @@ impl Ledger {
             let at_ms = reader.number()?;
             let players = read_players(reader)?;
             let how = match reader.byte()? {
-                0 => How::Matched(matches.get(usize::try_from(reader.number()?).ok()?)?.clone()),
+                0 => How::Matched(
+                    matches
+                        .get(usize::try_from(reader.number()?).ok()?)?
+                        .clone(),
+                ),
                 1 => How::Cancelled,
                 2 => How::Expired,
                 3 => How::Refused {

@@ -85,40 +85,94 @@ fn all_confirm_and_a_room_makes_the_match() {
     let (mut ledger, id) = reserved();
     for player in [11, 21, 12] {
         assert!(!ledger.reserved(id).unwrap().is_agreed());
-        apply(&mut ledger, Entry::Confirmed { id, player, at_ms: 5_000 });
+        apply(
+            &mut ledger,
+            Entry::Confirmed {
+                id,
+                player,
+                at_ms: 5_000,
+            },
+        );
     }
     assert_eq!(ledger.due_lapse(14_999), None, "the room has its own time");
     assert_eq!(ledger.due_lapse(15_000), Some(id));
     let room = "10.0.0.1:7000".to_owned();
-    apply(&mut ledger, Entry::Committed { id, room, at_ms: 6_000 });
+    apply(
+        &mut ledger,
+        Entry::Committed {
+            id,
+            room,
+            at_ms: 6_000,
+        },
+    );
     let (How::Matched(one), How::Matched(other)) = (how(&ledger, 1), how(&ledger, 2)) else {
         panic!("not matched");
     };
     assert!(Arc::ptr_eq(one, other));
     assert_eq!(one.teams[0][0].players[..], [11, 12]);
-    assert_eq!(ledger.newest_of(12), Some(TicketId(1)), "whoever comes back learns of it");
+    assert_eq!(
+        ledger.newest_of(12),
+        Some(TicketId(1)),
+        "whoever comes back learns of it"
+    );
     assert_eq!(ledger.live_len(), 0);
 }
 
 #[test]
 fn who_refuses_goes_and_the_others_wait_with_their_time() {
     let (mut ledger, id) = reserved();
-    apply(&mut ledger, Entry::Confirmed { id, player: 21, at_ms: 2_000 });
-    let moved = apply(&mut ledger, Entry::Refused { id, player: 12, at_ms: 3_000 });
+    apply(
+        &mut ledger,
+        Entry::Confirmed {
+            id,
+            player: 21,
+            at_ms: 2_000,
+        },
+    );
+    let moved = apply(
+        &mut ledger,
+        Entry::Refused {
+            id,
+            player: 12,
+            at_ms: 3_000,
+        },
+    );
     assert_eq!(moved, [TicketId(1), TicketId(2)]);
     assert_eq!(*how(&ledger, 1), How::Refused { id, player: 12 });
     let live = ledger.live(TicketId(2)).unwrap();
     assert_eq!((live.stage, live.ticket.enqueued_ms), (Waits::Inside, 200));
-    assert_eq!(ledger.due_expiry(600_200), Some(TicketId(2)), "its time to live is the old one");
+    assert_eq!(
+        ledger.due_expiry(600_200),
+        Some(TicketId(2)),
+        "its time to live is the old one"
+    );
 }
 
 #[test]
 fn who_says_nothing_goes_and_who_said_yes_waits() {
     let (mut ledger, id) = reserved();
-    apply(&mut ledger, Entry::Confirmed { id, player: 21, at_ms: 2_000 });
-    apply(&mut ledger, Entry::Confirmed { id, player: 11, at_ms: 2_000 });
+    apply(
+        &mut ledger,
+        Entry::Confirmed {
+            id,
+            player: 21,
+            at_ms: 2_000,
+        },
+    );
+    apply(
+        &mut ledger,
+        Entry::Confirmed {
+            id,
+            player: 11,
+            at_ms: 2_000,
+        },
+    );
     apply(&mut ledger, Entry::Lapsed { id, at_ms: 13_000 });
-    assert_eq!(*how(&ledger, 1), How::Unconfirmed { id }, "half a party isn't enough");
+    assert_eq!(
+        *how(&ledger, 1),
+        How::Unconfirmed { id },
+        "half a party isn't enough"
+    );
     assert_eq!(ledger.live(TicketId(2)).unwrap().stage, Waits::Inside);
 }
 
@@ -131,7 +185,14 @@ fn without_a_room_everybody_waits_again() {
         let id = proposal.id;
         apply(&mut ledger, Entry::Proposed(proposal));
         if ask {
-            apply(&mut ledger, Entry::Confirmed { id, player: 11, at_ms: 2_000 });
+            apply(
+                &mut ledger,
+                Entry::Confirmed {
+                    id,
+                    player: 11,
+                    at_ms: 2_000,
+                },
+            );
         }
         apply(&mut ledger, Entry::Lapsed { id, at_ms: 13_000 });
         assert_eq!(ledger.live(TicketId(1)).unwrap().stage, Waits::Inside);
@@ -146,11 +207,24 @@ fn a_backfill_is_in_one_proposal_and_open_again_when_that_fails() {
         id: BackfillId(9),
         region: RegionIndex(1),
         rating: 21.5,
-        open: vec![OpenSeats::default(), OpenSeats { roles: vec![1], any: 2 }],
+        open: vec![
+            OpenSeats::default(),
+            OpenSeats {
+                roles: vec![1],
+                any: 2,
+            },
+        ],
         since_ms: 10,
     };
     let room = String::from("room");
-    apply(&mut ledger, Entry::BackfillOpened { backfill, room, at_ms: 10 });
+    apply(
+        &mut ledger,
+        Entry::BackfillOpened {
+            backfill,
+            room,
+            at_ms: 10,
+        },
+    );
     apply(&mut ledger, enqueued(1, &[11], 100));
     apply(&mut ledger, enqueued(2, &[21], 100));
     let fill = |ledger: &Ledger, ticket| Proposed {
@@ -162,17 +236,37 @@ fn a_backfill_is_in_one_proposal_and_open_again_when_that_fails() {
     let mut moved = Vec::new();
     let second = fill(&ledger, 2);
     assert!(ledger.apply(&Entry::Proposed(second), &mut moved).is_err());
-    let closed = Entry::BackfillClosed { id: BackfillId(9), at_ms: 1_500 };
+    let closed = Entry::BackfillClosed {
+        id: BackfillId(9),
+        at_ms: 1_500,
+    };
     assert!(ledger.apply(&closed, &mut moved).is_err());
-    apply(&mut ledger, Entry::Lapsed { id: first.id, at_ms: 2_000 });
+    apply(
+        &mut ledger,
+        Entry::Lapsed {
+            id: first.id,
+            at_ms: 2_000,
+        },
+    );
     assert_eq!(ledger.backfill(BackfillId(9)).unwrap().taken, None);
     let again = fill(&ledger, 2);
     let id = again.id;
     apply(&mut ledger, Entry::Proposed(again));
     assert_eq!(Ledger::restore(&ledger.snapshot()).as_ref(), Some(&ledger));
     let room = String::from("room");
-    apply(&mut ledger, Entry::Committed { id, room, at_ms: 3_000 });
-    assert_eq!(ledger.backfills_len(), 0, "its server offers again what is still open");
+    apply(
+        &mut ledger,
+        Entry::Committed {
+            id,
+            room,
+            at_ms: 3_000,
+        },
+    );
+    assert_eq!(
+        ledger.backfills_len(),
+        0,
+        "its server offers again what is still open"
+    );
 }
 
 #[test]
@@ -180,13 +274,25 @@ fn results_are_bounded_by_time_and_number() {
     let mut ledger = opened();
     for id in 0..RESULTS_MAX as u64 + 10 {
         apply_only(&mut ledger, enqueued(id, &[id], id));
-        apply_only(&mut ledger, Entry::Cancelled { ticket: TicketId(id), at_ms: id });
+        apply_only(
+            &mut ledger,
+            Entry::Cancelled {
+                ticket: TicketId(id),
+                at_ms: id,
+            },
+        );
     }
     ledger.audit().unwrap();
     assert_eq!(ledger.ended_len(), RESULTS_MAX);
     assert_eq!(ledger.ended(TicketId(9)), None);
     assert!(ledger.ended(TicketId(10)).is_some());
-    apply(&mut ledger, Entry::Forgotten { before_ms: 1_000, at_ms: 300_000 });
+    apply(
+        &mut ledger,
+        Entry::Forgotten {
+            before_ms: 1_000,
+            at_ms: 300_000,
+        },
+    );
     assert_eq!(ledger.oldest_result_ms(), Some(1_000));
     assert_eq!(ledger.newest_of(999), None);
     assert_eq!(ledger.counts().cancelled, RESULTS_MAX as u64 + 10);
@@ -222,10 +328,12 @@ impl Model {
     }
 
     fn seat(&self, id: MatchId, player: u64) -> Option<u64> {
-        let seated = |(is, players): &(Is, Vec<u64>)| {
-            *is == Is::Reserved(id) && players.contains(&player)
-        };
-        self.tickets.iter().find(|(_, it)| seated(it)).map(|(&ticket, _)| ticket)
+        let seated =
+            |(is, players): &(Is, Vec<u64>)| *is == Is::Reserved(id) && players.contains(&player);
+        self.tickets
+            .iter()
+            .find(|(_, it)| seated(it))
+            .map(|(&ticket, _)| ticket)
     }
 
     fn agreed(&self, id: MatchId) -> bool {
@@ -246,7 +354,9 @@ impl Model {
                 self.epoch = self.epoch.max(*epoch);
                 above
             }
-            Entry::Enqueued { ticket, outside, .. } => {
+            Entry::Enqueued {
+                ticket, outside, ..
+            } => {
                 let players: Vec<u64> = ticket.players.iter().map(|player| player.id).collect();
                 let new = !self.tickets.contains_key(&ticket.id.0);
                 let possible = new && !players.iter().any(|&player| self.busy(player));
@@ -267,12 +377,18 @@ impl Model {
                 let tickets: Vec<u64> = proposed.tickets().map(|ticket| ticket.0).collect();
                 let unique: BTreeSet<&u64> = tickets.iter().collect();
                 let wait = |ticket: &u64| {
-                    self.tickets.get(ticket).is_some_and(|(is, _)| *is == Is::Inside)
+                    self.tickets
+                        .get(ticket)
+                        .is_some_and(|(is, _)| *is == Is::Inside)
                 };
                 let possible = !tickets.is_empty()
                     && unique.len() == tickets.len()
                     && tickets.iter().all(wait)
-                    && proposed.id == MatchId { epoch: self.epoch, number: self.proposals + 1 };
+                    && proposed.id
+                        == MatchId {
+                            epoch: self.epoch,
+                            number: self.proposals + 1,
+                        };
                 if possible {
                     self.proposals += 1;
                     for &ticket in &tickets {
@@ -300,7 +416,14 @@ impl Model {
                 let (_, tickets, _) = self.matches.remove(id).unwrap();
                 for ticket in tickets {
                     let gone = ticket == seat;
-                    self.set(ticket, if gone { Is::Over("refused") } else { Is::Inside });
+                    self.set(
+                        ticket,
+                        if gone {
+                            Is::Over("refused")
+                        } else {
+                            Is::Inside
+                        },
+                    );
                 }
                 true
             }
@@ -313,7 +436,14 @@ impl Model {
                 for ticket in tickets {
                     let mut players = self.tickets[&ticket].1.iter();
                     let yes = agreed || players.all(|player| confirmed.contains(player));
-                    self.set(ticket, if yes { Is::Inside } else { Is::Over("unconfirmed") });
+                    self.set(
+                        ticket,
+                        if yes {
+                            Is::Inside
+                        } else {
+                            Is::Over("unconfirmed")
+                        },
+                    );
                 }
                 true
             }
@@ -404,10 +534,22 @@ fn entry(step: &(u8, u64, u64, Vec<u64>, bool), ledger: &Ledger, at_ms: u64) -> 
             }
             Entry::Proposed(proposed(ledger, &tickets, *id < 8, at_ms))
         }
-        14..=16 => Entry::Confirmed { id: matched, player: *player, at_ms },
-        17 => Entry::Refused { id: matched, player: *player, at_ms },
+        14..=16 => Entry::Confirmed {
+            id: matched,
+            player: *player,
+            at_ms,
+        },
+        17 => Entry::Refused {
+            id: matched,
+            player: *player,
+            at_ms,
+        },
         18 => Entry::Lapsed { id: matched, at_ms },
-        _ => Entry::Committed { id: matched, room: format!("room {id}"), at_ms },
+        _ => Entry::Committed {
+            id: matched,
+            room: format!("room {id}"),
+            at_ms,
+        },
     }
 }
 
@@ -467,6 +609,8 @@ proptest! {
 }
 
 fn cases() -> u32 {
-    let soak = std::env::var("PHALANX_SOAK").ok().and_then(|rounds| rounds.parse().ok());
+    let soak = std::env::var("PHALANX_SOAK")
+        .ok()
+        .and_then(|rounds| rounds.parse().ok());
     soak.map_or(200, |rounds: u32| rounds.clamp(1, 100).saturating_mul(200))
 }

@@ -12,8 +12,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{
     CHECKPOINT_BYTES_MAX, Checkpoint, LogError, Position, Record, Recovered, ReplicaId,
-    SEGMENT_BYTES_MAX,
-    record::MAGIC,
+    SEGMENT_BYTES_MAX, record::MAGIC,
 };
 
 const IDENTITY: &str = "identity";
@@ -45,7 +44,9 @@ impl Segment {
             .mode(0o600)
             .open(&unfinished);
         let mut file = opened.map_err(io("make", &unfinished))?;
-        let written = file.write_all(&start(position)).and_then(|()| file.sync_data());
+        let written = file
+            .write_all(&start(position))
+            .and_then(|()| file.sync_data());
         written.map_err(io("write", &unfinished))?;
         fs::rename(&unfinished, &path).map_err(io("name", &path))?;
         sync_directory(directory)?;
@@ -158,10 +159,9 @@ pub fn identity(directory: &Path) -> Result<ReplicaId, LogError> {
 
 /// Removes the files of generations before `generation`.
 pub fn remove_before(directory: &Path, generation: u64) -> Result<(), LogError> {
-    for (kind, path) in [
-        ("segment", segment_path as fn(&Path, u64) -> PathBuf),
-        ("checkpoint", checkpoint_path),
-    ] {
+    let kinds: [(&str, fn(&Path, u64) -> PathBuf); 2] =
+        [("segment", segment_path), ("checkpoint", checkpoint_path)];
+    for (kind, path) in kinds {
         for old in generations(directory, kind)? {
             if old < generation {
                 let path = path(directory, old);
@@ -212,7 +212,10 @@ pub fn recover(directory: &Path) -> Result<(Recovered, Segment, Position), LogEr
     if segments.is_empty() {
         // An installed checkpoint whose segment was not begun yet, or nothing at all.
         if newest.is_none() && !all.is_empty() {
-            return Err(damaged(directory, "segments are there, their checkpoint is missing"));
+            return Err(damaged(
+                directory,
+                "segments are there, their checkpoint is missing",
+            ));
         }
         let segment = Segment::make(directory, base, &position)?;
         remove_before(directory, base)?;
@@ -227,12 +230,18 @@ pub fn recover(directory: &Path) -> Result<(Recovered, Segment, Position), LogEr
         }
         let bytes = read(&path, SEGMENT_BYTES_MAX)?;
         if parse_start(&bytes) != Some(position) {
-            return Err(damaged(&path, "it does not begin where the one before ends"));
+            return Err(damaged(
+                &path,
+                "it does not begin where the one before ends",
+            ));
         }
         let whole = records(&path, &bytes, &mut position, &mut recovered.records)?;
         if whole < bytes.len() {
             if at < last {
-                return Err(damaged(&path, "its end is not whole, and a later one is there"));
+                return Err(damaged(
+                    &path,
+                    "its end is not whole, and a later one is there",
+                ));
             }
             recovered.cut_bytes = (bytes.len() - whole) as u64;
         }
@@ -268,7 +277,10 @@ fn records(
     let mut at = START_BYTES.min(bytes.len());
     while let Ok(record) = Record::parse(&bytes[at..]) {
         if !record.follows(position) {
-            return Err(damaged(path, &format!("record {} is out of order", record.first)));
+            return Err(damaged(
+                path,
+                &format!("record {} is out of order", record.first),
+            ));
         }
         at += record.bytes().len();
         *position = record.position();
@@ -281,7 +293,10 @@ fn records(
             && Record::parse(&rest[offset..]).is_ok_and(|record| record.first > position.seq)
     });
     if later {
-        let problem = format!("a record after {} is not whole, and later ones are", position.seq);
+        let problem = format!(
+            "a record after {} is not whole, and later ones are",
+            position.seq
+        );
         return Err(damaged(path, &problem));
     }
     Ok(at)

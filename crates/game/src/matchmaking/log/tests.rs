@@ -103,7 +103,10 @@ fn a_last_record_of_half_written_bytes_is_cut_and_an_earlier_one_is_damage() {
                 fs::write(&segment, &whole).unwrap();
             }
             Err(error) => {
-                assert!(matches!(error, LogError::Damaged { .. }), "byte {at}: {error}");
+                assert!(
+                    matches!(error, LogError::Damaged { .. }),
+                    "byte {at}: {error}"
+                );
                 assert!(at < last, "byte {at}: {error}");
             }
         }
@@ -157,7 +160,10 @@ fn checkpoints_bound_the_log_and_a_crash_between_their_steps_is_no_matter() {
     let (_, recovered) = open(&place);
     assert_eq!(recovered.checkpoint.unwrap().state, [20; 50]);
     assert!(recovered.records.is_empty());
-    assert!(!segment_path(&place, 21).exists(), "what it replaces goes at the next start");
+    assert!(
+        !segment_path(&place, 21).exists(),
+        "what it replaces goes at the next start"
+    );
     drop(newest);
 }
 
@@ -178,7 +184,10 @@ fn another_history_is_installed_whole() {
     let next = Record::seal(9, &position, 1, b"next");
     log.append(&next).unwrap();
     let stale = Record::seal(8, &next.position(), 1, b"stale");
-    assert!(matches!(log.append(&stale), Err(LogError::Fenced { found: 8, epoch: 9 })));
+    assert!(matches!(
+        log.append(&stale),
+        Err(LogError::Fenced { found: 8, epoch: 9 })
+    ));
     let gap = Record::seal(9, &position, 1, b"gap");
     assert!(matches!(log.append(&gap), Err(LogError::Gap { .. })));
     drop(log);
@@ -186,7 +195,10 @@ fn another_history_is_installed_whole() {
     assert_eq!(recovered.checkpoint, Some(other.clone()));
     assert_eq!(recovered.records, [next]);
     let older = Checkpoint {
-        position: Position { epoch: 8, ..position },
+        position: Position {
+            epoch: 8,
+            ..position
+        },
         ..other
     };
     assert!(matches!(log.install(&older), Err(LogError::Fenced { .. })));
@@ -214,14 +226,23 @@ fn two_processes_and_emptied_or_foreign_directories_are_told() {
     let directory = tempfile::tempdir().unwrap();
     let (mut log, _) = open(directory.path());
     fill(&mut log, 2);
-    assert!(matches!(Log::open(directory.path()), Err(LogError::InUse { .. })));
+    assert!(matches!(
+        Log::open(directory.path()),
+        Err(LogError::InUse { .. })
+    ));
     drop(log);
 
     let identity = fs::read(directory.path().join("identity")).unwrap();
     fs::write(directory.path().join("identity"), b"somebody").unwrap();
-    assert!(matches!(Log::open(directory.path()), Err(LogError::Damaged { .. })));
+    assert!(matches!(
+        Log::open(directory.path()),
+        Err(LogError::Damaged { .. })
+    ));
     fs::remove_file(directory.path().join("identity")).unwrap();
-    assert!(matches!(Log::open(directory.path()), Err(LogError::Damaged { .. })));
+    assert!(matches!(
+        Log::open(directory.path()),
+        Err(LogError::Damaged { .. })
+    ));
     fs::write(directory.path().join("identity"), &identity).unwrap();
     assert_eq!(open(directory.path()).1.records.len(), 2);
 
@@ -236,8 +257,14 @@ fn two_processes_and_emptied_or_foreign_directories_are_told() {
         bytes[at] ^= 1;
         fs::write(&checkpoint, &bytes).unwrap();
         let refused = Log::open(directory.path());
-        assert!(matches!(refused, Err(LogError::Damaged { .. })), "byte {at}");
+        assert!(
+            matches!(refused, Err(LogError::Damaged { .. })),
+            "byte {at}"
+        );
     }
     fs::remove_file(&checkpoint).unwrap();
-    assert!(matches!(Log::open(directory.path()), Err(LogError::Damaged { .. })));
+    assert!(matches!(
+        Log::open(directory.path()),
+        Err(LogError::Damaged { .. })
+    ));
 }

@@ -33,6 +33,7 @@ use crate::matchmaking::{
 
 /// Between two renewals of a lease.
 pub const RENEW_EVERY: Duration = Duration::from_millis(300);
+const RELEASE_MAX: Duration = Duration::from_secs(1);
 /// After something that may pass.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Frames that may lie between a standby's socket and its disk.
@@ -120,9 +121,19 @@ impl Life {
         };
         match seen {
             Seen { held: true, roll } => match roll {
-                Some(roll) if roll.owner != claim.replica => self.follow(replica, roll.address).await,
+                Some(roll) if roll.owner != claim.replica => {
+                    self.follow(replica, roll.address).await
+                }
                 // Its own lease of a life before, which has yet to run out; or a roll that is being written.
-                _ => self.wait(replica, Role::Trying { reason: LeaseError::Held.to_string() }).await,
+                _ => {
+                    self.wait(
+                        replica,
+                        Role::Trying {
+                            reason: LeaseError::Held.to_string(),
+                        },
+                    )
+                    .await
+                }
             },
             Seen { held: false, roll } => {
                 if let Err(error) = admissible(roll.as_ref(), &claim) {
@@ -224,7 +235,9 @@ impl Life {
             }
             match self.config.lease.look().await {
                 Ok(Seen { held: false, .. }) => return,
-                Ok(Seen { roll, .. }) if roll.as_ref().is_none_or(|roll| roll.address != address) => {
+                Ok(Seen { roll, .. })
+                    if roll.as_ref().is_none_or(|roll| roll.address != address) =>
+                {
                     return;
                 }
                 // Nothing is known: whoever can't see the lease can't take it.
@@ -242,7 +255,7 @@ impl Life {
         let (thread, keeper, renewing) = match result {
             Ok(running) => running,
             Err(reason) => {
-                let _ = self.config.lease.release().await;
+                self.let_go().await;
                 return Turn::Over(Role::Failed { reason });
             }
         };
@@ -264,9 +277,7 @@ impl Life {
         // The log is closed before anybody else may open it.
         let _ = keeper.await;
         // Whoever takes over has all that was acknowledged, however this ended.
-        if let Err(error) = self.config.lease.release().await {
-            tracing::warn!(key = %self.inner.key, %error, "the lease was not let go; it will run out");
-        }
+        self.let_go().await;
         match ended {
             Ok(Ended::Drained | Ended::Stopped) => Turn::Over(Role::Stopped),
             Ok(Ended::LeaseLost) => {
@@ -281,6 +292,15 @@ impl Life {
         }
     }
 
+    /// A lease service that doesn't answer is not waited for: the lease runs out.
+    async fn let_go(&self) {
+        let released = tokio::time::timeout(RELEASE_MAX, self.config.lease.release()).await;
+        if let Ok(Ok(())) = released {
+            return;
+        }
+        tracing::warn!(key = %self.inner.key, "the lease was not let go; it will run out");
+    }
+
     fn start(
         &self,
         log: crate::matchmaking::log::Log,
@@ -292,7 +312,8 @@ impl Life {
         let (sender, messages) = mpsc::channel();
         let (log_work, work) = mpsc::channel::<LogWork>();
         let (search, commands) = mpsc::channel();
-        let (queued, search_backlog) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let (queued, search_backlog) =
+            (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let start = Start {
             position: log.position(),
             ledger,
@@ -311,6 +332,7 @@ impl Life {
             start_ms: clock.start_ms,
             start: clock.start,
             metrics: self.inner.search_metrics.clone(),
+            fairness: self.inner.fairness.clone(),
         };
         let run = Run {
             owner,
@@ -382,9 +404,11 @@ fn on_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, String> {
     let (done, result) = tokio::sync::oneshot::channel();
-    let spawned = std::thread::Builder::new().name(name.into()).spawn(move || {
-        let _ = done.send(panic::catch_unwind(panic::AssertUnwindSafe(work)));
-    });
+    let spawned = std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || {
+            let _ = done.send(panic::catch_unwind(panic::AssertUnwindSafe(work)));
+        });
     spawned.map_err(|error| format!("no thread for {name}: {error}"))?;
     Ok(tokio::spawn(async move {
         match result.await {

@@ -6,7 +6,10 @@ use std::time::Duration;
 use phalanx_telemetry::metrics::{Exposition, Family};
 
 use super::{owner::OwnerMetrics, shard::Role, shard::Shard};
-use crate::matchmaking::rules::Brownout;
+use crate::matchmaking::{
+    fairness::{self, Fairness},
+    rules::Brownout,
+};
 
 /// Of the search's thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,19 +56,31 @@ const FAMILIES: &[(Family, Value)] = &[
         |shard| f64::from(u8::from(matches!(shard.role, Role::Owner { .. }))),
     ),
     (
-        Family::gauge("phalanx_match_standby_in_sync", "1 where a standby may take over"),
+        Family::gauge(
+            "phalanx_match_standby_in_sync",
+            "1 where a standby may take over",
+        ),
         |shard| f64::from(u8::from(shard.owner.standby_in_sync)),
     ),
     (
-        Family::counter("phalanx_match_takeovers_total", "Times this process became the owner"),
+        Family::counter(
+            "phalanx_match_takeovers_total",
+            "Times this process became the owner",
+        ),
         |shard| shard.takeovers as f64,
     ),
     (
-        Family::gauge("phalanx_match_requests_queued", "Requests that wait to be looked at"),
+        Family::gauge(
+            "phalanx_match_requests_queued",
+            "Requests that wait to be looked at",
+        ),
         |shard| shard.queued as f64,
     ),
     (
-        Family::counter("phalanx_match_requests_busy_total", "Requests turned away unseen"),
+        Family::counter(
+            "phalanx_match_requests_busy_total",
+            "Requests turned away unseen",
+        ),
         |shard| shard.busy as f64,
     ),
     (
@@ -73,31 +88,52 @@ const FAMILIES: &[(Family, Value)] = &[
         |shard| shard.owner.counts.entered as f64,
     ),
     (
-        Family::counter("phalanx_match_tickets_matched_total", "Tickets that got a match"),
+        Family::counter(
+            "phalanx_match_tickets_matched_total",
+            "Tickets that got a match",
+        ),
         |shard| shard.owner.counts.matched as f64,
     ),
     (
-        Family::counter("phalanx_match_tickets_cancelled_total", "Tickets that were cancelled"),
+        Family::counter(
+            "phalanx_match_tickets_cancelled_total",
+            "Tickets that were cancelled",
+        ),
         |shard| shard.owner.counts.cancelled as f64,
     ),
     (
-        Family::counter("phalanx_match_tickets_expired_total", "Tickets that waited too long"),
+        Family::counter(
+            "phalanx_match_tickets_expired_total",
+            "Tickets that waited too long",
+        ),
         |shard| shard.owner.counts.expired as f64,
     ),
     (
-        Family::counter("phalanx_match_tickets_refused_total", "Tickets whose player refused"),
+        Family::counter(
+            "phalanx_match_tickets_refused_total",
+            "Tickets whose player refused",
+        ),
         |shard| shard.owner.counts.refused as f64,
     ),
     (
-        Family::counter("phalanx_match_tickets_silent_total", "Tickets whose player said nothing"),
+        Family::counter(
+            "phalanx_match_tickets_silent_total",
+            "Tickets whose player said nothing",
+        ),
         |shard| shard.owner.counts.unconfirmed as f64,
     ),
     (
-        Family::counter("phalanx_match_tickets_returned_total", "Tickets that went back to wait"),
+        Family::counter(
+            "phalanx_match_tickets_returned_total",
+            "Tickets that went back to wait",
+        ),
         |shard| shard.owner.counts.returned as f64,
     ),
     (
-        Family::counter("phalanx_match_tickets_turned_away_total", "Tickets never taken in"),
+        Family::counter(
+            "phalanx_match_tickets_turned_away_total",
+            "Tickets never taken in",
+        ),
         |shard| {
             let refused = &shard.owner.refused;
             (refused.unfit + refused.queued + refused.full + refused.draining) as f64
@@ -112,11 +148,17 @@ const FAMILIES: &[(Family, Value)] = &[
         |shard| shard.owner.counts.proposals as f64,
     ),
     (
-        Family::gauge("phalanx_match_tickets_inside", "Tickets in search and proposals"),
+        Family::gauge(
+            "phalanx_match_tickets_inside",
+            "Tickets in search and proposals",
+        ),
         |shard| shard.owner.inside as f64,
     ),
     (
-        Family::gauge("phalanx_match_tickets_outside", "Tickets in the waiting room"),
+        Family::gauge(
+            "phalanx_match_tickets_outside",
+            "Tickets in the waiting room",
+        ),
         |shard| shard.owner.outside as f64,
     ),
     (
@@ -136,7 +178,10 @@ const FAMILIES: &[(Family, Value)] = &[
         |shard| shard.search.longest.as_secs_f64(),
     ),
     (
-        Family::gauge("phalanx_match_brownout", "0 to 3: how much of the rules gives way"),
+        Family::gauge(
+            "phalanx_match_brownout",
+            "0 to 3: how much of the rules gives way",
+        ),
         |shard| shard.search.brownout as u8 as f64,
     ),
     (
@@ -152,7 +197,10 @@ const FAMILIES: &[(Family, Value)] = &[
         |shard| shard.owner.bytes as f64,
     ),
     (
-        Family::counter("phalanx_match_log_sync_seconds_total", "Time that syncs took"),
+        Family::counter(
+            "phalanx_match_log_sync_seconds_total",
+            "Time that syncs took",
+        ),
         |shard| shard.syncing.as_secs_f64(),
     ),
     (
@@ -161,7 +209,7 @@ const FAMILIES: &[(Family, Value)] = &[
     ),
 ];
 
-/// Writes the families of all shards of a process.
+/// Writes the families of all shards of a process, those of fairness among them.
 pub fn write(shards: &[Shard], out: &mut Exposition) {
     let all: Vec<(String, ShardMetrics)> = shards
         .iter()
@@ -170,7 +218,16 @@ pub fn write(shards: &[Shard], out: &mut Exposition) {
     for (family, value) in FAMILIES {
         let mut samples = out.family(family);
         for (key, metrics) in &all {
-            samples.sample(&[("shard", key)], value(metrics));
+            samples.sample(&[("shard", key.as_str())], value(metrics));
         }
     }
+    let figures: Vec<_> = shards
+        .iter()
+        .map(|shard| (shard, shard.figures()))
+        .collect();
+    let figures: Vec<(String, &Fairness)> = figures
+        .iter()
+        .map(|(shard, figures)| (shard.key().to_string(), &**figures))
+        .collect();
+    fairness::write(&figures, out);
 }

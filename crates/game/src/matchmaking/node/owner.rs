@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use super::talk::{Answer, Refusal, Request, Stage, TicketState};
+use super::talk::{Answer, Request, Stage, TicketState};
 use crate::matchmaking::{
     ledger::{Counts, Entry, Imbalance, Impossible, Ledger, MatchId, Waits},
     log::{Checkpoint, Position, Record, ReplicaId},
@@ -153,7 +153,9 @@ pub enum Output<R> {
         tail: Vec<Record>,
     },
     /// There is no place for this standby now.
-    Turned { session: u64 },
+    Turned {
+        session: u64,
+    },
     /// Everything is written and known to the standby, nothing is reserved: let go of the lease.
     Drained,
 }
@@ -161,7 +163,10 @@ pub enum Output<R> {
 /// What the search is to do, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
+    /// One that comes for the first time.
     Insert(Arc<Ticket>),
+    /// One that was in a proposal.
+    Return(Arc<Ticket>),
     Remove(TicketId),
     Offer(Backfill),
     Withdraw(BackfillId),
@@ -520,8 +525,13 @@ impl<R> Owner<R> {
             Some(live) => match live.stage {
                 Waits::Outside => drop(self.line.push(live.class, ticket)),
                 Waits::Inside => {
-                    let insert = Command::Insert(live.ticket.clone());
-                    out.push(Output::Search(insert));
+                    let new = matches!(entry, Entry::Enqueued { .. } | Entry::Admitted { .. });
+                    let insert = if new {
+                        Command::Insert
+                    } else {
+                        Command::Return
+                    };
+                    out.push(Output::Search(insert(live.ticket.clone())));
                 }
                 Waits::Reserved(_) => {}
             },
@@ -693,7 +703,11 @@ impl<R> Owner<R> {
 
     fn forget(&mut self, at_ms: u64, out: &mut Vec<Output<R>>) -> Result<(), Defect> {
         let before_ms = at_ms.saturating_sub(self.limits.keep_results.as_millis() as u64);
-        if self.ledger.oldest_result_ms().is_some_and(|oldest| oldest < before_ms) {
+        if self
+            .ledger
+            .oldest_result_ms()
+            .is_some_and(|oldest| oldest < before_ms)
+        {
             self.write(Entry::Forgotten { before_ms, at_ms }, out)?;
         }
         Ok(())

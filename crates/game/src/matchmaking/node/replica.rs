@@ -29,9 +29,8 @@ pub enum ReplicaError {
 impl ReplicaError {
     /// Of a connection, not of this replica: it may go on with another.
     pub fn is_passing(&self) -> bool {
-        let refused = |error: &LogError| {
-            matches!(error, LogError::Fenced { .. } | LogError::Gap { .. })
-        };
+        let refused =
+            |error: &LogError| matches!(error, LogError::Fenced { .. } | LogError::Gap { .. });
         match self {
             ReplicaError::Log(error) => refused(error),
             ReplicaError::State { .. } => true,

@@ -161,7 +161,9 @@ impl Clock {
 
     /// On the scale of [`Now::mono`].
     pub fn mono(&self, until: Option<Instant>) -> Duration {
-        until.map_or(Duration::MAX, |until| until.saturating_duration_since(self.start))
+        until.map_or(Duration::MAX, |until| {
+            until.saturating_duration_since(self.start)
+        })
     }
 }
 
@@ -209,7 +211,9 @@ impl Hands {
             let now = self.run.clock.now();
             if Instant::now() >= next_tick {
                 next_tick = Instant::now() + TICK;
-                self.run.owner.take(Input::Tick, now, &mut self.run.outputs)?;
+                self.run
+                    .owner
+                    .take(Input::Tick, now, &mut self.run.outputs)?;
             }
             self.run.owner.settle(now, &mut self.run.outputs)?;
             self.perform();
@@ -281,7 +285,10 @@ impl Hands {
                 }
                 Ok(())
             }
-            Message::Proposed(proposals) => self.input(Input::Proposed(proposals)),
+            Message::Proposed(proposals) => {
+                self.count_fairness(&proposals);
+                self.input(Input::Proposed(proposals))
+            }
             Message::Unsearchable(ticket, reason) => {
                 self.input(Input::Unsearchable(ticket, reason))
             }
@@ -360,7 +367,9 @@ impl Hands {
             }
             Output::GiveBack(id) => {
                 let allocator = self.run.allocator.clone();
-                self.run.runtime.spawn(async move { allocator.give_back(id).await });
+                self.run
+                    .runtime
+                    .spawn(async move { allocator.give_back(id).await });
             }
             Output::Amend(amend) => {
                 let in_sync = match amend {
@@ -403,6 +412,18 @@ impl Hands {
             backlog.fetch_add(ship.bytes(), Ordering::Relaxed);
             if ships.send(ship).is_err() {
                 self.attached = None;
+            }
+        }
+    }
+
+    fn count_fairness(&self, proposals: &[Proposal]) {
+        let now_ms = self.run.clock.now().ms;
+        let ledger = self.run.owner.ledger();
+        let fairness = self.run.inner.fairness.lock();
+        let mut fairness = fairness.unwrap_or_else(PoisonError::into_inner);
+        for proposal in proposals {
+            for live in proposal.tickets().filter_map(|ticket| ledger.live(ticket)) {
+                fairness.matched(&live.ticket, &proposal.quality, now_ms);
             }
         }
     }
@@ -460,7 +481,9 @@ fn watching(state: TicketState, watches: &mut Watches) -> Watching {
         return Watching { states };
     }
     let ticket = state.ticket;
-    let sender = watches.entry(ticket).or_insert_with(|| watch::Sender::new(state));
+    let sender = watches
+        .entry(ticket)
+        .or_insert_with(|| watch::Sender::new(state));
     Watching {
         states: sender.subscribe(),
     }

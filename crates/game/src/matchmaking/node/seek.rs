@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
         mpsc::{Receiver, RecvTimeoutError, Sender},
     },
@@ -12,13 +12,17 @@ use std::{
 
 use super::{metrics::SearchMetrics, owner::Command, run::Message};
 use crate::matchmaking::{
+    fairness::Fairness,
     rules::{Brownout, MatchRules},
     search::Search,
+    ticket::Ticket,
 };
 
 /// Ticks in a row that were too much, before more gives way; and that were not, before less does.
 const HOT_TICKS: u32 = 3;
 const CALM_TICKS: u32 = 50;
+/// How often it is counted who is left alone.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 pub struct Seeker {
     pub rules: Arc<MatchRules>,
@@ -31,6 +35,8 @@ pub struct Seeker {
     pub start: Instant,
     /// A mutex because it is read as one; held for a copy.
     pub metrics: Arc<Mutex<SearchMetrics>>,
+    /// A mutex because the owner's thread counts proposals, this one arrivals; held for one ticket.
+    pub fairness: Arc<Mutex<Fairness>>,
 }
 
 impl Seeker {
@@ -40,6 +46,7 @@ impl Seeker {
         let mut brownout = Brownout::Off;
         let (mut hot, mut calm, mut resting) = (0, 0, false);
         let mut next = Instant::now() + self.rules.period(brownout);
+        let mut next_look = Instant::now();
         loop {
             let wait = next.saturating_duration_since(Instant::now());
             match self.commands.recv_timeout(wait) {
@@ -71,8 +78,18 @@ impl Seeker {
                 continue;
             }
             let exhausted = self.tick(&mut search, brownout, begun);
+            if begun >= next_look {
+                next_look = begun + LOOK_EVERY;
+                let now_ms = self.now_ms(begun);
+                self.fairness()
+                    .look(search.iter().map(|ticket| &**ticket), now_ms);
+            }
             let too_much = exhausted || begun.elapsed() > period / 2;
-            (hot, calm) = if too_much { (hot + 1, 0) } else { (0, calm + 1) };
+            (hot, calm) = if too_much {
+                (hot + 1, 0)
+            } else {
+                (0, calm + 1)
+            };
             if hot >= HOT_TICKS && brownout != brownout.more() {
                 (brownout, hot) = (brownout.more(), 0);
                 tracing::info!(?brownout, "the search gives way");
@@ -86,12 +103,14 @@ impl Seeker {
     fn follow(&self, search: &mut Search, command: Command) {
         let refused = match command {
             Command::Insert(ticket) => {
-                let id = ticket.id;
-                let refused = search.insert(ticket).err();
-                refused.map(|refused| Message::Unsearchable(id, refused.to_string()))
+                self.fairness().arrived(&ticket);
+                insert(search, ticket)
             }
+            Command::Return(ticket) => insert(search, ticket),
             Command::Remove(id) => {
-                search.remove(id);
+                if let Some(ticket) = search.remove(id) {
+                    self.fairness().left(&ticket);
+                }
                 None
             }
             Command::Offer(backfill) => {
@@ -111,8 +130,16 @@ impl Seeker {
         }
     }
 
+    fn now_ms(&self, now: Instant) -> u64 {
+        self.start_ms + now.saturating_duration_since(self.start).as_millis() as u64
+    }
+
+    fn fairness(&self) -> MutexGuard<'_, Fairness> {
+        self.fairness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn tick(&self, search: &mut Search, brownout: Brownout, begun: Instant) -> bool {
-        let now_ms = self.start_ms + begun.saturating_duration_since(self.start).as_millis() as u64;
+        let now_ms = self.now_ms(begun);
         let mut proposals = Vec::new();
         let report = search.tick(now_ms, self.rules.budget(brownout), &mut proposals);
         if !proposals.is_empty() {
@@ -131,6 +158,13 @@ impl Seeker {
         metrics.longest = metrics.longest.max(took);
         report.exhausted
     }
+}
+
+/// What the owner has to hear, if the search refuses what passed the door.
+fn insert(search: &mut Search, ticket: Arc<Ticket>) -> Option<Message> {
+    let id = ticket.id;
+    let refused = search.insert(ticket).err()?;
+    Some(Message::Unsearchable(id, refused.to_string()))
 }
 
 /// A wait that is never long: for threads that also look at the time.

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc,
     },
@@ -24,6 +24,7 @@ use super::{
     talk::{Answer, Refusal, Request, Stage, TicketState},
 };
 use crate::matchmaking::{
+    fairness::{Cohort, Fairness},
     ledger::MatchId,
     standby::{
         frame::Seal,
@@ -43,14 +44,24 @@ pub enum Role {
     /// Reading its log.
     Opening,
     /// Following the owner at this address.
-    Standby { owner: String },
-    Owner { epoch: u64 },
+    Standby {
+        owner: String,
+    },
+    Owner {
+        epoch: u64,
+    },
     /// Nobody owns the shard, and this replica may not: another has what it lacks. Start that one, or force this.
-    OutOfSync { roll: String },
+    OutOfSync {
+        roll: String,
+    },
     /// Neither owner nor standby at the moment, and why.
-    Trying { reason: String },
+    Trying {
+        reason: String,
+    },
     /// For good: an operator must act.
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
     /// Drained or dropped.
     Stopped,
 }
@@ -75,6 +86,7 @@ pub(super) struct Inner {
     /// Mutexes because each is read as one; held for a copy.
     pub owner_metrics: Mutex<OwnerMetrics>,
     pub search_metrics: Arc<Mutex<SearchMetrics>>,
+    pub fairness: Arc<Mutex<Fairness>>,
     pub syncs: Mutex<Syncs>,
     sessions: AtomicU64,
     /// Never held across an await.
@@ -114,6 +126,7 @@ impl Shard {
             takeovers: AtomicU64::new(0),
             owner_metrics: Mutex::default(),
             search_metrics: Arc::default(),
+            fairness: Arc::new(Mutex::new(Fairness::new(config.rules.clone()))),
             syncs: Mutex::default(),
             sessions: AtomicU64::new(0),
             life: Mutex::new(None),
@@ -141,7 +154,10 @@ impl Shard {
     pub async fn owned(&self) -> Role {
         let mut roles = self.roles();
         let settled = |role: &Role| {
-            matches!(role, Role::Owner { .. } | Role::Failed { .. } | Role::Stopped)
+            matches!(
+                role,
+                Role::Owner { .. } | Role::Failed { .. } | Role::Stopped
+            )
         };
         match roles.wait_for(settled).await {
             Ok(role) => role.clone(),
@@ -174,7 +190,9 @@ impl Shard {
         if let Err(refusal) = self.send(requests.into_iter().zip(slots).collect()) {
             return vec![Err(refusal); count];
         }
-        answers.await.unwrap_or_else(|_| vec![Err(Refusal::Unknown); count])
+        answers
+            .await
+            .unwrap_or_else(|_| vec![Err(Refusal::Unknown); count])
     }
 
     fn send(&self, requests: Vec<(Request, Slot)>) -> Result<(), Refusal> {
@@ -292,7 +310,12 @@ impl Shard {
     /// Stops, and waits until the log and the lease are let go.
     pub async fn close(&self) {
         self.stop();
-        let life = self.inner.life.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let life = self
+            .inner
+            .life
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(life) = life {
             let _ = life.await;
         }
@@ -300,21 +323,41 @@ impl Shard {
 
     pub fn metrics(&self) -> ShardMetrics {
         let inner = &self.inner;
-        let queued = inner.gate.load().as_ref().map_or(0, |gate| {
-            gate.queued.load(Ordering::Relaxed) as u64
-        });
+        let queued = inner
+            .gate
+            .load()
+            .as_ref()
+            .map_or(0, |gate| gate.queued.load(Ordering::Relaxed) as u64);
         let syncs = *inner.syncs.lock().unwrap_or_else(PoisonError::into_inner);
         ShardMetrics {
             role: self.role(),
             queued,
             busy: inner.busy.load(Ordering::Relaxed),
-            owner: *inner.owner_metrics.lock().unwrap_or_else(PoisonError::into_inner),
-            search: *inner.search_metrics.lock().unwrap_or_else(PoisonError::into_inner),
+            owner: *inner
+                .owner_metrics
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+            search: *inner
+                .search_metrics
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
             syncs: syncs.count,
             syncing: syncs.spent,
             longest_sync: syncs.longest,
             takeovers: inner.takeovers.load(Ordering::Relaxed),
         }
+    }
+
+    /// How long each cohort waits here, and how good its matches are, since this process opened the shard.
+    pub fn fairness(&self) -> Vec<Cohort> {
+        self.figures().cohorts()
+    }
+
+    pub(super) fn figures(&self) -> MutexGuard<'_, Fairness> {
+        self.inner
+            .fairness
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One standby's connection, until it ends.
@@ -370,7 +413,11 @@ impl Watching {
     /// Waits for what becomes of it; `None` when the shard changed hands before.
     pub async fn end(&mut self) -> Option<TicketState> {
         let ended = |state: &TicketState| matches!(state.stage, Stage::Ended(_));
-        self.states.wait_for(ended).await.ok().map(|state| state.clone())
+        self.states
+            .wait_for(ended)
+            .await
+            .ok()
+            .map(|state| state.clone())
     }
 }
 

@@ -11,19 +11,41 @@ use crate::matchmaking::{
 pub enum Request {
     /// The ticket's id is the client's own: the same id with the same players is the same ticket. `enqueued_ms` is set by
     /// the shard. `class` is the priority in the waiting room, 0 (first) to 3: who comes back, who joins friends.
-    Enqueue { ticket: Ticket, class: u8 },
-    Cancel { ticket: TicketId },
-    Confirm { id: MatchId, player: u64 },
-    Refuse { id: MatchId, player: u64 },
-    Look { ticket: TicketId },
+    Enqueue {
+        ticket: Ticket,
+        class: u8,
+    },
+    Cancel {
+        ticket: TicketId,
+    },
+    Confirm {
+        id: MatchId,
+        player: u64,
+    },
+    Refuse {
+        id: MatchId,
+        player: u64,
+    },
+    Look {
+        ticket: TicketId,
+    },
     /// For who reconnects and knows only herself.
-    LookFor { player: u64 },
+    LookFor {
+        player: u64,
+    },
     /// Says again whenever the ticket's stage changes.
-    Watch { ticket: TicketId },
+    Watch {
+        ticket: TicketId,
+    },
     /// Offers open seats of a running match, which is at `room`. An offer ends when its seats are matched; what is still
     /// open then is offered again.
-    OpenBackfill { backfill: Backfill, room: String },
-    CloseBackfill { id: BackfillId },
+    OpenBackfill {
+        backfill: Backfill,
+        room: String,
+    },
+    CloseBackfill {
+        id: BackfillId,
+    },
 }
 
 pub type Answer = Result<TicketState, Refusal>;
@@ -40,9 +62,7 @@ pub enum Stage {
     /// In the waiting room.
     Outside(Estimate),
     /// In the search.
-    Waiting {
-        since_ms: u64,
-    },
+    Waiting { since_ms: u64 },
     Reserved {
         id: MatchId,
         /// Until when players may confirm, or a room has to be found, unix milliseconds.

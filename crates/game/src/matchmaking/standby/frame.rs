@@ -143,9 +143,12 @@ impl Seal {
         }
         let at = frame.len().checked_sub(TAG_BYTES);
         let tag = frame.split_off(at.ok_or(FrameError::Seal)?);
-        let expected = self.tag(&[place, frame]).ok_or(FrameError::Seal)?;
+        let expected = self.tag(&[place, &frame[..]]).ok_or(FrameError::Seal)?;
         // Every byte is looked at, whichever differs.
-        let different = tag.iter().zip(expected).fold(0, |all, (a, b)| all | (a ^ b));
+        let different = tag
+            .iter()
+            .zip(expected)
+            .fold(0, |all, (a, b)| all | (a ^ b));
         match different {
             0 => Ok(()),
             _ => Err(FrameError::Seal),
@@ -291,7 +294,10 @@ mod tests {
             let mut changed = bytes.clone();
             changed[at] ^= 1;
             let mut reader = Reader::new(&changed[..], seal.clone(), 1);
-            assert!(matches!(reader.next(100).await, Err(FrameError::Seal)), "{at}");
+            assert!(
+                matches!(reader.next(100).await, Err(FrameError::Seal)),
+                "{at}"
+            );
         }
         // Left out, sent back, or of another connection.
         let mut reader = Reader::new(&bytes[21..], seal.clone(), 1);

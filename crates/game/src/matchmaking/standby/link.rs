@@ -111,8 +111,16 @@ impl Link {
         let _ = stream.set_nodelay(true);
         let (reader, writer) = stream.into_split();
         Link {
-            reader: Reader::new(BufReader::with_capacity(64 << 10, reader), Seal::none(), theirs),
-            writer: Writer::new(BufWriter::with_capacity(64 << 10, writer), Seal::none(), ours),
+            reader: Reader::new(
+                BufReader::with_capacity(64 << 10, reader),
+                Seal::none(),
+                theirs,
+            ),
+            writer: Writer::new(
+                BufWriter::with_capacity(64 << 10, writer),
+                Seal::none(),
+                ours,
+            ),
         }
     }
 
@@ -142,7 +150,7 @@ pub async fn greet(stream: TcpStream, seal: &Seal) -> Result<(Hello, Link)> {
         }
         let (hello, theirs) = parse_hello(&payload).ok_or(FrameError::Payload(kind))?;
         link.reseal(&seal.connection(&[&nonce, &theirs]));
-        Ok(hello)
+        Ok::<Hello, LinkError>(hello)
     };
     let hello = timeout(GREETING_MAX, greeting).await;
     let hello = hello.map_err(|_| LinkError::Silent)??;
@@ -167,7 +175,9 @@ pub async fn dial(address: &str, seal: &Seal, hello: &Hello) -> Result<Link> {
         }
         let nonce = nonce();
         link.reseal(&seal.connection(&[theirs]));
-        link.writer.send(Kind::Hello, &put_hello(hello, &nonce)).await?;
+        link.writer
+            .send(Kind::Hello, &put_hello(hello, &nonce))
+            .await?;
         link.writer.flush().await?;
         link.reseal(&seal.connection(&[theirs, &nonce]));
         Ok(link)

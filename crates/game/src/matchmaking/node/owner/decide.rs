@@ -168,9 +168,8 @@ impl<R> Owner<R> {
             return Ok(self.seated_before(id, player));
         };
         let reserved = self.ledger.reserved(id);
-        let new = reserved.is_some_and(|reserved| {
-            reserved.proposed.ask && !reserved.confirmed.contains(&player)
-        });
+        let new = reserved
+            .is_some_and(|reserved| reserved.proposed.ask && !reserved.confirmed.contains(&player));
         if new {
             let at_ms = self.clock(now);
             self.write(Entry::Confirmed { id, player, at_ms }, out)?;
@@ -294,8 +293,8 @@ impl<R> Owner<R> {
             if let Some(live) = self.ledger.live(ticket)
                 && live.stage == Waits::Inside
             {
-                let insert = Command::Insert(live.ticket.clone());
-                out.push(Output::Search(insert));
+                let again = Command::Return(live.ticket.clone());
+                out.push(Output::Search(again));
             }
         }
         let open = proposal.backfill.and_then(|id| self.ledger.backfill(id));

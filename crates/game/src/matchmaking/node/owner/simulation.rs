@@ -47,12 +47,18 @@ struct Disk {
 
 impl Disk {
     fn position(&self) -> Position {
-        let base = self.base.as_ref().map_or_else(Position::default, |base| base.position);
+        let base = self
+            .base
+            .as_ref()
+            .map_or_else(Position::default, |base| base.position);
         self.records.last().map_or(base, Record::position)
     }
 
     fn ledger(&self) -> Ledger {
-        let base = self.base.as_ref().map(|base| Ledger::restore(&base.state).unwrap());
+        let base = self
+            .base
+            .as_ref()
+            .map(|base| Ledger::restore(&base.state).unwrap());
         let mut ledger = base.unwrap_or_default();
         for record in &self.records {
             apply(&mut ledger, record).unwrap();
@@ -78,10 +84,16 @@ impl Disk {
 }
 
 enum State {
-    Down { until: u64 },
+    Down {
+        until: u64,
+    },
     Idle,
     /// Asked for the lease: the answer comes then, if it comes.
-    Asking { answer: u64, grant: Option<(u64, u64)>, sent: u64 },
+    Asking {
+        answer: u64,
+        grant: Option<(u64, u64)>,
+        sent: u64,
+    },
     Following,
     Owning(Box<Owning>),
 }
@@ -133,7 +145,9 @@ struct Witness {
     known: BTreeMap<TicketId, Option<How>>,
     matched: HashMap<u64, MatchId>,
     asked: HashMap<MatchId, BTreeSet<TicketId>>,
-    seats: Vec<(MatchId, u64)>,
+    seats: BTreeSet<(MatchId, u64)>,
+    /// What clients will ask next.
+    intents: VecDeque<Request>,
     acknowledged: u64,
     matches: BTreeSet<MatchId>,
 }
@@ -152,10 +166,13 @@ struct World {
     witness: Witness,
     takeovers: u64,
     peace: bool,
+    /// Whether players confirm.
+    ask: bool,
 }
 
-fn limits() -> Limits {
+fn limits(ask: bool) -> Limits {
     Limits {
+        ask,
         inside_max: 40,
         outside_max: 30,
         confirm_within: Duration::from_millis(900),
@@ -199,6 +216,7 @@ impl World {
             witness: Witness::default(),
             takeovers: 0,
             peace: false,
+            ask: !seed.is_multiple_of(3),
         }
     }
 
@@ -223,7 +241,11 @@ impl World {
 
     fn step(&mut self) {
         self.at += STEP_MS;
-        if self.service.holder.is_some_and(|(_, until)| until <= self.at) {
+        if self
+            .service
+            .holder
+            .is_some_and(|(_, until)| until <= self.at)
+        {
             self.service.holder = None;
         }
         if !self.peace {
@@ -375,7 +397,7 @@ impl World {
             lease_until: self.until(node, sent),
         };
         let mut out = Vec::new();
-        let owner = Owner::open(start, rules(), limits(), now, &mut out).unwrap();
+        let owner = Owner::open(start, rules(), limits(self.ask), now, &mut out).unwrap();
         self.nodes[node].state = State::Owning(Box::new(Owning {
             owner,
             epoch,
@@ -425,7 +447,11 @@ impl World {
         let mut inputs = vec![Input::Tick];
         // The disk.
         let disk = &mut self.nodes[node].disk;
-        while disk.writing.front().is_some_and(|&(done, _)| done <= self.at) {
+        while disk
+            .writing
+            .front()
+            .is_some_and(|&(done, _)| done <= self.at)
+        {
             let (_, record) = disk.writing.pop_front().unwrap();
             inputs.push(Input::Synced(record.last()));
             disk.records.push(record);
@@ -436,7 +462,7 @@ impl World {
         let due: Vec<(u64, Input<u64>)> = due;
         inputs.extend(due.into_iter().map(|(_, input)| input));
         self.keep_lease(node, &mut owning);
-        if self.dice.chance(1, 5) && owning.searched.len() >= 4 {
+        if self.dice.chance(1, 8) && owning.searched.len() >= 4 {
             let mut four: Vec<TicketId> = owning.searched.iter().copied().take(4).collect();
             four.iter().for_each(|ticket| {
                 owning.searched.remove(ticket);
@@ -470,7 +496,10 @@ impl World {
 
     /// Renewals and changes of the roll: each reaches the service, or doesn't; its answer comes back, or doesn't.
     fn keep_lease(&mut self, node: usize, owning: &mut Owning) {
-        let holds = self.service.holder.is_some_and(|(holder, _)| holder == node)
+        let holds = self
+            .service
+            .holder
+            .is_some_and(|(holder, _)| holder == node)
             && self.service.epoch == owning.epoch;
         if self.at >= owning.renewed + RENEW_MS && self.nodes[node].reaches_service {
             owning.renewed = self.at;
@@ -539,7 +568,11 @@ impl World {
         };
         match output {
             Output::Append(record) => {
-                let after = self.nodes[node].disk.writing.back().map_or(0, |&(at, _)| at);
+                let after = self.nodes[node]
+                    .disk
+                    .writing
+                    .back()
+                    .map_or(0, |&(at, _)| at);
                 let disk = &mut self.nodes[node].disk;
                 disk.writing.push_back((sync.max(after), record.clone()));
                 self.ship(node, Frame::Record(record));
@@ -547,7 +580,7 @@ impl World {
             Output::Checkpoint(_) => {}
             Output::Answer(request, answer) => self.hear(request, answer),
             Output::Told(state) => self.learn(state),
-            Output::Search(Command::Insert(ticket)) => {
+            Output::Search(Command::Insert(ticket) | Command::Return(ticket)) => {
                 owning.searched.insert(ticket.id);
             }
             Output::Search(Command::Remove(ticket)) => {
@@ -564,10 +597,16 @@ impl World {
                 let tickets = allocation.teams.iter().flatten().map(|ticket| ticket.id);
                 let tickets: BTreeSet<TicketId> = tickets.collect();
                 let before = self.witness.asked.insert(id, tickets.clone());
-                assert!(before.is_none_or(|before| before == tickets), "{id} is two matches");
+                assert!(
+                    before.is_none_or(|before| before == tickets),
+                    "{id} is two matches"
+                );
             }
             Output::GiveBack(id) => {
-                assert!(!self.witness.matches.contains(&id), "the room of {id} is in use");
+                assert!(
+                    !self.witness.matches.contains(&id),
+                    "the room of {id} is in use"
+                );
             }
             Output::Amend(amend) => owning.amends.push((later, amend)),
             Output::Attach {
@@ -575,7 +614,11 @@ impl World {
                 checkpoint,
                 tail,
             } => {
-                if self.connection.as_ref().is_none_or(|connection| connection.session != session) {
+                if self
+                    .connection
+                    .as_ref()
+                    .is_none_or(|connection| connection.session != session)
+                {
                     return;
                 }
                 if let Some(checkpoint) = checkpoint {
@@ -621,7 +664,12 @@ impl World {
         // The disk goes on without the network.
         let mut done = None;
         let node = &mut self.nodes[follower];
-        while node.disk.writing.front().is_some_and(|&(at, _)| at <= self.at) {
+        while node
+            .disk
+            .writing
+            .front()
+            .is_some_and(|&(at, _)| at <= self.at)
+        {
             let (_, record) = node.disk.writing.pop_front().unwrap();
             apply(&mut node.ledger, &record).unwrap();
             node.disk.records.push(record);
@@ -640,11 +688,19 @@ impl World {
         }
         connection.heard = self.at;
         let mut frames = Vec::new();
-        while connection.frames.front().is_some_and(|&(at, _)| at <= self.at) {
+        while connection
+            .frames
+            .front()
+            .is_some_and(|&(at, _)| at <= self.at)
+        {
             frames.extend(connection.frames.pop_front().map(|(_, frame)| frame));
         }
         let replica = World::id(follower);
-        while connection.acks.front().is_some_and(|&(at, _)| at <= self.at) {
+        while connection
+            .acks
+            .front()
+            .is_some_and(|&(at, _)| at <= self.at)
+        {
             let (_, seq) = connection.acks.pop_front().unwrap();
             if let State::Owning(owning) = &mut self.nodes[owner].state {
                 owning.coming.push((self.at, Input::Acked { replica, seq }));
@@ -663,7 +719,10 @@ impl World {
         let sync = self.at + self.dice.below(40);
         let disk = &mut self.nodes[follower].disk;
         let written = disk.position();
-        let position = disk.writing.back().map_or(written, |(_, record)| record.position());
+        let position = disk
+            .writing
+            .back()
+            .map_or(written, |(_, record)| record.position());
         match frame {
             Frame::Record(record) if record.follows(&position) => {
                 let after = disk.writing.back().map_or(0, |&(at, _)| at);
@@ -684,7 +743,10 @@ impl World {
 
     fn clients(&mut self) {
         for node in [0, 1] {
-            for _ in 0..self.dice.below(3) {
+            if !matches!(self.nodes[node].state, State::Owning(_)) {
+                continue;
+            }
+            for _ in 0..self.dice.below(5) {
                 let request = self.request();
                 let State::Owning(owning) = &mut self.nodes[node].state else {
                     continue;
@@ -699,6 +761,12 @@ impl World {
     }
 
     fn request(&mut self) -> Request {
+        // Now and then one is forgotten, or the owner it goes to is none any more.
+        if self.dice.chance(2, 3)
+            && let Some(intent) = self.witness.intents.pop_front()
+        {
+            return intent;
+        }
         let old = TicketId(1 + self.dice.below(self.next_ticket));
         match self.dice.below(12) {
             0..=4 => {
@@ -715,11 +783,11 @@ impl World {
                     class: (id % 4) as u8,
                 }
             }
-            5..=8 if !self.witness.seats.is_empty() => {
-                let newest = self.witness.seats.len().min(12) as u64;
-                let at = self.witness.seats.len() - 1 - self.dice.below(newest) as usize;
-                let (id, player) = self.witness.seats[at];
-                match self.dice.chance(1, 15) {
+            5 if !self.witness.seats.is_empty() => {
+                // Any seat there ever was.
+                let at = self.dice.below(self.witness.seats.len() as u64) as usize;
+                let (id, player) = *self.witness.seats.iter().nth(at).unwrap();
+                match self.dice.chance(1, 3) {
                     true => Request::Refuse { id, player },
                     false => Request::Confirm { id, player },
                 }
@@ -735,8 +803,15 @@ impl World {
             return;
         };
         self.witness.acknowledged += 1;
-        let request = self.witness.requests.remove(&request);
-        assert!(request.is_some(), "an answer to nobody");
+        let request = self
+            .witness
+            .requests
+            .remove(&request)
+            .expect("an answer to somebody");
+        if let Request::Enqueue { ticket, .. } = request {
+            let watch = Request::Watch { ticket: ticket.id };
+            self.witness.intents.push_back(watch);
+        }
         self.learn(state);
     }
 
@@ -746,11 +821,22 @@ impl World {
         let how = match state.stage {
             Stage::Ended(how) => how,
             Stage::Reserved { id, .. } => {
-                assert!(known.is_none(), "{} is reserved after {known:?}", state.ticket);
+                assert!(
+                    known.is_none(),
+                    "{} is reserved after {known:?}",
+                    state.ticket
+                );
                 let players = [state.ticket.0 * 10, state.ticket.0 * 10 + 1];
                 let count = 1 + (state.ticket.0 % 2) as usize;
-                let seats = players[..count].iter().map(|&player| (id, player));
-                witness.seats.extend(seats);
+                for &player in &players[..count] {
+                    if witness.seats.insert((id, player)) {
+                        let no = (id.number + player).is_multiple_of(23);
+                        witness.intents.push_back(match no {
+                            true => Request::Refuse { id, player },
+                            false => Request::Confirm { id, player },
+                        });
+                    }
+                }
                 return;
             }
             _ => {
@@ -799,7 +885,10 @@ impl World {
         let owner = &owners[0].owner;
         self.check_nothing_is_lost(owner.ledger());
         assert!(owner.copies.in_sync().is_some(), "a standby in sync");
-        let follower = self.nodes.iter().find(|node| matches!(node.state, State::Following));
+        let follower = self
+            .nodes
+            .iter()
+            .find(|node| matches!(node.state, State::Following));
         let follower = follower.expect("a follower");
         let behind = owner.ledger().seq() - follower.ledger.seq();
         assert!(behind < 200, "the standby is {behind} entries behind");
@@ -825,7 +914,10 @@ fn run(seed: u64) -> World {
 
 #[test]
 fn nothing_acknowledged_is_lost_and_nobody_is_matched_twice_through_crashes_and_partitions() {
-    let seeds = match std::env::var("PHALANX_SOAK_SEED").ok().and_then(|seed| seed.parse().ok()) {
+    let seeds = match std::env::var("PHALANX_SOAK_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+    {
         Some(seed) => seed..seed + 1,
         None => 0..SEEDS * soak(),
     };
@@ -838,7 +930,10 @@ fn nothing_acknowledged_is_lost_and_nobody_is_matched_twice_through_crashes_and_
         matches += world.witness.matches.len();
     }
     println!("{takeovers} takeovers, {acknowledged} answers, {matches} matches");
-    assert!(takeovers > SEEDS && matches as u64 > SEEDS, "nothing happened");
+    assert!(
+        takeovers > SEEDS && matches as u64 > SEEDS,
+        "nothing happened"
+    );
 }
 
 #[test]
@@ -850,5 +945,7 @@ fn the_same_seed_is_the_same_run() {
 
 fn soak() -> u64 {
     let rounds = std::env::var("PHALANX_SOAK").ok();
-    rounds.and_then(|rounds| rounds.parse().ok()).map_or(1, |rounds: u64| rounds.clamp(1, 1_000))
+    rounds
+        .and_then(|rounds| rounds.parse().ok())
+        .map_or(1, |rounds: u64| rounds.clamp(1, 1_000))
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::matchmaking::{
     ledger::{How, tests::ticket},
+    node::talk::Refusal,
     rules::{RegionRules, RulesSpec},
     search::Quality,
     ticket::OpenSeats,
@@ -89,13 +90,15 @@ impl Bench {
     }
 
     fn stage(&mut self, id: u64) -> Stage {
-        let look = Request::Look { ticket: TicketId(id) };
+        let look = Request::Look {
+            ticket: TicketId(id),
+        };
         self.asked(look).unwrap().stage
     }
 
     fn inserted(&self) -> Vec<u64> {
         let inserted = self.out.iter().filter_map(|output| match output {
-            Output::Search(Command::Insert(ticket)) => Some(ticket.id.0),
+            Output::Search(Command::Insert(ticket) | Command::Return(ticket)) => Some(ticket.id.0),
             _ => None,
         });
         inserted.collect()
@@ -142,7 +145,12 @@ fn an_answer_waits_for_the_disk_and_the_search_does_not() {
 fn the_same_ticket_again_is_the_same_ticket() {
     let mut bench = Bench::new(Limits::default());
     let first = bench.enqueue(1).unwrap();
-    assert_eq!(first.stage, Stage::Waiting { since_ms: 1_000_000 });
+    assert_eq!(
+        first.stage,
+        Stage::Waiting {
+            since_ms: 1_000_000
+        }
+    );
     bench.wait(5_000);
     assert_eq!(bench.enqueue(1).unwrap(), first);
     let other = Request::Enqueue {
@@ -155,11 +163,20 @@ fn the_same_ticket_again_is_the_same_ticket() {
         class: 3,
     };
     let queued = bench.asked(twice);
-    assert!(matches!(queued, Err(Refusal::Unfit(_) | Refusal::Queued { .. })), "{queued:?}");
-    let cancel = Request::Cancel { ticket: TicketId(1) };
+    assert!(
+        matches!(queued, Err(Refusal::Unfit(_) | Refusal::Queued { .. })),
+        "{queued:?}"
+    );
+    let cancel = Request::Cancel {
+        ticket: TicketId(1),
+    };
     let gone = bench.asked(cancel.clone()).unwrap();
     assert_eq!(gone.stage, Stage::Ended(How::Cancelled));
-    assert_eq!(bench.asked(cancel).unwrap(), gone, "and so is the same cancellation");
+    assert_eq!(
+        bench.asked(cancel).unwrap(),
+        gone,
+        "and so is the same cancellation"
+    );
     assert_eq!(bench.enqueue(1).unwrap(), gone);
 }
 
@@ -183,7 +200,11 @@ fn a_room_is_asked_for_only_when_the_match_is_safe() {
     assert_eq!((made.id, &*made.room), (id, "10.0.0.1:7000"));
     let back = Request::LookFor { player: 20 };
     let found = bench.asked(back).unwrap();
-    assert_eq!(found.stage, Stage::Ended(How::Matched(made)), "whoever reconnects learns of it");
+    assert_eq!(
+        found.stage,
+        Stage::Ended(How::Matched(made)),
+        "whoever reconnects learns of it"
+    );
 }
 
 #[test]
@@ -195,7 +216,10 @@ fn a_refusal_sends_the_others_back_and_the_room_too() {
     let id = bench.propose(1, 2);
     for player in [10, 20] {
         let yes = Request::Confirm { id, player };
-        assert!(matches!(bench.asked(yes).unwrap().stage, Stage::Reserved { .. }));
+        assert!(matches!(
+            bench.asked(yes).unwrap().stage,
+            Stage::Reserved { .. }
+        ));
     }
     let no = Request::Refuse { id, player: 20 };
     let gone = bench.asked(no.clone()).unwrap().stage;
@@ -203,8 +227,17 @@ fn a_refusal_sends_the_others_back_and_the_room_too() {
     assert_eq!(bench.inserted(), [1]);
     let given_back = |output: &Output<u64>| matches!(output, Output::GiveBack(back) if *back == id);
     assert!(bench.out.iter().any(given_back));
-    assert_eq!(bench.stage(1), Stage::Waiting { since_ms: 1_000_000 });
-    assert_eq!(bench.asked(no).unwrap().stage, gone, "said twice is said once");
+    assert_eq!(
+        bench.stage(1),
+        Stage::Waiting {
+            since_ms: 1_000_000
+        }
+    );
+    assert_eq!(
+        bench.asked(no).unwrap().stage,
+        gone,
+        "said twice is said once"
+    );
     let late = Request::Confirm { id, player: 10 };
     assert_eq!(bench.asked(late), Err(Refusal::NoSeat { id, player: 10 }));
     // A room that comes now has nobody.
@@ -220,8 +253,16 @@ fn silence_lapses_and_a_reserved_ticket_is_not_cancelled() {
     bench.enqueue(1).unwrap();
     bench.enqueue(2).unwrap();
     let id = bench.propose(1, 2);
-    let reserved = Refusal::Reserved { ticket: TicketId(1), id };
-    assert_eq!(bench.asked(Request::Cancel { ticket: TicketId(1) }), Err(reserved));
+    let reserved = Refusal::Reserved {
+        ticket: TicketId(1),
+        id,
+    };
+    assert_eq!(
+        bench.asked(Request::Cancel {
+            ticket: TicketId(1)
+        }),
+        Err(reserved)
+    );
     bench.asked(Request::Confirm { id, player: 10 }).unwrap();
     bench.wait(12_000);
     bench.sync();
@@ -234,7 +275,11 @@ fn a_proposal_of_who_left_sends_the_others_back_to_the_search() {
     let mut bench = Bench::new(Limits::default());
     bench.enqueue(1).unwrap();
     bench.enqueue(2).unwrap();
-    bench.asked(Request::Cancel { ticket: TicketId(2) }).unwrap();
+    bench
+        .asked(Request::Cancel {
+            ticket: TicketId(2),
+        })
+        .unwrap();
     bench.propose(1, 2);
     assert_eq!(bench.inserted(), [1]);
     assert!(matches!(bench.stage(1), Stage::Waiting { .. }));
@@ -246,9 +291,7 @@ fn tickets_expire_and_the_search_hears_of_it() {
     bench.enqueue(1).unwrap();
     bench.out.clear();
     bench.wait(600_000);
-    let removed = |output: &Output<u64>| {
-        matches!(output, Output::Search(Command::Remove(ticket)) if *ticket == TicketId(1))
-    };
+    let removed = |output: &Output<u64>| matches!(output, Output::Search(Command::Remove(ticket)) if *ticket == TicketId(1));
     assert!(bench.out.iter().any(removed));
     bench.sync();
     assert_eq!(bench.stage(1), Stage::Ended(How::Expired));
@@ -275,16 +318,31 @@ fn who_does_not_fit_waits_outside_in_order_of_class_and_arrival() {
     assert_eq!(ahead(friend), 0, "who comes back goes first");
     assert_eq!(bench.enqueue(5), Err(Refusal::Full { max: 3 }));
     bench.out.clear();
-    bench.asked(Request::Cancel { ticket: TicketId(1) }).unwrap();
+    bench
+        .asked(Request::Cancel {
+            ticket: TicketId(1),
+        })
+        .unwrap();
     assert_eq!(bench.inserted(), [4]);
-    assert_eq!(ahead(bench.asked(Request::Look { ticket: TicketId(3) })), 1);
+    assert_eq!(
+        ahead(bench.asked(Request::Look {
+            ticket: TicketId(3)
+        })),
+        1
+    );
     let metrics = bench.owner.metrics();
-    assert_eq!((metrics.inside, metrics.outside, metrics.refused.full), (1, 2, 1));
+    assert_eq!(
+        (metrics.inside, metrics.outside, metrics.refused.full),
+        (1, 2, 1)
+    );
 
     // The line survives its owner.
     let (ledger, position) = (bench.owner.ledger.clone(), bench.owner.position);
     let mut next = Bench::after(ledger, position, 2, quick());
-    assert!(matches!(next.stage(3), Stage::Waiting { .. }), "this one has room for all");
+    assert!(
+        matches!(next.stage(3), Stage::Waiting { .. }),
+        "this one has room for all"
+    );
 }
 
 #[test]
@@ -292,7 +350,11 @@ fn a_watched_ticket_is_told_of_every_stage() {
     let mut bench = Bench::new(quick());
     bench.enqueue(1).unwrap();
     bench.enqueue(2).unwrap();
-    bench.asked(Request::Watch { ticket: TicketId(1) }).unwrap();
+    bench
+        .asked(Request::Watch {
+            ticket: TicketId(1),
+        })
+        .unwrap();
     let id = bench.propose(1, 2);
     bench.take(Input::Allocated(id, Ok("room".into())));
     bench.sync();
@@ -301,7 +363,10 @@ fn a_watched_ticket_is_told_of_every_stage() {
         _ => None,
     });
     let told: Vec<&Stage> = told.collect();
-    assert!(matches!(told[..], [Stage::Reserved { .. }, Stage::Ended(How::Matched(_))]));
+    assert!(matches!(
+        told[..],
+        [Stage::Reserved { .. }, Stage::Ended(How::Matched(_))]
+    ));
     assert_eq!(bench.owner.metrics().watched, 0);
 }
 
@@ -317,9 +382,10 @@ fn an_owner_goes_on_where_the_one_before_was_killed() {
     let (ledger, position) = (bench.owner.ledger.clone(), bench.owner.position);
     let mut next = Bench::after(ledger, position, 2, Limits::default());
     assert_eq!(next.inserted(), [3]);
-    let asked = next.out.iter().any(|output| {
-        matches!(output, Output::Allocate(allocation, _) if allocation.id == id)
-    });
+    let asked = next
+        .out
+        .iter()
+        .any(|output| matches!(output, Output::Allocate(allocation, _) if allocation.id == id));
     assert!(asked, "the same match asks for the same room");
     next.take(Input::Allocated(id, Ok("room".into())));
     next.sync();
@@ -344,7 +410,10 @@ fn open_seats_are_offered_until_they_are_filled() {
         backfill: backfill.clone(),
         room: "running".into(),
     };
-    assert_eq!(bench.asked(open.clone()).unwrap().stage, Stage::Offered(true));
+    assert_eq!(
+        bench.asked(open.clone()).unwrap().stage,
+        Stage::Offered(true)
+    );
     assert_eq!(bench.asked(open).unwrap().stage, Stage::Offered(true));
     bench.enqueue(1).unwrap();
     let fill = Proposal {
@@ -362,7 +431,10 @@ fn open_seats_are_offered_until_they_are_filled() {
     });
     assert_eq!(room.as_deref(), Some("running"));
     let close = Request::CloseBackfill { id: BackfillId(5) };
-    assert_eq!(bench.asked(close.clone()), Err(Refusal::Filling(BackfillId(5))));
+    assert_eq!(
+        bench.asked(close.clone()),
+        Err(Refusal::Filling(BackfillId(5)))
+    );
     // The room says no: the seats are offered again.
     bench.out.clear();
     bench.take(Input::Allocated(id, Err("full".into())));
@@ -415,7 +487,9 @@ fn a_standby_gets_the_state_or_what_it_lacks() {
             position,
         });
         let attached = bench.out.iter().find_map(|output| match output {
-            Output::Attach { checkpoint, tail, .. } => Some((checkpoint.is_some(), tail.len())),
+            Output::Attach {
+                checkpoint, tail, ..
+            } => Some((checkpoint.is_some(), tail.len())),
             _ => None,
         });
         bench.take(Input::Left {
@@ -425,9 +499,20 @@ fn a_standby_gets_the_state_or_what_it_lacks() {
         attached
     };
     assert_eq!(attach(position), Some((false, 1)));
-    let other = Position { chain: 1, ..position };
-    assert_eq!(attach(other), Some((true, 0)), "another history is replaced");
-    assert_eq!(attach(Position::default()), Some((false, 3)), "all of it is still here");
+    let other = Position {
+        chain: 1,
+        ..position
+    };
+    assert_eq!(
+        attach(other),
+        Some((true, 0)),
+        "another history is replaced"
+    );
+    assert_eq!(
+        attach(Position::default()),
+        Some((false, 3)),
+        "all of it is still here"
+    );
 }
 
 #[test]
@@ -440,6 +525,12 @@ fn an_epoch_that_is_not_above_the_logs_is_refused() {
         epoch: 1,
         lease_until: Duration::MAX,
     };
-    let opened = Owner::<u64>::open(start, rules(), Limits::default(), bench.now, &mut Vec::new());
+    let opened = Owner::<u64>::open(
+        start,
+        rules(),
+        Limits::default(),
+        bench.now,
+        &mut Vec::new(),
+    );
     assert!(matches!(opened, Err(Defect::Impossible(_))));
 }
