@@ -243,6 +243,24 @@ impl Board {
         Ok(snapshot)
     }
 
+    /// Puts the same picture with a newer sketch in the place of the newest: after the last of many changes, estimates catch
+    /// up with it. False if it isn't the same, or no newer.
+    pub fn resketch(&self, snapshot: Snapshot) -> bool {
+        let _one = self.publishing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let held = self.shelf.load_full();
+        let Some((newest, older)) = held.0.split_first() else {
+            return false;
+        };
+        let same = newest.etag() == snapshot.etag() && newest.is_final() == snapshot.is_final();
+        if !same || snapshot.sketch().as_of_ms() <= newest.sketch().as_of_ms() {
+            return false;
+        }
+        snapshot.confirm(newest.confirmed_ms());
+        let shelf = std::iter::once(Arc::new(snapshot)).chain(older.iter().cloned()).collect();
+        self.shelf.store(Arc::new(Shelf(shelf)));
+        true
+    }
+
     /// The store said at `now_ms` that it still has what `version` says: the age starts again, the version stays. False if
     /// another version is the newest by now.
     pub fn confirm(&self, version: Version, now_ms: u64) -> bool {

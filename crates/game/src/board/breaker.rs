@@ -181,7 +181,10 @@ impl Breaker {
         if self.state == State::Closed && self.now > self.closed_at + self.config.open_max {
             self.failures = 0;
         }
-        let longest = self.config.open_min.saturating_mul(1 << self.failures.min(16));
+        let longest = self
+            .config
+            .open_min
+            .saturating_mul(1 << self.failures.min(16));
         let longest = longest.min(self.config.open_max).as_micros() as u64;
         let wait = longest / 2 + self.dice.below(longest / 2 + 1);
         self.failures = self.failures.saturating_add(1);
@@ -301,7 +304,9 @@ impl Circuit {
 
     fn lock(&self) -> MutexGuard<'_, Breaker> {
         // A panic elsewhere leaves counts, nothing half-changed.
-        self.breaker.lock().unwrap_or_else(|broken| broken.into_inner())
+        self.breaker
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
     }
 }
 

@@ -197,7 +197,9 @@ impl Outbox {
     /// Everything up to `number` has arrived in the store `store`.
     pub fn acknowledge(&self, number: u64, store: u64) {
         let number = number.min(self.durable());
-        self.shared.acknowledged.fetch_max(number, Ordering::Relaxed);
+        self.shared
+            .acknowledged
+            .fetch_max(number, Ordering::Relaxed);
         self.shared.state().acknowledge(number, store);
         if let Some(requests) = &self.requests {
             // A full queue trims without being told.
@@ -268,11 +270,15 @@ impl Drop for Outbox {
 
 impl Shared {
     fn segments(&self) -> MutexGuard<'_, VecDeque<Segment>> {
-        self.segments.lock().unwrap_or_else(|broken| broken.into_inner())
+        self.segments
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
     }
 
     fn state(&self) -> MutexGuard<'_, state::State> {
-        self.state.lock().unwrap_or_else(|broken| broken.into_inner())
+        self.state
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner())
     }
 
     fn path(&self, first: u64) -> PathBuf {

@@ -2,8 +2,8 @@
 //! connection that the refresher made, never a second try. Those who ask are bounded, and have a breaker of their own: three
 //! milliseconds are a bound that a healthy Redis misses now and then, which says nothing about refreshes.
 
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;

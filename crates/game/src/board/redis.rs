@@ -2,8 +2,8 @@
 //! where there is a directory for the log, the writes. Redis 7, alone or a cluster. What is in Redis is described in `script`.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -147,7 +147,9 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn failed(&self, what: &'static str, error: &StoreError) {
-        let at = Failure::ALL.iter().position(|failure| *failure == error.failure);
+        let at = Failure::ALL
+            .iter()
+            .position(|failure| *failure == error.failure);
         if let Some(count) = at.and_then(|at| self.failures.get(at)) {
             count.fetch_add(1, Ordering::Relaxed);
         }
@@ -226,19 +228,30 @@ impl RedisBoard {
             failures: Default::default(),
             board,
         });
-        let epoch = shared.board.snapshot().map_or(0, |newest| newest.version().epoch());
+        let epoch = shared
+            .board
+            .snapshot()
+            .map_or(0, |newest| newest.version().epoch());
         shared.progress.reached(epoch);
-        shared.board.attach_reader(Arc::new(Reader(Arc::downgrade(&shared))));
+        shared
+            .board
+            .attach_reader(Arc::new(Reader(Arc::downgrade(&shared))));
         let (end, ended) = watch::channel(false);
         let refresher = Refresher::new(shared.clone(), refresh_link, rank_link);
         let mut tasks = vec![tokio::spawn(refresher.run(ended.clone()))];
         if let Some(log) = log {
-            shared.board.attach_overlay(Arc::new(Seen(Arc::downgrade(&log))));
+            shared
+                .board
+                .attach_overlay(Arc::new(Seen(Arc::downgrade(&log))));
             let shipper = Shipper::new(shared.clone(), log, ship_link, config.write.clone());
             tasks.push(tokio::spawn(shipper.run(ended)));
         }
         let tasks = Tasks { end, tasks };
-        Ok(Self { shared, config, tasks })
+        Ok(Self {
+            shared,
+            config,
+            tasks,
+        })
     }
 
     pub fn board(&self) -> &Arc<Board> {
@@ -282,12 +295,23 @@ impl RedisBoard {
     async fn decree(&self, record: Record, player: &PlayerId) -> Result<Receipt, WriteError> {
         let epoch = self.epoch().unwrap_or(0);
         let (player, written_ms) = (player.clone(), now_ms());
-        self.accept(Write { record, epoch, player, written_ms }).await
+        self.accept(Write {
+            record,
+            epoch,
+            player,
+            written_ms,
+        })
+        .await
     }
 
     async fn accept(&self, write: Write) -> Result<Receipt, WriteError> {
         let log = self.shared.log.as_ref().ok_or(WriteError::ReadOnly)?;
-        if self.shared.board.snapshot().is_some_and(|newest| newest.is_final()) {
+        if self
+            .shared
+            .board
+            .snapshot()
+            .is_some_and(|newest| newest.is_final())
+        {
             return Err(WriteError::Final);
         }
         log.accept(write).await
@@ -313,7 +337,8 @@ impl RedisBoard {
 
     async fn turn(&self, expected: u32, turn: Turn) -> Result<Version, TurnError> {
         // Rare enough for a connection of its own.
-        let mut link = Link::try_new(&self.config.redis).map_err(|_| StoreError::from(Failure::Connect))?;
+        let mut link =
+            Link::try_new(&self.config.redis).map_err(|_| StoreError::from(Failure::Connect))?;
         let law = self.shared.board.law().fingerprint();
         let call = script::turn(&self.shared.keys, expected, law, turn);
         let turned = script::turned(&link.call(&call).await?)?;
@@ -367,7 +392,11 @@ impl Drop for Tasks {
 }
 
 /// The log of a directory, after its snapshot has been made readable.
-async fn open(board: &Arc<Board>, directory: PathBuf, config: OutboxConfig) -> Result<Arc<Log>, StartError> {
+async fn open(
+    board: &Arc<Board>,
+    directory: PathBuf,
+    config: OutboxConfig,
+) -> Result<Arc<Log>, StartError> {
     let board = board.clone();
     let opened = tokio::task::spawn_blocking(move || -> Result<_, OutboxError> {
         let outbox = Outbox::open(&directory, config)?;

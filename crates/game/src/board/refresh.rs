@@ -85,6 +85,8 @@ pub(super) struct Refresher {
     mirror: Option<Known>,
     sketch: Sketch,
     sketched_at: Option<Instant>,
+    /// Epoch and `seq` that the sketch is of.
+    sketch_of: (u32, u64),
     persisted: (Version, Option<Instant>),
     period: Duration,
     /// Places that fitted into the last snapshot, if they were fewer than asked for.
@@ -120,6 +122,7 @@ impl Refresher {
             mirror: None,
             sketch: Sketch::default(),
             sketched_at: None,
+            sketch_of: (0, 0),
             persisted: (Version::default(), None),
             period,
             fitted: None,
@@ -165,7 +168,10 @@ impl Refresher {
             Ok(changed) => {
                 let took = began.elapsed().as_micros() as u64;
                 shared.progress.took_us.store(took, Ordering::Relaxed);
-                shared.progress.took_us_max.fetch_max(took, Ordering::Relaxed);
+                shared
+                    .progress
+                    .took_us_max
+                    .fetch_max(took, Ordering::Relaxed);
                 shared.progress.refreshes.fetch_add(1, Ordering::Relaxed);
                 self.tell(StoreState::Up);
                 self.open_ranks().await;
@@ -208,7 +214,9 @@ impl Refresher {
             StoreState::Open => {
                 tracing::warn!(board = %self.board().spec().name, "the board's redis is out of order");
             }
-            StoreState::Up => tracing::info!(board = %self.board().spec().name, "the board's redis answers"),
+            StoreState::Up => {
+                tracing::info!(board = %self.board().spec().name, "the board's redis answers")
+            }
             StoreState::Cold | StoreState::Probing => {}
         }
     }
@@ -238,7 +246,10 @@ impl Refresher {
             let call = script::read(&self.shared.keys, epoch, source, since, places);
             let reading = script::reading(&self.link.call(&call).await?)?;
             self.shared.progress.reached(reading.head.epoch);
-            self.shared.progress.foreign.fetch_add(reading.foreign, Ordering::Relaxed);
+            self.shared
+                .progress
+                .foreign
+                .fetch_add(reading.foreign, Ordering::Relaxed);
             // An earlier epoch than readers have seen is for `heal`.
             if reading.head.epoch <= epoch {
                 let law = self.board().law().fingerprint();
@@ -259,6 +270,7 @@ impl Refresher {
             return Ok(true);
         }
         if self.unchanged(began_ms, &reading.head) {
+            self.sketch_again(&reading.head).await?;
             return Ok(false);
         }
         let places = self.places(reading.head.total);
@@ -296,9 +308,44 @@ impl Refresher {
         self.board().confirm(version, began_ms)
     }
 
+    /// After the last of some changes estimates are of before it, until it is time for others.
+    async fn sketch_again(&mut self, head: &Head) -> Result<(), StoreError> {
+        let places = self.places(head.total);
+        if places.is_empty() || self.sketch_of == (head.epoch, head.seq) {
+            return Ok(());
+        }
+        let began_ms = now_ms();
+        let reading = self.read(self.since(), &places).await?;
+        let (Some(known), Some(newest)) = (self.mirror.take(), self.board().snapshot()) else {
+            return Ok(());
+        };
+        // If it has changed just now, the next round has it.
+        if (reading.head.epoch, reading.head.seq) == (head.epoch, head.seq) {
+            self.keep_sketch(&reading, began_ms);
+            match self.build(&known.mirror, &reading.head, newest.as_of_ms()) {
+                Ok(snapshot) => drop(self.board().resketch(snapshot)),
+                Err(error) => {
+                    tracing::error!(%error, "a board can't be built from what redis says")
+                }
+            }
+        }
+        self.mirror = Some(known);
+        Ok(())
+    }
+
+    fn keep_sketch(&mut self, reading: &Reading, began_ms: u64) {
+        let pivots = reading.pivots.iter();
+        let pivots = pivots.map(|&(place, order)| Pivot { place, order });
+        self.sketch = Sketch::new(pivots, began_ms);
+        self.sketch_of = (reading.head.epoch, reading.head.seq);
+        self.sketched_at = Some(Instant::now());
+    }
+
     fn absorb(&mut self, reading: &mut Reading) {
         if let Some(known) = &mut self.mirror {
-            known.mirror.change(reading.changes.take().unwrap_or_default());
+            known
+                .mirror
+                .change(reading.changes.take().unwrap_or_default());
             known.seq = reading.head.seq;
         }
     }
@@ -382,9 +429,14 @@ impl Refresher {
             let (read, sent) = script::members(&self.link.query(&command).await?)?;
             let whole = sent < most;
             let foreign = (sent - read.len()) as u64;
-            self.shared.progress.foreign.fetch_add(foreign, Ordering::Relaxed);
+            self.shared
+                .progress
+                .foreign
+                .fetch_add(foreign, Ordering::Relaxed);
             let new = read.iter().filter(|(player, order)| {
-                members.last().is_none_or(|(who, at)| (order, player) > (at, who))
+                members
+                    .last()
+                    .is_none_or(|(who, at)| (order, player) > (at, who))
             });
             let new = new.count();
             known += new;
@@ -415,9 +467,10 @@ impl Refresher {
         if self.sketched_at.is_some_and(|at| at.elapsed() < every) {
             return Vec::new();
         }
-        let top = self.board().snapshot().map_or(self.board().spec().top, |newest| {
-            newest.len().max(1)
-        });
+        let top = self
+            .board()
+            .snapshot()
+            .map_or(self.board().spec().top, |newest| newest.len().max(1));
         Sketch::ladder(top as u64, total)
     }
 
@@ -426,15 +479,12 @@ impl Refresher {
             return Published::Nothing;
         };
         let wanted = self.wanted();
+        if !reading.pivots.is_empty() {
+            self.keep_sketch(&reading, began_ms);
+        }
         known.mirror.change(reading.changes.unwrap_or_default());
         known.mirror.cut(wanted + wanted / 4 + CHUNK);
         known.seq = reading.head.seq;
-        if !reading.pivots.is_empty() {
-            let pivots = reading.pivots.iter();
-            let pivots = pivots.map(|&(place, order)| Pivot { place, order });
-            self.sketch = Sketch::new(pivots, began_ms);
-            self.sketched_at = Some(Instant::now());
-        }
         let snapshot = match self.build(&known.mirror, &reading.head, began_ms) {
             Ok(snapshot) => snapshot,
             Err(error) => {
@@ -454,7 +504,8 @@ impl Refresher {
             if !alike(&newest, &snapshot) {
                 return Published::Unlike(version);
             }
-            self.shared.reflects(newest.as_of_ms(), reading.head.applied);
+            self.shared
+                .reflects(newest.as_of_ms(), reading.head.applied);
             self.board().confirm(version, began_ms);
             return Published::Nothing;
         }
@@ -470,7 +521,12 @@ impl Refresher {
         }
     }
 
-    fn build(&mut self, mirror: &Mirror, head: &Head, began_ms: u64) -> Result<Snapshot, BuildError> {
+    fn build(
+        &mut self,
+        mirror: &Mirror,
+        head: &Head,
+        began_ms: u64,
+    ) -> Result<Snapshot, BuildError> {
         let (spec, law) = (self.shared.board.spec(), self.shared.board.law());
         let version = Version::new(head.epoch, head.seq);
         let mut builder = Builder::new(spec, law, version, began_ms);
@@ -506,7 +562,11 @@ impl Refresher {
         // Twice: the first may have to send the script's text.
         for last in [false, true] {
             let answer = tokio::time::timeout(
-                if last { ranks.wait } else { self.rank_link.call_max() },
+                if last {
+                    ranks.wait
+                } else {
+                    self.rank_link.call_max()
+                },
                 connection.call(&call),
             );
             if !matches!(answer.await, Ok(Ok(_))) {
@@ -541,7 +601,7 @@ impl Refresher {
 
 /// Under one version readers find one picture.
 fn alike(one: &Snapshot, other: &Snapshot) -> bool {
-    one.total() == other.total() && one.entries().eq(other.entries())
+    one.tag() == other.tag()
 }
 
 fn save(path: &std::path::Path, snapshot: &Snapshot) {

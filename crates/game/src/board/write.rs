@@ -154,7 +154,13 @@ pub(super) fn check(law: &Law, points: i64, at_ms: u64) -> Result<(), Refused> {
 }
 
 /// A result of so many points.
-pub(super) fn points(player: PlayerId, points: i64, at_ms: u64, epoch: u32, written_ms: u64) -> Write {
+pub(super) fn points(
+    player: PlayerId,
+    points: i64,
+    at_ms: u64,
+    epoch: u32,
+    written_ms: u64,
+) -> Write {
     Write {
         record: Record::Points { points, at_ms },
         epoch,

@@ -97,7 +97,8 @@ impl Cursor {
                 offset: segment::HEAD_BYTES as u64,
             };
             for number in first..skip_to {
-                let read = read_at(&open.file, open.offset, ONE_BYTES).map_err(failed("read", &path))?;
+                let read =
+                    read_at(&open.file, open.offset, ONE_BYTES).map_err(failed("read", &path))?;
                 let Some((_, taken)) = segment::decode(&read, number) else {
                     return Err(OutboxError::Damaged(path));
                 };

@@ -114,7 +114,10 @@ fn write_source(directory: &Path, source: Source, base: u64) -> Result<(), Outbo
 
 /// Numbers and their checksum, little endian.
 fn text<const N: usize>(numbers: [u64; N]) -> Vec<u8> {
-    let mut bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+    let mut bytes: Vec<u8> = numbers
+        .iter()
+        .flat_map(|number| number.to_le_bytes())
+        .collect();
     let check = xxh3_64(&bytes);
     bytes.extend_from_slice(&check.to_le_bytes());
     bytes

@@ -93,7 +93,11 @@ async fn a_log_torn_at_any_byte_opens_with_the_whole_records_before_it() {
         fs::write(directory.path().join("source"), &source).unwrap();
         fs::write(directory.path().join(&name), &whole[..cut]).unwrap();
         let outbox = Outbox::open(directory.path(), OutboxConfig::default()).unwrap();
-        let kept = ends.iter().filter(|end| **end <= cut).count().saturating_sub(1) as u64;
+        let kept = ends
+            .iter()
+            .filter(|end| **end <= cut)
+            .count()
+            .saturating_sub(1) as u64;
         assert_eq!(outbox.durable(), kept, "cut at {cut}");
         fill(&outbox, kept + 1..=kept + 2).await;
         assert_eq!(numbers(&outbox, 1), (1..=kept + 2).collect::<Vec<_>>());
@@ -121,11 +125,17 @@ async fn a_changed_byte_at_the_end_is_cut_off_and_before_it_is_damage() {
     let outbox = Outbox::open(directory.path(), small()).unwrap();
     assert_eq!(outbox.durable(), last.first - 1);
     drop(outbox);
-    flip(segments[0].first, segment::HEAD_BYTES + segment::RECORD_HEAD_BYTES);
+    flip(
+        segments[0].first,
+        segment::HEAD_BYTES + segment::RECORD_HEAD_BYTES,
+    );
     let error = Outbox::open(directory.path(), small()).unwrap_err();
     assert!(matches!(error, OutboxError::Damaged(_)), "{error}");
     fs::remove_file(directory.path().join(segment::name(segments[1].first))).unwrap();
-    flip(segments[0].first, segment::HEAD_BYTES + segment::RECORD_HEAD_BYTES);
+    flip(
+        segments[0].first,
+        segment::HEAD_BYTES + segment::RECORD_HEAD_BYTES,
+    );
     let error = Outbox::open(directory.path(), small()).unwrap_err();
     assert!(matches!(error, OutboxError::Gap(_)), "{error}");
 }
@@ -142,7 +152,12 @@ async fn a_full_log_refuses_and_takes_again_once_records_have_arrived() {
             Err(error) => break error,
         }
     };
-    assert_eq!(refused, AppendError::Full { bytes_max: config.bytes_max });
+    assert_eq!(
+        refused,
+        AppendError::Full {
+            bytes_max: config.bytes_max
+        }
+    );
     assert!(outbox.metrics().bytes <= config.bytes_max);
     assert!(outbox.metrics().refused_total > 0);
     outbox.acknowledge(last / 2, 9);
@@ -156,7 +171,10 @@ async fn a_full_log_refuses_and_takes_again_once_records_have_arrived() {
 #[tokio::test]
 async fn what_has_arrived_is_known_after_a_restart_and_kept_as_long_as_wanted() {
     let directory = tempfile::tempdir().unwrap();
-    let config = OutboxConfig { retained_bytes: 1 << 20, ..small() };
+    let config = OutboxConfig {
+        retained_bytes: 1 << 20,
+        ..small()
+    };
     let outbox = Outbox::open(directory.path(), config).unwrap();
     fill(&outbox, 1..=100).await;
     outbox.acknowledge(80, 9);
@@ -213,6 +231,11 @@ async fn a_record_that_is_too_large_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let outbox = Outbox::open(directory.path(), small()).unwrap();
     let refused = outbox.append(vec![0; RECORD_BYTES_MAX + 1]).await;
-    assert_eq!(refused, Err(AppendError::TooLarge { bytes: RECORD_BYTES_MAX + 1 }));
+    assert_eq!(
+        refused,
+        Err(AppendError::TooLarge {
+            bytes: RECORD_BYTES_MAX + 1
+        })
+    );
     assert_eq!(outbox.append(vec![0; RECORD_BYTES_MAX]).await, Ok(1));
 }

@@ -148,7 +148,11 @@ impl Writer {
 
     fn begin(&mut self) -> io::Result<()> {
         let path = self.shared.path(self.next);
-        let mut file = File::options().create(true).write(true).truncate(true).open(&path)?;
+        let mut file = File::options()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .open(&path)?;
         file.write_all(&segment::head(self.next))?;
         file.sync_all()?;
         File::open(&self.shared.directory)?.sync_all()?;

@@ -79,7 +79,9 @@ impl RedisMetrics {
             snapshot_age_ms: shared.board.age_ms(now_ms()),
             healed_total: level(&progress.healed),
             foreign_total: level(&progress.foreign),
-            failures_total: failures.map(|(failure, count)| (*failure, level(count))).collect(),
+            failures_total: failures
+                .map(|(failure, count)| (*failure, level(count)))
+                .collect(),
             ranks_asked_total: level(&shared.ranks.asked),
             ranks_late_total: level(&shared.ranks.late),
             ranks_crowded_total: level(&shared.ranks.crowded),
@@ -103,7 +105,11 @@ impl WriteMetrics {
             refused_total: outbox.refused_total,
             shipped_total: level(&counts.shipped),
             pending: outbox.pending,
-            pending_age_ms: if waits { now_ms().saturating_sub(oldest_ms) } else { 0 },
+            pending_age_ms: if waits {
+                now_ms().saturating_sub(oldest_ms)
+            } else {
+                0
+            },
             log_bytes: outbox.bytes,
             log_syncs_total: outbox.syncs_total,
             fenced_total: level(&counts.fenced),
@@ -118,8 +124,14 @@ impl WriteMetrics {
     }
 }
 
-const BREAKER: Family = Family::gauge("board_breaker_open", "1 while Redis is left alone but for probes");
-const PENDING: Family = Family::gauge("board_writes_pending", "Results in the log that Redis doesn't have yet");
+const BREAKER: Family = Family::gauge(
+    "board_breaker_open",
+    "1 while Redis is left alone but for probes",
+);
+const PENDING: Family = Family::gauge(
+    "board_writes_pending",
+    "Results in the log that Redis doesn't have yet",
+);
 const PENDING_AGE: Family = Family::gauge(
     "board_writes_pending_age_seconds",
     "Since the oldest of the pending results was accepted",
@@ -127,7 +139,10 @@ const PENDING_AGE: Family = Family::gauge(
 const LOG_BYTES: Family = Family::gauge("board_log_bytes", "Files of the log");
 const REFRESH: Family = Family::gauge("board_refresh_seconds", "How long the last refresh took");
 const REFRESHES: Family = Family::counter("board_refreshes_total", "Refreshes that succeeded");
-const FAILURES: Family = Family::counter("board_redis_failures_total", "Calls of Redis that failed, by what went wrong");
+const FAILURES: Family = Family::counter(
+    "board_redis_failures_total",
+    "Calls of Redis that failed, by what went wrong",
+);
 const WRITES: Family = Family::counter("board_writes_total", "Results, by what became of them");
 const RANKS: Family = Family::counter(
     "board_rank_questions_total",
@@ -141,9 +156,13 @@ pub fn write<'a>(boards: impl IntoIterator<Item = &'a RedisBoard>, out: &mut Exp
         .map(|board| (board.board().spec().name.as_str(), board.metrics()))
         .collect();
     let levels: [(&Family, fn(&RedisMetrics) -> f64); 6] = [
-        (&BREAKER, |metrics| f64::from(u8::from(metrics.breaker != State::Closed))),
+        (&BREAKER, |metrics| {
+            f64::from(u8::from(metrics.breaker != State::Closed))
+        }),
         (&PENDING, |metrics| metrics.writes.pending as f64),
-        (&PENDING_AGE, |metrics| metrics.writes.pending_age_ms as f64 / 1e3),
+        (&PENDING_AGE, |metrics| {
+            metrics.writes.pending_age_ms as f64 / 1e3
+        }),
         (&LOG_BYTES, |metrics| metrics.writes.log_bytes as f64),
         (&REFRESH, |metrics| metrics.refresh_us as f64 / 1e6),
         (&REFRESHES, |metrics| metrics.refreshes_total as f64),

@@ -204,7 +204,9 @@ pub(in crate::board) fn chunk(keys: &Keys, epoch: u32, from: Option<Order>, most
 }
 
 /// Members with their orders, as `ZRANGE … WITHSCORES` gives them; how many there were, with those that no writer of ours made.
-pub(in crate::board) fn members(value: &Value) -> Result<(Vec<(PlayerId, Order)>, usize), StoreError> {
+pub(in crate::board) fn members(
+    value: &Value,
+) -> Result<(Vec<(PlayerId, Order)>, usize), StoreError> {
     let values = list(value)?;
     let mut members = Vec::with_capacity(values.len() / 2);
     for pair in values.chunks_exact(2) {
@@ -364,7 +366,10 @@ pub(in crate::board) enum Turn {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::board) enum Turned {
     /// The board's epoch and `seq` now.
-    Done { epoch: u32, seq: u64 },
+    Done {
+        epoch: u32,
+        seq: u64,
+    },
     /// Somebody else was first.
     Epoch(u32),
     Closed,
@@ -404,7 +409,11 @@ pub(in crate::board) fn heal(keys: &Keys, epoch: u32, seq: u64) -> Call<'static>
 pub(in crate::board) fn standing(keys: &Keys, epoch: u32, player: &str) -> Call<'static> {
     static TEXT: OnceLock<Text> = OnceLock::new();
     let keys = vec![keys.meta(), keys.board(epoch)];
-    call(text(&TEXT, STANDING), keys, vec![epoch.to_string(), player.to_owned()])
+    call(
+        text(&TEXT, STANDING),
+        keys,
+        vec![epoch.to_string(), player.to_owned()],
+    )
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -427,7 +436,12 @@ pub(in crate::board) fn stands(value: &Value) -> Result<Stands, StoreError> {
 }
 
 /// The members around a player.
-pub(in crate::board) fn around(keys: &Keys, epoch: u32, player: &str, radius: usize) -> Call<'static> {
+pub(in crate::board) fn around(
+    keys: &Keys,
+    epoch: u32,
+    player: &str,
+    radius: usize,
+) -> Call<'static> {
     static TEXT: OnceLock<Text> = OnceLock::new();
     let keys = vec![keys.meta(), keys.board(epoch)];
     let arguments = vec![epoch.to_string(), player.to_owned(), radius.to_string()];

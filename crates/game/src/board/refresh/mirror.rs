@@ -50,7 +50,8 @@ impl Mirror {
             return;
         }
         let changes: HashMap<PlayerId, Option<Order>> = changes.into_iter().collect();
-        self.members.retain(|(_, player)| !changes.contains_key(player));
+        self.members
+            .retain(|(_, player)| !changes.contains_key(player));
         let mut new: Vec<(Order, PlayerId)> = changes
             .into_iter()
             .filter_map(|(player, order)| Some((order?, player)))

@@ -73,7 +73,14 @@ impl Pending {
         };
         // Appends of one player may hear of their numbers in any order.
         let at = results.partition_point(|result| result.number < number);
-        results.insert(at, Noted { number, points, at_ms });
+        results.insert(
+            at,
+            Noted {
+                number,
+                points,
+                at_ms,
+            },
+        );
         self.records.fetch_add(1, Ordering::Relaxed);
         if results.len() > RESULTS_MAX && self.fold(results) {
             self.records.fetch_sub(1, Ordering::Relaxed);
@@ -92,7 +99,10 @@ impl Pending {
                     (Some(a), Some(b)) if a <= b => first,
                     _ => second,
                 };
-                Noted { number: second.number, ..better }
+                Noted {
+                    number: second.number,
+                    ..better
+                }
             }
             Kind::Sum(_) | Kind::Decayed { .. } => Noted {
                 points: first.points.saturating_add(second.points),

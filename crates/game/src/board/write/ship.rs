@@ -47,7 +47,12 @@ enum ShipError {
 }
 
 impl Shipper {
-    pub(in crate::board) fn new(shared: Arc<Shared>, log: Arc<Log>, link: Link, config: WriteConfig) -> Self {
+    pub(in crate::board) fn new(
+        shared: Arc<Shared>,
+        log: Arc<Log>,
+        link: Link,
+        config: WriteConfig,
+    ) -> Self {
         let constants = constants(shared.board.law());
         Self {
             shared,
@@ -79,7 +84,10 @@ impl Shipper {
     /// Ships a batch; how long to wait for the next.
     async fn turn(&mut self) -> Duration {
         let outbox = &self.log.outbox;
-        if self.place.is_some() && self.batch.is_empty() && outbox.acknowledged() >= outbox.durable() {
+        if self.place.is_some()
+            && self.batch.is_empty()
+            && outbox.acknowledged() >= outbox.durable()
+        {
             self.log.counts.oldest_ms.store(0, Ordering::Relaxed);
             // What was appended between the two looks has set it again, or will be read now.
             if outbox.acknowledged() >= outbox.durable() {
@@ -155,7 +163,13 @@ impl Shipper {
             changes.push(record::change(law, write));
         }
         match self.send(first, &changes).await? {
-            Applied::Done { last, born, fenced, barred, orders } => {
+            Applied::Done {
+                last,
+                born,
+                fenced,
+                barred,
+                orders,
+            } => {
                 self.arrived(&changes, players, last, &orders);
                 let counts = &self.log.counts;
                 counts.fenced.fetch_add(fenced, Ordering::Relaxed);
@@ -206,10 +220,16 @@ impl Shipper {
         last: u64,
         orders: &[Option<Order>],
     ) {
-        let skipped = changes.iter().filter(|change| change.operation == script::Operation::Skip);
+        let skipped = changes
+            .iter()
+            .filter(|change| change.operation == script::Operation::Skip);
         let counts = &self.log.counts;
-        counts.skipped.fetch_add(skipped.count() as u64, Ordering::Relaxed);
-        counts.shipped.fetch_add(changes.len() as u64, Ordering::Relaxed);
+        counts
+            .skipped
+            .fetch_add(skipped.count() as u64, Ordering::Relaxed);
+        counts
+            .shipped
+            .fetch_add(changes.len() as u64, Ordering::Relaxed);
         let before = players.len().saturating_sub(orders.len());
         for (player, order) in players.into_iter().skip(before).zip(orders) {
             if let (Some(player), Some(order)) = (player, order) {
@@ -230,8 +250,15 @@ impl Shipper {
         let (place, read) = read.await.map_err(|_| ShipError::Reader)?;
         self.batch = read?;
         self.place = Some(place);
-        if let Some(oldest) = self.batch.first().and_then(|record| Write::decode(&record.payload)) {
-            self.log.counts.oldest_ms.store(oldest.written_ms, Ordering::Relaxed);
+        if let Some(oldest) = self
+            .batch
+            .first()
+            .and_then(|record| Write::decode(&record.payload))
+        {
+            self.log
+                .counts
+                .oldest_ms
+                .store(oldest.written_ms, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -262,7 +289,10 @@ impl Shipper {
         };
         if next <= acknowledged {
             let lost = acknowledged + 1 - next;
-            tracing::warn!(records = lost, "redis has lost what had arrived: it is sent again");
+            tracing::warn!(
+                records = lost,
+                "redis has lost what had arrived: it is sent again"
+            );
             self.log.counts.rewound.fetch_add(lost, Ordering::Relaxed);
             outbox.rewind(next - 1);
         }
@@ -278,7 +308,9 @@ impl Shipper {
         if cursor.next() > outbox.durable() {
             outbox.acknowledge(outbox.durable(), head.born);
         }
-        let follows = head.applied.is_some_and(|applied| applied + 1 == cursor.next());
+        let follows = head
+            .applied
+            .is_some_and(|applied| applied + 1 == cursor.next());
         self.place = Some(Place {
             cursor,
             gap: (!follows).then_some(head.applied),

@@ -13,7 +13,10 @@ fn law(kind: Kind) -> Law {
 
 fn write(player: &str, points: i64) -> Write {
     Write {
-        record: Record::Points { points, at_ms: SEASON + 5 },
+        record: Record::Points {
+            points,
+            at_ms: SEASON + 5,
+        },
         epoch: 0,
         player: PlayerId::parse(player).unwrap(),
         written_ms: 0,
