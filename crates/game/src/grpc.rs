@@ -1,0 +1,47 @@
+//! Boards and shards as gRPC services (`phalanx.game.v1`), for clients in other languages. Messages come in, are bounded, and
+//! become calls of [`crate::board`] and [`crate::matchmaking`]; what those refuse goes out as a status with a code and a
+//! sentence. Nothing is decided here.
+//!
+//! | code | when |
+//! |---|---|
+//! | `INVALID_ARGUMENT` | a value is out of bounds; the message names it |
+//! | `NOT_FOUND` | no such board, ticket or match |
+//! | `ABORTED` | a page's version is gone: begin again without a token |
+//! | `FAILED_PRECONDITION` | the ticket, or the match, is in another state |
+//! | `RESOURCE_EXHAUSTED` | no room; `grpc-retry-pushback-ms` says when to come again, where it is known |
+//! | `UNAVAILABLE` | the board is older than allowed, or the shard has another owner: ask again, elsewhere |
+
+mod leaderboard;
+mod matchmaking;
+
+pub use leaderboard::{BOARDS_MAX, Boards, BoardsError, ID_BYTES_MAX, Scores, Served, SubmitError};
+pub use matchmaking::{SHARDS_MAX, Shards, ShardsError};
+pub use phalanx_proto::phalanx::game::v1 as wire;
+
+use std::time::Duration;
+
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Status};
+
+/// Bytes of a request.
+pub const REQUEST_BYTES_MAX: usize = 64 << 10;
+
+/// gRPC's own name for "not before".
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
+fn pushed_back(message: String, wait: Option<Duration>) -> Status {
+    let mut metadata = MetadataMap::new();
+    if let Some(wait) = wait {
+        let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        metadata.insert(PUSHBACK, ms.into());
+    }
+    Status::with_metadata(Code::ResourceExhausted, message, metadata)
+}
+
+/// A number that may be left out.
+fn or_default(asked: u32, default: usize) -> usize {
+    match asked {
+        0 => default,
+        asked => asked as usize,
+    }
+}
