@@ -21,6 +21,8 @@ mod replay;
 mod rules;
 mod shadow;
 
+/// What [`Context::arena`] is of.
+pub use bumpalo;
 pub use call::{CLASSES, Call, Class, SESSION_BYTES_MAX};
 pub use context::{Context, rerun};
 pub use executor::{ClassOptions, Drained, Executor, KINDS_MAX, Options, StartError};

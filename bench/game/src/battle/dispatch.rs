@@ -10,10 +10,14 @@ use std::time::Duration;
 use kameo::Actor as _;
 use kameo::actor::{ActorRef as KameoRef, Spawn};
 use kameo_actors::pool::{ActorPool, Dispatch};
-use phalanx_game::battle::{Battle, Call, Context, Executor, Kind, Options as ExecutorOptions, Reject};
+use phalanx_game::battle::{
+    Battle, Call, Context, Executor, Kind, Options as ExecutorOptions, Reject,
+};
 use ractor::factory::queues::DefaultQueue;
 use ractor::factory::routing::QueuerRouting;
-use ractor::factory::{Factory, FactoryArguments, FactoryMessage, Job, Worker, WorkerBuilder, WorkerId};
+use ractor::factory::{
+    Factory, FactoryArguments, FactoryMessage, Job, Worker, WorkerBuilder, WorkerId,
+};
 use ractor::{Actor as _, ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 
@@ -30,7 +34,10 @@ const IN_FLIGHT: [(u64, &str); 2] = [
 
 pub fn run(options: &Options) -> anyhow::Result<Vec<Row>> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(cores).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores)
+        .enable_all()
+        .build()?;
     let mut rows = Vec::new();
     for (in_flight, case) in IN_FLIGHT {
         let calls = if in_flight == 1 { CALLS / 10 } else { CALLS };
@@ -54,7 +61,14 @@ pub fn run(options: &Options) -> anyhow::Result<Vec<Row>> {
         let bar = (in_flight > 1).then(|| "below both".to_owned());
         let whos = ["phalanx", "ractor Factory", "kameo ActorPool"];
         for ((who, samples), bar) in whos.into_iter().zip(samples).zip([bar, None, None]) {
-            rows.push(Row { case, who, unit: "CPU-ns per call", samples, bar, note: String::new() });
+            rows.push(Row {
+                case,
+                who,
+                unit: "CPU-ns per call",
+                samples,
+                bar,
+                note: String::new(),
+            });
         }
     }
     Ok(rows)
@@ -112,9 +126,15 @@ struct Phalanx {
 
 impl Phalanx {
     fn start(cores: usize) -> anyhow::Result<Self> {
-        let executor = Executor::start(ExecutorOptions { cores, ..ExecutorOptions::default() })?;
+        let executor = Executor::start(ExecutorOptions {
+            cores,
+            ..ExecutorOptions::default()
+        })?;
         let kind = executor.register("echo", Echo, 1, ())?;
-        Ok(Self { executor: std::sync::Mutex::new(Some(executor)), kind })
+        Ok(Self {
+            executor: std::sync::Mutex::new(Some(executor)),
+            kind,
+        })
     }
 }
 
@@ -155,7 +175,12 @@ impl Worker for RactorWorker {
     type State = ();
     type Arguments = ();
 
-    async fn pre_start(&self, _: WorkerId, _: &ActorRef<RactorMessage>, (): ()) -> Result<(), ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        _: WorkerId,
+        _: &ActorRef<RactorMessage>,
+        (): (),
+    ) -> Result<(), ActorProcessingErr> {
         Ok(())
     }
 
@@ -163,7 +188,11 @@ impl Worker for RactorWorker {
         &self,
         _: WorkerId,
         _: &ActorRef<RactorMessage>,
-        Job { key, msg: Ask(number, answer), .. }: Job<u64, Ask>,
+        Job {
+            key,
+            msg: Ask(number, answer),
+            ..
+        }: Job<u64, Ask>,
         (): &mut (),
     ) -> Result<u64, ActorProcessingErr> {
         let _ = answer.send(number);
@@ -183,7 +212,14 @@ struct RactorPeer(ActorRef<RactorMessage>);
 
 impl RactorPeer {
     async fn start(workers: usize) -> anyhow::Result<Self> {
-        let factory = Factory::<u64, Ask, (), RactorWorker, QueuerRouting<u64, Ask>, DefaultQueue<u64, Ask>>::default();
+        let factory = Factory::<
+            u64,
+            Ask,
+            (),
+            RactorWorker,
+            QueuerRouting<u64, Ask>,
+            DefaultQueue<u64, Ask>,
+        >::default();
         let arguments = FactoryArguments::builder()
             .num_initial_workers(workers)
             .queue(DefaultQueue::default())
@@ -201,7 +237,9 @@ impl Peer for RactorPeer {
             for number in 0..count {
                 let (sender, answer) = oneshot::channel();
                 let job = Job::new(number, Ask(number, sender));
-                self.0.cast(FactoryMessage::Dispatch(job)).map_err(|error| anyhow::anyhow!("{error}"))?;
+                self.0
+                    .cast(FactoryMessage::Dispatch(job))
+                    .map_err(|error| anyhow::anyhow!("{error}"))?;
                 anyhow::ensure!(answer.await? == number);
             }
             Ok(())
@@ -231,7 +269,11 @@ struct Say(u64);
 impl kameo::message::Message<Say> for KameoWorker {
     type Reply = u64;
 
-    async fn handle(&mut self, Say(number): Say, _: &mut kameo::message::Context<Self, u64>) -> u64 {
+    async fn handle(
+        &mut self,
+        Say(number): Say,
+        _: &mut kameo::message::Context<Self, u64>,
+    ) -> u64 {
         number
     }
 }
@@ -240,7 +282,9 @@ struct KameoPeer(KameoRef<ActorPool<KameoWorker>>);
 
 impl KameoPeer {
     fn start(workers: usize) -> Self {
-        Self(ActorPool::spawn(ActorPool::new(workers, || KameoWorker::spawn(KameoWorker))))
+        Self(ActorPool::spawn(ActorPool::new(workers, || {
+            KameoWorker::spawn(KameoWorker)
+        })))
     }
 }
 

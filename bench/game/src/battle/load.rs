@@ -52,7 +52,10 @@ struct Counts {
 
 impl Load {
     pub fn run<C: Contestant + ?Sized>(&self, contestant: &C) -> anyhow::Result<Seen> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_time()
+            .build()?;
         let histogram = Histogram::<u64>::new_with_bounds(1, 600_000_000, 3)?;
         let seen = Arc::new(Mutex::new((histogram, Counts::default())));
         let input = Teams::sample(1, self.heroes, u32::MAX, self.rounds);
@@ -129,7 +132,11 @@ pub fn cpu_seconds() -> f64 {
 
 fn rss_mb() -> f64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages: f64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0.0);
+    let pages: f64 = statm
+        .split(' ')
+        .nth(1)
+        .and_then(|pages| pages.parse().ok())
+        .unwrap_or(0.0);
     pages * 4_096.0 / 1e6
 }
 
@@ -140,9 +147,15 @@ pub struct Phalanx {
 
 impl Phalanx {
     pub fn start(cores: usize) -> anyhow::Result<Self> {
-        let executor = Executor::start(Options { cores, ..Options::default() })?;
+        let executor = Executor::start(Options {
+            cores,
+            ..Options::default()
+        })?;
         let kind = executor.register("duel", Duel, 1, Rules::first())?;
-        Ok(Self { executor: Mutex::new(Some(executor)), kind })
+        Ok(Self {
+            executor: Mutex::new(Some(executor)),
+            kind,
+        })
     }
 }
 
@@ -195,14 +208,22 @@ impl Naive {
                 }
             })
         });
-        Self { threads: Mutex::new(threads.collect()), shared: shared.clone() }
+        Self {
+            threads: Mutex::new(threads.collect()),
+            shared: shared.clone(),
+        }
     }
 }
 
 impl Contestant for Naive {
     fn send(&self, input: Teams, seed: u64, _: Duration) -> Answer {
         let (sender, answer) = tokio::sync::oneshot::channel();
-        self.shared.0.lock().expect("no holder panics").jobs.push_back((input, seed, sender));
+        self.shared
+            .0
+            .lock()
+            .expect("no holder panics")
+            .jobs
+            .push_back((input, seed, sender));
         self.shared.1.notify_one();
         Box::pin(async move { answer.await.unwrap_or(false) })
     }

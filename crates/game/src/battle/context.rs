@@ -214,8 +214,7 @@ pub fn rerun<B: Battle>(
         call,
         every: CHECK_EVERY,
     };
-    fight(battle, &setup, &Bump::new(), None, input)
-        .unwrap_or(Err(Reject::Panicked { hash: 0 }))
+    fight(battle, &setup, &Bump::new(), None, input).unwrap_or(Err(Reject::Panicked { hash: 0 }))
 }
 
 #[cfg(test)]

@@ -84,7 +84,8 @@ impl Executor {
     fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
         // A thread's name is cut at 15 bytes by the kernel.
         let builder = thread::Builder::new().name(name.to_owned());
-        self.threads.push(builder.spawn(run).map_err(StartError::Thread)?);
+        self.threads
+            .push(builder.spawn(run).map_err(StartError::Thread)?);
         Ok(())
     }
 

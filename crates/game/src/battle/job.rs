@@ -292,7 +292,13 @@ impl<B: Battle> Job<B> {
             yield_to: None,
             wakes: &mut at.wakes,
         };
-        let ended = fight(&self.kind.battle, &setup, at.arena.bump(), Some(stop), &self.input);
+        let ended = fight(
+            &self.kind.battle,
+            &setup,
+            at.arena.bump(),
+            Some(stop),
+            &self.input,
+        );
         at.now = shared.clock.now();
         let took = at.now.saturating_sub(started);
         at.arena.reset();
@@ -304,7 +310,10 @@ impl<B: Battle> Job<B> {
         }
         let end = end_of(&result);
         let flags = self.kind.flags.load(Ordering::Relaxed);
-        let decided = matches!(end, End::Result | End::Foul | End::Exhausted | End::Panicked);
+        let decided = matches!(
+            end,
+            End::Result | End::Foul | End::Exhausted | End::Panicked
+        );
         if decided && (flags != 0 || B::OUTCOMES > 0) {
             self.end_watched(at, end, result, flags, waited, took);
             return;
@@ -475,7 +484,8 @@ impl<B: Battle> Run for Job<B> {
             return false;
         }
         let before = self.core.swap(core as u32, Ordering::Relaxed) as usize;
-        self.shared().moved(before, core, self.call.class, self.cost);
+        self.shared()
+            .moved(before, core, self.call.class, self.cost);
         self.state.store(QUEUED, Ordering::Release);
         true
     }

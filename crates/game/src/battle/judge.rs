@@ -115,13 +115,22 @@ mod tests {
         after[WITHOUT_RESULT] = 2_000;
         let verdict = judge(&[1_000, 1_000], &after, &Judge::default());
         assert!(
-            matches!(verdict, Verdict::Diverged { class: WITHOUT_RESULT, .. }),
+            matches!(
+                verdict,
+                Verdict::Diverged {
+                    class: WITHOUT_RESULT,
+                    ..
+                }
+            ),
             "{verdict:?}"
         );
     }
 
     #[test]
     fn few_results_say_nothing() {
-        assert_eq!(judge(&[999, 0], &[0, 5_000], &Judge::default()), Verdict::Open);
+        assert_eq!(
+            judge(&[999, 0], &[0, 5_000], &Judge::default()),
+            Verdict::Open
+        );
     }
 }

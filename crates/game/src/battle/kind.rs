@@ -107,12 +107,7 @@ impl<B: Battle> Kind<B> {
     }
 
     /// Submits a fight on the rules that its battle began with.
-    pub fn submit_pinned(
-        &self,
-        rules: &Pinned<B::Rules>,
-        input: B::Input,
-        call: Call,
-    ) -> Fight<B> {
+    pub fn submit_pinned(&self, rules: &Pinned<B::Rules>, input: B::Input, call: Call) -> Fight<B> {
         self.submit_on(rules.share(), input, call)
     }
 
@@ -322,15 +317,10 @@ impl<B: Battle> Inner<B> {
 
 /// What an executor shows of a kind.
 pub(crate) trait Shown: Send + Sync {
-    fn name(&self) -> &'static str;
     fn metrics(&self) -> KindMetrics;
 }
 
 impl<B: Battle> Shown for Inner<B> {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
     fn metrics(&self) -> KindMetrics {
         let shadow = lock(&self.shadow).as_ref().map(|shadow| shadow.report());
         let shadow = shadow.unwrap_or_default();

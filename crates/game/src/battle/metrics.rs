@@ -70,7 +70,8 @@ impl End {
 const ENDS: usize = End::ALL.len();
 /// Upper bounds of the buckets of time, in microseconds.
 const BOUNDS_US: [u64; 15] = [
-    10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000,
+    10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000,
+    1_000_000,
 ];
 const BUCKETS: usize = BOUNDS_US.len() + 1;
 
@@ -111,7 +112,10 @@ impl Times {
 
 /// Of a cell with one writer.
 fn add(cell: &AtomicU64, more: u64) {
-    cell.store(cell.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+    cell.store(
+        cell.load(Ordering::Relaxed).wrapping_add(more),
+        Ordering::Relaxed,
+    );
 }
 
 impl Tally {
@@ -260,7 +264,11 @@ impl Metrics {
         let classes = Class::ALL.map(Class::name);
         let mut samples = out.family(&ENDED);
         for (class, ends) in Class::ALL.into_iter().zip(&self.ends) {
-            for (end, &count) in End::ALL.into_iter().zip(ends).filter(|(_, count)| **count > 0) {
+            for (end, &count) in End::ALL
+                .into_iter()
+                .zip(ends)
+                .filter(|(_, count)| **count > 0)
+            {
                 samples.sample(&[("class", class.name()), ("end", end.name())], count);
             }
         }
@@ -315,19 +323,59 @@ impl Metrics {
     }
 }
 
-const ENDED: Family = Family::counter("phalanx_battle_ended_total", "Fights by class and by how they ended.");
-const WAIT: Family = Family::histogram("phalanx_battle_wait_seconds", "Time from submission to the start of the fight.");
-const FIGHT: Family = Family::histogram("phalanx_battle_fight_seconds", "Time of the fight itself.");
-const IN_FLIGHT: Family = Family::gauge("phalanx_battle_in_flight", "Fights that are queued or running.");
-const LIMIT: Family = Family::gauge("phalanx_battle_limit", "Fights that may be in flight, as admission has found it out.");
+const ENDED: Family = Family::counter(
+    "phalanx_battle_ended_total",
+    "Fights by class and by how they ended.",
+);
+const WAIT: Family = Family::histogram(
+    "phalanx_battle_wait_seconds",
+    "Time from submission to the start of the fight.",
+);
+const FIGHT: Family =
+    Family::histogram("phalanx_battle_fight_seconds", "Time of the fight itself.");
+const IN_FLIGHT: Family = Family::gauge(
+    "phalanx_battle_in_flight",
+    "Fights that are queued or running.",
+);
+const LIMIT: Family = Family::gauge(
+    "phalanx_battle_limit",
+    "Fights that may be in flight, as admission has found it out.",
+);
 const QUEUED: Family = Family::gauge("phalanx_battle_queued", "Fights that wait for a core.");
-const ARENA: Family = Family::gauge("phalanx_battle_arena_bytes", "Memory that cores hold between fights.");
+const ARENA: Family = Family::gauge(
+    "phalanx_battle_arena_bytes",
+    "Memory that cores hold between fights.",
+);
 const SUSPECTS: Family = Family::gauge("phalanx_battle_suspects", "Inputs that panicked of late.");
-const STOLEN: Family = Family::counter("phalanx_battle_stolen_total", "Fights that a core took from another one's queue.");
-const TURNED: Family = Family::counter("phalanx_battle_turned_total", "Times that a queue turned to newest first.");
-const STUCK: Family = Family::gauge("phalanx_battle_stuck_cores", "Cores whose fight doesn't end though its deadline has passed.");
-const COST: Family = Family::gauge("phalanx_battle_cost_seconds", "Moving average of a fight's time.");
-const PINS: Family = Family::gauge("phalanx_battle_pins", "Battles that keep a version of the rules.");
-const ROLLBACKS: Family = Family::counter("phalanx_battle_rollbacks_total", "Versions taken back for their outcomes.");
-const SHADOWED: Family = Family::counter("phalanx_battle_shadowed_total", "Fights that were run again on shadow rules.");
-const SHADOW_DIFFERS: Family = Family::counter("phalanx_battle_shadow_differs_total", "Fights that ended differently on shadow rules.");
+const STOLEN: Family = Family::counter(
+    "phalanx_battle_stolen_total",
+    "Fights that a core took from another one's queue.",
+);
+const TURNED: Family = Family::counter(
+    "phalanx_battle_turned_total",
+    "Times that a queue turned to newest first.",
+);
+const STUCK: Family = Family::gauge(
+    "phalanx_battle_stuck_cores",
+    "Cores whose fight doesn't end though its deadline has passed.",
+);
+const COST: Family = Family::gauge(
+    "phalanx_battle_cost_seconds",
+    "Moving average of a fight's time.",
+);
+const PINS: Family = Family::gauge(
+    "phalanx_battle_pins",
+    "Battles that keep a version of the rules.",
+);
+const ROLLBACKS: Family = Family::counter(
+    "phalanx_battle_rollbacks_total",
+    "Versions taken back for their outcomes.",
+);
+const SHADOWED: Family = Family::counter(
+    "phalanx_battle_shadowed_total",
+    "Fights that were run again on shadow rules.",
+);
+const SHADOW_DIFFERS: Family = Family::counter(
+    "phalanx_battle_shadow_differs_total",
+    "Fights that ended differently on shadow rules.",
+);

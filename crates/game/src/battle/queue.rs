@@ -124,9 +124,9 @@ impl<T> Queue<T> {
         lane.start += entry.cost.max(1).saturating_mul(SCALE) / share;
         if lane.newest_first {
             for _ in 0..REFUSED_MAX {
-                let Some(oldest) = (lane.entries).pop_front_if(|oldest| {
-                    now.saturating_sub(oldest.at) > lane.options.target
-                }) else {
+                let Some(oldest) = (lane.entries)
+                    .pop_front_if(|oldest| now.saturating_sub(oldest.at) > lane.options.target)
+                else {
                     break;
                 };
                 self.len -= 1;

@@ -121,7 +121,10 @@ impl Record {
             NO_SESSION => (None, body),
             length => {
                 let (session, body) = body.split_at_checked(usize::from(length))?;
-                (Some(text(session).filter(|text| text.len() <= SESSION_BYTES_MAX)?), body)
+                (
+                    Some(text(session).filter(|text| text.len() <= SESSION_BYTES_MAX)?),
+                    body,
+                )
             }
         };
         let (digest, input) = number(body)?;
@@ -170,10 +173,11 @@ impl Reader<BufReader<File>> {
 impl<R: Read> Reader<R> {
     pub fn new(mut from: R) -> Result<Self, RecordError> {
         let mut found = [0; HEADER_BYTES];
-        from.read_exact(&mut found).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => RecordError::NoRecords,
-            _ => RecordError::File(error),
-        })?;
+        from.read_exact(&mut found)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => RecordError::NoRecords,
+                _ => RecordError::File(error),
+            })?;
         if !found.starts_with(MAGIC) {
             return Err(RecordError::NoRecords);
         }

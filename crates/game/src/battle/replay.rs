@@ -189,7 +189,9 @@ pub fn prove<B: Battle>(
             });
         }
     });
-    let found = difference.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let found = difference
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
     if let Some(difference) = found {
         return Err(difference);
     }

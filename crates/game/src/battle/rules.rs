@@ -259,7 +259,9 @@ impl<R> Rulebook<R> {
     }
 
     pub fn on_trial(&self) -> Option<u64> {
-        lock(&self.trial).as_ref().map(|trial| trial.candidate.number)
+        lock(&self.trial)
+            .as_ref()
+            .map(|trial| trial.candidate.number)
     }
 
     pub fn rollbacks(&self) -> Vec<Rollback> {

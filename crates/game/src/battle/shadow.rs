@@ -224,7 +224,13 @@ impl<B: Battle> Aside for Rerun<B> {
             yield_to: Some(&core.waiting),
             wakes: &mut at.wakes,
         };
-        let ended = fight(&job.kind.battle, &setup, at.arena.bump(), Some(stop), &job.input);
+        let ended = fight(
+            &job.kind.battle,
+            &setup,
+            at.arena.bump(),
+            Some(stop),
+            &job.input,
+        );
         at.arena.reset();
         let result = match ended {
             Ok(Err(Reject::Cancelled | Reject::Draining | Reject::DeadlinePassed { .. })) => {

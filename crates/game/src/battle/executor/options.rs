@@ -90,7 +90,9 @@ pub enum StartError {
     Share { class: &'static str },
     #[error("class {class} may queue {max} fights, it is 1 to {QUEUE_MAX}")]
     Queue { class: &'static str, max: usize },
-    #[error("the limit of fights in flight is {min} to {max}, it must ascend within 1 to {LIMIT_MAX}")]
+    #[error(
+        "the limit of fights in flight is {min} to {max}, it must ascend within 1 to {LIMIT_MAX}"
+    )]
     Limit { min: u32, max: u32 },
     #[error("the longest deadline is 0")]
     Longest,

@@ -95,7 +95,9 @@ impl Shared {
         Self {
             clock: Clock::start(),
             longest: nanos(options.longest),
-            cores: (0..options.cores).map(|_| Core::new(lanes, interval)).collect(),
+            cores: (0..options.cores)
+                .map(|_| Core::new(lanes, interval))
+                .collect(),
             tally: Tally::new(),
             quarantine: Quarantine::new(options.quarantine_max, nanos(options.quarantine_forget)),
             draining: AtomicBool::new(false),
@@ -125,7 +127,9 @@ impl Shared {
             return Err((End::Limit, self.overloaded()));
         }
         let core = self.choose();
-        let done = now.saturating_add(self.wait(core, class)).saturating_add(cost);
+        let done = now
+            .saturating_add(self.wait(core, class))
+            .saturating_add(cost);
         if now >= deadline || (done > deadline && !self.is_probe()) {
             self.admission.leave(class.index());
             let stage = Stage::Enqueue;
@@ -352,7 +356,9 @@ impl Core {
         let newest_first = inbox.queue.newest_first();
         if self.newest_first.load(Ordering::Relaxed) != newest_first {
             self.newest_first.store(newest_first, Ordering::Relaxed);
-            self.tally.turned.store(inbox.queue.turned(), Ordering::Relaxed);
+            self.tally
+                .turned
+                .store(inbox.queue.turned(), Ordering::Relaxed);
         }
     }
 
@@ -369,7 +375,10 @@ impl Core {
     }
 
     fn all_work(&self) -> u64 {
-        self.work.iter().map(|work| work.load(Ordering::Relaxed)).sum()
+        self.work
+            .iter()
+            .map(|work| work.load(Ordering::Relaxed))
+            .sum()
     }
 
     fn load(&self) -> u64 {

@@ -28,7 +28,10 @@ fn look(shared: &Shared, index: usize, now: u64) {
     let current = core.inbox().current.clone();
     let stuck = current.is_some_and(|job| job.give_up(now));
     if stuck != core.stuck.swap(stuck, Ordering::Relaxed) && stuck {
-        tracing::error!(core = index, "a fight doesn't end though its deadline has passed");
+        tracing::error!(
+            core = index,
+            "a fight doesn't end though its deadline has passed"
+        );
     }
     if !stuck {
         return;
@@ -49,9 +52,8 @@ fn place(shared: &Shared, stuck: usize, job: Arc<dyn Run>, now: u64) {
         job.refuse(End::LateInQueue);
         return;
     }
-    let free = (0..shared.cores.len()).find(|&index| {
-        index != stuck && !shared.cores[index].stuck.load(Ordering::Relaxed)
-    });
+    let free = (0..shared.cores.len())
+        .find(|&index| index != stuck && !shared.cores[index].stuck.load(Ordering::Relaxed));
     let core = match free {
         Some(free) if job.move_to(free) => free,
         Some(_) => return,

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use super::Shared;
 use super::shared::Core;
+use crate::battle::Window;
 use crate::battle::arena::Arena;
 use crate::battle::call::Class;
 use crate::battle::clock::nanos;
 use crate::battle::job::{Run, Wakes};
 use crate::battle::metrics::{End, Tally};
-use crate::battle::Window;
 
 /// A window of measurements is at least so long, in nanoseconds, and has at least so many fights in it ...
 const WINDOW: u64 = 10_000_000;
@@ -135,7 +135,10 @@ impl<'a> Station<'a> {
             if let Some(job) = job {
                 let last = self.core().inbox().current.replace(job.clone());
                 drop(last);
-                store(&self.tally().stolen, self.tally().stolen.load(Ordering::Relaxed) + 1);
+                store(
+                    &self.tally().stolen,
+                    self.tally().stolen.load(Ordering::Relaxed) + 1,
+                );
                 self.run(job);
                 return true;
             }

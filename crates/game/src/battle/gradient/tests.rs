@@ -32,7 +32,10 @@ fn overload_settles_where_the_wait_is_below_its_target() {
         let mut gradient = Gradient::new(OPTIONS);
         let limit = settle(&mut gradient, cores, fight, 1e9, 3_000);
         let wait_ms = (f64::from(limit) / cores - 1.0) * fight / 1e3;
-        assert!(wait_ms <= 5.0 + fight / 1e3, "{cores} cores of {fight} µs wait {wait_ms} ms");
+        assert!(
+            wait_ms <= 5.0 + fight / 1e3,
+            "{cores} cores of {fight} µs wait {wait_ms} ms"
+        );
         assert!(f64::from(limit) >= cores, "and every core is used: {limit}");
     }
 }

@@ -12,11 +12,7 @@ fn queue(max: usize) -> Queue<u64> {
 }
 
 fn entry(at: u64, item: u64) -> Entry<u64> {
-    Entry {
-        at,
-        cost: MS,
-        item,
-    }
+    Entry { at, cost: MS, item }
 }
 
 #[test]
@@ -25,7 +21,9 @@ fn classes_get_their_shares_when_all_have_work() {
     for item in 0..3_000 {
         for class in 0..CLASSES {
             // Just arrived, so that nobody is late.
-            queue.push(class, entry(u64::MAX, item * 10 + class as u64)).unwrap();
+            queue
+                .push(class, entry(u64::MAX, item * 10 + class as u64))
+                .unwrap();
         }
     }
     let mut served = [0_u32; CLASSES];
@@ -34,7 +32,10 @@ fn classes_get_their_shares_when_all_have_work() {
         served[(item % 10) as usize] += 1;
     }
     let near = |count: u32, share: u32| count.abs_diff(share * 10) <= 5;
-    assert!(near(served[0], 70) && near(served[1], 20) && near(served[2], 10), "{served:?}");
+    assert!(
+        near(served[0], 70) && near(served[1], 20) && near(served[2], 10),
+        "{served:?}"
+    );
 }
 
 #[test]
@@ -49,9 +50,14 @@ fn unused_shares_are_lent_and_not_owed_afterwards() {
     for item in 5_000..5_070 {
         queue.push(0, entry(0, item)).unwrap();
     }
-    let first: Vec<u64> = (0..80).filter_map(|_| queue.pop(0, &mut Vec::new())).collect();
+    let first: Vec<u64> = (0..80)
+        .filter_map(|_| queue.pop(0, &mut Vec::new()))
+        .collect();
     let live = first.iter().filter(|&&item| item >= 5_000).count();
-    assert!((68..=70).contains(&live), "live work isn't behind, nor ahead for ever: {live}");
+    assert!(
+        (68..=70).contains(&live),
+        "live work isn't behind, nor ahead for ever: {live}"
+    );
 }
 
 #[test]
@@ -101,7 +107,9 @@ fn a_burst_that_is_worked_off_in_time_keeps_its_order() {
     }
     let mut refused = Vec::new();
     // 50 ms of lateness are less than an interval.
-    let served: Vec<u64> = (0..50).filter_map(|at| queue.pop(at * MS, &mut refused)).collect();
+    let served: Vec<u64> = (0..50)
+        .filter_map(|at| queue.pop(at * MS, &mut refused))
+        .collect();
     assert_eq!(served, (0..50).collect::<Vec<_>>());
     assert!(refused.is_empty());
 }
@@ -119,7 +127,9 @@ fn the_order_turns_back_when_the_load_is_gone() {
     for item in 0..3 {
         queue.push(0, entry(now, item)).unwrap();
     }
-    let served: Vec<u64> = (0..3).filter_map(|_| queue.pop(now, &mut Vec::new())).collect();
+    let served: Vec<u64> = (0..3)
+        .filter_map(|_| queue.pop(now, &mut Vec::new()))
+        .collect();
     assert_eq!(served, [0, 1, 2]);
 }
 
@@ -129,7 +139,10 @@ fn a_full_lane_with_newest_first_gives_up_its_oldest() {
     overload(&mut queue, MS / 2, MS, 1_000);
     let mut displaced = None;
     for item in 90_000..90_020 {
-        displaced = queue.push(0, entry(1_000 * MS, item)).unwrap().or(displaced);
+        displaced = queue
+            .push(0, entry(1_000 * MS, item))
+            .unwrap()
+            .or(displaced);
     }
     assert!(displaced.is_some());
     assert_eq!(queue.pop(1_000 * MS, &mut Vec::new()), Some(90_019));

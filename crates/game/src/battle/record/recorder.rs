@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use super::{FRAME_BYTES, BODY_BYTES_MAX, HEADER_BYTES, Record, RecordError, header};
+use super::{BODY_BYTES_MAX, FRAME_BYTES, HEADER_BYTES, Record, RecordError, header};
 
 /// Records on their way to the thread.
 const QUEUE_MAX: usize = 4_096;

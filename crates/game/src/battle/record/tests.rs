@@ -66,8 +66,14 @@ fn a_torn_or_damaged_record_ends_the_file_and_spares_those_before() {
         let (found, error) = read(&damaged);
         assert!(error && records.starts_with(&found), "damaged at {cut}");
     }
-    assert!(matches!(Reader::new(&b"PHXBTL\x09\0"[..]), Err(RecordError::Version { found: 9 })));
-    assert!(matches!(Reader::new(&b"something else"[..]), Err(RecordError::NoRecords)));
+    assert!(matches!(
+        Reader::new(&b"PHXBTL\x09\0"[..]),
+        Err(RecordError::Version { found: 9 })
+    ));
+    assert!(matches!(
+        Reader::new(&b"something else"[..]),
+        Err(RecordError::NoRecords)
+    ));
 }
 
 proptest::proptest! {

@@ -28,8 +28,14 @@ fn versions_are_bounded_and_unique() {
         book.publish(number, 0, None).unwrap();
         pins.push(book.pin());
     }
-    assert_eq!(book.publish(99, 0, None), Err(RulesError::TooMany { oldest: 0 }));
-    assert_eq!(book.publish(3, 0, None), Err(RulesError::Known { version: 3 }));
+    assert_eq!(
+        book.publish(99, 0, None),
+        Err(RulesError::TooMany { oldest: 0 })
+    );
+    assert_eq!(
+        book.publish(3, 0, None),
+        Err(RulesError::Known { version: 3 })
+    );
     pins.remove(0);
     book.publish(99, 0, None).unwrap();
 }
@@ -49,7 +55,13 @@ fn a_trial_that_diverges_brings_the_version_before_back() {
     let book = Rulebook::new(1, 10);
     let judge = Judge::default();
     let few = book.publish(2, 20, Some(judge));
-    assert_eq!(few, Err(RulesError::NoBaseline { version: 1, fights: 0 }));
+    assert_eq!(
+        few,
+        Err(RulesError::NoBaseline {
+            version: 1,
+            fights: 0
+        })
+    );
     for at in 0..2_000 {
         book.current().count(at % 2);
     }
