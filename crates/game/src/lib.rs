@@ -1,10 +1,15 @@
 //! The game kit: battles that replay, boards that never go dark, matchmaking that doesn't sway, sessions that come back.
 //! Each component works alone and without the mesh; feature `mesh` adds registration, discovery and drain.
 //!
-//! Module order (a module imports only later ones): board, matchmaking, session, battle, workers, dice.
+//! Module order (a module imports only later ones): grpc, board, matchmaking, mesh, session, battle, workers, dice.
 
+pub mod battle;
 pub mod board;
 pub mod dice;
-// Until it compiles: cargo rustc -p phalanx-game --lib --profile check -- --cfg wip_matchmaking
-#[cfg(wip_matchmaking)]
+#[cfg(feature = "grpc")]
+pub mod grpc;
 pub mod matchmaking;
+#[cfg(feature = "mesh")]
+pub mod mesh;
+pub mod session;
+pub mod workers;
