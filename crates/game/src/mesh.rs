@@ -224,7 +224,9 @@ async fn find(control: &Control, service: &ServiceName, admin: SocketAddr) -> St
             while let Ok(Some(update)) = watch.next().await {
                 update.apply(&mut known);
                 let mut all = known.values();
-                if let Some(found) = all.find(|instance: &&Registered| instance.proxy_admin == admin) {
+                if let Some(found) =
+                    all.find(|instance: &&Registered| instance.proxy_admin == admin)
+                {
                     return found.id.id.clone();
                 }
             }

@@ -43,4 +43,6 @@ pub use storm::{
 };
 pub use table::{CLOSED_MAX, LOG_MAX, SEATS_MAX, TTL_MAX, TTL_MIN, Table};
 #[cfg(feature = "tokens")]
-pub use token::{KEYS_MAX, Keyring, KeyringError, SECRET_MIN, SealError, Secret, TOKEN_MAX, TokenError};
+pub use token::{
+    KEYS_MAX, Keyring, KeyringError, SECRET_MIN, SealError, Secret, TOKEN_MAX, TokenError,
+};

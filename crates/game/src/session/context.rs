@@ -52,7 +52,10 @@ impl Context {
                 _ => {}
             }
         }
-        let text = |once: Once<'a>| once.only().and_then(|value| std::str::from_utf8(value).ok());
+        let text = |once: Once<'a>| {
+            once.only()
+                .and_then(|value| std::str::from_utf8(value).ok())
+        };
         let trace = found.parent.only();
         let trace = trace.and_then(|value| TraceContext::parse(value).ok());
         let state = match trace.is_some() && tracestate_valid(found.state.iter().copied()) {
@@ -95,7 +98,10 @@ impl Context {
                 // Samplers further on decide by the same randomness.
                 (trace, format!("ot=rv:{:014x}", randomness(session)))
             }
-            (None, None) => (TraceContext::mint(rng, rng.f64() < ratio), String::new()),
+            (None, None) => {
+                let sampled = rng.f64() < ratio;
+                (TraceContext::mint(rng, sampled), String::new())
+            }
         };
         Self {
             trace: Some(trace),
@@ -184,7 +190,10 @@ impl<'a> Once<'a> {
 /// Values of a list as one; empty where they are too long or not to be written as one header.
 fn joined(values: &[&[u8]], most: usize) -> String {
     let joined = values.join(&b","[..]);
-    let fits = joined.len() <= most && joined.iter().all(|byte| matches!(byte, 0x20..=0x7e | b'\t'));
+    let fits = joined.len() <= most
+        && joined
+            .iter()
+            .all(|byte| matches!(byte, 0x20..=0x7e | b'\t'));
     match fits {
         true => String::from_utf8(joined).unwrap_or_default(),
         false => String::new(),

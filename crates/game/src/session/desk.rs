@@ -358,12 +358,7 @@ impl Desk {
 
     /// The same for a room that another has from `epoch` on, with a pass to go there for each session. Their earliest times
     /// are yet to be chosen.
-    pub fn hand_over(
-        &mut self,
-        room: &Key,
-        epoch: u64,
-        now: Duration,
-    ) -> Vec<(Pass, Option<u64>)> {
+    pub fn hand_over(&mut self, room: &Key, epoch: u64, now: Duration) -> Vec<(Pass, Option<u64>)> {
         let keys: Vec<Key> = self.sessions_of(room).cloned().collect();
         let passes = keys.iter().filter_map(|key| {
             let mut pass = self.pass(key, now, Duration::ZERO).ok()?;

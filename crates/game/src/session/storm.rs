@@ -470,7 +470,9 @@ impl Region {
         // Behind those who have a place already, and behind the storm before.
         let busy = self.calendar.busy_until(now);
         let before = self.storms.back().map(|storm| storm.ends);
-        let begins = seen.max(busy.unwrap_or_default()).max(before.unwrap_or_default());
+        let begins = seen
+            .max(busy.unwrap_or_default())
+            .max(before.unwrap_or_default());
         let ends = begins + self.takes(self.all());
         self.calendar.plan(begins, ends);
         self.storms.push_back(Storm {

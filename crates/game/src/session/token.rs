@@ -146,9 +146,7 @@ impl Keyring {
         }
         let bytes = URL_SAFE_NO_PAD.decode(token);
         let bytes = bytes.map_err(|_| TokenError::Garbled)?;
-        let (body, tag) = bytes
-            .split_last_chunk::<TAG>()
-            .ok_or(TokenError::Garbled)?;
+        let (body, tag) = bytes.split_last_chunk::<TAG>().ok_or(TokenError::Garbled)?;
         let mut reader = Reader(body);
         let [version] = reader.take().ok_or(TokenError::Garbled)?;
         if version != VERSION {

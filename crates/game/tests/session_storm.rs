@@ -1,0 +1,405 @@
+//! Everybody is dropped at once: the logins never see more than they bear, all are back soon, the most urgent first, and
+//! whoever ignores his time gains nothing and costs nobody anything.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+use phalanx_game::dice::Dice;
+use phalanx_game::session::{Arrival, Budget, Claim, Governor, Stage, Verdict, Why};
+
+const START: Duration = Duration::from_secs(1_700_000_000);
+/// Between the server and a client.
+const LATENCY_MS: u64 = 80;
+/// What somebody who ignores his time waits between two attempts.
+const RUDE: Duration = Duration::from_millis(500);
+
+#[derive(Clone, Copy, PartialEq)]
+enum Manner {
+    Obedient,
+    /// Comes at once, and again and again.
+    Rude,
+    /// Has no pass.
+    Stranger,
+}
+
+struct Client {
+    stage: Stage,
+    manner: Manner,
+    spread: Duration,
+    knocks: u32,
+    back: Option<Duration>,
+}
+
+struct Storm {
+    clients: Vec<Client>,
+    /// When each came through to the logins, in order.
+    logins: Vec<Duration>,
+    budget: u32,
+    governor: Governor,
+}
+
+struct Case {
+    clients: u32,
+    budget: u32,
+    rude_percent: u64,
+    stranger_percent: u64,
+    announced: bool,
+    seed: u64,
+}
+
+impl Default for Case {
+    fn default() -> Self {
+        Self {
+            clients: 20_000,
+            budget: 1_000,
+            rude_percent: 0,
+            stranger_percent: 0,
+            announced: false,
+            seed: 1,
+        }
+    }
+}
+
+/// Of a hundred: in battle, reconnecting, loading, queueing, browsing.
+const SHARES: [u64; Stage::COUNT] = [40, 5, 5, 20, 30];
+
+fn run(case: &Case) -> Storm {
+    let mut dice = Dice::new(case.seed);
+    let budgets = [Budget {
+        region: "eu".into(),
+        per_second: case.budget,
+    }];
+    let mut governor = Governor::try_new(&budgets, dice.bits()).unwrap();
+    let mut counts = [0; Stage::COUNT];
+    let mut clients: Vec<Client> = (0..case.clients)
+        .map(|_| {
+            let stage = stage(&mut dice);
+            let manner = match dice.below(100) {
+                n if n < case.rude_percent => Manner::Rude,
+                n if n < case.rude_percent + case.stranger_percent => Manner::Stranger,
+                _ => Manner::Obedient,
+            };
+            if manner != Manner::Stranger {
+                counts[stage.index()] += 1;
+            }
+            Client {
+                stage,
+                manner,
+                spread: Duration::ZERO,
+                knocks: 0,
+                back: None,
+            }
+        })
+        .collect();
+    governor.population(0, counts).unwrap();
+    for client in &mut clients {
+        client.spread = governor.spread(0, client.stage).unwrap();
+    }
+
+    let all_at_once = u64::from(case.clients) * 1_000 / u64::from(case.budget);
+    let latency = |dice: &mut Dice| Duration::from_micros(dice.below(LATENCY_MS * 1_000));
+    let mut events = BinaryHeap::new();
+    for (id, client) in clients.iter().enumerate() {
+        let after = match client.manner {
+            Manner::Obedient => client.spread,
+            Manner::Rude => Duration::ZERO,
+            Manner::Stranger => Duration::from_millis(dice.below(all_at_once)),
+        };
+        events.push(Reverse((START + after + latency(&mut dice), id)));
+    }
+    if case.announced {
+        assert!(governor.storm(START, 0).unwrap());
+    }
+    let mut logins = Vec::new();
+    while let Some(Reverse((now, id))) = events.pop() {
+        assert!(now < START + Duration::from_secs(3_600), "it ends");
+        let client = &mut clients[id];
+        client.knocks += 1;
+        let claim = match client.manner {
+            Manner::Stranger => Claim::Nothing,
+            _ => Claim::Pass {
+                stage: client.stage,
+                issued: START - Duration::from_secs(60),
+                earliest: Duration::ZERO,
+                spread: client.spread,
+            },
+        };
+        let arrival = Arrival {
+            client: id as u64,
+            region: 0,
+            claim,
+        };
+        match governor.arrive(now, &arrival).unwrap() {
+            Verdict::Admit { hold } => {
+                client.back = Some(now + hold - START);
+                logins.push(now + hold);
+            }
+            Verdict::Wait { at, why } => {
+                assert_ne!(why, Why::Full, "there is a place for everybody");
+                assert!(at > now, "a time that is told is yet to come");
+                let next = match client.manner {
+                    Manner::Rude => now + RUDE,
+                    _ => at + latency(&mut dice),
+                };
+                events.push(Reverse((next, id)));
+            }
+        }
+    }
+    logins.sort_unstable();
+    Storm {
+        clients,
+        logins,
+        budget: case.budget,
+        governor,
+    }
+}
+
+fn stage(dice: &mut Dice) -> Stage {
+    let mut left = dice.below(100);
+    for (stage, share) in Stage::ALL.into_iter().zip(SHARES) {
+        if left < share {
+            return stage;
+        }
+        left -= share;
+    }
+    Stage::Browsing
+}
+
+impl Storm {
+    /// How long, sorted, those took who are meant.
+    fn back(&self, is_meant: impl Fn(&Client) -> bool) -> Vec<Duration> {
+        let meant = self.clients.iter().filter(|client| is_meant(client));
+        let mut back: Vec<Duration> = meant
+            .map(|client| client.back.expect("all are back"))
+            .collect();
+        back.sort_unstable();
+        back
+    }
+
+    /// No second, wherever it begins, has more than the budget.
+    fn check_budget(&self) {
+        let budget = self.budget as usize;
+        for (first, next) in self.logins.iter().zip(self.logins.iter().skip(budget)) {
+            let took = *next - *first;
+            assert!(took >= Duration::from_secs(1), "{budget} took {took:?}");
+        }
+    }
+
+    fn check_done_within(&self, factor: f64) {
+        let last = *self.logins.last().expect("somebody came") - START;
+        let least = self.clients.len() as f64 / f64::from(self.budget);
+        let most = least * factor;
+        assert!(last.as_secs_f64() <= most, "{last:?}, not {most} s");
+        assert_eq!(self.logins.len(), self.clients.len());
+    }
+}
+
+fn median(sorted: &[Duration]) -> Duration {
+    sorted[sorted.len() / 2]
+}
+
+#[test]
+fn when_all_are_dropped_at_once_logins_see_their_budget_and_all_are_back_soon() {
+    for (announced, budget, clients) in [
+        (false, 1_000, 20_000),
+        (true, 1_000, 20_000),
+        (false, 37, 1_500),
+        (true, 5_000, 30_000),
+    ] {
+        let storm = run(&Case {
+            announced,
+            budget,
+            clients,
+            ..Case::default()
+        });
+        storm.check_budget();
+        storm.check_done_within(1.25);
+        let knocks: u32 = storm.clients.iter().map(|client| client.knocks).sum();
+        let most = storm.clients.iter().map(|client| client.knocks).max();
+        assert!(f64::from(knocks) < 1.1 * f64::from(clients), "{knocks}");
+        assert!(most <= Some(4), "{most:?}");
+    }
+}
+
+#[test]
+fn whoever_has_most_to_lose_is_back_first() {
+    let storm = run(&Case::default());
+    let medians: Vec<Duration> = Stage::ALL
+        .into_iter()
+        .map(|stage| median(&storm.back(|client| client.stage == stage)))
+        .collect();
+    assert!(medians.is_sorted(), "{medians:?}");
+    let battle = storm.back(|client| client.stage == Stage::InBattle);
+    let of_all = storm.clients.len() as f64 / f64::from(storm.budget);
+    let last = battle.last().unwrap().as_secs_f64();
+    assert!(last < 0.4 * 1.25 * of_all + 1.0, "{last}");
+}
+
+#[test]
+fn ignoring_the_time_gains_nothing_and_costs_the_others_nothing() {
+    let quiet = run(&Case::default());
+    for announced in [true, false] {
+        let storm = run(&Case {
+            rude_percent: 30,
+            announced,
+            ..Case::default()
+        });
+        storm.check_budget();
+        storm.check_done_within(1.25);
+        let obedient = |client: &Client| client.manner == Manner::Obedient;
+        let (with, without) = (storm.back(obedient), quiet.back(obedient));
+        for percent in [50, 90, 99] {
+            let at = |back: &[Duration]| back[(back.len() - 1) * percent / 100];
+            let (with, without) = (at(&with), at(&without));
+            assert!(
+                with <= without + Duration::from_millis(1_000),
+                "P{percent}: {with:?} beside rude ones, {without:?} without"
+            );
+        }
+        let rude = storm.back(|client| client.manner == Manner::Rude);
+        assert!(
+            median(&rude) + Duration::from_secs(2) > median(&with),
+            "{:?}, {:?}",
+            median(&rude),
+            median(&with)
+        );
+    }
+}
+
+#[test]
+fn if_nobody_obeys_the_logins_still_see_their_budget() {
+    let storm = run(&Case {
+        rude_percent: 100,
+        ..Case::default()
+    });
+    storm.check_budget();
+    storm.check_done_within(1.35);
+    assert_eq!(storm.governor.metrics()[0].storms, 1);
+}
+
+#[test]
+fn strangers_come_after_all_others_and_are_not_left_out() {
+    let storm = run(&Case {
+        stranger_percent: 20,
+        announced: true,
+        ..Case::default()
+    });
+    storm.check_budget();
+    storm.check_done_within(1.6);
+    let strangers = storm.back(|client| client.manner == Manner::Stranger);
+    let battle =
+        storm.back(|client| client.manner == Manner::Obedient && client.stage == Stage::InBattle);
+    assert!(median(&battle) < median(&strangers));
+}
+
+#[test]
+fn a_burst_that_is_no_storm_is_served_at_once_or_booked_within_the_budget() {
+    let budgets = [Budget {
+        region: "eu".into(),
+        per_second: 100,
+    }];
+    let mut governor = Governor::try_new(&budgets, 1).unwrap();
+    governor.population(0, [100_000, 0, 0, 0, 0]).unwrap();
+    let (mut last, mut admitted) = (START, 0);
+    for client in 0..500 {
+        let spread = governor.spread(0, Stage::InBattle).unwrap();
+        let claim = Claim::Pass {
+            stage: Stage::InBattle,
+            issued: START - Duration::from_secs(1),
+            earliest: Duration::ZERO,
+            spread,
+        };
+        let arrival = Arrival {
+            client,
+            region: 0,
+            claim,
+        };
+        match governor.arrive(START, &arrival).unwrap() {
+            Verdict::Admit { .. } => admitted += 1,
+            Verdict::Wait { at, why } => {
+                assert_eq!(why, Why::Booked);
+                last = last.max(at);
+                // Coming again before is told the same.
+                let again = governor.arrive(START, &arrival).unwrap();
+                assert_eq!(
+                    again,
+                    Verdict::Wait {
+                        at,
+                        why: Why::Early
+                    }
+                );
+            }
+        }
+    }
+    assert!(admitted >= 32, "{admitted}");
+    assert!(last < START + Duration::from_secs(6), "{:?}", last - START);
+    assert_eq!(governor.metrics()[0].storms, 0);
+}
+
+#[test]
+fn a_drain_books_places_that_are_kept() {
+    let budgets = [Budget {
+        region: "eu".into(),
+        per_second: 50,
+    }];
+    let mut governor = Governor::try_new(&budgets, 1).unwrap();
+    let mut times: Vec<(Duration, u64)> = Vec::new();
+    for client in 0..400 {
+        let at = governor.book(START, 0, Stage::InBattle, client).unwrap();
+        times.push((at.expect("an hour has room"), client));
+    }
+    times.sort_unstable();
+    let mut logins = Vec::new();
+    for (at, client) in times {
+        let arrival = Arrival {
+            client,
+            region: 0,
+            claim: Claim::Pass {
+                stage: Stage::InBattle,
+                issued: START,
+                earliest: at,
+                spread: Duration::ZERO,
+            },
+        };
+        let early = governor.arrive(START, &arrival).unwrap();
+        assert_eq!(
+            early,
+            Verdict::Wait {
+                at,
+                why: Why::Early
+            }
+        );
+        match governor.arrive(at, &arrival).unwrap() {
+            Verdict::Admit { hold } => logins.push(at + hold),
+            Verdict::Wait { .. } => panic!("{client} had a place at {at:?}"),
+        }
+    }
+    for (first, next) in logins.iter().zip(logins.iter().skip(50)) {
+        assert!(*next - *first >= Duration::from_secs(1));
+    }
+    let took = *logins.last().unwrap() - START;
+    assert!(took < Duration::from_millis(9_500), "{took:?}");
+}
+
+#[test]
+fn many_storms_of_all_sizes_keep_the_budget() {
+    let rounds = std::env::var("PHALANX_SOAK").ok();
+    let rounds = rounds.and_then(|rounds| rounds.parse().ok()).unwrap_or(6);
+    for seed in 0..rounds {
+        let mut dice = Dice::new(seed);
+        let case = Case {
+            clients: 200 + dice.below(4_000) as u32,
+            budget: 20 + dice.below(800) as u32,
+            rude_percent: dice.below(101),
+            stranger_percent: 0,
+            announced: dice.chance(1, 2),
+            seed,
+        };
+        let storm = run(&case);
+        storm.check_budget();
+        let least = f64::from(case.clients) / f64::from(case.budget);
+        // What is within two seconds is nobody's plan.
+        storm.check_done_within(1.35 + 3.0 / least);
+    }
+}
