@@ -1,11 +1,11 @@
 //! Typed clients: of the control plane, for the sidecar, the CLI and services that bring their own; and of endpoints, whose
-//! health is asked.
+//! health, figures and descriptors are asked.
 //!
 //! Model types go in and come out; what travels between stays in here. Configuration does not come this way: it comes
 //! over xDS.
 //!
-//! Module order (a module imports only later ones): admin, session, limits, observe, api, registry, identity, health, prometheus, channel,
-//! secure, inspect, mark, why, backoff.
+//! Module order (a module imports only later ones): admin, session, limits, observe, api, registry, identity, health, reflection, prometheus,
+//! channel, secure, inspect, mark, why, backoff.
 
 pub mod admin;
 pub mod api;
@@ -18,6 +18,7 @@ pub mod limits;
 pub mod mark;
 pub mod observe;
 pub mod prometheus;
+pub mod reflection;
 pub mod registry;
 pub mod secure;
 pub mod session;

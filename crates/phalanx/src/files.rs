@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use phalanx_client::api::File;
+use phalanx_client::reflection;
 
 use crate::exit::Failure;
 
@@ -60,34 +61,85 @@ fn read(path: &Path) -> Result<File, Failure> {
     Ok(read)
 }
 
-/// A `descriptorSet` that is a file becomes its bytes, in the same line: the control plane sees no file of ours. Paths are
-/// seen from the manifest's folder.
+/// A `descriptorSet` that is a file, or that a running server tells (reflection), becomes its bytes, in the same line: the
+/// control plane sees no file of ours, and what was applied stays the same when the server changes. Paths are seen from the
+/// manifest's folder.
 fn inlined(text: String, folder: &Path) -> Result<String, String> {
     if !text.contains("descriptorSet") {
         return Ok(text);
     }
     let mut out = String::with_capacity(text.len());
     let mut rest = text.as_str();
-    while let Some((before, key, path, after)) = descriptor_file(rest) {
-        let at = folder.join(path);
-        let bytes = fs::read(&at).map_err(|e| format!("cannot read {}: {e}", at.display()))?;
-        if bytes.len() > DESCRIPTORS_MAX {
-            return Err(format!("{} is over {DESCRIPTORS_MAX} bytes", at.display()));
-        }
-        let quote = if key.starts_with('"') { "\"" } else { "" };
-        out.push_str(before);
+    while let Some(told) = descriptors(rest) {
+        let bytes = match told.source {
+            Source::File => of_file(&folder.join(told.value))?,
+            Source::Reflection => of_server(told.value)?,
+        };
+        let quote = if told.quoted { "\"" } else { "" };
+        out.push_str(told.before);
         out.push_str(&format!(
             "{quote}inline{quote}: \"{}\"",
             STANDARD.encode(bytes)
         ));
-        rest = after;
+        rest = told.after;
     }
     out.push_str(rest);
     Ok(out)
 }
 
-/// What stands before the next `file` of a `descriptorSet`, the key as written, its value, and what follows.
-fn descriptor_file(text: &str) -> Option<(&str, &str, &str, &str)> {
+fn of_file(path: &Path) -> Result<Vec<u8>, String> {
+    let bytes = fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+    match bytes.len() > DESCRIPTORS_MAX {
+        true => Err(format!(
+            "{} is over {DESCRIPTORS_MAX} bytes",
+            path.display()
+        )),
+        false => Ok(bytes),
+    }
+}
+
+/// On a thread of its own: whoever reads manifests may be in a runtime already.
+fn of_server(address: &str) -> Result<Vec<u8>, String> {
+    let asked = || -> Result<Vec<u8>, String> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| format!("cannot start: {e}"))?;
+        let set = reflection::descriptor_set(address, DESCRIPTORS_MAX);
+        runtime.block_on(set).map_err(|e| {
+            format!(
+                "no descriptors from {address}: {:#}",
+                anyhow::Error::from(e)
+            )
+        })
+    };
+    std::thread::scope(|scope| scope.spawn(asked).join())
+        .map_err(|_| format!("no descriptors from {address}"))?
+}
+
+enum Source {
+    File,
+    Reflection,
+}
+
+/// The next source of a `descriptorSet` in a text.
+struct Told<'a> {
+    before: &'a str,
+    source: Source,
+    /// Its key.
+    quoted: bool,
+    value: &'a str,
+    after: &'a str,
+}
+
+const SOURCES: [(&str, bool, Source); 4] = [
+    ("\"file\"", true, Source::File),
+    ("file", false, Source::File),
+    ("\"reflection\"", true, Source::Reflection),
+    ("reflection", false, Source::Reflection),
+];
+
+fn descriptors(text: &str) -> Option<Told<'_>> {
     let mut from = 0;
     loop {
         let found = from + text.get(from..)?.find("descriptorSet")?;
@@ -96,25 +148,29 @@ fn descriptor_file(text: &str) -> Option<(&str, &str, &str, &str)> {
         let value = begin.strip_prefix('"').unwrap_or(begin);
         let value = value.trim_start_matches([':', ' ', '{', '\n', '\r', '\t']);
         let start = text.len() - value.len();
-        let (key, told) = match value.strip_prefix("\"file\"") {
-            Some(told) => ("\"file\"", told),
-            None => match value.strip_prefix("file") {
-                Some(told) => ("file", told),
-                None => continue,
-            },
-        };
-        let Some(told) = told.trim_start().strip_prefix(':') else {
+        let mut sources = SOURCES.into_iter();
+        let key = sources.find_map(|(key, quoted, source)| {
+            let told = value.strip_prefix(key)?.trim_start().strip_prefix(':')?;
+            Some((quoted, source, told))
+        });
+        let Some((quoted, source, told)) = key else {
             continue;
         };
         let told = told.trim_start_matches([' ', '\t']);
-        let (path, after) = match told.chars().next()? {
+        let (value, after) = match told.chars().next()? {
             quote @ ('"' | '\'') => told.get(1..)?.split_once(quote)?,
             _ => {
                 let end = told.find([',', '}', '\n', '\r', ' ']).unwrap_or(told.len());
                 told.split_at(end)
             }
         };
-        return Some((text.get(..start)?, key, path, after));
+        return Some(Told {
+            before: text.get(..start)?,
+            source,
+            quoted,
+            value,
+            after,
+        });
     }
 }
 
@@ -167,6 +223,9 @@ mod tests {
             assert_eq!(inlined(text.to_owned(), folder.path()).unwrap(), wanted);
         }
         assert!(inlined("descriptorSet: {file: no.pb}".to_owned(), folder.path()).is_err());
+        let nobody = "descriptorSet: {reflection: 127.0.0.1:1}".to_owned();
+        let told = inlined(nobody, folder.path()).unwrap_err();
+        assert!(told.contains("127.0.0.1:1"), "{told}");
     }
 
     #[test]

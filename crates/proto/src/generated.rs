@@ -354,6 +354,11 @@ pub mod grpc {
             include!("generated/grpc.health.v1.rs");
         }
     }
+    pub mod reflection {
+        pub mod v1 {
+            include!("generated/grpc.reflection.v1.rs");
+        }
+    }
 }
 pub mod mvccpb {
     include!("generated/mvccpb.rs");

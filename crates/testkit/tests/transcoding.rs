@@ -21,8 +21,8 @@ use self::transcoding::table::{CASES, Case};
 
 const HOST: &str = "play.example.com";
 
-fn manifests(set: &[u8], backend: SocketAddr) -> String {
-    let set = STANDARD.encode(set);
+/// `source`: of the descriptors, in YAML.
+fn manifests(source: &str, backend: SocketAddr) -> String {
     let (ip, port) = (backend.ip(), backend.port());
     format!(
         r#"
@@ -59,7 +59,7 @@ kind: TranscodingPolicy
 metadata: {{name: battle}}
 spec:
   targetRefs: [{{kind: Service, name: battle}}]
-  descriptorSet: {{inline: "{set}"}}
+  descriptorSet: {{{source}}}
   services: [battle.v1.Battle]
   autoMapping: true
   ignoredQueryParameters: [key]
@@ -78,19 +78,9 @@ struct Stage {
 impl Stage {
     async fn start() -> anyhow::Result<Self> {
         let mesh = Mesh::start().await?;
-        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../transcode/tests/protos");
-        let mut compiler = protox::Compiler::new([root])?;
-        compiler.include_imports(true);
-        compiler.open_file("battle/v1/battle.proto")?;
-        let set = compiler.encode_file_descriptor_set();
-        let path = mesh.folder().join("battle.pb");
-        fs::write(&path, &set)?;
-        let backend = SocketAddr::new(address::fresh(), 9000);
-        let clients = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/python/transcoded.py");
-        let mut command = Command::new(envoy::binary()?.with_file_name("python"));
-        command.arg(clients).arg(&path).arg(backend.to_string());
-        let service = Process::spawn(command, &mesh.folder().join("service.log"))?;
-        mesh.apply(&manifests(&set, backend)).await?;
+        let (service, backend, set) = service(&mesh)?;
+        let inline = format!("inline: \"{}\"", STANDARD.encode(set));
+        mesh.apply(&manifests(&inline, backend)).await?;
         let (ours, envoys) = (address::fresh(), address::fresh());
         let processes = vec![service, edge(&mesh, ours)?, stock(&mesh, envoys)?];
         let stage = Self {
@@ -99,20 +89,41 @@ impl Stage {
             ours: SocketAddr::new(ours, 8080),
             envoys: SocketAddr::new(envoys, 8080),
         };
-        let first = Call::get(HOST, "/v1/rooms/1");
         for address in [stage.ours, stage.envoys] {
-            let mut last = None;
-            let answered = eventually("the service behind an edge", READY_MAX, async || {
-                let answer = call(address, &first).await.ok()?;
-                let is_good = answer.status == 200;
-                last = Some(answer);
-                is_good.then_some(())
-            });
-            let answered = answered.await;
-            answered.with_context(|| format!("{address}: last: {last:?}"))?;
+            answered(address).await?;
         }
         Ok(stage)
     }
+}
+
+/// And its address, and its descriptors.
+fn service(mesh: &Mesh) -> anyhow::Result<(Process, SocketAddr, Vec<u8>)> {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../transcode/tests/protos");
+    let mut compiler = protox::Compiler::new([root])?;
+    compiler.include_imports(true);
+    compiler.open_file("battle/v1/battle.proto")?;
+    let set = compiler.encode_file_descriptor_set();
+    let path = mesh.folder().join("battle.pb");
+    fs::write(&path, &set)?;
+    let backend = SocketAddr::new(address::fresh(), 9000);
+    let clients = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/python/transcoded.py");
+    let mut command = Command::new(envoy::binary()?.with_file_name("python"));
+    command.arg(clients).arg(&path).arg(backend.to_string());
+    let service = Process::spawn(command, &mesh.folder().join("service.log"))?;
+    Ok((service, backend, set))
+}
+
+async fn answered(edge: SocketAddr) -> anyhow::Result<()> {
+    let first = Call::get(HOST, "/v1/rooms/1");
+    let mut last = None;
+    let answered = eventually("the service behind an edge", READY_MAX, async || {
+        let answer = call(edge, &first).await.ok()?;
+        let is_good = answer.status == 200;
+        last = Some(answer);
+        is_good.then_some(())
+    });
+    let answered = answered.await;
+    answered.with_context(|| format!("{edge}: last: {last:?}"))
 }
 
 fn edge(mesh: &Mesh, ip: IpAddr) -> anyhow::Result<Process> {
@@ -225,6 +236,25 @@ async fn answers_are_those_of_envoys_transcoder() -> anyhow::Result<()> {
         wrong.join("\n")
     );
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn descriptors_come_from_a_server_that_tells_them() -> anyhow::Result<()> {
+    let mesh = Mesh::start().await?;
+    let (_service, backend, _) = service(&mesh)?;
+    let path = mesh.folder().join("battle.yaml");
+    fs::write(&path, manifests(&format!("reflection: {backend}"), backend))?;
+    let applied = || {
+        let mut command = Command::new(executable("phalanx").ok()?);
+        command.arg("apply").arg("-f").arg(&path);
+        command.args(["--admin", &mesh.admin.to_string()]);
+        let output = command.output().ok()?;
+        output.status.success().then_some(())
+    };
+    eventually("the server's descriptors", READY_MAX, async || applied()).await?;
+    let ours = address::fresh();
+    let _edge = edge(&mesh, ours)?;
+    answered(SocketAddr::new(ours, 8080)).await
 }
 
 /// What Envoy has no word for, or says in other words.

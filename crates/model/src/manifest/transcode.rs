@@ -63,11 +63,16 @@ pub(super) fn policy(spec: &At<'_>, meta: Meta) -> Option<TranscodingPolicy> {
 
 fn descriptors(at: &At<'_>) -> Option<Vec<u8>> {
     let mut fields = at.fields()?;
-    fields.later(&["reflection"]);
     if let Some(at) = fields.get("file") {
         return at.refuse_with(
             "a file is read by `phalanx apply` and `phalanx lint`, which write its bytes in its place",
             "write `descriptorSet: {file: PATH}`, or `inline` with the bytes in base64",
+        );
+    }
+    if let Some(at) = fields.get("reflection") {
+        return at.refuse_with(
+            "a server is asked by `phalanx apply` and `phalanx lint`, which write its descriptors in its place",
+            "write `descriptorSet: {reflection: HOST:PORT}`, or `inline` with the bytes in base64",
         );
     }
     let inline = fields.need("inline")?;

@@ -296,3 +296,59 @@ impl ::prost::Name for StringMatcher {
         "type.googleapis.com/xds.type.matcher.v3.StringMatcher".into()
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct IpMatcher {
+    /// The narrowest that holds the address.
+    #[prost(message, repeated, tag = "1")]
+    pub range_matchers: ::prost::alloc::vec::Vec<ip_matcher::IpRangeMatcher>,
+}
+/// Nested message and enum types in `IPMatcher`.
+pub mod ip_matcher {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct CidrRange {
+        #[prost(string, tag = "1")]
+        pub address_prefix: ::prost::alloc::string::String,
+        #[prost(message, optional, tag = "2")]
+        pub prefix_len: ::core::option::Option<u32>,
+    }
+    impl ::prost::Name for CidrRange {
+        const NAME: &'static str = "CidrRange";
+        const PACKAGE: &'static str = "xds.type.matcher.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "xds.type.matcher.v3.IPMatcher.CidrRange".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/xds.type.matcher.v3.IPMatcher.CidrRange".into()
+        }
+    }
+    #[derive(Clone, PartialEq, ::prost::Message)]
+    pub struct IpRangeMatcher {
+        #[prost(message, repeated, tag = "1")]
+        pub ranges: ::prost::alloc::vec::Vec<CidrRange>,
+        /// xds.type.matcher.v3.Matcher.OnMatch
+        #[prost(bytes = "vec", tag = "2")]
+        pub on_match: ::prost::alloc::vec::Vec<u8>,
+        #[prost(bool, tag = "3")]
+        pub exclusive: bool,
+    }
+    impl ::prost::Name for IpRangeMatcher {
+        const NAME: &'static str = "IPRangeMatcher";
+        const PACKAGE: &'static str = "xds.type.matcher.v3";
+        fn full_name() -> ::prost::alloc::string::String {
+            "xds.type.matcher.v3.IPMatcher.IPRangeMatcher".into()
+        }
+        fn type_url() -> ::prost::alloc::string::String {
+            "type.googleapis.com/xds.type.matcher.v3.IPMatcher.IPRangeMatcher".into()
+        }
+    }
+}
+impl ::prost::Name for IpMatcher {
+    const NAME: &'static str = "IPMatcher";
+    const PACKAGE: &'static str = "xds.type.matcher.v3";
+    fn full_name() -> ::prost::alloc::string::String {
+        "xds.type.matcher.v3.IPMatcher".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "type.googleapis.com/xds.type.matcher.v3.IPMatcher".into()
+    }
+}

@@ -1,4 +1,5 @@
-"""A gRPC service by its descriptors: tells in its answers what it was asked. Arguments: descriptor set, address."""
+"""A gRPC service by its descriptors: tells in its answers what it was asked, and its descriptors by server reflection (of
+which Python's library has v1alpha). Arguments: descriptor set, address."""
 
 import sys
 import time
@@ -6,6 +7,7 @@ from concurrent import futures
 
 import grpc
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory
+from grpc_reflection.v1alpha import reflection
 
 pool = descriptor_pool.DescriptorPool()
 descriptors = descriptor_pb2.FileDescriptorSet.FromString(open(sys.argv[1], "rb").read())
@@ -109,6 +111,7 @@ def handler(method):
 server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
 handlers = {method.name: handler(method) for method in service.methods}
 server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+reflection.enable_server_reflection([service.full_name, reflection.SERVICE_NAME], server, pool=pool)
 if not server.add_insecure_port(sys.argv[2]):
     sys.exit("cannot listen on " + sys.argv[2])
 server.start()
