@@ -99,6 +99,7 @@ pub struct Workers {
     addresses: Addresses,
     bundles: Vec<Bundle>,
     gates: Arc<Gates>,
+    datagrams: Arc<udp::Ports>,
     stage: watch::Sender<Stage>,
     /// Closed when the last worker has ended.
     ended: mpsc::Receiver<()>,
@@ -203,12 +204,12 @@ impl Workers {
             false => Inherited::default(),
         };
         let (gates, opened) = Gates::new(cores, keeps, before);
-        let (_, datagrams) = udp::Ports::new(cores);
-        for (index, (opened, datagrams)) in opened.into_iter().zip(datagrams).enumerate() {
+        let (datagrams, own) = udp::Ports::new(cores);
+        for (index, (opened, own)) in opened.into_iter().zip(own).enumerate() {
             let mut listeners = Vec::new();
             for (service, bound) in &mut services {
-                let own = bound.share(index, cores)?;
-                listeners.extend(own.into_iter().map(|listener| (*service, listener)));
+                let shared = bound.share(index, cores)?;
+                listeners.extend(shared.into_iter().map(|listener| (*service, listener)));
             }
             let worker = Worker {
                 index,
@@ -217,7 +218,7 @@ impl Workers {
                 account: account.clone(),
                 listeners,
                 opened,
-                datagrams: Some(datagrams),
+                datagrams: Some(own),
                 shared: shared.clone(),
                 secure: secure.clone(),
                 stage: stage.subscribe(),
@@ -232,6 +233,7 @@ impl Workers {
             addresses,
             bundles,
             gates,
+            datagrams,
             stage,
             ended,
         })
@@ -261,6 +263,11 @@ impl Workers {
     /// Of those, the ones that are open, for a process that takes over.
     pub fn lender(&self) -> Arc<dyn Lender> {
         self.gates.clone()
+    }
+
+    /// The listeners and sessions of datagrams, which are another process' when it takes over.
+    pub fn datagrams(&self) -> &Arc<udp::Ports> {
+        &self.datagrams
     }
 
     pub fn addresses(&self) -> &Addresses {
@@ -493,7 +500,7 @@ impl Worker {
             self.lasting.clone(),
         );
         accepting.push(tokio::task::spawn_local(lasting.guard("gates", following)));
-        // Not among those that end with a hand-over: its sessions are ours to the end.
+        // Not among those that end with a hand-over: its sessions are ours to the end, or until an heir has them.
         if let Some(own) = self.datagrams.take() {
             let (plan, account) = (self.plan.clone(), self.account.clone());
             let stage = self.stage.clone();

@@ -44,8 +44,9 @@ use crate::plan::{AppPort, Bootstrap, Plan, Resources};
 use crate::register::Register;
 use crate::report::{Reporting, Reports};
 use crate::takeover::{
-    self, Bundle, Committed, Estate, Heir, Holder, Inherited, OfHolder, TakeoverError,
+    self, Bundle, Committed, Estate, Heir, Holder, Inherited, Legacy, OfHolder, TakeoverError,
 };
+use crate::udp;
 
 /// From our last word to the process before until we serve: its answer is waited for, the rest is done at once.
 const DECIDED_MAX: Duration = Duration::from_secs(10);
@@ -296,7 +297,14 @@ async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Running, Serve
     if let (Some(heir), Some(upgrade)) = (heir, &config.upgrade) {
         is_decided.store(true, Ordering::Relaxed);
         account.blind(upgrade.drain);
-        upgrades = heir.commit(upgrade.drain).await?;
+        let (socket, legacy) = heir.commit(upgrade.drain).await?;
+        upgrades = socket;
+        if let Some(legacy) = legacy {
+            let datagrams = workers.datagrams().clone();
+            datagrams.wait();
+            let inheriting = inherit(legacy, datagrams);
+            tasks.spawn(lasting.guard("sessions of the one before", inheriting));
+        }
         interception = succeed_rules(&config, &own_ports, was_redirected, lock, &mut tasks);
     }
     workers.open();
@@ -315,6 +323,7 @@ async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Running, Serve
             lender: config.gateway.as_ref().map(|_| workers.lender()),
             bundles: bundles.into_iter().chain([bundle]).chain(lock).collect(),
             registration: registration.clone(),
+            testator: Some(workers.datagrams().clone()),
         };
         let socket = match upgrades {
             Some(inherited) => inherited,
@@ -393,6 +402,15 @@ async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Running, Serve
         log,
         tasks,
     })
+}
+
+/// Sockets and sessions of the process before; if they don't come, it serves them until they end.
+async fn inherit(legacy: Legacy, datagrams: Arc<udp::Ports>) {
+    let left = legacy.take().await.unwrap_or_else(|error| {
+        warn!(%error, "the sidecar before left no sessions of datagrams");
+        Vec::new()
+    });
+    datagrams.inherit(left);
 }
 
 /// Files are looked at where nobody waits.

@@ -2,8 +2,9 @@
 //! ready behind its back, takes the registration and then tells it to drain. The descriptors themselves are passed, so no
 //! backlog is ever without somebody who accepts from it. Whatever fails before the last word leaves the old one serving.
 //!
-//! A conversation over a Unix socket: hello → offer and descriptors → ready → yielded → commit → draining.
+//! A conversation over a Unix socket: hello → offer and descriptors → ready → yielded → commit → draining → bequests.
 
+mod bequest;
 mod heir;
 mod holder;
 mod inherited;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::bequest::{Bequest, Legacy, Testator};
 pub use self::heir::{Heir, OfHolder};
 pub use self::holder::{Committed, Estate, Holder, Lender, listen};
 pub use self::inherited::{Bundle, Inherited};
@@ -46,6 +48,8 @@ pub enum FromHolder {
     /// Asserts its registration no more; none: there is none.
     Yielded(Option<Yielded>),
     Draining,
+    /// What is left to an heir that asked for it in its hello.
+    Bequests(Vec<bequest::Sizes>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +59,9 @@ pub struct Hello {
     pub release: String,
     /// `namespace/name`.
     pub service: String,
+    /// Takes bequests.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inherits: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +70,9 @@ pub struct Offer {
     pub release: String,
     /// Of the registered instance.
     pub instance: String,
+    /// Bequests follow the last word.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bequeaths: bool,
     /// Their descriptors follow, in this order.
     pub listeners: Vec<Listeners>,
 }

@@ -1,7 +1,7 @@
 //! Datagrams: what clients send to a port of the plan goes to an endpoint, and what that answers comes back. A session is a
 //! client's address, or the token in its datagrams; it keeps its endpoint until it was idle for a while.
 //!
-//! Module order: drive, ports, shut, world, table, wheel, session, target, source, kin, index, slots, sys. Sockets are in the
+//! Module order: drive, ports, shut, world, table, wheel, will, session, target, source, kin, index, slots, sys. Sockets are in the
 //! first two and in `sys`; the rest knows none, nor a clock.
 
 mod drive;
@@ -16,6 +16,7 @@ mod sys;
 mod table;
 mod target;
 mod wheel;
+mod will;
 mod world;
 
 use std::net::{IpAddr, SocketAddr};

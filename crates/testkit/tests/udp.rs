@@ -6,11 +6,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::Duration;
 
+use anyhow::Context;
 use phalanx_testkit::mesh::{Mesh, READY_MAX};
 use phalanx_testkit::process::{Process, executable};
 use phalanx_testkit::{address, envoy, eventually};
 use tokio::net::UdpSocket;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 const ROOMS: &str = r#"
 apiVersion: v1
@@ -70,17 +73,76 @@ async fn ask(socket: &UdpSocket, to: SocketAddr, datagram: &[u8]) -> anyhow::Res
     .await
 }
 
+/// An application that says whom it hears, and what.
+async fn tells(address: SocketAddr) -> anyhow::Result<JoinHandle<()>> {
+    let socket = UdpSocket::bind(address).await?;
+    Ok(tokio::spawn(async move {
+        let mut datagram = [0; 2048];
+        while let Ok((len, from)) = socket.recv_from(&mut datagram).await {
+            let heard = String::from_utf8_lossy(&datagram[..len]).into_owned();
+            let answer = format!("{from} {heard}");
+            socket.send_to(answer.as_bytes(), from).await.ok();
+        }
+    }))
+}
+
+/// A player who says one number after the other until told to stop: whom the room heard, and how many answers came of how
+/// many.
+async fn plays(
+    edge: SocketAddr,
+    stop: watch::Receiver<bool>,
+) -> anyhow::Result<(Vec<String>, u32, u32)> {
+    let socket = client(edge.ip()).await?;
+    let (mut heard, mut came, mut said) = (Vec::new(), 0, 0_u32);
+    // What belongs to the session before the upgrade proves its client to be there.
+    ask(&socket, edge, b"first").await?;
+    while !*stop.borrow() {
+        said += 1;
+        socket.send_to(said.to_string().as_bytes(), edge).await?;
+        let mut answer = [0; 2048];
+        loop {
+            let wait = timeout(ANSWER_MAX, socket.recv(&mut answer)).await;
+            let Ok(len) = wait else { break };
+            let answer = String::from_utf8_lossy(&answer[..len?]).into_owned();
+            let (whom, number) = answer.split_once(' ').context("no answer of the room")?;
+            if heard.last().is_none_or(|last| last != whom) {
+                heard.push(whom.to_owned());
+            }
+            if number == said.to_string() {
+                came += 1;
+                break;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok((heard, came, said))
+}
+
+/// Far more than a machine that is busy with other tests takes.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
 async fn client(ip: IpAddr) -> anyhow::Result<UdpSocket> {
     Ok(UdpSocket::bind((ip, 0)).await?)
 }
 
 fn edge(mesh: &Mesh, ip: IpAddr) -> anyhow::Result<Process> {
+    edge_with(mesh, ip, "2", &[], "edge.log")
+}
+
+fn edge_with(
+    mesh: &Mesh,
+    ip: IpAddr,
+    workers: &str,
+    more: &[&str],
+    log: &str,
+) -> anyhow::Result<Process> {
     let mut command = Command::new(executable("phalanx")?);
     command
         .args(["proxy", "--gateway", "play", "--bind", &ip.to_string()])
         .args(["--admin", &SocketAddr::new(ip, 15000).to_string()])
-        .args(["--control", &mesh.xds.to_string(), "--workers", "2"]);
-    Process::spawn(command, &mesh.folder().join("edge.log"))
+        .args(["--control", &mesh.xds.to_string(), "--workers", workers])
+        .args(more);
+    Process::spawn(command, &mesh.folder().join(log))
 }
 
 fn stock(mesh: &Mesh, ip: IpAddr) -> anyhow::Result<Process> {
@@ -194,5 +256,140 @@ async fn datagrams_go_by_weight_and_token_through_our_edge_a_stock_envoy_and_a_s
     app.abort();
     mesh.withdrawn("room", at(room)).await?;
     app_next.abort();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_is_replaced_keeps_every_session_at_its_room_and_loses_no_datagram()
+-> anyhow::Result<()> {
+    let mut mesh = Mesh::start().await?;
+    mesh.apply(ROOMS).await?;
+    let (one, other, ip) = (address::fresh(), address::fresh(), address::fresh());
+    let at = |ip| SocketAddr::new(ip, 7000);
+    let apps = (tells(at(one)).await?, tells(at(other)).await?);
+    let app = |ip| format!("play=udp://{}", at(ip));
+    let _one = mesh.sidecar("room", "v1", one, &["--app", &app(one)])?;
+    let _other = mesh.sidecar("room-next", "v2", other, &["--app", &app(other)])?;
+    mesh.registered("room", at(one)).await?;
+    mesh.registered("room-next", at(other)).await?;
+    let path = mesh.folder().join("edge.sock").display().to_string();
+    let upgrade = ["--upgrade-socket", &path];
+    let mut before = edge_with(&mesh, ip, "2", &upgrade, "before.log")?;
+    let edge = SocketAddr::new(ip, 7100);
+    ask(&client(ip).await?, edge, b"are you there").await?;
+
+    let (stop, stopped) = watch::channel(false);
+    let players: Vec<_> = (0..PLAYERS)
+        .map(|_| tokio::spawn(plays(edge, stopped.clone())))
+        .collect();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // The second has one worker less.
+    for (number, workers) in ["2", "1"].into_iter().enumerate() {
+        let log = format!("after{number}.log");
+        let after = edge_with(&mesh, ip, workers, &upgrade, &log)?;
+        eventually("an heir that has the sessions", READY_MAX, async || {
+            after.log().contains("sessions taken over").then_some(())
+        })
+        .await
+        .with_context(|| after.log())?;
+        eventually("the end of the one before", READY_MAX, async || {
+            before.has_ended().then_some(())
+        })
+        .await
+        .with_context(|| before.log())?;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        before = after;
+    }
+    stop.send_replace(true);
+    for player in players {
+        let (heard, came, said) = player.await??;
+        assert_eq!(heard.len(), 1, "the room heard {heard:?}");
+        // Of a socket that nobody reads any more, what waits in it may be lost.
+        anyhow::ensure!(said > 10 && came + 1 >= said, "{came} of {said} came");
+    }
+    ask(&client(ip).await?, edge, b"and you").await?;
+    apps.0.abort();
+    apps.1.abort();
+    Ok(())
+}
+
+const PLAYERS: usize = 24;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn datagrams_of_a_network_go_to_its_lane_through_our_edge_and_a_stock_envoy()
+-> anyhow::Result<()> {
+    let mut mesh = Mesh::start().await?;
+    let (room, lane, ours, theirs) = (
+        address::fresh(),
+        address::fresh(),
+        address::fresh(),
+        address::fresh(),
+    );
+    let developer = address::fresh();
+    let colours = format!(
+        r#"
+---
+apiVersion: phalanx.dev/v1alpha1
+kind: ColourPolicy
+metadata: {{name: colours}}
+spec:
+  env: {{networks: [{{cidr: {developer}/32, value: dev-li}}], default: prod}}
+  lanes: [{{colour: dev-li, selector: {{lane: dev-li}}}}]
+"#
+    );
+    mesh.apply(&format!("{ROOMS}{colours}")).await?;
+    let at = |ip| SocketAddr::new(ip, 7000);
+    let (app, app_lane) = (echo(at(room), "room").await?, echo(at(lane), "lane").await?);
+    let of = |ip| format!("play=udp://{}", at(ip));
+    let _room = mesh.sidecar("room", "v1", room, &["--app", &of(room)])?;
+    let labels = ["--app", &of(lane), "--labels", "lane=dev-li"];
+    let mut in_lane = mesh.sidecar("room", "v1", lane, &labels)?;
+    mesh.registered("room", at(room)).await?;
+    mesh.registered("room", at(lane)).await?;
+    let (_edge, _envoy) = (edge(&mesh, ours)?, stock(&mesh, theirs)?);
+    for ip in [ours, theirs] {
+        let edge = SocketAddr::new(ip, 7100);
+        // A quarter of all belongs to a backend that nobody is behind.
+        let says = async |from, name: &str| {
+            eventually(
+                &format!("{name} for {from} at {edge}"),
+                READY_MAX,
+                async || {
+                    let socket = client(from).await.ok()?;
+                    socket.send_to(b"hello!", edge).await.ok()?;
+                    let mut answer = [0; 64];
+                    let wait = Duration::from_millis(500);
+                    let len = timeout(wait, socket.recv(&mut answer)).await.ok()?.ok()?;
+                    answer[..len].starts_with(name.as_bytes()).then_some(())
+                },
+            )
+            .await
+        };
+        says(developer, "lane ").await?;
+        says(ip, "room ").await?;
+        for _ in 0..8 {
+            assert_eq!(
+                ask(&client(developer).await?, edge, b"mine?").await?,
+                "lane mine?"
+            );
+        }
+    }
+    // With nobody in the lane the baseline stands in.
+    in_lane.kill();
+    app_lane.abort();
+    mesh.withdrawn("room", at(lane)).await?;
+    for ip in [ours, theirs] {
+        let edge = SocketAddr::new(ip, 7100);
+        eventually(&format!("the baseline at {edge}"), READY_MAX, async || {
+            let socket = client(developer).await.ok()?;
+            socket.send_to(b"hello!", edge).await.ok()?;
+            let mut answer = [0; 64];
+            let wait = Duration::from_millis(500);
+            let len = timeout(wait, socket.recv(&mut answer)).await.ok()?.ok()?;
+            answer[..len].starts_with(b"room ").then_some(())
+        })
+        .await?;
+    }
+    app.abort();
     Ok(())
 }

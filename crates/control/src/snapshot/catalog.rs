@@ -118,7 +118,8 @@ pub(super) fn compile(
                 overprovision: locality.map(Locality::overprovision),
             };
             for (colour, endpoints) in split.lanes {
-                if !of_port.protocol.is_http() {
+                // A connection that nobody looks into has no colour.
+                if !of_port.protocol.is_http() && of_port.protocol != Protocol::Udp {
                     continue;
                 }
                 let of_lane = name.lane(&colour);

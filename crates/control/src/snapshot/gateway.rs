@@ -161,6 +161,7 @@ fn find(
             compiled.ports.insert(port, chains);
         }
         if let Some(udp) = maker.udp(findings) {
+            let udp = udp::coloured(udp, &compiled.colours, &mesh.catalog);
             compiled.udp.insert(port, udp);
         }
     }

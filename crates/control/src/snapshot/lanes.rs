@@ -12,6 +12,7 @@ use phalanx_model::identity::SYSTEM_NAMESPACE;
 use phalanx_model::instance::Labels;
 use phalanx_model::matching::pattern::Pattern;
 use phalanx_model::resource::colour::{COLOUR_HEADER, EdgeColours, LANES_MAX};
+use phalanx_model::resource::gateway::Share;
 use phalanx_model::resource::{
     Action, Assignment, Backend, Endpoint, Forward, HeaderMatch, Rule, RuleMatch, ValueMatch,
 };
@@ -270,6 +271,21 @@ fn lanes_of<'a>(backend: &Backend, catalog: &'a Catalog) -> &'a [String] {
     let port = backend.cluster.as_ref();
     let port = port.and_then(|cluster| catalog.port(&cluster.service, cluster.port));
     port.map_or(&[], |port| &port.lanes)
+}
+
+/// Where datagrams of a colour go: all of them to those backends that have its lane. None: nobody has.
+pub(super) fn in_lane(shares: &[Share], colour: &str, catalog: &Catalog) -> Option<Vec<Share>> {
+    let of_lane = |share: &Share| {
+        let cluster = share.cluster.as_ref()?;
+        let port = catalog.port(&cluster.service, cluster.port)?;
+        let has_it = port.lanes.iter().any(|lane| lane == colour);
+        has_it.then(|| Share {
+            cluster: Some(cluster.lane(colour)),
+            weight: share.weight,
+        })
+    };
+    let those: Vec<Share> = shares.iter().filter_map(of_lane).collect();
+    (!those.is_empty()).then_some(those)
 }
 
 /// A rule that speaks of one colour itself means its weights for that colour.

@@ -11,13 +11,14 @@ use phalanx_model::document::{
 };
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::Direction;
+use phalanx_model::resource::colour::{EdgeColours, Network};
 use phalanx_model::resource::gateway::Share;
 use phalanx_model::resource::udp::{UDP, UdpLimits, UdpPort, UdpRules};
 use phalanx_model::resource::{Cluster, Health, Listener, ListenerProtocol};
 use phalanx_model::{ClusterName, ServiceName, SharedMap};
 
 use super::catalog::{CatalogPort, Found, finding, replace};
-use super::lanes::Placed;
+use super::lanes::{self, Placed};
 use super::routes::{self, ServicePort};
 use super::{Catalog, Finding, Mesh, Node};
 use crate::world::{DocumentEntry, World};
@@ -74,6 +75,7 @@ impl UdpPorts {
             let nothing = || UdpPort {
                 name: format!("{}/{service}", Kind::Service.as_str()),
                 backends: Vec::new(),
+                by_source: Vec::new(),
                 rules: UdpRules::default(),
             };
             let found = self.of(service, *port, &node.service.namespace);
@@ -120,6 +122,7 @@ fn find(
                 cluster: Some(ClusterName::outbound(service.clone(), *port)),
                 weight: 1,
             }],
+            by_source: Vec::new(),
             rules: of_port.udp.unwrap_or_default(),
         };
         let own = own.and_then(&mut led).unwrap_or_else(plain);
@@ -237,7 +240,34 @@ pub(super) fn udp_port(
     UdpPort {
         name: entry.id.to_string(),
         backends,
+        by_source: Vec::new(),
         rules: rules.map(|(rules, _)| rules).unwrap_or_default(),
+    }
+}
+
+/// The same at an edge that gives colours: who has one by where he comes from, or because everybody has, goes to its lane. A
+/// datagram has no header that could say one.
+pub(super) fn coloured(port: UdpPort, colours: &EdgeColours, catalog: &Catalog) -> UdpPort {
+    let of_colour = |colour: &str| lanes::in_lane(&port.backends, colour, catalog);
+    let of_network = |(network, colour): &(Network, String)| {
+        let backends = of_colour(colour).unwrap_or_else(|| port.backends.clone());
+        (*network, backends)
+    };
+    let backends = colours.default.as_deref().and_then(of_colour);
+    let backends = backends.unwrap_or_else(|| port.backends.clone());
+    let mut by_source: Vec<_> = colours.networks.iter().map(of_network).collect();
+    by_source.sort_by_key(|(network, _)| *network);
+    by_source.dedup_by_key(|(network, _)| *network);
+    if by_source
+        .iter()
+        .all(|(_, of_network)| *of_network == backends)
+    {
+        by_source.clear();
+    }
+    UdpPort {
+        backends,
+        by_source,
+        ..port
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::colour::Network;
 use super::gateway::Share;
 
 /// Begins the names of the listeners of sidecars: `udp/<address>`. Those of an edge are `gateway/<namespace>/<name>/udp/<address>`.
@@ -17,6 +18,8 @@ pub struct UdpPort {
     pub name: String,
     /// By weight, none of which is 0; what falls to a share without a cluster is dropped. Empty: everything is.
     pub backends: Vec<Share>,
+    /// Instead of them, for sources in a network; the narrowest that holds one decides. Each once.
+    pub by_source: Vec<(Network, Vec<Share>)>,
     pub rules: UdpRules,
 }
 

@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 
 use phalanx_model::reason::Reason;
+use phalanx_model::resource::colour::Network;
 use phalanx_model::resource::udp::{TokenAt, UdpRules, token};
 
 use super::told::{Backend, Ends, Explanation, Head, Host, Outcome};
 use super::{Asking, Setting, endpoints, percent, unchecked};
 use crate::plan::UdpPortPlan;
+use crate::plan::udp::UdpBackend;
 
 /// Whether datagrams are asked about.
 pub fn is_meant(asking: &Asking) -> bool {
@@ -42,7 +44,8 @@ pub fn explain(setting: &Setting<'_>, asking: &Asking) -> Explanation {
         domains: vec![port.address.to_string()],
     });
     told.notes = words(&port.rules);
-    told.backends = backends(setting, port);
+    told.notes.extend(sources(setting, port));
+    told.backends = backends(setting, &port.backends);
     let mut of_token = asking.headers.iter().filter(|(name, _)| name == "token");
     match (of_token.next(), port.rules.token) {
         (Some((_, hex)), Some(rule)) => match token(hex) {
@@ -112,11 +115,23 @@ fn by_token(
     true
 }
 
-fn backends(setting: &Setting<'_>, port: &UdpPortPlan) -> Vec<Backend> {
+/// Who goes elsewhere, by where he comes from.
+fn sources(setting: &Setting<'_>, port: &UdpPortPlan) -> Vec<String> {
+    let of_source = |(network, backends): &(Network, Box<[UdpBackend]>)| {
+        let names = backends.iter().map(|backend| {
+            let cluster = backend.cluster.and_then(|at| setting.plan.clusters.get(at));
+            cluster.map_or("nowhere".to_owned(), |cluster| cluster.name.to_string())
+        });
+        format!("from {network} to {}", names.collect::<Vec<_>>().join(", "))
+    };
+    port.by_source.iter().map(of_source).collect()
+}
+
+fn backends(setting: &Setting<'_>, backends: &[UdpBackend]) -> Vec<Backend> {
     let resources = setting.configuration.resources();
-    let weights = port.weights();
+    let weights = UdpPortPlan::weights(backends);
     let total: u64 = weights.iter().sum();
-    let backend = |(backend, weight): (&crate::plan::udp::UdpBackend, &u64)| {
+    let backend = |(backend, weight): (&UdpBackend, &u64)| {
         let place = backend.cluster;
         let cluster = place.and_then(|place| setting.plan.clusters.get(place));
         let sent = cluster.and_then(|cluster| resources.assignments.get(&cluster.name));
@@ -133,7 +148,7 @@ fn backends(setting: &Setting<'_>, port: &UdpPortPlan) -> Vec<Backend> {
             requests: (0, 0),
         }
     };
-    port.backends.iter().zip(&weights).map(backend).collect()
+    backends.iter().zip(&weights).map(backend).collect()
 }
 
 fn outcomes(port: &UdpPortPlan, backends: &[Backend]) -> Vec<Outcome> {

@@ -3,10 +3,11 @@
 //! The engine (`crate::udp`) opens a socket for each port of the plan, and looks endpoints up here: by token, else by weight.
 //! What a session has found it keeps by address; `ClusterPlan::find` says whether that address is still an endpoint.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use phalanx_model::name::{ClusterName, ServiceName};
+use phalanx_model::resource::colour::Network;
 use phalanx_model::resource::gateway::Share;
 use phalanx_model::resource::udp::{UdpPort, UdpRules};
 use phalanx_model::resource::{Listener, ListenerProtocol};
@@ -23,6 +24,8 @@ pub struct UdpPortPlan {
     pub rules: UdpRules,
     /// In the order of the document.
     pub backends: Box<[UdpBackend]>,
+    /// Instead of them, for sources in a network: the narrowest first.
+    pub by_source: Box<[(Network, Box<[UdpBackend]>)]>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,43 +68,45 @@ impl UdpPortPlan {
         port: &UdpPort,
         place: &impl Fn(&ClusterName) -> Option<usize>,
     ) -> Self {
-        let mut weights = 0;
-        let backend = |share: &Share| {
-            weights += u64::from(share.weight);
-            UdpBackend {
-                weights,
-                cluster: share.cluster.as_ref().and_then(place),
-                service: share.cluster.as_ref().map(|name| name.service.clone()),
-            }
-        };
+        let of_source =
+            |(network, shares): &(Network, Vec<Share>)| (*network, backends(shares, place));
+        let mut by_source: Vec<_> = port.by_source.iter().map(of_source).collect();
+        by_source.sort_by_key(|(network, _)| std::cmp::Reverse(network.prefix));
         Self {
             address,
             name: port.name.as_str().into(),
             rules: port.rules,
-            backends: port.backends.iter().map(backend).collect(),
+            backends: backends(&port.backends, place),
+            by_source: by_source.into(),
         }
     }
 
     /// For a datagram that belongs to no session and has no token: a backend by weight. None: it is dropped.
     #[inline]
-    pub fn choose(&self, rng: &mut fastrand::Rng) -> Option<&UdpBackend> {
-        let total = self.backends.last()?.weights;
-        let ticket = rng.u64(0..total.max(1));
-        let chosen = self
-            .backends
-            .partition_point(|backend| backend.weights <= ticket);
-        self.backends.get(chosen)
+    pub fn choose(&self, from: IpAddr, rng: &mut fastrand::Rng) -> Option<&UdpBackend> {
+        let mut of_sources = self.by_source.iter();
+        let of_source = of_sources.find(|(network, _)| network.holds(from));
+        let backends = of_source.map_or(&self.backends, |(_, backends)| backends);
+        let ticket = rng.u64(0..backends.last()?.weights.max(1));
+        let chosen = backends.partition_point(|backend| backend.weights <= ticket);
+        backends.get(chosen)
+    }
+
+    /// Whoever they are for; some more than once.
+    pub fn all_backends(&self) -> impl Iterator<Item = &UdpBackend> {
+        let of_sources = self.by_source.iter().flat_map(|(_, backends)| backends);
+        self.backends.iter().chain(of_sources)
     }
 
     /// Of each backend.
-    pub fn weights(&self) -> Vec<u64> {
+    pub fn weights(backends: &[UdpBackend]) -> Vec<u64> {
         let mut before = 0;
         let weight = |backend: &UdpBackend| {
             let weight = backend.weights - before;
             before = backend.weights;
             weight
         };
-        self.backends.iter().map(weight).collect()
+        backends.iter().map(weight).collect()
     }
 
     /// The endpoint whose label has this token, of whichever backend; one that drains still counts.
@@ -123,12 +128,25 @@ impl UdpPortPlan {
         plan: &Plan,
         find: impl Fn(&ClusterPlan) -> Option<usize>,
     ) -> Option<UdpTarget> {
-        self.backends.iter().find_map(|backend| {
+        self.all_backends().find_map(|backend| {
             let cluster = backend.cluster?;
             let endpoint = find(plan.clusters.get(cluster)?)?;
             Some(UdpTarget { cluster, endpoint })
         })
     }
+}
+
+fn backends(shares: &[Share], place: &impl Fn(&ClusterName) -> Option<usize>) -> Box<[UdpBackend]> {
+    let mut weights = 0;
+    let backend = |share: &Share| {
+        weights += u64::from(share.weight);
+        UdpBackend {
+            weights,
+            cluster: share.cluster.as_ref().and_then(place),
+            service: share.cluster.as_ref().map(|name| name.service.clone()),
+        }
+    };
+    shares.iter().map(backend).collect()
 }
 
 #[cfg(test)]

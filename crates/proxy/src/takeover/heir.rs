@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use super::bequest::Legacy;
 use super::holder::{UPGRADE, check_place};
 use super::inherited::Inherited;
 use super::parley::Parley;
@@ -24,7 +25,12 @@ pub struct Heir {
     /// What the running one is registered as.
     pub instance: String,
     upgrade: Option<StdUnixListener>,
+    /// The one before has more to leave.
+    bequeaths: bool,
 }
+
+/// What comes with the last word: the socket that the next heir will ask at, and what is left to us.
+pub type Taken = (Option<StdUnixListener>, Option<Legacy>);
 
 /// How the process before fares while we get ready.
 pub enum OfHolder<T> {
@@ -63,6 +69,7 @@ impl Heir {
             protocols: vec![PROTOCOL],
             release: release.to_owned(),
             service: service.to_owned(),
+            inherits: true,
         };
         let offer = offered(&mut holder, hello).await?;
         let (inherited, upgrade) = taken(&holder, &offer).await.map_err(TakeoverError::Talk)?;
@@ -76,6 +83,7 @@ impl Heir {
             release: offer.release,
             instance: offer.instance,
             upgrade,
+            bequeaths: offer.bequeaths,
         };
         Ok(Some((heir, inherited)))
     }
@@ -116,17 +124,18 @@ impl Heir {
     }
 
     /// The last word, and a decision: the one before may act on it whenever it comes to read it, so that from here on
-    /// only what it says itself leaves it serving. Returns the socket that the next heir will ask at.
+    /// only what it says itself leaves it serving.
     ///
     /// # Errors
     /// [`TakeoverError::Refused`]: it is still there and goes on.
-    pub async fn commit(
-        mut self,
-        drain: Duration,
-    ) -> Result<Option<StdUnixListener>, TakeoverError> {
+    pub async fn commit(mut self, drain: Duration) -> Result<Taken, TakeoverError> {
         let drain_ms = u64::try_from(drain.as_millis()).unwrap_or(u64::MAX);
         match self.say(&FromHeir::Commit { drain_ms }).await {
-            Ok(OfHolder::Said(FromHolder::Draining)) => info!(release = self.release, "took over"),
+            Ok(OfHolder::Said(FromHolder::Draining)) => {
+                info!(release = self.release, "took over");
+                let legacy = self.bequeaths.then(|| Legacy(self.holder));
+                return Ok((self.upgrade, legacy));
+            }
             Ok(OfHolder::Gone) => warn!("the sidecar before ended by itself, going on alone"),
             Err(error @ TakeoverError::Refused { .. }) => return Err(error),
             Ok(OfHolder::Said(said)) => {
@@ -143,7 +152,7 @@ impl Heir {
                 );
             }
         }
-        Ok(self.upgrade)
+        Ok((self.upgrade, None))
     }
 
     async fn say(&mut self, said: &FromHeir) -> Result<OfHolder<FromHolder>, TakeoverError> {

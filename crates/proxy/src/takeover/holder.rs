@@ -20,6 +20,7 @@ use tracing::{info, warn};
 
 use crate::lasting::Lasting;
 
+use super::bequest::{self, Testator};
 use super::inherited::Bundle;
 use super::parley::Parley;
 use super::{
@@ -36,6 +37,8 @@ pub struct Estate {
     /// Who knows of those that come and go.
     pub lender: Option<Arc<dyn Lender>>,
     pub registration: Option<Arc<Registration>>,
+    /// Who has more to leave, to an heir that knows what to do with it.
+    pub testator: Option<Arc<dyn Testator>>,
 }
 
 /// Listeners that open and close while the process serves.
@@ -203,10 +206,12 @@ async fn attend(
         address: path.display().to_string(),
         sockets: 1,
     });
+    let testator = estate.testator.as_ref().filter(|_| hello.inherits);
     let offer = Offer {
         protocol: PROTOCOL,
         release: estate.release.to_owned(),
         instance: estate.instance.clone(),
+        bequeaths: testator.is_some(),
         listeners,
     };
     heir.say(&FromHolder::Offer(offer)).await?;
@@ -227,6 +232,12 @@ async fn attend(
     borrowed.from = None;
     // The heir serves, whether or not it hears of it.
     let _ = timeout(HELLO_MAX, heir.say(&FromHolder::Draining)).await;
+    if let Some(testator) = testator {
+        let left = timeout(HELLO_MAX, testator.bequeath()).await;
+        if let Err(error) = bequest::give(heir, left.unwrap_or_default()).await {
+            warn!(%error, "the heir did not take the sessions of datagrams");
+        }
+    }
     Ok(committed)
 }
 

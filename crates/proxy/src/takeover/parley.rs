@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+#[derive(Debug)]
 pub struct Parley(UnixStream);
 
 impl Parley {
@@ -52,6 +53,21 @@ impl Parley {
         match timeout(within, self.hear()).await {
             Ok(heard) => heard,
             Err(_) => Err(ErrorKind::TimedOut.into()),
+        }
+    }
+
+    pub async fn give_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes).await
+    }
+
+    /// As many as come: memory is taken when they do.
+    pub async fn take_bytes(&mut self, count: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut rest = (&mut self.0).take(count as u64);
+        rest.read_to_end(&mut bytes).await?;
+        match bytes.len() == count {
+            true => Ok(bytes),
+            false => Err(ErrorKind::UnexpectedEof.into()),
         }
     }
 

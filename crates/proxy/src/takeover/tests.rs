@@ -72,6 +72,7 @@ async fn a_message_that_is_too_long_or_no_message_is_refused_unread() {
 #[test]
 fn the_first_words_stay_what_they_are() {
     let hello = FromHeir::Hello(Hello {
+        inherits: false,
         protocols: vec![1],
         release: "0.1.0".into(),
         service: "default/battle".into(),
@@ -145,6 +146,7 @@ async fn holder_until_commit(socket: &Path) -> (Heir, Parley) {
             panic!("no hello");
         };
         let offer = Offer {
+            bequeaths: false,
             protocol: PROTOCOL,
             release: "1".into(),
             instance: "battle-1".into(),
@@ -185,6 +187,7 @@ async fn whoever_is_told_to_drain_drains_though_its_heir_closed_the_line() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("s");
     let estate = Estate {
+        testator: None,
         release: "1",
         service: "default/battle".into(),
         instance: "battle-1".into(),
@@ -205,5 +208,50 @@ async fn whoever_is_told_to_drain_drains_though_its_heir_closed_the_line() {
     let drain = Duration::from_secs(3);
     let (committed, upgrade) = tokio::join!(holder.committed(), heir.commit(drain));
     assert_eq!(committed, Committed { drain });
-    assert!(upgrade.unwrap().is_some());
+    assert!(upgrade.unwrap().0.is_some());
+}
+
+#[tokio::test]
+async fn what_is_left_behind_the_last_word_comes_whole() {
+    let (one, other) = UnixStream::pair().unwrap();
+    let sockets: Vec<TcpListener> = (0..70).map(|_| listener()).collect();
+    let wanted: Vec<_> = sockets.iter().map(|s| s.local_addr().unwrap()).collect();
+    let bequests = vec![
+        Bequest {
+            core: 1,
+            told: vec![7; 300_000],
+            files: sockets.into_iter().map(OwnedFd::from).collect(),
+        },
+        Bequest {
+            core: 0,
+            told: Vec::new(),
+            files: Vec::new(),
+        },
+    ];
+    let mut giver = Parley::new(one);
+    let (given, taken) = tokio::join!(
+        bequest::give(&mut giver, bequests),
+        Legacy(Parley::new(other)).take()
+    );
+    given.unwrap();
+    let mut taken = taken.unwrap();
+    assert_eq!((taken[0].core, taken[1].core), (1, 0));
+    assert_eq!(taken[0].told, vec![7; 300_000]);
+    let files = std::mem::take(&mut taken[0].files).into_iter();
+    let came: Vec<_> = files
+        .map(|file| TcpListener::from(file).local_addr().unwrap())
+        .collect();
+    assert_eq!(came, wanted);
+    // Whoever breaks off leaves nothing.
+    let (one, other) = UnixStream::pair().unwrap();
+    let mut giver = Parley::new(one);
+    let sizes = bequest::Sizes {
+        core: 0,
+        bytes: 10,
+        files: 0,
+    };
+    giver.say(&FromHolder::Bequests(vec![sizes])).await.unwrap();
+    giver.give_bytes(b"abc").await.unwrap();
+    drop(giver);
+    assert!(Legacy(Parley::new(other)).take().await.is_err());
 }

@@ -1,10 +1,12 @@
 //! The driver of one core: one task that reads whatever sockets have something, in batches, asks the table, and sends. No
 //! packet costs an allocation or a lock, but for those that another core has to be given.
 
-use std::collections::BTreeMap;
+mod upstream;
+
+use std::collections::{BTreeMap, HashMap};
 use std::future::{Future as _, poll_fn};
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,22 +15,24 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
-use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::SockRef;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep};
 
+use self::upstream::Upstream;
 use super::kin::Kin;
-use super::ports::{Own, Ports, Stray};
+use super::ports::{Legacy, Own, Ports, Stray};
 use super::shut::Shut;
 use super::sys::{self, BATCH, Inbox, Message, Runs};
 use super::table::{Arrived, Config, Now, SHUT_NS, Table, Up};
 use super::target::SocketId;
+use super::will::Will;
 use super::world::Outlook;
 use crate::account::Account;
 use crate::account::udp::Dropped;
 use crate::plan::{Plan, UdpPortPlan};
+use crate::takeover::Bequest;
 
 /// Serves what the plan says until told to close and the last session has ended. Once told, new sessions are refused, unless
 /// another process `succeeds`: that has these ports when this one is gone, so that until then nobody else serves them.
@@ -39,7 +43,8 @@ pub async fn run(
     mut closing: watch::Receiver<bool>,
     succeeds: impl Fn() -> bool,
 ) {
-    let mut opened = own.opened.clone();
+    let (mut opened, mut leaving) = (own.opened.clone(), own.leaving.clone());
+    let left = own.left.clone();
     let mut plans = account.datagrams().plans();
     let mut driver = match Driver::new(own, plan, account) {
         Ok(driver) => driver,
@@ -51,18 +56,32 @@ pub async fn run(
     loop {
         let is_draining = driver.is_draining;
         let served = poll_fn(|cx| driver.turn(cx));
-        let is_told = tokio::select! {
+        let told = tokio::select! {
             biased;
             () = served => return,
-            Ok(()) = opened.changed() => false,
-            Ok(()) = plans.changed() => false,
-            _ = closing.wait_for(|closing| *closing), if !is_draining => true,
+            Ok(()) = opened.changed() => Told::Look,
+            Ok(()) = plans.changed() => Told::Look,
+            Ok(_) = leaving.wait_for(|leaving| *leaving) => Told::Leave,
+            _ = closing.wait_for(|closing| *closing), if !is_draining => Told::Close,
         };
-        if is_told {
-            driver.drain(succeeds());
+        match told {
+            Told::Look => {}
+            Told::Close => driver.drain(succeeds()),
+            Told::Leave => {
+                // As many fit as there are cores.
+                let _ = left.try_send(driver.bequeath());
+                return;
+            }
         }
         driver.is_stale = true;
     }
+}
+
+enum Told {
+    /// At the plan.
+    Look,
+    Close,
+    Leave,
 }
 
 struct Driver {
@@ -72,6 +91,8 @@ struct Driver {
     /// Look at the plan again, whether it is another or not.
     is_stale: bool,
     is_draining: bool,
+    /// What the process before left is here.
+    is_settled: bool,
     world: Outlook,
     table: Table,
     /// Since then times are counted.
@@ -104,16 +125,6 @@ struct Listening {
     runs: Runs,
 }
 
-/// Sockets towards endpoints, of both families; behind one descriptor, so that thousands of them are one to the runtime.
-struct Upstream {
-    ready: AsyncFd<OwnedFd>,
-    sockets: [Vec<Option<UdpSocket>>; 2],
-    events: Vec<epoll::Event>,
-    /// Those that may have more than was read.
-    pending: Vec<SocketId>,
-    runs: Runs,
-}
-
 impl Driver {
     fn new(own: Own, plan: Arc<ArcSwap<Plan>>, account: Arc<Account>) -> io::Result<Self> {
         let Own {
@@ -140,6 +151,7 @@ impl Driver {
             latest: Cache::new(plan.clone()),
             is_stale: true,
             is_draining: false,
+            is_settled: false,
             started: account.started(),
             world: Outlook::new(plan.load_full(), account),
             table,
@@ -192,6 +204,9 @@ impl Driver {
     }
 
     fn renew(&mut self) {
+        if self.ports.is_waiting() {
+            return; // for its sockets: what it holds can't be bound, what nobody holds would be taken from it
+        }
         let latest = self.latest.load();
         if !self.is_stale && Arc::ptr_eq(latest, &self.world.plan) {
             return;
@@ -199,6 +214,9 @@ impl Driver {
         self.is_stale = false;
         self.world.plan = latest.clone();
         self.open_and_close();
+        if !std::mem::replace(&mut self.is_settled, true) {
+            self.inherit();
+        }
         self.table.renew(&self.world);
     }
 
@@ -233,6 +251,8 @@ impl Driver {
     fn open(&mut self, port: &UdpPortPlan) {
         let address = port.address;
         let opened = self.ports.take(self.core, address).and_then(|taken| {
+            // Of the process before, which may have shut somebody out.
+            let _ = SockRef::from(&taken.socket).detach_filter();
             let watched = sys::watch(taken.socket.into());
             let watched = watched.inspect_err(|_| self.ports.close(address));
             Ok((watched?, taken.sessions))
@@ -282,6 +302,62 @@ impl Driver {
         {
             self.ports.close(closed.address);
             tracing::info!(%address, port = %closed.name, core = self.core, "port for datagrams closed");
+        }
+    }
+
+    /// Sessions that this core's like in the process before left.
+    fn inherit(&mut self) {
+        let (now, legacies) = (self.now(), self.ports.legacy(self.core));
+        for Legacy { will, sockets } in legacies {
+            let mut renamed: HashMap<SocketId, SocketId> = HashMap::new();
+            for (id, file) in will.sockets.iter().zip(sockets) {
+                let known = renamed.get(id).copied();
+                if let Some(own) = self.upstream.adopt(id & 1 == 1, known, file) {
+                    renamed.insert(*id, own);
+                }
+            }
+            let (mut came, mut lost) = (0_u32, 0_u32);
+            for left in will.sessions {
+                let address = will.ports.get(usize::from(left.port));
+                let port = address.and_then(|address| self.by_address.get(address));
+                let place = port.copied().zip(renamed.get(&left.socket).copied());
+                let is_here = place.is_some_and(|(port, socket)| {
+                    self.table.inherit(port, socket, left, now, &self.world)
+                });
+                match is_here {
+                    true => came += 1,
+                    false => lost += 1,
+                }
+            }
+            tracing::info!(core = self.core, came, lost, "sessions taken over");
+            self.table.inherited(now, self.upstream.counts());
+        }
+    }
+
+    /// Everything, for another process.
+    fn bequeath(mut self) -> Bequest {
+        let (mut will, mut files) = (Will::default(), Vec::new());
+        let mut numbers = BTreeMap::new();
+        for listening in self.listening.iter_mut().filter_map(Option::take) {
+            numbers.insert(listening.address, will.ports.len() as u16);
+            will.ports.push(listening.address);
+            files.push(listening.socket.into_inner());
+        }
+        for (id, socket) in self.upstream.leave() {
+            will.sockets.push(id);
+            files.push(socket.into());
+        }
+        let number = |address| numbers.get(&address).copied();
+        will.sessions = self.table.leave(self.now(), number);
+        tracing::info!(
+            core = self.core,
+            sessions = will.sessions.len(),
+            "sessions handed over"
+        );
+        Bequest {
+            core: self.core,
+            told: will.write(),
+            files,
         }
     }
 
@@ -371,18 +447,19 @@ impl Driver {
             let count = rest.iter().take_while(|(other, _)| other == socket).count();
             let (these, later) = rest.split_at(count);
             rest = later;
-            let Some((socket, runs)) = self.upstream.socket(*socket) else {
+            let to = these.iter().all(|(_, other)| other.to == first.to);
+            let Some(way) = self.upstream.way(*socket, to.then_some(first.to), count) else {
                 self.table
                     .count_dropped(port, Dropped::Descriptors, count as u64);
                 continue;
             };
             let told = match count {
-                1 => inbox.send_one(socket, first),
+                1 => inbox.send_one(way.socket, way.is_connected, first),
                 _ => {
                     self.batch.clear();
                     self.batch
                         .extend(these.iter().map(|(_, message)| message.clone()));
-                    inbox.send(socket, &self.batch, runs, now.ns)
+                    inbox.send(way.socket, way.is_connected, &self.batch, way.runs, now.ns)
                 }
             };
             if told.failed > 0 {
@@ -429,7 +506,8 @@ impl Driver {
                     let (Some(from), bytes) = (datagram.from, datagram.bytes.len()) else {
                         continue;
                     };
-                    let down = self.table.down(socket, from, bytes, now, &mut self.world);
+                    let line = upstream::number(socket);
+                    let down = self.table.down(line, from, bytes, now, &mut self.world);
                     if let Ok(down) = down {
                         let message = Message {
                             to: down.to,
@@ -471,7 +549,7 @@ impl Driver {
             self.batch
                 .extend(these.iter().map(|(_, message)| message.clone()));
             let (socket, runs) = (listening.socket.get_ref(), &mut listening.runs);
-            let told = inbox.send(socket, &self.batch, runs, now.ns);
+            let told = inbox.send(socket, false, &self.batch, runs, now.ns);
             if told.failed > 0 {
                 self.table
                     .count_dropped(place, Dropped::Send, told.failed as u64);
@@ -502,11 +580,11 @@ impl Driver {
                 continue;
             };
             let body = stray.bytes.get(body).unwrap_or_default();
-            let Some((socket, _)) = self.upstream.socket(socket) else {
+            let Some(way) = self.upstream.way(socket, None, 1) else {
                 self.table.count_dropped(place, Dropped::Descriptors, 1);
                 continue;
             };
-            if socket.send_to(body, to).is_err() {
+            if way.socket.send_to(body, to).is_err() {
                 self.table.count_dropped(place, Dropped::Send, 1);
             }
         }
@@ -599,93 +677,6 @@ impl Listening {
     }
 }
 
-impl Upstream {
-    fn new() -> io::Result<Self> {
-        let ready = epoll::create(CreateFlags::CLOEXEC)?;
-        Ok(Self {
-            ready: sys::watch(ready)?,
-            sockets: Default::default(),
-            events: Vec::with_capacity(EVENTS),
-            pending: Vec::with_capacity(EVENTS),
-            runs: Runs::default(),
-        })
-    }
-
-    fn opened(&self, socket: SocketId) -> Option<&UdpSocket> {
-        let sockets = self.sockets.get((socket & 1) as usize)?;
-        sockets.get((socket >> 1) as usize)?.as_ref()
-    }
-
-    /// Opened when it is used for the first time. None: the system gives no more.
-    fn socket(&mut self, socket: SocketId) -> Option<(&UdpSocket, &mut Runs)> {
-        let is_ipv6 = socket & 1 == 1;
-        let sockets = self.sockets.get_mut(usize::from(is_ipv6))?;
-        let at = (socket >> 1) as usize;
-        if sockets.len() <= at {
-            sockets.resize_with(at + 1, || None);
-        }
-        let slot = sockets.get_mut(at)?;
-        if slot.is_none() {
-            match open(is_ipv6, socket, self.ready.get_ref()) {
-                Ok(opened) => *slot = Some(opened),
-                Err(error) => tracing::debug!(%error, "no more sockets towards endpoints"),
-            }
-        }
-        Some((slot.as_ref()?, &mut self.runs))
-    }
-
-    /// Notes which sockets have something.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            let Ok(mut guard) = ready!(self.ready.poll_read_ready(cx)) else {
-                return Poll::Pending;
-            };
-            self.events.clear();
-            let buffer = rustix::buffer::spare_capacity(&mut self.events);
-            let now = rustix::event::Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            };
-            let got = epoll::wait(guard.get_inner(), buffer, Some(&now)).unwrap_or(0);
-            if got < EVENTS {
-                guard.clear_ready();
-            }
-            if got > 0 {
-                let sockets = self.events.iter().map(|event| event.data.u64() as SocketId);
-                self.pending.extend(sockets);
-                return Poll::Ready(());
-            }
-        }
-    }
-
-    fn close(&mut self, is_unused: impl Fn(SocketId) -> bool) {
-        for (family, sockets) in self.sockets.iter_mut().enumerate() {
-            for (at, slot) in sockets.iter_mut().enumerate() {
-                if slot.is_some() && is_unused((at << 1 | family) as SocketId) {
-                    *slot = None; // the system forgets it in the set as well
-                }
-            }
-        }
-    }
-}
-
-/// Not connected: sessions of several endpoints use it.
-fn open(is_ipv6: bool, number: SocketId, ready: &OwnedFd) -> io::Result<UdpSocket> {
-    let (domain, any): (_, SocketAddr) = match is_ipv6 {
-        false => (Domain::IPV4, (Ipv4Addr::UNSPECIFIED, 0).into()),
-        true => (Domain::IPV6, (Ipv6Addr::UNSPECIFIED, 0).into()),
-    };
-    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
-    socket.set_nonblocking(true)?;
-    if is_ipv6 {
-        socket.set_only_v6(true)?;
-    }
-    socket.bind(&any.into())?;
-    let flags = EventFlags::IN | EventFlags::ET;
-    epoll::add(ready, &socket, EventData::new_u64(number.into()), flags)?;
-    Ok(socket.into())
-}
-
 /// Of one core and family, of which there are two. The other half of the descriptors is for connections.
 fn sockets_max(descriptors: usize, cores: usize) -> usize {
     (descriptors / 4).min(SOCKETS_MAX) / cores.max(1)
@@ -703,8 +694,6 @@ const ROUNDS: usize = 4;
 const EAGER_MIN: usize = 4;
 /// Datagrams of one upstream socket before the next one's.
 const UPSTREAM_MAX: usize = 16;
-/// Sockets that had something, in one call.
-const EVENTS: usize = 64;
 const TICK: Duration = Duration::from_millis(100);
 const SWEEP: Duration = Duration::from_secs(1);
 /// Unused sockets are closed at every so manieth sweep.

@@ -1,11 +1,15 @@
 //! Listening sockets: each address of the plan is bound once per core (SO_REUSEPORT), by whichever core sees it first, for all.
-//! That none of them is without somebody who reads it, all cores are told.
+//! That none of them is without somebody who reads it, all cores are told. Where another process served before, its sockets
+//! and sessions come here, and go from here to the next.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::atomic::AtomicU32;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -14,6 +18,8 @@ use tokio::sync::{mpsc, watch};
 use super::kin::Owners;
 use super::source::Everybody;
 use super::sys;
+use super::will::Will;
+use crate::takeover::{Bequest, Testator};
 
 /// Of all cores.
 pub struct Ports {
@@ -24,6 +30,13 @@ pub struct Ports {
     strays: Vec<mpsc::Sender<Stray>>,
     pub(super) owners: Arc<Owners>,
     pub(super) everybody: Arc<Everybody>,
+    /// The process before is about to leave us its sockets: nothing is bound until then.
+    is_waiting: AtomicBool,
+    /// By core; taken by each.
+    legacies: Mutex<Vec<Vec<Legacy>>>,
+    /// Cores leave what they have to another process.
+    leaving: watch::Sender<bool>,
+    left: Mutex<Option<mpsc::Receiver<Bequest>>>,
 }
 
 /// What one core gets of [`Ports`].
@@ -33,6 +46,16 @@ pub struct Own {
     /// Datagrams that came to other cores.
     pub strays: mpsc::Receiver<Stray>,
     pub opened: watch::Receiver<u64>,
+    pub leaving: watch::Receiver<bool>,
+    /// Where to, when it is told so.
+    pub left: mpsc::Sender<Bequest>,
+}
+
+/// What a core of the process before left, but for its listening sockets.
+pub struct Legacy {
+    pub will: Will,
+    /// Towards endpoints, in the order of the will.
+    pub sockets: Vec<OwnedFd>,
 }
 
 /// A datagram for a session of another core.
@@ -64,6 +87,7 @@ impl Ports {
         let cores = cores.max(1);
         let (senders, receivers): (Vec<_>, Vec<_>) =
             (0..cores).map(|_| mpsc::channel(STRAYS_MAX)).unzip();
+        let (left, all_left) = mpsc::channel(cores);
         let ports = Arc::new(Self {
             cores,
             opened: watch::Sender::new(0),
@@ -71,12 +95,18 @@ impl Ports {
             strays: senders,
             owners: Owners::new(fastrand::u64(..)),
             everybody: Arc::default(),
+            is_waiting: AtomicBool::new(false),
+            legacies: Mutex::new((0..cores).map(|_| Vec::new()).collect()),
+            leaving: watch::Sender::new(false),
+            left: Mutex::new(Some(all_left)),
         });
         let own = |(core, strays)| Own {
             core,
             ports: ports.clone(),
             strays,
             opened: ports.opened.subscribe(),
+            leaving: ports.leaving.subscribe(),
+            left: left.clone(),
         };
         let own = receivers.into_iter().enumerate().map(own).collect();
         (ports, own)
@@ -120,6 +150,78 @@ impl Ports {
         })
     }
 
+    /// The process before is about to leave something: see [`Ports::inherit`].
+    pub fn wait(&self) {
+        self.is_waiting.store(true, Ordering::Release);
+    }
+
+    pub fn is_waiting(&self) -> bool {
+        self.is_waiting.load(Ordering::Acquire)
+    }
+
+    /// What it left: each core's part goes to one of ours. Where it had more cores, the listening sockets of the others close.
+    pub fn inherit(&self, bequests: Vec<Bequest>) {
+        for bequest in bequests {
+            let core = bequest.core;
+            if let Err(why) = self.inherit_one(bequest) {
+                tracing::warn!(core, why, "what the process before left is not understood");
+            }
+        }
+        self.is_waiting.store(false, Ordering::Release);
+        self.opened.send_modify(|count| *count += 1);
+    }
+
+    fn inherit_one(&self, bequest: Bequest) -> Result<(), &'static str> {
+        let will = Will::read(&bequest.told).ok_or("its words")?;
+        if bequest.files.len() != will.ports.len() + will.sockets.len() {
+            return Err("its descriptors");
+        }
+        let mut files = bequest.files.into_iter();
+        let mut state = self.state();
+        for (address, file) in will.ports.iter().zip(files.by_ref()) {
+            let socket = UdpSocket::from(file);
+            let is_it = |at: SocketAddr| (at.ip(), at.port()) == (address.ip(), address.port());
+            if !socket.local_addr().is_ok_and(is_it) {
+                return Err("a socket at another address");
+            }
+            let open = state.entry(*address).or_insert_with(|| Open {
+                sockets: (0..self.cores).map(|_| None).collect(),
+                sessions: Arc::default(),
+                held: 0,
+            });
+            if let Some(slot) = open.sockets.get_mut(bequest.core) {
+                *slot = Some(socket);
+            }
+        }
+        drop(state);
+        let legacy = Legacy {
+            will,
+            sockets: files.collect(),
+        };
+        let mut legacies = self.legacies();
+        if let Some(own) = legacies.get_mut(bequest.core % self.cores) {
+            own.push(legacy);
+        }
+        Ok(())
+    }
+
+    fn legacies(&self) -> MutexGuard<'_, Vec<Vec<Legacy>>> {
+        self.legacies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is left to a core, once it has taken the listening sockets that it has a use for: the others of its own close.
+    pub fn legacy(&self, core: usize) -> Vec<Legacy> {
+        let own = self.legacies().get_mut(core).map(std::mem::take);
+        let mut state = self.state();
+        for open in state.values_mut() {
+            if let Some(unwanted) = open.sockets.get_mut(core) {
+                *unwanted = None;
+            }
+        }
+        state.retain(|_, open| open.held > 0 || open.sockets.iter().any(Option::is_some));
+        own.unwrap_or_default()
+    }
+
     /// A core has closed what it took. With the last one go those that nobody took.
     pub fn close(&self, address: SocketAddr) {
         let mut state = self.state();
@@ -135,6 +237,29 @@ impl Ports {
     pub fn pass(&self, core: u16, stray: Stray) -> bool {
         let to = self.strays.get(usize::from(core));
         to.is_some_and(|to| to.try_send(stray).is_ok())
+    }
+}
+
+impl Testator for Ports {
+    fn bequeath(&self) -> Pin<Box<dyn Future<Output = Vec<Bequest>> + Send + '_>> {
+        Box::pin(async {
+            let taken = self
+                .left
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            let Some(mut left) = taken else {
+                return Vec::new();
+            };
+            self.leaving.send_replace(true);
+            let mut bequests = Vec::with_capacity(self.cores);
+            while bequests.len() < self.cores
+                && let Some(bequest) = left.recv().await
+            {
+                bequests.push(bequest);
+            }
+            bequests
+        })
     }
 }
 

@@ -4,6 +4,7 @@
 //! address that no datagram of a session came from.
 
 mod enter;
+mod leave;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -381,6 +382,36 @@ impl Table {
             Over::Packets => Dropped::SourcePackets,
             Over::Bytes => Dropped::SourceBytes,
         })
+    }
+
+    /// A session that has its socket: from now on it is found, and ends when nothing comes.
+    fn enlist(&mut self, session: u32, hash: u64, tick: u32) {
+        let Some(there) = self.sessions.get(session) else {
+            return;
+        };
+        let (number, place, seen) = (there.port, there.place, there.seen);
+        let is_half_open = there.is_half_open();
+        let idle = self.port(number).map_or(0, |port| idle_ticks(&port.rules));
+        let idle = match is_half_open {
+            true => idle.min(HALF_TICKS),
+            false => idle,
+        };
+        self.wheel
+            .add(&mut self.sessions, session, seen.saturating_add(idle));
+        self.index.insert(hash, session);
+        self.enter_place(place);
+        if let Some(port) = self.port_mut(number) {
+            port.sessions += 1;
+            if is_half_open {
+                if port.half.len() >= HALF_MAX {
+                    port.half.pop_front();
+                }
+                port.half.push_back((session, tick));
+            }
+        }
+        if let Some(cell) = self.cell(number) {
+            cell.opened();
+        }
     }
 
     fn enter_place(&mut self, place: u32) {
@@ -797,6 +828,8 @@ fn idle_ticks(rules: &UdpRules) -> u32 {
 
 /// How long a flooding source is shut out.
 pub const SHUT_NS: u64 = 2_000_000_000;
+/// Half-open sessions of a port that are known as such.
+const HALF_MAX: usize = 1 << 16;
 /// A client that has sent one datagram has so long for another; in ticks.
 const HALF_TICKS: u32 = 50;
 /// Between two looks for a better endpoint; in ticks.

@@ -211,6 +211,29 @@ impl Targets {
         used.is_none_or(|used| used.sessions == 0 && now.saturating_sub(used.since) > UNUSED_TICKS)
     }
 
+    /// Others used as many `sockets` of each family before: what still comes for them is not for the next session.
+    pub fn cool(&mut self, now: u32, sockets: [usize; 2]) {
+        for (_, target) in self.slots.iter_mut() {
+            let count = sockets.get(family(target.address) as usize);
+            let count = count.copied().unwrap_or(0).min(self.max);
+            while target.lines.len() < count {
+                target.free.push_back(target.lines.len() as u32);
+                target.lines.push(Line {
+                    queued: true,
+                    ..NEW
+                });
+            }
+            for line in target.lines.iter_mut().filter(|l| l.session == NONE) {
+                (line.session, line.ended) = (COOLING, now);
+            }
+            target.left = now;
+        }
+        for (used, count) in self.used.iter_mut().zip(sockets) {
+            used.resize(used.len().max(count), Used::default());
+            used.iter_mut().for_each(|used| used.since = now);
+        }
+    }
+
     /// Forgets endpoints that have had no session for a while.
     pub fn sweep(&mut self, now: u32) {
         let is_past =

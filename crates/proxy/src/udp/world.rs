@@ -58,7 +58,7 @@ impl World for Outlook {
             return Seated::Nobody;
         };
         let mut seated = Seated::Nobody;
-        for service in port.backends.iter().filter_map(|b| b.service.as_ref()) {
+        for service in port.all_backends().filter_map(|b| b.service.as_ref()) {
             let Some(held) = directory.hold(service, key) else {
                 // Until all of its keys are here, it may have this one.
                 if asked.contains(service) && !directory.is_filled(service) {
@@ -99,7 +99,7 @@ impl World for Outlook {
         let now_us = self.now_us();
         let plan = self.plan.clone();
         let mut rng = self.rng.fork();
-        let cluster = self.port(port)?.choose(&mut rng)?.cluster?;
+        let cluster = self.port(port)?.choose(from.ip(), &mut rng)?.cluster?;
         let cluster = plan.clusters.get(cluster)?;
         let hash = match from.ip().to_canonical() {
             IpAddr::V4(ip) => xxhash_rust::xxh3::xxh3_64(&ip.octets()),

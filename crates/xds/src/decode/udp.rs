@@ -16,7 +16,7 @@ use super::field::{
 };
 use crate::encode;
 use crate::encode::udp::{
-    BACKENDS, BYTES, PACKETS, REQUIRED, SESSIONS, SESSIONS_PER_SOURCE, STRIP, TOKEN, UDP,
+    BACKENDS, BY_SOURCE, BYTES, PACKETS, REQUIRED, SESSIONS, SESSIONS_PER_SOURCE, STRIP, TOKEN, UDP,
 };
 
 /// Whether it is for datagrams, and ours.
@@ -37,6 +37,7 @@ pub(super) fn resource(message: listener_v3::Listener) -> Result<Listener, Decod
     let keys = [
         UDP,
         BACKENDS,
+        BY_SOURCE,
         TOKEN,
         STRIP,
         REQUIRED,
@@ -49,6 +50,7 @@ pub(super) fn resource(message: listener_v3::Listener) -> Result<Listener, Decod
     let [
         origin,
         backends,
+        by_source,
         place,
         strip,
         required,
@@ -75,11 +77,17 @@ pub(super) fn resource(message: listener_v3::Listener) -> Result<Listener, Decod
     if limits.sessions == 0 || limits.sessions_per_source == 0 {
         return Err(words_at.invalid("there is at least one session"));
     }
-    let backends = backends.split_whitespace();
-    let backends = backends.map(|text| share(&words_at, text));
+    let of_sources = by_source.split(';').filter(|text| !text.is_empty());
+    let of_sources = of_sources.map(|text| {
+        let wrong = || words_at.invalid(format!("`{BY_SOURCE}` has no network: {text}"));
+        let (network, backends) = text.split_once(' ').ok_or_else(wrong)?;
+        let network = network.parse().map_err(|_| wrong())?;
+        Ok((network, shares(&words_at, backends)?))
+    });
     let port = UdpPort {
         name: nonempty(&words_at, origin)?,
-        backends: backends.collect::<Result<_, _>>()?,
+        backends: shares(&words_at, &backends)?,
+        by_source: of_sources.collect::<Result<_, _>>()?,
         rules: UdpRules {
             idle_timeout: idle_timeout(at, &message)?,
             token,
@@ -136,6 +144,11 @@ fn token(at: &At<'_>, text: &str, (strip, required): (bool, bool)) -> Result<Tok
         strip,
         required,
     })
+}
+
+fn shares(at: &At<'_>, text: &str) -> Result<Vec<Share>, DecodeError> {
+    let each = text.split_whitespace();
+    each.map(|text| share(at, text)).collect()
 }
 
 fn share(at: &At<'_>, text: &str) -> Result<Share, DecodeError> {

@@ -4,21 +4,27 @@
 //! What a stock Envoy can't be told (tokens, limits by source) stands in metadata that it passes over, with the backends in
 //! one piece.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use listener_v3::listener_filter::ConfigType as ListenerFilterConfig;
 use phalanx_model::name::INVALID_BACKEND;
 use phalanx_model::resource::MILLION;
+use phalanx_model::resource::colour::Network;
 use phalanx_model::resource::gateway::Share;
 use phalanx_model::resource::udp::{TokenAt, UdpPort};
 use phalanx_proto::envoy::config::core::v3 as core_v3;
 use phalanx_proto::envoy::config::listener::v3 as listener_v3;
 use phalanx_proto::envoy::extensions::filters::udp::udp_proxy::v3 as udp_v3;
-use phalanx_proto::envoy::extensions::matching::common_inputs::network::v3::SourcePortInput;
+use phalanx_proto::envoy::extensions::matching::common_inputs::network::v3::{
+    SourceIpInput, SourcePortInput,
+};
 use phalanx_proto::envoy::extensions::matching::input_matchers::runtime_fraction::v3::RuntimeFraction;
 use phalanx_proto::envoy::r#type::v3 as type_v3;
 use phalanx_proto::xds::core::v3::TypedExtensionConfig;
 use phalanx_proto::xds::r#type::matcher::v3 as matcher_v3;
+use prost::Message;
+use prost_types::Any;
 
 use super::{any, duration, metadata, udp_address};
 
@@ -26,6 +32,8 @@ use super::{any, duration, metadata, udp_address};
 pub(crate) const UDP: &str = "udp";
 /// `<weight>=<cluster>`, with spaces between; without a name where there is no such backend.
 pub(crate) const BACKENDS: &str = "backends";
+/// Instead of them, `<network> <backends>` with semicolons between.
+pub(crate) const BY_SOURCE: &str = "by_source";
 /// `prefix <bytes>` or `suffix <bytes>`.
 pub(crate) const TOKEN: &str = "token";
 pub(crate) const STRIP: &str = "strip";
@@ -48,10 +56,14 @@ pub(crate) fn message(name: &str, socket: SocketAddr, port: &UdpPort) -> listene
         let cluster = share.cluster.as_ref().map(ToString::to_string);
         format!("{}={}", share.weight, cluster.unwrap_or_default())
     };
-    let backends: Vec<String> = port.backends.iter().map(backend).collect();
+    let shares = |shares: &[Share]| shares.iter().map(backend).collect::<Vec<_>>().join(" ");
+    let of_source =
+        |(network, of_network): &(Network, Vec<Share>)| format!("{network} {}", shares(of_network));
+    let by_source: Vec<String> = port.by_source.iter().map(of_source).collect();
     let words = [
         (UDP, port.name.as_str()),
-        (BACKENDS, &*backends.join(" ")),
+        (BACKENDS, &*shares(&port.backends)),
+        (BY_SOURCE, &*by_source.join(";")),
         (TOKEN, place.as_deref().unwrap_or_default()),
         (STRIP, said(token.is_some_and(|token| token.strip))),
         (REQUIRED, said(token.is_some_and(|token| token.required))),
@@ -81,11 +93,11 @@ pub(crate) fn message(name: &str, socket: SocketAddr, port: &UdpPort) -> listene
 
 /// The clusters that it names.
 pub(crate) fn refs(port: &UdpPort) -> Vec<String> {
-    let clusters = port
-        .backends
-        .iter()
-        .filter_map(|share| share.cluster.as_ref());
-    clusters.map(ToString::to_string).collect()
+    let of_sources = port.by_source.iter().flat_map(|(_, shares)| shares);
+    let shares = port.backends.iter().chain(of_sources);
+    let clusters = shares.filter_map(|share| share.cluster.as_ref());
+    let clusters: BTreeSet<String> = clusters.map(ToString::to_string).collect();
+    clusters.into_iter().collect()
 }
 
 fn proxy(name: &str, port: &UdpPort) -> udp_v3::UdpProxyConfig {
@@ -98,8 +110,48 @@ fn proxy(name: &str, port: &UdpPort) -> udp_v3::UdpProxyConfig {
         hash_policies: vec![HashPolicy {
             policy_specifier: Some(PolicySpecifier::SourceIp(true)),
         }],
-        route_specifier: Some(RouteSpecifier::Matcher(matcher(&port.backends))),
+        route_specifier: Some(RouteSpecifier::Matcher(by_source(port))),
         ..Default::default()
+    }
+}
+
+/// The narrowest network that holds a source decides, else the backends of all.
+fn by_source(port: &UdpPort) -> matcher_v3::Matcher {
+    use matcher_v3::ip_matcher::{CidrRange, IpRangeMatcher};
+    use matcher_v3::matcher::on_match::OnMatch as Then;
+    use matcher_v3::matcher::{MatcherTree, MatcherType, OnMatch, matcher_tree::TreeType};
+    if port.by_source.is_empty() {
+        return matcher(&port.backends);
+    }
+    let then = |shares: &[Share]| OnMatch {
+        on_match: Some(Then::Matcher(Box::new(matcher(shares)))),
+        ..Default::default()
+    };
+    let range = |(network, shares): &(Network, Vec<Share>)| IpRangeMatcher {
+        ranges: vec![CidrRange {
+            address_prefix: network.address.to_string(),
+            prefix_len: Some(u32::from(network.prefix)),
+        }],
+        on_match: then(shares).encode_to_vec(),
+        exclusive: true,
+    };
+    let ranges = matcher_v3::IpMatcher {
+        range_matchers: port.by_source.iter().map(range).collect(),
+    };
+    let tree = MatcherTree {
+        input: Some(extension("source_ip", any(&SourceIpInput {}))),
+        tree_type: Some(TreeType::CustomMatch(extension("networks", any(&ranges)))),
+    };
+    matcher_v3::Matcher {
+        on_no_match: Some(Box::new(then(&port.backends))),
+        matcher_type: Some(MatcherType::MatcherTree(tree)),
+    }
+}
+
+fn extension(name: &str, config: Any) -> TypedExtensionConfig {
+    TypedExtensionConfig {
+        name: name.to_owned(),
+        typed_config: Some(config),
     }
 }
 
@@ -134,10 +186,7 @@ fn route(cluster: Option<String>) -> matcher_v3::matcher::OnMatch {
     let route = udp_v3::Route {
         cluster: cluster.unwrap_or_else(|| INVALID_BACKEND.to_owned()),
     };
-    let action = TypedExtensionConfig {
-        name: "route".to_owned(),
-        typed_config: Some(any(&route)),
-    };
+    let action = extension("route", any(&route));
     matcher_v3::matcher::OnMatch {
         on_match: Some(matcher_v3::matcher::on_match::OnMatch::Action(action)),
         ..Default::default()
@@ -159,10 +208,6 @@ fn fraction(seed: u64, numerator: u32) -> matcher_v3::matcher::matcher_list::Pre
             runtime_key: String::new(),
         }),
         seed,
-    };
-    let extension = |name: &str, config| TypedExtensionConfig {
-        name: name.to_owned(),
-        typed_config: Some(config),
     };
     let single = SinglePredicate {
         input: Some(extension("source_port", any(&SourcePortInput {}))),

@@ -175,6 +175,81 @@ fn a_gateway_takes_datagrams_where_it_takes_connections_and_by_the_rules_of_the_
     assert_eq!(port.rules.token.map(|token| token.len), Some(4));
 }
 
+const COLOURS: &str = "
+apiVersion: phalanx.dev/v1alpha1
+kind: ColourPolicy
+metadata: {name: colours}
+spec:
+  env:
+    networks: [{cidr: 10.1.0.0/16, value: dev-li}, {cidr: 10.1.9.0/24, value: prod}]
+    default: prod
+  lanes: [{colour: dev-li, selector: {lane: dev-li}}]
+";
+
+#[test]
+fn at_an_edge_datagrams_of_a_network_go_to_the_lane_of_its_colour() {
+    let gateway = |of_lane: bool| {
+        let mut one = room("room-1", "10.0.0.1:7000", "aa");
+        one.labels.insert("app".into(), "room".into());
+        let mut other = room("room-2", "10.0.0.2:7000", "bb");
+        other.labels.insert("app".into(), "room".into());
+        if of_lane {
+            other.labels.insert("lane".into(), "dev-li".into());
+        }
+        let fixture = Fixture::yaml(ROOMS)
+            .and_yaml(&route("split", AT_EDGE, SPLIT))
+            .and_yaml(COLOURS)
+            .with(one)
+            .with(other);
+        let published = Compiler::default().compile(fixture.world().into());
+        let edge = Node {
+            service: ServiceName::new("default", "edge"),
+            edge: Some(Default::default()),
+            ..node()
+        };
+        let snapshot = crate::snapshot::AtGateway::default().snapshot(&published, &edge);
+        let sent = &snapshot.resources(Kind::Listener)["gateway/default/edge/udp/0.0.0.0:7000"];
+        let listener = phalanx_xds::decode::listener(&sent.name, &sent.body).unwrap();
+        let clusters = snapshot.resources(Kind::Cluster);
+        let has_lane = clusters.contains_key("outbound|7000|dev-li|room.default.svc.mesh");
+        match listener.protocol {
+            ListenerProtocol::Udp(port) => (port, has_lane),
+            _ => panic!("it is for datagrams"),
+        }
+    };
+    let (port, has_lane) = gateway(true);
+    let text = |backends: &[Share]| {
+        let of_these = UdpPort {
+            backends: backends.to_vec(),
+            ..port.clone()
+        };
+        shares(&of_these)
+    };
+    let baseline = [
+        "3 outbound|7000|room.default.svc.mesh",
+        "1 outbound|7000|next.default.svc.mesh",
+    ];
+    assert_eq!(text(&port.backends), baseline);
+    let of_sources: Vec<_> = port
+        .by_source
+        .iter()
+        .map(|(network, backends)| (network.to_string(), text(backends)))
+        .collect();
+    assert_eq!(
+        of_sources,
+        [
+            (
+                "10.1.0.0/16".to_owned(),
+                vec!["3 outbound|7000|dev-li|room.default.svc.mesh".to_owned()]
+            ),
+            ("10.1.9.0/24".to_owned(), baseline.map(str::to_owned).into()),
+        ]
+    );
+    assert!(has_lane);
+    let (port, has_lane) = gateway(false);
+    assert!(port.by_source.is_empty() && !has_lane);
+}
+
 #[test]
 fn what_does_not_fit_together_is_told() {
     let http = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: web}\nspec: {parentRefs: [{kind: Service, group: '', name: next, port: 7000}], rules: [{backendRefs: [{name: next, port: 7000}]}]}\n";

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use phalanx_model::resource::colour::Network;
 use phalanx_model::resource::gateway::Share;
 use phalanx_model::resource::udp::{Token, TokenAt, UdpLimits, UdpPort, UdpRules};
 use serde_json::{Value, json};
@@ -11,6 +12,7 @@ pub fn listener(address: SocketAddr, port: &UdpPort) -> Value {
     let UdpPort {
         name,
         backends,
+        by_source,
         rules:
             UdpRules {
                 idle_timeout,
@@ -28,11 +30,14 @@ pub fn listener(address: SocketAddr, port: &UdpPort) -> Value {
         let cluster = share.cluster.as_ref().map(ToString::to_string);
         json!({ "cluster": cluster, "weight": share.weight })
     };
+    let shares = |shares: &[Share]| shares.iter().map(backend).collect::<Vec<_>>();
+    let of_source = |(network, of_network): &(Network, Vec<Share>)| json!({ "network": network.to_string(), "backends": shares(of_network) });
     json!({
         "address": address.to_string(),
         "protocol": "udp",
         "name": name,
-        "backends": backends.iter().map(backend).collect::<Vec<_>>(),
+        "backends": shares(backends),
+        "by_source": by_source.iter().map(of_source).collect::<Vec<_>>(),
         "idle_timeout": format!("{idle_timeout:?}"),
         "token": token.as_ref().map(self::token),
         "limits": {

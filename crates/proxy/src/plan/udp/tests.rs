@@ -34,6 +34,7 @@ fn plan(shares: &[(&str, u32)], of_room: Vec<Endpoint>) -> Plan {
     let port = UdpPort {
         name: "UDPRoute/default/room".into(),
         backends: shares.iter().map(share).collect(),
+        by_source: Vec::new(),
         rules: UdpRules::default(),
     };
     let listener = Listener {
@@ -72,7 +73,11 @@ fn backends_get_their_shares_and_the_share_of_none_is_dropped() {
     let mut rng = fastrand::Rng::with_seed(7);
     let mut counts = [0; 3];
     for _ in 0..4000 {
-        match port.choose(&mut rng).unwrap().cluster {
+        match port
+            .choose("10.9.9.9".parse().unwrap(), &mut rng)
+            .unwrap()
+            .cluster
+        {
             Some(place) => counts[place] += 1,
             None => counts[2] += 1,
         }
@@ -86,10 +91,38 @@ fn backends_get_their_shares_and_the_share_of_none_is_dropped() {
                 backends: Box::default(),
                 ..port.clone()
             },
+            "10.9.9.9".parse().unwrap(),
             &mut rng
         )
         .is_none()
     );
+}
+
+#[test]
+fn the_narrowest_network_that_holds_a_source_decides() {
+    let mut port = plan(&[("lobby", 1)], Vec::new()).udp[0].clone();
+    let backends = |cluster| {
+        let backend = super::UdpBackend {
+            weights: 1,
+            cluster,
+            service: None,
+        };
+        Box::from([backend])
+    };
+    let network = |text: &str| text.parse().unwrap();
+    port.by_source = Box::from([
+        (network("10.1.0.0/16"), backends(Some(7))),
+        (network("10.0.0.0/8"), backends(Some(8))),
+    ]);
+    let mut rng = fastrand::Rng::with_seed(1);
+    let mut of = |from: &str| {
+        let chosen = port.choose(from.parse().unwrap(), &mut rng);
+        chosen.unwrap().cluster
+    };
+    assert_eq!(of("10.1.2.3"), Some(7));
+    assert_eq!(of("::ffff:10.2.2.3"), Some(8));
+    assert_eq!(of("11.1.2.3"), port.backends[0].cluster);
+    assert_eq!(port.all_backends().count(), 3);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use super::super::session::{Flow, Port, Proof, Session, Ticket};
 use super::super::slots::NONE;
 use super::super::source;
 use super::super::target::SocketId;
-use super::{Arrived, HALF_TICKS, Key, Now, Seated, Table, World, idle_ticks};
+use super::{Arrived, Key, Now, Seated, Table, World};
 use crate::account::udp::{Dropped, Ended, Moved};
 use crate::directory::Entry;
 
@@ -266,7 +266,6 @@ impl Table {
         let tick = now.tick();
         let port = self.port(arrived.port).ok_or(Dropped::NoEndpoint)?;
         let (limits, shared) = (port.rules.limits, port.shared.clone());
-        let idle = idle_ticks(&port.rules);
         if !self.sources.enter(source, limits.sessions_per_source) {
             return Err(Dropped::SourceSessions);
         }
@@ -322,27 +321,8 @@ impl Table {
         if let Some(session) = self.sessions.get_mut(session) {
             session.socket = socket;
         }
-        let is_half_open = self.sessions.get(session).is_some_and(|s| s.is_half_open());
-        let idle = match is_half_open {
-            true => idle.min(HALF_TICKS),
-            false => idle,
-        };
-        self.wheel.add(&mut self.sessions, session, tick + idle);
         let hash = self.hash(arrived.port, way.key);
-        self.index.insert(hash, session);
-        self.enter_place(place);
-        if let Some(port) = self.port_mut(arrived.port) {
-            port.sessions += 1;
-            if is_half_open {
-                if port.half.len() >= HALF_MAX {
-                    port.half.pop_front();
-                }
-                port.half.push_back((session, tick));
-            }
-        }
-        if let Some(cell) = self.cell(arrived.port) {
-            cell.opened();
-        }
+        self.enlist(session, hash, tick);
         Ok(session)
     }
 
@@ -393,8 +373,6 @@ impl Table {
     }
 }
 
-/// Half-open sessions of a port that are known as such.
-const HALF_MAX: usize = 1 << 16;
 /// Looked at for one whose socket can be had.
 const VACATE_TRIES: usize = 256;
 /// An endpoint that is going to answer one datagram has done so; in ticks.

@@ -607,13 +607,19 @@ fn udp_listener() -> impl Strategy<Value = Listener> {
             },
         },
     );
-    (label(), address(), shares(), rules).prop_map(|(name, address, backends, rules)| Listener {
+    let networks = prop_oneof![Just("10.0.0.0/8"), Just("10.1.0.0/16"), Just("fd00::/8")];
+    let networks =
+        networks.prop_map(|text| text.parse::<Network>().unwrap_or_else(|_| unreachable!()));
+    let by_source = vec((networks, shares()), 0..3);
+    let of = (label(), address(), shares(), by_source, rules);
+    of.prop_map(|(name, address, backends, by_source, rules)| Listener {
         name: format!("udp/{address}"),
         address,
         direction: Direction::Outbound,
         protocol: ListenerProtocol::Udp(UdpPort {
             name: format!("UDPRoute/default/{name}"),
             backends,
+            by_source,
             rules,
         }),
     })
