@@ -1,11 +1,14 @@
-//! Battle: turns the impacts that physics computes into rounds, by the rules of this process' version.
+//! Battle: turns the impacts that physics computes into rounds, by the rules of this process' version, on the threads of an
+//! executor: what can't be done within the caller's deadline is refused at once.
 //! The outcome follows from match id, fighters and rules alone: a repeated call gets the same answer.
 
 mod fight;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use phalanx_game::battle::{self as kit, Call, Executor, Kind, Reject};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -13,11 +16,11 @@ use tonic::service::Routes;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::carry::{Carried, passed_on};
+use crate::carry::{Carried, budget, passed_on, pushed_back};
 use crate::proto::arena::v1 as wire;
 use crate::serve::{self, ServiceConfig, Stop};
 use crate::{call, physics};
-use fight::{Fight, Rules, Training};
+use fight::{Bout, Fight, Ring, Rules, Training};
 pub use fight::{NAME_MAX, ROUNDS_MAX};
 use wire::battle_client::BattleClient;
 use wire::battle_server::{Battle, BattleServer};
@@ -29,6 +32,8 @@ pub const NAME: &str = "battle";
 /// Moves in one training.
 const MOVES_MAX: u32 = 64;
 const PHYSICS_DEADLINE: Duration = Duration::from_secs(3);
+/// Operations of a fight: far more than any has.
+const FUEL: u64 = 10_000;
 
 pub async fn run(
     config: ServiceConfig,
@@ -44,12 +49,25 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
     let stop = Stop::on(shutdown);
-    let ring = Ring {
-        rules: Rules::of_version(&config.version),
+    // One of many processes on a machine, and physics has the greater part of the work.
+    let executor = Arc::new(Executor::start(kit::Options {
+        cores: 1,
+        ..kit::Options::default()
+    })?);
+    let rules = Rules::of_version(&config.version);
+    let arena = Arena {
+        kind: executor.register(NAME, Ring, rules.number(), rules)?,
+        rules,
         version: config.version,
         physics: physics::client(config.outbound)?,
     };
-    serve::grpc(NAME, listener, Routes::new(BattleServer::new(ring)), &stop).await
+    let shown = executor.clone();
+    let routes = serve::with_metrics(Routes::new(BattleServer::new(arena)), move |out| {
+        shown.write(out);
+    });
+    serve::grpc(NAME, listener, routes, &stop).await?;
+    executor.close();
+    Ok(())
 }
 
 /// A client of the service, by its name.
@@ -57,25 +75,59 @@ pub fn client(outbound: SocketAddr) -> anyhow::Result<BattleClient<Channel>> {
     Ok(BattleClient::new(call::grpc(outbound, NAME)?))
 }
 
-struct Ring {
+struct Arena {
     version: String,
     rules: Rules,
+    kind: Kind<Ring>,
     physics: PhysicsClient<Channel>,
 }
 
-impl Ring {
+impl Arena {
     async fn decide(&self, request: Request<FightRequest>) -> Result<FightReply, Status> {
+        let begin = Instant::now();
+        // What is decided here is decided by the rules that were in force when the call came.
+        let rules = self.kind.pin();
+        let within = budget(request.metadata()).unwrap_or(PHYSICS_DEADLINE);
         let carried = Carried::from_metadata(request.metadata());
-        let fight = Fight::try_new(request.into_inner(), self.rules)?;
-        let simulate = carried.request(fight.opening(), PHYSICS_DEADLINE);
+        let fight = Fight::try_new(request.into_inner())?;
+        let simulate = carried.request(fight.opening(), PHYSICS_DEADLINE.min(within));
         let simulated = self.physics.clone().simulate(simulate).await;
         let simulated = simulated.map_err(|status| passed_on(physics::NAME, &status))?;
-        Ok(fight.decide(&simulated.into_inner().impacts, &self.version))
+        let mut impacts = simulated.into_inner().impacts;
+        impacts.truncate(ROUNDS_MAX);
+        let mut call = Call::new(fight.seed(self.rules))
+            .within(within.saturating_sub(begin.elapsed()))
+            .fuel(FUEL);
+        if let Some(session) = carried.session() {
+            call = call.session(session);
+        }
+        let bout = Bout { fight, impacts };
+        let fought = self.kind.submit_pinned(&rules, bout, call).await;
+        let fought = fought.map_err(refused)?;
+        Ok(FightReply {
+            version: self.version.clone(),
+            ..fought.output
+        })
+    }
+}
+
+fn refused(reject: Reject) -> Status {
+    let message = reject.to_string();
+    match reject {
+        Reject::Overloaded { retry_after } => pushed_back(message, retry_after),
+        Reject::DeadlinePassed { .. } => Status::deadline_exceeded(message),
+        Reject::Cancelled => Status::cancelled(message),
+        Reject::Draining => Status::unavailable(message),
+        Reject::Foul(_) => Status::invalid_argument(message),
+        Reject::NoSuchRules { .. } => Status::failed_precondition(message),
+        Reject::Exhausted { .. } | Reject::Panicked { .. } | Reject::Poison { .. } => {
+            Status::internal(message)
+        }
     }
 }
 
 #[tonic::async_trait]
-impl Battle for Ring {
+impl Battle for Arena {
     async fn fight(&self, request: Request<FightRequest>) -> Result<Response<FightReply>, Status> {
         Ok(Response::new(self.decide(request).await?))
     }

@@ -73,6 +73,9 @@ pub struct BotSummary {
     /// Begun and answered or failed.
     pub actions: u64,
     pub logins: u64,
+    /// Connections that broke and players who came back by their token.
+    #[serde(default)]
+    pub resumes: u64,
     /// Matches played, and those of them over a WebSocket.
     pub plays: u64,
     pub live_plays: u64,
@@ -244,7 +247,8 @@ impl Tally {
         self.latencies.record(took);
         let summary = &mut self.summary;
         match action {
-            Action::Login => summary.logins += 1,
+            Action::Resume if done.resumed => summary.resumes += 1,
+            Action::Login | Action::Resume => summary.logins += 1,
             Action::Play => summary.plays += 1,
             Action::Spar => summary.trainings += 1,
             Action::Board => summary.boards += 1,

@@ -56,6 +56,11 @@ impl Carried {
         self.0.get(&COLOUR).map_or(&[], HeaderValue::as_bytes)
     }
 
+    /// The session that the request belongs to, if it was named.
+    pub fn session(&self) -> Option<&str> {
+        self.0.get(&SESSION)?.to_str().ok()
+    }
+
     pub fn headers(&self) -> &HeaderMap {
         &self.0
     }
@@ -72,6 +77,31 @@ impl Carried {
 /// The reason that a proxy on the way gave, if one did.
 pub fn reason(status: &Status) -> Option<&str> {
     status.metadata().get(REASON)?.to_str().ok()
+}
+
+/// What is left of the caller's time: `grpc-timeout`, up to eight digits and a unit.
+pub fn budget(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let fits = (1..=8).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let count: u64 = digits.parse().ok().filter(|_| fits)?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+/// Refused for want of room; the same call is welcome after the wait, as gRPC's clients understand it.
+pub fn pushed_back(message: String, wait: Duration) -> Status {
+    let mut metadata = MetadataMap::new();
+    let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    metadata.insert("grpc-retry-pushback-ms", ms.into());
+    Status::with_metadata(Code::ResourceExhausted, message, metadata)
 }
 
 /// A failed call as the answer to this service's own caller: the same code and reason, with the name of who was called.
@@ -108,6 +138,28 @@ mod tests {
         assert_eq!(sent.get("x-game-session").unwrap(), "s-1");
         assert!(sent.get("authorization").is_none());
         assert!(sent.get("grpc-timeout").is_some());
+    }
+
+    #[test]
+    fn a_budget_is_what_the_caller_wrote_or_none() {
+        let request = Carried::default().request((), Duration::from_millis(2500));
+        assert_eq!(
+            budget(request.metadata()),
+            Some(Duration::from_millis(2500))
+        );
+        for (text, read) in [
+            ("7S", Some(Duration::from_secs(7))),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+            ("100000000S", None),
+            ("S", None),
+            ("+1S", None),
+            ("1s", None),
+        ] {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", text.parse().unwrap());
+            assert_eq!(budget(&metadata), read, "{text}");
+        }
+        assert_eq!(budget(&MetadataMap::new()), None);
     }
 
     #[test]

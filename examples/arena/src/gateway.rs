@@ -3,11 +3,14 @@
 
 mod live;
 pub mod message;
+mod presence;
 mod session;
 
+use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use anyhow::Context;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Json, Query, State, WebSocketUpgrade};
@@ -31,6 +34,8 @@ use crate::proto::arena::v1::{PlayReply, PlayRequest};
 use crate::serve::{self, ServiceConfig, Stop};
 use crate::{battle, leaderboard, matchmaker};
 use message::{Login, Played, Problem, Welcome};
+use phalanx_telemetry::metrics::{CONTENT_TYPE, Exposition};
+use presence::{Presence, Unwelcome};
 use session::{PLAYER_MAX, Session, Sessions};
 
 pub const NAME: &str = "gateway";
@@ -58,8 +63,10 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let stop = Arc::new(Stop::on(shutdown));
     let (open, mut all_closed) = mpsc::channel(1);
+    let presence = Presence::try_new(secret()?, fastrand::u64(..)).await?;
     let gateway = Gateway {
         sessions: Mutex::default(),
+        presence: Mutex::new(presence),
         matchmaker: matchmaker::client(config.outbound)?,
         battle: battle::client(config.outbound)?,
         board: HttpClient::new(config.outbound, leaderboard::NAME),
@@ -71,6 +78,7 @@ pub async fn serve(
         .route("/play", post(play))
         .route("/leaderboard", get(board))
         .route("/ws", get(live))
+        .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok"))
         .layer(DefaultBodyLimit::max(MESSAGE_MAX))
         .with_state(Arc::new(gateway));
@@ -88,11 +96,23 @@ pub async fn serve(
 pub struct Gateway {
     /// A mutex, because the process has one thread and nothing is awaited under it.
     sessions: Mutex<Sessions>,
+    /// Likewise.
+    presence: Mutex<Presence>,
     matchmaker: MatchmakerClient<Channel>,
     battle: BattleClient<Channel>,
     board: HttpClient,
     stop: Arc<Stop>,
     open: mpsc::Sender<()>,
+}
+
+/// What the tokens of this process are sealed with.
+fn secret() -> anyhow::Result<[u8; 32]> {
+    let mut secret = [0; 32];
+    let mut random = std::fs::File::open("/dev/urandom").context("opening the source of chance")?;
+    random
+        .read_exact(&mut secret)
+        .context("reading from the source of chance")?;
+    Ok(secret)
 }
 
 async fn login(
@@ -129,9 +149,22 @@ async fn board(
     State(gateway): State<Arc<Gateway>>,
     Query(query): Query<BoardQuery>,
     headers: HeaderMap,
-) -> Result<Json<Top>, Refusal> {
+) -> Result<Response, Refusal> {
     let carried = Carried::from_headers(&headers);
-    Ok(Json(gateway.top(query.n.unwrap_or(10), &carried).await?))
+    let (top, told) = gateway.board(query.n.unwrap_or(10), &carried).await?;
+    let mut response = Json(top).into_response();
+    for name in leaderboard::FRESHNESS {
+        if let Some(value) = told.get(name) {
+            response.headers_mut().insert(name, value.clone());
+        }
+    }
+    Ok(response)
+}
+
+async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
+    let mut out = Exposition::new();
+    gateway.with_presence(|presence| presence.write(&mut out));
+    ([("content-type", CONTENT_TYPE)], out.finish()).into_response()
 }
 
 async fn live(
@@ -170,6 +203,7 @@ impl Gateway {
             player,
             session,
             rating,
+            resume: None,
         })
     }
 
@@ -200,6 +234,11 @@ impl Gateway {
     }
 
     async fn top(&self, n: u32, carried: &Carried) -> Result<Top, Refusal> {
+        Ok(self.board(n, carried).await?.0)
+    }
+
+    /// With the headers of its answer, which say how old it is.
+    async fn board(&self, n: u32, carried: &Carried) -> Result<(Top, HeaderMap), Refusal> {
         let call = Call {
             method: Method::GET,
             path: format!("/top?n={n}"),
@@ -220,8 +259,13 @@ impl Gateway {
                 ..Refusal::unavailable(message)
             });
         }
-        serde_json::from_slice(answer.body())
-            .map_err(|error| Refusal::unavailable(error.to_string()))
+        let top = serde_json::from_slice(answer.body())
+            .map_err(|error| Refusal::unavailable(error.to_string()))?;
+        Ok((top, answer.into_parts().0.headers))
+    }
+
+    fn with_presence<T>(&self, work: impl FnOnce(&mut Presence) -> T) -> T {
+        work(&mut self.presence.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn with_sessions<T>(&self, work: impl FnOnce(&mut Sessions) -> T) -> T {
@@ -274,6 +318,16 @@ impl From<Status> for Refusal {
             reason: carry::reason(&status).map(str::to_string),
             ..Self::new(http, message)
         }
+    }
+}
+
+impl From<Unwelcome> for Refusal {
+    fn from(error: Unwelcome) -> Self {
+        let status = match error {
+            Unwelcome::Later(_) => StatusCode::TOO_MANY_REQUESTS,
+            _ => StatusCode::UNAUTHORIZED,
+        };
+        Self::new(status, error.to_string())
     }
 }
 

@@ -1,14 +1,17 @@
-//! Match: queues players by rating, pairs neighbours, has each match fought by battle and scored on the leaderboard.
-//! A player who waits alone meets a fighter of the house. A match outlives the call of either of its players.
+//! Match: brings players of like rating together, has each match fought by battle and scored on the leaderboard. A player
+//! who waits alone meets a fighter of the house. A match outlives the call of either of its players: it is the job of a
+//! pool of workers whose size follows the load.
 
-mod queue;
+mod lobby;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::Method;
+use phalanx_game::workers::{Bounds, PoolOptions, Refused, Staffing, Workers};
+use phalanx_telemetry::metrics::Family;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,11 +22,11 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::battle::{self, NAME_MAX, ROUNDS_MAX};
 use crate::call::{self, Call, HttpClient};
-use crate::carry::{Carried, REASON, failed, passed_on};
+use crate::carry::{Carried, REASON, failed, passed_on, pushed_back};
 use crate::leaderboard::{self, MatchScores, Score};
 use crate::proto::arena::v1 as wire;
 use crate::serve::{self, ServiceConfig, Stop};
-use queue::{Queue, Queued, RATING_MAX, RATING_MIN, rated};
+use lobby::{Lobby, RATING_MAX, RATING_MIN, rated};
 use wire::battle_client::BattleClient;
 use wire::matchmaker_client::MatchmakerClient;
 use wire::matchmaker_server::{Matchmaker, MatchmakerServer};
@@ -40,6 +43,14 @@ const FIGHT_DEADLINE: Duration = Duration::from_secs(5);
 /// Given with an answer, if at all, and said again in the next call of the same match.
 const SEAT: &str = "x-battle-seat";
 const SCORE_DEADLINE: Duration = Duration::from_secs(3);
+/// Matches that are played at once, at least and at most, and that wait for their turn.
+const WORKERS_MIN: u32 = 8;
+const WORKERS_MAX: u32 = 256;
+const MATCHES_MAX: usize = 1024;
+/// What a player who is refused waits at least.
+const PUSHBACK: Duration = Duration::from_millis(100);
+/// How long matches under way are waited for after the stop.
+const LAST_MATCHES: Duration = Duration::from_secs(5);
 /// A proposal, the rounds of two legs and a result: sending to a player never waits.
 const EVENTS_MAX: usize = 2 * ROUNDS_MAX + 2;
 
@@ -57,19 +68,41 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
     let stop = Stop::on(shutdown);
-    let lobby = Lobby(Arc::new(Room {
-        queue: Mutex::default(),
+    let referee = Arc::new(Referee {
         battle: battle::client(config.outbound)?,
         board: HttpClient::new(config.outbound, leaderboard::NAME),
-    }));
-    serve::grpc(
-        NAME,
-        listener,
-        Routes::new(MatchmakerServer::new(lobby)),
-        &stop,
-    )
-    .await
+    });
+    let pool = PoolOptions {
+        name: NAME.into(),
+        queue_max: MATCHES_MAX,
+        ..PoolOptions::default()
+    };
+    let policy = Staffing::within(Bounds::try_new(WORKERS_MIN, WORKERS_MAX)?);
+    let workers = Workers::spawn(pool, policy, move |job: Match| {
+        let referee = referee.clone();
+        async move { referee.play(job).await }
+    });
+    let room = Arc::new(Room {
+        lobby: Mutex::new(Lobby::try_new()?),
+        started: Instant::now(),
+        workers,
+    });
+    let shown = room.clone();
+    let service = MatchmakerServer::new(Door(room.clone()));
+    let routes = serve::with_metrics(Routes::new(service), move |out| {
+        shown.workers.write(out);
+        let waiting = shown.with_lobby(|lobby| lobby.len());
+        out.family(&WAITING).sample(&[], waiting as u64);
+    });
+    serve::grpc(NAME, listener, routes, &stop).await?;
+    room.workers.drain(LAST_MATCHES).await;
+    Ok(())
 }
+
+const WAITING: Family = Family::gauge(
+    "arena_players_waiting",
+    "Players who wait for somebody to meet.",
+);
 
 /// A client of the service, by its name.
 pub fn client(outbound: SocketAddr) -> anyhow::Result<MatchmakerClient<Channel>> {
@@ -78,10 +111,10 @@ pub fn client(outbound: SocketAddr) -> anyhow::Result<MatchmakerClient<Channel>>
 
 type Events = mpsc::Receiver<Result<PlayEvent, Status>>;
 
-struct Lobby(Arc<Room>);
+struct Door(Arc<Room>);
 
 #[tonic::async_trait]
-impl Matchmaker for Lobby {
+impl Matchmaker for Door {
     async fn play(&self, request: Request<PlayRequest>) -> Result<Response<PlayReply>, Status> {
         let mut events = self.0.enter(request, false)?;
         while let Some(event) = events.recv().await {
@@ -104,7 +137,7 @@ impl Matchmaker for Lobby {
     }
 }
 
-/// A player who is in the queue or in a match.
+/// A player who waits or is in a match.
 struct Ticket {
     fighter: Fighter,
     carried: Carried,
@@ -120,7 +153,7 @@ impl Ticket {
     }
 }
 
-impl queue::Player for Ticket {
+impl lobby::Player for Ticket {
     fn name(&self) -> &str {
         &self.fighter.player
     }
@@ -159,15 +192,35 @@ impl Opponent {
     }
 }
 
+/// One that was made.
+struct Match {
+    seed: Ticket,
+    opponent: Opponent,
+}
+
+impl Match {
+    fn tickets(&self) -> impl Iterator<Item = &Ticket> {
+        [Some(&self.seed), self.opponent.ticket()]
+            .into_iter()
+            .flatten()
+    }
+
+    fn fail(&self, status: &Status) {
+        for ticket in self.tickets() {
+            let _ = ticket.events.try_send(Err(status.clone()));
+        }
+    }
+}
+
 struct Room {
     /// A mutex, because the process has one thread and nothing is awaited under it.
-    queue: Mutex<Queue<Ticket>>,
-    battle: BattleClient<Channel>,
-    board: HttpClient,
+    lobby: Mutex<Lobby<Ticket>>,
+    started: Instant,
+    workers: Workers<Match>,
 }
 
 impl Room {
-    /// Queues a player; the events of the match come over the channel.
+    /// Lets a player wait; the events of the match come over the channel.
     fn enter(
         self: &Arc<Self>,
         request: Request<PlayRequest>,
@@ -186,43 +239,53 @@ impl Room {
             live,
             events,
         };
-        let queued = self.with_queue(|queue| queue.enter(ticket));
-        let room = self.clone();
-        match queued {
-            Queued::Paired(seed, partner) => {
-                tokio::spawn(
-                    async move { room.play(seed, Opponent::Player(Box::new(partner))).await },
-                );
-            }
-            Queued::Waits(place) => {
-                tokio::spawn(async move {
-                    tokio::time::sleep(HOUSE_AFTER).await;
-                    let Some((seed, partner)) = room.with_queue(|queue| queue.leave(place)) else {
-                        return;
-                    };
-                    let house = || Opponent::House(queue::house(seed.fighter.rating));
-                    let opponent = partner
-                        .map(|ticket| Opponent::Player(Box::new(ticket)))
-                        .unwrap_or_else(house);
-                    room.play(seed, opponent).await;
-                });
-            }
-            Queued::Full => return Err(Status::resource_exhausted("the queue is full")),
+        let now_ms = self.started.elapsed().as_millis() as u64;
+        let entered = self.with_lobby(|lobby| lobby.enter(ticket, now_ms));
+        let Ok((place, met)) = entered else {
+            return Err(pushed_back("the lobby is full".into(), PUSHBACK));
+        };
+        for (seed, other) in met {
+            self.begin(seed, Opponent::Player(Box::new(other)));
         }
+        if !self.with_lobby(|lobby| lobby.holds(place)) {
+            return Ok(receiver);
+        }
+        let room = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(HOUSE_AFTER).await;
+            if let Some(seed) = room.with_lobby(|lobby| lobby.leave(place)) {
+                let house = lobby::house(seed.fighter.rating);
+                room.begin(seed, Opponent::House(house));
+            }
+        });
         Ok(receiver)
     }
 
-    fn with_queue<T>(&self, work: impl FnOnce(&mut Queue<Ticket>) -> T) -> T {
-        work(&mut self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+    fn begin(&self, seed: Ticket, opponent: Opponent) {
+        let submitted = self.workers.submit(Match { seed, opponent });
+        if let Err(Refused { job, why }) = submitted {
+            let wait = self.workers.wait().unwrap_or_default().max(PUSHBACK);
+            job.fail(&pushed_back(why.to_string(), wait));
+        }
     }
 
-    /// One match, from the proposal to the last word to its players.
-    async fn play(&self, seed: Ticket, opponent: Opponent) {
+    fn with_lobby<T>(&self, work: impl FnOnce(&mut Lobby<Ticket>) -> T) -> T {
+        work(&mut self.lobby.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What a worker does with a match.
+struct Referee {
+    battle: BattleClient<Channel>,
+    board: HttpClient,
+}
+
+impl Referee {
+    /// From the proposal to the last word to its players.
+    async fn play(&self, job: Match) {
         let match_id = format!("{:016x}", fastrand::u64(..));
-        if let Err(status) = self.referee(&match_id, &seed, &opponent).await {
-            for ticket in [Some(&seed), opponent.ticket()].into_iter().flatten() {
-                let _ = ticket.events.try_send(Err(status.clone()));
-            }
+        if let Err(status) = self.referee(&match_id, &job.seed, &job.opponent).await {
+            job.fail(&status);
         }
     }
 

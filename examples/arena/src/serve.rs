@@ -1,12 +1,14 @@
 //! What all services share about serving: their configuration, a stop signal that lets work under way finish,
-//! gRPC with health, HTTP. What a service answers is its own business.
+//! gRPC with health and metrics, HTTP. What a service answers is its own business.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
+use axum::routing::get;
 use axum::serve::ListenerExt;
+use phalanx_telemetry::metrics::{CONTENT_TYPE, Exposition};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
@@ -99,7 +101,22 @@ impl Drop for Stop {
     }
 }
 
-/// Serves gRPC and its health protocol.
+/// `GET /metrics` beside the services, over HTTP/1.1 or h2c, as Prometheus asks for it.
+pub fn with_metrics(
+    mut routes: Routes,
+    write: impl Fn(&mut Exposition) + Clone + Send + Sync + 'static,
+) -> Routes {
+    let metrics = async move || {
+        let mut out = Exposition::new();
+        write(&mut out);
+        ([("content-type", CONTENT_TYPE)], out.finish())
+    };
+    let router = routes.axum_router_mut();
+    *router = std::mem::take(router).route("/metrics", get(metrics));
+    routes
+}
+
+/// Serves gRPC and its health protocol, and what else is in the routes.
 pub async fn grpc(
     name: &str,
     listener: TcpListener,
@@ -111,7 +128,9 @@ pub async fn grpc(
         stopped: stop.signal.clone(),
     });
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let server = Server::builder().add_routes(routes.add_service(health));
+    let server = Server::builder()
+        .accept_http1(true)
+        .add_routes(routes.add_service(health));
     let serving = server.serve_with_incoming_shutdown(incoming, stop.wait());
     stop.drained(name, serving)
         .await

@@ -135,6 +135,13 @@ impl Report {
             summary.lane_plays, summary.lane_astray
         );
         self.line(summary.lane_plays > 0 && summary.lane_astray == 0, &lane);
+        if summary.resumes > 0 {
+            let line = format!(
+                "sessions: {} players whose connection broke came back by their token",
+                summary.resumes
+            );
+            self.line(true, &line);
+        }
         let rooms = &summary.rooms;
         let line = format!(
             "rooms: {} frames over UDP, {} lost, {} changes of address, {} went astray; slowest {:.1} ms",

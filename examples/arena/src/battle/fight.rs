@@ -1,11 +1,15 @@
-//! The rules, as pure functions: a request and impacts in, rounds and a winner out. No socket and no clock.
+//! The rules, as pure functions: a request and impacts in, rounds and a winner out. No socket and no clock. A [`Bout`] is a
+//! battle of the game kit, so that an executor runs it, may record it and may run it again.
 
+use phalanx_game::battle::{Battle, Context, Reject};
+use phalanx_game::dice::Dice;
+use prost::Message;
 use tonic::Status;
 
 use crate::physics::{SPEED_MAX, UNIT};
 use crate::proto::arena::v1::{
-    Body, FightReply, FightRequest, Fighter, Impact, Round, SimulateRequest, SparAnswer, SparMove,
-    StepReply, StepRequest,
+    Body, FightReply, FightRequest, Fighter, Impact, Round, SimulateReply, SimulateRequest,
+    SparAnswer, SparMove, StepReply, StepRequest,
 };
 
 pub const ROUNDS_MAX: usize = 24;
@@ -41,10 +45,18 @@ impl Rules {
         }
     }
 
+    /// As an executor counts versions of rules.
+    pub fn number(self) -> u64 {
+        match self {
+            Self::Classic => 1,
+            Self::Momentum => 2,
+        }
+    }
+
     /// Damage of a hit, and whether it was critical.
     fn damage(self, number: u32, impact: &Impact, dice: &mut Dice) -> (u32, bool) {
         match self {
-            Self::Classic => (14 + dice.below(5), false),
+            Self::Classic => (14 + dice.below(5) as u32, false),
             Self::Momentum => {
                 let worth = 6 + (impact.impulse / 20).min(18) as u32;
                 let critical = number.is_multiple_of(3);
@@ -55,15 +67,15 @@ impl Rules {
 }
 
 /// A checked request.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Fight {
     match_id: String,
     left: Fighter,
     right: Fighter,
-    rules: Rules,
 }
 
 impl Fight {
-    pub fn try_new(request: FightRequest, rules: Rules) -> Result<Self, Status> {
+    pub fn try_new(request: FightRequest) -> Result<Self, Status> {
         let named =
             |fighter: Option<Fighter>| fighter.filter(|f| (1..=NAME_MAX).contains(&f.player.len()));
         let (Some(left), Some(right)) = (named(request.left), named(request.right)) else {
@@ -80,17 +92,15 @@ impl Fight {
             match_id: request.match_id,
             left,
             right,
-            rules,
         })
     }
 
     /// Where the fighters start: on opposite sides, a little apart in everything, as the match id says.
     pub fn opening(&self) -> SimulateRequest {
-        let mut dice = Dice::of(&self.match_id, "opening");
+        let mut dice = Dice::new(seed(&self.match_id, "opening"));
         let mut body = |side: i64| {
-            let mut within = |limit: u32| {
-                i64::from(dice.below(2 * limit * 16)) * UNIT / 16 - i64::from(limit) * UNIT
-            };
+            let mut within =
+                |limit: i64| dice.below(2 * limit as u64 * 16) as i64 * UNIT / 16 - limit * UNIT;
             Body {
                 x: side * 280 * UNIT + within(40),
                 y: within(24),
@@ -106,24 +116,62 @@ impl Fight {
         }
     }
 
+    /// What the rounds are diced with.
+    pub fn seed(&self, rules: Rules) -> u64 {
+        seed(&self.match_id, rules.name())
+    }
+
+    fn request(&self) -> FightRequest {
+        FightRequest {
+            match_id: self.match_id.clone(),
+            left: Some(self.left.clone()),
+            right: Some(self.right.clone()),
+        }
+    }
+}
+
+/// All that decides a fight besides its rules and its dice.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bout {
+    pub fight: Fight,
+    /// What physics made of its opening; those beyond [`ROUNDS_MAX`] don't count.
+    pub impacts: Vec<Impact>,
+}
+
+/// The arena's kind of battle.
+pub struct Ring;
+
+impl Battle for Ring {
+    type Input = Bout;
+    /// Without the version of the service, which decides nothing.
+    type Output = FightReply;
+    type Rules = Rules;
+
+    const OUTCOMES: usize = 2;
+
     /// One round per impact until a fighter falls; on points if both stand at the end.
-    pub fn decide(self, impacts: &[Impact], version: &str) -> FightReply {
-        let mut dice = Dice::of(&self.match_id, self.rules.name());
+    fn fight(&self, cx: &mut Context<'_, Rules>, bout: &Bout) -> Result<FightReply, Reject> {
+        let rules = *cx.rules();
+        let Fight {
+            match_id,
+            left,
+            right,
+        } = &bout.fight;
         let (mut left_health, mut right_health) = (HEALTH, HEALTH);
         let mut rounds = Vec::new();
-        for (number, impact) in (1..).zip(impacts.iter().take(ROUNDS_MAX)) {
-            let left_hits = dice.below(1000) < chance(self.left.rating, self.right.rating);
-            let (damage, critical) = self.rules.damage(number, impact, &mut dice);
+        for (number, impact) in (1..).zip(bout.impacts.iter().take(ROUNDS_MAX)) {
+            cx.check()?;
+            let left_hits = cx.dice.chance(chance(left.rating, right.rating), 1000);
+            let (damage, critical) = rules.damage(number, impact, &mut cx.dice);
             let (attacker, health) = if left_hits {
-                (&self.left, &mut right_health)
+                (left, &mut right_health)
             } else {
-                (&self.right, &mut left_health)
+                (right, &mut left_health)
             };
             *health = health.saturating_sub(damage);
-            let attacker = attacker.player.clone();
             rounds.push(Round {
                 number,
-                attacker,
+                attacker: attacker.player.clone(),
                 damage,
                 critical,
                 left_health,
@@ -134,27 +182,49 @@ impl Fight {
             }
         }
         let left_wins =
-            left_health > right_health || (left_health == right_health && dice.below(2) == 0);
-        let winner = if left_wins {
-            self.left.player
-        } else {
-            self.right.player
-        };
-        let rules = self.rules.name().to_string();
-        FightReply {
-            match_id: self.match_id,
-            winner,
-            version: version.to_string(),
-            rules,
+            left_health > right_health || (left_health == right_health && cx.dice.chance(1, 2));
+        let winner = if left_wins { left } else { right };
+        Ok(FightReply {
+            match_id: match_id.clone(),
+            winner: winner.player.clone(),
+            version: String::new(),
+            rules: rules.name().to_string(),
             rounds,
-        }
+        })
+    }
+
+    fn write_input(bout: &Bout, out: &mut Vec<u8>) {
+        // Neither message has a map, so that equal ones have equal bytes.
+        out.extend(bout.fight.request().encode_length_delimited_to_vec());
+        let impacts = SimulateReply {
+            bodies: Vec::new(),
+            impacts: bout.impacts.clone(),
+        };
+        out.extend(impacts.encode_to_vec());
+    }
+
+    fn read_input(mut bytes: &[u8]) -> Option<Bout> {
+        let request = FightRequest::decode_length_delimited(&mut bytes).ok()?;
+        let impacts = SimulateReply::decode(bytes).ok()?.impacts;
+        let fight = Fight::try_new(request).ok()?;
+        Some(Bout { fight, impacts })
+    }
+
+    fn write_output(reply: &FightReply, out: &mut Vec<u8>) {
+        out.extend(reply.encode_to_vec());
+    }
+
+    /// Whether somebody fell.
+    fn outcome(reply: &FightReply) -> usize {
+        let fell = |round: &Round| round.left_health == 0 || round.right_health == 0;
+        usize::from(reply.rounds.last().is_some_and(fell))
     }
 }
 
 /// That the left fighter has the better of a round, out of 1000: 50 points of rating are worth about five percent.
-fn chance(left: u32, right: u32) -> u32 {
+fn chance(left: u32, right: u32) -> u64 {
     let lead = i64::from(left.min(4000)) - i64::from(right.min(4000));
-    (500 + lead).clamp(100, 900) as u32
+    (500 + lead).clamp(100, 900) as u64
 }
 
 /// A player and a partner that only swings on its spring.
@@ -205,30 +275,18 @@ impl Training {
     }
 }
 
-/// SplitMix64, seeded by text (FNV-1a). Written out, because a result must not change with a dependency.
-struct Dice(u64);
-
-impl Dice {
-    fn of(match_id: &str, purpose: &str) -> Self {
-        let bytes = match_id.bytes().chain([0]).chain(purpose.bytes());
-        Self(bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        }))
-    }
-
-    /// 0 to `limit` - 1.
-    fn below(&mut self, limit: u32) -> u32 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
-        ((u128::from(mixed) * u128::from(limit)) >> 64) as u32
-    }
+/// FNV-1a. Written out, because a result must not change with a dependency.
+fn seed(match_id: &str, purpose: &str) -> u64 {
+    let bytes = match_id.bytes().chain([0]).chain(purpose.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use phalanx_game::battle::{Call, rerun};
+
     use super::*;
     use crate::physics::World;
 
@@ -244,11 +302,17 @@ mod tests {
             left: fighter("ann", 1000),
             right: fighter("bob", 1040),
         };
-        let fight = Fight::try_new(request, rules).unwrap();
+        let fight = Fight::try_new(request).unwrap();
         let opening = fight.opening();
         let mut world = World::try_new(opening.bodies).unwrap();
         (1..=opening.ticks).for_each(|tick| world.step(tick));
-        fight.decide(&world.impacts, "v0")
+        let call = Call::new(fight.seed(rules));
+        let impacts = world.impacts;
+        let bout = Bout { fight, impacts };
+        let mut bytes = Vec::new();
+        Ring::write_input(&bout, &mut bytes);
+        assert_eq!(Ring::read_input(&bytes).as_ref(), Some(&bout));
+        rerun(&Ring, rules.number(), &rules, &call, &bout).unwrap()
     }
 
     #[test]
@@ -296,6 +360,6 @@ mod tests {
             left: me.clone(),
             right: me,
         };
-        assert!(Fight::try_new(request, Rules::Classic).is_err());
+        assert!(Fight::try_new(request).is_err());
     }
 }

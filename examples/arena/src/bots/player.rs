@@ -27,10 +27,14 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const BOARD_EVERY: u64 = 12;
 /// Over a WebSocket, one in this many is a training.
 const SPAR_EVERY: u64 = 5;
+/// After this many the connection breaks, as a telephone's does, and the bot comes back by its token.
+const BREAK_EVERY: u64 = 30;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Login,
+    /// Back in the session before, over a new WebSocket.
+    Resume,
     Play,
     Spar,
     Board,
@@ -40,6 +44,7 @@ impl Action {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Login => "login",
+            Self::Resume => "resume",
             Self::Play => "play",
             Self::Spar => "spar",
             Self::Board => "board",
@@ -54,6 +59,8 @@ pub struct Done {
     pub version: Option<String>,
     /// Against another player.
     pub paired: bool,
+    /// Let back in by the token.
+    pub resumed: bool,
 }
 
 #[derive(Debug)]
@@ -130,7 +137,14 @@ enum Wire {
         client: HttpClient,
         session: Option<HeaderValue>,
     },
-    Live(Option<Box<WebSocketStream<TcpStream>>>),
+    Live(Live),
+}
+
+#[derive(Default)]
+struct Live {
+    socket: Option<Box<WebSocketStream<TcpStream>>>,
+    /// The token of the last welcome.
+    resume: Option<String>,
 }
 
 impl Bot {
@@ -139,7 +153,11 @@ impl Bot {
             client: HttpClient::new(gateway, gateway::NAME),
             session: None,
         };
-        let wire = if live { Wire::Live(None) } else { http() };
+        let wire = if live {
+            Wire::Live(Live::default())
+        } else {
+            http()
+        };
         // Bots don't all look at the board at once.
         Self {
             name: format!("bot-{number:03}"),
@@ -163,10 +181,23 @@ impl Bot {
     }
 
     pub fn next(&mut self) -> Action {
-        let live = match &self.wire {
-            Wire::Http { session: None, .. } | Wire::Live(None) => return Action::Login,
+        let live = match &mut self.wire {
+            Wire::Http { session: None, .. } => return Action::Login,
             Wire::Http { .. } => false,
-            Wire::Live(_) => true,
+            Wire::Live(live) => {
+                if self.acted.is_multiple_of(BREAK_EVERY) {
+                    live.socket = None;
+                }
+                match (&live.socket, &live.resume) {
+                    (None, None) => return Action::Login,
+                    // Counted, so that it doesn't break again at once.
+                    (None, Some(_)) => {
+                        self.acted += 1;
+                        return Action::Resume;
+                    }
+                    (Some(_), _) => true,
+                }
+            }
         };
         self.acted += 1;
         match self.acted {
@@ -184,16 +215,14 @@ impl Bot {
                     let colour = self.colour.as_ref();
                     over_http(client, session, colour, &self.name, action).await
                 }
-                Wire::Live(socket) => {
-                    over_websocket(self.gateway, socket, &self.name, action).await
-                }
+                Wire::Live(live) => over_websocket(self.gateway, live, &self.name, action).await,
             }
         };
         let done = timeout(DEADLINE, doing).await.map_err(|_| late()).flatten();
         if done.is_err() {
             match &mut self.wire {
                 Wire::Http { session, .. } => *session = None,
-                Wire::Live(socket) => *socket = None,
+                Wire::Live(live) => *live = Live::default(),
             }
         }
         done
@@ -243,6 +272,7 @@ async fn over_http(
                 live: false,
                 version: Some(played.version),
                 paired: !played.house,
+                ..Done::default()
             })
         }
         Action::Board => {
@@ -253,7 +283,7 @@ async fn over_http(
             )?;
             Ok(Done::default())
         }
-        Action::Spar => Err(Failure::new("usage", "training needs a WebSocket")),
+        Action::Spar | Action::Resume => Err(Failure::new("usage", "only over a WebSocket")),
     }
 }
 
@@ -280,21 +310,27 @@ fn decoded<T: DeserializeOwned>(answer: Response<Bytes>) -> Result<T, Failure> {
 
 async fn over_websocket(
     gateway: SocketAddr,
-    socket: &mut Option<Box<WebSocketStream<TcpStream>>>,
+    live: &mut Live,
     name: &str,
     action: Action,
 ) -> Result<Done, Failure> {
+    let login = || {
+        ClientMessage::Login(Login {
+            player: name.to_string(),
+        })
+    };
     let message = match action {
-        Action::Login => {
+        Action::Login | Action::Resume => {
             let stream = TcpStream::connect(gateway)
                 .await
                 .map_err(tungstenite::Error::Io)?;
             stream.set_nodelay(true).map_err(tungstenite::Error::Io)?;
             let (open, _) = client_async(format!("ws://{}/ws", gateway::NAME), stream).await?;
-            *socket = Some(Box::new(open));
-            ClientMessage::Login(Login {
-                player: name.to_string(),
-            })
+            live.socket = Some(Box::new(open));
+            match live.resume.take().filter(|_| action == Action::Resume) {
+                Some(token) => ClientMessage::Resume { token },
+                None => login(),
+            }
         }
         Action::Play => ClientMessage::Play {},
         Action::Spar => ClientMessage::Spar {
@@ -302,13 +338,31 @@ async fn over_websocket(
         },
         Action::Board => ClientMessage::Board {},
     };
-    let open = socket
+    let mut heard = talk(live, &message).await;
+    let refused = matches!(&heard, Err(Failure { kind, .. }) if kind == "401");
+    if action == Action::Resume && refused {
+        // The gateway that gave the token is gone.
+        heard = talk(live, &login()).await;
+    } else if let Ok(done) = &mut heard {
+        done.resumed = action == Action::Resume;
+    }
+    heard
+}
+
+/// Says one thing and hears all that answers it.
+async fn talk(live: &mut Live, message: &ClientMessage) -> Result<Done, Failure> {
+    let open = live
+        .socket
         .as_mut()
         .ok_or_else(|| Failure::new("usage", "not connected"))?;
-    let text = serde_json::to_string(&message)
+    let text = serde_json::to_string(message)
         .map_err(|error| Failure::new("request", error.to_string()))?;
     open.send(Message::text(text)).await?;
     let mut rounds = 0;
+    let live_done = || Done {
+        live: true,
+        ..Done::default()
+    };
     loop {
         let said = open
             .next()
@@ -331,25 +385,26 @@ async fn over_websocket(
             }
             ServerMessage::Played(played) => {
                 return Ok(Done {
-                    live: true,
                     version: Some(played.version),
                     paired: !played.house,
+                    ..live_done()
                 });
             }
             ServerMessage::Spared { version, .. } => {
                 return Ok(Done {
-                    live: true,
                     version: Some(version),
-                    paired: false,
+                    ..live_done()
                 });
+            }
+            ServerMessage::Welcome(welcome) => {
+                live.resume = welcome.resume;
+                return Ok(live_done());
             }
             ServerMessage::Error(problem) => return Err(problem.into()),
-            heard if heard.is_last() => {
-                return Ok(Done {
-                    live: true,
-                    ..Done::default()
-                });
+            ServerMessage::Away { .. } => {
+                return Err(Failure::new("closed", "the gateway stops"));
             }
+            heard if heard.is_last() => return Ok(live_done()),
             _ => {}
         }
     }

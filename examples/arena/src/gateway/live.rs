@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use phalanx_game::session::Stage;
 use tokio_stream::StreamExt;
 
-use super::message::{ClientMessage, Problem, ServerMessage};
+use super::message::{ClientMessage, Problem, ServerMessage, Welcome};
+use super::presence::{Farewell, Presence, Socket};
 use super::{BATTLE_DEADLINE, Gateway, PLAY_DEADLINE, Refusal};
 use crate::carry::Carried;
 use crate::proto::arena::v1::{PlayRequest, SparMove, play_event};
@@ -20,15 +22,35 @@ pub async fn converse(
     carried: Carried,
     stop: impl Future<Output = ()>,
 ) {
-    tokio::pin!(stop);
+    let place = gateway.with_presence(Presence::connect);
     let mut session = None;
+    listen(&gateway, &mut socket, &carried, &place, &mut session, stop).await;
+    gateway.with_presence(|presence| presence.disconnect(&place, session.as_deref()));
+}
+
+async fn listen(
+    gateway: &Gateway,
+    socket: &mut WebSocket,
+    carried: &Carried,
+    place: &Socket,
+    session: &mut Option<String>,
+    stop: impl Future<Output = ()>,
+) {
+    tokio::pin!(stop);
     loop {
         let said = tokio::select! {
             said = socket.recv() => said,
+            () = place.replaced.notified() => {
+                return close(socket, close_code::NORMAL, "the player is back by another connection").await;
+            }
             () = &mut stop => {
-                let frame = CloseFrame { code: close_code::AWAY, reason: "the gateway stops".into() };
-                let _ = socket.send(Message::Close(Some(frame))).await;
-                return;
+                let farewell = session.as_deref();
+                let farewell = farewell.and_then(|id| gateway.with_presence(|p| p.farewell(id)));
+                if let Some(Farewell { token, after }) = farewell {
+                    let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+                    let _ = say(socket, &ServerMessage::Away { after_ms, resume: token }).await;
+                }
+                return close(socket, close_code::AWAY, "the gateway stops").await;
             }
         };
         let Some(Ok(message)) = said else { return };
@@ -39,10 +61,11 @@ pub async fn converse(
             _ => continue,
         };
         let mut talk = Talk {
-            gateway: &gateway,
-            socket: &mut socket,
-            carried: &carried,
-            session: &mut session,
+            gateway,
+            socket,
+            carried,
+            place,
+            session,
         };
         let answered = match serde_json::from_str(text.as_str()) {
             Ok(message) => talk.answer(message).await,
@@ -52,16 +75,25 @@ pub async fn converse(
             Ok(last) => last,
             Err(refusal) => ServerMessage::Error(Problem::from(&refusal)),
         };
-        if say(&mut socket, &last).await.is_err() {
+        if say(socket, &last).await.is_err() {
             return;
         }
     }
+}
+
+async fn close(socket: &mut WebSocket, code: u16, reason: &'static str) {
+    let frame = CloseFrame {
+        code,
+        reason: reason.into(),
+    };
+    let _ = socket.send(Message::Close(Some(frame))).await;
 }
 
 struct Talk<'a> {
     gateway: &'a Gateway,
     socket: &'a mut WebSocket,
     carried: &'a Carried,
+    place: &'a Socket,
     /// Its id, once logged in.
     session: &'a mut Option<String>,
 }
@@ -72,14 +104,59 @@ impl Talk<'_> {
         match message {
             ClientMessage::Login(login) => {
                 let welcome = self.gateway.login(&login.player)?;
+                self.leave();
                 *self.session = Some(welcome.session.clone());
-                Ok(ServerMessage::Welcome(welcome))
+                let resume = self.gateway.with_presence(|presence| {
+                    presence.enter(&welcome.session, &welcome.player, self.place)
+                });
+                Ok(ServerMessage::Welcome(Welcome { resume, ..welcome }))
             }
-            ClientMessage::Play {} => self.play().await,
+            ClientMessage::Resume { token } => self.resume(&token).await,
+            ClientMessage::Play {} => {
+                self.stage(Stage::InBattle);
+                let played = self.play().await;
+                self.stage(Stage::Browsing);
+                played
+            }
             ClientMessage::Spar { thrusts } => self.spar(thrusts).await,
             ClientMessage::Board {} => Ok(ServerMessage::Board(
                 self.gateway.top(10, self.carried).await?,
             )),
+        }
+    }
+
+    /// Back in the session that the token names.
+    async fn resume(&mut self, token: &str) -> Result<ServerMessage, Refusal> {
+        let (pass, hold) = self.gateway.with_presence(|p| p.knock(token))?;
+        tokio::time::sleep(hold).await;
+        let (id, session) = self.gateway.session(Some(pass.session.as_str()))?;
+        let resume = self
+            .gateway
+            .with_presence(|p| p.resume(&pass, self.place))?;
+        if self.session.as_ref() != Some(&id) {
+            self.leave();
+            *self.session = Some(id.clone());
+        }
+        Ok(ServerMessage::Welcome(Welcome {
+            player: session.player,
+            session: id,
+            rating: session.rating,
+            resume,
+        }))
+    }
+
+    /// The session before goes on without this connection.
+    fn leave(&mut self) {
+        if let Some(former) = self.session.take() {
+            let gone = |presence: &mut Presence| presence.leave(&former, self.place);
+            self.gateway.with_presence(gone);
+        }
+    }
+
+    fn stage(&self, stage: Stage) {
+        if let Some(id) = &self.session {
+            self.gateway
+                .with_presence(|presence| presence.stage(id, stage));
         }
     }
 

@@ -18,6 +18,9 @@ pub struct Welcome {
     pub player: String,
     pub session: String,
     pub rating: u32,
+    /// Over a WebSocket: what brings the player back, once, when the connection breaks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<String>,
 }
 
 /// The answer to `POST /play`.
@@ -44,6 +47,10 @@ pub struct Played {
 #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
 pub enum ClientMessage {
     Login(Login),
+    /// Instead of a login, with what a welcome said before the connection broke.
+    Resume {
+        token: String,
+    },
     Play {},
     /// Training: thrusts in thousandths of a unit per tick, at most 64.
     Spar {
@@ -81,6 +88,12 @@ pub enum ServerMessage {
         version: String,
     },
     Board(Top),
+    /// The gateway stops: come again after so long, wherever you are led then.
+    Away {
+        after_ms: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resume: Option<String>,
+    },
     Error(Problem),
 }
 

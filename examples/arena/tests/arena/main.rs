@@ -381,6 +381,127 @@ async fn a_score_counts_once_however_often_it_comes() {
 }
 
 #[tokio::test]
+async fn the_board_says_how_old_it_is_and_is_not_sent_again_to_who_has_it() {
+    let game = start(None).await;
+    let player = game.player();
+    let header = |answer: &Response<Bytes>, name: &str| {
+        let value = answer
+            .headers()
+            .get(name)
+            .map(|value| value.to_str().unwrap().to_owned());
+        value.unwrap_or_else(|| panic!("no {name} in {:?}", answer.headers()))
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let asked = player.send(call(Method::GET, "/leaderboard?n=5", "", &[]));
+        let answer = asked.await.unwrap();
+        assert!(header(&answer, "age").parse::<u64>().is_ok());
+        assert!(header(&answer, "cache-status").starts_with("phalanx-board; hit; ttl="));
+        // On a machine that stands still for a second it is stale for a moment.
+        if header(&answer, "x-cache") == "HIT" {
+            break;
+        }
+        assert!(Instant::now() < deadline, "stale for 30 s");
+    }
+
+    // Between two changes the version stays, however old it is told to be.
+    let board = HttpClient::new(game.outbound, leaderboard::NAME);
+    let first = board
+        .send(call(Method::GET, "/top?n=5", "", &[]))
+        .await
+        .unwrap();
+    let etag = header(&first, "etag");
+    let again = call(
+        Method::GET,
+        "/top?n=5",
+        "",
+        &[("if-none-match", etag.as_str())],
+    );
+    let again = board.send(again).await.unwrap();
+    assert_eq!(
+        (again.status().as_u16(), header(&again, "etag")),
+        (304, etag)
+    );
+}
+
+#[tokio::test]
+async fn services_tell_what_they_count() {
+    let game = start(None).await;
+    let player = game.player();
+    let session = login(&player).await;
+    let headers = [("authorization", session.as_str())];
+    player
+        .send(call(Method::POST, "/play", "", &headers))
+        .await
+        .unwrap();
+    for (service, families) in [
+        (
+            "match",
+            &[
+                "match_request_queue_length{",
+                "avg_match_latency_ms{",
+                "match_workers{",
+            ][..],
+        ),
+        ("battle", &["phalanx_battle_"]),
+        (
+            "leaderboard",
+            &["board_reads_total{", "board_snapshot_bytes{"],
+        ),
+    ] {
+        let client = HttpClient::new(game.outbound, service);
+        let answer = client
+            .send(call(Method::GET, "/metrics", "", &[]))
+            .await
+            .unwrap();
+        let text = String::from_utf8(answer.body().to_vec()).unwrap();
+        for family in families {
+            assert!(
+                text.contains(family),
+                "{service} does not tell {family}:\n{text}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_player_whose_connection_broke_is_back_in_the_same_session_once() {
+    let game = start(None).await;
+    let welcome = async |message: ClientMessage| {
+        let stream = TcpStream::connect(game.gateway).await.unwrap();
+        let (mut socket, _) = client_async("ws://gateway/ws", stream).await.unwrap();
+        let text = serde_json::to_string(&message).unwrap();
+        socket.send(Message::text(text)).await.unwrap();
+        let said = socket.next().await.unwrap().unwrap();
+        let heard: ServerMessage = serde_json::from_str(said.to_text().unwrap()).unwrap();
+        (socket, heard)
+    };
+    let login = ClientMessage::Login(Login {
+        player: "ann".into(),
+    });
+    let (mut first, ServerMessage::Welcome(ann)) = welcome(login).await else {
+        panic!("not welcome")
+    };
+    let token = ann.resume.expect("a token");
+    let resume = || ClientMessage::Resume {
+        token: token.clone(),
+    };
+    // The old connection seems to be open still: it is replaced.
+    let (_second, ServerMessage::Welcome(back)) = welcome(resume()).await else {
+        panic!("not back")
+    };
+    assert_eq!((back.player, back.session), (ann.player, ann.session));
+    assert_ne!(back.resume.as_ref(), Some(&token));
+    let bye = tokio::time::timeout(Duration::from_secs(20), first.next()).await;
+    assert!(matches!(bye, Ok(Some(Ok(Message::Close(_))))), "{bye:?}");
+    let (_third, heard) = welcome(resume()).await;
+    assert!(
+        matches!(&heard, ServerMessage::Error(Problem { status: 401, .. })),
+        "{heard:?}"
+    );
+}
+
+#[tokio::test]
 async fn why_the_mesh_refused_a_call_deep_inside_is_told_to_the_player() {
     for missing in ["leaderboard", "physics"] {
         let game = start(Some(missing)).await;
