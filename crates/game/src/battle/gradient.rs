@@ -11,6 +11,8 @@ const TOLERANCE: f64 = 1.5;
 const SMOOTHING: f64 = 0.2;
 /// A window shrinks the limit by no more than this.
 const GRADIENT_MIN: f64 = 0.5;
+/// What a limit that is used may grow by, relative to itself; a larger one makes the wait settle higher.
+const GROWTH: f64 = 0.05;
 /// Windows that the long average spans.
 const LONG_WINDOWS: f64 = 600.0;
 /// Windows of which the long average begins as a plain mean.
@@ -82,7 +84,7 @@ impl Gradient {
         let (fight, target) = (window.fight.as_secs_f64(), window.target.as_secs_f64());
         let usual = self.long.clamp(fight + target / 4.0, fight + target / 2.0);
         let gradient = (TOLERANCE * usual / took).clamp(GRADIENT_MIN, 1.0);
-        let wanted = self.limit * gradient + self.limit.sqrt().max(4.0);
+        let wanted = self.limit * gradient + (self.limit * GROWTH).max(1.0);
         let next = self.limit * (1.0 - SMOOTHING) + wanted * SMOOTHING;
         self.limit = next.clamp(f64::from(self.options.min), f64::from(self.options.max));
         self.limit()

@@ -145,7 +145,7 @@ fn a_full_lane_with_newest_first_gives_up_its_oldest() {
             .or(displaced);
     }
     assert!(displaced.is_some());
-    assert_eq!(queue.pop(1_000 * MS, &mut Vec::new()), Some(90_019));
+    assert_eq!(queue.pop(1_006 * MS, &mut Vec::new()), Some(90_019));
 }
 
 proptest::proptest! {
