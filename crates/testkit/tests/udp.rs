@@ -89,13 +89,11 @@ async fn tells(address: SocketAddr) -> anyhow::Result<JoinHandle<()>> {
 /// A player who says one number after the other until told to stop: whom the room heard, and how many answers came of how
 /// many.
 async fn plays(
+    socket: UdpSocket,
     edge: SocketAddr,
     stop: watch::Receiver<bool>,
 ) -> anyhow::Result<(Vec<String>, u32, u32)> {
-    let socket = client(edge.ip()).await?;
     let (mut heard, mut came, mut said) = (Vec::new(), 0, 0_u32);
-    // What belongs to the session before the upgrade proves its client to be there.
-    ask(&socket, edge, b"first").await?;
     while !*stop.borrow() {
         said += 1;
         socket.send_to(said.to_string().as_bytes(), edge).await?;
@@ -279,9 +277,12 @@ async fn an_edge_that_is_replaced_keeps_every_session_at_its_room_and_loses_no_d
     ask(&client(ip).await?, edge, b"are you there").await?;
 
     let (stop, stopped) = watch::channel(false);
-    let players: Vec<_> = (0..PLAYERS)
-        .map(|_| tokio::spawn(plays(edge, stopped.clone())))
-        .collect();
+    let mut players = Vec::new();
+    for _ in 0..PLAYERS {
+        let socket = client(ip).await?;
+        ask(&socket, edge, b"first").await?;
+        players.push(tokio::spawn(plays(socket, edge, stopped.clone())));
+    }
     tokio::time::sleep(Duration::from_millis(300)).await;
     // The second has one worker less.
     for (number, workers) in ["2", "1"].into_iter().enumerate() {
