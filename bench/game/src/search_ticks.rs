@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use phalanx_game::dice::Dice;
 use phalanx_game::matchmaking::rating::Rating;
-use phalanx_game::matchmaking::rules::{
-    Brownout, RegionRules, RoleSeats, RulesSpec, Widening,
-};
+use phalanx_game::matchmaking::rules::{Brownout, RegionRules, RoleSeats, RulesSpec, Widening};
 use phalanx_game::matchmaking::search::Search;
 use phalanx_game::matchmaking::ticket::{Latency, Player, Roles, Ticket, TicketId};
 
@@ -74,7 +72,13 @@ const CASES: [Case; 6] = [
         name: "search: tick, 5v5, nobody plays tank",
         worst: "search: worst tick, 5v5, nobody plays tank",
         rules: five,
-        ticket: |dice| (uniform(dice, 50.0), 1, Roles::of(&[1 + dice.below(2) as usize])),
+        ticket: |dice| {
+            (
+                uniform(dice, 50.0),
+                1,
+                Roles::of(&[1 + dice.below(2) as usize]),
+            )
+        },
         refilled: false,
         note: "3 regions; 5,000 come and go per second",
     },
@@ -113,7 +117,8 @@ pub fn rows(options: &Options) -> anyhow::Result<Vec<Row>> {
         "/s",
         rates,
         Some("≥ 50000 /s".to_owned()),
-        "Search::insert into 0 to 100,000 and the tick's share of placing them, one core".to_owned(),
+        "Search::insert into 0 to 100,000 and the tick's share of placing them, one core"
+            .to_owned(),
     ));
     Ok(rows)
 }
@@ -149,13 +154,17 @@ fn measure(case: &Case, seed: u64, share: Duration) -> anyhow::Result<Figures> {
     let mut order = VecDeque::new();
     // Those who can't be matched have come one after the other in the last minute.
     for at in 0..LIVE as u64 {
-        let waited = if case.refilled { 0 } else { 60_000 - at * 60_000 / LIVE as u64 };
+        let waited = if case.refilled {
+            0
+        } else {
+            60_000 - at * 60_000 / LIVE as u64
+        };
         search.insert(ticket(case, next, now - waited, &mut dice))?;
         order.push_back(TicketId(next));
         next += 1;
     }
     let (mut times, mut proposals) = (Vec::new(), Vec::new());
-    let (mut matches, mut exhausted, mut least) = (0, 0, usize::MAX);
+    let (mut matches, mut exhausted, mut least, mut operations) = (0, 0, usize::MAX, 0);
     let began = Instant::now();
     while times.len() < 20 || (began.elapsed() < share && times.len() < 2_000) {
         least = least.min(search.len());
@@ -164,6 +173,7 @@ fn measure(case: &Case, seed: u64, share: Duration) -> anyhow::Result<Figures> {
         times.push(start.elapsed().as_secs_f64() * 1_000.0);
         matches += proposals.len();
         exhausted += usize::from(report.exhausted);
+        operations += report.operations;
         proposals.clear();
         now += PERIOD_MS;
         if !case.refilled {
@@ -187,8 +197,9 @@ fn measure(case: &Case, seed: u64, share: Duration) -> anyhow::Result<Figures> {
         median_ms: times[ticks / 2],
         worst_ms: times[ticks - 1],
         note: format!(
-            "{ticks} ticks, {:.0} matches each, {exhausted} out of operations, {least} live at least, {} bytes per ticket",
+            "{ticks} ticks, {:.0} matches and {:.0} thousand operations each, {exhausted} out of operations, {least} live at least, {} bytes per ticket",
             matches as f64 / ticks as f64,
+            operations as f64 / ticks as f64 / 1_000.0,
             search.bytes() / search.len().max(1)
         ),
     })
@@ -218,8 +229,9 @@ fn ticket(case: &Case, id: u64, enqueued_ms: u64, dice: &mut Dice) -> Ticket {
     let home = dice.below(3);
     let players = (0..size)
         .map(|at| {
-            let latency: [u16; 3] =
-                std::array::from_fn(|region| 15 + dice.below(30) as u16 + 70 * (region as u64).abs_diff(home) as u16);
+            let latency: [u16; 3] = std::array::from_fn(|region| {
+                15 + dice.below(30) as u16 + 70 * (region as u64).abs_diff(home) as u16
+            });
             Player {
                 id: id * 8 + at,
                 rating: Rating::new(mu, 1.0),
@@ -304,4 +316,3 @@ fn sparse_five() -> RulesSpec {
     };
     spec
 }
-

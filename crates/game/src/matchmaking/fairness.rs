@@ -360,7 +360,11 @@ mod tests {
     #[test]
     fn those_left_alone_are_counted_at_each_look() {
         let mut fairness = fairness();
-        let waiting = [ticket(1, 25.0, 0), ticket(2, 25.0, 100_000), ticket(3, 25.0, 190_000)];
+        let waiting = [
+            ticket(1, 25.0, 0),
+            ticket(2, 25.0, 100_000),
+            ticket(3, 25.0, 190_000),
+        ];
         fairness.look(waiting.iter(), 230_000);
         assert_eq!(fairness.cohorts()[0].alone, 2);
         fairness.look(waiting[1..].iter(), 200_000);
@@ -375,7 +379,10 @@ mod tests {
         fairness.matched(&ticket(1, 25.0, 0), &Quality::default(), 2_500);
         let mut out = Exposition::new();
         let other = self::fairness();
-        write(&[("duel".to_owned(), &fairness), ("other".to_owned(), &other)], &mut out);
+        write(
+            &[("duel".to_owned(), &fairness), ("other".to_owned(), &other)],
+            &mut out,
+        );
         let text = out.finish();
         let line = "phalanx_match_wait_seconds_bucket{shard=\"duel\",by=\"region\",cohort=\"eu\",le=\"5\"} 1";
         assert!(text.contains(line), "{text}");

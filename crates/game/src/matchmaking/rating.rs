@@ -211,14 +211,28 @@ mod tests {
                 places: 1
             })
         );
-        assert_eq!(update(&[one.clone()], &[1], &scale), Err(RatingError::Teams(1)));
+        assert_eq!(
+            update(&[one.clone()], &[1], &scale),
+            Err(RatingError::Teams(1))
+        );
         assert!(matches!(
-            update(&[one.clone(), vec![Rating::new(f64::NAN, 1.0)]], &[1, 2], &scale),
-            Err(RatingError::Unsound { team: 1, player: 0, .. })
+            update(
+                &[one.clone(), vec![Rating::new(f64::NAN, 1.0)]],
+                &[1, 2],
+                &scale
+            ),
+            Err(RatingError::Unsound {
+                team: 1,
+                player: 0,
+                ..
+            })
         ));
         assert!(matches!(
             update(&[one.clone(), vec![]], &[1, 2], &scale),
-            Err(RatingError::Players { team: 1, players: 0 })
+            Err(RatingError::Players {
+                team: 1,
+                players: 0
+            })
         ));
         assert_eq!(
             update(&[one.clone(), one], &[1, 2], &Scale { beta: 0.0 }),

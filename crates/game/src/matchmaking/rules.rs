@@ -130,14 +130,22 @@ impl Widening {
         ];
         for (name, value) in all {
             if !(0.0..=most).contains(&value) {
-                problems.add(format!("{path}.{name}: {value} is out of bounds (0 to {most})"));
+                problems.add(format!(
+                    "{path}.{name}: {value} is out of bounds (0 to {most})"
+                ));
             }
         }
         if self.cap < self.start {
-            problems.add(format!("{path}.cap: {} is below start {}", self.cap, self.start));
+            problems.add(format!(
+                "{path}.cap: {} is below start {}",
+                self.cap, self.start
+            ));
         }
         if self.per_s == 0.0 && self.cap > self.start {
-            problems.add(format!("{path}.per_s: with 0 the cap {} is never reached", self.cap));
+            problems.add(format!(
+                "{path}.per_s: with 0 the cap {} is never reached",
+                self.cap
+            ));
         }
     }
 }
@@ -240,7 +248,7 @@ impl Default for Weights {
 pub struct TickRules {
     /// Between two ticks. Default 100 ms.
     pub period_ms: u64,
-    /// Candidates and seats looked at per tick: counted, not timed, so that a replay does the same. Default 3,000,000
+    /// Candidates and seats looked at per tick: counted, not timed, so that a replay does the same. Default 2,000,000
     /// (a few nanoseconds each).
     pub operations: u64,
 }
@@ -249,7 +257,7 @@ impl Default for TickRules {
     fn default() -> Self {
         Self {
             period_ms: 100,
-            operations: 3_000_000,
+            operations: 2_000_000,
         }
     }
 }
@@ -392,11 +400,10 @@ impl RulesSpec {
         let ladder = self.ladder(100, &mut problems);
         let widened = self.ladder(100 + u32::from(self.brownout.widen_percent), &mut problems);
         let mut seats = vec![ROLES_MAX as u8; usize::from(self.team_size)];
-        let asked = self
-            .roles
-            .iter()
-            .enumerate()
-            .flat_map(|(place, role)| std::iter::repeat_n(place as u8, usize::from(role.seats)));
+        let asked =
+            self.roles.iter().enumerate().flat_map(|(place, role)| {
+                std::iter::repeat_n(place as u8, usize::from(role.seats))
+            });
         for (seat, role) in seats.iter_mut().zip(asked) {
             *seat = role;
         }
@@ -415,7 +422,10 @@ impl RulesSpec {
 
     fn check_shape(&self, problems: &mut Problems) {
         if !(1..=TEAMS_MAX).contains(&self.teams) {
-            problems.add(format!("teams: {} is out of bounds (1 to {TEAMS_MAX})", self.teams));
+            problems.add(format!(
+                "teams: {} is out of bounds (1 to {TEAMS_MAX})",
+                self.teams
+            ));
         }
         if !(1..=TEAM_SIZE_MAX).contains(&self.team_size) {
             problems.add(format!(
@@ -439,11 +449,17 @@ impl RulesSpec {
 
     fn check_names(&self, problems: &mut Problems) {
         if self.roles.len() > ROLES_MAX {
-            problems.add(format!("roles: {} are more than {ROLES_MAX}", self.roles.len()));
+            problems.add(format!(
+                "roles: {} are more than {ROLES_MAX}",
+                self.roles.len()
+            ));
         }
         let seats: usize = self.roles.iter().map(|role| usize::from(role.seats)).sum();
         if seats > usize::from(self.team_size) {
-            problems.add(format!("roles: {seats} seats in a team of {}", self.team_size));
+            problems.add(format!(
+                "roles: {seats} seats in a team of {}",
+                self.team_size
+            ));
         }
         for (at, role) in self.roles.iter().enumerate() {
             check_name(&format!("roles[{at}].name"), &role.name, problems);
@@ -465,8 +481,14 @@ impl RulesSpec {
             if region.latency_ms_max == 0 {
                 problems.add(format!("regions[{at}].latency_ms_max: 0 lets nobody in"));
             }
-            if self.regions[..at].iter().any(|other| other.name == region.name) {
-                problems.add(format!("regions[{at}].name: {:?} is there twice", region.name));
+            if self.regions[..at]
+                .iter()
+                .any(|other| other.name == region.name)
+            {
+                problems.add(format!(
+                    "regions[{at}].name: {:?} is there twice",
+                    region.name
+                ));
             }
         }
     }
@@ -497,10 +519,17 @@ impl RulesSpec {
             ));
         }
         self.latency.check("latency", 10_000.0, problems);
-        self.party.gap.check("party.gap", f64::from(TEAM_SIZE_MAX), problems);
-        if let Some(most) = self.party.spread_max.filter(|most| !(0.0..=RATING_MAX).contains(most))
+        self.party
+            .gap
+            .check("party.gap", f64::from(TEAM_SIZE_MAX), problems);
+        if let Some(most) = self
+            .party
+            .spread_max
+            .filter(|most| !(0.0..=RATING_MAX).contains(most))
         {
-            problems.add(format!("party.spread_max: {most} is out of bounds (0 to {RATING_MAX})"));
+            problems.add(format!(
+                "party.spread_max: {most} is out of bounds (0 to {RATING_MAX})"
+            ));
         }
         if !(100..=600_000).contains(&self.step_ms) {
             problems.add(format!(
@@ -621,7 +650,11 @@ impl MatchRules {
     }
 
     pub fn region(&self, name: &str) -> Option<RegionIndex> {
-        let at = self.spec.regions.iter().position(|region| region.name == name)?;
+        let at = self
+            .spec
+            .regions
+            .iter()
+            .position(|region| region.name == name)?;
         Some(RegionIndex(at as u8))
     }
 
@@ -790,7 +823,10 @@ impl MatchRules {
             ));
         }
         if backfill.rating.is_nan() || backfill.rating.abs() > RATING_MAX {
-            problems.add(format!("rating: {} is out of bounds (±{RATING_MAX})", backfill.rating));
+            problems.add(format!(
+                "rating: {} is out of bounds (±{RATING_MAX})",
+                backfill.rating
+            ));
         }
         if backfill.open.len() != self.teams() {
             problems.add(format!(

@@ -30,7 +30,7 @@ mod pool;
 mod seek;
 pub mod verify;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -40,9 +40,7 @@ use self::ordered::Ordered;
 use self::pool::{Hot, Pools};
 use self::seek::Scratch;
 use super::rules::{Brownout, Budget, MILLI, MatchRules};
-use super::ticket::{
-    Backfill, BackfillId, Problems, REGIONS_MAX, RegionIndex, Ticket, TicketId,
-};
+use super::ticket::{Backfill, BackfillId, Problems, RegionIndex, Ticket, TicketId};
 
 pub use self::seek::{PARTY_NEAREST, SEATINGS_MAX};
 
@@ -50,6 +48,11 @@ pub use self::seek::{PARTY_NEAREST, SEATINGS_MAX};
 pub const TICKETS_MAX: usize = 500_000;
 /// Matches with open seats that one search holds at most.
 pub const BACKFILLS_MAX: usize = 4_096;
+
+/// Newcomers that are brought to their step in one tick; more of them matter only where 100,000 come at once, with a past.
+const PROMOTED_MAX: usize = 20_000;
+/// Operations to take a ticket out of every index.
+const CLAIM_COST: u64 = 150;
 
 /// A match that could be: every ticket of it has left the search.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -130,8 +133,8 @@ pub struct Search {
     age: Ordered<Age>,
     pools: Pools,
     backfills: Vec<Offered>,
-    /// Slots that came since the last tick.
-    fresh: Vec<u32>,
+    /// Slots that came, and may stand on another step than was known then.
+    fresh: VecDeque<u32>,
     last_ms: Option<u64>,
     brownout: Brownout,
     /// Where the pending were left.
@@ -145,7 +148,6 @@ type Age = (u64, u64, u32);
 #[derive(Debug)]
 struct Cold {
     ticket: Option<Arc<Ticket>>,
-    latency: [u16; REGIONS_MAX],
     /// Sum of the players' means, in thousandths.
     strength: i64,
 }
@@ -170,7 +172,7 @@ impl Search {
             ids: HashMap::new(),
             age: Ordered::default(),
             backfills: Vec::new(),
-            fresh: Vec::new(),
+            fresh: VecDeque::new(),
             last_ms: None,
             brownout: Brownout::Off,
             cursor: None,
@@ -207,7 +209,6 @@ impl Search {
         }
         let hot = Hot::new(&self.rules, &ticket);
         let cold = Cold {
-            latency: self.rules.latency(&ticket),
             strength: ticket
                 .players
                 .iter()
@@ -218,7 +219,9 @@ impl Search {
         let slot = self.slot(hot, cold);
         self.ids.insert(ticket.id, slot);
         self.age.insert((ticket.enqueued_ms, ticket.id.0, slot));
-        self.fresh.push(slot);
+        // Where it stands at the last tick's time; the next tick brings it to its step.
+        self.promote(slot, self.last_ms.unwrap_or(0));
+        self.fresh.push_back(slot);
         Ok(())
     }
 
@@ -244,7 +247,11 @@ impl Search {
         self.rules
             .admit_backfill(&backfill)
             .map_err(Refused::Invalid)?;
-        if self.backfills.iter().any(|other| other.backfill.id == backfill.id) {
+        if self
+            .backfills
+            .iter()
+            .any(|other| other.backfill.id == backfill.id)
+        {
             return Err(Refused::Offered(backfill.id));
         }
         if self.backfills.len() >= BACKFILLS_MAX {
@@ -276,17 +283,6 @@ impl Search {
 
     /// Looks for matches at `now_ms` (unix milliseconds; a clock that went back stands still) and appends them to `out`.
     pub fn tick(&mut self, now_ms: u64, budget: Budget, out: &mut Vec<Proposal>) -> TickReport {
-        self.tick_seen(now_ms, budget, out, |_, _| {})
-    }
-
-    /// The same; `seen` is told of each ticket that is proposed, which the search no longer has then.
-    pub fn tick_seen(
-        &mut self,
-        now_ms: u64,
-        budget: Budget,
-        out: &mut Vec<Proposal>,
-        mut seen: impl FnMut(&Ticket, &Quality),
-    ) -> TickReport {
         let now = self.last_ms.map_or(now_ms, |last| now_ms.max(last));
         let mut report = TickReport {
             stirred: self.stir(now, budget.brownout),
@@ -299,13 +295,13 @@ impl Search {
         self.fill_open(&mut drafts, &mut report);
         self.match_oldest_first(&mut drafts, &mut report);
         self.pools.end();
+        report.pending += self.fresh.len();
         if budget.brownout < Brownout::Unimproved {
             self.improve(&mut drafts);
         }
         report.proposals = drafts.len();
         report.operations = self.scratch.spent();
         for draft in drafts {
-            draft.members().for_each(|member| seen(&member.ticket, &draft.quality));
             out.push(self.propose(draft));
         }
         report
@@ -363,7 +359,9 @@ impl Search {
                 open.pending = true;
             }
         }
-        for slot in std::mem::take(&mut self.fresh) {
+        while stirred < PROMOTED_MAX
+            && let Some(slot) = self.fresh.pop_front()
+        {
             stirred += usize::from(self.promote(slot, now));
         }
         stirred += self.climb(now);
@@ -414,7 +412,7 @@ impl Search {
         if hot.is_placed() && usize::from(hot.step) == step {
             return false;
         }
-        let regions = self.rules.near(&self.cold[slot as usize].latency, step);
+        let regions = self.rules.near(&hot.latency, step);
         self.pools.place(hot, slot, step as u8, regions);
         true
     }
@@ -431,7 +429,11 @@ impl Search {
         let total = self.scratch.limit();
         let mut at = 0;
         // The cursor's quarter is kept back only while there is a backlog.
-        let first = if self.cursor.is_some() { total / 4 * 3 } else { total };
+        let first = if self.cursor.is_some() {
+            total / 4 * 3
+        } else {
+            total
+        };
         self.scratch.set_limit(first);
         while at < seeds.len() && !self.scratch.is_spent() {
             self.seek_for(seeds[at], drafts, report);
@@ -483,6 +485,8 @@ impl Search {
 
     /// The draft's tickets leave the search.
     fn claim(&mut self, draft: &Draft) {
+        self.scratch
+            .spend(CLAIM_COST * draft.members().count() as u64);
         for member in draft.teams.iter().flatten() {
             self.take(member.slot);
         }

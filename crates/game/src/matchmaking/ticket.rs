@@ -232,7 +232,11 @@ pub struct OpenSeats {
 
 impl OpenSeats {
     pub fn total(&self) -> usize {
-        self.roles.iter().map(|seats| usize::from(*seats)).sum::<usize>() + usize::from(self.any)
+        self.roles
+            .iter()
+            .map(|seats| usize::from(*seats))
+            .sum::<usize>()
+            + usize::from(self.any)
     }
 }
 
@@ -262,7 +266,11 @@ impl Problems {
     }
 
     pub fn or<T>(self, value: T) -> Result<T, Problems> {
-        if self.is_empty() { Ok(value) } else { Err(self) }
+        if self.is_empty() {
+            Ok(value)
+        } else {
+            Err(self)
+        }
     }
 }
 
@@ -355,6 +363,9 @@ mod tests {
     fn foreign_lists_that_are_too_long_are_refused() {
         assert!(serde_json::from_str::<Roles>("[8]").is_err());
         assert!(serde_json::from_str::<Latency>(&format!("[{}1]", "1,".repeat(16))).is_err());
-        assert!(serde_json::from_str::<Ticket>(r#"{"id":1,"players":[],"enqueued_ms":0,"x":1}"#).is_err());
+        assert!(
+            serde_json::from_str::<Ticket>(r#"{"id":1,"players":[],"enqueued_ms":0,"x":1}"#)
+                .is_err()
+        );
     }
 }

@@ -146,7 +146,9 @@ impl<'a> Twin<'a> {
                 }
                 self.waiting.insert(ticket.id, ticket);
             }
-            Err(Refused::Waiting(_) | Refused::Offered(_) | Refused::Invalid(_) | Refused::Full(_)) => {
+            Err(
+                Refused::Waiting(_) | Refused::Offered(_) | Refused::Invalid(_) | Refused::Full(_),
+            ) => {
                 self.report.refused += 1;
             }
         }

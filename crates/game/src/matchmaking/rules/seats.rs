@@ -182,7 +182,10 @@ mod tests {
         let mut dice = crate::dice::Dice::new(11);
         for _ in 0..300 {
             let roles: Vec<u8> = (0..4).map(|_| dice.below(4).min(2) as u8).collect();
-            let seats: Vec<u8> = roles.iter().map(|r| if *r == 2 { ALL } else { *r }).collect();
+            let seats: Vec<u8> = roles
+                .iter()
+                .map(|r| if *r == 2 { ALL } else { *r })
+                .collect();
             let players: Vec<u8> = (0..4).map(|_| dice.below(4) as u8).collect();
             let mut team = Seating::team(&seats);
             let taken = players.iter().all(|player| team.add(*player, ANY_TEAM));

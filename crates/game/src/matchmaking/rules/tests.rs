@@ -24,7 +24,10 @@ fn every_problem_of_rules_is_named_at_once() {
     ];
     for path in wanted {
         assert!(
-            problems.list().iter().any(|problem| problem.starts_with(path)),
+            problems
+                .list()
+                .iter()
+                .any(|problem| problem.starts_with(path)),
             "{path}: {problems}"
         );
     }
@@ -33,7 +36,8 @@ fn every_problem_of_rules_is_named_at_once() {
 
 #[test]
 fn unknown_keys_are_refused_and_checked_rules_come_back_from_json() {
-    let unknown = r#"{"teams":2,"team_size":1,"regions":[{"name":"eu","latency_ms_max":80}],"windo":1}"#;
+    let unknown =
+        r#"{"teams":2,"team_size":1,"regions":[{"name":"eu","latency_ms_max":80}],"windo":1}"#;
     assert!(serde_json::from_str::<MatchRules>(unknown).is_err());
     let text = r#"{"teams":2,"team_size":1,"regions":[{"name":"eu","latency_ms_max":80}]}"#;
     let rules: MatchRules = serde_json::from_str(text).unwrap();
@@ -54,7 +58,10 @@ fn a_ladder_that_is_too_long_names_the_step_that_would_do() {
     };
     spec.step_ms = 1_000;
     let problems = spec.clone().check().unwrap_err();
-    assert!(problems.to_string().contains("raise step_ms to 10000"), "{problems}");
+    assert!(
+        problems.to_string().contains("raise step_ms to 10000"),
+        "{problems}"
+    );
     spec.step_ms = 10_000;
     let rules = spec.check().unwrap();
     let ladder = rules.ladder(Brownout::Off);
@@ -114,6 +121,9 @@ fn brownouts_go_up_and_down_by_levels() {
     );
     assert_eq!(Brownout::Widened.less(), Brownout::Off);
     let rules = RulesSpec::simple(2, 1, "eu", 80).check().unwrap();
-    assert_eq!(rules.period(Brownout::Unimproved), Duration::from_millis(100));
+    assert_eq!(
+        rules.period(Brownout::Unimproved),
+        Duration::from_millis(100)
+    );
     assert_eq!(rules.period(Brownout::Slowed), Duration::from_millis(200));
 }

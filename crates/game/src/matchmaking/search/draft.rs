@@ -79,13 +79,19 @@ impl Draft {
     /// Works out quality and penalty anew; `spread` is the match's, or of open seats the largest distance from it.
     pub fn judge(&mut self, rules: &MatchRules, now_ms: u64, spread: i32, imbalance: i64) {
         let spec = rules.spec();
-        let latency = self.members().map(|member| member.latency).max().unwrap_or(0);
+        let latency = self
+            .members()
+            .map(|member| member.latency)
+            .max()
+            .unwrap_or(0);
         let oldest = self.members().map(|member| member.ticket.enqueued_ms).min();
         let widest = (spec.rating.window.cap * MILLI).max(1.0) as u64;
         let slowest = spec
             .regions
             .get(usize::from(self.region))
-            .map_or(1.0, |region| f64::from(region.latency_ms_max) + spec.latency.cap)
+            .map_or(1.0, |region| {
+                f64::from(region.latency_ms_max) + spec.latency.cap
+            })
             .max(1.0) as u64;
         let weights = spec.quality;
         let parts = [
@@ -134,13 +140,7 @@ impl Draft {
         tried
     }
 
-    fn even_two(
-        &mut self,
-        rules: &MatchRules,
-        one: usize,
-        two: usize,
-        imbalance: &mut i64,
-    ) -> u64 {
+    fn even_two(&mut self, rules: &MatchRules, one: usize, two: usize, imbalance: &mut i64) -> u64 {
         let mut tried = 0;
         for i in 0..self.teams[one].len() {
             for j in 0..self.teams[two].len() {
@@ -152,9 +152,8 @@ impl Draft {
                 self.swap(one, i, two, j);
                 let new = self.imbalance(rules);
                 tried += self.teams.len() as u64;
-                let better = new < *imbalance
-                    && self.is_seated(rules, one)
-                    && self.is_seated(rules, two);
+                let better =
+                    new < *imbalance && self.is_seated(rules, one) && self.is_seated(rules, two);
                 if better {
                     *imbalance = new;
                 } else {
@@ -211,7 +210,7 @@ impl Search {
             slot,
             value: hot.value,
             step: hot.step,
-            latency: cold.latency[usize::from(region)],
+            latency: hot.latency[usize::from(region)],
             strength: cold.strength,
             ticket: Arc::clone(cold.ticket.as_ref()?),
         })
@@ -221,10 +220,11 @@ impl Search {
         let has_roles = !self.rules.spec().roles.is_empty();
         let (backfill, roles) = match draft.open {
             Some(open) => (Some(open.id), open.roles),
-            None => {
+            None if has_roles => {
                 let seats = |team: &Vec<Member>| seat(&self.rules, team).unwrap_or_default();
                 (None, draft.teams.iter().map(seats).collect())
             }
+            None => (None, Vec::new()),
         };
         Proposal {
             teams: draft

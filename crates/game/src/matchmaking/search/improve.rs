@@ -64,7 +64,8 @@ impl Search {
         teams: (usize, usize),
     ) -> bool {
         let now = self.scratch.now_ms();
-        if !one.is_allowed(&self.rules, self.brownout) || !two.is_allowed(&self.rules, self.brownout)
+        if !one.is_allowed(&self.rules, self.brownout)
+            || !two.is_allowed(&self.rules, self.brownout)
         {
             return false;
         }

@@ -330,8 +330,12 @@ mod tests {
     #[test]
     fn a_plan_is_found_for_many_teams() {
         let mut book = book(25, 4);
-        assert_eq!(book.plans(&counts(&[100]), 1, 3).first().unwrap().needed[0], 99);
+        assert_eq!(
+            book.plans(&counts(&[100]), 1, 3).first().unwrap().needed[0],
+            99
+        );
         assert!(!book.plans(&counts(&[0, 50]), 2, 3).is_empty());
-        assert!(book.is_possible(&counts(&[2, 1, 10, 20])));
+        assert!(book.is_possible(&counts(&[5, 1, 10, 20])));
+        assert!(!book.is_possible(&counts(&[2, 1, 10, 20])));
     }
 }

@@ -2,13 +2,14 @@
 //! stirred since the last tick. From the counts follows, once per cell and tick, on which rungs of the ladder a ticket
 //! there could be matched at all; what that refuses can't be matched, what it lets through may still fail.
 
+use super::TICKETS_MAX;
 use super::ordered::Ordered;
 use super::plan::PlanBook;
 use crate::matchmaking::rules::{Brownout, MILLI, MatchRules, STEPS_MAX, Step};
-use crate::matchmaking::ticket::{PARTY_MAX, ROLES_MAX, Ticket};
+use crate::matchmaking::ticket::{PARTY_MAX, REGIONS_MAX, ROLES_MAX, Ticket};
 
 /// Cells of the rating range: fine ones for what stirred, and coarse ones for counts.
-const FINE: usize = 16_384;
+const FINE: usize = 65_536;
 const CELLS: usize = 1_024;
 const FINE_PER_CELL: usize = FINE / CELLS;
 /// Kinds of those who came alone: a set of roles each.
@@ -19,8 +20,9 @@ const WAITING: u8 = 1;
 const PLACED: u8 = 2;
 const PENDING: u8 = 4;
 
-/// What the search reads most of a ticket.
+/// What the search reads most of a ticket: one line of the processor's cache.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 pub(super) struct Hot {
     pub value: i32,
     /// Near enough at its step, one bit each.
@@ -34,7 +36,11 @@ pub(super) struct Hot {
     /// Players who can play each role.
     able: [u8; ROLES_MAX],
     pub enqueued_ms: u64,
+    /// Longest of the party's, by region; 65,535 where one didn't measure.
+    pub latency: [u16; REGIONS_MAX],
 }
+
+const _: () = assert!(size_of::<Hot>() == 64);
 
 impl Hot {
     pub fn new(rules: &MatchRules, ticket: &Ticket) -> Self {
@@ -62,6 +68,7 @@ impl Hot {
             flags: WAITING,
             able,
             enqueued_ms: ticket.enqueued_ms,
+            latency: rules.latency(ticket),
         }
     }
 
@@ -76,6 +83,7 @@ impl Hot {
             flags: 0,
             able: [0; ROLES_MAX],
             enqueued_ms: 0,
+            latency: [0; REGIONS_MAX],
         }
     }
 
@@ -98,11 +106,14 @@ impl Hot {
     }
 }
 
-/// A place in the order by rating.
+/// A place in the order by rating: value, slot, and the party's size less one (in the last 4 bits).
 pub(super) type Key = u64;
 
-pub(super) fn key(value: i32, slot: u32) -> Key {
-    u64::from(value as u32 ^ 0x8000_0000) << 32 | u64::from(slot)
+const SIZE_BITS: u32 = 4;
+
+pub(super) fn key(value: i32, slot: u32, size: u8) -> Key {
+    let size = u64::from(size.saturating_sub(1));
+    u64::from(value as u32 ^ 0x8000_0000) << 32 | u64::from(slot) << SIZE_BITS | size
 }
 
 pub(super) fn value_of(key: Key) -> i32 {
@@ -110,8 +121,14 @@ pub(super) fn value_of(key: Key) -> i32 {
 }
 
 pub(super) fn slot_of(key: Key) -> u32 {
-    key as u32
+    key as u32 >> SIZE_BITS
 }
+
+pub(super) fn size_of_party(key: Key) -> u8 {
+    (key & ((1 << SIZE_BITS) - 1)) as u8 + 1
+}
+
+const _: () = assert!(TICKETS_MAX < 1 << (32 - SIZE_BITS) && PARTY_MAX <= 1 << SIZE_BITS);
 
 /// Tickets of one kind in one region.
 #[derive(Debug, Default)]
@@ -163,6 +180,7 @@ impl Shape {
 
 #[derive(Debug)]
 struct Pool {
+    all: Ordered<Key>,
     lanes: Vec<Lane>,
     lane_of: Vec<u16>,
     /// Counts by step, kind and cell.
@@ -205,6 +223,7 @@ impl Pools {
             .regions
             .iter()
             .map(|_| Pool {
+                all: Ordered::default(),
                 lanes: Vec::new(),
                 lane_of: vec![NO_LANE; ROLE_SETS + PARTY_MAX + 1],
                 supply: vec![0; counts * CELLS],
@@ -233,6 +252,11 @@ impl Pools {
         &self.regions[region].lanes
     }
 
+    /// All tickets of a region.
+    pub fn all(&self, region: usize) -> &Ordered<Key> {
+        &self.regions[region].all
+    }
+
     /// Puts a ticket onto a step, into these regions (and those where it is already).
     pub fn place(&mut self, hot: &mut Hot, slot: u32, step: u8, regions: u16) {
         if !hot.is_placed() {
@@ -247,7 +271,9 @@ impl Pools {
             }
             let is_new = old & bit == 0;
             if is_new {
-                pool.lane(hot).keys.insert(key(hot.value, slot));
+                let key = key(hot.value, slot, hot.size);
+                pool.all.insert(key);
+                pool.lane(hot).keys.insert(key);
             } else {
                 pool.count(&self.shape, hot, old_step, u32::wrapping_sub);
             }
@@ -269,7 +295,9 @@ impl Pools {
         }
         for (at, pool) in self.regions.iter_mut().enumerate() {
             if hot.regions & (1 << at) != 0 {
-                pool.lane(hot).keys.remove(&key(hot.value, slot));
+                let key = key(hot.value, slot, hot.size);
+                pool.all.remove(&key);
+                pool.lane(hot).keys.remove(&key);
                 pool.count(&self.shape, hot, hot.step, u32::wrapping_sub);
             }
         }
@@ -317,7 +345,8 @@ impl Pools {
             wanted &= pool.near[usize::from(hot.fine)];
         }
         if wanted != 0 {
-            wanted &= pool.feasible_rungs(&self.shape, usize::from(hot.fine) / FINE_PER_CELL, plans);
+            wanted &=
+                pool.feasible_rungs(&self.shape, usize::from(hot.fine) / FINE_PER_CELL, plans);
         }
         wanted
     }
@@ -332,6 +361,7 @@ impl Pools {
         let of = |pool: &Pool| {
             let lanes: usize = pool.lanes.iter().map(|lane| lane.keys.bytes()).sum();
             lanes
+                + pool.all.bytes()
                 + (pool.supply.len() + pool.sums.len()) * 4
                 + pool.stirred.len() * 8
                 + (pool.near.len() + 2 * pool.feasible.len() + pool.lane_of.len()) * 2
@@ -409,13 +439,7 @@ impl Pool {
     }
 
     /// What is necessary, not what is sufficient: enough players, enough for each role, parties that fill teams.
-    fn is_feasible(
-        &self,
-        shape: &Shape,
-        rung: usize,
-        cell: usize,
-        plans: &mut PlanBook,
-    ) -> bool {
+    fn is_feasible(&self, shape: &Shape, rung: usize, cell: usize, plans: &mut PlanBook) -> bool {
         let reach = shape.reach(rung).div_ceil(FINE_PER_CELL);
         let (from, to) = (cell.saturating_sub(reach), (cell + reach + 1).min(CELLS));
         let base = rung * shape.kinds() * (CELLS + 1);
@@ -482,11 +506,14 @@ mod tests {
     fn keys_keep_the_order_of_ratings_and_give_back_both_parts() {
         let values = [i32::MIN, -5_000, -1, 0, 1, 7_000, i32::MAX];
         for pair in values.windows(2) {
-            assert!(key(pair[0], u32::MAX) < key(pair[1], 0));
+            assert!(key(pair[0], 400_000, 16) < key(pair[1], 0, 1));
         }
         for value in values {
-            assert_eq!(value_of(key(value, 9)), value);
-            assert_eq!(slot_of(key(value, 9)), 9);
+            let key = key(value, 9, 16);
+            assert_eq!(
+                (value_of(key), slot_of(key), size_of_party(key)),
+                (value, 9, 16)
+            );
         }
     }
 
@@ -508,7 +535,8 @@ mod tests {
             for _ in 0..200 {
                 let value = dice.below(200_000) as i32 - 50_000;
                 let step = dice.below(12) as u8;
-                let ends = |value: i32| value.clamp(-25_000, FINE as i32 * pools.shape.width - 25_001);
+                let ends =
+                    |value: i32| value.clamp(-25_000, FINE as i32 * pools.shape.width - 25_001);
                 let within = |slack: i32| {
                     stirred.iter().any(|(other, rung)| {
                         let apart = (ends(value) - ends(*other)).abs();

@@ -3,7 +3,7 @@
 
 use super::draft::{Draft, Open};
 use super::plan::{Counts, Plan, PlanBook};
-use super::pool::{Hot, Key, Pools, key, slot_of, value_of};
+use super::pool::{Hot, Key, Pools, key, size_of_party, slot_of, value_of};
 use super::{Cold, Quality, Search, TickReport};
 use crate::matchmaking::rules::{ANY_TEAM, Brownout, MILLI, MatchRules, Seating};
 use crate::matchmaking::ticket::{OpenSeats, PARTY_MAX, ROLES_MAX};
@@ -15,9 +15,9 @@ pub const SEATINGS_MAX: usize = 64;
 /// Plans tried for one set of candidates.
 const PLANS_TRIED: usize = 8;
 /// Partners of a pair that are compared on each side of a seed.
-const PARTNERS_MAX: usize = 32;
+const PARTNERS_MAX: usize = 16;
 /// Operations to find a place in an ordered array.
-const LANE_COST: u64 = 8;
+const LANE_COST: u64 = 12;
 /// Operations that the last seed of a tick may spend beyond the limit.
 const OVERDRAFT: u64 = 100_000;
 
@@ -30,6 +30,7 @@ pub(super) struct Scratch {
     pub plans: PlanBook,
     pub slots: Vec<u32>,
     pub seeds: Vec<super::Age>,
+    below: Vec<(i32, usize)>,
     around: Vec<Candidate>,
     candidates: Vec<Candidate>,
     chosen: Vec<Candidate>,
@@ -52,47 +53,51 @@ struct Candidate {
     step: u8,
 }
 
-/// Weights over what they are measured against.
+/// What distance, latency and waiting cost: weights over what they are measured against, in parts of 2^[`SHIFT`] so that
+/// a look at a candidate needs no division.
 #[derive(Debug)]
 struct Costs {
     rating: i64,
-    widest: i64,
-    latency: i64,
-    slowest: Vec<i64>,
+    latency: Vec<i64>,
     waiting: i64,
-    longest: i64,
+    /// Waiting beyond this (milliseconds) counts no more.
+    longest: u64,
 }
 
-/// Cost of one weight.
-const UNIT: i64 = 1_000;
+const SHIFT: u32 = 24;
+/// What the full weight of one part costs, per point.
+const UNIT: i64 = 1_000 << SHIFT;
 
 impl Costs {
     fn new(rules: &MatchRules) -> Self {
         let spec = rules.spec();
         let ladder = rules.ladder(Brownout::Off);
+        let longest = ladder.last().map_or(0, |step| step.after_ms) + spec.step_ms;
+        let over = |weight: u16, most: f64| i64::from(weight) * UNIT / (most.max(1.0) as i64);
         Self {
-            rating: i64::from(spec.quality.rating) * UNIT,
-            widest: (spec.rating.window.cap * MILLI).max(1.0) as i64,
-            latency: i64::from(spec.quality.latency) * UNIT,
-            slowest: spec
+            rating: over(spec.quality.rating, spec.rating.window.cap * MILLI),
+            latency: spec
                 .regions
                 .iter()
-                .map(|region| i64::from(region.latency_ms_max) + spec.latency.cap as i64)
+                .map(|region| f64::from(region.latency_ms_max) + spec.latency.cap)
+                .map(|slowest| over(spec.quality.latency, slowest))
                 .collect(),
-            waiting: i64::from(spec.quality.waiting) * UNIT,
-            longest: ladder.last().map_or(1, |step| step.after_ms as i64) + spec.step_ms as i64,
+            waiting: over(spec.quality.waiting, longest as f64),
+            longest,
         }
     }
 
     fn distance(&self, distance: i32) -> i64 {
-        self.rating * i64::from(distance) / self.widest
+        ((i128::from(self.rating) * i128::from(distance)) >> SHIFT) as i64
     }
 
-    /// Less for those who wait longer; never below minus `waiting`.
-    fn rest(&self, region: usize, latency: u16, waited_ms: u64) -> i64 {
-        let waited = (waited_ms.min(self.longest as u64)) as i64;
-        self.latency * i64::from(latency) / self.slowest[region].max(1)
-            - self.waiting * waited / self.longest
+    fn latency(&self, region: usize, latency: u16) -> i64 {
+        (self.latency[region] * i64::from(latency)) >> SHIFT
+    }
+
+    /// What waiting makes up for.
+    fn waiting(&self, waited_ms: u64) -> i64 {
+        (self.waiting * waited_ms.min(self.longest) as i64) >> SHIFT
     }
 }
 
@@ -105,6 +110,7 @@ impl Scratch {
             plans: PlanBook::new(rules),
             slots: Vec::new(),
             seeds: Vec::new(),
+            below: Vec::new(),
             around: Vec::new(),
             candidates: Vec::new(),
             chosen: Vec::new(),
@@ -168,9 +174,9 @@ impl View<'_> {
     }
 
     fn cost(&self, costs: &Costs, slot: u32, distance: i32, now_ms: u64) -> i64 {
-        let waited = now_ms.saturating_sub(self.hot(slot).enqueued_ms);
-        let latency = self.cold[slot as usize].latency[self.region];
-        costs.distance(distance) + costs.rest(self.region, latency, waited)
+        let hot = self.hot(slot);
+        costs.distance(distance) + costs.latency(self.region, hot.latency[self.region])
+            - costs.waiting(now_ms.saturating_sub(hot.enqueued_ms))
     }
 
     fn roles(&self, slot: u32) -> impl Iterator<Item = u8> + '_ {
@@ -187,7 +193,7 @@ impl Search {
     /// The best match around a ticket that the rules allow now; none too if operations run out before that is known.
     pub(super) fn seek(&mut self, slot: u32) -> Option<Draft> {
         let hot = self.hot[slot as usize];
-        let mut best: Option<Draft> = None;
+        let (mut best, mut partner) = (None, None);
         for region in 0..self.rules.spec().regions.len() {
             if hot.regions & (1 << region) == 0 {
                 continue;
@@ -197,19 +203,25 @@ impl Search {
             if rungs == 0 {
                 continue;
             }
-            let seats = if self.scratch.pairs {
-                self.seek_partner(slot, region)
-            } else {
-                self.seek_group(slot, region, rungs)
-            };
+            if self.scratch.pairs {
+                self.seek_partner(slot, region, &mut partner);
+                continue;
+            }
+            let seats = self.seek_group(slot, region, rungs);
             let Some(found) = seats.and_then(|seats| self.draft(region, &seats)) else {
                 continue;
             };
-            if best.as_ref().is_none_or(|best| found.penalty < best.penalty) {
+            if best
+                .as_ref()
+                .is_none_or(|best: &Draft| found.penalty < best.penalty)
+            {
                 best = Some(found);
             }
         }
-        best
+        match partner {
+            Some((partner, region)) => self.draft(region, &[(slot, 0), (partner.slot, 1)]),
+            None => best,
+        }
     }
 
     /// Running matches first: their players are short of somebody already. They may spend half of the tick.
@@ -240,30 +252,45 @@ impl Search {
         self.scratch.set_limit(total);
     }
 
-    fn seek_partner(&mut self, slot: u32, region: usize) -> Option<Seats> {
-        let (view, scratch) = split(&self.rules, &self.pools, &self.hot, &self.cold, region, &mut self.scratch);
-        let mut best = None;
-        let from = key(view.hot(slot).value, slot);
+    fn seek_partner(&mut self, slot: u32, region: usize, best: &mut Option<(Candidate, usize)>) {
+        let (view, scratch) = split(
+            &self.rules,
+            &self.pools,
+            &self.hot,
+            &self.cold,
+            region,
+            &mut self.scratch,
+        );
+        let from = key(view.hot(slot).value, slot, view.hot(slot).size);
         for lane in view.pools.lanes(region) {
             let (above, below) = lane.keys.around(&from);
             scratch.spent += LANE_COST;
-            scratch.partner(&view, slot, above, &mut best);
-            scratch.partner(&view, slot, below, &mut best);
+            scratch.partner(&view, slot, above, best);
+            scratch.partner(&view, slot, below, best);
         }
-        Some(vec![(slot, 0), (best?.slot, 1)])
     }
 
     /// The tightest rung alone, as it mostly works; the others from one look around, unless there is too much to see.
     fn seek_group(&mut self, slot: u32, region: usize, rungs: u16) -> Option<Seats> {
         let ladder = self.rules.ladder(self.brownout);
-        let (view, scratch) = split(&self.rules, &self.pools, &self.hot, &self.cold, region, &mut self.scratch);
+        let (view, scratch) = split(
+            &self.rules,
+            &self.pools,
+            &self.hot,
+            &self.cold,
+            region,
+            &mut self.scratch,
+        );
         let (first, last) = (rungs.trailing_zeros() as usize, rungs.ilog2() as usize);
-        let mut is_whole = false;
+        let (mut is_first, mut is_whole) = (true, false);
         for (rung, step) in ladder.iter().enumerate().take(last + 1).skip(first) {
             if rungs & (1 << rung) == 0 {
                 continue;
             }
-            if rung == first || !is_whole {
+            if !scratch.are_enough(&view, slot, step.window) {
+                continue;
+            }
+            if !is_whole {
                 scratch.gather(&view, slot, rung as u8, step.window);
                 scratch.candidates.clone_from(&scratch.around);
             } else {
@@ -276,9 +303,10 @@ impl Search {
             if seats.is_some() || scratch.is_cut() {
                 return seats;
             }
-            if rung == first && first != last {
+            if is_first && rung != last {
                 is_whole = scratch.gather(&view, slot, rung as u8 + 1, ladder[last].window);
             }
+            is_first = false;
         }
         None
     }
@@ -287,8 +315,20 @@ impl Search {
         let open = &self.backfills[at];
         let backfill = &open.backfill;
         let region = usize::from(backfill.region.0);
-        let (view, scratch) = split(&self.rules, &self.pools, &self.hot, &self.cold, region, &mut self.scratch);
-        scratch.gather_open(&view, open.value, open.step, backfill.open.iter().map(OpenSeats::total).sum());
+        let (view, scratch) = split(
+            &self.rules,
+            &self.pools,
+            &self.hot,
+            &self.cold,
+            region,
+            &mut self.scratch,
+        );
+        scratch.gather_open(
+            &view,
+            open.value,
+            open.step,
+            backfill.open.iter().map(OpenSeats::total).sum(),
+        );
         let seated = scratch.take_seats(&view, &backfill.open);
         if seated.is_empty() {
             return None;
@@ -334,7 +374,7 @@ impl Search {
             open: None,
         };
         let tried = draft.even_out(&self.rules);
-        self.scratch.spend(tried + seats.len() as u64);
+        self.scratch.spend(2 * tried + 20 * seats.len() as u64 + 40);
         draft.judge_match(&self.rules, self.scratch.now_ms);
         Some(draft)
     }
@@ -365,22 +405,24 @@ impl Scratch {
         view: &View<'_>,
         slot: u32,
         keys: impl Iterator<Item = Key>,
-        best: &mut Option<Candidate>,
+        best: &mut Option<(Candidate, usize)>,
     ) {
         let seed = view.hot(slot);
         let window = view.pools.window(seed.step);
+        let own_latency = self.costs.latency(view.region, seed.latency[view.region]);
+        // Whoever is farther can at most make up for it by having waited.
+        let most = self.costs.waiting(u64::MAX) - own_latency;
         let mut seen = 0;
         for key in keys {
             let other = slot_of(key);
             if other == slot {
                 continue;
             }
-            self.spent += 1;
+            self.spent += 2;
             let distance = (value_of(key) - seed.value).abs();
-            // Whoever is farther can at most make up for it by having waited.
-            let least = self.costs.distance(distance) - self.costs.waiting;
+            let nearness = self.costs.distance(distance);
             if distance > window
-                || best.is_some_and(|best| least > best.cost)
+                || best.is_some_and(|(best, _)| nearness - most > best.cost)
                 || seen == PARTNERS_MAX
                 || self.is_cut()
             {
@@ -391,25 +433,77 @@ impl Scratch {
                 continue;
             }
             seen += 1;
+            self.spent += 4;
+            let latency = self.costs.latency(view.region, hot.latency[view.region]);
+            let waited = self.now_ms.saturating_sub(hot.enqueued_ms);
             let candidate = Candidate {
-                cost: view.cost(&self.costs, other, distance, self.now_ms),
+                cost: nearness + latency.max(own_latency) - self.costs.waiting(waited),
                 enqueued_ms: hot.enqueued_ms,
                 slot: other,
                 value: hot.value,
                 size: 1,
                 step: hot.step,
             };
-            if best.is_none_or(|best| candidate < best) {
-                *best = Some(candidate);
+            if best.is_none_or(|(best, _)| candidate < best) {
+                *best = Some((candidate, view.region));
             }
         }
+    }
+
+    /// True if somewhere around the seed a stretch as long as the window has enough players, whoever they are.
+    fn are_enough(&mut self, view: &View<'_>, slot: u32, window: i32) -> bool {
+        let seed = view.hot(slot);
+        let needed = self.players - usize::from(seed.size);
+        let (above, below) = view
+            .pools
+            .all(view.region)
+            .around(&key(seed.value, slot, seed.size));
+        // Those below, nearest first: distance, and players up to there.
+        self.below.clear();
+        let mut players = 0;
+        for key in below {
+            let distance = seed.value - value_of(key);
+            if distance > window || players >= needed {
+                break;
+            }
+            players += usize::from(size_of_party(key));
+            self.below.push((distance, players));
+        }
+        self.spent += LANE_COST + self.below.len() as u64;
+        if players >= needed {
+            return true;
+        }
+        let mut upward = 0;
+        for key in above {
+            let distance = value_of(key) - seed.value;
+            if distance > window {
+                break;
+            }
+            self.spent += 1;
+            if slot_of(key) == slot {
+                continue;
+            }
+            upward += usize::from(size_of_party(key));
+            while self
+                .below
+                .last()
+                .is_some_and(|(below, _)| below + distance > window)
+            {
+                self.below.pop();
+            }
+            let downward = self.below.last().map_or(0, |(_, players)| *players);
+            if upward + downward >= needed {
+                return true;
+            }
+        }
+        false
     }
 
     /// Those nearest to a ticket on both sides, of each kind as many as a match could use; true if those are all.
     fn gather(&mut self, view: &View<'_>, slot: u32, rung: u8, window: i32) -> bool {
         self.around.clear();
         let seed = *view.hot(slot);
-        let from = key(seed.value, slot);
+        let from = key(seed.value, slot, seed.size);
         let mut is_whole = true;
         for lane in view.pools.lanes(view.region) {
             let most = self.most(view, lane.size, self.players - usize::from(seed.size));
@@ -439,7 +533,7 @@ impl Scratch {
     /// Those nearest to a running match, within its window and their own.
     fn gather_open(&mut self, view: &View<'_>, value: i32, step: u8, seats: usize) {
         self.around.clear();
-        let from = key(value, 0);
+        let from = key(value, 0, 1);
         let window = view.pools.window(step);
         for lane in view.pools.lanes(view.region) {
             let most = self.most(view, lane.size, seats);
@@ -481,13 +575,14 @@ impl Scratch {
             if kept == most || self.is_cut() {
                 return false;
             }
-            self.spent += 1;
+            self.spent += 2;
             let slot = slot_of(key);
             let hot = view.hot(slot);
             if slot == own || !fits(hot, distance) {
                 continue;
             }
             kept += 1;
+            self.spent += 4;
             self.around.push(Candidate {
                 cost: view.cost(&self.costs, slot, distance, self.now_ms),
                 enqueued_ms: hot.enqueued_ms,
@@ -518,7 +613,12 @@ impl Scratch {
         let mut anchors = std::mem::take(&mut self.anchors);
         anchors.clear();
         anchors.push(seed);
-        anchors.extend(self.candidates.iter().map(|c| c.value).filter(|value| *value < seed));
+        anchors.extend(
+            self.candidates
+                .iter()
+                .map(|c| c.value)
+                .filter(|value| *value < seed),
+        );
         anchors.sort_unstable_by_key(|low| ((low + half - seed).abs(), *low));
         anchors.dedup();
         let mut found = None;
@@ -543,9 +643,12 @@ impl Scratch {
         let seed = view.hot(slot).size;
         let needed = self.players - usize::from(seed);
         self.chosen.clear();
-        let within = self.candidates.iter().filter(|c| stretch.contains(&c.value));
+        let within = self
+            .candidates
+            .iter()
+            .filter(|c| stretch.contains(&c.value));
         self.chosen.extend(within);
-        self.spent += self.candidates.len() as u64 / 4;
+        self.spent += 4 + self.candidates.len() as u64 / 2;
         let mut counts: Counts = [0; PARTY_MAX];
         let mut players = 0;
         for candidate in &self.chosen {
@@ -569,7 +672,11 @@ impl Scratch {
         // Whoever came alone must not depend on how parties could be arranged.
         let alone = |at: &usize| plans[*at].parties.is_empty();
         let tried = order.iter().map(|(_, at)| *at).take(PLANS_TRIED);
-        let rest = order.iter().map(|(_, at)| *at).skip(PLANS_TRIED).filter(alone);
+        let rest = order
+            .iter()
+            .map(|(_, at)| *at)
+            .skip(PLANS_TRIED)
+            .filter(alone);
         for at in tried.chain(rest) {
             let seats = self.seat(view, slot, &plans[at]);
             if seats.is_some() || self.is_cut() {
@@ -596,12 +703,16 @@ impl Scratch {
 
     /// Who sits in which team by a plan.
     fn seat(&mut self, view: &View<'_>, slot: u32, plan: &Plan) -> Option<Seats> {
-        self.spent += self.chosen.len() as u64;
+        self.spent += 40 + self.chosen.len() as u64;
         if view.rules.spec().roles.is_empty() {
             return Some(self.seat_all(view, slot, plan));
         }
         self.seating.reset(view.rules.teams(), view.rules.seats());
-        let team = if view.hot(slot).size == 1 { ANY_TEAM } else { 0 };
+        let team = if view.hot(slot).size == 1 {
+            ANY_TEAM
+        } else {
+            0
+        };
         let mut arrange = Arrange {
             view,
             plan,
@@ -613,7 +724,7 @@ impl Scratch {
         };
         let found = arrange.seating.add_party(view.roles(slot), team) && arrange.parties(0);
         let seated = arrange.seated;
-        self.spent += std::mem::take(&mut self.seating.looked) / 4;
+        self.spent += std::mem::take(&mut self.seating.looked) / 2;
         if !found {
             return None;
         }
@@ -691,7 +802,7 @@ impl Scratch {
                 seated.push((candidate.slot, first));
             }
         }
-        self.spent += std::mem::take(&mut self.seating.looked) / 4;
+        self.spent += std::mem::take(&mut self.seating.looked) / 2;
         seated
     }
 }
@@ -728,7 +839,10 @@ impl Arrange<'_> {
                 return false;
             }
             let first = self.seating.len();
-            if !self.seating.add_party(self.view.roles(candidate.slot), team) {
+            if !self
+                .seating
+                .add_party(self.view.roles(candidate.slot), team)
+            {
                 self.tries += 1;
                 continue;
             }

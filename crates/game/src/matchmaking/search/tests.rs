@@ -115,7 +115,10 @@ impl World {
 
     fn insert(&mut self, ticket: Ticket) {
         if self.rules.admit(&ticket).is_err() {
-            assert!(matches!(self.search.insert(ticket), Err(Refused::Invalid(_))));
+            assert!(matches!(
+                self.search.insert(ticket),
+                Err(Refused::Invalid(_))
+            ));
             return;
         }
         self.search.insert(ticket.clone()).unwrap();
@@ -158,7 +161,11 @@ impl World {
 
     fn check_nobody_is_lost(&self) {
         assert_eq!(self.search.len(), self.waiting.len());
-        let mut listed: Vec<_> = self.search.iter().map(|ticket| (**ticket).clone()).collect();
+        let mut listed: Vec<_> = self
+            .search
+            .iter()
+            .map(|ticket| (**ticket).clone())
+            .collect();
         assert!(listed.is_sorted_by_key(|ticket| (ticket.enqueued_ms, ticket.id)));
         listed.sort_by_key(|ticket| ticket.id);
         assert!(listed.iter().eq(self.waiting.values()));
@@ -170,14 +177,21 @@ impl World {
 
     /// The oracle: may these meet, as far as ratings and regions go?
     fn suit(&self, tickets: &[&Ticket]) -> bool {
-        let step = tickets.iter().map(|ticket| self.step(ticket)).min().unwrap();
+        let step = tickets
+            .iter()
+            .map(|ticket| self.step(ticket))
+            .min()
+            .unwrap();
         let values = || tickets.iter().map(|ticket| self.rules.value(ticket));
         let spread = values().max().unwrap() - values().min().unwrap();
         let near = |ticket: &&Ticket| {
             let latency = self.rules.latency(ticket);
             self.rules.near(&latency, self.step(ticket))
         };
-        let common = tickets.iter().map(near).fold(u16::MAX, |all, one| all & one);
+        let common = tickets
+            .iter()
+            .map(near)
+            .fold(u16::MAX, |all, one| all & one);
         spread <= self.rules.ladder(self.brownout)[step].window && common != 0
     }
 }
@@ -206,7 +220,10 @@ fn the_same_course_gives_the_same_proposals() {
 fn a_ticket_that_cant_be_admitted_is_told_all_reasons() {
     let mut search = Search::new(spec(2, 2).check().unwrap().shared());
     let mut ticket = party(1, &[20.0, 20.0, 20.0], START);
-    assert!(matches!(search.insert(ticket.clone()), Err(Refused::Invalid(_))));
+    assert!(matches!(
+        search.insert(ticket.clone()),
+        Err(Refused::Invalid(_))
+    ));
     ticket.players.truncate(2);
     ticket.players[0].roles = Roles::of(&[1]);
     ticket.players[1].latency_ms = Latency::of(&[500, 500]);
@@ -223,13 +240,24 @@ fn a_clock_that_goes_back_stands_still() {
     world.insert(alone(1, 20.0, START - 60_000));
     world.insert(alone(2, 27.0, START - 60_000));
     world.now = START - 59_000;
-    assert!(world.search.tick(START, world.rules.budget(Brownout::Off), &mut Vec::new()).proposals == 1);
+    assert!(
+        world
+            .search
+            .tick(START, world.rules.budget(Brownout::Off), &mut Vec::new())
+            .proposals
+            == 1
+    );
     let mut search = Search::new(Arc::clone(&world.rules));
     let budget = world.rules.budget(Brownout::Off);
     search.insert(alone(1, 20.0, START - 60_000)).unwrap();
     search.tick(START, budget, &mut Vec::new());
     search.insert(alone(2, 27.0, START - 60_000)).unwrap();
-    assert_eq!(search.tick(START - 60_000, budget, &mut Vec::new()).proposals, 1);
+    assert_eq!(
+        search
+            .tick(START - 60_000, budget, &mut Vec::new())
+            .proposals,
+        1
+    );
 }
 
 #[test]
@@ -245,7 +273,10 @@ fn a_waiting_ticket_costs_less_than_five_hundred_bytes() {
     }
     search.tick(START, rules.budget(Brownout::Off), &mut Vec::new());
     let each = (search.bytes() - empty) / search.len().max(1);
-    assert!(search.len() > 5_000 && each < 500 * 20_000 / search.len(), "{each}");
+    assert!(
+        search.len() > 5_000 && each < 500 * 20_000 / search.len(),
+        "{each}"
+    );
 }
 
 #[test]

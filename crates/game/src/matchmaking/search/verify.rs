@@ -68,14 +68,22 @@ fn check_seats(
         let players: Vec<_> = team.iter().flat_map(|ticket| &ticket.players).collect();
         let is_filled = players.len() == open.total();
         if players.len() > open.total() || backfill.is_none() && !is_filled {
-            problems.add(format!("team {at}: {} players on {} seats", players.len(), open.total()));
+            problems.add(format!(
+                "team {at}: {} players on {} seats",
+                players.len(),
+                open.total()
+            ));
         }
         if spec.roles.is_empty() {
             continue;
         }
         let roles = proposal.roles.get(at).map_or(&[][..], Vec::as_slice);
         if roles.len() != players.len() {
-            problems.add(format!("team {at}: {} roles for {} players", roles.len(), players.len()));
+            problems.add(format!(
+                "team {at}: {} roles for {} players",
+                roles.len(),
+                players.len()
+            ));
             continue;
         }
         let mut left = [0_i32; ROLES_MAX + 1];
@@ -88,7 +96,10 @@ fn check_seats(
             left[seat] -= 1;
             let can = seat == ROLES_MAX || player.roles.is_empty() || player.roles.contains(seat);
             if !can || left[seat] < 0 {
-                problems.add(format!("team {at}: player {} has no seat for {role:?}", player.id));
+                problems.add(format!(
+                    "team {at}: player {} has no seat for {role:?}",
+                    player.id
+                ));
             }
         }
     }
@@ -113,7 +124,10 @@ fn check_latency(
         for player in &ticket.players {
             let latency = player.latency_ms.to(proposal.region);
             if latency.is_none_or(|latency| u32::from(latency) > most) {
-                problems.add(format!("player {}: {latency:?} ms to {}", player.id, region.name));
+                problems.add(format!(
+                    "player {}: {latency:?} ms to {}",
+                    player.id, region.name
+                ));
             }
         }
     }
@@ -134,10 +148,17 @@ fn check_match(
     let step = |ticket: &Ticket| {
         rules.ladder(brownout)[rules.step(now_ms.saturating_sub(ticket.enqueued_ms))]
     };
-    let window = all.iter().map(|ticket| step(ticket).window).min().unwrap_or(0);
+    let window = all
+        .iter()
+        .map(|ticket| step(ticket).window)
+        .min()
+        .unwrap_or(0);
     for one in &all {
         if gap > usize::from(step(one).gap) {
-            problems.add(format!("ticket {}: parties differ by {gap} players", one.id));
+            problems.add(format!(
+                "ticket {}: parties differ by {gap} players",
+                one.id
+            ));
         }
         for two in &all {
             let distance = (rules.value(one) - rules.value(two)).abs();
@@ -161,9 +182,8 @@ fn check_open(
     problems: &mut Problems,
 ) {
     let value = (backfill.rating * MILLI).round() as i32;
-    let window = |since_ms: u64| {
-        rules.ladder(brownout)[rules.step(now_ms.saturating_sub(since_ms))].window
-    };
+    let window =
+        |since_ms: u64| rules.ladder(brownout)[rules.step(now_ms.saturating_sub(since_ms))].window;
     if teams.iter().all(Vec::is_empty) {
         problems.add("nobody takes a seat");
     }

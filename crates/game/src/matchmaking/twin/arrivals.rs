@@ -154,14 +154,16 @@ impl Synthetic {
         let players = (0..size as u64)
             .map(|at| {
                 // Friends are about as good as each other.
-                let mu = if is_new { Rating::NEWCOMER.mu } else { own + normal(dice) };
-                let sigma = match is_new {
-                    true => Rating::NEWCOMER.sigma,
-                    false => 1.0 + dice.below(2_000) as f64 / 1_000.0,
+                let mu = own + normal(dice);
+                let sigma = 1_000 + dice.below(2_000);
+                let rating = match is_new {
+                    true => Rating::NEWCOMER,
+                    // Short numbers come back from JSON as they were.
+                    false => Rating::new((mu * 1e3).round() / 1e3, sigma as f64 / 1e3),
                 };
                 Player {
                     id: id * 32 + at,
-                    rating: Rating::new(mu, sigma),
+                    rating,
                     roles: self.roles(rules, at as usize, dice),
                     latency_ms: latency(rules, home, dice),
                 }

@@ -59,7 +59,11 @@ fn a_recording_comes_back_and_one_that_is_broken_names_its_line() {
     let arrivals = arrivals();
     let mut text = Vec::new();
     write(&arrivals, &mut text).unwrap();
-    assert_eq!(read(text.as_slice()).unwrap(), arrivals);
+    let again = read(text.as_slice()).unwrap();
+    assert!(
+        again == arrivals,
+        "a recording differs from what was recorded"
+    );
     let mut broken = text.clone();
     broken.extend(b"\n{\"ticket\":1}\n");
     assert!(matches!(
@@ -67,7 +71,10 @@ fn a_recording_comes_back_and_one_that_is_broken_names_its_line() {
         Err(TwinError::Parse { line: 602, .. })
     ));
     let long = vec![b' '; LINE_MAX + 2];
-    assert!(matches!(read(long.as_slice()), Err(TwinError::Long { line: 1 })));
+    assert!(matches!(
+        read(long.as_slice()),
+        Err(TwinError::Long { line: 1 })
+    ));
     assert!(read(&b""[..]).unwrap().is_empty());
     assert_eq!(run(&rules(1.0), &[], &Course::default()).arrived, 0);
 }
