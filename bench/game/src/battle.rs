@@ -4,6 +4,7 @@
 
 mod dispatch;
 #[path = "../../../crates/game/examples/battle/duel.rs"]
+#[allow(dead_code)]
 mod duel;
 mod load;
 
@@ -91,7 +92,7 @@ pub fn run(options: &Options) -> anyhow::Result<Vec<Row>> {
             ("mutex pool", &naive, None),
         ];
         for (who, start, bar) in contestants {
-            let mut measure = |of_capacity: f64, length| {
+            let measure = |of_capacity: f64, length| {
                 let load = Load {
                     rate: capacity * of_capacity,
                     length,

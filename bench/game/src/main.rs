@@ -2,6 +2,8 @@
 //! beside Redis itself, two policies of the elastic pool on the same load, matchmaking beside what is asked of it.
 //! Run by `cargo xtask bench game`, which writes the table into `bench/game/README.md`.
 
+mod battle;
+mod board;
 mod table;
 
 use std::path::PathBuf;
@@ -44,7 +46,7 @@ pub struct Row {
 
 type Component = (&'static str, fn(&Options) -> anyhow::Result<Vec<Row>>);
 
-const COMPONENTS: &[Component] = &[];
+const COMPONENTS: &[Component] = &[("battle", battle::run), ("board", board::run)];
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();

@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kameo::Actor as _;
 use kameo::actor::{ActorRef as KameoRef, Spawn};
 use kameo_actors::pool::{ActorPool, Dispatch};
 use phalanx_game::battle::{
@@ -18,7 +17,7 @@ use ractor::factory::routing::QueuerRouting;
 use ractor::factory::{
     Factory, FactoryArguments, FactoryMessage, Job, Worker, WorkerBuilder, WorkerId,
 };
-use ractor::{Actor as _, ActorProcessingErr, ActorRef};
+use ractor::{ActorProcessingErr, ActorRef};
 use tokio::sync::oneshot;
 
 use super::load::cpu_seconds;
@@ -163,9 +162,6 @@ type RactorMessage = FactoryMessage<u64, Ask>;
 
 #[derive(Debug)]
 struct Ask(u64, oneshot::Sender<u64>);
-
-#[cfg(feature = "cluster")]
-impl ractor::Message for Ask {}
 
 struct RactorWorker;
 
