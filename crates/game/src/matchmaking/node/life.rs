@@ -5,7 +5,7 @@ use std::{
     panic,
     sync::{
         Arc, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     time::{Duration, Instant},
@@ -190,13 +190,20 @@ impl Life {
                 return self.pause(replica, reason).await;
             }
         };
-        self.inner.set_role(Role::Standby {
-            owner: address.clone(),
-        });
         let (shipped, disk) = tokio::sync::mpsc::channel(SHIPPED_MAX);
         let (acks, acked) = tokio::sync::mpsc::unbounded_channel();
         let checkpoint_bytes = self.config.limits.checkpoint_bytes;
-        let keeping = blocking(move || keep(replica, disk, acks, checkpoint_bytes));
+        // Whoever answers the first word is the owner; before it, there may be another secret.
+        let (inner, owner) = (self.inner.clone(), address.clone());
+        let greeted = Arc::new(AtomicBool::new(false));
+        let first = {
+            let greeted = greeted.clone();
+            move || {
+                greeted.store(true, Ordering::Relaxed);
+                inner.set_role(Role::Standby { owner });
+            }
+        };
+        let keeping = blocking(move || keep(replica, disk, acks, checkpoint_bytes, first));
         let keeping = tokio::spawn(keeping);
         let ended = tokio::select! {
             ended = link::follow(link, shipped, acked) => ended,
@@ -204,12 +211,18 @@ impl Life {
         };
         match keeping.await {
             Ok(Ok(replica)) => match ended {
-                Err(error @ (LinkError::Turned | LinkError::State | LinkError::Record)) => {
-                    self.pause(replica, error.to_string()).await
-                }
                 Err(error) => {
                     tracing::info!(key = %self.inner.key, %error, "the owner is gone from here");
-                    Turn::Whole(replica)
+                    let hopeless = matches!(
+                        error,
+                        LinkError::Turned | LinkError::State | LinkError::Record
+                    );
+                    // One that was followed may be dead, and then there is something to do at once.
+                    if greeted.load(Ordering::Relaxed) && !hopeless {
+                        return Turn::Whole(replica);
+                    }
+                    let reason = format!("the owner at {address} can't be followed: {error}");
+                    self.pause(replica, reason).await
                 }
                 Ok(()) => Turn::Whole(replica),
             },
@@ -371,8 +384,13 @@ fn keep(
     mut disk: tokio::sync::mpsc::Receiver<Shipped>,
     acks: tokio::sync::mpsc::UnboundedSender<u64>,
     checkpoint_bytes: u64,
+    first: impl FnOnce(),
 ) -> Result<Replica, ReplicaError> {
+    let mut first = Some(first);
     while let Some(shipped) = disk.blocking_recv() {
+        if let Some(first) = first.take() {
+            first();
+        }
         let seq = replica.take(shipped, checkpoint_bytes)?;
         // A connection that is gone needs no acknowledgement, but what it brought may still be kept.
         let _ = acks.send(seq);
