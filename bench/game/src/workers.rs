@@ -25,11 +25,17 @@ pub fn run(options: &Options) -> anyhow::Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn compare(name: &str, service: fn(Duration) -> Service, rounds: u32) -> anyhow::Result<Vec<Comparison>> {
+fn compare(
+    name: &str,
+    service: fn(Duration) -> Service,
+    rounds: u32,
+) -> anyhow::Result<Vec<Comparison>> {
     let named = Named::find(name).ok_or_else(|| anyhow::anyhow!("no load `{name}`"))?;
     let service = service(named.service.mean());
     let seeds = 1..=u64::from(rounds);
-    Ok(seeds.map(|seed| named.with(service, seed).compare()).collect())
+    Ok(seeds
+        .map(|seed| named.with(service, seed).compare())
+        .collect())
 }
 
 fn step(options: &Options) -> anyhow::Result<Vec<Row>> {
@@ -50,7 +56,13 @@ fn step(options: &Options) -> anyhow::Result<Vec<Row>> {
         let wait = |outcome: &Outcome| outcome.wait_p99.as_secs_f64() * 1e3;
         rows.extend(both(case, "ms", &runs, wait, "≤ 1/100 of the brief's"));
         let cost = |outcome: &Outcome| outcome.worker_s;
-        rows.extend(both(worker_seconds, "worker-s", &runs, cost, "≤ 1.1 × the brief's"));
+        rows.extend(both(
+            worker_seconds,
+            "worker-s",
+            &runs,
+            cost,
+            "≤ 1.1 × the brief's",
+        ));
     }
     Ok(rows)
 }
@@ -58,9 +70,21 @@ fn step(options: &Options) -> anyhow::Result<Vec<Row>> {
 fn constant(options: &Options) -> anyhow::Result<Vec<Row>> {
     let runs = compare("constant", Service::Even, options.rounds)?;
     let turns = |outcome: &Outcome| outcome.turns_in_ten_minutes(Duration::ZERO) as f64;
-    let mut rows = both("constant 1,000/s: turns in 10 min", "turns", &runs, turns, "≤ 2");
+    let mut rows = both(
+        "constant 1,000/s: turns in 10 min",
+        "turns",
+        &runs,
+        turns,
+        "≤ 2",
+    );
     let cost = |outcome: &Outcome| outcome.worker_s;
-    rows.extend(both("constant 1,000/s: worker-seconds of 20 min", "worker-s", &runs, cost, ""));
+    rows.extend(both(
+        "constant 1,000/s: worker-seconds of 20 min",
+        "worker-s",
+        &runs,
+        cost,
+        "",
+    ));
     Ok(rows)
 }
 
@@ -83,7 +107,11 @@ fn both(
     let staffing = runs.iter().map(|run| figure(&run.staffing)).collect();
     let brief = runs.iter().map(|run| figure(&run.brief)).collect();
     vec![
-        row("phalanx", staffing, (!bar.is_empty()).then(|| bar.to_owned())),
+        row(
+            "phalanx",
+            staffing,
+            (!bar.is_empty()).then(|| bar.to_owned()),
+        ),
         row("brief's rule", brief, None),
     ]
 }
@@ -131,7 +159,10 @@ async fn live_step(policy: impl Policy + 'static, seconds: u64, seed: u64) -> an
     });
     let mut dice = Dice::new(seed);
     let start = Instant::now();
-    let (end, rise) = (Duration::from_secs(seconds), Duration::from_secs(seconds / 3));
+    let (end, rise) = (
+        Duration::from_secs(seconds),
+        Duration::from_secs(seconds / 3),
+    );
     let mut due = Duration::ZERO;
     while due < end {
         let ahead = due.saturating_sub(start.elapsed());
@@ -145,6 +176,8 @@ async fn live_step(policy: impl Policy + 'static, seconds: u64, seed: u64) -> an
         due += Duration::from_secs_f64(-uniform.ln() / rate);
     }
     pool.drain(Duration::from_secs(600)).await;
-    let waits = waits.lock().map_err(|_| anyhow::anyhow!("a job panicked"))?;
+    let waits = waits
+        .lock()
+        .map_err(|_| anyhow::anyhow!("a job panicked"))?;
     Ok(waits.value_at_quantile(0.99) as f64 / 1e3)
 }

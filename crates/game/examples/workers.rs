@@ -1,5 +1,5 @@
 //! A pool that grows with its load, refuses what it can't hold, shrinks when the load is gone, and drains.
-//! `cargo run -p phalanx-game --example workers` (ten seconds)
+//! `cargo run -p phalanx-game --example workers` (fifteen seconds)
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     })?;
     println!("the first answer: {}", answered.await?);
 
-    for (rate, seconds) in [(20, 2), (300, 3), (20, 5)] {
+    for (rate, seconds) in [(20, 2), (300, 4), (20, 9)] {
         let until = Instant::now() + Duration::from_secs(seconds);
         let mut refused = 0;
         while Instant::now() < until {

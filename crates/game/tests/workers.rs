@@ -99,6 +99,7 @@ fn constant_load_of_any_kind_is_kept_still() {
                 title: String::new(),
                 jobs: curve.jobs(service, seed),
                 length: curve.length(),
+                warm_up: Duration::ZERO,
                 start: 10,
             };
             let outcome = scenario.run(&mut Staffing::within(bounds));
@@ -135,6 +136,7 @@ fn the_same_seed_gives_the_same_run() {
             title: "a hill".to_owned(),
             jobs: curve.jobs(Service::Spread(MS * 50), seed),
             length: curve.length(),
+            warm_up: Duration::ZERO,
             start: 10,
         };
         draw(&scenario.compare())
@@ -158,6 +160,7 @@ fn known_load_is_staffed_before_it_comes() {
         title: String::new(),
         jobs: curve.jobs(Service::Even(MS * 50), 1),
         length: curve.length(),
+        warm_up: Duration::ZERO,
         start: 10,
     };
     let event = Expected {

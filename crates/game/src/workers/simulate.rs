@@ -83,9 +83,16 @@ impl Outcome {
     }
 }
 
-/// Runs `jobs` (ascending by arrival) under the policy, which starts with `start` workers; `length` is the curve's.
-pub fn run(jobs: &[Job], length: Duration, start: u32, policy: &mut dyn Policy) -> Outcome {
-    let mut pool = Pool::new(jobs, length, policy.bounds().clamp(start));
+/// Runs `jobs` (ascending by arrival) under the policy, which starts with `start` workers; `length` is the curve's. Waits,
+/// queue and worker-seconds count from `warm_up` on.
+pub fn run(
+    jobs: &[Job],
+    length: Duration,
+    warm_up: Duration,
+    start: u32,
+    policy: &mut dyn Policy,
+) -> Outcome {
+    let mut pool = Pool::new(jobs, length, warm_up, policy.bounds().clamp(start));
     let end = nanos(length).saturating_mul(LENGTHS_MAX);
     let mut tick = 0;
     let mut next = jobs.iter().copied().peekable();
@@ -110,13 +117,15 @@ pub fn run(jobs: &[Job], length: Duration, start: u32, policy: &mut dyn Policy) 
             tick += nanos(TICK);
         }
     }
-    pool.outcome(jobs.len() as u64)
+    pool.pass(pool.now.max(nanos(length)));
+    pool.outcome()
 }
 
 /// The pool in virtual time, in nanoseconds.
 struct Pool {
     now: u64,
     length: u64,
+    warm_up: u64,
     size: u32,
     busy: u32,
     queue: VecDeque<Job>,
@@ -147,12 +156,13 @@ struct Part {
 }
 
 impl Pool {
-    fn new(jobs: &[Job], length: Duration, size: u32) -> Self {
+    fn new(jobs: &[Job], length: Duration, warm_up: Duration, size: u32) -> Self {
         let length = nanos(length);
         let part = (length / SERIES_MAX as u64).max(nanos(TICK));
         Self {
             now: 0,
             length,
+            warm_up: nanos(warm_up),
             size,
             busy: 0,
             queue: VecDeque::new(),
@@ -179,7 +189,9 @@ impl Pool {
         while self.part.end <= at && self.part.end <= self.length {
             self.close_part();
         }
-        let counted = at.min(self.length) - self.now.min(self.length);
+        let within = self.warm_up.min(self.length)..=self.length;
+        let counted = at.clamp(*within.start(), *within.end())
+            - self.now.clamp(*within.start(), *within.end());
         self.worker_ns += u128::from(counted) * u128::from(self.workers());
         self.now = at;
     }
@@ -197,7 +209,9 @@ impl Pool {
             self.begin(job);
         } else {
             self.queue.push_back(job);
-            self.queue_max = self.queue_max.max(self.queue.len());
+            if self.now >= self.warm_up {
+                self.queue_max = self.queue_max.max(self.queue.len());
+            }
             self.part.queue = self.part.queue.max(self.queue.len());
         }
     }
@@ -206,7 +220,9 @@ impl Pool {
         self.busy += 1;
         let wait = self.now - job.at;
         let us = u32::try_from(wait / 1000).unwrap_or(u32::MAX);
-        self.waits_us.push(us);
+        if job.at >= self.warm_up {
+            self.waits_us.push(us);
+        }
         self.part.wait = self.part.wait.max(wait);
         self.running.push(Reverse(Running {
             end: self.now.saturating_add(job.service),
@@ -275,8 +291,8 @@ impl Pool {
     }
 
     /// Jobs that were never begun count with what they have waited by now.
-    fn outcome(mut self, jobs: u64) -> Outcome {
-        for job in &self.queue {
+    fn outcome(mut self) -> Outcome {
+        for job in self.queue.iter().filter(|job| job.at >= self.warm_up) {
             let us = self.now.saturating_sub(job.at) / 1000;
             self.waits_us.push(u32::try_from(us).unwrap_or(u32::MAX));
         }
@@ -287,7 +303,7 @@ impl Pool {
             Duration::from_micros(u64::from(us))
         };
         Outcome {
-            jobs,
+            jobs: self.waits_us.len() as u64,
             wait_p50: quantile(50),
             wait_p99: quantile(99),
             wait_max: quantile(100),

@@ -342,15 +342,10 @@ impl Staffing {
         let held = self.hold.highest(now);
         // At the lower bound the band would keep a worker or two for ever.
         let worth = |to: u32| size - to >= band || to == self.options.bounds.min();
-        if held >= size || now < self.panic_until {
-            let reason = if worth(good) {
-                Reason::Held
-            } else {
-                Reason::Band
-            };
-            (size, reason)
-        } else if worth(held) {
+        if held < size && now >= self.panic_until && worth(held) {
             (held, Reason::Released)
+        } else if worth(good) {
+            (size, Reason::Held)
         } else {
             (size, Reason::Band)
         }

@@ -261,7 +261,7 @@ mod tests {
                 / 2e4;
             assert!((average - 1.0).abs() < 0.05, "{service:?}: {average}");
             assert!(
-                (variance.sqrt() - cv).abs() < 0.1,
+                (variance.sqrt() - cv).abs() < 0.2,
                 "{service:?}: {variance}"
             );
         }

@@ -242,19 +242,19 @@ fn table(svg: &mut String, comparison: &Comparison) {
             &format!("fill=\"{color}\" font-weight=\"600\""),
             name,
         );
-        for (x, value) in COLUMNS.iter().zip(figures(outcome)) {
+        for (x, value) in COLUMNS.iter().zip(figures(outcome, comparison.warm_up)) {
             text(svg, *x, y, &format!("fill=\"{INK}\" {number}"), &value);
         }
     }
 }
 
-fn figures(outcome: &Outcome) -> [String; 5] {
+fn figures(outcome: &Outcome, warm_up: Duration) -> [String; 5] {
     [
         shown(outcome.wait_p99),
         shown(outcome.wait_max),
         thousands(outcome.queue_max),
         thousands(outcome.worker_s as u64),
-        outcome.turns(Duration::ZERO, Duration::MAX).to_string(),
+        outcome.turns(warm_up, Duration::MAX).to_string(),
     ]
 }
 

@@ -20,6 +20,8 @@ pub struct Scenario {
     pub title: String,
     pub jobs: Vec<Job>,
     pub length: Duration,
+    /// What isn't counted of it.
+    pub warm_up: Duration,
     pub start: u32,
 }
 
@@ -30,27 +32,27 @@ pub struct Named {
     pub title: &'static str,
     pub curve: Curve,
     pub service: Service,
-    pub start: u32,
+    pub warm_up: Duration,
 }
 
 impl Named {
     pub const NAMES: [&'static str; 6] = ["step", "constant", "ramp", "daily", "spike", "ratchet"];
 
     pub fn find(name: &str) -> Option<Self> {
-        let (name, title, points, service, start) = match name {
+        let (name, title, points, service, warm_up_s) = match name {
             "step" => (
                 "step",
                 "150 jobs per second, 1,000 for eight minutes, 150 again; 50 ms each",
                 step(150.0, 1000.0, [120.0, 600.0, 900.0]),
                 Service::Even(MS_50),
-                START,
+                0,
             ),
             "constant" => (
                 "constant",
-                "1,000 jobs per second without end; 50 ms each",
+                "1,000 jobs per second without end; 50 ms each; figures from minute 5 on",
                 vec![(0.0, 1000.0), (1200.0, 1000.0)],
                 Service::Even(MS_50),
-                START,
+                300,
             ),
             "ramp" => (
                 "ramp",
@@ -64,21 +66,21 @@ impl Named {
                     (1500.0, 100.0),
                 ],
                 Service::Even(MS_50),
-                START,
+                0,
             ),
             "daily" => (
                 "daily",
                 "A day in an hour: 60 to 1,000 jobs per second; 50 ms each",
                 daily(1000.0, 3600.0),
                 Service::Even(MS_50),
-                START,
+                0,
             ),
             "spike" => (
                 "spike",
                 "150 jobs per second, 1,500 for twenty seconds now and then; 50 ms each",
                 spikes(150.0, 1500.0, 20.0, &[120.0, 300.0, 660.0], 900.0),
                 Service::Even(MS_50),
-                START,
+                0,
             ),
             "ratchet" => (
                 "ratchet",
@@ -90,7 +92,7 @@ impl Named {
                     (1800.0, 60.0),
                 ],
                 Service::Fixed(Duration::from_millis(100)),
-                START,
+                0,
             ),
             _ => return None,
         };
@@ -99,7 +101,7 @@ impl Named {
             title,
             curve: Curve::try_new(points).ok()?,
             service,
-            start,
+            warm_up: Duration::from_secs(warm_up_s),
         })
     }
 
@@ -112,7 +114,8 @@ impl Named {
             title: self.title.to_owned(),
             jobs: self.curve.jobs(service, seed),
             length: self.curve.length(),
-            start: self.start,
+            warm_up: self.warm_up,
+            start: START,
         }
     }
 }
@@ -125,12 +128,13 @@ impl Scenario {
             title: title.into(),
             length: Duration::from_nanos(last.at) + Duration::from_secs(1),
             jobs,
+            warm_up: Duration::ZERO,
             start: START,
         })
     }
 
     pub fn run(&self, policy: &mut dyn Policy) -> Outcome {
-        run(&self.jobs, self.length, self.start, policy)
+        run(&self.jobs, self.length, self.warm_up, self.start, policy)
     }
 
     /// The brief's rule and the default policy, each as it comes, on this load.
@@ -138,6 +142,7 @@ impl Scenario {
         Comparison {
             title: self.title.clone(),
             length: self.length,
+            warm_up: self.warm_up,
             brief: self.run(&mut BriefRule::default()),
             staffing: self.run(&mut Staffing::default()),
         }
@@ -149,6 +154,7 @@ impl Scenario {
 pub struct Comparison {
     pub title: String,
     pub length: Duration,
+    pub warm_up: Duration,
     pub brief: Outcome,
     pub staffing: Outcome,
 }
@@ -169,7 +175,7 @@ impl Comparison {
                 shown(outcome.wait_max),
                 thousands(outcome.queue_max),
                 thousands(outcome.worker_s as u64),
-                outcome.turns(Duration::ZERO, Duration::MAX),
+                outcome.turns(self.warm_up, Duration::MAX),
             );
         }
         table

@@ -35,21 +35,49 @@ fn job(at_ms: u64, service_ms: u64) -> Job {
 fn waits_are_those_of_a_queue_worked_by_hand() {
     // One worker: the second waits 60 ms, the third 150, the fourth nothing.
     let jobs = [job(0, 100), job(40, 100), job(50, 10), job(900, 10)];
-    let outcome = run(&jobs, Duration::from_secs(1), 1, &mut Fixed(1));
+    let outcome = run(
+        &jobs,
+        Duration::from_secs(1),
+        Duration::ZERO,
+        1,
+        &mut Fixed(1),
+    );
     assert_eq!(outcome.jobs, 4);
     assert_eq!(outcome.wait_max, Duration::from_millis(150));
     assert_eq!(outcome.wait_p50, Duration::ZERO);
     assert_eq!(outcome.queue_max, 2);
     assert!((outcome.worker_s - 1.0).abs() < 1e-9);
     assert_eq!(outcome.changes, []);
-    let two = run(&jobs, Duration::from_secs(1), 2, &mut Fixed(2));
+    let later = run(
+        &jobs,
+        Duration::from_secs(1),
+        Duration::from_millis(500),
+        1,
+        &mut Fixed(1),
+    );
+    assert_eq!((later.jobs, later.wait_max), (1, Duration::ZERO));
+    assert_eq!(later.queue_max, 0);
+    assert!((later.worker_s - 0.5).abs() < 1e-9);
+    let two = run(
+        &jobs,
+        Duration::from_secs(1),
+        Duration::ZERO,
+        2,
+        &mut Fixed(2),
+    );
     assert_eq!(two.wait_max, Duration::from_millis(50));
 }
 
 #[test]
 fn a_worker_that_is_not_wanted_ends_after_its_job() {
     let jobs = [job(0, 600), job(0, 100), job(300, 100)];
-    let outcome = run(&jobs, Duration::from_secs(1), 2, &mut Fixed(1));
+    let outcome = run(
+        &jobs,
+        Duration::from_secs(1),
+        Duration::ZERO,
+        2,
+        &mut Fixed(1),
+    );
     // Two for 100 ms, then the long one alone keeps the one that is left: the third waits for it.
     assert_eq!(outcome.changes.len(), 1);
     assert_eq!(outcome.wait_max, Duration::from_millis(300));
@@ -58,11 +86,23 @@ fn a_worker_that_is_not_wanted_ends_after_its_job() {
 #[test]
 fn what_is_left_at_the_end_is_still_served_and_counted() {
     let jobs: Vec<Job> = (0..100).map(|at| job(at, 100)).collect();
-    let outcome = run(&jobs, Duration::from_secs(1), 1, &mut Fixed(1));
+    let outcome = run(
+        &jobs,
+        Duration::from_secs(1),
+        Duration::ZERO,
+        1,
+        &mut Fixed(1),
+    );
     assert_eq!(outcome.wait_max, Duration::from_millis(99 * 99));
     assert!((outcome.worker_s - 1.0).abs() < 1e-9);
     let never = [job(0, 3_600_000), job(1, 1)];
-    let outcome = run(&never, Duration::from_secs(1), 1, &mut Fixed(1));
+    let outcome = run(
+        &never,
+        Duration::from_secs(1),
+        Duration::ZERO,
+        1,
+        &mut Fixed(1),
+    );
     assert!(outcome.wait_max > Duration::from_secs(19));
 }
 
@@ -71,7 +111,7 @@ fn waiting_is_that_of_the_textbooks_queues() {
     // M/M/1 at 80 %: P99 = ln(80)·S/(1 − ρ), P50 = ln(1.6)·S/(1 − ρ).
     let curve = Curve::try_new(vec![(0.0, 80.0), (4000.0, 80.0)]).unwrap();
     let jobs = curve.jobs(Service::Exponential(Duration::from_millis(10)), 5);
-    let outcome = run(&jobs, curve.length(), 1, &mut Fixed(1));
+    let outcome = run(&jobs, curve.length(), Duration::ZERO, 1, &mut Fixed(1));
     let near = |wait: Duration, ms: f64| (wait.as_secs_f64() * 1e3 / ms - 1.0).abs();
     assert!(
         near(outcome.wait_p99, 219.1) < 0.1,
@@ -132,7 +172,8 @@ fn recorded_arrivals_are_run_as_they_came() {
         1,
     )
     .unwrap();
-    let scenario = Scenario::recorded("friday", jobs).unwrap();
+    let mut scenario = Scenario::recorded("friday", jobs).unwrap();
+    scenario.start = 1;
     assert_eq!(scenario.length, Duration::from_secs(3));
     let outcome = scenario.run(&mut Fixed(1));
     assert_eq!(
