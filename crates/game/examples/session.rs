@@ -27,7 +27,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Logins serve 1,000 a second, and fail the rest, which tries again: after up to 1, 2, 4 … 16 s.
+/// Logins serve 1,000 a second, and fail the rest, which tries again: after up to 1, 2, 4 … 16 s. That is kind to them: a
+/// refusal costs nothing here, and nobody gives up.
 fn left_alone() -> (Vec<usize>, f64) {
     let mut dice = Dice::new(1);
     let (mut arrivals, mut served) = (vec![0; 4 * SECONDS], vec![0; 4 * SECONDS]);

@@ -44,6 +44,8 @@ struct Case {
     budget: u32,
     rude_percent: u64,
     stranger_percent: u64,
+    /// How many of those who are there the governor was told of.
+    known_percent: u32,
     announced: bool,
     seed: u64,
 }
@@ -55,6 +57,7 @@ impl Default for Case {
             budget: 1_000,
             rude_percent: 0,
             stranger_percent: 0,
+            known_percent: 100,
             announced: false,
             seed: 1,
         }
@@ -92,7 +95,8 @@ fn run(case: &Case) -> Storm {
             }
         })
         .collect();
-    governor.population(0, counts).unwrap();
+    let known = counts.map(|count| count * case.known_percent / 100);
+    governor.population(0, known).unwrap();
     for client in &mut clients {
         client.spread = governor.spread(0, client.stage).unwrap();
     }
@@ -195,6 +199,29 @@ impl Storm {
     }
 }
 
+impl Storm {
+    /// For whoever looks with `--nocapture`.
+    fn show(&self, what: &str) {
+        let budget = self.budget as usize;
+        let mut most = 0;
+        for (at, first) in self.logins.iter().enumerate() {
+            let end = self
+                .logins
+                .partition_point(|login| *login < *first + Duration::from_secs(1));
+            most = most.max(end - at);
+        }
+        let least = self.clients.len() as f64 / budget as f64;
+        let last = (*self.logins.last().expect("somebody came") - START).as_secs_f64();
+        let knocks: u32 = self.clients.iter().map(|client| client.knocks).sum();
+        let of_each = f64::from(knocks) / self.clients.len() as f64;
+        println!(
+            "{what}: {} clients, {budget}/s: at most {most} in any second, the last after {last:.1} s ({:.2} of the least), {of_each:.2} knocks each",
+            self.clients.len(),
+            last / least,
+        );
+    }
+}
+
 fn median(sorted: &[Duration]) -> Duration {
     sorted[sorted.len() / 2]
 }
@@ -212,6 +239,11 @@ fn when_all_are_dropped_at_once_logins_see_their_budget_and_all_are_back_soon() 
             budget,
             clients,
             ..Case::default()
+        });
+        storm.show(if announced {
+            "announced"
+        } else {
+            "unannounced"
         });
         storm.check_budget();
         storm.check_done_within(1.25);
@@ -233,6 +265,7 @@ fn whoever_has_most_to_lose_is_back_first() {
     let battle = storm.back(|client| client.stage == Stage::InBattle);
     let of_all = storm.clients.len() as f64 / f64::from(storm.budget);
     let last = battle.last().unwrap().as_secs_f64();
+    println!("medians by stage: {medians:?}; all of those in battle after {last:.1} s");
     assert!(last < 0.4 * 1.25 * of_all + 1.0, "{last}");
 }
 
@@ -245,6 +278,7 @@ fn ignoring_the_time_gains_nothing_and_costs_the_others_nothing() {
             announced,
             ..Case::default()
         });
+        storm.show("three of ten ignore their time");
         storm.check_budget();
         storm.check_done_within(1.25);
         let obedient = |client: &Client| client.manner == Manner::Obedient;
@@ -252,6 +286,7 @@ fn ignoring_the_time_gains_nothing_and_costs_the_others_nothing() {
         for percent in [50, 90, 99] {
             let at = |back: &[Duration]| back[(back.len() - 1) * percent / 100];
             let (with, without) = (at(&with), at(&without));
+            println!("  P{percent} of those who obey: {with:?}, without rude ones {without:?}");
             assert!(
                 with <= without + Duration::from_millis(1_000),
                 "P{percent}: {with:?} beside rude ones, {without:?} without"
@@ -273,9 +308,62 @@ fn if_nobody_obeys_the_logins_still_see_their_budget() {
         rude_percent: 100,
         ..Case::default()
     });
+    storm.show("nobody obeys");
     storm.check_budget();
     storm.check_done_within(1.35);
     assert_eq!(storm.governor.metrics()[0].storms, 1);
+}
+
+#[test]
+fn a_governor_that_knows_of_half_or_twice_as_many_keeps_the_budget_all_the_same() {
+    for (known_percent, factor) in [(50, 1.35), (200, 2.5), (0, 1.5)] {
+        for announced in [true, false] {
+            let storm = run(&Case {
+                known_percent,
+                announced,
+                clients: 8_000,
+                ..Case::default()
+            });
+            storm.show(&format!("{known_percent} % are known"));
+            storm.check_budget();
+            storm.check_done_within(factor);
+        }
+    }
+}
+
+#[test]
+fn a_storm_during_another_follows_it() {
+    let budgets = [Budget {
+        region: "eu".into(),
+        per_second: 100,
+    }];
+    let mut governor = Governor::try_new(&budgets, 1).unwrap();
+    governor.population(0, [850, 0, 0, 0, 0]).unwrap();
+    let pass = |issued| Arrival {
+        client: 1,
+        region: 0,
+        claim: Claim::Pass {
+            stage: Stage::InBattle,
+            issued,
+            earliest: Duration::ZERO,
+            spread: Duration::from_secs(1),
+        },
+    };
+    let at = |seconds| START + Duration::from_secs(seconds);
+    let told = |time| Verdict::Wait {
+        at: time,
+        why: Why::Early,
+    };
+    assert!(governor.storm(START, 0).unwrap());
+    // Ten seconds of those who were dropped first, then three in which somebody may be late.
+    assert!(governor.storm(at(5), 0).unwrap());
+    let first = governor.arrive(START, &pass(START)).unwrap();
+    assert_eq!(first, told(at(1)));
+    let second = governor.arrive(at(5), &pass(at(3))).unwrap();
+    assert_eq!(second, told(at(14)));
+    // Whoever came back since is told nothing.
+    let later = governor.arrive(at(6), &pass(at(6))).unwrap();
+    assert!(matches!(later, Verdict::Admit { .. }));
 }
 
 #[test]
@@ -285,6 +373,7 @@ fn strangers_come_after_all_others_and_are_not_left_out() {
         announced: true,
         ..Case::default()
     });
+    storm.show("one of five has no pass");
     storm.check_budget();
     storm.check_done_within(1.6);
     let strangers = storm.back(|client| client.manner == Manner::Stranger);
@@ -393,6 +482,7 @@ fn many_storms_of_all_sizes_keep_the_budget() {
             budget: 20 + dice.below(800) as u32,
             rude_percent: dice.below(101),
             stranger_percent: 0,
+            known_percent: 100,
             announced: dice.chance(1, 2),
             seed,
         };
