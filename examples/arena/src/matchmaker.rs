@@ -44,8 +44,8 @@ const FIGHT_DEADLINE: Duration = Duration::from_secs(5);
 const SEAT: &str = "x-battle-seat";
 const SCORE_DEADLINE: Duration = Duration::from_secs(3);
 /// Matches that are played at once, at least and at most, and that wait for their turn.
-const WORKERS_MIN: u32 = 8;
-const WORKERS_MAX: u32 = 256;
+const WORKERS_MIN: u32 = 32;
+const WORKERS_MAX: u32 = 512;
 const MATCHES_MAX: usize = 1024;
 /// What a player who is refused waits at least.
 const PUSHBACK: Duration = Duration::from_millis(100);
