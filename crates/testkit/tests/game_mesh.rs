@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use phalanx_client::api::DrainRequest;
 use phalanx_game::mesh::{
-    Control, Handover, InstanceId, InstancePort, Mesh as Joined, MeshError, MeshOptions, MeshWatch,
-    Presence, Protocol, Registered, ServiceName, Traffic,
+    Control, DrainOrder, Handover, InstanceId, InstancePort, Mesh as Joined, MeshError,
+    MeshOptions, MeshWatch, Presence, Protocol, Registered, ServiceName, Traffic,
 };
 use phalanx_game::session::{
     Clock, Directory, DirectoryError, Drain, Follow, Instance, Key, Moved, Phase,
@@ -192,6 +192,11 @@ async fn a_room_server_hears_of_its_drain_and_finishes_its_rooms() -> anyhow::Re
     assert!(matches!(absent, Some(MeshError::NotRegistered { .. })));
     let one = Joined::join(options(&mesh, Presence::Sidecar { admin: app.admin })?).await?;
     let two = join(&mesh, "two").await?;
+    // The same as somebody who may not look: hears that it drains, and no more.
+    let id = one.instance().to_string();
+    let mut blind = options(&mesh, Presence::Known { id })?;
+    blind.admin = None;
+    let blind = Joined::join(blind).await?;
     until(&one, |traffic| *traffic == Traffic::Accepting).await?;
 
     let clock = Clock::start();
@@ -220,6 +225,8 @@ async fn a_room_server_hears_of_its_drain_and_finishes_its_rooms() -> anyhow::Re
     let left = status.deadline.expect("it has a deadline");
     assert!((Duration::from_secs(3_000)..=Duration::from_secs(3_600)).contains(&left));
     assert!(rooms.open(clock.now(), &key("new"), None).await.is_err());
+    let traffic = until(&blind, |traffic| matches!(traffic, Traffic::Draining(_))).await?;
+    assert_eq!(traffic, Traffic::Draining(DrainOrder::default()));
     // Neither does the directory take one for it.
     let refused = one
         .directory()
