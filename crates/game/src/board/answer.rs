@@ -84,7 +84,9 @@ impl Board {
                 Ok(own_answer(body.into(), &place.freshness, self, seen))
             }
             Read::Around(player) => {
-                let around = self.around(&query.own(player), query.radius, now_ms).await?;
+                let around = self
+                    .around(&query.own(player), query.radius, now_ms)
+                    .await?;
                 let (body, fresh) = match &around {
                     Around::Top(page) => (json::page(self, page), page.freshness()),
                     Around::Store { neighbours, place } => {
@@ -106,7 +108,12 @@ impl Board {
     /// A page as [`Board::answer`] gives it: its body is written once per version, offset and limit, unless it is personal.
     pub fn page_answer(&self, page: &Page, if_none_match: Option<&str>) -> Answer {
         if page.is_personal() {
-            return own_answer(json::page(self, page).into(), &page.freshness(), self, if_none_match);
+            return own_answer(
+                json::page(self, page).into(),
+                &page.freshness(),
+                self,
+                if_none_match,
+            );
         }
         let etag = page.snapshot().etag();
         let fresh = page.freshness();
@@ -114,13 +121,21 @@ impl Board {
         headers.push(("cache-control", max_age(&fresh)));
         if matches(if_none_match, &etag) {
             headers.push(("etag", etag));
-            return Answer { status: 304, headers, body: Bytes::new() };
+            return Answer {
+                status: 304,
+                headers,
+                body: Bytes::new(),
+            };
         }
         let (from, to) = page.range();
         let body = page.snapshot().body(from, to, || json::page(self, page));
         headers.push(("etag", etag));
         headers.push(("content-type", JSON.into()));
-        Answer { status: 200, headers, body }
+        Answer {
+            status: 200,
+            headers,
+            body,
+        }
     }
 }
 
@@ -131,11 +146,19 @@ fn own_answer(body: Bytes, fresh: &Freshness, board: &Board, seen: Option<&str>)
     headers.push(("cache-control", "private, no-cache".into()));
     if matches(seen, &etag) {
         headers.push(("etag", etag));
-        return Answer { status: 304, headers, body: Bytes::new() };
+        return Answer {
+            status: 304,
+            headers,
+            body: Bytes::new(),
+        };
     }
     headers.push(("etag", etag));
     headers.push(("content-type", JSON.into()));
-    Answer { status: 200, headers, body }
+    Answer {
+        status: 200,
+        headers,
+        body,
+    }
 }
 
 /// The headers that tell how old an answer is.
@@ -146,7 +169,11 @@ pub fn freshness(fresh: &Freshness, board: &Board) -> Vec<(&'static str, String)
         status.push_str(&format!("; ttl={}", ttl_ms.div_euclid(1_000)));
     }
     status.push_str(&format!("; key=\"{}\"", board.spec().name));
-    let detail = if fresh.ttl_ms.is_none() { Some("final") } else { fresh.store.detail() };
+    let detail = if fresh.ttl_ms.is_none() {
+        Some("final")
+    } else {
+        fresh.store.detail()
+    };
     if let Some(detail) = detail {
         status.push_str(&format!("; detail=\"{detail}\""));
     }
@@ -172,9 +199,9 @@ fn matches(if_none_match: Option<&str>, etag: &str) -> bool {
     let Some(list) = if_none_match else {
         return false;
     };
-    list.split(',').map(str::trim).any(|tag| {
-        tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag
-    })
+    list.split(',')
+        .map(str::trim)
+        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }
 
 fn refusal(failure: &Failure) -> Answer {
@@ -202,7 +229,11 @@ fn refusal(failure: &Failure) -> Answer {
         headers.push(("retry-after", "1".into()));
     }
     let body = json::error(reason, &failure.to_string()).into();
-    Answer { status, headers, body }
+    Answer {
+        status,
+        headers,
+        body,
+    }
 }
 
 #[cfg(test)]

@@ -137,8 +137,8 @@ pub struct BoardSpec {
     /// Begin of the season, Unix ms; times before it count as it. Default: 2026-01-01.
     #[serde(default = "default_season_from_ms")]
     pub season_from_ms: u64,
-    /// How long ties are told apart by time (best and sum), ms. Default 90 days. Later results still count; between equal
-    /// ones of them the player's id decides.
+    /// How long ties are told apart by time (best and sum), ms. Default 10 years; a season's real length tells them apart
+    /// more finely. Later results still count; between equal ones of them the player's id decides.
     #[serde(default = "default_season_ms")]
     pub season_ms: u64,
     /// Places that the snapshot should keep; what fits into `bytes_max` may be less. Default 10,000; at most 65,000.
@@ -172,7 +172,7 @@ const fn default_season_from_ms() -> u64 {
     1_767_225_600_000
 }
 const fn default_season_ms() -> u64 {
-    90 * 24 * 3_600_000
+    3_652 * 24 * 3_600_000
 }
 const fn default_top() -> usize {
     10_000
@@ -262,7 +262,8 @@ impl BoardSpec {
             Kind::Best(_) | Kind::Sum(_) => {
                 let range = i128::from(self.score_max) - i128::from(self.score_min);
                 if !(0..1 << 53).contains(&range) {
-                    wrong.push("score_max: not below score_min, and less than 2^53 above it".into());
+                    wrong
+                        .push("score_max: not below score_min, and less than 2^53 above it".into());
                 }
                 let whole = -(1_i64 << 53)..=(1 << 53);
                 if !whole.contains(&self.score_min) || !whole.contains(&self.score_max) {
@@ -273,7 +274,9 @@ impl BoardSpec {
                 }
                 let sums = matches!(self.kind, Kind::Sum(_));
                 if sums && !(self.score_min..=self.score_max).contains(&0) {
-                    wrong.push("score_min, score_max: a sum starts at 0, which must lie between".into());
+                    wrong.push(
+                        "score_min, score_max: a sum starts at 0, which must lie between".into(),
+                    );
                 }
             }
         }

@@ -108,15 +108,35 @@ impl Board {
 }
 
 const READS: Family = Family::counter("board_reads_total", "Reads of a board, by how they ended");
-const RANKS: Family = Family::counter("board_ranks_total", "Own places asked for, by where the answer came from");
+const RANKS: Family = Family::counter(
+    "board_ranks_total",
+    "Own places asked for, by where the answer came from",
+);
 const PUBLISHED: Family = Family::counter("board_published_total", "Snapshots published");
-const AGE: Family = Family::gauge("board_snapshot_age_seconds", "Since the store last confirmed the snapshot");
+const AGE: Family = Family::gauge(
+    "board_snapshot_age_seconds",
+    "Since the store last confirmed the snapshot",
+);
 const BYTES: Family = Family::gauge("board_snapshot_bytes", "Memory of the newest snapshot");
-const PLACES: Family = Family::gauge("board_snapshot_places", "Places in the newest snapshot (k_effective)");
-const WANTED: Family = Family::gauge("board_snapshot_places_wanted", "Places that the specification asks for");
+const PLACES: Family = Family::gauge(
+    "board_snapshot_places",
+    "Places in the newest snapshot (k_effective)",
+);
+const WANTED: Family = Family::gauge(
+    "board_snapshot_places_wanted",
+    "Places that the specification asks for",
+);
 const MEMBERS: Family = Family::gauge("board_members", "Members of the whole board");
-const ALARM: Family = Family::gauge("board_alarm", "1 while the snapshot is older than alarm_ms, or missing");
-const STORE: Family = Family::gauge("board_store_up", "1 while the last refresh from the store succeeded");
+const ALARM: Family = Family::gauge(
+    "board_alarm",
+    "1 while the snapshot is older than alarm_ms, or missing",
+);
+const STORE: Family = Family::gauge(
+    "board_store_up",
+    "1 while the last refresh from the store succeeded",
+);
+
+type Level = fn(&Metrics) -> u64;
 
 /// Writes the metrics of these boards; the label `board` is the name in the specification.
 pub fn write<'a>(boards: impl IntoIterator<Item = &'a Board>, out: &mut Exposition) {
@@ -152,7 +172,7 @@ pub fn write<'a>(boards: impl IntoIterator<Item = &'a Board>, out: &mut Expositi
             age.sample(&[("board", name)], age_ms as f64 / 1_000.0);
         }
     }
-    let levels: [(&Family, fn(&Metrics) -> u64); 7] = [
+    let levels: [(&Family, Level); 7] = [
         (&PUBLISHED, |metrics| metrics.published),
         (&BYTES, |metrics| metrics.bytes),
         (&PLACES, |metrics| metrics.places),

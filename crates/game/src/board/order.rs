@@ -127,9 +127,9 @@ impl Law {
         self.kind
     }
 
-    /// Results closer together than this, in ms, tie: the player's id decides. With the default season of 90 days: 1 ms up
-    /// to scores of 2^20, 116 ms up to 2^27, 7.5 s up to 2^33; with a range of 2^52 or more there is no room for time, and
-    /// this is `None`. A decayed board has no ties to speak of (`None`).
+    /// Results closer together than this, in ms, tie: the player's id decides. In a season of 90 days: 1 ms up to scores of
+    /// 2^20, 116 ms up to 2^27, 7.5 s up to 2^33; with a range of 2^52 or more there is no room for time, and this is
+    /// `None`. A decayed board has no ties to speak of (`None`).
     pub fn tie_unit_ms(&self) -> Option<u64> {
         (self.time_bits > 0).then_some(self.unit_ms)
     }
@@ -161,12 +161,7 @@ impl Law {
 
     /// What a member's standing becomes by a result of `points` at `at_ms` (Unix): the better of the two, the sum, or the
     /// faded sum. The store's scripts compute the same. A sum stays inside the board's range.
-    pub fn apply(
-        &self,
-        current: Option<Order>,
-        points: i64,
-        at_ms: u64,
-    ) -> Result<Order, Refused> {
+    pub fn apply(&self, current: Option<Order>, points: i64, at_ms: u64) -> Result<Order, Refused> {
         match (self.kind, current) {
             (Kind::Best(_), current) => {
                 let new = self.order(points, at_ms)?;
@@ -191,11 +186,19 @@ impl Law {
     pub fn sum_step(&self, points: i64, at_ms: u64) -> SumStep {
         let lower = self.better() == Better::Lower;
         SumStep {
-            step: if lower { points } else { points.saturating_neg() },
+            step: if lower {
+                points
+            } else {
+                points.saturating_neg()
+            },
             tick: self.tick(at_ms),
             scale: 1 << self.time_bits,
             range: self.range(),
-            origin: if lower { 0_i64.abs_diff(self.score_min) } else { self.score_max.abs_diff(0) },
+            origin: if lower {
+                0_i64.abs_diff(self.score_min)
+            } else {
+                self.score_max.abs_diff(0)
+            },
         }
     }
 
@@ -208,7 +211,9 @@ impl Law {
         let log = (points as f64).log2() + half_lives;
         // Room above for sums: 2^64 results of the greatest size would add 64.
         if log + 64.0 >= CEILING as f64 / LOG_STEPS {
-            return Err(Refused::TooLate { half_lives: half_lives as u64 });
+            return Err(Refused::TooLate {
+                half_lives: half_lives as u64,
+            });
         }
         Ok(DecayStep {
             gain: (log * LOG_STEPS).round() as u64,
@@ -232,8 +237,10 @@ impl Law {
     /// does not know.
     pub fn reached_ms(&self, order: Order) -> Option<u64> {
         let ticks = order.0 & ((1 << self.time_bits) - 1);
-        self.tie_unit_ms()
-            .map(|unit| self.season_from_ms.saturating_add(ticks.saturating_mul(unit)))
+        self.tie_unit_ms().map(|unit| {
+            self.season_from_ms
+                .saturating_add(ticks.saturating_mul(unit))
+        })
     }
 
     /// Tells two laws apart: a snapshot of another law says nothing under this one.

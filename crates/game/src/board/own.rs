@@ -26,7 +26,11 @@ pub struct Own {
 impl Own {
     pub fn new(player: &str) -> Result<Self, BadPlayer> {
         let player = PlayerId::parse(player)?;
-        Ok(Self { player, hint: None, max_age_ms: None })
+        Ok(Self {
+            player,
+            hint: None,
+            max_age_ms: None,
+        })
     }
 }
 
@@ -34,11 +38,19 @@ impl Own {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rank {
     /// In the top: exact for this version, `pending` if a write of this process put her there that the store doesn't have.
-    Top { place: u64, order: Order, pending: bool },
+    Top {
+        place: u64,
+        order: Order,
+        pending: bool,
+    },
     /// Outside the top, exact: the store just said so.
     Store { place: u64, order: Order },
     /// Outside the top, estimated from the sketch. Without an estimate only her score is known.
-    About { order: Order, estimate: Option<Estimate>, pending: bool },
+    About {
+        order: Order,
+        estimate: Option<Estimate>,
+        pending: bool,
+    },
     /// She isn't on the board.
     Absent,
     /// She isn't in the top, and neither store nor memory knew her score.
@@ -85,7 +97,10 @@ pub enum Around {
     /// She is in the top: rows of one version. Near the end of the top there are fewer behind her.
     Top(Page),
     /// She is outside, and the store answered: as it is now.
-    Store { neighbours: Neighbours, place: Place },
+    Store {
+        neighbours: Neighbours,
+        place: Place,
+    },
     /// She is outside, and the store did not answer: her own place alone.
     Alone(Place),
 }
@@ -112,7 +127,11 @@ impl Board {
         let (snapshot, freshness) = self.count(self.admit(own.max_age_ms, now_ms))?;
         let rank = self.place_of(&snapshot, own).await;
         self.counts.ranked(&rank);
-        Ok(Place { rank, snapshot, freshness })
+        Ok(Place {
+            rank,
+            snapshot,
+            freshness,
+        })
     }
 
     /// The players from `radius` (at most [`RADIUS_MAX`]) places before her to `radius` after. As [`Self::rank`].
@@ -127,20 +146,35 @@ impl Board {
         };
         if let Some(index) = index {
             let view = View { snapshot, moved };
-            return Ok(Around::Top(self.around_index(view, index, radius, freshness)));
+            return Ok(Around::Top(
+                self.around_index(view, index, radius, freshness),
+            ));
         }
         let pending = moved.map(|moved| moved.order);
         let neighbours = self.ask(|store| store.around(player, radius)).await;
         let place = |rank| {
             self.counts.ranked(&rank);
-            Place { rank, snapshot: Arc::clone(&snapshot), freshness }
+            Place {
+                rank,
+                snapshot: Arc::clone(&snapshot),
+                freshness,
+            }
         };
         if let Ok(Some(neighbours)) = neighbours {
-            let at = neighbours.members.iter().position(|(who, _)| *who == own.player);
+            let at = neighbours
+                .members
+                .iter()
+                .position(|(who, _)| *who == own.player);
             if let Some(at) = at {
                 let order = neighbours.members[at].1;
-                let rank = Rank::Store { place: neighbours.first + at as u64, order };
-                return Ok(Around::Store { neighbours, place: place(rank) });
+                let rank = Rank::Store {
+                    place: neighbours.first + at as u64,
+                    order,
+                };
+                return Ok(Around::Store {
+                    neighbours,
+                    place: place(rank),
+                });
             }
         }
         // The store had its chance; a second wait would double the bound.
@@ -160,7 +194,10 @@ impl Board {
         let (mut friends, mut outside, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
         for player in players.iter().filter(|player| seen.insert(player.as_str())) {
             match self.in_top(&snapshot, player.as_str()) {
-                Ok(rank) => friends.push(Friend { player: player.clone(), rank }),
+                Ok(rank) => friends.push(Friend {
+                    player: player.clone(),
+                    rank,
+                }),
                 Err(pending) => outside.push((player.clone(), pending)),
             }
         }
@@ -183,7 +220,11 @@ impl Board {
             let key = |friend: &Friend| (friend.rank.order().is_none(), friend.rank.order());
             key(a).cmp(&key(b)).then_with(|| a.player.cmp(&b.player))
         });
-        Ok(Friends { friends, snapshot, freshness })
+        Ok(Friends {
+            friends,
+            snapshot,
+            freshness,
+        })
     }
 
     /// What place `order` would have, from the snapshot alone: "what would 4,200 points bring?"
@@ -192,9 +233,15 @@ impl Board {
         let better = snapshot.index_of(order, "");
         if better < snapshot.len() || snapshot.len() as u64 == snapshot.total() {
             let place = better as u64 + 1;
-            return Some(Estimate { place, low: place, high: place });
+            return Some(Estimate {
+                place,
+                low: place,
+                high: place,
+            });
         }
-        snapshot.sketch().estimate(order, snapshot.len() as u64, snapshot.total())
+        snapshot
+            .sketch()
+            .estimate(order, snapshot.len() as u64, snapshot.total())
     }
 
     async fn place_of(&self, snapshot: &Snapshot, own: &Own) -> Rank {
@@ -222,12 +269,20 @@ impl Board {
         let place = |index: usize| index as u64 + 1;
         if let Some(moved) = self.moved(snapshot, player) {
             let Moved { order, to, .. } = moved;
-            let top = to.map(|to| Rank::Top { place: place(to), order, pending: true });
+            let top = to.map(|to| Rank::Top {
+                place: place(to),
+                order,
+                pending: true,
+            });
             return top.ok_or(Some(order));
         }
         let index = snapshot.index(player).ok_or(None)?;
         let entry = snapshot.entry(index).ok_or(None)?;
-        Ok(Rank::Top { place: entry.place, order: entry.order, pending: false })
+        Ok(Rank::Top {
+            place: entry.place,
+            order: entry.order,
+            pending: false,
+        })
     }
 
     fn guess(&self, snapshot: &Snapshot, own: &Own, pending: Option<Order>) -> Rank {
@@ -242,7 +297,10 @@ impl Board {
             // Everybody is in this version.
             return Rank::Absent;
         }
-        let remembered = self.reader.get().and_then(|reader| reader.remembered(player));
+        let remembered = self
+            .reader
+            .get()
+            .and_then(|reader| reader.remembered(player));
         if let Some(order) = remembered {
             return self.about(snapshot, order, false);
         }
@@ -254,13 +312,21 @@ impl Board {
         let estimate = |order| snapshot.sketch().estimate(order, top, total);
         let estimate = estimate(first).zip(estimate(last));
         let estimate = estimate.map(|(first, last)| Estimate::between(first.low, last.high));
-        Rank::About { order: first, estimate, pending: false }
+        Rank::About {
+            order: first,
+            estimate,
+            pending: false,
+        }
     }
 
     fn about(&self, snapshot: &Snapshot, order: Order, pending: bool) -> Rank {
         let (top, total) = (snapshot.len() as u64, snapshot.total());
         let estimate = snapshot.sketch().estimate(order, top, total);
-        Rank::About { order, estimate, pending }
+        Rank::About {
+            order,
+            estimate,
+            pending,
+        }
     }
 
     /// Asks the store, for a bounded time, unless it is known to be away.
@@ -268,7 +334,11 @@ impl Board {
         &'a self,
         question: impl FnOnce(&'a dyn StoreReader) -> Reply<'a, Result<T, Unavailable>>,
     ) -> Result<T, Unavailable> {
-        let Some(reader) = self.reader.get().filter(|_| self.store() != StoreState::Open) else {
+        let Some(reader) = self
+            .reader
+            .get()
+            .filter(|_| self.store() != StoreState::Open)
+        else {
             return Err(Unavailable);
         };
         let wait = Duration::from_millis(self.spec().store_wait_ms);

@@ -2,11 +2,18 @@
 //! once; the next page is read from the same version, or refused. A viewer's own pending write moves her row, and only
 //! hers, in what she sees.
 
+mod token;
+mod view;
+
+pub use token::BadToken;
+pub(super) use view::{Moved, View};
+
 use super::kind::{PAGE_MAX, PlayerId};
 use super::order::{Law, Order};
 use super::snapshot::{Snapshot, Version};
 use super::{Board, Overlay, ReadError, StoreState};
 use std::sync::Arc;
+use token::Cursor;
 
 /// Rows of a page that doesn't say.
 pub const PAGE_DEFAULT: usize = 50;
@@ -141,7 +148,12 @@ impl Board {
             limit: query.limit as u16,
             seen: moved.as_ref().map(|moved| moved.order),
         };
-        Ok(self.cut(View { snapshot, moved }, cursor, query.viewer.as_ref(), fresh))
+        Ok(self.cut(
+            View { snapshot, moved },
+            cursor,
+            query.viewer.as_ref(),
+            fresh,
+        ))
     }
 
     fn next_page(&self, query: &PageQuery, token: &str, now_ms: u64) -> Result<Page, ReadError> {
@@ -163,17 +175,32 @@ impl Board {
             (Some(viewer), Some(order)) => Some(Moved::of(&snapshot, viewer.as_str(), order)),
             _ => None,
         };
-        Ok(self.cut(View { snapshot, moved }, cursor, query.viewer.as_ref(), fresh))
+        Ok(self.cut(
+            View { snapshot, moved },
+            cursor,
+            query.viewer.as_ref(),
+            fresh,
+        ))
     }
 
     fn cut(&self, view: View, cursor: Cursor, viewer: Option<&PlayerId>, fresh: Freshness) -> Page {
         let from = (cursor.offset as usize).min(view.len());
         let to = (from + usize::from(cursor.limit)).min(view.len());
         let next = (to < view.len()).then(|| {
-            let next = Cursor { offset: to as u32, ..cursor };
+            let next = Cursor {
+                offset: to as u32,
+                ..cursor
+            };
             next.text(&self.spec().name, viewer)
         });
-        Page { view, law: *self.law(), from, to, next, fresh }
+        Page {
+            view,
+            law: *self.law(),
+            from,
+            to,
+            next,
+            fresh,
+        }
     }
 
     /// The newest snapshot, if it is young enough.
@@ -195,20 +222,39 @@ impl Board {
     ) -> Result<Freshness, ReadError> {
         let (age_ms, store, spec) = (snapshot.age_ms(now_ms), self.store(), self.spec());
         if snapshot.is_final() {
-            return Ok(Freshness { age_ms, ttl_ms: None, stale: false, store });
+            return Ok(Freshness {
+                age_ms,
+                ttl_ms: None,
+                stale: false,
+                store,
+            });
         }
-        let allowed = [spec.refuse_after_ms, max_age_ms].into_iter().flatten().min();
+        let allowed = [spec.refuse_after_ms, max_age_ms]
+            .into_iter()
+            .flatten()
+            .min();
         if let Some(allowed_ms) = allowed.filter(|&allowed| age_ms > allowed) {
             let board = spec.name.clone();
-            return Err(ReadError::Stale { board, age_ms, allowed_ms });
+            return Err(ReadError::Stale {
+                board,
+                age_ms,
+                allowed_ms,
+            });
         }
         let ttl_ms = spec.fresh_ms.min(i64::MAX as u64) as i64;
         let ttl_ms = ttl_ms.saturating_sub_unsigned(age_ms);
-        Ok(Freshness { age_ms, ttl_ms: Some(ttl_ms), stale: ttl_ms < 0, store })
+        Ok(Freshness {
+            age_ms,
+            ttl_ms: Some(ttl_ms),
+            stale: ttl_ms < 0,
+            store,
+        })
     }
 
     fn empty(&self) -> ReadError {
-        ReadError::Empty { board: self.spec().name.clone() }
+        ReadError::Empty {
+            board: self.spec().name.clone(),
+        }
     }
 
     /// Where her pending writes put her.
@@ -222,171 +268,24 @@ impl Board {
         (base != Some(order)).then(|| Moved::of(snapshot, player, order))
     }
 
-    pub(super) fn around_index(&self, view: View, index: usize, radius: usize, fresh: Freshness) -> Page {
+    pub(super) fn around_index(
+        &self,
+        view: View,
+        index: usize,
+        radius: usize,
+        fresh: Freshness,
+    ) -> Page {
         let from = index.saturating_sub(radius);
         let to = (index + radius + 1).min(view.len());
-        Page { view, law: *self.law(), from, to, next: None, fresh }
-    }
-}
-
-/// A snapshot as one viewer sees it: her own row, and no other, may stand elsewhere.
-#[derive(Clone, Debug)]
-pub(super) struct View {
-    pub snapshot: Arc<Snapshot>,
-    pub moved: Option<Moved>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Moved {
-    pub player: Box<str>,
-    pub order: Order,
-    /// Her index in the snapshot.
-    from: Option<usize>,
-    /// Her index now; `None` where it can't be told, as somebody outside the top may be better.
-    pub to: Option<usize>,
-}
-
-impl Moved {
-    pub fn of(snapshot: &Snapshot, player: &str, order: Order) -> Self {
-        let from = snapshot.index(player);
-        // How many others are better.
-        let better = snapshot.index_of(order, player);
-        let herself = from.is_some_and(|from| from < better);
-        let to = better - usize::from(herself);
-        let others = snapshot.len() - usize::from(from.is_some());
-        let whole = snapshot.len() as u64 == snapshot.total();
-        Self {
-            player: player.into(),
-            order,
+        Page {
+            view,
+            law: *self.law(),
             from,
-            to: (to < others || whole).then_some(to),
+            to,
+            next: None,
+            fresh,
         }
     }
-}
-
-impl View {
-    pub fn len(&self) -> usize {
-        let len = self.snapshot.len();
-        self.moved.as_ref().map_or(len, |moved| {
-            len - usize::from(moved.from.is_some()) + usize::from(moved.to.is_some())
-        })
-    }
-
-    /// One more if she is new on a board of which the snapshot has everybody; of another nobody knows.
-    fn total(&self) -> u64 {
-        let total = self.snapshot.total();
-        let whole = self.snapshot.len() as u64 == total;
-        let joined = self.moved.as_ref().is_some_and(|moved| moved.from.is_none());
-        total + u64::from(joined && whole)
-    }
-
-    /// `index` is below [`Self::len`].
-    fn row(&self, index: usize, law: &Law) -> Row<'_> {
-        let (mut at, place) = (index, index as u64 + 1);
-        let as_of_ms = self.snapshot.as_of_ms();
-        if let Some(moved) = &self.moved {
-            if moved.to == Some(index) {
-                return Row {
-                    place,
-                    player: &moved.player,
-                    order: moved.order,
-                    score: law.score(moved.order, as_of_ms),
-                    pending: true,
-                };
-            }
-            at -= usize::from(moved.to.is_some_and(|to| to < index));
-            at += usize::from(moved.from.is_some_and(|from| from <= at));
-        }
-        let entry = self.snapshot.entry(at).expect("an index below the view's length");
-        Row {
-            place,
-            player: entry.player,
-            order: entry.order,
-            score: law.score(entry.order, as_of_ms),
-            pending: false,
-        }
-    }
-}
-
-/// What a token says: 34 bytes in hexadecimal, the last eight a hash over the others, the board and, if it tells what
-/// somebody saw of herself, the viewer. That is no signature: it turns garbage and tokens of another board into a clear
-/// error, and whoever forges one reads rows that he may read anyway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Cursor {
-    version: Version,
-    /// Of the version's content: another process may have given the same number to another picture.
-    tag: u32,
-    offset: u32,
-    limit: u16,
-    /// The pending order that the viewer saw on her first page.
-    seen: Option<Order>,
-}
-
-const CURSOR_BYTES: usize = 34;
-const CURSOR_SEED: u64 = 0x7068_616C_616E_7831;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadToken {
-    #[error("not a token of {} characters", CURSOR_BYTES * 2)]
-    Form,
-    #[error("not a token of this board and this viewer")]
-    Check,
-}
-
-impl Cursor {
-    fn text(&self, board: &str, viewer: Option<&PlayerId>) -> String {
-        let mut bytes = Vec::with_capacity(CURSOR_BYTES);
-        bytes.extend(self.version.bits().to_be_bytes());
-        bytes.extend(self.tag.to_be_bytes());
-        bytes.extend(self.offset.to_be_bytes());
-        bytes.extend(self.limit.to_be_bytes());
-        bytes.extend(self.seen.map_or(u64::MAX, Order::bits).to_be_bytes());
-        let viewer = viewer.filter(|_| self.seen.is_some());
-        bytes.extend(check(&bytes, board, viewer).to_be_bytes());
-        let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);
-        let pairs = bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]);
-        pairs.collect()
-    }
-
-    fn parse(text: &str, board: &str, viewer: Option<&PlayerId>) -> Result<Self, BadToken> {
-        if text.len() != CURSOR_BYTES * 2 || !text.is_ascii() {
-            return Err(BadToken::Form);
-        }
-        let mut bytes = [0; CURSOR_BYTES];
-        for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            let nibble = |digit: u8| char::from(digit).to_digit(16).ok_or(BadToken::Form);
-            *byte = (nibble(pair[0])? << 4 | nibble(pair[1])?) as u8;
-        }
-        let (said, hash) = bytes.split_at(CURSOR_BYTES - 8);
-        let word = |at: usize, len: usize| {
-            said[at..at + len].iter().fold(0_u64, |word, &byte| word << 8 | u64::from(byte))
-        };
-        let cursor = Self {
-            version: Version::from_bits(word(0, 8)),
-            tag: word(8, 4) as u32,
-            offset: word(12, 4) as u32,
-            limit: word(16, 2) as u16,
-            seen: Order::from_bits(word(18, 8)),
-        };
-        let viewer = viewer.filter(|_| cursor.seen.is_some());
-        // Only a forged one can say more rows than a page has.
-        let rows = 1..=PAGE_MAX as u16;
-        if check(said, board, viewer).to_be_bytes() != hash || !rows.contains(&cursor.limit) {
-            return Err(BadToken::Check);
-        }
-        Ok(cursor)
-    }
-}
-
-fn check(bytes: &[u8], board: &str, viewer: Option<&PlayerId>) -> u64 {
-    let mut hasher = xxhash_rust::xxh3::Xxh3::with_seed(CURSOR_SEED);
-    hasher.update(bytes);
-    hasher.update(board.as_bytes());
-    if let Some(viewer) = viewer {
-        hasher.update(b"\n");
-        hasher.update(viewer.as_str().as_bytes());
-    }
-    hasher.digest()
 }
 
 #[cfg(test)]

@@ -86,7 +86,12 @@ fn text(out: &mut Vec<u8>, text: &str) {
 
 /// Under a specification with less room the snapshot keeps fewer places. Times after `now_ms` (another machine's clock)
 /// count as now.
-pub fn decode(bytes: &[u8], spec: &BoardSpec, law: &Law, now_ms: u64) -> Result<Snapshot, LoadError> {
+pub fn decode(
+    bytes: &[u8],
+    spec: &BoardSpec,
+    law: &Law,
+    now_ms: u64,
+) -> Result<Snapshot, LoadError> {
     let mut reader = Reader(checked(bytes)?);
     let (made_by, version) = (reader.word()?, Version::from_bits(reader.word()?));
     let (as_of_ms, confirmed_ms, total) = (reader.word()?, reader.word()?, reader.word()?);
@@ -102,7 +107,10 @@ pub fn decode(bytes: &[u8], spec: &BoardSpec, law: &Law, now_ms: u64) -> Result<
     let sketch_as_of_ms = reader.word()?;
     let mut pivots = Vec::new();
     for _ in 0..reader.count("number of pivots", PIVOTS_MAX)? {
-        pivots.push(Pivot { place: reader.word()?, order: reader.order()? });
+        pivots.push(Pivot {
+            place: reader.word()?,
+            order: reader.order()?,
+        });
     }
     if !reader.0.is_empty() {
         return Err(LoadError::Content("tail"));
@@ -122,7 +130,10 @@ fn checked(bytes: &[u8]) -> Result<&[u8], LoadError> {
     if reader.take(MAGIC.len()).ok() != Some(MAGIC) {
         return Err(LoadError::NotABoard);
     }
-    let torn = |_| LoadError::Torn { said: HEADER_BYTES, found: bytes.len() };
+    let torn = |_| LoadError::Torn {
+        said: HEADER_BYTES,
+        found: bytes.len(),
+    };
     let format = reader.byte().map_err(torn)?;
     if format != FORMAT {
         return Err(LoadError::Format(format));
@@ -132,7 +143,10 @@ fn checked(bytes: &[u8]) -> Result<&[u8], LoadError> {
     let body = reader.0;
     if body.len() != said {
         let said = said.saturating_add(HEADER_BYTES);
-        return Err(LoadError::Torn { said, found: bytes.len() });
+        return Err(LoadError::Torn {
+            said,
+            found: bytes.len(),
+        });
     }
     if xxhash_rust::xxh3::xxh3_64(body) != hash {
         return Err(LoadError::Checksum);
@@ -149,19 +163,27 @@ pub fn save(path: &Path, snapshot: &Snapshot) -> io::Result<()> {
     file.write_all(&encode(snapshot))?;
     file.sync_all()?;
     fs::rename(&beside, path)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// `None`: there is no such file. Blocks.
-pub fn load(path: &Path, spec: &BoardSpec, law: &Law, now_ms: u64) -> Result<Option<Snapshot>, LoadError> {
+pub fn load(
+    path: &Path,
+    spec: &BoardSpec,
+    law: &Law,
+    now_ms: u64,
+) -> Result<Option<Snapshot>, LoadError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     let mut bytes = Vec::new();
-    file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    file.take(FILE_BYTES_MAX as u64 + 1)
+        .read_to_end(&mut bytes)?;
     decode(&bytes, spec, law, now_ms).map(Some)
 }
 
@@ -185,7 +207,10 @@ struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, len: usize) -> Result<&'a [u8], LoadError> {
-        let (taken, rest) = self.0.split_at_checked(len).ok_or(LoadError::Content("end"))?;
+        let (taken, rest) = self
+            .0
+            .split_at_checked(len)
+            .ok_or(LoadError::Content("end"))?;
         self.0 = rest;
         Ok(taken)
     }
@@ -196,12 +221,16 @@ impl<'a> Reader<'a> {
 
     fn half(&mut self) -> Result<u32, LoadError> {
         let bytes = self.take(4)?.try_into();
-        bytes.map(u32::from_le_bytes).map_err(|_| LoadError::Content("number"))
+        bytes
+            .map(u32::from_le_bytes)
+            .map_err(|_| LoadError::Content("number"))
     }
 
     fn word(&mut self) -> Result<u64, LoadError> {
         let bytes = self.take(8)?.try_into();
-        bytes.map(u64::from_le_bytes).map_err(|_| LoadError::Content("number"))
+        bytes
+            .map(u64::from_le_bytes)
+            .map_err(|_| LoadError::Content("number"))
     }
 
     fn order(&mut self) -> Result<Order, LoadError> {
@@ -210,7 +239,9 @@ impl<'a> Reader<'a> {
 
     fn count(&mut self, what: &'static str, max: usize) -> Result<usize, LoadError> {
         let count = self.half()? as usize;
-        (count <= max).then_some(count).ok_or(LoadError::Content(what))
+        (count <= max)
+            .then_some(count)
+            .ok_or(LoadError::Content(what))
     }
 
     fn text(&mut self, max: usize) -> Result<&'a str, LoadError> {

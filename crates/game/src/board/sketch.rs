@@ -35,12 +35,16 @@ pub struct Estimate {
 impl Estimate {
     pub(super) fn between(low: u64, high: u64) -> Self {
         let high = high.max(low);
-        Self { place: low + (high - low) / 2, low, high }
+        Self {
+            place: low + (high - low) / 2,
+            low,
+            high,
+        }
     }
 
     /// Places by which the estimate can be off.
     pub fn error(&self) -> u64 {
-        self.high - self.place
+        (self.high - self.place).max(self.place - self.low)
     }
 }
 
@@ -62,7 +66,11 @@ impl Sketch {
             // close together for that, the later steps get shorter.
             let left = steps - (places.len() as u64 - 1);
             let ratio = (total as f64 / at as f64).powf(1.0 / left.max(1) as f64);
-            let next = if left <= 1 { total } else { (at as f64 * ratio) as u64 };
+            let next = if left <= 1 {
+                total
+            } else {
+                (at as f64 * ratio) as u64
+            };
             at = next.clamp(at + 1, total);
             places.push(at);
         }
@@ -93,7 +101,10 @@ impl Sketch {
                 kept.push(pivot);
             }
         }
-        Self { pivots: kept.into(), as_of_ms }
+        Self {
+            pivots: kept.into(),
+            as_of_ms,
+        }
     }
 
     pub fn pivots(&self) -> &[Pivot] {
@@ -116,9 +127,19 @@ impl Sketch {
         let behind = self.pivots.partition_point(|pivot| pivot.order <= order);
         let low = before.checked_sub(1).and_then(|at| self.pivots.get(at));
         let low = low.map_or(top + 1, |pivot| pivot.place + 1);
-        // She may be the very member at the pivot, so its own place counts only where its order is another.
-        let high = self.pivots.get(behind).map_or(worst, |pivot| pivot.place - 1);
-        Some(Estimate::between(low, high))
+        let high = self
+            .pivots
+            .get(behind)
+            .map_or(worst, |pivot| pivot.place - 1);
+        let mut estimate = Estimate::between(low, high);
+        // She may be the very member at the pivot, or one of many who have its order.
+        if let Some(([first, ..], [.., last])) =
+            self.pivots.get(before..behind).map(|equal| (equal, equal))
+        {
+            estimate.place =
+                (first.place + (last.place - first.place) / 2).clamp(estimate.low, estimate.high);
+        }
+        Some(estimate)
     }
 
     pub(super) fn bytes(&self) -> usize {

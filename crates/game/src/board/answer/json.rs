@@ -37,7 +37,13 @@ pub fn neighbours(board: &Board, neighbours: &Neighbours, place: &Place) -> Vec<
             out.push(b',');
         }
         let score = board.law().score(*order, snapshot.as_of_ms());
-        entry(&mut out, neighbours.first + at as u64, player.as_str(), score, false);
+        entry(
+            &mut out,
+            neighbours.first + at as u64,
+            player.as_str(),
+            score,
+            false,
+        );
     }
     out.extend(b"]}");
     out
@@ -49,7 +55,13 @@ pub fn place(board: &Board, place: &Place) -> Vec<u8> {
     let mut out = Vec::with_capacity(256);
     head(&mut out, board, &place.snapshot, place.snapshot.total());
     out.extend(b",\"own\":");
-    rank(&mut out, board, place.snapshot.as_of_ms(), None, &place.rank);
+    rank(
+        &mut out,
+        board,
+        place.snapshot.as_of_ms(),
+        None,
+        &place.rank,
+    );
     out.push(b'}');
     out
 }
@@ -79,12 +91,15 @@ pub fn error(reason: &str, message: &str) -> Vec<u8> {
 fn head(out: &mut Vec<u8>, board: &Board, snapshot: &crate::board::Snapshot, total: u64) {
     out.extend(b"{\"board\":");
     value(out, &board.spec().name);
-    print(out, format_args!(
-        ",\"version\":\"{}\",\"as_of\":{},\"total\":{total},\"final\":{}",
-        snapshot.version(),
-        snapshot.as_of_ms(),
-        snapshot.is_final(),
-    ));
+    print(
+        out,
+        format_args!(
+            ",\"version\":\"{}\",\"as_of\":{},\"total\":{total},\"final\":{}",
+            snapshot.version(),
+            snapshot.as_of_ms(),
+            snapshot.is_final(),
+        ),
+    );
 }
 
 fn entry(out: &mut Vec<u8>, place: u64, player: &str, score: f64, pending: bool) {

@@ -1,9 +1,9 @@
 //! What a request asks for, out of its path and query.
 
+use crate::board::Board;
 use crate::board::kind::{BadPlayer, FRIENDS_MAX, PlayerId};
 use crate::board::own::Own;
 use crate::board::page::PageQuery;
-use crate::board::Board;
 
 /// Bytes of a query: room for [`FRIENDS_MAX`] ids, each of 64 encoded bytes.
 const QUERY_BYTES_MAX: usize = FRIENDS_MAX * 210;
@@ -54,7 +54,9 @@ impl Read {
             None if path == "top" => Some(Ok(Self::Top)),
             None if path == "friends" => Some(Ok(Self::Friends)),
             Some(("rank", player)) => Some(self::player("player", player, false).map(Self::Rank)),
-            Some(("around", player)) => Some(self::player("player", player, false).map(Self::Around)),
+            Some(("around", player)) => {
+                Some(self::player("player", player, false).map(Self::Around))
+            }
             _ => None,
         }
     }
@@ -65,7 +67,10 @@ impl Query {
         if text.len() > QUERY_BYTES_MAX {
             return Err(BadQuery::Long);
         }
-        let mut query = Self { radius: 5, ..Self::default() };
+        let mut query = Self {
+            radius: 5,
+            ..Self::default()
+        };
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             match (read, name) {
@@ -97,7 +102,11 @@ impl Query {
     }
 
     pub fn own(&self, player: PlayerId) -> Own {
-        Own { player, hint: self.hint, max_age_ms: self.page.max_age_ms }
+        Own {
+            player,
+            hint: self.hint,
+            max_age_ms: self.page.max_age_ms,
+        }
     }
 
     fn no_older(&mut self, ms: u64) {

@@ -1,12 +1,16 @@
 use super::*;
+use crate::board::StoreState;
 use crate::board::kind::BoardSpec;
 use crate::board::order::Order;
 use crate::board::tests::{self, NOW, Pending, best, of, snapshot};
-use crate::board::StoreState;
 use serde_json::{Value, json};
 
 async fn get(board: &Board, path: &str, query: &str, now_ms: u64) -> Answer {
-    let request = Request { path, query, if_none_match: None };
+    let request = Request {
+        path,
+        query,
+        if_none_match: None,
+    };
     board.answer(request, now_ms).await
 }
 
@@ -41,7 +45,10 @@ async fn headers_tell_age_and_freshness() {
     let fresh = get(&board, "top", "", NOW + 300).await;
     assert_eq!(fresh.header("x-cache"), Some("HIT"));
     assert_eq!(fresh.header("age"), Some("0"));
-    assert_eq!(fresh.header("cache-status"), Some("phalanx-board; hit; ttl=0; key=\"arena\""));
+    assert_eq!(
+        fresh.header("cache-status"),
+        Some("phalanx-board; hit; ttl=0; key=\"arena\"")
+    );
     assert_eq!(fresh.header("cache-control"), Some("max-age=1"));
     board.set_store(StoreState::Open);
     let stale = get(&board, "top", "", NOW + 3_600).await;
@@ -61,8 +68,17 @@ async fn a_version_that_is_known_is_not_sent_again() {
     let board = of(3, best());
     let first = get(&board, "top", "", NOW).await;
     let etag = first.header("etag").unwrap();
-    for seen in [etag.to_owned(), format!("W/{etag}"), format!("\"x\", {etag}"), "*".into()] {
-        let request = Request { path: "top", query: "", if_none_match: Some(&seen) };
+    for seen in [
+        etag.to_owned(),
+        format!("W/{etag}"),
+        format!("\"x\", {etag}"),
+        "*".into(),
+    ] {
+        let request = Request {
+            path: "top",
+            query: "",
+            if_none_match: Some(&seen),
+        };
         let again = board.answer(request, NOW + 2_000).await;
         assert_eq!((again.status, again.body.len()), (304, 0), "{seen}");
         assert_eq!(again.header("etag"), Some(etag));
@@ -70,7 +86,11 @@ async fn a_version_that_is_known_is_not_sent_again() {
         assert_eq!(again.header("x-cache"), Some("STALE"));
     }
     board.publish(snapshot(&board, 2, &[])).unwrap();
-    let request = Request { path: "top", query: "", if_none_match: Some(etag) };
+    let request = Request {
+        path: "top",
+        query: "",
+        if_none_match: Some(etag),
+    };
     assert_eq!(board.answer(request, NOW).await.status, 200);
 }
 
@@ -91,8 +111,19 @@ async fn a_page_that_is_hers_alone_is_private() {
 
 #[tokio::test]
 async fn refusals_have_a_status_and_a_reason() {
-    let board = of(30, BoardSpec { refuse_after_ms: Some(5_000), ..best() });
-    let token = format!("token={}", body(&get(&board, "top", "limit=5", NOW).await)["next"].as_str().unwrap());
+    let board = of(
+        30,
+        BoardSpec {
+            refuse_after_ms: Some(5_000),
+            ..best()
+        },
+    );
+    let token = format!(
+        "token={}",
+        body(&get(&board, "top", "limit=5", NOW).await)["next"]
+            .as_str()
+            .unwrap()
+    );
     for seq in 2..=4 {
         board.publish(snapshot(&board, seq, &[])).unwrap();
     }
@@ -124,7 +155,10 @@ async fn refusals_have_a_status_and_a_reason() {
     assert!(unknown["error"].as_str().unwrap().contains("ofset"));
     let cold = tests::board(best());
     let answer = get(&cold, "top", "", NOW).await;
-    assert_eq!((answer.status, body(&answer)["reason"].as_str()), (503, Some("empty")));
+    assert_eq!(
+        (answer.status, body(&answer)["reason"].as_str()),
+        (503, Some("empty"))
+    );
 }
 
 #[tokio::test]
@@ -137,10 +171,16 @@ async fn own_places_say_where_they_come_from() {
     });
     assert_eq!(top, expected);
     let about = own(&get(&board, "rank/p%34000", "score=9996000", NOW).await);
-    assert_eq!((&about["source"], &about["score"]), (&json!("estimate"), &json!(9_996_000)));
+    assert_eq!(
+        (&about["source"], &about["score"]),
+        (&json!("estimate"), &json!(9_996_000))
+    );
     assert!(about["low"].as_u64() <= Some(4_001) && about["high"].as_u64() >= Some(4_001));
     let unknown = own(&get(&board, "rank/p4000", "", NOW).await);
-    assert_eq!((&unknown["source"], &unknown["place"]), (&json!("unknown"), &Value::Null));
+    assert_eq!(
+        (&unknown["source"], &unknown["place"]),
+        (&json!("unknown"), &Value::Null)
+    );
     let around = body(&get(&board, "around/p9", "radius=1", NOW).await);
     assert_eq!(around["entries"].as_array().unwrap().len(), 3);
     let friends = body(&get(&board, "friends", "player=p44&player=p4", NOW).await);
@@ -164,7 +204,13 @@ async fn a_faded_score_is_shown_as_of_the_version() {
     let kind = crate::board::Kind::Decayed { half_life_ms: hour };
     let board = tests::board(tests::spec(kind));
     let order = board.law().order(1_000, NOW - hour).unwrap();
-    board.publish(snapshot(&board, 1, &tests::ranked([("a".to_owned(), order)]))).unwrap();
+    board
+        .publish(snapshot(
+            &board,
+            1,
+            &tests::ranked([("a".to_owned(), order)]),
+        ))
+        .unwrap();
     let told = body(&get(&board, "top", "", NOW + 5 * hour).await);
     let score = told["entries"][0]["score"].as_f64().unwrap();
     assert!((score - 500.0).abs() < 1e-5, "{score}");

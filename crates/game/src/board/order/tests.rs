@@ -170,12 +170,20 @@ fn decay_in_doubles(step: DecayStep, old: Option<f64>) -> f64 {
 
 #[test]
 fn the_range_decides_how_finely_ties_are_told_apart() {
-    let unit = |score_max| law(&BoardSpec { score_max, ..best() }).tie_unit_ms();
+    let unit = |score_max| {
+        law(&BoardSpec {
+            score_max,
+            season_ms: 90 * 86_400_000,
+            ..best()
+        })
+        .tie_unit_ms()
+    };
     assert_eq!(unit((1 << 20) - 1), Some(1));
     assert_eq!(unit(99_999_999), Some(116));
     assert_eq!(unit((1 << 33) - 1), Some(7_416));
     assert_eq!(unit((1 << 52) - 1), Some(90 * 86_400_000 / 2));
     assert_eq!(unit((1 << 53) - 1), None);
+    assert_eq!(law(&best()).tie_unit_ms(), Some(4_702));
 }
 
 #[test]
@@ -190,7 +198,9 @@ fn scores_outside_the_range_are_refused() {
 
 #[test]
 fn a_decayed_board_refuses_what_it_cant_hold() {
-    let law = law(&spec(Kind::Decayed { half_life_ms: 60_000 }));
+    let law = law(&spec(Kind::Decayed {
+        half_life_ms: 60_000,
+    }));
     assert_eq!(law.order(0, NOW), Err(Refused::Points { points: 0 }));
     assert_eq!(law.order(-4, NOW), Err(Refused::Points { points: -4 }));
     let fifteen_years = 15 * 365 * 86_400_000_u64;

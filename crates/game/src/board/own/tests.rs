@@ -35,7 +35,10 @@ impl Store {
 impl StoreReader for Store {
     fn standing<'a>(&'a self, player: &'a str) -> Reply<'a, Result<Standing, Unavailable>> {
         self.reply(match self.order(player) {
-            Some(order) => Standing::At { place: player[1..].parse::<u64>().unwrap() + 1, order },
+            Some(order) => Standing::At {
+                place: player[1..].parse::<u64>().unwrap() + 1,
+                order,
+            },
             None => Standing::Absent,
         })
     }
@@ -54,7 +57,10 @@ impl StoreReader for Store {
                 let order = self.order(&player).unwrap();
                 (PlayerId::parse(&player).unwrap(), order)
             };
-            Neighbours { first: from + 1, members: (from..to).map(member).collect() }
+            Neighbours {
+                first: from + 1,
+                members: (from..to).map(member).collect(),
+            }
         }))
     }
 
@@ -62,11 +68,21 @@ impl StoreReader for Store {
         &'a self,
         players: &'a [PlayerId],
     ) -> Reply<'a, Result<Vec<Option<Order>>, Unavailable>> {
-        self.reply(players.iter().map(|player| self.order(player.as_str())).collect())
+        self.reply(
+            players
+                .iter()
+                .map(|player| self.order(player.as_str()))
+                .collect(),
+        )
     }
 
     fn remembered(&self, player: &str) -> Option<Order> {
-        let known = self.memory.lock().unwrap().iter().any(|known| known == player);
+        let known = self
+            .memory
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|known| known == player);
         self.order(player).filter(|_| known)
     }
 }
@@ -98,7 +114,14 @@ async fn who_is_in_the_top_is_told_without_the_store() {
     let began = Instant::now();
     let told = rank(&board, "p41").await;
     let order = board.law().order(score(41), NOW).unwrap();
-    assert_eq!(told, Rank::Top { place: 42, order, pending: false });
+    assert_eq!(
+        told,
+        Rank::Top {
+            place: 42,
+            order,
+            pending: false
+        }
+    );
     assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
@@ -106,7 +129,13 @@ async fn who_is_in_the_top_is_told_without_the_store() {
 async fn who_is_outside_is_told_exactly_while_the_store_is_quick() {
     let (board, _store) = wired(Some(Duration::from_millis(1)));
     let order = board.law().order(score(4_321), NOW).unwrap();
-    assert_eq!(rank(&board, "p4321").await, Rank::Store { place: 4_322, order });
+    assert_eq!(
+        rank(&board, "p4321").await,
+        Rank::Store {
+            place: 4_322,
+            order
+        }
+    );
     assert_eq!(rank(&board, "nobody").await, Rank::Absent);
     assert_eq!(board.metrics().rank_store, 1);
 }
@@ -116,11 +145,18 @@ async fn a_frozen_store_costs_the_wait_and_no_more() {
     let (board, store) = wired(None);
     store.memory.lock().unwrap().push("p4321".into());
     let began = Instant::now();
-    let Rank::About { estimate: Some(estimate), pending: false, .. } = rank(&board, "p4321").await
+    let Rank::About {
+        estimate: Some(estimate),
+        pending: false,
+        ..
+    } = rank(&board, "p4321").await
     else {
         panic!("an estimate");
     };
-    assert!((estimate.low..=estimate.high).contains(&4_322), "{estimate:?}");
+    assert!(
+        (estimate.low..=estimate.high).contains(&4_322),
+        "{estimate:?}"
+    );
     let bound = Sketch::ladder_error(100, 5_000);
     assert!(estimate.error() as f64 <= bound * 4_322.0 + 1.0);
     assert!(began.elapsed() <= Duration::from_millis(4));
@@ -136,9 +172,16 @@ async fn a_frozen_store_costs_the_wait_and_no_more() {
 #[tokio::test(start_paused = true)]
 async fn a_score_that_the_caller_knows_makes_an_estimate() {
     let board = of(5_000, BoardSpec { top: 100, ..best() });
-    let asked = Own { hint: Some(score(777)), ..own("p777") };
+    let asked = Own {
+        hint: Some(score(777)),
+        ..own("p777")
+    };
     let place = board.rank(&asked, NOW).await.unwrap();
-    let Rank::About { estimate: Some(estimate), .. } = place.rank else {
+    let Rank::About {
+        estimate: Some(estimate),
+        ..
+    } = place.rank
+    else {
         panic!("an estimate");
     };
     assert!((estimate.low..=estimate.high).contains(&778));
@@ -152,11 +195,22 @@ async fn own_writes_are_read_before_the_store_has_them() {
     // Into the top.
     let order = law.order(score(10), NOW - 3_600_000).unwrap();
     pending.write("p4000", order);
-    assert_eq!(rank(&board, "p4000").await, Rank::Top { place: 11, order, pending: true });
+    assert_eq!(
+        rank(&board, "p4000").await,
+        Rank::Top {
+            place: 11,
+            order,
+            pending: true
+        }
+    );
     // Better, but outside: an estimate from the new score, not the store's place of the old one.
     let better = law.order(score(2_000), NOW).unwrap();
     pending.write("p4001", better);
-    let Rank::About { order, estimate: Some(estimate), pending: true } = rank(&board, "p4001").await
+    let Rank::About {
+        order,
+        estimate: Some(estimate),
+        pending: true,
+    } = rank(&board, "p4001").await
     else {
         panic!("an estimate");
     };
@@ -164,7 +218,10 @@ async fn own_writes_are_read_before_the_store_has_them() {
     assert!((estimate.low..=estimate.high).contains(&2_001));
     // The store has it by now: exact again.
     pending.write("p4002", law.order(score(4_002), NOW).unwrap());
-    assert!(matches!(rank(&board, "p4002").await, Rank::Store { place: 4_003, .. }));
+    assert!(matches!(
+        rank(&board, "p4002").await,
+        Rank::Store { place: 4_003, .. }
+    ));
 }
 
 #[tokio::test(start_paused = true)]
@@ -173,7 +230,10 @@ async fn around_a_player_are_her_neighbours() {
     let Around::Top(page) = board.around(&own("p41"), 2, NOW).await.unwrap() else {
         panic!("in the top");
     };
-    let rows: Vec<_> = page.rows().map(|row| (row.place, row.player.to_owned())).collect();
+    let rows: Vec<_> = page
+        .rows()
+        .map(|row| (row.place, row.player.to_owned()))
+        .collect();
     let expected: Vec<_> = (39..44).map(|at| (at + 1, format!("p{at}"))).collect();
     assert_eq!(rows, expected);
     let Around::Top(page) = board.around(&own("p0"), 2, NOW).await.unwrap() else {
@@ -206,34 +266,78 @@ async fn around_a_player_outside_is_herself_while_the_store_is_away() {
 async fn friends_come_best_first_and_once() {
     let (board, store) = wired(Some(Duration::from_millis(1)));
     let pending = Pending::on(&board);
-    pending.write("p4500", board.law().order(score(50), NOW - 3_600_000).unwrap());
+    pending.write(
+        "p4500",
+        board.law().order(score(50), NOW - 3_600_000).unwrap(),
+    );
     let list = |names: &[&str]| -> Vec<PlayerId> {
-        names.iter().map(|name| PlayerId::parse(name).unwrap()).collect()
+        names
+            .iter()
+            .map(|name| PlayerId::parse(name).unwrap())
+            .collect()
     };
     let asked = list(&["p3000", "nobody", "p7", "p4500", "p99", "p7"]);
     let told = board.friends(&asked, None, NOW).await.unwrap();
-    let names: Vec<_> = told.friends.iter().map(|friend| friend.player.as_str()).collect();
+    let names: Vec<_> = told
+        .friends
+        .iter()
+        .map(|friend| friend.player.as_str())
+        .collect();
     assert_eq!(names, ["p7", "p4500", "p99", "p3000", "nobody"]);
-    assert!(matches!(told.friends[1].rank, Rank::Top { place: 51, pending: true, .. }));
-    assert!(matches!(told.friends[3].rank, Rank::About { estimate: Some(_), .. }));
+    assert!(matches!(
+        told.friends[1].rank,
+        Rank::Top {
+            place: 51,
+            pending: true,
+            ..
+        }
+    ));
+    assert!(matches!(
+        told.friends[3].rank,
+        Rank::About {
+            estimate: Some(_),
+            ..
+        }
+    ));
     assert_eq!(told.friends[4].rank, Rank::Absent);
     let many = vec![PlayerId::parse("p1").unwrap(); FRIENDS_MAX + 1];
-    assert!(matches!(board.friends(&many, None, NOW).await, Err(ReadError::TooMany { .. })));
+    assert!(matches!(
+        board.friends(&many, None, NOW).await,
+        Err(ReadError::TooMany { .. })
+    ));
     // Away: who is known is estimated, who isn't is said to be unknown.
     board.set_store(StoreState::Open);
     store.memory.lock().unwrap().push("p3000".into());
-    let told = board.friends(&list(&["p3001", "p3000", "p5"]), None, NOW).await.unwrap();
+    let told = board
+        .friends(&list(&["p3001", "p3000", "p5"]), None, NOW)
+        .await
+        .unwrap();
     let ranks: Vec<_> = told.friends.iter().map(|friend| friend.rank).collect();
-    assert!(matches!(ranks[..], [Rank::Top { .. }, Rank::About { .. }, Rank::Unknown]));
+    assert!(matches!(
+        ranks[..],
+        [Rank::Top { .. }, Rank::About { .. }, Rank::Unknown]
+    ));
 }
 
 #[tokio::test(start_paused = true)]
 async fn every_read_obeys_the_limit_of_age() {
     let board = of(10, best());
-    let old = Own { max_age_ms: Some(10), ..own("p1") };
-    assert!(matches!(board.rank(&old, NOW + 11).await, Err(ReadError::Stale { .. })));
-    assert!(matches!(board.around(&old, 1, NOW + 11).await, Err(ReadError::Stale { .. })));
-    assert!(matches!(board.friends(&[], Some(10), NOW + 11).await, Err(ReadError::Stale { .. })));
+    let old = Own {
+        max_age_ms: Some(10),
+        ..own("p1")
+    };
+    assert!(matches!(
+        board.rank(&old, NOW + 11).await,
+        Err(ReadError::Stale { .. })
+    ));
+    assert!(matches!(
+        board.around(&old, 1, NOW + 11).await,
+        Err(ReadError::Stale { .. })
+    ));
+    assert!(matches!(
+        board.friends(&[], Some(10), NOW + 11).await,
+        Err(ReadError::Stale { .. })
+    ));
     assert_eq!(board.metrics().refused_stale, 3);
 }
 

@@ -8,7 +8,11 @@ fn players(page: &Page) -> Vec<String> {
 }
 
 fn query(offset: usize, limit: usize) -> PageQuery {
-    PageQuery { offset, limit, ..PageQuery::default() }
+    PageQuery {
+        offset,
+        limit,
+        ..PageQuery::default()
+    }
 }
 
 /// All pages, from the first to the last, with a publication between each two.
@@ -32,7 +36,9 @@ fn kinds() -> impl Strategy<Value = Kind> {
         Just(Kind::Best(Better::Lower)),
         Just(Kind::Sum(Better::Higher)),
         Just(Kind::Sum(Better::Lower)),
-        Just(Kind::Decayed { half_life_ms: 3_600_000 }),
+        Just(Kind::Decayed {
+            half_life_ms: 3_600_000
+        }),
     ]
 }
 
@@ -95,12 +101,21 @@ proptest! {
 
 #[test]
 fn paging_reads_one_version_while_others_are_published() {
-    let board = of(100, BoardSpec { versions: 64, ..best() });
+    let board = of(
+        100,
+        BoardSpec {
+            versions: 64,
+            ..best()
+        },
+    );
     let mut seq = 1;
     let rows = read_all(&board, query(0, 7), || {
         seq += 1;
-        let members = (0..100 + seq).map(|at| (format!("q{at}"), Order::from_bits(at * seq).unwrap()));
-        board.publish(snapshot(&board, seq, &ranked(members))).unwrap();
+        let members =
+            (0..100 + seq).map(|at| (format!("q{at}"), Order::from_bits(at * seq).unwrap()));
+        board
+            .publish(snapshot(&board, seq, &ranked(members)))
+            .unwrap();
     });
     let expected: Vec<_> = (0..100).map(|at| (at + 1, format!("p{at}"))).collect();
     assert_eq!(rows, expected);
@@ -110,34 +125,67 @@ fn paging_reads_one_version_while_others_are_published() {
 #[test]
 fn a_version_that_is_gone_says_begin_again() {
     let board = of(100, best());
-    let token = board.page(&query(0, 7), NOW).unwrap().next().unwrap().to_owned();
+    let token = board
+        .page(&query(0, 7), NOW)
+        .unwrap()
+        .next()
+        .unwrap()
+        .to_owned();
     for seq in 2..=4 {
         board.publish(snapshot(&board, seq, &[])).unwrap();
     }
-    let asked = PageQuery { token: Some(token), ..PageQuery::default() };
+    let asked = PageQuery {
+        token: Some(token),
+        ..PageQuery::default()
+    };
     let gone = board.page(&asked, NOW).unwrap_err();
     let (board, asked, newest) = ("arena".to_owned(), Version::new(1, 1), Version::new(1, 4));
-    assert_eq!(gone, ReadError::Gone { board, asked, newest });
+    assert_eq!(
+        gone,
+        ReadError::Gone {
+            board,
+            asked,
+            newest
+        }
+    );
 }
 
 #[test]
 fn a_version_of_the_same_number_but_another_picture_is_gone() {
     let (here, there) = (of(100, best()), of(99, best()));
-    let token = here.page(&query(0, 7), NOW).unwrap().next().map(str::to_owned);
-    let asked = PageQuery { token, ..PageQuery::default() };
+    let token = here
+        .page(&query(0, 7), NOW)
+        .unwrap()
+        .next()
+        .map(str::to_owned);
+    let asked = PageQuery {
+        token,
+        ..PageQuery::default()
+    };
     assert!(here.page(&asked, NOW).is_ok());
-    assert!(matches!(there.page(&asked, NOW), Err(ReadError::Gone { .. })));
+    assert!(matches!(
+        there.page(&asked, NOW),
+        Err(ReadError::Gone { .. })
+    ));
 }
 
 #[test]
 fn a_token_with_any_digit_changed_is_refused() {
     let board = of(100, best());
-    let token = board.page(&query(0, 7), NOW).unwrap().next().unwrap().to_owned();
+    let token = board
+        .page(&query(0, 7), NOW)
+        .unwrap()
+        .next()
+        .unwrap()
+        .to_owned();
     for at in 0..token.len() {
         let mut digits = token.clone().into_bytes();
         digits[at] = if digits[at] == b'0' { b'1' } else { b'0' };
         let token = String::from_utf8(digits).ok();
-        let asked = PageQuery { token, ..PageQuery::default() };
+        let asked = PageQuery {
+            token,
+            ..PageQuery::default()
+        };
         let refused = board.page(&asked, NOW).unwrap_err();
         assert_eq!(refused, ReadError::Token(BadToken::Check));
     }
@@ -145,23 +193,47 @@ fn a_token_with_any_digit_changed_is_refused() {
 
 #[test]
 fn a_token_belongs_to_its_board_and_its_viewer() {
-    let (board, other) = (of(100, best()), of(100, BoardSpec::new("other", Kind::Best(Better::Higher))));
+    let (board, other) = (
+        of(100, best()),
+        of(100, BoardSpec::new("other", Kind::Best(Better::Higher))),
+    );
     let pending = Pending::on(&board);
     pending.write("p50", Order::BEST);
     let viewer = |name| Some(PlayerId::parse(name).unwrap());
-    let first = PageQuery { viewer: viewer("p50"), ..query(0, 7) };
+    let first = PageQuery {
+        viewer: viewer("p50"),
+        ..query(0, 7)
+    };
     let page = board.page(&first, NOW).unwrap();
     assert_eq!(players(&page)[..2], ["p50", "p0"]);
     assert!(page.rows().next().unwrap().pending);
     let token = page.next().map(str::to_owned);
     let refused = Err(ReadError::Token(BadToken::Check));
-    let stranger = PageQuery { token: token.clone(), viewer: viewer("p51"), ..query(0, 7) };
-    assert_eq!(board.page(&stranger, NOW).map(|page| players(&page)), refused);
+    let stranger = PageQuery {
+        token: token.clone(),
+        viewer: viewer("p51"),
+        ..query(0, 7)
+    };
+    assert_eq!(
+        board.page(&stranger, NOW).map(|page| players(&page)),
+        refused
+    );
     let elsewhere = PageQuery { token, ..first };
-    assert_eq!(other.page(&elsewhere, NOW).map(|page| players(&page)), refused);
+    assert_eq!(
+        other.page(&elsewhere, NOW).map(|page| players(&page)),
+        refused
+    );
     // Without pending writes a page is everybody's, and so is its token.
-    let token = board.page(&query(0, 7), NOW).unwrap().next().map(str::to_owned);
-    let shared = PageQuery { token, viewer: viewer("p51"), ..query(0, 7) };
+    let token = board
+        .page(&query(0, 7), NOW)
+        .unwrap()
+        .next()
+        .map(str::to_owned);
+    let shared = PageQuery {
+        token,
+        viewer: viewer("p51"),
+        ..query(0, 7)
+    };
     assert_eq!(players(&board.page(&shared, NOW).unwrap())[0], "p7");
 }
 
@@ -169,7 +241,10 @@ fn a_token_belongs_to_its_board_and_its_viewer() {
 fn a_viewer_whose_write_leads_out_of_the_top_is_not_in_it() {
     let board = of(100, BoardSpec { top: 10, ..best() });
     Pending::on(&board).write("p3", Order::WORST);
-    let first = PageQuery { viewer: PlayerId::parse("p3").ok(), ..query(0, 50) };
+    let first = PageQuery {
+        viewer: PlayerId::parse("p3").ok(),
+        ..query(0, 50)
+    };
     let rows = read_all(&board, first, || ());
     assert_eq!(rows.len(), 9);
     assert!(rows.iter().all(|(_, player)| player != "p3"));
@@ -177,15 +252,32 @@ fn a_viewer_whose_write_leads_out_of_the_top_is_not_in_it() {
 
 #[test]
 fn age_decides_between_fresh_stale_and_refused() {
-    let board = of(10, BoardSpec { refuse_after_ms: Some(60_000), ..best() });
-    let fresh = |after| board.page(&query(0, 5), NOW + after).map(|page| page.freshness());
+    let board = of(
+        10,
+        BoardSpec {
+            refuse_after_ms: Some(60_000),
+            ..best()
+        },
+    );
+    let fresh = |after| {
+        board
+            .page(&query(0, 5), NOW + after)
+            .map(|page| page.freshness())
+    };
     assert!(!fresh(1_000).unwrap().stale);
     assert!(fresh(1_001).unwrap().stale);
     assert_eq!(fresh(4_000).unwrap().ttl_ms, Some(-3_000));
     assert!(fresh(60_000).is_ok());
-    let stale = |age_ms, allowed_ms| ReadError::Stale { board: "arena".into(), age_ms, allowed_ms };
+    let stale = |age_ms, allowed_ms| ReadError::Stale {
+        board: "arena".into(),
+        age_ms,
+        allowed_ms,
+    };
     assert_eq!(fresh(60_001), Err(stale(60_001, 60_000)));
-    let asked = PageQuery { max_age_ms: Some(500), ..query(0, 5) };
+    let asked = PageQuery {
+        max_age_ms: Some(500),
+        ..query(0, 5)
+    };
     assert!(board.page(&asked, NOW + 500).is_ok());
     assert_eq!(board.page(&asked, NOW + 501).unwrap_err(), stale(501, 500));
     // A clock that went back makes nothing young forever: the age is never negative.
@@ -196,7 +288,12 @@ fn age_decides_between_fresh_stale_and_refused() {
 fn an_empty_board_is_not_a_board_without_a_snapshot() {
     let board = board(best());
     let missing = board.page(&query(0, 5), NOW).unwrap_err();
-    assert_eq!(missing, ReadError::Empty { board: "arena".into() });
+    assert_eq!(
+        missing,
+        ReadError::Empty {
+            board: "arena".into()
+        }
+    );
     board.publish(snapshot(&board, 1, &[])).unwrap();
     let page = board.page(&query(0, 5), NOW).unwrap();
     assert_eq!((page.rows().len(), page.next()), (0, None));
@@ -209,5 +306,8 @@ fn pages_are_bounded() {
         let refused = board.page(&query(0, limit), NOW).unwrap_err();
         assert!(matches!(refused, ReadError::TooMany { asked, .. } if asked == limit));
     }
-    assert_eq!(board.page(&query(usize::MAX, 5), NOW).unwrap().rows().len(), 0);
+    assert_eq!(
+        board.page(&query(usize::MAX, 5), NOW).unwrap().rows().len(),
+        0
+    );
 }

@@ -25,7 +25,10 @@ fn what_was_saved_is_answered_after_a_cold_start() {
 
     let after = board(before.spec().clone());
     let restored = after.restore(&path, NOW + 60_000).unwrap().unwrap();
-    assert_eq!((restored.version(), restored.tag()), (saved.version(), saved.tag()));
+    assert_eq!(
+        (restored.version(), restored.tag()),
+        (saved.version(), saved.tag())
+    );
     assert_eq!(restored.sketch(), saved.sketch());
     assert!(restored.entries().eq(saved.entries()));
     // Its age goes on.
@@ -40,7 +43,12 @@ fn what_was_saved_is_answered_after_a_cold_start() {
 fn no_file_is_no_error() {
     let folder = tempfile::tempdir().unwrap();
     let board = board(best());
-    assert!(board.restore(&folder.path().join("none"), NOW).unwrap().is_none());
+    assert!(
+        board
+            .restore(&folder.path().join("none"), NOW)
+            .unwrap()
+            .is_none()
+    );
 }
 
 #[test]
@@ -65,7 +73,10 @@ fn a_changed_file_is_refused_wherever_it_is_changed() {
         changed[at] ^= 0x40;
         assert!(read(&board, &changed).is_err(), "byte {at}");
     }
-    assert!(matches!(read(&board, &[0; FILE_BYTES_MAX + 1]), Err(LoadError::TooLong(_))));
+    assert!(matches!(
+        read(&board, &[0; FILE_BYTES_MAX + 1]),
+        Err(LoadError::TooLong(_))
+    ));
     let mut later = bytes;
     later[8] = 2;
     assert!(matches!(read(&board, &later), Err(LoadError::Format(2))));
@@ -88,7 +99,10 @@ fn a_file_of_another_board_is_foreign() {
     let (_, bytes) = bytes();
     for other in [
         spec(Kind::Sum(Better::Higher)),
-        BoardSpec { season_ms: 1 << 50, ..best() },
+        BoardSpec {
+            season_ms: 1 << 50,
+            ..best()
+        },
         BoardSpec::new("other", Kind::Best(Better::Higher)),
     ] {
         let other = board(other);
@@ -99,7 +113,10 @@ fn a_file_of_another_board_is_foreign() {
 #[test]
 fn a_specification_with_less_room_keeps_fewer_places() {
     let (board, bytes) = bytes();
-    let smaller = tests::board(BoardSpec { top: 10, ..board.spec().clone() });
+    let smaller = tests::board(BoardSpec {
+        top: 10,
+        ..board.spec().clone()
+    });
     let snapshot = read(&smaller, &bytes).unwrap();
     assert_eq!((snapshot.len(), snapshot.total()), (10, 2_000));
 }
@@ -113,9 +130,13 @@ fn another_machines_clock_makes_nothing_younger_than_now() {
 
 #[test]
 fn the_largest_snapshot_fits_a_file() {
-    let board = board(BoardSpec { top: crate::board::kind::TOP_MAX, ..best() });
+    let board = board(BoardSpec {
+        top: crate::board::kind::TOP_MAX,
+        ..best()
+    });
     for width in [5, 64] {
-        let members = (0..40_000).map(|at| (format!("{at:0>width$x}"), Order::from_bits(at).unwrap()));
+        let members =
+            (0..40_000).map(|at| (format!("{at:0>width$x}"), Order::from_bits(at).unwrap()));
         let snapshot = snapshot(&board, 1, &ranked(members));
         let bytes = encode(&snapshot);
         assert!(bytes.len() <= FILE_BYTES_MAX);

@@ -8,7 +8,10 @@ fn order(bits: u64) -> Order {
 /// The sketch that a refresher gets from a board whose members, best first, have these orders.
 fn sketch(top: u64, orders: &[u64]) -> Sketch {
     let places = Sketch::ladder(top, orders.len() as u64);
-    let pivots = places.into_iter().map(|place| Pivot { place, order: order(orders[place as usize - 1]) });
+    let pivots = places.into_iter().map(|place| Pivot {
+        place,
+        order: order(orders[place as usize - 1]),
+    });
     Sketch::new(pivots, 7)
 }
 
@@ -67,7 +70,10 @@ fn the_bound_is_below_a_percent_up_to_a_hundred_million_members() {
         (10_000, 100_000_000, 0.0094),
     ] {
         let error = Sketch::ladder_error(top, total);
-        assert!(error <= bound && error > bound * 0.9, "{error} for {top} of {total}");
+        assert!(
+            error <= bound && error > bound * 0.9,
+            "{error} for {top} of {total}"
+        );
         assert!(Sketch::ladder(top, total).len() <= PIVOTS_MAX);
     }
     assert_eq!(SKETCH_BYTES_MAX, 8_000);

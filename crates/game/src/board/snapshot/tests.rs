@@ -1,4 +1,5 @@
 use super::*;
+use crate::board::kind::{BoardSpec, PlayerId};
 use crate::board::tests::{NOW, best, board, ranked, snapshot};
 use crate::board::{Board, Kind};
 use proptest::prelude::*;
@@ -40,9 +41,18 @@ proptest! {
 
 #[test]
 fn a_snapshot_keeps_fewer_places_rather_than_take_more_bytes() {
-    for (name_bytes, bytes_max) in [(64, SNAPSHOT), (1, SNAPSHOT), (64, 128 << 10), (20, SNAPSHOT)] {
+    for (name_bytes, bytes_max) in [
+        (64, SNAPSHOT),
+        (1, SNAPSHOT),
+        (64, 128 << 10),
+        (20, SNAPSHOT),
+    ] {
         let top = crate::board::kind::TOP_MAX;
-        let board = board(BoardSpec { top, bytes_max, ..best() });
+        let board = board(BoardSpec {
+            top,
+            bytes_max,
+            ..best()
+        });
         let mut builder = builder(&board);
         let mut at = 0;
         loop {
@@ -53,7 +63,11 @@ fn a_snapshot_keeps_fewer_places_rather_than_take_more_bytes() {
             }
         }
         let snapshot = builder.total(1 << 40).build().unwrap();
-        assert!(snapshot.bytes() <= bytes_max, "{} of {bytes_max}", snapshot.bytes());
+        assert!(
+            snapshot.bytes() <= bytes_max,
+            "{} of {bytes_max}",
+            snapshot.bytes()
+        );
         // And not many fewer: one more doubles the index at worst.
         assert!(snapshot.len() == top || snapshot.bytes() > bytes_max * 3 / 4);
         assert!(snapshot.len() <= snapshot.wanted());
@@ -80,24 +94,45 @@ fn what_is_out_of_order_or_there_twice_is_refused() {
     let mut disordered = builder(&board);
     disordered.push("b", order(5)).unwrap();
     let index = 1;
-    assert_eq!(disordered.push("a", order(5)), Err(BuildError::OutOfOrder { index }));
-    assert_eq!(disordered.push("c", order(4)), Err(BuildError::OutOfOrder { index }));
+    assert_eq!(
+        disordered.push("a", order(5)),
+        Err(BuildError::OutOfOrder { index })
+    );
+    assert_eq!(
+        disordered.push("c", order(4)),
+        Err(BuildError::OutOfOrder { index })
+    );
     let mut twice = builder(&board);
     twice.push("a", order(1)).unwrap();
     twice.push("b", order(2)).unwrap();
     twice.push("a", order(3)).unwrap();
-    assert_eq!(twice.build().unwrap_err(), BuildError::Twice(PlayerId::parse("a").unwrap()));
+    assert_eq!(
+        twice.build().unwrap_err(),
+        BuildError::Twice(PlayerId::parse("a").unwrap())
+    );
     let mut nameless = builder(&board);
-    assert!(matches!(nameless.push("", order(1)), Err(BuildError::Player { index: 0, .. })));
+    assert!(matches!(
+        nameless.push("", order(1)),
+        Err(BuildError::Player { index: 0, .. })
+    ));
     let mut fewer = builder(&board);
     fewer.push("a", order(1)).unwrap();
     let too_few = fewer.total(0).build().unwrap_err();
-    assert_eq!(too_few, BuildError::Total { entries: 1, total: 0 });
+    assert_eq!(
+        too_few,
+        BuildError::Total {
+            entries: 1,
+            total: 0
+        }
+    );
 }
 
 #[test]
 fn two_pictures_of_one_number_have_two_tags() {
-    let board = board(BoardSpec::new("arena", Kind::Best(crate::board::Better::Higher)));
+    let board = board(BoardSpec::new(
+        "arena",
+        Kind::Best(crate::board::Better::Higher),
+    ));
     let one = snapshot(&board, 1, &ranked([("a".to_owned(), order(1))]));
     let same = snapshot(&board, 1, &ranked([("a".to_owned(), order(1))]));
     let other = snapshot(&board, 1, &ranked([("b".to_owned(), order(1))]));
