@@ -4,7 +4,9 @@
 
 mod battle;
 mod board;
+mod matchmaking;
 mod table;
+mod workers;
 
 use std::path::PathBuf;
 
@@ -46,7 +48,7 @@ pub struct Row {
 
 type Component = (&'static str, fn(&Options) -> anyhow::Result<Vec<Row>>);
 
-const COMPONENTS: &[Component] = &[("battle", battle::run), ("board", board::run)];
+const COMPONENTS: &[Component] = &[("battle", battle::run), ("board", board::run), ("workers", workers::run), ("matchmaking", matchmaking::run)];
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();

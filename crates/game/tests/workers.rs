@@ -1,5 +1,5 @@
 //! What the elastic pool promises, in the simulator: the default policy on constant load and on the step, beside the
-//! brief's rule, and the drawings of the guide. `PHALANX_SOAK=10` runs ten seeds of every load; `PHALANX_DRAW=1` draws anew.
+//! brief's rule, and the drawings of the guide. `PHALANX_SOAK=10` runs ten seeds of every load (at most 20); `PHALANX_DRAW=1` draws anew.
 
 use std::env;
 use std::path::Path;
@@ -17,9 +17,12 @@ fn named(name: &str) -> Named {
     Named::find(name).unwrap()
 }
 
+/// Seeds beyond the one that every run has; each is some ten seconds.
 fn soak() -> Option<u64> {
+    const SEEDS_MAX: u64 = 20;
     let rounds = env::var("PHALANX_SOAK").ok()?;
-    Some(rounds.parse().expect("PHALANX_SOAK is a number"))
+    let seeds: u64 = rounds.parse().expect("PHALANX_SOAK is a number");
+    Some(seeds.clamp(1, SEEDS_MAX))
 }
 
 /// The drawing in the guide is what the code draws.

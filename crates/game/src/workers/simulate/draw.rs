@@ -329,7 +329,6 @@ fn smooth(series: &[Point]) -> Vec<Point> {
 
 /// Where between [`WAIT_LEAST_S`] and the top a wait lies. Linear within an octave: no logarithm of the machine's.
 fn wait_part(wait_s: f64) -> f64 {
-    const OCTAVES_PER_DECADE: f64 = 3.321_928_094_887_362;
     let mut octaves = 0.0;
     let mut rest = wait_s / WAIT_LEAST_S;
     while rest >= 2.0 && octaves < 64.0 {
@@ -337,7 +336,7 @@ fn wait_part(wait_s: f64) -> f64 {
         octaves += 1.0;
     }
     let octaves = octaves + (rest - 1.0).max(0.0);
-    octaves / OCTAVES_PER_DECADE / f64::from(WAIT_DECADES)
+    octaves / std::f64::consts::LOG2_10 / f64::from(WAIT_DECADES)
 }
 
 /// A round number of quarters that the values fit under.
