@@ -38,8 +38,8 @@ pub use placement::{
     INSTANCES_MAX, Load, PlaceError, Placement, PlacementOptions, RESERVED_MAX, Reservation,
 };
 pub use storm::{
-    Arrival, Budget, Claim, Governor, GovernorError, HOLD_MAX, Metrics, REGIONS_MAX, STORMS_MAX,
-    Verdict, Why,
+    AGAIN, Arrival, Budget, Claim, Governor, GovernorError, HOLD_MAX, Metrics, REGIONS_MAX,
+    STORMS_MAX, Verdict, Why,
 };
 pub use table::{CLOSED_MAX, LOG_MAX, SEATS_MAX, TTL_MAX, TTL_MIN, Table};
 #[cfg(feature = "tokens")]

@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use phalanx_game::dice::Dice;
-use phalanx_game::session::{Arrival, Budget, Claim, Governor, Stage, Verdict, Why};
+use phalanx_game::session::{AGAIN, Arrival, Budget, Claim, Governor, Stage, Verdict, Why};
 
 const START: Duration = Duration::from_secs(1_700_000_000);
 /// Between the server and a client.
@@ -332,6 +332,43 @@ fn a_governor_that_knows_of_half_or_twice_as_many_keeps_the_budget_all_the_same(
 }
 
 #[test]
+fn one_who_keeps_knocking_uses_up_nobodys_turn() {
+    let budgets = [Budget {
+        region: "eu".into(),
+        per_second: 100,
+    }];
+    let mut governor = Governor::try_new(&budgets, 1).unwrap();
+    let mut admitted = 0;
+    for ms in 0..20_000 {
+        let now = START + Duration::from_millis(ms);
+        for claim in [Claim::Nothing, in_battle(START)] {
+            let arrival = Arrival {
+                client: 7,
+                region: 0,
+                claim,
+            };
+            match governor.arrive(now, &arrival).unwrap() {
+                Verdict::Admit { .. } => admitted += 1,
+                Verdict::Wait { at, why } => {
+                    assert_eq!(why, Why::Again);
+                    assert!(now < at && at <= now + AGAIN);
+                }
+            }
+        }
+    }
+    assert_eq!(admitted, 20 / AGAIN.as_secs());
+}
+
+fn in_battle(issued: Duration) -> Claim {
+    Claim::Pass {
+        stage: Stage::InBattle,
+        issued,
+        earliest: Duration::ZERO,
+        spread: Duration::from_secs(1),
+    }
+}
+
+#[test]
 fn a_storm_during_another_follows_it() {
     let budgets = [Budget {
         region: "eu".into(),
@@ -342,12 +379,7 @@ fn a_storm_during_another_follows_it() {
     let pass = |issued| Arrival {
         client: 1,
         region: 0,
-        claim: Claim::Pass {
-            stage: Stage::InBattle,
-            issued,
-            earliest: Duration::ZERO,
-            spread: Duration::from_secs(1),
-        },
+        claim: in_battle(issued),
     };
     let at = |seconds| START + Duration::from_secs(seconds);
     let told = |time| Verdict::Wait {

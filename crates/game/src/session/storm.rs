@@ -4,7 +4,7 @@
 //!
 //! Pure: arrivals and the time go in, verdicts come out. Module order: storm, calendar.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use phalanx_telemetry::metrics::{Exposition, Family};
@@ -33,6 +33,8 @@ const HOLDS: [(Duration, u32); Stage::COUNT] = [
     (Duration::from_millis(80), 10),
     (Duration::from_millis(40), 8),
 ];
+/// Whoever was let in is not let in again before: one who keeps knocking uses up nobody's turn.
+pub const AGAIN: Duration = Duration::from_secs(5);
 /// Within so long it shows whether a gust is a storm, and so long somebody is expected after his time.
 const GUST: Duration = Duration::from_secs(3);
 /// A storm is when one in so many of those who are there was sent away.
@@ -88,6 +90,8 @@ pub enum Why {
     Booked,
     /// No place could be kept: he is to ask again.
     Full,
+    /// He was let in less than [`AGAIN`] ago.
+    Again,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -218,6 +222,7 @@ impl Governor {
                 ("early", metrics.early),
                 ("booked", metrics.booked),
                 ("full", metrics.full),
+                ("again", metrics.again),
             ];
             for (why, count) in counts {
                 waits.sample(&[("region", region.name.as_str()), ("why", why)], count);
@@ -251,6 +256,7 @@ pub struct Metrics {
     pub early: u64,
     pub booked: u64,
     pub full: u64,
+    pub again: u64,
     pub storms: u64,
     /// Places that are kept now.
     pub waiting: u64,
@@ -283,6 +289,9 @@ struct Region {
     storms: VecDeque<Storm>,
     /// When the logins are free for the next one.
     free: Duration,
+    /// Who was let in lately, and when; no more than the budget of so long.
+    let_in: HashMap<u64, Duration>,
+    order: VecDeque<(Duration, u64)>,
     calendar: Calendar,
     gust: Gust,
     metrics: Metrics,
@@ -315,6 +324,8 @@ impl Region {
             turns: std::array::from_fn(|_| dice.bits()),
             storms: VecDeque::new(),
             free: Duration::ZERO,
+            let_in: HashMap::new(),
+            order: VecDeque::new(),
             calendar: Calendar::new(per_second, 100 - PLANNED),
             gust: Gust::default(),
             metrics: Metrics::default(),
@@ -348,6 +359,19 @@ impl Region {
         while self.storms.front().is_some_and(|storm| storm.ends <= now) {
             self.storms.pop_front();
         }
+        while let Some((at, client)) = self.order.front().copied()
+            && at + AGAIN <= now
+        {
+            self.order.pop_front();
+            self.let_in.remove(&client);
+        }
+        if let Some(at) = self.let_in.get(&arrival.client) {
+            self.metrics.again += 1;
+            return Verdict::Wait {
+                at: *at + AGAIN,
+                why: Why::Again,
+            };
+        }
         let stage = match arrival.claim {
             Claim::Nothing => Stage::Browsing,
             Claim::Pass { stage, .. } => stage,
@@ -365,6 +389,8 @@ impl Region {
         if hold <= self.hold_max(stage, is_expected) {
             self.calendar.forget(arrival.client);
             self.free = self.free.max(now) + self.turn();
+            self.let_in.insert(arrival.client, now);
+            self.order.push_back((now, arrival.client));
             if let Some(count) = self.metrics.admitted.get_mut(stage.index()) {
                 *count += 1;
             }
