@@ -9,9 +9,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use duel::{Duel, Rules, Teams};
+use duel::{Duel, GOLDEN, Rules, Teams, golden_cases};
 use phalanx_game::battle::{
-    Call, Class, Executor, Options, Reader, Recorder, RecorderOptions, ShadowOptions, replay,
+    Call, Class, Executor, Options, Reader, Recorder, RecorderOptions, ShadowOptions, prove, replay,
 };
 
 #[tokio::main(flavor = "current_thread")]
@@ -83,6 +83,12 @@ fn show_replay(path: &Path) -> Result<(), Box<dyn std::error::Error>> {
     println!(
         "replayed {}: {} the same, {} different",
         report.fights, report.same, report.different
+    );
+    // Every build of every machine gets this hash, or somebody's result has changed.
+    let hash = prove(&Duel, 1, &Rules::first(), &golden_cases(), 10_000, 2);
+    println!(
+        "10,000 fights on two threads, as committed: {}",
+        hash == Ok(GOLDEN)
     );
     Ok(())
 }

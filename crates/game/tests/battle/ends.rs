@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use phalanx_game::battle::{Call, Class, End, GradientOptions, Options, Reject, Stage};
+use phalanx_game::battle::{
+    Call, Class, End, Executor, GradientOptions, Options, RegisterError, Reject, Stage, StartError,
+};
 use phalanx_telemetry::metrics::Exposition;
 
 use super::act::{Act, Gate, actors, begun, occupy, patient, until};
@@ -185,6 +187,60 @@ fn a_large_fight_does_not_keep_its_memory() {
     until("it is given back", || {
         executor.metrics().arena_bytes < 1 << 20
     });
+}
+
+#[test]
+fn threads_may_be_tied_to_processors() {
+    let (executor, kind) = actors(Options {
+        pin: true,
+        ..patient(2)
+    });
+    for at in 0..20 {
+        let fought = kind.submit(Act::Say(at), Call::new(at)).wait();
+        assert_eq!(fought.unwrap().output, at);
+    }
+    assert_eq!(executor.drain_blocking(Duration::from_secs(60)).stuck, 0);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_at_the_start() {
+    let refused = |options| Executor::start(options).unwrap_err();
+    let cores = refused(Options {
+        cores: 257,
+        ..Options::default()
+    });
+    assert!(matches!(cores, StartError::Cores { cores: 257 }));
+    let mut options = patient(1);
+    options.classes[1].share = 0;
+    assert!(matches!(
+        refused(options),
+        StartError::Share { class: "sweep" }
+    ));
+    let mut options = patient(1);
+    options.classes[2].queue_max = 0;
+    assert!(matches!(
+        refused(options),
+        StartError::Queue {
+            class: "check",
+            max: 0
+        }
+    ));
+    let limit = GradientOptions {
+        initial: 1,
+        min: 9,
+        max: 8,
+    };
+    let options = Options {
+        limit: Some(limit),
+        ..patient(1)
+    };
+    assert!(matches!(
+        refused(options),
+        StartError::Limit { min: 9, max: 8 }
+    ));
+    let (executor, _kind) = actors(patient(1));
+    let twice = executor.register("act", super::act::Actor, 1, 0);
+    assert_eq!(twice.unwrap_err(), RegisterError::Known { name: "act" });
 }
 
 #[test]

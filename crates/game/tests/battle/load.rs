@@ -81,6 +81,22 @@ fn under_overload_the_newest_are_served_and_the_oldest_refused() {
 }
 
 #[test]
+fn an_idle_core_takes_what_a_busy_one_can_not_get_to() {
+    let (executor, kind) = actors(patient(2));
+    let (_stays_shut, _first) = occupy(&executor, "gate-1");
+    let (gate, second) = occupy(&executor, "gate-2");
+    let fights: Vec<_> = (0..20)
+        .map(|at| kind.submit(Act::Say(at), Call::new(at)))
+        .collect();
+    gate.open();
+    second.wait().unwrap();
+    for fight in fights {
+        fight.wait().unwrap();
+    }
+    assert!(executor.metrics().stolen > 0);
+}
+
+#[test]
 fn admission_converges_and_keeps_the_wait_short() {
     let mut options = patient(2);
     for class in &mut options.classes {

@@ -270,6 +270,11 @@ impl Shared {
         };
         asides.push_back(work);
         self.asides_len.store(asides.len(), Ordering::Relaxed);
+        drop(asides);
+        let sleeper = |core: &&Core| core.asleep.load(Ordering::Relaxed);
+        if let Some(core) = self.cores.iter().find(sleeper) {
+            core.wake();
+        }
         oldest
     }
 
