@@ -9,8 +9,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
 use super::breaker::{Outcome, State};
-use super::kind::PlayerId;
-use super::order::Order;
 use super::redis::Shared;
 use super::redis::link::{Failure, Link, StoreError};
 use super::redis::script::{self, Head, Reading};
@@ -19,6 +17,7 @@ use super::snapshot::{BuildError, Builder, Snapshot, Version};
 use super::{Board, PublishError, StoreState, now_ms, persist};
 
 mod mirror;
+mod read;
 
 use mirror::Mirror;
 
@@ -234,34 +233,6 @@ impl Refresher {
         &self.shared.board
     }
 
-    /// What one call says about the board; after a change of epoch, the second.
-    async fn head(&mut self) -> Result<Head, StoreError> {
-        Ok(self.read(None, &[]).await?.head)
-    }
-
-    async fn read(&mut self, since: Option<u64>, places: &[u64]) -> Result<Reading, StoreError> {
-        for _ in 0..EPOCHS_IN_A_ROW_MAX {
-            let epoch = self.shared.progress.epoch.load(Ordering::Relaxed).max(1);
-            let source = self.shared.source();
-            let call = script::read(&self.shared.keys, epoch, source, since, places);
-            let reading = script::reading(&self.link.call(&call).await?)?;
-            self.shared.progress.reached(reading.head.epoch);
-            self.shared
-                .progress
-                .foreign
-                .fetch_add(reading.foreign, Ordering::Relaxed);
-            // An earlier epoch than readers have seen is for `heal`.
-            if reading.head.epoch <= epoch {
-                let law = self.board().law().fingerprint();
-                if reading.head.law != 0 && reading.head.law != law {
-                    return Err(Failure::Foreign.into());
-                }
-                return Ok(reading);
-            }
-        }
-        Err(Failure::Other.into())
-    }
-
     /// Brings readers what is new; whether anything was.
     async fn refresh(&mut self) -> Result<bool, StoreError> {
         let mut began_ms = now_ms();
@@ -283,7 +254,7 @@ impl Refresher {
         if !self.follows(&reading) {
             (began_ms, reading) = self.read_all(reading.head).await?;
         }
-        match self.publish(began_ms, reading) {
+        match self.publish(began_ms, reading).await {
             Published::Newer => Ok(true),
             Published::Nothing => Ok(false),
             Published::Unlike(version) => {
@@ -322,12 +293,13 @@ impl Refresher {
         // If it has changed just now, the next round has it.
         if (reading.head.epoch, reading.head.seq) == (head.epoch, head.seq) {
             self.keep_sketch(&reading, began_ms);
-            match self.build(&known.mirror, &reading.head, newest.as_of_ms()) {
-                Ok(snapshot) => drop(self.board().resketch(snapshot)),
-                Err(error) => {
-                    tracing::error!(%error, "a board can't be built from what redis says")
-                }
+            let as_of_ms = newest.as_of_ms();
+            let built = self.build(known, reading, as_of_ms).await;
+            if let Some((known, snapshot)) = built {
+                self.board().resketch(snapshot);
+                self.mirror = Some(known);
             }
+            return Ok(());
         }
         self.mirror = Some(known);
         Ok(())
@@ -350,147 +322,16 @@ impl Refresher {
         }
     }
 
-    /// The `seq` that the mirror is of, while it is good for a small step.
-    fn since(&self) -> Option<u64> {
-        let known = self.mirror.as_ref()?;
-        let fresh = known.read_at.elapsed() < self.shared.refresh.full_every
-            && known.connection == self.link.connections();
-        fresh.then_some(known.seq)
-    }
-
-    /// What was read is the small step from the mirror.
-    fn follows(&self, reading: &Reading) -> bool {
-        let head = &reading.head;
-        let known = self.mirror.as_ref();
-        known.is_some_and(|known| known.epoch == head.epoch && known.born == head.born)
-            && self.since().is_some()
-            && reading.changes.is_some()
-    }
-
-    /// Readers have seen more than the store knows: it lost its newest data. What it says next must have higher numbers.
-    async fn heal(&mut self, head: &Head) -> Result<bool, StoreError> {
-        let newest = self.board().snapshot().map(|newest| newest.version());
-        let reached = self.shared.progress.epoch.load(Ordering::Relaxed);
-        let seen = newest.unwrap_or_default().max(Version::new(reached, 0));
-        let found = Version::new(head.epoch, head.seq);
-        if found >= seen {
-            return Ok(false);
-        }
-        tracing::warn!(board = %self.board().spec().name, %seen, %found, "redis has lost data: versions go on after what readers saw");
-        self.mend(seen).await?;
-        Ok(true)
-    }
-
-    /// The board's next version comes after `seen`.
-    async fn mend(&mut self, seen: Version) -> Result<(), StoreError> {
-        let call = script::heal(&self.shared.keys, seen.epoch(), seen.seq());
-        self.link.call(&call).await?;
-        self.mirror = None;
-        self.shared.progress.healed.fetch_add(1, Ordering::Relaxed);
-        self.shared.progress.wake.notify_one();
-        Ok(())
-    }
-
-    /// The top in chunks, and then what changed while they were read: together one instant, the last call's.
-    async fn read_all(&mut self, mut head: Head) -> Result<(u64, Reading), StoreError> {
-        self.shared.progress.full.fetch_add(1, Ordering::Relaxed);
-        for _ in 0..EPOCHS_IN_A_ROW_MAX {
-            let mirror = self.chunks(head.epoch).await?;
-            let began_ms = now_ms();
-            let connection = self.link.connections();
-            let places = self.places(head.total);
-            let reading = self.read(Some(head.seq), &places).await?;
-            if reading.head.epoch == head.epoch
-                && reading.head.born == head.born
-                && reading.changes.is_some()
-            {
-                self.mirror = Some(Known {
-                    mirror,
-                    epoch: head.epoch,
-                    seq: head.seq,
-                    born: head.born,
-                    connection,
-                    read_at: Instant::now(),
-                });
-                return Ok((began_ms, reading));
-            }
-            head = reading.head;
-        }
-        Err(Failure::Other.into())
-    }
-
-    async fn chunks(&mut self, epoch: u32) -> Result<Mirror, StoreError> {
-        let wanted = self.wanted();
-        let mut members: Vec<(PlayerId, Order)> = Vec::new();
-        let mut from: Option<Order> = None;
-        let (mut most, mut known) = (wanted.min(CHUNK), 0);
-        loop {
-            let command = script::chunk(&self.shared.keys, epoch, from, most);
-            let (read, sent) = script::members(&self.link.query(&command).await?)?;
-            let whole = sent < most;
-            let foreign = (sent - read.len()) as u64;
-            self.shared
-                .progress
-                .foreign
-                .fetch_add(foreign, Ordering::Relaxed);
-            let new = read.iter().filter(|(player, order)| {
-                members
-                    .last()
-                    .is_none_or(|(who, at)| (order, player) > (at, who))
-            });
-            let new = new.count();
-            known += new;
-            from = read.last().map(|(_, order)| *order).or(from);
-            members.extend(read);
-            if whole || known >= wanted {
-                return Ok(Mirror::collect(members, whole));
-            }
-            if new == 0 {
-                // A whole chunk of ties that are known, or of strangers: the next must reach beyond them.
-                most *= 2;
-                if most > CHUNK_MAX {
-                    return Err(Failure::Protocol.into());
-                }
-            }
-        }
-    }
-
-    /// Members that the mirror should have: some more than a snapshot takes, so that it can lose a few.
-    fn wanted(&self) -> usize {
-        let top = self.fitted.unwrap_or(self.board().spec().top);
-        top + top / 8 + 64
-    }
-
-    /// Whom to ask about for estimates; nobody while those that readers have are good.
-    fn places(&self, total: u64) -> Vec<u64> {
-        let every = self.shared.refresh.sketch_every;
-        if self.sketched_at.is_some_and(|at| at.elapsed() < every) {
-            return Vec::new();
-        }
-        let top = self
-            .board()
-            .snapshot()
-            .map_or(self.board().spec().top, |newest| newest.len().max(1));
-        Sketch::ladder(top as u64, total)
-    }
-
-    fn publish(&mut self, began_ms: u64, reading: Reading) -> Published {
-        let Some(mut known) = self.mirror.take() else {
+    async fn publish(&mut self, began_ms: u64, reading: Reading) -> Published {
+        let Some(known) = self.mirror.take() else {
             return Published::Nothing;
         };
-        let wanted = self.wanted();
         if !reading.pivots.is_empty() {
             self.keep_sketch(&reading, began_ms);
         }
-        known.mirror.change(reading.changes.unwrap_or_default());
-        known.mirror.cut(wanted + wanted / 4 + CHUNK);
-        known.seq = reading.head.seq;
-        let snapshot = match self.build(&known.mirror, &reading.head, began_ms) {
-            Ok(snapshot) => snapshot,
-            Err(error) => {
-                tracing::error!(%error, "a board can't be built from what redis says");
-                return Published::Nothing;
-            }
+        let applied = reading.head.applied;
+        let Some((known, snapshot)) = self.build(known, reading, began_ms).await else {
+            return Published::Nothing;
         };
         // If too many have left the top, those who follow are not known: this one is true, the next is read anew.
         let places = self.fitted.unwrap_or(self.board().spec().top);
@@ -504,12 +345,11 @@ impl Refresher {
             if !alike(&newest, &snapshot) {
                 return Published::Unlike(version);
             }
-            self.shared
-                .reflects(newest.as_of_ms(), reading.head.applied);
+            self.shared.reflects(newest.as_of_ms(), applied);
             self.board().confirm(version, began_ms);
             return Published::Nothing;
         }
-        self.shared.reflects(began_ms, reading.head.applied);
+        self.shared.reflects(began_ms, applied);
         match self.board().publish(snapshot) {
             Ok(_) => Published::Newer,
             // Another process' was handed in meanwhile, or the season's last is there.
@@ -521,26 +361,37 @@ impl Refresher {
         }
     }
 
-    fn build(
+    /// The mirror with what changed, and the snapshot of it. Beside the runtime: tens of thousands of places take a while, in
+    /// which its threads answer readers.
+    async fn build(
         &mut self,
-        mirror: &Mirror,
-        head: &Head,
-        began_ms: u64,
-    ) -> Result<Snapshot, BuildError> {
-        let (spec, law) = (self.shared.board.spec(), self.shared.board.law());
-        let version = Version::new(head.epoch, head.seq);
-        let mut builder = Builder::new(spec, law, version, began_ms);
-        for (player, order) in mirror.members() {
-            if !builder.push(player.as_str(), order)? {
-                break;
+        mut known: Known,
+        reading: Reading,
+        as_of_ms: u64,
+    ) -> Option<(Known, Snapshot)> {
+        let (board, sketch) = (self.shared.board.clone(), self.sketch.clone());
+        let wanted = self.wanted();
+        let built = tokio::task::spawn_blocking(move || {
+            known.mirror.change(reading.changes.unwrap_or_default());
+            known.mirror.cut(wanted + wanted / 4 + CHUNK);
+            known.seq = reading.head.seq;
+            let built = build(&board, &known.mirror, &reading.head, sketch, as_of_ms);
+            (known, built)
+        });
+        match built.await {
+            Ok((known, Ok((snapshot, fitted)))) => {
+                self.fitted = fitted;
+                Some((known, snapshot))
+            }
+            Ok((_, Err(error))) => {
+                tracing::error!(%error, "a board can't be built from what redis says");
+                None
+            }
+            Err(error) => {
+                tracing::error!(%error, "the building of a board was not finished");
+                None
             }
         }
-        let kept = builder.len();
-        let room_ran_out = kept < spec.top && kept < mirror.len();
-        self.fitted = room_ran_out.then_some(kept);
-        let total = head.total.max(kept as u64);
-        let builder = builder.total(total).sketch(self.sketch.clone());
-        builder.last(head.closed).build()
     }
 
     /// A connection for readers, and a word through it after their own breaker opened.
@@ -599,6 +450,29 @@ impl Refresher {
     }
 }
 
+/// A snapshot, and how many places fitted into it if that were fewer than asked for.
+fn build(
+    board: &Board,
+    mirror: &Mirror,
+    head: &Head,
+    sketch: Sketch,
+    as_of_ms: u64,
+) -> Result<(Snapshot, Option<usize>), BuildError> {
+    let spec = board.spec();
+    let version = Version::new(head.epoch, head.seq);
+    let mut builder = Builder::new(spec, board.law(), version, as_of_ms);
+    for (player, order) in mirror.members() {
+        if !builder.push(player.as_str(), order)? {
+            break;
+        }
+    }
+    let kept = builder.len();
+    let room_ran_out = kept < spec.top && kept < mirror.len();
+    let builder = builder.total(head.total.max(kept as u64));
+    let snapshot = builder.sketch(sketch).last(head.closed).build()?;
+    Ok((snapshot, room_ran_out.then_some(kept)))
+}
+
 /// Under one version readers find one picture.
 fn alike(one: &Snapshot, other: &Snapshot) -> bool {
     one.tag() == other.tag()
@@ -624,7 +498,4 @@ fn jittered(period: Duration) -> Duration {
 pub const SNAPSHOT_FILE: &str = "snapshot";
 /// Members per call of a full read.
 const CHUNK: usize = 2000;
-const CHUNK_MAX: usize = 1 << 19;
 const SHORT: Duration = Duration::from_millis(5);
-/// A board whose epoch changes again and again while it is read is left for the next round.
-const EPOCHS_IN_A_ROW_MAX: usize = 3;

@@ -14,10 +14,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// Longer than anything takes on a machine that is ten times slower.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+/// What ten minutes of outage left behind takes longer.
+const DEADLINE_OF_SOAKS: Duration = Duration::from_secs(600);
 
 /// Polls until `found` is something.
 pub async fn until<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
+    let soaks = std::env::var_os("PHALANX_SOAK").is_some();
+    let deadline = Instant::now() + if soaks { DEADLINE_OF_SOAKS } else { DEADLINE };
     loop {
         if let Some(found) = found().await {
             return found;
