@@ -166,7 +166,7 @@ fn measure(case: &Case, seed: u64, share: Duration) -> anyhow::Result<Figures> {
     let (mut times, mut proposals) = (Vec::new(), Vec::new());
     let (mut matches, mut exhausted, mut least, mut operations) = (0, 0, usize::MAX, 0);
     let began = Instant::now();
-    while times.len() < 20 || (began.elapsed() < share && times.len() < 2_000) {
+    while times.len() < 100 || (began.elapsed() < share && times.len() < 2_000) {
         least = least.min(search.len());
         let start = Instant::now();
         let report = search.tick(now, rules.budget(Brownout::Off), &mut proposals);

@@ -22,8 +22,10 @@
 //! When a tick's operations run out, three quarters went to the oldest and one quarter to a cursor that goes round, so
 //! that every pending ticket is looked at within a bounded number of ticks.
 
+mod assemble;
 mod draft;
 mod improve;
+mod look;
 mod ordered;
 mod plan;
 mod pool;
@@ -36,21 +38,24 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use self::draft::Draft;
+use self::look::Scratch;
 use self::ordered::Ordered;
 use self::pool::{Hot, Pools};
-use self::seek::Scratch;
 use super::rules::{Brownout, Budget, MILLI, MatchRules};
 use super::ticket::{Backfill, BackfillId, Problems, RegionIndex, Ticket, TicketId};
 
-pub use self::seek::{PARTY_NEAREST, SEATINGS_MAX};
+pub use self::assemble::SEATINGS_MAX;
+pub use self::look::PARTY_NEAREST;
 
 /// Tickets that one search holds at most.
 pub const TICKETS_MAX: usize = 500_000;
 /// Matches with open seats that one search holds at most.
 pub const BACKFILLS_MAX: usize = 4_096;
 
-/// Newcomers that are brought to their step in one tick; more of them matter only where 100,000 come at once, with a past.
-const PROMOTED_MAX: usize = 20_000;
+/// Tickets that are brought to their step in one tick; there are more only where many thousands came at once.
+const PROMOTED_MAX: usize = 10_000;
+/// Operations for each of them.
+const PROMOTE_COST: u64 = 50;
 /// Operations to take a ticket out of every index.
 const CLAIM_COST: u64 = 150;
 
@@ -133,8 +138,8 @@ pub struct Search {
     age: Ordered<Age>,
     pools: Pools,
     backfills: Vec<Offered>,
-    /// Slots that came, and may stand on another step than was known then.
-    fresh: VecDeque<u32>,
+    /// Slots that came or reached a later step, and aren't known there yet.
+    due: VecDeque<u32>,
     last_ms: Option<u64>,
     brownout: Brownout,
     /// Where the pending were left.
@@ -172,7 +177,7 @@ impl Search {
             ids: HashMap::new(),
             age: Ordered::default(),
             backfills: Vec::new(),
-            fresh: VecDeque::new(),
+            due: VecDeque::new(),
             last_ms: None,
             brownout: Brownout::Off,
             cursor: None,
@@ -221,7 +226,7 @@ impl Search {
         self.age.insert((ticket.enqueued_ms, ticket.id.0, slot));
         // Where it stands at the last tick's time; the next tick brings it to its step.
         self.promote(slot, self.last_ms.unwrap_or(0));
-        self.fresh.push_back(slot);
+        self.due.push_back(slot);
         Ok(())
     }
 
@@ -284,18 +289,18 @@ impl Search {
     /// Looks for matches at `now_ms` (unix milliseconds; a clock that went back stands still) and appends them to `out`.
     pub fn tick(&mut self, now_ms: u64, budget: Budget, out: &mut Vec<Proposal>) -> TickReport {
         let now = self.last_ms.map_or(now_ms, |last| now_ms.max(last));
+        self.scratch.begin(now, budget.operations);
         let mut report = TickReport {
             stirred: self.stir(now, budget.brownout),
             ..TickReport::default()
         };
         self.last_ms = Some(now);
-        self.scratch.begin(now, budget.operations);
         self.pools.begin();
         let mut drafts = Vec::new();
         self.fill_open(&mut drafts, &mut report);
         self.match_oldest_first(&mut drafts, &mut report);
         self.pools.end();
-        report.pending += self.fresh.len();
+        report.pending += self.due.len();
         if budget.brownout < Brownout::Unimproved {
             self.improve(&mut drafts);
         }
@@ -318,7 +323,7 @@ impl Search {
         tickets
             + self.cold.capacity() * size_of::<Cold>()
             + self.hot.capacity() * size_of::<Hot>()
-            + (self.free.capacity() + self.fresh.capacity()) * 4
+            + (self.free.capacity() + self.due.capacity()) * 4
             + self.ids.capacity() * (size_of::<(TicketId, u32)>() + 1)
             + self.age.bytes()
             + self.pools.bytes()
@@ -359,12 +364,13 @@ impl Search {
                 open.pending = true;
             }
         }
+        self.climb(now);
         while stirred < PROMOTED_MAX
-            && let Some(slot) = self.fresh.pop_front()
+            && let Some(slot) = self.due.pop_front()
         {
             stirred += usize::from(self.promote(slot, now));
         }
-        stirred += self.climb(now);
+        self.scratch.spend(PROMOTE_COST * stirred as u64);
         for open in &mut self.backfills {
             let step = self.rules.step(now.saturating_sub(open.backfill.since_ms)) as u8;
             open.pending |= step != open.step;
@@ -374,32 +380,19 @@ impl Search {
     }
 
     /// Those that reached a later step since the last tick: by age, that is a stretch of the list for each step.
-    fn climb(&mut self, now: u64) -> usize {
+    fn climb(&mut self, now: u64) {
         let Some(last) = self.last_ms.filter(|last| *last < now) else {
-            return 0;
+            return;
         };
-        let mut stirred = 0;
-        let mut climbing = std::mem::take(&mut self.scratch.slots);
-        let rules = Arc::clone(&self.rules);
-        for step in rules.ladder(Brownout::Off).iter().skip(1) {
+        for step in self.rules.ladder(Brownout::Off).iter().skip(1) {
             let Some(to) = now.checked_sub(step.after_ms) else {
                 break;
             };
             let from = last.checked_sub(step.after_ms).map_or(0, |from| from + 1);
-            climbing.clear();
-            climbing.extend(
-                self.age
-                    .up(&(from, 0, 0))
-                    .take_while(|(enqueued, _, _)| *enqueued <= to)
-                    .map(|(_, _, slot)| slot),
-            );
-            for slot in &climbing {
-                stirred += usize::from(self.promote(*slot, now));
-            }
+            let climbing = self.age.up(&(from, 0, 0));
+            let climbing = climbing.take_while(|(enqueued, _, _)| *enqueued <= to);
+            self.due.extend(climbing.map(|(_, _, slot)| slot));
         }
-        climbing.clear();
-        self.scratch.slots = climbing;
-        stirred
     }
 
     /// True if the ticket came to the pools or to another step.

@@ -7,8 +7,8 @@ use super::{Proposal, Quality, Search};
 use crate::matchmaking::rules::{ANY_TEAM, Brownout, MILLI, MatchRules, Seating};
 use crate::matchmaking::ticket::{BackfillId, RegionIndex, Ticket};
 
-/// Rounds of swaps that even out teams.
-const ROUNDS_MAX: usize = 4;
+/// Swaps that even out teams, per match.
+const ROUNDS_MAX: usize = 16;
 /// Parts of the penalty: a score of 0 is this much.
 const WORST: u64 = 1_000_000;
 
@@ -119,54 +119,58 @@ impl Draft {
         self.judge(rules, now_ms, spread, imbalance);
     }
 
-    /// Swaps parties of the same size between teams while that evens them out. Gives the swaps tried.
+    /// Swaps parties of the same size between the strongest and the weakest team while that evens them out. Gives the
+    /// swaps looked at.
     pub fn even_out(&mut self, rules: &MatchRules) -> u64 {
-        let mut tried = 0;
+        let mut looked = 0;
         if self.teams.len() < 2 || rules.team_size() == 1 {
-            return tried;
+            return looked;
         }
-        let mut imbalance = self.imbalance(rules);
         for _ in 0..ROUNDS_MAX {
-            let before = imbalance;
-            for one in 0..self.teams.len() {
-                for two in one + 1..self.teams.len() {
-                    tried += self.even_two(rules, one, two, &mut imbalance);
+            let sum = |team: usize| -> i64 { self.teams[team].iter().map(|m| m.strength).sum() };
+            let weakest = (0..self.teams.len()).min_by_key(|team| (sum(*team), *team));
+            let strongest = (0..self.teams.len()).max_by_key(|team| (sum(*team), *team));
+            let (Some(one), Some(two)) = (strongest, weakest) else {
+                break;
+            };
+            let apart = sum(one) - sum(two);
+            let swaps = self.swaps(one, two, apart);
+            looked += (self.teams[one].len() * self.teams[two].len() + self.teams.len()) as u64;
+            let is_done = !swaps.iter().any(|(_, i, j)| {
+                self.swap(one, *i, two, *j);
+                let fits = self.is_seated(rules, one) && self.is_seated(rules, two);
+                if !fits {
+                    self.swap(one, *i, two, *j);
                 }
-            }
-            if imbalance == before {
+                fits
+            });
+            if is_done {
                 break;
             }
         }
-        tried
+        looked
     }
 
-    fn even_two(&mut self, rules: &MatchRules, one: usize, two: usize, imbalance: &mut i64) -> u64 {
-        let mut tried = 0;
-        for i in 0..self.teams[one].len() {
-            for j in 0..self.teams[two].len() {
-                tried += 1;
-                let (a, b) = (&self.teams[one][i], &self.teams[two][j]);
-                if a.size() != b.size() || a.strength == b.strength {
-                    continue;
-                }
-                self.swap(one, i, two, j);
-                let new = self.imbalance(rules);
-                tried += self.teams.len() as u64;
-                let better =
-                    new < *imbalance && self.is_seated(rules, one) && self.is_seated(rules, two);
-                if better {
-                    *imbalance = new;
-                } else {
-                    self.swap(one, i, two, j);
+    /// Swaps that bring two teams nearer to each other than `apart`, the best first.
+    fn swaps(&self, one: usize, two: usize, apart: i64) -> Vec<(i64, usize, usize)> {
+        let mut swaps = Vec::new();
+        for (i, a) in self.teams[one].iter().enumerate() {
+            for (j, b) in self.teams[two].iter().enumerate() {
+                let then = (apart - 2 * (a.strength - b.strength)).abs();
+                if a.size() == b.size() && then < apart {
+                    swaps.push((then, i, j));
                 }
             }
         }
-        tried
+        swaps.sort_unstable();
+        swaps
     }
 
     fn swap(&mut self, one: usize, i: usize, two: usize, j: usize) {
-        let (front, back) = self.teams.split_at_mut(two);
-        std::mem::swap(&mut front[one][i], &mut back[0][j]);
+        let (low, high) = (one.min(two), one.max(two));
+        let (i, j) = if one < two { (i, j) } else { (j, i) };
+        let (front, back) = self.teams.split_at_mut(high);
+        std::mem::swap(&mut front[low][i], &mut back[0][j]);
     }
 
     /// True if the team's players fit its seats.

@@ -63,7 +63,7 @@ impl Search {
         before: (u64, u64),
         teams: (usize, usize),
     ) -> bool {
-        let now = self.scratch.now_ms();
+        let now = self.scratch.now_ms;
         if !one.is_allowed(&self.rules, self.brownout)
             || !two.is_allowed(&self.rules, self.brownout)
         {

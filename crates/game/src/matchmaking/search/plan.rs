@@ -11,6 +11,8 @@ use crate::matchmaking::ticket::PARTY_MAX;
 const PLANS_MAX: usize = 64;
 /// Partitions tried per question at most; all of them for up to 4 teams of 5.
 const TRIES_MAX: usize = 20_000;
+/// Partitions tried per tick for the question whether anything is possible; from there on the answer is "perhaps".
+const TRIES_PER_TICK: usize = 100_000;
 /// Answers that are remembered at most.
 const MEMORY_MAX: usize = 4_096;
 
@@ -31,6 +33,9 @@ pub(super) struct PlanBook {
     partitions: Vec<Partition>,
     /// No more than so many of each size can be part of one match.
     most: Counts,
+    tries_left: usize,
+    /// Partitions tried for plans since that was last asked.
+    tried: u64,
     possible: HashMap<u128, bool>,
     plans: HashMap<(u128, u8, u8), Arc<[Plan]>>,
 }
@@ -60,9 +65,21 @@ impl PlanBook {
             teams: rules.teams(),
             partitions,
             most,
+            tries_left: TRIES_PER_TICK,
+            tried: 0,
             possible: HashMap::new(),
             plans: HashMap::new(),
         }
+    }
+
+    /// To be said at the start of a tick.
+    pub fn begin(&mut self) {
+        self.tries_left = TRIES_PER_TICK;
+    }
+
+    /// Partitions tried for plans since this was last asked.
+    pub fn take_tried(&mut self) -> u64 {
+        std::mem::take(&mut self.tried)
     }
 
     /// False only if no plan at all can be made from these.
@@ -72,8 +89,12 @@ impl PlanBook {
         if let Some(known) = self.possible.get(&key) {
             return *known;
         }
+        if self.tries_left == 0 {
+            return true;
+        }
         let mut tries = 0;
         let possible = self.fill(0, 0, &mut counts.clone(), &mut tries) || tries > TRIES_MAX;
+        self.tries_left = self.tries_left.saturating_sub(tries);
         if self.possible.len() >= MEMORY_MAX {
             self.possible.clear();
         }
@@ -99,7 +120,9 @@ impl PlanBook {
         };
         search.first();
         search.alone();
+        let tried = search.tries as u64;
         let plans: Arc<[Plan]> = search.found.into();
+        self.tried += tried;
         if self.plans.len() >= MEMORY_MAX {
             self.plans.clear();
         }
