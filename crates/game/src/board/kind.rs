@@ -148,7 +148,7 @@ pub struct BoardSpec {
     #[serde(default = "default_bytes_max")]
     pub bytes_max: usize,
     /// Versions that stay readable for players who are paging: 3 (default) to 64, each of up to `bytes_max`. A token lives
-    /// as long as its version: with 3 on a board that changes every 250 ms, half a second at least; with 64, 16 s.
+    /// as long as its version: with 3 on a board that changes every 100 ms, a fifth of a second; with 64, 6 s.
     #[serde(default = "default_versions")]
     pub versions: usize,
     /// Up to this age a snapshot is a `HIT`, later `STALE`, ms. Default 1,000.
