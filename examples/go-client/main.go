@@ -67,6 +67,17 @@ func leaderboard(ctx context.Context, boards gamev1.LeaderboardClient) error {
 		return err
 	}
 	fmt.Printf("submitted 12 results; one of them again: counted=%v\n", again.Counted)
+	// Everybody sees them with the board's next version, their own players at once.
+	for {
+		page, err := boards.Page(ctx, &gamev1.PageRequest{Board: *board, Size: 1})
+		if err != nil {
+			return err
+		}
+		if page.Total >= 12 {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 	if err := pages(ctx, boards); err != nil {
 		return err
 	}
