@@ -98,3 +98,13 @@ fn without_pivots_nothing_is_estimated() {
     let only = sketch.estimate(Order::WORST, 100, 101).unwrap();
     assert_eq!((only.place, only.error()), (101, 0));
 }
+
+#[test]
+fn a_member_at_a_pivot_has_its_place() {
+    let orders: Vec<u64> = (0..33_396).collect();
+    let sketch = sketch(1_385, &orders);
+    for pivot in sketch.pivots() {
+        let estimate = sketch.estimate(pivot.order, 1_385, 33_396).unwrap();
+        assert_eq!(estimate.place, pivot.place);
+    }
+}
