@@ -17,7 +17,7 @@ use phalanx_testkit::mesh::{Mesh, READY_MAX};
 use phalanx_testkit::process::{Process, executable};
 use phalanx_testkit::{address, envoy, eventually};
 
-use self::transcoding::table::{CASES, Case};
+use self::transcoding::table::{CASES, Case, GATEWAY_DIFFERS};
 
 const HOST: &str = "play.example.com";
 
@@ -255,6 +255,44 @@ async fn descriptors_come_from_a_server_that_tells_them() -> anyhow::Result<()> 
     let ours = address::fresh();
     let _edge = edge(&mesh, ours)?;
     answered(SocketAddr::new(ours, 8080)).await
+}
+
+/// grpc-gateway is made for one service at build time; what it makes of the same annotations is the measure for the rest.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_those_of_grpc_gateway_but_for_what_is_listed() -> anyhow::Result<()> {
+    let mesh = Mesh::start().await?;
+    let (_service, backend, set) = service(&mesh)?;
+    let inline = format!("inline: \"{}\"", STANDARD.encode(set));
+    mesh.apply(&manifests(&inline, backend)).await?;
+    let (ours, theirs) = (address::fresh(), address::fresh());
+    let (ours_at, theirs) = (SocketAddr::new(ours, 8080), SocketAddr::new(theirs, 8080));
+    let _edge = edge(&mesh, ours)?;
+    let tools = envoy::binary()?;
+    let tools = tools.ancestors().nth(3).context("no folder of tools")?;
+    let mut command = Command::new(tools.join("grpc-gateway"));
+    command.arg(theirs.to_string()).arg(backend.to_string());
+    let _gateway = Process::spawn(command, &mesh.folder().join("gateway.log"))?;
+    answered(ours_at).await?;
+    answered(theirs).await?;
+    let mut wrong = Vec::new();
+    for case in CASES {
+        let name = format!("{} {} {}", case.method, case.target, case.body);
+        let listed = GATEWAY_DIFFERS.iter().any(|differs| name.starts_with(differs));
+        let gateways = call(theirs, &asked(case, false)).await;
+        let gateways = told(&gateways.with_context(|| name.clone())?, case);
+        let ours = call(ours_at, &asked(case, false)).await;
+        let ours = told(&ours.with_context(|| name.clone())?, case);
+        if (ours == gateways) == listed {
+            wrong.push(format!("{name}\n  ours:     {ours}\n  gateways: {gateways}"));
+        }
+    }
+    anyhow::ensure!(
+        wrong.is_empty(),
+        "{} are not as listed:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+    Ok(())
 }
 
 /// What Envoy has no word for, or says in other words.

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use prost::Message;
 use prost_types::FileDescriptorSet;
 
 /// File contents by absolute path.
@@ -27,17 +28,20 @@ fn main() -> Result<()> {
 
     let proto = workspace.root.join("crates/proto");
     let mut descriptors = envoy::subset(&workspace)?;
-    let own = compile(&proto.join("proto"))?;
-    let client = workspace.root.join("examples/go-client");
+    let raw = compile(&proto.join("proto"))?;
+    let own = FileDescriptorSet::decode(raw.as_slice())?;
     let tools = workspace.root.join("target/tools");
     let mut outputs = vec![proto.join("src/generated")];
     if go::is_ready(&tools) {
-        go::stubs(&own, &tools, &client, &mut files)?;
-        outputs.push(client.join("gamev1"));
+        let battle = compile(&workspace.root.join("crates/transcode/tests/protos"))?;
+        for (module, set) in [(&go::CLIENT, &raw), (&go::GATEWAY, &battle)] {
+            go::stubs(module, set, &tools, &workspace.root, &mut files)?;
+            outputs.push(workspace.root.join(module.folder).join(module.stubs));
+        }
     } else if check {
-        bail!("no protoc-gen-go in target/tools, run `cargo xtask setup`");
+        bail!("no plugins of protoc in target/tools, run `cargo xtask setup`");
     } else {
-        println!("examples/go-client: left as it is; `cargo xtask setup` brings protoc-gen-go");
+        println!("stubs in Go: left as they are; `cargo xtask setup` brings what makes them");
     }
     merge(&mut descriptors, own);
     println!("crates/proto: {}", closure::census(&descriptors));
@@ -45,6 +49,7 @@ fn main() -> Result<()> {
 
     let arena = workspace.root.join("examples/arena");
     let descriptors = compile(&arena.join("proto"))?;
+    let descriptors = FileDescriptorSet::decode(descriptors.as_slice())?;
     if !descriptors.file.is_empty() {
         println!("examples/arena: {}", closure::census(&descriptors));
         render::packages(descriptors, &arena.join("src/generated"), &mut files)?;
@@ -59,8 +64,8 @@ fn main() -> Result<()> {
     }
 }
 
-/// Compiles every .proto file below `root`, an empty set if there is none.
-fn compile(root: &Path) -> Result<FileDescriptorSet> {
+/// Compiles every .proto file below `root` to a serialized `FileDescriptorSet`, an empty one if there is none.
+fn compile(root: &Path) -> Result<Vec<u8>> {
     let mut sources = Vec::new();
     if root.is_dir() {
         visit(root, &mut sources)?;
@@ -70,14 +75,14 @@ fn compile(root: &Path) -> Result<FileDescriptorSet> {
             .is_some_and(|extension| extension == "proto")
     });
     if sources.is_empty() {
-        return Ok(FileDescriptorSet::default());
+        return Ok(Vec::new());
     }
     let mut compiler = protox::Compiler::new([root])?;
     compiler.include_source_info(true).include_imports(true);
     for source in &sources {
         compiler.open_file(source)?;
     }
-    Ok(compiler.file_descriptor_set())
+    Ok(compiler.encode_file_descriptor_set())
 }
 
 /// Adds the files of `other` that `set` does not have; both may carry Google's well-known types.

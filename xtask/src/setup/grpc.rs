@@ -37,6 +37,14 @@ pub fn install(root: &Path) -> anyhow::Result<()> {
     go(&tools, &clients.join("interop"), &cases)?;
     let h2spec = [("h2spec", "github.com/summerwind/h2spec/cmd/h2spec")];
     go(&tools, &clients.join("h2spec"), &h2spec)?;
+    let gateway = [
+        ("grpc-gateway", "."),
+        (
+            "protoc-gen-grpc-gateway",
+            "github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-grpc-gateway",
+        ),
+    ];
+    go(&tools, &clients.join("gateway"), &gateway)?;
     let game = [
         ("game-go-client", "."),
         // What its stubs are made with.
