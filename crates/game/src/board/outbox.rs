@@ -132,7 +132,7 @@ pub struct OutboxMetrics {
     /// Files, with what has arrived and is kept.
     pub bytes: u64,
     pub syncs_total: u64,
-    /// Appends refused because the log was full or its disk failed.
+    /// Appends refused because the log or its queue was full, or its disk failed.
     pub refused_total: u64,
 }
 
@@ -183,7 +183,10 @@ impl Outbox {
         let (reply, answer) = oneshot::channel();
         let sent = requests.try_send(Request::Append { payload, reply });
         sent.map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => AppendError::Busy,
+            mpsc::error::TrySendError::Full(_) => {
+                self.shared.refused.fetch_add(1, Ordering::Relaxed);
+                AppendError::Busy
+            }
             mpsc::error::TrySendError::Closed(_) => AppendError::Closed,
         })?;
         answer.await.unwrap_or(Err(AppendError::Closed))
