@@ -5,6 +5,7 @@
 mod battle;
 mod board;
 mod matchmaking;
+mod search_ticks;
 mod table;
 mod workers;
 
@@ -48,14 +49,23 @@ pub struct Row {
 
 type Component = (&'static str, fn(&Options) -> anyhow::Result<Vec<Row>>);
 
-const COMPONENTS: &[Component] = &[("battle", battle::run), ("board", board::run), ("workers", workers::run), ("matchmaking", matchmaking::run)];
+const COMPONENTS: &[Component] = &[
+    ("battle", battle::run),
+    ("board", board::run),
+    ("workers", workers::run),
+    ("matchmaking", matchmaking::run),
+    ("search", search_ticks::rows),
+];
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let known = |name: &&String| COMPONENTS.iter().any(|(c, _)| c == *name);
     if let Some(unknown) = arguments.case.iter().find(|name| !known(name)) {
         let names: Vec<&str> = COMPONENTS.iter().map(|(name, _)| *name).collect();
-        bail!("there is no component `{unknown}`, but {}", names.join(", "));
+        bail!(
+            "there is no component `{unknown}`, but {}",
+            names.join(", ")
+        );
     }
     let options = Options {
         rounds: arguments.rounds.max(1),
