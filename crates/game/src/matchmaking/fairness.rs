@@ -296,13 +296,12 @@ pub fn write(shards: &[(String, &Fairness)], out: &mut Exposition) {
         let labels = [("shard", *shard), ("by", *by), ("cohort", name.as_str())];
         samples.histogram(&labels, &QUALITY_BOUNDS, &cell.quality_export, sum);
     }
-    let counts: [(&Family, fn(&Cell) -> u64); 2] =
-        [(&LEFT, |cell| cell.left), (&ALONE, |cell| cell.alone)];
-    for (family, count) in counts {
+    for family in [&LEFT, &ALONE] {
         let mut samples = out.family(family);
         for (shard, by, name, cell) in &all {
             let labels = [("shard", *shard), ("by", *by), ("cohort", name.as_str())];
-            samples.sample(&labels, count(cell));
+            let is_left = family.name == LEFT.name;
+            samples.sample(&labels, if is_left { cell.left } else { cell.alone });
         }
     }
 }

@@ -365,12 +365,16 @@ impl Search {
             }
         }
         self.climb(now);
-        while stirred < PROMOTED_MAX
-            && let Some(slot) = self.due.pop_front()
-        {
-            stirred += usize::from(self.promote(slot, now));
+        let most = self.scratch.limit() / 2;
+        while stirred < PROMOTED_MAX && self.scratch.spent < most {
+            let Some(slot) = self.due.pop_front() else {
+                break;
+            };
+            if self.promote(slot, now) {
+                stirred += 1;
+                self.scratch.spend(PROMOTE_COST);
+            }
         }
-        self.scratch.spend(PROMOTE_COST * stirred as u64);
         for open in &mut self.backfills {
             let step = self.rules.step(now.saturating_sub(open.backfill.since_ms)) as u8;
             open.pending |= step != open.step;

@@ -459,9 +459,9 @@ impl Pool {
         let mut counts = [0_u32; PARTY_MAX];
         counts[0] = alone;
         let mut players = alone;
-        for size in 1..shape.sizes {
-            counts[size] = count(size);
-            players = players.saturating_add(counts[size].saturating_mul(size as u32 + 1));
+        for (size, parties) in counts.iter_mut().enumerate().take(shape.sizes).skip(1) {
+            *parties = count(size);
+            players = players.saturating_add(parties.saturating_mul(size as u32 + 1));
         }
         players >= shape.players && plans.is_possible(&counts)
     }

@@ -44,10 +44,11 @@ impl Search {
         }
     }
 
-    /// Running matches first: their players are short of somebody already. They may spend half of the tick.
+    /// Running matches first: their players are short of somebody already. They may spend half of what is left.
     pub(super) fn fill_open(&mut self, drafts: &mut Vec<Draft>, report: &mut TickReport) {
         let total = self.scratch.limit();
-        self.scratch.set_limit(total / 2);
+        let spent = self.scratch.spent.min(total);
+        self.scratch.set_limit(spent + (total - spent) / 2);
         let mut at = 0;
         while let Some(open) = self.backfills.get_mut(at) {
             let region = usize::from(open.backfill.region.0);

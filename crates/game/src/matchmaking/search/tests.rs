@@ -302,6 +302,21 @@ fn with_few_operations_everybody_is_looked_at_all_the_same() {
 }
 
 #[test]
+fn a_crowd_that_widens_at_once_doesnt_keep_a_small_budget_from_seeking() {
+    let mut world = World::new(spec(2, 1));
+    for id in 0..300 {
+        world.insert(alone(id, id as f64 * 1.5, START));
+    }
+    assert!(world.tick(Some(2_000)).0.is_empty());
+    world.now = START + 5_000;
+    let mut matches = 0;
+    for _ in 0..100 {
+        matches += world.tick(Some(2_000)).0.len();
+    }
+    assert_eq!(matches, 150);
+}
+
+#[test]
 fn swaps_keep_the_members_and_make_matches_better() {
     let (mut plain_sum, mut improved_sum) = (0, 0);
     for seed in 0..rounds(20) {

@@ -117,3 +117,56 @@ fn random_offers_are_answered_within_the_rules() {
     }
     assert!(answers > 100, "{answers}");
 }
+
+#[test]
+fn no_seat_stays_open_that_somebody_fits() {
+    let mut answers = 0;
+    for seed in 0..rounds(10) {
+        let mut dice = Dice::new(seed);
+        let mut world = World::new(spec(2, 3));
+        let mut offers = BTreeMap::new();
+        for id in 0..25 {
+            let seats = [dice.below(3) as u8 + 1, dice.below(3) as u8];
+            let open = Backfill {
+                since_ms: world.now,
+                ..offer(id, dice.below(20) as f64, &seats)
+            };
+            world.search.offer(open.clone()).unwrap();
+            offers.insert(open.id, open);
+            for _ in 0..dice.below(3) {
+                world.insert_random(20, &mut dice);
+            }
+            world.now += dice.below(5_000);
+            let (proposals, report) = world.tick(None);
+            assert!(!report.exhausted && report.pending == 0);
+            for id in proposals.iter().filter_map(|proposal| proposal.backfill) {
+                answers += 1;
+                offers.remove(&id);
+            }
+            for (open, ticket) in offers
+                .values()
+                .flat_map(|open| world.waiting.values().map(move |ticket| (open, ticket)))
+            {
+                assert!(!fits(&world, open, ticket), "{open:?} {ticket:?}");
+            }
+        }
+    }
+    assert!(answers > 100, "{answers}");
+}
+
+fn fits(world: &World, open: &Backfill, ticket: &Ticket) -> bool {
+    let step = world
+        .rules
+        .step(world.now - open.since_ms)
+        .min(world.step(ticket));
+    let distance = (world.rules.value(ticket) - (open.rating * MILLI).round() as i32).abs();
+    let near = world
+        .rules
+        .near(&world.rules.latency(ticket), world.step(ticket));
+    distance <= world.rules.ladder(world.brownout)[step].window
+        && near & (1 << open.region.0) != 0
+        && open
+            .open
+            .iter()
+            .any(|team| team.total() >= ticket.players.len())
+}
