@@ -1,3 +1,4 @@
+use std::path::Path;
 use std::time::Duration;
 
 use phalanx_game::board::breaker::State;
@@ -197,4 +198,43 @@ async fn a_player_sees_her_own_result_while_redis_is_away_and_after_a_restart_of
         );
         live.shutdown().await;
     }
+}
+
+#[tokio::test]
+async fn a_directory_of_an_older_time_goes_on_under_a_new_name() {
+    let redis = Redis::durable();
+    let homes = tempfile::tempdir().unwrap();
+    let [home, copy] = ["home", "copy"].map(|name| homes.path().join(name));
+    let kind = Kind::Sum(Better::Higher);
+    let start = async |home: &Path| {
+        let config = config(redis.url(), Some(home));
+        RedisBoard::start(board("copy", kind), config)
+            .await
+            .unwrap()
+    };
+    let live = start(&home).await;
+    let mut oracle = Oracle::new(live.board());
+    let results = |count: usize| (0..count).map(|number| (player(number % 20), 1)).collect();
+    oracle.submit_all(&live, results(50)).await;
+    oracle.check(&live, &redis).await;
+    live.shutdown().await;
+    std::fs::create_dir(&copy).unwrap();
+    for file in std::fs::read_dir(&home).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+    }
+    let live = start(&home).await;
+    oracle.submit_all(&live, results(30)).await;
+    oracle.check(&live, &redis).await;
+    live.shutdown().await;
+
+    // Its next numbers have been used; some results come before it can know, and more than Redis has.
+    let live = start(&copy).await;
+    oracle.submit_all(&live, results(45)).await;
+    oracle.check(&live, &redis).await;
+    live.shutdown().await;
+    let live = start(&copy).await;
+    oracle.submit_all(&live, results(5)).await;
+    oracle.check(&live, &redis).await;
+    live.shutdown().await;
 }

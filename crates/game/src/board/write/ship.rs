@@ -28,6 +28,8 @@ pub(in crate::board) struct Shipper {
     place: Option<Place>,
     batch: Vec<outbox::Record>,
     backoff: Duration,
+    /// Redis may have something of this process.
+    sent: bool,
 }
 
 struct Place {
@@ -63,6 +65,7 @@ impl Shipper {
             place: None,
             batch: Vec::new(),
             backoff: BACKOFF_MIN,
+            sent: false,
         }
     }
 
@@ -209,6 +212,7 @@ impl Shipper {
             changes,
         };
         let call = script::apply(&self.shared.keys, &batch);
+        self.sent = true;
         script::applied(&self.link.call(&call).await?)
     }
 
@@ -272,11 +276,17 @@ impl Shipper {
         let head = script::reading(&self.link.call(&call).await?)?.head;
         self.shared.progress.reached(head.epoch);
         let (oldest, acknowledged) = (outbox.oldest(), outbox.acknowledged());
+        // Numbers that were given since the start may be some that Redis has of another future of this log.
+        let log = if self.sent {
+            outbox.durable()
+        } else {
+            self.log.opened_at
+        };
         let next = match head.applied {
-            Some(applied) if applied > outbox.durable() => {
+            Some(applied) if applied > log => {
                 tracing::error!(
                     applied,
-                    log = outbox.durable(),
+                    log,
                     "redis knows more of this log than the log itself: its directory is a copy of an older time"
                 );
                 outbox.disown(self.log.opened_at)?;
