@@ -1,14 +1,16 @@
 //! Room: players move in it, over UDP. A player is its number, not its address, so that one who comes back from another
-//! address goes on where it was. What a datagram holds is in [`frame`]; a room neither knows nor cares who brought it.
+//! address goes on where it was. What a datagram holds is in [`frame`]; a room neither knows nor cares who brought it. A room
+//! that is to stop takes no new players, and lets those that it has finish.
 
 pub mod frame;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use phalanx_game::session::{self, Clock, Drain, Key, Local, Order, Phase};
 use tokio::net::UdpSocket;
+use tokio::time::timeout;
 
 use crate::serve::{ServiceConfig, Stop};
 use frame::{Moved, Step};
@@ -22,6 +24,9 @@ const STEP_MAX: i16 = 200;
 const PLAYERS_MAX: usize = 1024;
 /// Who says nothing for so long has left.
 const GONE: Duration = Duration::from_secs(30);
+/// A room that stops is empty when nobody says anything for so long, and ends after [`FINISH`] at the latest.
+const QUIET: Duration = Duration::from_millis(200);
+const FINISH: Duration = Duration::from_secs(2);
 
 /// Plays until the shutdown.
 pub async fn run(
@@ -43,25 +48,34 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let stop = Stop::on(shutdown);
     let mut room = Room::new(number(&config.version));
-    let mut datagram = [0; frame::STEP_LEN + 1];
+    let clock = Clock::start();
+    let key = Key::parse(&format!("{NAME}-{}", room.number))?;
+    let me = session::Instance::parse(&socket.local_addr()?.to_string())?;
+    let mut life = Drain::new(Local::new(), me, 1);
+    let epoch = life.open(clock.now(), &key, None).await?;
+    tracing::info!(room = %key, epoch, "open");
     let stopped = stop.wait();
     tokio::pin!(stopped);
     loop {
-        let received = tokio::select! {
-            () = &mut stopped => return Ok(()),
-            received = socket.recv_from(&mut datagram) => received,
-        };
-        // An error is that of one peer (a port that nobody listens on any more), and it has left.
-        let Ok((len, peer)) = received else { continue };
-        let step = datagram.get(..len).and_then(Step::read);
-        if let Some(moved) = step.and_then(|step| room.step(step, Instant::now())) {
-            let _ = answer(&socket, &moved, peer).await; // what is lost, is lost
+        tokio::select! {
+            () = &mut stopped => break,
+            () = room.answer(&socket, life.rooms().phase()) => {}
         }
     }
-}
-
-async fn answer(socket: &UdpSocket, moved: &Moved, peer: SocketAddr) -> std::io::Result<usize> {
-    socket.send_to(&moved.written(), peer).await
+    let deadline = Some(FINISH);
+    let order = Order {
+        deadline,
+        ..Order::default()
+    };
+    life.rooms_mut().drain(clock.now(), order);
+    while life.rooms().status(clock.now()).deadline > Some(Duration::ZERO) {
+        let answered = room.answer(&socket, life.rooms().phase());
+        if timeout(QUIET, answered).await.is_err() {
+            break;
+        }
+    }
+    life.end(clock.now(), &key).await?;
+    Ok(())
 }
 
 /// The number at the end of its name: `v2` is room 2.
@@ -94,9 +108,25 @@ impl Room {
         }
     }
 
-    /// Moves a player, who enters with the first step. None when the room is full.
-    fn step(&mut self, step: Step, now: Instant) -> Option<Moved> {
+    /// Takes one datagram.
+    async fn answer(&mut self, socket: &UdpSocket, phase: Phase) {
+        let mut datagram = [0; frame::STEP_LEN + 1];
+        // An error is that of one peer (a port that nobody listens on any more), and it has left.
+        let Ok((len, peer)) = socket.recv_from(&mut datagram).await else {
+            return;
+        };
+        let step = datagram.get(..len).and_then(Step::read);
+        if let Some(moved) = step.and_then(|step| self.step(step, phase, Instant::now())) {
+            let _ = socket.send_to(&moved.written(), peer).await; // what is lost, is lost
+        }
+    }
+
+    /// Moves a player, who enters with the first step. None when the room is full, or takes nobody any more.
+    fn step(&mut self, step: Step, phase: Phase, now: Instant) -> Option<Moved> {
         if !self.players.contains_key(&step.player) {
+            if phase != Phase::Accepting {
+                return None;
+            }
             if self.players.len() >= PLAYERS_MAX {
                 self.players.retain(|_, player| now - player.heard < GONE);
             }
@@ -150,7 +180,7 @@ mod tests {
     fn a_player_moves_once_per_frame_whatever_comes_late_or_twice() {
         let (mut room, now) = (Room::new(3), Instant::now());
         for (frame, steps) in [(1, 1), (3, 2), (2, 2), (3, 2), (4, 3)] {
-            let moved = room.step(step(7, frame), now).unwrap();
+            let moved = room.step(step(7, frame), Phase::Accepting, now).unwrap();
             assert_eq!((moved.room, moved.frame, moved.steps), (3, frame, steps));
             assert_eq!(moved.x, 100 * i32::try_from(steps).unwrap());
         }
@@ -159,12 +189,21 @@ mod tests {
     #[test]
     fn a_full_room_takes_nobody_until_somebody_has_left() {
         let (mut room, now) = (Room::new(1), Instant::now());
+        let mut enter = |step, now| room.step(step, Phase::Accepting, now);
         for player in 0..1024 {
-            assert!(room.step(step(player, 1), now).is_some());
+            assert!(enter(step(player, 1), now).is_some());
         }
-        assert_eq!(room.step(step(5000, 1), now), None);
-        assert!(room.step(step(0, 2), now).is_some());
-        assert!(room.step(step(5000, 1), now + GONE).is_some());
+        assert_eq!(enter(step(5000, 1), now), None);
+        assert!(enter(step(0, 2), now).is_some());
+        assert!(enter(step(5000, 1), now + GONE).is_some());
+    }
+
+    #[test]
+    fn a_room_that_stops_lets_its_players_finish_and_takes_nobody() {
+        let (mut room, now) = (Room::new(1), Instant::now());
+        assert!(room.step(step(1, 1), Phase::Accepting, now).is_some());
+        assert!(room.step(step(1, 2), Phase::Finishing, now).is_some());
+        assert_eq!(room.step(step(2, 1), Phase::Finishing, now), None);
     }
 
     #[tokio::test]
