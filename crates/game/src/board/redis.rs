@@ -404,7 +404,7 @@ async fn open(
         if let Err(error) = board.restore(&path, now_ms()) {
             tracing::warn!(%error, path = %path.display(), "the copy of the board on disk is of no use");
         }
-        Ok(Arc::new(Log::new(outbox, board.law().clone())?))
+        Ok(Arc::new(Log::new(outbox, *board.law())?))
     });
     Ok(opened.await.map_err(|_| StartError::Interrupted)??)
 }

@@ -253,7 +253,7 @@ async fn members_that_others_wrote_are_left_out_or_found_by_the_next_full_read()
 async fn addresses_that_cannot_be_served_are_refused_by_name() {
     let start = async |redis: RedisConfig| {
         let started = RedisBoard::start(board("address", KIND), LiveConfig::new(redis, None)).await;
-        started.err().expect("refused")
+        started.expect_err("refused")
     };
     assert!(matches!(
         start(RedisConfig::new("rediss://127.0.0.1:1")).await,

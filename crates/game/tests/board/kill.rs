@@ -47,7 +47,7 @@ fn main_of_child(settings: &str) {
                 }
             }));
         }
-        for writer in writers {
+        if let Some(writer) = writers.pop() {
             writer.await.unwrap();
         }
     });
@@ -153,7 +153,7 @@ fn accepted_results_survive_any_kill_and_count_once() {
             .arg("WITHSCORES")
             .query(&mut connection)
             .unwrap();
-        let law = live.board().law().clone();
+        let law = *live.board().law();
         let found: BTreeMap<String, u64> = found
             .into_iter()
             .map(|(who, order)| {

@@ -46,7 +46,7 @@ pub struct Oracle {
 impl Oracle {
     pub fn new(board: &Board) -> Self {
         Self {
-            law: board.law().clone(),
+            law: *board.law(),
             members: BTreeMap::new(),
         }
     }

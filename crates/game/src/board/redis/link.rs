@@ -159,7 +159,7 @@ fn kind(error: &RedisError) -> Failure {
 /// Where a Redis is, checked.
 enum Place {
     One(Client),
-    Cluster(ClusterClient),
+    Cluster(Box<ClusterClient>),
 }
 
 /// See the module. One task at a time uses it.
@@ -194,7 +194,7 @@ impl Link {
                 .retries(REDIRECTIONS_MAX)
                 .min_retry_wait(5)
                 .max_retry_wait(50);
-            Place::Cluster(builder.build().map_err(bad)?)
+            Place::Cluster(Box::new(builder.build().map_err(bad)?))
         } else {
             let [address] = config.addresses.as_slice() else {
                 return Err(StartError::Addresses);

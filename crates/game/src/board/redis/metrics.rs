@@ -149,13 +149,15 @@ const RANKS: Family = Family::counter(
     "Questions about single players outside the top, by whether Redis was asked",
 );
 
+type Level = fn(&RedisMetrics) -> f64;
+
 /// Writes the metrics of the Redis side of these boards; [`board::write`](fn@crate::board::write) has those of readers.
 pub fn write<'a>(boards: impl IntoIterator<Item = &'a RedisBoard>, out: &mut Exposition) {
     let boards: Vec<(&str, RedisMetrics)> = boards
         .into_iter()
         .map(|board| (board.board().spec().name.as_str(), board.metrics()))
         .collect();
-    let levels: [(&Family, fn(&RedisMetrics) -> f64); 6] = [
+    let levels: [(&Family, Level); 6] = [
         (&BREAKER, |metrics| {
             f64::from(u8::from(metrics.breaker != State::Closed))
         }),
