@@ -212,7 +212,7 @@ mod tests {
             })
         );
         assert_eq!(
-            update(&[one.clone()], &[1], &scale),
+            update(std::slice::from_ref(&one), &[1], &scale),
             Err(RatingError::Teams(1))
         );
         assert!(matches!(

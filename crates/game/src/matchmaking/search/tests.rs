@@ -19,7 +19,7 @@ fn rounds(short: u64) -> u64 {
     std::env::var("PHALANX_SOAK")
         .ok()
         .and_then(|rounds| rounds.parse().ok())
-        .map_or(short, |rounds: u64| short * rounds.clamp(1, 100))
+        .map_or(short, |rounds: u64| short * rounds.clamp(1, 40))
 }
 
 /// Three regions; a window from 1 to 8 within 35 s, latency from 60 to 120 ms.
