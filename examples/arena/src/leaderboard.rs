@@ -56,7 +56,6 @@ pub async fn serve(
     let hall = Arc::new(Hall::try_new(MemoryOptions {
         players_max: PLAYERS_MAX,
         period: PERIOD,
-        ..MemoryOptions::default()
     })?);
     let router = Router::new()
         .route("/scores", post(record))
@@ -424,7 +423,6 @@ mod tests {
         let hall = Hall::try_new(MemoryOptions {
             players_max: 100,
             period: Duration::from_secs(3600),
-            ..MemoryOptions::default()
         })
         .unwrap();
         let mut books = hall.lock();

@@ -241,7 +241,7 @@ impl Room {
         };
         let now_ms = self.started.elapsed().as_millis() as u64;
         let entered = self.with_lobby(|lobby| lobby.enter(ticket, now_ms));
-        let Ok((place, met)) = entered else {
+        let Some((place, met)) = entered else {
             return Err(pushed_back("the lobby is full".into(), PUSHBACK));
         };
         for (seed, other) in met {

@@ -87,13 +87,10 @@ impl<P: Player> Lobby<P> {
         })
     }
 
-    /// Lets a player in. `now_ms`: since any fixed start.
-    ///
-    /// # Errors
-    /// The player, when there is no room.
-    pub fn enter(&mut self, player: P, now_ms: u64) -> Result<Entered<P>, P> {
+    /// Lets a player in, unless there is no room. `now_ms`: since any fixed start.
+    pub fn enter(&mut self, player: P, now_ms: u64) -> Option<Entered<P>> {
         if self.waiting.len() >= WAITING_MAX || !self.has_room_for(player.colour()) {
-            return Err(player);
+            return None;
         }
         self.arrivals += 1;
         let id = TicketId(self.arrivals);
@@ -116,7 +113,7 @@ impl<P: Player> Lobby<P> {
         };
         self.waiting.insert(id, waiting);
         if twice {
-            return Ok((id, Vec::new()));
+            return Some((id, Vec::new()));
         }
         let rules = &self.rules;
         let search = self
@@ -126,7 +123,7 @@ impl<P: Player> Lobby<P> {
         if let Err(error) = search.insert(ticket) {
             tracing::warn!(%error, "waits for the house alone");
         }
-        Ok((id, self.meet(&colour, now_ms)))
+        Some((id, self.meet(&colour, now_ms)))
     }
 
     /// Takes a player out. None: met somebody before.
@@ -288,7 +285,7 @@ mod tests {
             // Whoever waits already under a name is not searched for.
             waits(&mut lobby, "p", rating);
         }
-        assert!(lobby.enter(Someone("q", 100, false), 1).is_err());
+        assert!(lobby.enter(Someone("q", 100, false), 1).is_none());
         assert!(lobby.colours.len() <= COLOURS_MAX);
     }
 
