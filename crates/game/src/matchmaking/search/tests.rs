@@ -319,7 +319,7 @@ fn a_crowd_that_widens_at_once_doesnt_keep_a_small_budget_from_seeking() {
 #[test]
 fn swaps_keep_the_members_and_make_matches_better() {
     let (mut plain_sum, mut improved_sum) = (0, 0);
-    for seed in 0..rounds(20) {
+    for seed in 0..rounds(10) {
         let scores = |brownout: Brownout| {
             let mut dice = Dice::new(seed);
             let mut spec = spec(2, 2);

@@ -91,7 +91,7 @@ fn course(spec: &RulesSpec, seed: u64, width: u64) -> usize {
 #[test]
 fn every_group_that_must_meet_meets() {
     let mut matches = 0;
-    for seed in 0..rounds(8) {
+    for seed in 0..rounds(6) {
         for (teams, size) in [(2, 2), (1, 3), (3, 1), (2, 3)] {
             let mut spec = spec(teams, size);
             spec.party.gap = Widening {
@@ -102,13 +102,13 @@ fn every_group_that_must_meet_meets() {
             matches += course(&spec, seed, 12);
         }
     }
-    assert!(matches > 70, "{matches}");
+    assert!(matches > 50, "{matches}");
 }
 
 #[test]
 fn every_group_with_roles_that_must_meet_meets() {
     let mut matches = 0;
-    for seed in 0..rounds(8) {
+    for seed in 0..rounds(6) {
         for (teams, size) in [(2, 2), (2, 3)] {
             let mut spec = spec(teams, size);
             for name in ["tank", "healer"] {
@@ -120,7 +120,7 @@ fn every_group_with_roles_that_must_meet_meets() {
             matches += course(&spec, seed, 8);
         }
     }
-    assert!(matches > 30, "{matches}");
+    assert!(matches > 20, "{matches}");
 }
 
 #[test]
