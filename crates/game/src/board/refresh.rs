@@ -84,8 +84,10 @@ pub(super) struct Refresher {
     mirror: Option<Known>,
     sketch: Sketch,
     sketched_at: Option<Instant>,
-    /// Epoch and `seq` that the sketch is of.
-    sketch_of: (u32, u64),
+    /// Places in the top, and members, for which places were asked about last.
+    asked: (u64, u64),
+    /// Epoch and `seq` that the sketch is of, and what it was asked for.
+    sketch_of: (u32, u64, (u64, u64)),
     persisted: (Version, Option<Instant>),
     period: Duration,
     /// Places that fitted into the last snapshot, if they were fewer than asked for.
@@ -121,7 +123,8 @@ impl Refresher {
             mirror: None,
             sketch: Sketch::default(),
             sketched_at: None,
-            sketch_of: (0, 0),
+            asked: (0, 0),
+            sketch_of: (0, 0, (0, 0)),
             persisted: (Version::default(), None),
             period,
             fitted: None,
@@ -282,7 +285,7 @@ impl Refresher {
     /// After the last of some changes estimates are of before it, until it is time for others.
     async fn sketch_again(&mut self, head: &Head) -> Result<(), StoreError> {
         let places = self.places(head.total);
-        if places.is_empty() || self.sketch_of == (head.epoch, head.seq) {
+        if places.is_empty() || self.sketch_of == (head.epoch, head.seq, self.asked) {
             return Ok(());
         }
         let began_ms = now_ms();
@@ -309,7 +312,7 @@ impl Refresher {
         let pivots = reading.pivots.iter();
         let pivots = pivots.map(|&(place, order)| Pivot { place, order });
         self.sketch = Sketch::new(pivots, began_ms);
-        self.sketch_of = (reading.head.epoch, reading.head.seq);
+        self.sketch_of = (reading.head.epoch, reading.head.seq, self.asked);
         self.sketched_at = Some(Instant::now());
     }
 

@@ -105,15 +105,20 @@ impl Redis {
                 self.child = None;
                 return false;
             }
-            if self
-                .try_ask(&["PING"])
-                .is_some_and(|answer| answer.starts_with("+PONG"))
-            {
+            // Another test's server may have been faster on this port.
+            let directory = self.directory.path().to_str().unwrap();
+            let answer = self.try_ask(&["CONFIG", "GET", "dir"]);
+            if answer.is_some_and(|answer| answer.contains(directory)) && self.is_loaded() {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
         panic!("redis-server doesn't answer");
+    }
+
+    fn is_loaded(&self) -> bool {
+        let answer = self.try_ask(&["PING"]);
+        answer.is_some_and(|answer| answer.starts_with("+PONG"))
     }
 
     pub fn url(&self) -> String {

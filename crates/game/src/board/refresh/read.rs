@@ -135,7 +135,7 @@ impl Refresher {
     }
 
     /// Whom to ask about for estimates; nobody while those that readers have are good.
-    pub(super) fn places(&self, total: u64) -> Vec<u64> {
+    pub(super) fn places(&mut self, total: u64) -> Vec<u64> {
         let every = self.shared.refresh.sketch_every;
         if self.sketched_at.is_some_and(|at| at.elapsed() < every) {
             return Vec::new();
@@ -144,6 +144,7 @@ impl Refresher {
             .board()
             .snapshot()
             .map_or(self.board().spec().top, |newest| newest.len().max(1));
+        self.asked = (top as u64, total);
         Sketch::ladder(top as u64, total)
     }
 
