@@ -339,9 +339,10 @@ async fn over_websocket(
         Action::Board => ClientMessage::Board {},
     };
     let mut heard = talk(live, &message).await;
-    let refused = matches!(&heard, Err(Failure { kind, .. }) if kind == "401");
+    let refused = |kind: &str| kind == "401" || kind == "429";
+    let refused = matches!(&heard, Err(failure) if refused(&failure.kind));
     if action == Action::Resume && refused {
-        // The gateway that gave the token is gone.
+        // The gateway that gave the token is gone, or it is too soon to come back by one again.
         heard = talk(live, &login()).await;
     } else if let Ok(done) = &mut heard {
         done.resumed = action == Action::Resume;
