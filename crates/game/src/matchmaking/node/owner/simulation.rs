@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-const SEEDS: u64 = 24;
+const SEEDS: u64 = 48;
 const STEP_MS: u64 = 10;
 /// Trouble for so long, then peace for as long.
 const TROUBLE_MS: u64 = 15_000;
@@ -119,6 +119,8 @@ struct Node {
     /// Clock speed in thousandths.
     speed: u64,
     reaches_service: bool,
+    /// Long enough for a lease to run out under a living owner.
+    cut_off_until: u64,
     looked: u64,
 }
 
@@ -165,9 +167,13 @@ struct World {
     next_request: u64,
     witness: Witness,
     takeovers: u64,
+    /// Steps in which a replaced owner lived on without knowing it.
+    stale: u64,
     peace: bool,
     /// Whether players confirm.
     ask: bool,
+    /// Few requests: then an owner who was replaced may have nothing unwritten that would hold its tongue.
+    quiet: bool,
 }
 
 fn limits(ask: bool) -> Limits {
@@ -201,6 +207,7 @@ impl World {
             ledger: Ledger::new(),
             speed: 970 + dice.below(61),
             reaches_service: true,
+            cut_off_until: 0,
             looked: 0,
         });
         World {
@@ -215,8 +222,10 @@ impl World {
             next_request: 1,
             witness: Witness::default(),
             takeovers: 0,
+            stale: 0,
             peace: false,
             ask: !seed.is_multiple_of(3),
+            quiet: seed.is_multiple_of(4),
         }
     }
 
@@ -259,25 +268,33 @@ impl World {
     }
 
     fn trouble(&mut self) {
+        // In quiet runs long cuts are what happens, so that leases run out under owners who live.
+        let (rare, cut) = if self.quiet { (2_000, 300) } else { (150, 800) };
         for node in [0, 1] {
-            if self.dice.chance(1, 150) {
-                self.nodes[node].reaches_service ^= true;
+            if self.dice.chance(1, rare) {
+                self.nodes[node].reaches_service = false;
             }
             // Whole again more often than apart.
             if self.dice.chance(1, 60) {
                 self.nodes[node].reaches_service = true;
             }
-            if self.dice.chance(1, 250) {
+            if self.dice.chance(1, cut) {
+                self.nodes[node].cut_off_until = self.at + TTL_MS + self.dice.below(3_000);
+            }
+            if self.at < self.nodes[node].cut_off_until {
+                self.nodes[node].reaches_service = false;
+            }
+            if self.dice.chance(1, 2 * rare) {
                 self.crash(node);
             }
         }
-        if self.dice.chance(1, 150) {
-            self.apart ^= true;
+        if self.dice.chance(1, rare) {
+            self.apart = true;
         }
         if self.dice.chance(1, 60) {
             self.apart = false;
         }
-        if self.dice.chance(1, 200) {
+        if self.dice.chance(1, 2 * rare) {
             self.disconnect();
         }
     }
@@ -461,6 +478,7 @@ impl World {
         owning.coming = later;
         let due: Vec<(u64, Input<u64>)> = due;
         inputs.extend(due.into_iter().map(|(_, input)| input));
+        self.stale += u64::from(owning.epoch < self.service.epoch);
         self.keep_lease(node, &mut owning);
         if self.dice.chance(1, 8) && owning.searched.len() >= 4 {
             let mut four: Vec<TicketId> = owning.searched.iter().copied().take(4).collect();
@@ -746,6 +764,9 @@ impl World {
             if !matches!(self.nodes[node].state, State::Owning(_)) {
                 continue;
             }
+            if self.quiet && !self.dice.chance(1, 12) {
+                continue;
+            }
             for _ in 0..self.dice.below(5) {
                 let request = self.request();
                 let State::Owning(owning) = &mut self.nodes[node].state else {
@@ -921,17 +942,20 @@ fn nothing_acknowledged_is_lost_and_nobody_is_matched_twice_through_crashes_and_
         Some(seed) => seed..seed + 1,
         None => 0..SEEDS * soak(),
     };
-    let (mut takeovers, mut acknowledged, mut matches) = (0, 0, 0);
+    let (mut takeovers, mut stale, mut acknowledged, mut matches) = (0, 0, 0, 0);
     for seed in seeds {
         let run = std::panic::catch_unwind(|| run(seed));
         let world = run.unwrap_or_else(|_| panic!("seed {seed} (PHALANX_SOAK_SEED={seed})"));
         takeovers += world.takeovers;
+        stale += world.stale;
         acknowledged += world.witness.acknowledged;
         matches += world.witness.matches.len();
     }
-    println!("{takeovers} takeovers, {acknowledged} answers, {matches} matches");
+    println!(
+        "{takeovers} takeovers, {stale} steps of stale owners, {acknowledged} answers, {matches} matches"
+    );
     assert!(
-        takeovers > SEEDS && matches as u64 > SEEDS,
+        takeovers > SEEDS && stale > SEEDS && matches as u64 > SEEDS,
         "nothing happened"
     );
 }
