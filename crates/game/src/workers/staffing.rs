@@ -66,7 +66,7 @@ impl Default for StaffingOptions {
         Self {
             bounds: Bounds::BRIEF,
             beta: 1.0,
-            drain: Duration::from_secs(2),
+            drain: Duration::from_secs(3),
             grow_factor: 2.0,
             grow_step: 8,
             short: Duration::from_secs(6),
