@@ -1,6 +1,11 @@
 //! The services as a client in another language sees them: codes, bounds, streams.
 #![cfg(feature = "grpc")]
 
+#[cfg(feature = "redis")]
+#[path = "board/server.rs"]
+#[allow(dead_code, reason = "the boards' own suite needs more of it")]
+mod server;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -194,6 +199,77 @@ async fn a_player_has_a_place_in_the_top_outside_of_it_or_none() {
         (names, around.rank.unwrap().place),
         (vec!["p0", "p1", "p2"], 2)
     );
+}
+
+#[cfg(feature = "redis")]
+#[tokio::test]
+async fn results_over_redis_are_taken_through_its_outage_and_named_ones_once() {
+    use phalanx_game::board::RedisBoard;
+
+    let mut redis = server::Redis::durable();
+    let folder = tempfile::tempdir().unwrap();
+    let spec = BoardSpec::new("kills", Kind::Sum(Better::Higher));
+    let board = Arc::new(Board::try_new(spec).unwrap());
+    let config = server::config(redis.url(), Some(folder.path()));
+    let live = Arc::new(RedisBoard::start(board.clone(), config).await.unwrap());
+    let served = Served {
+        board,
+        scores: Some(live.clone()),
+    };
+    let boards = Boards::try_new([served]).unwrap();
+    let services = Server::builder().add_service(boards.into_server());
+    let mut client = LeaderboardClient::new(serve(services).await);
+    let score = async |client: &mut LeaderboardClient<Channel>| {
+        let request = wire::PageRequest {
+            board: "kills".into(),
+            ..wire::PageRequest::default()
+        };
+        // None before the first snapshot.
+        let page = client.page(request).await.ok()?.into_inner();
+        Some(page.rows.first()?.score)
+    };
+    assert!(
+        client
+            .submit(result("kills", "ann", 5, "m1"))
+            .await
+            .unwrap()
+            .into_inner()
+            .counted
+    );
+    let first = server::until("the first result", async || {
+        score(&mut client).await.filter(|score| *score == 5.0)
+    });
+    first.await;
+
+    redis.kill();
+    assert!(
+        client
+            .submit(result("kills", "ann", 7, "m2"))
+            .await
+            .unwrap()
+            .into_inner()
+            .counted
+    );
+    assert!(
+        !client
+            .submit(result("kills", "ann", 7, "m2"))
+            .await
+            .unwrap()
+            .into_inner()
+            .counted
+    );
+    let own = wire::PageRequest {
+        board: "kills".into(),
+        viewer: "ann".into(),
+        ..wire::PageRequest::default()
+    };
+    let own = client.page(own).await.unwrap().into_inner();
+    assert_eq!((own.rows[0].score, own.rows[0].pending), (12.0, true));
+    redis.restart();
+    let both = server::until("both results", async || {
+        score(&mut client).await.filter(|score| *score == 12.0)
+    });
+    both.await;
 }
 
 #[tokio::test]
