@@ -39,8 +39,9 @@ fn main_of_child(settings: &str) {
             let (live, player) = (live.clone(), format!("{round}-{writer}"));
             writers.push(tokio::spawn(async move {
                 let player = PlayerId::parse(&player).unwrap();
-                loop {
-                    live.submit(&player, 1).await.unwrap();
+                // Each result is worth another number, so that the sum tells which were counted.
+                for points in 1.. {
+                    live.submit(&player, points).await.unwrap();
                     // One write, so that a kill leaves whole lines but for the last.
                     let line = format!("accepted {player}\n");
                     std::io::stdout().lock().write_all(line.as_bytes()).unwrap();
@@ -163,10 +164,12 @@ fn accepted_results_survive_any_kill_and_count_once() {
             .collect();
         for (player, accepted) in &accepted {
             let found = found.get(player).copied().unwrap_or(0);
-            // Accepted, and perhaps the one or two of which it could not tell any more.
+            // Those that were accepted, and perhaps the next one or two of which it could not tell any more: no other sum.
+            let sums = (*accepted..=*accepted + 2).map(|results| results * (results + 1) / 2);
             assert!(
-                (*accepted..=*accepted + 2).contains(&found),
-                "{player}: {found} of {accepted}"
+                sums.clone().any(|sum| sum == found),
+                "{player}: {found} after {accepted} results, not one of {:?}",
+                sums.collect::<Vec<_>>()
             );
         }
         live.shutdown().await;
