@@ -1,4 +1,4 @@
-//! The elastic pool: the default policy beside the brief's rule, on the same load. In the simulator the rounds are seeds,
+//! The elastic pool: the default policy beside the rule of two thresholds, on the same load. In the simulator the rounds are seeds,
 //! and the jobs of a round are the same for both; live they take turns on one runtime.
 
 use std::sync::{Arc, Mutex};
@@ -8,12 +8,12 @@ use hdrhistogram::Histogram;
 use phalanx_game::dice::Dice;
 use phalanx_game::workers::simulate::scenario::Named;
 use phalanx_game::workers::simulate::{Comparison, Outcome, Service};
-use phalanx_game::workers::{BriefRule, Policy, PoolOptions, Staffing, Workers};
+use phalanx_game::workers::{Policy, PoolOptions, Staffing, Thresholds, Workers};
 
 use crate::{Options, Row};
 
 const MS: Duration = Duration::from_millis(1);
-/// The brief's rule first acts after ten seconds; a shorter run would show nothing of it.
+/// The rule of two thresholds first acts after ten seconds; a shorter run would show nothing of it.
 const LIVE_SECONDS_MIN: u64 = 15;
 const LIVE_LOW: f64 = 150.0;
 const LIVE_HIGH: f64 = 1000.0;
@@ -54,14 +54,14 @@ fn step(options: &Options) -> anyhow::Result<Vec<Row>> {
     ] {
         let runs = compare("step", service, options.rounds)?;
         let wait = |outcome: &Outcome| outcome.wait_p99.as_secs_f64() * 1e3;
-        rows.extend(both(case, "ms", &runs, wait, "≤ 1/100 of the brief's"));
+        rows.extend(both(case, "ms", &runs, wait, "≤ 1/100 of the thresholds'"));
         let cost = |outcome: &Outcome| outcome.worker_s;
         rows.extend(both(
             worker_seconds,
             "worker-s",
             &runs,
             cost,
-            "≤ 1.1 × the brief's",
+            "≤ 1.1 × the thresholds'",
         ));
     }
     Ok(rows)
@@ -105,14 +105,14 @@ fn both(
         note: "simulated; rounds are seeds".to_owned(),
     };
     let staffing = runs.iter().map(|run| figure(&run.staffing)).collect();
-    let brief = runs.iter().map(|run| figure(&run.brief)).collect();
+    let thresholds = runs.iter().map(|run| figure(&run.thresholds)).collect();
     vec![
         row(
             "phalanx",
             staffing,
             (!bar.is_empty()).then(|| bar.to_owned()),
         ),
-        row("brief's rule", brief, None),
+        row("two thresholds", thresholds, None),
     ]
 }
 
@@ -122,11 +122,11 @@ fn live(options: &Options) -> anyhow::Result<Vec<Row>> {
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let (mut staffing, mut brief) = (Vec::new(), Vec::new());
+    let (mut staffing, mut thresholds) = (Vec::new(), Vec::new());
     for round in 0..options.rounds {
         let seed = u64::from(round);
         staffing.push(runtime.block_on(live_step(Staffing::default(), seconds, seed))?);
-        brief.push(runtime.block_on(live_step(BriefRule::default(), seconds, seed))?);
+        thresholds.push(runtime.block_on(live_step(Thresholds::default(), seconds, seed))?);
     }
     let row = |who, samples| Row {
         case: "live, step 150 → 1,000/s after a third of the run, 50 ms: P99 wait",
@@ -136,7 +136,10 @@ fn live(options: &Options) -> anyhow::Result<Vec<Row>> {
         bar: None,
         note: format!("open loop, {seconds} s, from the moment a job was due"),
     };
-    Ok(vec![row("phalanx", staffing), row("brief's rule", brief)])
+    Ok(vec![
+        row("phalanx", staffing),
+        row("two thresholds", thresholds),
+    ])
 }
 
 struct Due(Instant);

@@ -1,4 +1,4 @@
-//! Runs a load against the brief's rule and the default policy, prints what each made of it, and draws it.
+//! Runs a load against the rule of two thresholds and the default policy, prints what each made of it, and draws it.
 //! `cargo run -p phalanx-game --example simulate -- --curve step --out docs/game/step.svg`
 
 use std::path::PathBuf;

@@ -2,7 +2,7 @@
 //! there should be, from what the pool measures in its own process; [`simulate`] runs the same policies on recorded or
 //! invented load. What a job does, and where its result goes, is the caller's.
 
-mod brief;
+mod thresholds;
 mod meter;
 pub mod metrics;
 mod policy;
@@ -10,7 +10,7 @@ mod pool;
 pub mod simulate;
 mod staffing;
 
-pub use self::brief::BriefRule;
+pub use self::thresholds::Thresholds;
 pub use self::meter::{Meter, WINDOW, Window};
 pub use self::metrics::{Counts, Metrics};
 pub use self::policy::{BadPolicy, Bounds, Policy, Reason, Sample, TICK, WORKERS_MAX, Wanted};

@@ -1,5 +1,5 @@
 //! What the elastic pool promises, in the simulator: the default policy on constant load and on the step, beside the
-//! brief's rule, and the drawings of the guide. `PHALANX_SOAK=10` runs ten seeds of every load (at most 20); `PHALANX_DRAW=1` draws anew.
+//! rule of two thresholds, and the drawings of the guide. `PHALANX_SOAK=10` runs ten seeds of every load (at most 20); `PHALANX_DRAW=1` draws anew.
 
 use std::env;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use phalanx_game::workers::simulate::scenario::Named;
 use phalanx_game::workers::simulate::{Comparison, Curve, Outcome, Scenario, Service, draw};
-use phalanx_game::workers::{Bounds, BriefRule, Staffing};
+use phalanx_game::workers::{Bounds, Staffing, Thresholds};
 
 const MS: Duration = Duration::from_millis(1);
 /// Turns in ten minutes of constant load.
@@ -41,9 +41,10 @@ fn check_drawing(name: &str, comparison: &Comparison) {
 }
 
 fn check_step(comparison: &Comparison) {
-    let (brief, staffing) = (&comparison.brief, &comparison.staffing);
+    let (thresholds, staffing) = (&comparison.thresholds, &comparison.staffing);
     assert!(
-        staffing.wait_p99 * 100 <= brief.wait_p99 && staffing.worker_s <= 1.1 * brief.worker_s,
+        staffing.wait_p99 * 100 <= thresholds.wait_p99
+            && staffing.worker_s <= 1.1 * thresholds.worker_s,
         "{}",
         comparison.table()
     );
@@ -64,37 +65,37 @@ fn on_the_step_a_hundredth_of_the_waiting_at_a_tenth_more_worker_seconds_at_most
         Service::Spread(mean),
     ] {
         // One seed's worker-seconds are chance by two in a hundred.
-        let (mut brief, mut staffing) = (0.0, 0.0);
+        let (mut thresholds, mut staffing) = (0.0, 0.0);
         for seed in 0..soak().unwrap_or(0) {
             let run = step.with(service, seed).compare();
-            assert!(run.staffing.wait_p99 * 100 <= run.brief.wait_p99);
-            brief += run.brief.worker_s;
+            assert!(run.staffing.wait_p99 * 100 <= run.thresholds.wait_p99);
+            thresholds += run.thresholds.worker_s;
             staffing += run.staffing.worker_s;
         }
         assert!(
-            staffing <= 1.1 * brief,
-            "{service:?}: {staffing} of {brief}"
+            staffing <= 1.1 * thresholds,
+            "{service:?}: {staffing} of {thresholds}"
         );
     }
 }
 
 #[test]
-fn at_constant_load_the_default_keeps_still_and_the_brief_sways() {
+fn at_constant_load_the_default_keeps_still_and_two_thresholds_sway() {
     let comparison = named("constant").scenario().compare();
     println!("{}", comparison.table());
     let turns = |outcome: &Outcome| outcome.turns_in_ten_minutes(Duration::ZERO);
     assert!(turns(&comparison.staffing) <= TURNS_MAX);
     assert!(
-        turns(&comparison.brief) >= 10,
+        turns(&comparison.thresholds) >= 10,
         "{}",
-        turns(&comparison.brief)
+        turns(&comparison.thresholds)
     );
     check_drawing("constant", &comparison);
 }
 
 #[test]
 fn constant_load_of_any_kind_is_kept_still() {
-    // Rate, service, seconds; by chance alone some need more than the brief's 200.
+    // Rate, service, seconds; by chance alone some need more than the default bounds' 200.
     let loads = [
         (200.0, Service::Exponential(MS * 250), 900.0),
         (20.0, Service::Exponential(MS * 1000), 1800.0),
@@ -132,11 +133,11 @@ fn constant_load_of_any_kind_is_kept_still() {
 }
 
 #[test]
-fn after_a_peak_of_slow_jobs_the_brief_keeps_all_its_workers_and_the_default_does_not() {
+fn after_a_peak_of_slow_jobs_two_thresholds_keep_all_their_workers_and_the_default_does_not() {
     let ratchet = named("ratchet");
     let comparison = ratchet.scenario().compare();
     let last = |outcome: &Outcome| outcome.changes.last().map(|change| change.to);
-    assert_eq!(last(&comparison.brief), Some(200));
+    assert_eq!(last(&comparison.thresholds), Some(200));
     assert_eq!(last(&comparison.staffing), Some(10));
 }
 
@@ -190,5 +191,5 @@ fn known_load_is_staffed_before_it_comes() {
     assert!(surprised.wait_max > MS * 500, "{:?}", surprised.wait_max);
     assert!(prepared.wait_max < MS * 100, "{:?}", prepared.wait_max);
     // The rule isn't told of anything.
-    assert!(scenario.run(&mut BriefRule::default()).wait_max > MS * 10_000);
+    assert!(scenario.run(&mut Thresholds::default()).wait_max > MS * 10_000);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::policy::Sample;
 
-/// The brief's window.
+/// What quantiles and means look back.
 pub const WINDOW: Duration = Duration::from_secs(10);
 /// The window slides in steps of half a second.
 const SLOTS: usize = 20;

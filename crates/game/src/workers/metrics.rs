@@ -1,16 +1,15 @@
-//! A pool's metrics: read in process by whoever asks, exported to Prometheus for people. Two names are the brief's.
+//! A pool's metrics: read in process by whoever asks, exported to Prometheus for people.
 
 use phalanx_telemetry::metrics::{Exposition, Family, Value};
 
 use super::policy::Reason;
 use super::pool::Why;
 
-/// The brief's name: jobs that wait for a worker.
 const QUEUE: Family = Family::gauge("match_request_queue_length", "Jobs that wait for a worker.");
-/// The brief's name; by its definition not an average but a P95.
+/// The name that autoscaling rules ask for; not an average but a P95.
 const LATENCY: Family = Family::gauge(
     "avg_match_latency_ms",
-    "P95 (by the brief's definition, whatever the name says) of waiting plus service over the last 10 s.",
+    "P95 (whatever the name says) of waiting plus service over the last 10 s.",
 );
 const LATENCY_P95: Family = Family::gauge(
     "match_latency_p95_ms",

@@ -80,11 +80,11 @@ pub enum Reason {
     Band,
     /// More are wanted than the bounds allow, or than may be started in this second.
     Capped,
-    /// The brief's `int()` gave the size that there was.
+    /// The rule's `int()` gave the size that there was.
     Rounded,
-    /// The brief's rule: queue and latency above their thresholds.
+    /// The rule of two thresholds: queue and latency above their thresholds.
     Overload,
-    /// The brief's rule: queue and latency below their thresholds.
+    /// The rule of two thresholds: queue and latency below their thresholds.
     Idle,
     /// More work arrives than the size is staffed for.
     Load,
@@ -153,10 +153,14 @@ pub struct Bounds {
     max: u32,
 }
 
-impl Bounds {
-    /// The brief's: 10 to 200.
-    pub const BRIEF: Self = Self { min: 10, max: 200 };
+impl Default for Bounds {
+    /// 10 to 200.
+    fn default() -> Self {
+        Self { min: 10, max: 200 }
+    }
+}
 
+impl Bounds {
     pub fn try_new(min: u32, max: u32) -> Result<Self, BadPolicy> {
         if min == 0 || min > max || max > WORKERS_MAX {
             return Err(BadPolicy::Bounds { min, max });

@@ -32,7 +32,7 @@ const HOLD_PARTS: u32 = 60;
 /// Everything has a default that is meant to be left alone, except the bounds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StaffingOptions {
-    /// 10 to 200, the brief's.
+    /// 10 to 200.
     pub bounds: Bounds,
     /// Cushion in square roots of the load. 1: about one job in five waits, for a fraction of a service time; 2: one in
     /// forty.
@@ -64,7 +64,7 @@ pub struct StaffingOptions {
 impl Default for StaffingOptions {
     fn default() -> Self {
         Self {
-            bounds: Bounds::BRIEF,
+            bounds: Bounds::default(),
             beta: 1.0,
             drain: Duration::from_secs(3),
             grow_factor: 2.0,

@@ -282,7 +282,7 @@ impl Policy for Notes {
     }
 
     fn bounds(&self) -> Bounds {
-        Bounds::BRIEF
+        Bounds::default()
     }
 
     fn every(&self) -> Duration {
@@ -361,7 +361,7 @@ async fn the_default_policy_staffs_the_live_pool() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn metrics_bear_the_briefs_names() {
+async fn metrics_bear_their_names() {
     let (_, policy) = told(1);
     let named = PoolOptions {
         name: "duel".to_owned(),

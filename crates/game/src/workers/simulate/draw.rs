@@ -13,7 +13,7 @@ const RIGHT: f64 = 936.0;
 const INK: &str = "#1f2328";
 const MUTED: &str = "#57606a";
 const GRID: &str = "#e4e8ec";
-const BRIEF: &str = "#cf4a0a";
+const ORANGE: &str = "#cf4a0a";
 const STAFFING: &str = "#0b66c3";
 const FONT: &str = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif";
 /// Waits are drawn on a logarithmic scale from here, six decades up.
@@ -48,18 +48,18 @@ pub fn draw(comparison: &Comparison) -> String {
     let mut svg = String::new();
     let seconds = comparison.length.as_secs_f64();
     head(&mut svg, comparison);
-    let brief = &comparison.brief.series;
+    let thresholds = &comparison.thresholds.series;
     let staffing = &comparison.staffing.series;
 
     let load = Panel {
         top: 112.0,
         bottom: 212.0,
         seconds,
-        most: nice_most(brief.iter().fold(0.0, |most, p| p.rate.max(most))),
+        most: nice_most(thresholds.iter().fold(0.0, |most, p| p.rate.max(most))),
     };
     frame(&mut svg, &load, "Load: jobs per second");
     linear_axis(&mut svg, &load);
-    line(&mut svg, &load, brief, MUTED, "1.4", |p| {
+    line(&mut svg, &load, thresholds, MUTED, "1.4", |p| {
         load.linear(p.rate)
     });
 
@@ -68,16 +68,16 @@ pub fn draw(comparison: &Comparison) -> String {
         top: 258.0,
         bottom: 438.0,
         seconds,
-        most: nice_most(f64::from(most(brief).max(most(staffing)))),
+        most: nice_most(f64::from(most(thresholds).max(most(staffing)))),
     };
     frame(&mut svg, &workers, "Workers (grey: busy on average)");
     linear_axis(&mut svg, &workers);
-    let busy = smooth(brief);
+    let busy = smooth(thresholds);
     line(&mut svg, &workers, &busy, MUTED, "1.2", |p| {
         workers.linear(p.load)
     });
     let size = |p: &Point| workers.linear(f64::from(p.workers));
-    steps(&mut svg, &workers, brief, BRIEF, size);
+    steps(&mut svg, &workers, thresholds, ORANGE, size);
     steps(&mut svg, &workers, staffing, STAFFING, size);
 
     let wait = Panel {
@@ -89,7 +89,7 @@ pub fn draw(comparison: &Comparison) -> String {
     frame(&mut svg, &wait, "Longest wait for a worker (logarithmic)");
     wait_axis(&mut svg, &wait);
     let height = |p: &Point| wait.y(wait_part(p.wait_s));
-    steps(&mut svg, &wait, brief, BRIEF, height);
+    steps(&mut svg, &wait, thresholds, ORANGE, height);
     steps(&mut svg, &wait, staffing, STAFFING, height);
 
     time_axis(&mut svg, &[&load, &workers, &wait]);
@@ -124,7 +124,7 @@ fn head(svg: &mut String, comparison: &Comparison) {
         &title,
     );
     let legend = [
-        (BRIEF, "the brief's rule", 24.0),
+        (ORANGE, "two thresholds", 24.0),
         (STAFFING, "staffing (the default)", 176.0),
     ];
     for (color, name, x) in legend {
@@ -230,7 +230,7 @@ fn table(svg: &mut String, comparison: &Comparison) {
         text(svg, *x, TOP, &format!("fill=\"{MUTED}\" {number}"), head);
     }
     let rows = [
-        ("the brief's rule", BRIEF, &comparison.brief),
+        ("two thresholds", ORANGE, &comparison.thresholds),
         ("staffing", STAFFING, &comparison.staffing),
     ];
     for (row, (name, color, outcome)) in rows.into_iter().enumerate() {

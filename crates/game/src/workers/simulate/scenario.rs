@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use super::arrivals::{BadLoad, Curve, Job, Service};
 use super::{Outcome, run};
-use crate::workers::brief::BriefRule;
 use crate::workers::policy::Policy;
 use crate::workers::staffing::Staffing;
+use crate::workers::thresholds::Thresholds;
 
-/// Workers that each policy starts with, the brief's least.
+/// Workers that each policy starts with, the least of the default bounds.
 pub const START: u32 = 10;
 const SEED: u64 = 7;
 const MS_50: Duration = Duration::from_millis(50);
@@ -137,13 +137,13 @@ impl Scenario {
         run(&self.jobs, self.length, self.warm_up, self.start, policy)
     }
 
-    /// The brief's rule and the default policy, each as it comes, on this load.
+    /// The rule of two thresholds and the default policy, each as it comes, on this load.
     pub fn compare(&self) -> Comparison {
         Comparison {
             title: self.title.clone(),
             length: self.length,
             warm_up: self.warm_up,
-            brief: self.run(&mut BriefRule::default()),
+            thresholds: self.run(&mut Thresholds::default()),
             staffing: self.run(&mut Staffing::default()),
         }
     }
@@ -155,7 +155,7 @@ pub struct Comparison {
     pub title: String,
     pub length: Duration,
     pub warm_up: Duration,
-    pub brief: Outcome,
+    pub thresholds: Outcome,
     pub staffing: Outcome,
 }
 
@@ -165,7 +165,10 @@ impl Comparison {
         let mut table = String::from(
             "| policy | P50 wait | P99 wait | longest wait | longest queue | worker-seconds | turns |\n|---|---|---|---|---|---|---|\n",
         );
-        for (name, outcome) in [("brief's rule", &self.brief), ("staffing", &self.staffing)] {
+        for (name, outcome) in [
+            ("two thresholds", &self.thresholds),
+            ("staffing", &self.staffing),
+        ] {
             // Writing to a String can't fail.
             let _ = writeln!(
                 table,

@@ -304,7 +304,7 @@ fn anything() -> impl Strategy<Value = (Sample, u64)> {
 fn policies(bounds: Bounds) -> [Box<dyn Policy>; 2] {
     [
         Box::new(Staffing::within(bounds)),
-        Box::new(crate::workers::BriefRule::new(bounds)),
+        Box::new(crate::workers::Thresholds::new(bounds)),
     ]
 }
 
@@ -363,11 +363,11 @@ proptest! {
         let less = bed.policy.clone().wanted(&sample, now);
         let most = bed.policy.clone().wanted(&busier, now);
         prop_assert!(less.size <= most.size, "{less:?} {most:?}");
-        let brief = |sample: &Sample| {
-            let mut rule = crate::workers::BriefRule::default();
+        let thresholds = |sample: &Sample| {
+            let mut rule = crate::workers::Thresholds::default();
             rule.wanted(sample, Duration::ZERO);
             rule.wanted(sample, Duration::from_secs(10)).size
         };
-        prop_assert!(brief(&sample) <= brief(&busier));
+        prop_assert!(thresholds(&sample) <= thresholds(&busier));
     }
 }

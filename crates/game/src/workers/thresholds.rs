@@ -1,4 +1,4 @@
-//! The brief's rule, to the letter, so that it can be compared: two thresholds on queue and latency, ×1.2 and ×0.85.
+//! The rule of two thresholds that is often used, to be compared: one on the queue, one on latency, ×1.2 and ×0.85.
 //! It oscillates, ratchets and reacts late (docs/game/workers.md shows each); [`Staffing`](super::Staffing) is the default.
 
 use std::time::Duration;
@@ -21,20 +21,20 @@ const LATENCY_LOW_MS: f64 = 80.0;
 /// The queue is read every 5 s, and again before it is acted on when both fall together, which favours the rule. Latency
 /// is the P95 of the last 10 s (waiting plus service); a latency that is not a number is neither high nor low.
 #[derive(Clone, Debug)]
-pub struct BriefRule {
+pub struct Thresholds {
     bounds: Bounds,
     queue: u64,
     measures_at: Option<Duration>,
     acts_at: Duration,
 }
 
-impl Default for BriefRule {
+impl Default for Thresholds {
     fn default() -> Self {
-        Self::new(Bounds::BRIEF)
+        Self::new(Bounds::default())
     }
 }
 
-impl BriefRule {
+impl Thresholds {
     pub fn new(bounds: Bounds) -> Self {
         Self {
             bounds,
@@ -63,7 +63,7 @@ impl BriefRule {
     }
 }
 
-impl Policy for BriefRule {
+impl Policy for Thresholds {
     fn wanted(&mut self, sample: &Sample, now: Duration) -> Wanted {
         let acts = self.acts(sample, now);
         let size = sample.size;

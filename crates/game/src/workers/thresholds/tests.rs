@@ -14,14 +14,14 @@ fn at(seconds: f64) -> Duration {
 }
 
 /// What the rule does at ten seconds.
-fn acts(rule: &mut BriefRule, queue: u64, latency: f64, size: u32) -> (u32, Reason) {
+fn acts(rule: &mut Thresholds, queue: u64, latency: f64, size: u32) -> (u32, Reason) {
     rule.wanted(&sample(0, 0.0, size), at(0.0));
     let wanted = rule.wanted(&sample(queue, latency, size), at(10.0));
     (wanted.size, wanted.reason)
 }
 
 #[test]
-fn every_clause_is_the_briefs() {
+fn every_clause_is_the_rules() {
     for (queue, latency, size, wanted, reason) in [
         // Growth takes both, each beyond its threshold.
         (501, 200.1, 50, 60, Reason::Overload),
@@ -46,7 +46,7 @@ fn every_clause_is_the_briefs() {
         (0, f64::NAN, 50, 50, Reason::Steady),
         (501, f64::INFINITY, 50, 60, Reason::Overload),
     ] {
-        let acted = acts(&mut BriefRule::default(), queue, latency, size);
+        let acted = acts(&mut Thresholds::default(), queue, latency, size);
         assert_eq!(
             acted,
             (wanted, reason),
@@ -64,7 +64,7 @@ fn growth_sticks_below_five() {
         (5, 6, Reason::Overload),
     ] {
         assert_eq!(
-            acts(&mut BriefRule::new(bounds), 501, 201.0, size),
+            acts(&mut Thresholds::new(bounds), 501, 201.0, size),
             (wanted, reason)
         );
     }
@@ -72,7 +72,7 @@ fn growth_sticks_below_five() {
 
 #[test]
 fn it_acts_every_ten_seconds_and_once_after_a_pause() {
-    let mut rule = BriefRule::default();
+    let mut rule = Thresholds::default();
     let mut size = 10;
     let mut grown = Vec::new();
     let mut ask = |from: u32, until: u32| {
@@ -96,7 +96,7 @@ fn from_ten_to_two_hundred_takes_three_minutes_and_back_almost_as_long() {
     let steps = |size: &mut u32, queue, latency, end| {
         let mut steps = 0;
         while *size != end {
-            *size = acts(&mut BriefRule::default(), queue, latency, *size).0;
+            *size = acts(&mut Thresholds::default(), queue, latency, *size).0;
             steps += 1;
         }
         steps
@@ -107,7 +107,7 @@ fn from_ten_to_two_hundred_takes_three_minutes_and_back_almost_as_long() {
 
 #[test]
 fn it_ratchets_where_service_alone_takes_80_ms() {
-    let mut rule = BriefRule::default();
+    let mut rule = Thresholds::default();
     for second in 0..1500 {
         let wanted = rule.wanted(&sample(0, 100.0, 200), Duration::from_secs(second));
         assert_eq!(wanted.size, 200);
@@ -117,7 +117,7 @@ fn it_ratchets_where_service_alone_takes_80_ms() {
 #[test]
 fn a_size_outside_the_bounds_is_brought_in_at_once() {
     for (size, inside) in [(0, 10), (9, 10), (201, 200), (u32::MAX, 200)] {
-        let wanted = BriefRule::default().wanted(&sample(0, 0.0, size), at(3.0));
+        let wanted = Thresholds::default().wanted(&sample(0, 0.0, size), at(3.0));
         assert_eq!((wanted.size, wanted.reason), (inside, Reason::Bounds));
     }
 }
