@@ -2,7 +2,7 @@
 //! connection that the refresher made, never a second try. Those who ask are bounded, and have a breaker of their own: three
 //! milliseconds are a bound that a healthy Redis misses now and then, which says nothing about refreshes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use redis::Value;
 use redis::aio::ConnectionLike as _;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::breaker::{BreakerConfig, Circuit, Outcome, Permit};
+use super::breaker::{BreakerConfig, Circuit, Outcome, Permit, State};
 use super::kind::PlayerId;
 use super::order::Order;
 use super::redis::Shared;
@@ -24,6 +24,9 @@ pub(super) struct Ranks {
     connection: ArcSwapOption<Connection>,
     pub(super) circuit: Arc<Circuit>,
     asking: Semaphore,
+    /// Questions without an answer since the last one that had one: many of them are a store that stands still, which a share
+    /// of the last quarter of a second would tell only later.
+    silent: AtomicU32,
     /// How long a caller waits.
     pub(super) wait: Duration,
     pub(super) asked: AtomicU64,
@@ -37,6 +40,7 @@ impl Ranks {
             connection: ArcSwapOption::empty(),
             circuit: Circuit::new(BREAKER),
             asking: Semaphore::new(ASKING_MAX),
+            silent: AtomicU32::new(0),
             wait,
             asked: AtomicU64::new(0),
             late: AtomicU64::new(0),
@@ -44,12 +48,16 @@ impl Ranks {
         }
     }
 
-    pub(super) fn is_connected(&self) -> bool {
-        self.connection.load().is_some()
+    /// Whether a question may be asked; otherwise the refresher finds out when it may.
+    pub(super) fn is_open(&self) -> bool {
+        self.circuit.state() == State::Closed
+            && self.connection.load().is_some()
+            && self.silent.load(Ordering::Relaxed) < SILENT_MAX
     }
 
     pub(super) fn connect(&self, connection: Connection) {
         self.connection.store(Some(Arc::new(connection)));
+        self.silent.store(0, Ordering::Relaxed);
     }
 
     pub(super) fn disconnect(&self) {
@@ -73,6 +81,9 @@ struct Asking<'a> {
 impl<'a> Asking<'a> {
     fn begin(shared: &'a Shared) -> Result<Self, Unavailable> {
         let ranks = &shared.ranks;
+        if ranks.silent.load(Ordering::Relaxed) >= SILENT_MAX {
+            return Err(Unavailable);
+        }
         let connection = ranks.connection.load_full().ok_or(Unavailable)?;
         let permit = ranks.circuit.allow().ok_or(Unavailable)?;
         let Ok(place) = ranks.asking.try_acquire() else {
@@ -92,6 +103,7 @@ impl<'a> Asking<'a> {
 
     fn end<T>(mut self, answer: Result<T, StoreError>) -> Result<T, Unavailable> {
         let mut outcome = Outcome::Succeeded;
+        self.shared.ranks.silent.store(0, Ordering::Relaxed);
         if let Err(error) = &answer {
             self.shared.failed("rank", error);
             if error.failure.is_outage() {
@@ -117,6 +129,7 @@ impl Drop for Asking<'_> {
             return;
         }
         ranks.late.fetch_add(1, Ordering::Relaxed);
+        ranks.silent.fetch_add(1, Ordering::Relaxed);
         permit.settle(Outcome::Failed);
     }
 }
@@ -186,6 +199,8 @@ impl StoreReader for Reader {
 
 /// Questions under way at once: beyond it, the estimate.
 const ASKING_MAX: usize = 64;
+/// Questions in a row without an answer after which no more are asked.
+const SILENT_MAX: u32 = 16;
 const TIMER: Duration = Duration::from_micros(500);
 const BREAKER: BreakerConfig = BreakerConfig {
     window: Duration::from_millis(250),

@@ -400,7 +400,7 @@ impl Refresher {
     /// A connection for readers, and a word through it after their own breaker opened.
     async fn open_ranks(&mut self) {
         let ranks = &self.shared.ranks;
-        if ranks.circuit.state() == State::Closed && ranks.is_connected() {
+        if ranks.is_open() {
             return;
         }
         self.rank_link.drop_connection();
