@@ -29,6 +29,8 @@ const FILES_MAX: usize = 1_000;
 const SERVICES_MAX: usize = 1_000;
 /// Of the connection, and of each answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Of the whole.
+const ALL_MAX: Duration = Duration::from_secs(30);
 /// Of an answer: a file with all that it imports.
 const ANSWER_MAX: usize = 16 << 20;
 
@@ -60,6 +62,13 @@ pub enum ReflectionError {
 /// # Errors
 /// [`ReflectionError`]; also where the set is over `bytes_max`.
 pub async fn descriptor_set(address: &str, bytes_max: usize) -> Result<Vec<u8>, ReflectionError> {
+    match timeout(ALL_MAX, asked(address, bytes_max)).await {
+        Ok(asked) => asked,
+        Err(_) => Err(ReflectionError::Silent),
+    }
+}
+
+async fn asked(address: &str, bytes_max: usize) -> Result<Vec<u8>, ReflectionError> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|_| ReflectionError::Address(address.to_owned()))?
         .connect_timeout(PATIENCE);
@@ -126,8 +135,14 @@ impl Server {
                 continue;
             }
             let asked = MessageRequest::FileContainingSymbol(service.name.clone());
-            self.take(asked, &service.name, &mut files, &mut missing, bytes_max)
-                .await?;
+            match self
+                .take(asked, &service.name, &mut files, &mut missing, bytes_max)
+                .await
+            {
+                // Whoever needs it hears that it is not there.
+                Ok(()) | Err(ReflectionError::Refused { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
         while let Some(name) = missing.pop_first() {
             let asked = MessageRequest::FileByFilename(name.clone());

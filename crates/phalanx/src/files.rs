@@ -11,18 +11,24 @@ use phalanx_client::reflection;
 
 use crate::exit::Failure;
 
-/// All files behind the arguments: a folder stands for its `*.yaml`, `*.yml` and `*.json` in order of name, not deeper.
+/// All files behind the arguments: a folder stands for its `*.yaml`, `*.yml` and `*.json` in order of name, not deeper. Servers
+/// that a `descriptorSet` names are asked.
 pub fn read_all(arguments: &[PathBuf]) -> Result<Vec<File>, Failure> {
+    read_with(arguments, true)
+}
+
+/// The same, and nobody is asked unless `asks`.
+pub fn read_with(arguments: &[PathBuf], asks: bool) -> Result<Vec<File>, Failure> {
     let mut files = Vec::new();
     for argument in arguments {
         if argument.as_os_str() == "-" {
             files.push(text("standard input", "stdin", std::io::stdin())?);
         } else if argument.is_dir() {
             for path in list(argument)? {
-                files.push(read(&path)?);
+                files.push(read(&path, asks)?);
             }
         } else {
-            files.push(read(argument)?);
+            files.push(read(argument, asks)?);
         }
     }
     Ok(files)
@@ -50,21 +56,21 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(paths)
 }
 
-fn read(path: &Path) -> Result<File, Failure> {
+fn read(path: &Path, asks: bool) -> Result<File, Failure> {
     let name = path.display().to_string();
     let file =
         fs::File::open(path).map_err(|e| Failure::file(format!("cannot read {name}: {e}")))?;
     let mut read = text(&name, &name, file)?;
     let folder = path.parent().unwrap_or(Path::new(""));
     read.text =
-        inlined(read.text, folder).map_err(|why| Failure::file(format!("{name}: {why}")))?;
+        inlined(read.text, folder, asks).map_err(|why| Failure::file(format!("{name}: {why}")))?;
     Ok(read)
 }
 
 /// A `descriptorSet` that is a file, or that a running server tells (reflection), becomes its bytes, in the same line: the
 /// control plane sees no file of ours, and what was applied stays the same when the server changes. Paths are seen from the
 /// manifest's folder.
-fn inlined(text: String, folder: &Path) -> Result<String, String> {
+fn inlined(text: String, folder: &Path, asks: bool) -> Result<String, String> {
     if !text.contains("descriptorSet") {
         return Ok(text);
     }
@@ -73,7 +79,13 @@ fn inlined(text: String, folder: &Path) -> Result<String, String> {
     while let Some(told) = descriptors(rest) {
         let bytes = match told.source {
             Source::File => of_file(&folder.join(told.value))?,
-            Source::Reflection => of_server(told.value)?,
+            Source::Reflection if asks => of_server(told.value)?,
+            Source::Reflection => {
+                let server = told.value;
+                return Err(format!(
+                    "its descriptors are those of {server}, which is not asked (`phalanx lint --ask` does)"
+                ));
+            }
         };
         let quote = if told.quoted { "\"" } else { "" };
         out.push_str(told.before);
@@ -144,6 +156,10 @@ fn descriptors(text: &str) -> Option<Told<'_>> {
     loop {
         let found = from + text.get(from..)?.find("descriptorSet")?;
         from = found + "descriptorSet".len();
+        let line = text.get(..found)?.rsplit('\n').next().unwrap_or_default();
+        if line.trim_start().starts_with('#') {
+            continue;
+        }
         let begin = text.get(from..)?;
         let value = begin.strip_prefix('"').unwrap_or(begin);
         let value = value.trim_start_matches([':', ' ', '{', '\n', '\r', '\t']);
@@ -220,12 +236,26 @@ mod tests {
                 "descriptorSet: {inline: eA==}",
             ),
         ] {
-            assert_eq!(inlined(text.to_owned(), folder.path()).unwrap(), wanted);
+            assert_eq!(
+                inlined(text.to_owned(), folder.path(), true).unwrap(),
+                wanted
+            );
         }
-        assert!(inlined("descriptorSet: {file: no.pb}".to_owned(), folder.path()).is_err());
+        assert!(
+            inlined(
+                "descriptorSet: {file: no.pb}".to_owned(),
+                folder.path(),
+                true
+            )
+            .is_err()
+        );
         let nobody = "descriptorSet: {reflection: 127.0.0.1:1}".to_owned();
-        let told = inlined(nobody, folder.path()).unwrap_err();
+        let told = inlined(nobody.clone(), folder.path(), true).unwrap_err();
         assert!(told.contains("127.0.0.1:1"), "{told}");
+        let told = inlined(nobody, folder.path(), false).unwrap_err();
+        assert!(told.contains("--ask"), "{told}");
+        let remark = "# descriptorSet: {reflection: 127.0.0.1:1}\n".to_owned();
+        assert_eq!(inlined(remark.clone(), folder.path(), true), Ok(remark));
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::{NamespaceOptions, files};
 pub struct Options {
     #[arg(short, long = "file", required = true, value_name = "FILE|DIR|-")]
     files: Vec<PathBuf>,
+    /// Ask the servers that `descriptorSet: {reflection: HOST:PORT}` names
+    #[arg(long)]
+    ask: bool,
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
     #[command(flatten)]
@@ -23,7 +26,7 @@ pub struct Options {
 
 pub fn run(options: &Options) -> Outcome {
     let (mut documents, mut problems) = (0, Vec::new());
-    for file in files::read_all(&options.files)? {
+    for file in files::read_with(&options.files, options.ask)? {
         let manifest = manifest::parse(&file.name, &file.text, &options.namespace.namespace);
         documents += manifest.documents.len();
         problems.extend(manifest.problems);

@@ -2,7 +2,8 @@
 //! ready behind its back, takes the registration and then tells it to drain. The descriptors themselves are passed, so no
 //! backlog is ever without somebody who accepts from it. Whatever fails before the last word leaves the old one serving.
 //!
-//! A conversation over a Unix socket: hello → offer and descriptors → ready → yielded → commit → draining → bequests.
+//! A conversation over a Unix socket: hello → offer and descriptors → ready → yielded → commit → draining → inherit →
+//! bequests.
 
 mod bequest;
 mod heir;
@@ -35,6 +36,8 @@ pub enum FromHeir {
         /// How long the holder's streams may go on.
         drain_ms: u64,
     },
+    /// It is here to take bequests.
+    Inherit,
 }
 
 /// The holder's words. `Refused` means the same in every protocol.
@@ -48,7 +51,7 @@ pub enum FromHolder {
     /// Asserts its registration no more; none: there is none.
     Yielded(Option<Yielded>),
     Draining,
-    /// What is left to an heir that asked for it in its hello.
+    /// What is left to an heir that asked for it.
     Bequests(Vec<bequest::Sizes>),
 }
 

@@ -160,8 +160,7 @@ fn find(
         if !chains.is_empty() {
             compiled.ports.insert(port, chains);
         }
-        if let Some(udp) = maker.udp(findings) {
-            let udp = udp::coloured(udp, &compiled.colours, &mesh.catalog);
+        if let Some(udp) = maker.udp(&compiled.colours, findings) {
             compiled.udp.insert(port, udp);
         }
     }
@@ -498,7 +497,7 @@ impl<'a> Maker<'a> {
     }
 
     /// Of several routes the oldest; none: nothing listens.
-    fn udp(&self, findings: &mut Vec<Finding>) -> Option<UdpPort> {
+    fn udp(&self, colours: &EdgeColours, findings: &mut Vec<Finding>) -> Option<UdpPort> {
         let mut listeners = self.listeners();
         let (index, listener) = listeners.find(|(_, l)| l.protocol == GatewayProtocol::Udp)?;
         let attached = self.at(index).filter_map(|one| match one.route {
@@ -511,7 +510,8 @@ impl<'a> Maker<'a> {
             self.gateway.name()
         );
         let (entry, route) = udp::oldest(attached.collect(), &place, findings)?;
-        Some(udp::udp_port(entry, route, self.catalog, findings))
+        let port = udp::udp_port(entry, route, self.catalog, findings);
+        Some(udp::coloured(port, route, colours, self.catalog))
     }
 
     /// Of several the oldest; none: nothing listens.

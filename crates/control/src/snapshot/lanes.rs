@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use phalanx_model::document::{ColourPolicy, Document, DocumentId, Fallback, Lane};
+use phalanx_model::document::{ColourPolicy, Document, DocumentId, Fallback, Lane, StreamBackend};
 use phalanx_model::identity::SYSTEM_NAMESPACE;
 use phalanx_model::instance::Labels;
 use phalanx_model::matching::pattern::Pattern;
@@ -273,19 +273,27 @@ fn lanes_of<'a>(backend: &Backend, catalog: &'a Catalog) -> &'a [String] {
     port.map_or(&[], |port| &port.lanes)
 }
 
-/// Where datagrams of a colour go: all of them to those backends that have its lane. None: nobody has.
-pub(super) fn in_lane(shares: &[Share], colour: &str, catalog: &Catalog) -> Option<Vec<Share>> {
-    let of_lane = |share: &Share| {
-        let cluster = share.cluster.as_ref()?;
-        let port = catalog.port(&cluster.service, cluster.port)?;
-        let has_it = port.lanes.iter().any(|lane| lane == colour);
-        has_it.then(|| Share {
-            cluster: Some(cluster.lane(colour)),
-            weight: share.weight,
-        })
+/// Where datagrams of a colour go: all of them to those backends that have its lane, weighed as by [`twin`]. None: nobody has.
+pub(super) fn in_lane(
+    backends: &[StreamBackend],
+    colour: &str,
+    catalog: &Catalog,
+) -> Option<Vec<Share>> {
+    let has_lane = |backend: &&StreamBackend| {
+        let port = catalog.port(&backend.service, backend.port);
+        port.is_some_and(|port| port.lanes.iter().any(|lane| lane == colour))
     };
-    let those: Vec<Share> = shares.iter().filter_map(of_lane).collect();
-    (!those.is_empty()).then_some(those)
+    let those = || backends.iter().filter(has_lane);
+    let is_weighed = those().any(|backend| backend.weight > 0);
+    let share = |backend: &StreamBackend| Share {
+        cluster: Some(ClusterName::outbound(backend.service.clone(), backend.port).lane(colour)),
+        weight: backend.weight.max(1),
+    };
+    let shares: Vec<Share> = those()
+        .filter(|backend| !is_weighed || backend.weight > 0)
+        .map(share)
+        .collect();
+    (!shares.is_empty()).then_some(shares)
 }
 
 /// A rule that speaks of one colour itself means its weights for that colour.

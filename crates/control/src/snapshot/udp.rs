@@ -4,6 +4,7 @@
 //! As with HTTP, a route of another namespace than its parent's holds for callers of that namespace, and for those only.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use phalanx_model::document::{
@@ -246,28 +247,38 @@ pub(super) fn udp_port(
 }
 
 /// The same at an edge that gives colours: who has one by where he comes from, or because everybody has, goes to its lane. A
-/// datagram has no header that could say one.
-pub(super) fn coloured(port: UdpPort, colours: &EdgeColours, catalog: &Catalog) -> UdpPort {
-    let of_colour = |colour: &str| lanes::in_lane(&port.backends, colour, catalog);
-    let of_network = |(network, colour): &(Network, String)| {
-        let backends = of_colour(colour).unwrap_or_else(|| port.backends.clone());
-        (*network, backends)
-    };
-    let backends = colours.default.as_deref().and_then(of_colour);
-    let backends = backends.unwrap_or_else(|| port.backends.clone());
-    let mut by_source: Vec<_> = colours.networks.iter().map(of_network).collect();
-    by_source.sort_by_key(|(network, _)| *network);
-    by_source.dedup_by_key(|(network, _)| *network);
-    if by_source
-        .iter()
-        .all(|(_, of_network)| *of_network == backends)
-    {
-        by_source.clear();
+/// datagram has no header that could say one. What the route says to all stays, for tokens and sessions that are there.
+pub(super) fn coloured(
+    port: UdpPort,
+    route: &StreamRoute,
+    colours: &EdgeColours,
+    catalog: &Catalog,
+) -> UdpPort {
+    let of_colour = |colour: &str| lanes::in_lane(&route.backends, colour, catalog);
+    let networks = colours.networks.iter();
+    let mut by_source: Vec<_> = networks
+        .map(|(network, colour)| (*network, of_colour(colour)))
+        .collect();
+    if let Some(colour) = &colours.default {
+        for everywhere in [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()] {
+            let network = Network {
+                address: everywhere,
+                prefix: 0,
+            };
+            if by_source.iter().all(|(known, _)| *known != network) {
+                by_source.push((network, of_colour(colour)));
+            }
+        }
     }
+    if by_source.iter().all(|(_, in_lane)| in_lane.is_none()) {
+        return port;
+    }
+    let else_all = |(network, in_lane): (Network, Option<Vec<Share>>)| {
+        (network, in_lane.unwrap_or_else(|| port.backends.clone()))
+    };
     UdpPort {
-        backends,
-        by_source,
-        ..port
+        by_source: by_source.into_iter().map(else_all).collect(),
+        ..port.clone()
     }
 }
 

@@ -57,7 +57,7 @@ pub enum ColourPattern {
 }
 
 /// A range of addresses; bits behind the prefix are zero.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
     pub address: IpAddr,
     pub prefix: u8,

@@ -41,7 +41,7 @@ impl Files {
     pub fn read(paths: &[PathBuf], namespace: &str) -> Result<Self, Failure> {
         let mut found = Self::default();
         let mut problems = Vec::new();
-        for text in files::read_all(paths)? {
+        for text in files::read_with(paths, false)? {
             let manifest = manifest::parse(&text.name, &text.text, namespace);
             problems.extend(manifest.problems);
             for parsed in manifest.documents {

@@ -86,6 +86,8 @@ named! {
         HalfOpen "half_open",
         /// The listener is gone.
         Closed "closed",
+        /// Another process goes on with it.
+        HandedOver "handed_over",
     }
 }
 

@@ -71,7 +71,7 @@ impl Gates {
     ) -> (Arc<Self>, Vec<mpsc::Receiver<Opened>>) {
         let (workers, opened) = (0..workers).map(|_| mpsc::channel(OPENED_MAX)).unzip();
         let state = State {
-            inherited: (!inherited.is_empty()).then_some(inherited),
+            inherited: inherited.has_holder.then_some(inherited),
             ..State::default()
         };
         let gates = Self {

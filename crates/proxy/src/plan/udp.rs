@@ -26,6 +26,8 @@ pub struct UdpPortPlan {
     pub backends: Box<[UdpBackend]>,
     /// Instead of them, for sources in a network: the narrowest first.
     pub by_source: Box<[(Network, Box<[UdpBackend]>)]>,
+    /// Whoever they are for, each once.
+    pub all: Box<[UdpBackend]>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,12 +74,24 @@ impl UdpPortPlan {
             |(network, shares): &(Network, Vec<Share>)| (*network, backends(shares, place));
         let mut by_source: Vec<_> = port.by_source.iter().map(of_source).collect();
         by_source.sort_by_key(|(network, _)| std::cmp::Reverse(network.prefix));
+        let backends = backends(&port.backends, place);
+        let mut all: Vec<UdpBackend> = Vec::new();
+        let of_sources = by_source.iter().flat_map(|(_, of_source)| of_source);
+        for backend in backends.iter().chain(of_sources) {
+            let is_known = |known: &UdpBackend| {
+                (known.cluster, &known.service) == (backend.cluster, &backend.service)
+            };
+            if !all.iter().any(is_known) {
+                all.push(backend.clone());
+            }
+        }
         Self {
             address,
             name: port.name.as_str().into(),
             rules: port.rules,
-            backends: backends(&port.backends, place),
+            backends,
             by_source: by_source.into(),
+            all: all.into(),
         }
     }
 
@@ -90,12 +104,6 @@ impl UdpPortPlan {
         let ticket = rng.u64(0..backends.last()?.weights.max(1));
         let chosen = backends.partition_point(|backend| backend.weights <= ticket);
         backends.get(chosen)
-    }
-
-    /// Whoever they are for; some more than once.
-    pub fn all_backends(&self) -> impl Iterator<Item = &UdpBackend> {
-        let of_sources = self.by_source.iter().flat_map(|(_, backends)| backends);
-        self.backends.iter().chain(of_sources)
     }
 
     /// Of each backend.
@@ -128,7 +136,7 @@ impl UdpPortPlan {
         plan: &Plan,
         find: impl Fn(&ClusterPlan) -> Option<usize>,
     ) -> Option<UdpTarget> {
-        self.all_backends().find_map(|backend| {
+        self.all.iter().find_map(|backend| {
             let cluster = backend.cluster?;
             let endpoint = find(plan.clusters.get(cluster)?)?;
             Some(UdpTarget { cluster, endpoint })

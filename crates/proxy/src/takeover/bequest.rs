@@ -1,8 +1,8 @@
 //! What a process that serves datagrams leaves to the next beside its listeners: its sockets, and who used which. A connection
 //! ends where it began; a session of datagrams never ends by itself, and its endpoint knows it by the socket's port.
 //!
-//! After `draining`: `bequests` with their sizes, and for each the bytes and then the descriptors. Those who don't know of
-//! it don't offer it, and are not given any.
+//! After `draining`, and when the heir says `inherit`: `bequests` with their sizes, and for each the bytes and then the
+//! descriptors. Those who don't know of it don't offer it, and are not given any.
 
 use std::future::Future;
 use std::io::{self, ErrorKind};
@@ -13,8 +13,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use super::FromHolder;
 use super::parley::Parley;
+use super::{FromHeir, FromHolder};
 
 /// Of one core.
 #[derive(Debug)]
@@ -45,36 +45,37 @@ pub trait Testator: Send + Sync {
 pub struct Legacy(pub(super) Parley);
 
 impl Legacy {
+    /// All that come whole.
+    ///
     /// # Errors
-    /// When the other side breaks off, hangs, or gives too much.
+    /// When the other side breaks off or hangs before the first, or is about to give too much.
     pub async fn take(mut self) -> io::Result<Vec<Bequest>> {
+        self.0.say(&FromHeir::Inherit).await?;
+        let wrong = |told: String| io::Error::new(ErrorKind::InvalidData, told);
         let sizes = match self.0.hear_within(LEGACY_MAX).await? {
             FromHolder::Bequests(sizes) => sizes,
-            said => {
-                let told = format!("{said:?} instead of bequests");
-                return Err(io::Error::new(ErrorKind::InvalidData, told));
-            }
+            said => return Err(wrong(format!("{said:?} instead of bequests"))),
         };
-        let (bytes, files) = sizes
-            .iter()
-            .fold((0_usize, 0_usize), |(bytes, files), next| {
-                (
-                    bytes.saturating_add(next.bytes),
-                    files.saturating_add(next.files),
-                )
-            });
+        let bytes = sizes.iter().map(|next| next.bytes);
+        let bytes = bytes.fold(0, usize::saturating_add);
+        let files = sizes.iter().map(|next| next.files);
+        let files = files.fold(0, usize::saturating_add);
         if bytes > BYTES_MAX || files > FILES_MAX {
             let told = format!("bequests of {bytes} bytes and {files} descriptors");
-            return Err(io::Error::new(ErrorKind::InvalidData, told));
+            return Err(wrong(told));
         }
-        let mut bequests = Vec::with_capacity(sizes.len());
+        let mut bequests = Vec::new();
         for Sizes { core, bytes, files } in sizes {
             let come = async {
                 let told = self.0.take_bytes(bytes).await?;
                 Ok::<_, io::Error>((told, self.0.take(files).await?))
             };
-            let (told, files) = timeout(LEGACY_MAX, come).await??;
-            bequests.push(Bequest { core, told, files });
+            match timeout(LEGACY_MAX, come).await {
+                Ok(Ok((told, files))) => bequests.push(Bequest { core, told, files }),
+                Ok(Err(error)) if bequests.is_empty() => return Err(error),
+                Err(late) if bequests.is_empty() => return Err(late.into()),
+                _ => break,
+            }
         }
         Ok(bequests)
     }
@@ -101,7 +102,7 @@ pub(super) async fn give(heir: &mut Parley, bequests: Vec<Bequest>) -> io::Resul
 }
 
 /// For each step: datagrams wait in the system meanwhile, which keeps few.
-const LEGACY_MAX: Duration = Duration::from_secs(5);
+const LEGACY_MAX: Duration = Duration::from_secs(8);
 /// A million sessions are a quarter of it.
 const BYTES_MAX: usize = 512 << 20;
 const FILES_MAX: usize = 65_536;

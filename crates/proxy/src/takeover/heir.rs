@@ -204,6 +204,7 @@ async fn taken(holder: &Parley, offer: &Offer) -> io::Result<(Inherited, Option<
         ));
     }
     let (mut inherited, mut upgrade) = (Inherited::default(), None);
+    inherited.has_holder = true;
     for told in &offer.listeners {
         let mut files = timeout(ANSWER_MAX, holder.take(told.sockets)).await??;
         match told.role.as_str() {

@@ -233,8 +233,13 @@ async fn attend(
     // The heir serves, whether or not it hears of it.
     let _ = timeout(HELLO_MAX, heir.say(&FromHolder::Draining)).await;
     if let Some(testator) = testator {
-        let left = timeout(HELLO_MAX, testator.bequeath()).await;
-        if let Err(error) = bequest::give(heir, left.unwrap_or_default()).await {
+        // To one who says so now: whoever is gone leaves us to serve them to their end.
+        let given = match heir.hear_within(HELLO_MAX).await {
+            Ok(FromHeir::Inherit) => bequest::give(heir, testator.bequeath().await).await,
+            Ok(said) => Err(out_of_turn(&said)),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = given {
             warn!(%error, "the heir did not take the sessions of datagrams");
         }
     }

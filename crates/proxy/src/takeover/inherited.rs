@@ -52,6 +52,8 @@ impl Bundle {
 #[derive(Debug, Default)]
 pub struct Inherited {
     bundles: Vec<(String, SocketAddr, Vec<TcpListener>)>,
+    /// Another process served before, whether or not it had listeners.
+    pub has_holder: bool,
     /// What is no listener: of the role [`Redirected::LOCK`].
     lock: Option<OwnedFd>,
 }

@@ -230,7 +230,10 @@ async fn what_is_left_behind_the_last_word_comes_whole() {
     ];
     let mut giver = Parley::new(one);
     let (given, taken) = tokio::join!(
-        bequest::give(&mut giver, bequests),
+        async {
+            assert_eq!(giver.hear::<FromHeir>().await.unwrap(), FromHeir::Inherit);
+            bequest::give(&mut giver, bequests).await
+        },
         Legacy(Parley::new(other)).take()
     );
     given.unwrap();

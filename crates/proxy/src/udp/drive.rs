@@ -22,7 +22,7 @@ use tokio::time::{Sleep, sleep};
 
 use self::upstream::Upstream;
 use super::kin::Kin;
-use super::ports::{Legacy, Own, Ports, Stray};
+use super::ports::{Estate, Own, Ports, Stray};
 use super::shut::Shut;
 use super::sys::{self, BATCH, Inbox, Message, Runs};
 use super::table::{Arrived, Config, Now, SHUT_NS, Table, Up};
@@ -158,7 +158,7 @@ impl Driver {
             listening: Vec::new(),
             by_address: BTreeMap::new(),
             failed: BTreeMap::new(),
-            upstream: Upstream::new()?,
+            upstream: Upstream::new(sockets_max / 2)?,
             strays,
             inbox: None,
             messages: Vec::with_capacity(BATCH),
@@ -170,9 +170,9 @@ impl Driver {
     }
 
     fn now(&self) -> Now {
-        let elapsed = self.started.elapsed().as_nanos();
+        let elapsed = BEFORE_START + self.started.elapsed();
         Now {
-            ns: u64::try_from(elapsed).unwrap_or(u64::MAX),
+            ns: u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX),
         }
     }
 
@@ -307,8 +307,8 @@ impl Driver {
 
     /// Sessions that this core's like in the process before left.
     fn inherit(&mut self) {
-        let (now, legacies) = (self.now(), self.ports.legacy(self.core));
-        for Legacy { will, sockets } in legacies {
+        let (now, estates) = (self.now(), self.ports.estates(self.core));
+        for Estate { will, sockets } in estates {
             let mut renamed: HashMap<SocketId, SocketId> = HashMap::new();
             for (id, file) in will.sockets.iter().zip(sockets) {
                 let known = renamed.get(id).copied();
@@ -336,6 +336,9 @@ impl Driver {
 
     /// Everything, for another process.
     fn bequeath(mut self) -> Bequest {
+        while let Ok(stray) = self.strays.try_recv() {
+            self.carry(stray);
+        }
         let (mut will, mut files) = (Will::default(), Vec::new());
         let mut numbers = BTreeMap::new();
         for listening in self.listening.iter_mut().filter_map(Option::take) {
@@ -448,19 +451,36 @@ impl Driver {
             let (these, later) = rest.split_at(count);
             rest = later;
             let to = these.iter().all(|(_, other)| other.to == first.to);
-            let Some(way) = self.upstream.way(*socket, to.then_some(first.to), count) else {
+            let Some(mut way) = self.upstream.way(*socket, to.then_some(first.to), count) else {
                 self.table
                     .count_dropped(port, Dropped::Descriptors, count as u64);
                 continue;
             };
-            let told = match count {
-                1 => inbox.send_one(way.socket, way.is_connected, first),
+            let mut batch = match count {
+                1 => std::slice::from_ref(first),
                 _ => {
                     self.batch.clear();
                     self.batch
                         .extend(these.iter().map(|(_, message)| message.clone()));
-                    inbox.send(way.socket, way.is_connected, &self.batch, way.runs, now.ns)
+                    &self.batch[..]
                 }
+            };
+            if let Some(hot) = way.hot {
+                let sent = inbox.send_connected(hot, batch, way.runs, now.ns);
+                batch = batch.get(sent..).unwrap_or_default();
+                if batch.is_empty() {
+                    continue;
+                }
+                // Whatever it was, of these or of earlier ones: the other way goes by itself.
+                self.upstream.cool(*socket);
+                match self.upstream.way(*socket, None, 0) {
+                    Some(other) => way = other,
+                    None => continue,
+                }
+            }
+            let told = match batch {
+                [one] => inbox.send_one(way.socket, one),
+                _ => inbox.send(way.socket, batch, way.runs, now.ns),
             };
             if told.failed > 0 {
                 self.table
@@ -549,7 +569,7 @@ impl Driver {
             self.batch
                 .extend(these.iter().map(|(_, message)| message.clone()));
             let (socket, runs) = (listening.socket.get_ref(), &mut listening.runs);
-            let told = inbox.send(socket, false, &self.batch, runs, now.ns);
+            let told = inbox.send(socket, &self.batch, runs, now.ns);
             if told.failed > 0 {
                 self.table
                     .count_dropped(place, Dropped::Send, told.failed as u64);
@@ -564,31 +584,35 @@ impl Driver {
             let Poll::Ready(Some(stray)) = self.strays.poll_recv(cx) else {
                 return false;
             };
-            let Some(place) = self.by_address.get(&stray.port).copied() else {
-                continue;
-            };
-            let arrived = Arrived {
-                port: place,
-                from: stray.from,
-                local: stray.local,
-                datagram: &stray.bytes,
-                is_paid: true,
-            };
-            let now = self.now();
-            let Ok(Up::Onward { socket, to, body }) = self.table.up(&arrived, now, &mut self.world)
-            else {
-                continue;
-            };
-            let body = stray.bytes.get(body).unwrap_or_default();
-            let Some(way) = self.upstream.way(socket, None, 1) else {
-                self.table.count_dropped(place, Dropped::Descriptors, 1);
-                continue;
-            };
-            if way.socket.send_to(body, to).is_err() {
-                self.table.count_dropped(place, Dropped::Send, 1);
-            }
+            self.carry(stray);
         }
         true
+    }
+
+    fn carry(&mut self, stray: Stray) {
+        let Some(place) = self.by_address.get(&stray.port).copied() else {
+            return;
+        };
+        let arrived = Arrived {
+            port: place,
+            from: stray.from,
+            local: stray.local,
+            datagram: &stray.bytes,
+            is_paid: true,
+        };
+        let now = self.now();
+        let Ok(Up::Onward { socket, to, body }) = self.table.up(&arrived, now, &mut self.world)
+        else {
+            return;
+        };
+        let body = stray.bytes.get(body).unwrap_or_default();
+        let Some(way) = self.upstream.way(socket, None, 1) else {
+            self.table.count_dropped(place, Dropped::Descriptors, 1);
+            return;
+        };
+        if way.socket.send_to(body, to).is_err() {
+            self.table.count_dropped(place, Dropped::Send, 1);
+        }
     }
 
     /// True: there is more.
@@ -677,9 +701,10 @@ impl Listening {
     }
 }
 
-/// Of one core and family, of which there are two. The other half of the descriptors is for connections.
+/// Of one core and family, of which there are two; half as many are connected ones. The other half of the descriptors is for
+/// connections.
 fn sockets_max(descriptors: usize, cores: usize) -> usize {
-    (descriptors / 4).min(SOCKETS_MAX) / cores.max(1)
+    (descriptors / 5).min(SOCKETS_MAX) / cores.max(1)
 }
 
 /// Sockets towards endpoints, of all cores.
@@ -694,6 +719,8 @@ const ROUNDS: usize = 4;
 const EAGER_MIN: usize = 4;
 /// Datagrams of one upstream socket before the next one's.
 const UPSTREAM_MAX: usize = 16;
+/// Time there was before this process, for sessions that are older than it.
+const BEFORE_START: Duration = Duration::from_secs(30 * 24 * 3600);
 const TICK: Duration = Duration::from_millis(100);
 const SWEEP: Duration = Duration::from_secs(1);
 /// Unused sockets are closed at every so manieth sweep.
@@ -713,7 +740,11 @@ mod tests {
             (0, 1),
         ] {
             let all = sockets_max(descriptors, cores) * cores * 2;
-            assert!(all <= descriptors / 2 && all <= 2 * SOCKETS_MAX, "{all}");
+            let with_hot = all + all / 4;
+            assert!(
+                with_hot <= descriptors / 2 && all <= 2 * SOCKETS_MAX,
+                "{all}"
+            );
         }
         assert_eq!(sockets_max(1 << 20, 2), SOCKETS_MAX / 2);
     }

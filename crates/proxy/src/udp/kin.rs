@@ -27,6 +27,14 @@ impl Owners {
         })
     }
 
+    /// A session of the process before is that core's, unless another one has it.
+    pub fn assign(&self, port: SocketAddr, (from, token): (Option<SocketAddr>, &[u8]), core: u16) {
+        let key = super::hash(self.seed, &[port], from, token);
+        self.with(key, |shard| {
+            shard.entry(key).or_insert(core);
+        });
+    }
+
     fn with<R>(&self, key: u64, then: impl FnOnce(&mut HashMap<u64, u16>) -> R) -> Option<R> {
         let shard = self.shards.get(key as usize % SHARDS)?;
         let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);

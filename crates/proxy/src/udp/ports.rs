@@ -33,7 +33,7 @@ pub struct Ports {
     /// The process before is about to leave us its sockets: nothing is bound until then.
     is_waiting: AtomicBool,
     /// By core; taken by each.
-    legacies: Mutex<Vec<Vec<Legacy>>>,
+    left_to_us: Mutex<Vec<Vec<Estate>>>,
     /// Cores leave what they have to another process.
     leaving: watch::Sender<bool>,
     left: Mutex<Option<mpsc::Receiver<Bequest>>>,
@@ -52,7 +52,7 @@ pub struct Own {
 }
 
 /// What a core of the process before left, but for its listening sockets.
-pub struct Legacy {
+pub struct Estate {
     pub will: Will,
     /// Towards endpoints, in the order of the will.
     pub sockets: Vec<OwnedFd>,
@@ -96,7 +96,7 @@ impl Ports {
             owners: Owners::new(fastrand::u64(..)),
             everybody: Arc::default(),
             is_waiting: AtomicBool::new(false),
-            legacies: Mutex::new((0..cores).map(|_| Vec::new()).collect()),
+            left_to_us: Mutex::new((0..cores).map(|_| Vec::new()).collect()),
             leaving: watch::Sender::new(false),
             left: Mutex::new(Some(all_left)),
         });
@@ -194,24 +194,29 @@ impl Ports {
             }
         }
         drop(state);
-        let legacy = Legacy {
-            will,
-            sockets: files.collect(),
-        };
-        let mut legacies = self.legacies();
-        if let Some(own) = legacies.get_mut(bequest.core % self.cores) {
-            own.push(legacy);
+        let core = bequest.core % self.cores;
+        // Before anybody reads: a core that meets one of these hands it on.
+        for left in &will.sessions {
+            if let Some(port) = will.ports.get(usize::from(left.port)) {
+                self.owners.assign(*port, left.key(), core as u16);
+            }
+        }
+        let sockets = files.collect();
+        if let Some(own) = self.left_to_us().get_mut(core) {
+            own.push(Estate { will, sockets });
         }
         Ok(())
     }
 
-    fn legacies(&self) -> MutexGuard<'_, Vec<Vec<Legacy>>> {
-        self.legacies.lock().unwrap_or_else(PoisonError::into_inner)
+    fn left_to_us(&self) -> MutexGuard<'_, Vec<Vec<Estate>>> {
+        self.left_to_us
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is left to a core, once it has taken the listening sockets that it has a use for: the others of its own close.
-    pub fn legacy(&self, core: usize) -> Vec<Legacy> {
-        let own = self.legacies().get_mut(core).map(std::mem::take);
+    pub fn estates(&self, core: usize) -> Vec<Estate> {
+        let own = self.left_to_us().get_mut(core).map(std::mem::take);
         let mut state = self.state();
         for open in state.values_mut() {
             if let Some(unwanted) = open.sockets.get_mut(core) {
@@ -253,8 +258,10 @@ impl Testator for Ports {
             };
             self.leaving.send_replace(true);
             let mut bequests = Vec::with_capacity(self.cores);
+            // One that hangs costs its own sessions only.
+            let until = tokio::time::Instant::now() + LEAVING_MAX;
             while bequests.len() < self.cores
-                && let Some(bequest) = left.recv().await
+                && let Ok(Some(bequest)) = tokio::time::timeout_at(until, left.recv()).await
             {
                 bequests.push(bequest);
             }
@@ -291,6 +298,8 @@ fn listen(address: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
 
 /// Of a listening socket, in the system.
 const QUEUE_BYTES: usize = 4 << 20;
+/// For all cores to leave what they have.
+const LEAVING_MAX: std::time::Duration = std::time::Duration::from_secs(3);
 /// Datagrams on their way to another core.
 const STRAYS_MAX: usize = 1024;
 

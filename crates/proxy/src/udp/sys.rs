@@ -197,37 +197,52 @@ impl Inbox {
         body.unwrap_or_default()
     }
 
-    /// Sends one, which needs less of the system than several. `is_connected`: to where it goes.
-    pub fn send_one(&self, socket: &UdpSocket, is_connected: bool, message: &Message) -> Sent {
-        let send = || match is_connected {
-            true => socket.send(self.body(message)),
-            false => socket.send_to(self.body(message), message.to),
-        };
-        let sent = match send() {
-            // What is told is that an earlier one found nobody.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => send(),
-            sent => sent,
-        };
+    /// Sends one, which needs less of the system than several.
+    pub fn send_one(&self, socket: &UdpSocket, message: &Message) -> Sent {
+        let sent = socket.send_to(self.body(message), message.to);
         Sent {
             sent: usize::from(sent.is_ok()),
             failed: usize::from(sent.is_err()),
         }
     }
 
-    /// Sends in order, from one socket, which may be connected to where all of them go. What the system does not take is left out. Neighbours to one address whose
+    /// By a socket that is connected to where all of them go: how many were sent before the system told of anything, of these
+    /// or of earlier ones.
+    pub fn send_connected(
+        &self,
+        socket: &UdpSocket,
+        messages: &[Message],
+        runs: &Runs,
+        now_ns: u64,
+    ) -> usize {
+        if let [one] = messages {
+            return usize::from(socket.send(self.body(one)).is_ok());
+        }
+        let mut sent = 0;
+        while let Some(rest @ [_, ..]) = messages.get(sent..) {
+            let (done, error) = self.send_some(&socket, true, rest, |to| runs.may(to, now_ns));
+            sent += done;
+            match error {
+                None => {}
+                Some((error, _)) if error.raw_os_error() == Some(libc::EINTR) => {}
+                Some(_) => break,
+            }
+        }
+        sent
+    }
+
+    /// Sends in order, from one socket. What the system does not take is left out. Neighbours to one address whose
     /// lengths allow it are given to the system as one, where `runs` says that it takes that.
     pub fn send(
         &self,
         socket: impl AsFd,
-        is_connected: bool,
         messages: &[Message],
         runs: &mut Runs,
         now_ns: u64,
     ) -> Sent {
-        let (mut told, mut rest, mut was_refused) = (Sent::default(), messages, false);
+        let (mut told, mut rest) = (Sent::default(), messages);
         while !rest.is_empty() {
-            let may = |to| runs.may(to, now_ns);
-            let (done, error) = self.send_some(&socket, is_connected, rest, may);
+            let (done, error) = self.send_some(&socket, false, rest, |to| runs.may(to, now_ns));
             told.sent += done;
             rest = rest.get(done..).unwrap_or_default();
             let Some((error, tried)) = error else {
@@ -235,8 +250,6 @@ impl Inbox {
             };
             match error.raw_os_error() {
                 Some(libc::EINTR) => {}
-                // What is told is that an earlier one found nobody.
-                Some(libc::ECONNREFUSED) if !was_refused => was_refused = true,
                 Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE) if tried > 1 => {
                     if let Some(first) = rest.first() {
                         runs.refuse(first.to, now_ns);
@@ -610,7 +623,7 @@ mod tests {
                     }
                 };
                 let messages: Vec<_> = (0..lengths.len()).map(message).collect();
-                let told = inbox.send(&ours, false, &messages, &mut runs, 0);
+                let told = inbox.send(&ours, &messages, &mut runs, 0);
                 assert_eq!((told.sent, told.failed), (lengths.len(), 0));
                 let mut buffer = vec![0; DATAGRAM_BYTES];
                 for (place, length) in lengths.iter().enumerate() {
@@ -646,13 +659,7 @@ mod tests {
                     body: 1..3,
                 }
             };
-            let told = inbox.send(
-                &ours,
-                false,
-                &[message(0), message(1)],
-                &mut Runs::default(),
-                0,
-            );
+            let told = inbox.send(&ours, &[message(0), message(1)], &mut Runs::default(), 0);
             assert_eq!(told.sent, 2);
             for _ in 0..2 {
                 let mut buffer = [0; 10];
@@ -677,41 +684,45 @@ mod tests {
         let nowhere = "[::1]:9".parse().unwrap(); // another family
         let there = far.local_addr().unwrap();
         let messages = [message(there), message(nowhere), message(there)];
-        let told = inbox.send(&ours, false, &messages, &mut Runs::default(), 0);
+        let told = inbox.send(&ours, &messages, &mut Runs::default(), 0);
         assert_eq!((told.sent, told.failed), (2, 1));
     }
 
     #[test]
-    fn a_connected_socket_sends_as_any_other_also_after_nobody_was_there() {
+    fn a_connected_socket_sends_as_any_other_and_says_where_it_stops() {
         let (ours, peer) = (socket("127.0.0.1:0"), socket("127.0.0.1:0"));
         ours.send_to(b"abc", ours.local_addr().unwrap()).unwrap();
         let mut inbox = Inbox::new();
         receive(&mut inbox, &ours, 1);
         let nobody = socket("127.0.0.1:0").local_addr().unwrap();
-        for to in [nobody, peer.local_addr().unwrap()] {
+        let runs = Runs::default();
+        let connected = |to: SocketAddr| {
             let connected = socket("127.0.0.1:0");
             connected.connect(to).unwrap();
-            let message = |body| Message {
-                to,
-                local: None,
-                place: 0,
-                body,
-            };
-            // Each of the first tells what became of the one before.
-            for _ in 0..3 {
-                let told = inbox.send_one(&connected, true, &message(0..3));
-                assert_eq!((told.sent, told.failed), (1, 0));
-            }
-            let messages = [message(0..1), message(1..2)];
-            let told = inbox.send(&connected, true, &messages, &mut Runs::default(), 0);
-            assert_eq!((told.sent, told.failed), (2, 0));
-        }
+            connected
+        };
+        let message = |to, body| Message {
+            to,
+            local: None,
+            place: 0,
+            body,
+        };
+        let to = peer.local_addr().unwrap();
+        let messages = [message(to, 0..1), message(to, 1..2), message(to, 0..3)];
+        let hot = connected(to);
+        assert_eq!(inbox.send_connected(&hot, &messages, &runs, 0), 3);
+        assert_eq!(inbox.send_connected(&hot, &messages[2..], &runs, 0), 1);
         let mut buffer = [0; 10];
-        let heard = (0..5).map(|_| {
+        let heard = (0..4).map(|_| {
             let got = peer.recv(&mut buffer).unwrap();
             buffer[..got].to_vec()
         });
-        assert_eq!(heard.collect::<Vec<_>>().concat(), b"abcabcabcab");
+        assert_eq!(heard.collect::<Vec<_>>().concat(), b"ababcabc");
+        // The second tells what became of the first.
+        let messages = [message(nobody, 0..1), message(nobody, 1..2)];
+        let hot = connected(nobody);
+        assert_eq!(inbox.send_connected(&hot, &messages[..1], &runs, 0), 1);
+        assert_eq!(inbox.send_connected(&hot, &messages, &runs, 0), 0);
     }
 
     #[test]

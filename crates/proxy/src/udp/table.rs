@@ -385,11 +385,12 @@ impl Table {
     }
 
     /// A session that has its socket: from now on it is found, and ends when nothing comes.
-    fn enlist(&mut self, session: u32, hash: u64, tick: u32) {
+    fn enlist(&mut self, session: u32, hash: u64) {
         let Some(there) = self.sessions.get(session) else {
             return;
         };
-        let (number, place, seen) = (there.port, there.place, there.seen);
+        let (number, place) = (there.port, there.place);
+        let (began, seen) = (there.began, there.seen);
         let is_half_open = there.is_half_open();
         let idle = self.port(number).map_or(0, |port| idle_ticks(&port.rules));
         let idle = match is_half_open {
@@ -406,7 +407,7 @@ impl Table {
                 if port.half.len() >= HALF_MAX {
                     port.half.pop_front();
                 }
-                port.half.push_back((session, tick));
+                port.half.push_back((session, began));
             }
         }
         if let Some(cell) = self.cell(number) {

@@ -36,6 +36,17 @@ pub struct Left {
     pub token: Option<(Box<[u8]>, bool)>,
 }
 
+impl Left {
+    /// What it is found by: where its client is, unless the token alone is the session, and the token.
+    pub fn key(&self) -> (Option<SocketAddr>, &[u8]) {
+        match &self.token {
+            None => (Some(self.client), &[]),
+            Some((token, true)) => (None, token),
+            Some((token, false)) => (Some(self.client), token),
+        }
+    }
+}
+
 impl Will {
     pub fn write(&self) -> Vec<u8> {
         let mut out = Writer(Vec::with_capacity(64 + self.sessions.len() * SESSION_BYTES));

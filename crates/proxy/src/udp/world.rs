@@ -58,7 +58,7 @@ impl World for Outlook {
             return Seated::Nobody;
         };
         let mut seated = Seated::Nobody;
-        for service in port.all_backends().filter_map(|b| b.service.as_ref()) {
+        for service in port.all.iter().filter_map(|b| b.service.as_ref()) {
             let Some(held) = directory.hold(service, key) else {
                 // Until all of its keys are here, it may have this one.
                 if asked.contains(service) && !directory.is_filled(service) {

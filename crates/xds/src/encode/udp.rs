@@ -133,7 +133,7 @@ fn by_source(port: &UdpPort) -> matcher_v3::Matcher {
             prefix_len: Some(u32::from(network.prefix)),
         }],
         on_match: then(shares).encode_to_vec(),
-        exclusive: true,
+        ..Default::default()
     };
     let ranges = matcher_v3::IpMatcher {
         range_matchers: port.by_source.iter().map(range).collect(),

@@ -243,6 +243,8 @@ fn at_an_edge_datagrams_of_a_network_go_to_the_lane_of_its_colour() {
                 vec!["3 outbound|7000|dev-li|room.default.svc.mesh".to_owned()]
             ),
             ("10.1.9.0/24".to_owned(), baseline.map(str::to_owned).into()),
+            ("0.0.0.0/0".to_owned(), baseline.map(str::to_owned).into()),
+            ("::/0".to_owned(), baseline.map(str::to_owned).into()),
         ]
     );
     assert!(has_lane);

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::task::{Context, Poll, ready};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::unix::AsyncFd;
 
 use super::super::sys::{self, Runs};
@@ -16,8 +16,9 @@ use super::super::target::SocketId;
 pub(super) struct Upstream {
     ready: AsyncFd<OwnedFd>,
     sockets: [Vec<Option<Line>>; 2],
-    /// Lines that have one.
+    /// Lines that have a connected one, and how many may.
     hot: usize,
+    hot_max: usize,
     events: Vec<epoll::Event>,
     /// Those that may have more than was read, [`HOT`] or not.
     pub(super) pending: Vec<SocketId>,
@@ -45,17 +46,19 @@ pub(super) fn number(socket: SocketId) -> SocketId {
 /// How to send from a line.
 pub(super) struct Way<'u> {
     pub(super) socket: &'u UdpSocket,
-    pub(super) is_connected: bool,
+    /// Connected to where all of them go.
+    pub(super) hot: Option<&'u UdpSocket>,
     pub(super) runs: &'u mut Runs,
 }
 
 impl Upstream {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(hot_max: usize) -> io::Result<Self> {
         let ready = epoll::create(CreateFlags::CLOEXEC)?;
         Ok(Self {
             ready: sys::watch(ready)?,
             sockets: Default::default(),
             hot: 0,
+            hot_max,
             events: Vec::with_capacity(EVENTS),
             pending: Vec::with_capacity(EVENTS),
             runs: Runs::default(),
@@ -101,17 +104,25 @@ impl Upstream {
             }
         }
         let line = slot.as_mut()?;
-        if line.wants_hot(to, count) && (line.hot.is_some() || self.hot < HOT_MAX) {
+        if line.wants_hot(to, count) && (line.hot.is_some() || self.hot < self.hot_max) {
             self.hot -= usize::from(line.hot.is_some());
             line.heat(socket, self.ready.get_ref());
             self.hot += usize::from(line.hot.is_some());
         }
         let hot = line.hot.as_ref().filter(|(_, peer)| to == Some(*peer));
         Some(Way {
-            is_connected: hot.is_some(),
-            socket: hot.map_or(&line.socket, |(hot, _)| hot),
+            socket: &line.socket,
+            hot: hot.map(|(hot, _)| hot),
             runs: &mut self.runs,
         })
+    }
+
+    /// A line goes without its connected socket, until much goes one way again.
+    pub(super) fn cool(&mut self, socket: SocketId) {
+        let line = self.line(socket).and_then(Option::as_mut);
+        if line.is_some_and(|line| line.hot.take().is_some()) {
+            self.hot -= 1;
+        }
     }
 
     /// Of each family.
@@ -136,6 +147,9 @@ impl Upstream {
             self.line(own)?.as_mut()?.hot = Some((socket, peer));
             self.hot += 1;
             return Some(own);
+        }
+        if socket.peer_addr().is_ok() {
+            return None; // the line that it belongs to could not be used
         }
         let sockets = self.sockets.get_mut(usize::from(is_ipv6))?;
         let own = (u32::try_from(sockets.len()).ok()? << 1) | u32::from(is_ipv6);
@@ -208,15 +222,16 @@ impl Line {
 
     /// Whether so much goes to one endpoint that it is worth a socket.
     fn wants_hot(&mut self, to: Option<SocketAddr>, count: usize) -> bool {
-        if to.is_some() && self.hot.as_ref().map(|(_, peer)| *peer) == to {
-            return false;
-        }
         self.run = match to.is_some() && self.toward == to {
-            true => self.run + count,
+            true => self.run.saturating_add(count),
             false => count,
         };
         self.toward = to;
-        to.is_some() && self.run >= HOT_AFTER
+        // What waits in one that is replaced is lost: it has to have been idle.
+        match &self.hot {
+            None => to.is_some() && self.run >= HOT_AFTER,
+            Some((_, peer)) => to.is_some_and(|to| to != *peer) && self.run >= HOT_AGAIN,
+        }
     }
 
     fn heat(&mut self, socket: SocketId, ready: &OwnedFd) {
@@ -240,8 +255,14 @@ fn connected(beside: &UdpSocket, to: SocketAddr) -> io::Result<UdpSocket> {
     if to.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    socket.bind(&beside.local_addr()?.into())?;
-    socket.connect(&to.into())?;
+    // Shared for this moment only: a stranger of our user would get what endpoints send.
+    let shared = SockRef::from(beside);
+    shared.set_reuse_port(true)?;
+    let connected = socket
+        .bind(&beside.local_addr()?.into())
+        .and_then(|()| socket.connect(&to.into()));
+    shared.set_reuse_port(false)?;
+    connected?;
     Ok(socket.into())
 }
 
@@ -257,8 +278,6 @@ fn open(is_ipv6: bool, number: SocketId, ready: &OwnedFd) -> io::Result<UdpSocke
         socket.set_only_v6(true)?;
     }
     socket.bind(&any.into())?;
-    // Not before: whoever shares may be given a port that another one of ours has.
-    socket.set_reuse_port(true)?;
     observe(&socket, number, ready)?;
     Ok(socket.into())
 }
@@ -271,7 +290,7 @@ fn observe(socket: impl AsFd, number: SocketId, ready: &OwnedFd) -> io::Result<(
 
 /// Datagrams to one endpoint, one after the other, that are worth a connected socket.
 const HOT_AFTER: usize = 64;
-/// Connected sockets of a core.
-const HOT_MAX: usize = 512;
+/// And that are worth another one.
+const HOT_AGAIN: usize = 4096;
 /// Sockets that had something, in one call.
 const EVENTS: usize = 64;

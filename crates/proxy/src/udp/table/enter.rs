@@ -322,7 +322,7 @@ impl Table {
             session.socket = socket;
         }
         let hash = self.hash(arrived.port, way.key);
-        self.enlist(session, hash, tick);
+        self.enlist(session, hash);
         Ok(session)
     }
 

@@ -11,6 +11,7 @@ use super::super::target::SocketId;
 use super::super::wheel::Wheel;
 use super::super::will::Left;
 use super::{Key, Now, Table, World};
+use crate::account::udp::Ended;
 
 impl Table {
     /// All sessions of ports that `number` has a number for; none is left here.
@@ -21,6 +22,9 @@ impl Table {
         let mut left = Vec::with_capacity(sessions.len());
         for (_, session) in sessions.iter() {
             self.leave_place(session.place);
+            if let Some(cell) = self.cell(session.port) {
+                cell.ended(Ended::HandedOver);
+            }
             let port = self
                 .port(session.port)
                 .and_then(|port| number(port.address));
@@ -73,11 +77,11 @@ impl Table {
             Box::new(Ticket {
                 token,
                 roams,
-                // Looked for with its next datagram.
                 held: None,
                 previous: None,
                 moved: 0,
-                is_lost: false,
+                // Looked for again before anything goes either way.
+                is_lost: roams,
             })
         });
         let session = Session {
@@ -102,23 +106,28 @@ impl Table {
         };
         let key = Key::of(&session);
         let hash = self.hash(port, key);
-        if let Some(kin) = &mut self.kin {
-            let key = key.of_kin(kin, address);
-            if kin.claim(key, tick).is_err() {
-                return false;
-            }
+        let of_kin = self.kin.as_ref().map(|kin| key.of_kin(kin, address));
+        if let (Some(kin), Some(key)) = (&mut self.kin, of_kin)
+            && kin.claim(key, tick).is_err()
+        {
+            return false;
         }
         let session = self.sessions.insert(session);
-        let Some(taken) = self.targets.take(target, session, Some(socket), tick) else {
+        let taken = self.targets.take(target, session, Some(socket), tick);
+        if taken != Some(socket) {
+            // By another one its endpoint would take it for somebody else.
+            if let Some(other) = taken {
+                self.targets.release(target, other, tick);
+            }
             self.sessions.remove(session);
+            if let (Some(kin), Some(key)) = (&mut self.kin, of_kin) {
+                kin.release(key);
+            }
             return false;
-        };
-        if let Some(session) = self.sessions.get_mut(session) {
-            session.socket = taken;
         }
         self.sources.enter(source, u32::MAX);
         shared.fetch_add(1, Ordering::Relaxed);
-        self.enlist(session, hash, tick);
+        self.enlist(session, hash);
         true
     }
 
