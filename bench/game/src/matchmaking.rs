@@ -27,6 +27,8 @@ const LIVE: u64 = 100_000;
 const CLIENTS: u64 = 16;
 const BATCH: u64 = 128;
 const SINGLE_CLIENTS: u64 = 512;
+/// Parties per millisecond of the open loop.
+const EACH_MS: u64 = 60;
 const SETTLED_MAX: Duration = Duration::from_secs(60);
 
 pub fn run(options: &Options) -> anyhow::Result<Vec<Row>> {
@@ -37,16 +39,36 @@ pub fn run(options: &Options) -> anyhow::Result<Vec<Row>> {
     if let Some(folder) = std::env::var_os(CHILD) {
         return runtime.block_on(child(Path::new(&folder)));
     }
-    let mut alone = row("intake, batches of 128", "phalanx, owner alone", "tickets/s");
-    let mut paired = row("intake, batches of 128", "phalanx, owner and standby", "tickets/s");
-    let mut single = row("intake, one by one", "phalanx, owner and standby", "tickets/s");
+    let mut alone = row(
+        "intake, batches of 128",
+        "phalanx, owner alone",
+        "tickets/s",
+    );
+    let mut paired = row(
+        "intake, batches of 128",
+        "phalanx, owner and standby",
+        "tickets/s",
+    );
+    let mut single = row(
+        "intake, one by one",
+        "phalanx, owner and standby",
+        "tickets/s",
+    );
     alone.bar = Some("≥ 50,000/s".into());
     paired.bar = Some("≥ 50,000/s".into());
     single.note = format!("{SINGLE_CLIENTS} clients, each waits for its answer");
+    let mut steady = row(
+        "acknowledged at 60,000 tickets/s",
+        "phalanx, owner and standby",
+        "ms, p99",
+    );
     let mut takeover = row("takeover after kill -9", "phalanx", "s");
     takeover.bar = Some("≤ 3 s".into());
     takeover.note = format!("until the successor acknowledged a ticket, over {LIVE} live ones");
-    let mut redis: Vec<(Peer, Row)> = Peer::ALL.into_iter().map(|peer| (peer, peer.row())).collect();
+    let mut redis: Vec<(Peer, Row)> = Peer::ALL
+        .into_iter()
+        .map(|peer| (peer, peer.row()))
+        .collect();
     for _ in 0..options.rounds {
         let (rate, note) = runtime.block_on(intake(false, CLIENTS, BATCH))?;
         alone.samples.push(rate);
@@ -59,9 +81,14 @@ pub fn run(options: &Options) -> anyhow::Result<Vec<Row>> {
         paired.note = note;
         let (rate, _) = runtime.block_on(intake(true, SINGLE_CLIENTS, 1))?;
         single.samples.push(rate);
-        takeover.samples.push(runtime.block_on(take_over())?.as_secs_f64());
+        let (p99, note) = runtime.block_on(hold(options.seconds))?;
+        steady.samples.push(p99);
+        steady.note = note;
+        takeover
+            .samples
+            .push(runtime.block_on(take_over())?.as_secs_f64());
     }
-    let mut rows = vec![alone, paired, single];
+    let mut rows = vec![alone, paired, single, steady];
     rows.extend(redis.into_iter().map(|(_, row)| row));
     rows.push(takeover);
     Ok(rows)
@@ -145,7 +172,13 @@ fn enqueue(id: u64) -> Request {
 }
 
 /// Takes tickets in until `count` are acknowledged.
-async fn fill(shard: &Shard, first: u64, count: u64, clients: u64, batch: u64) -> anyhow::Result<()> {
+async fn fill(
+    shard: &Shard,
+    first: u64,
+    count: u64,
+    clients: u64,
+    batch: u64,
+) -> anyhow::Result<()> {
     let next = Arc::new(AtomicU64::new(first));
     let end = first + count;
     let clients = (0..clients).map(|_| {
@@ -154,7 +187,7 @@ async fn fill(shard: &Shard, first: u64, count: u64, clients: u64, batch: u64) -
             loop {
                 let from = next.fetch_add(batch, Ordering::Relaxed);
                 if from >= end {
-                    return Ok(());
+                    return Ok::<(), anyhow::Error>(());
                 }
                 let requests = (from..end.min(from + batch)).map(enqueue).collect();
                 for answer in shard.ask_all(requests).await {
@@ -185,7 +218,10 @@ async fn intake(paired: bool, clients: u64, batch: u64) -> anyhow::Result<(f64, 
     let mut standby = None;
     if paired {
         standby = Some(open(place.folder.path(), "two").await?);
-        until("a standby in sync", || owner.metrics().owner.standby_in_sync).await?;
+        until("a standby in sync", || {
+            owner.metrics().owner.standby_in_sync
+        })
+        .await?;
     }
     // Warm: files, threads, allocator.
     fill(&owner, 1 << 40, 2_000, clients, batch).await?;
@@ -212,12 +248,72 @@ async fn intake(paired: bool, clients: u64, batch: u64) -> anyhow::Result<(f64, 
     Ok(((TICKETS - 2_000) as f64 / took.as_secs_f64(), note))
 }
 
+/// Open loop: every millisecond 60 parties come and the 60 of a second ago cancel, whatever the answers do. Latency is
+/// from when a request should have been sent.
+async fn hold(seconds: u64) -> anyhow::Result<(f64, String)> {
+    let place = Place::new()?;
+    let (_node, owner) = open(place.folder.path(), "one").await?;
+    owner.owned().await;
+    let (_other, standby) = open(place.folder.path(), "two").await?;
+    until("a standby in sync", || {
+        owner.metrics().owner.standby_in_sync
+    })
+    .await?;
+    let begun = tokio::time::Instant::now();
+    let (sender, mut answered) = tokio::sync::mpsc::unbounded_channel();
+    for ms in 0..seconds * 1_000 {
+        let intended = begun + Duration::from_millis(ms);
+        tokio::time::sleep_until(intended).await;
+        let mut requests: Vec<Request> = (0..EACH_MS)
+            .map(|at| enqueue(1 + ms * EACH_MS + at))
+            .collect();
+        if let Some(past) = ms.checked_sub(1_000) {
+            requests.extend((0..EACH_MS).map(|at| Request::Cancel {
+                ticket: TicketId(1 + past * EACH_MS + at),
+            }));
+        }
+        let (owner, sender) = (owner.clone(), sender.clone());
+        tokio::spawn(async move {
+            let answers = owner.ask_all(requests).await;
+            let taken = answers.iter().take(EACH_MS as usize).all(Result::is_ok);
+            let _ = sender.send((taken, intended.elapsed().as_secs_f64() * 1e3));
+        });
+    }
+    drop(sender);
+    let mut latencies = Vec::new();
+    while let Some((taken, latency)) = answered.recv().await {
+        ensure!(taken, "a ticket was refused");
+        latencies.push(latency);
+    }
+    ensure!(
+        owner.metrics().owner.standby_in_sync,
+        "the standby fell out of sync"
+    );
+    latencies.sort_by(f64::total_cmp);
+    let part = |part: usize| latencies[(latencies.len() * part / 1_000).min(latencies.len() - 1)];
+    let metrics = owner.metrics();
+    let note = format!(
+        "p50 {:.1} ms, p99.9 {:.1} ms; as many cancel; {} MiB of log; longest sync {:.0} ms, longest tick {:.0} ms",
+        part(500),
+        part(999),
+        metrics.owner.bytes >> 20,
+        metrics.longest_sync.as_secs_f64() * 1e3,
+        metrics.search.longest.as_secs_f64() * 1e3,
+    );
+    owner.close().await;
+    standby.close().await;
+    Ok((part(990), note))
+}
+
 /// The owner that will be killed: fills its shard, says so, and goes on taking tickets in.
 async fn child(folder: &Path) -> anyhow::Result<Vec<Row>> {
     let (_node, shard) = open(folder, "one").await?;
     shard.owned().await;
     fill(&shard, 1, LIVE, CLIENTS, BATCH).await?;
-    until("a standby in sync", || shard.metrics().owner.standby_in_sync).await?;
+    until("a standby in sync", || {
+        shard.metrics().owner.standby_in_sync
+    })
+    .await?;
     println!("filled");
     let mut next = 1 << 32;
     loop {
@@ -260,9 +356,15 @@ async fn take_over() -> anyhow::Result<Duration> {
     let killed = Instant::now();
     owner.0.kill()?;
     let role = standby.owned().await;
-    ensure!(matches!(role, Role::Owner { .. }), "the standby is {role:?}");
+    ensure!(
+        matches!(role, Role::Owner { .. }),
+        "the standby is {role:?}"
+    );
     let probe = ticket(1 << 50);
-    standby.enqueue(probe).await.context("the successor takes no ticket")?;
+    standby
+        .enqueue(probe)
+        .await
+        .context("the successor takes no ticket")?;
     let took = killed.elapsed();
     // Every ticket of the first is known to the second.
     for first in (1..=LIVE).step_by(1_000) {
@@ -312,7 +414,10 @@ impl Peer {
 
     fn measure(self) -> anyhow::Result<f64> {
         let place = Place::new()?;
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
+        let port = TcpListener::bind("127.0.0.1:0")?
+            .local_addr()?
+            .port()
+            .to_string();
         let sync = match self {
             Peer::StreamAlways | Peer::SetAlways => "always",
             Peer::StreamEverySecond | Peer::SetEverySecond => "everysec",
@@ -332,12 +437,27 @@ impl Peer {
         }
         // About what an entry of ours comes to.
         let payload = "x".repeat(60);
-        let mut command = vec!["XADD", "tickets", "*", "ticket", "__rand_int__", "body", &payload];
+        let mut command = vec![
+            "XADD",
+            "tickets",
+            "*",
+            "ticket",
+            "__rand_int__",
+            "body",
+            &payload,
+        ];
         if let Peer::SetAlways | Peer::SetEverySecond = self {
             command = vec!["ZADD", "tickets", "25", "__rand_int__"];
         }
         let output = Command::new("redis-benchmark")
-            .args(["-p", &port, "-c", &CLIENTS.to_string(), "-P", &BATCH.to_string()])
+            .args([
+                "-p",
+                &port,
+                "-c",
+                &CLIENTS.to_string(),
+                "-P",
+                &BATCH.to_string(),
+            ])
             .args(["-n", &TICKETS.to_string(), "-r", "1000000000", "--csv"])
             .args(command)
             .output()

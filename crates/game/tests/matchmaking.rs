@@ -224,6 +224,52 @@ async fn a_shard_that_is_drained_is_handed_over_with_every_ticket() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_that_is_closed_while_it_takes_over_closes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, other) = (node(Seal::none()).await, node(Seal::none()).await);
+    for round in 0..8 {
+        let a = one
+            .open(config(folder.path(), "a"), Rooms::default())
+            .unwrap();
+        owned(&a).await;
+        let b = other
+            .open(config(folder.path(), "b"), Rooms::default())
+            .unwrap();
+        in_sync(&a).await;
+        a.close().await;
+        // At whatever point of taking over it is by then.
+        tokio::time::sleep(Duration::from_millis(4 * round)).await;
+        tokio::time::timeout(DEADLINE, b.close()).await.unwrap();
+        assert_eq!(b.role(), Role::Stopped);
+        // Whoever was last has everything.
+        for (node, replica) in [(&one, "a"), (&other, "b")] {
+            let shard = node
+                .open(config(folder.path(), replica), Rooms::default())
+                .unwrap();
+            let mut roles = shard.roles();
+            let settled = |role: &Role| matches!(role, Role::Owner { .. } | Role::OutOfSync { .. });
+            let settled = tokio::time::timeout(DEADLINE, roles.wait_for(settled)).await;
+            let role = settled.unwrap().unwrap().clone();
+            shard.close().await;
+            if replica == "b" && matches!(role, Role::Owner { .. }) {
+                // The other comes after it, and is the first of the next round.
+                let b = other
+                    .open(config(folder.path(), "b"), Rooms::default())
+                    .unwrap();
+                owned(&b).await;
+                let a = one
+                    .open(config(folder.path(), "a"), Rooms::default())
+                    .unwrap();
+                in_sync(&b).await;
+                b.close().await;
+                owned(&a).await;
+                a.close().await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_with_another_secret_is_not_served() {
     let folder = tempfile::tempdir().unwrap();
     let one = node(Seal::shared(&[1; 32]).unwrap()).await;

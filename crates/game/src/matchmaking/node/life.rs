@@ -276,10 +276,14 @@ impl Life {
         self.inner.takeovers.fetch_add(1, Ordering::Relaxed);
         self.inner.set_role(Role::Owner { epoch });
         tracing::info!(key = %self.inner.key, epoch, took = ?began.elapsed(), "owns the shard");
-        if self.inner.draining.load(Ordering::Acquire)
-            && let Some(gate) = self.inner.gate.load_full()
-        {
-            let _ = gate.messages.send(Message::Drain);
+        // Said before there was anybody to hear it.
+        if let Some(gate) = self.inner.gate.load_full() {
+            let stopping = self.inner.stopping.load(Ordering::Acquire);
+            let draining = self.inner.draining.load(Ordering::Acquire);
+            let said = [(draining, Message::Drain), (stopping, Message::Stop)];
+            for (_, message) in said.into_iter().filter(|(said, _)| *said) {
+                let _ = gate.messages.send(message);
+            }
         }
         let ended = thread.await;
         self.inner.gate.store(None);
