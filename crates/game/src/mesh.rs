@@ -1,21 +1,20 @@
 //! The kit in a mesh: this instance is registered (by itself, or by its sidecar), finds others, keeps its seats in the mesh's
 //! session directory, and hears that it is to drain. A [`Mesh`] is made once per process; all that it hands out ends with it.
 //!
-//! Names and calls stay with the sidecar: whoever has one calls services by name. Module order: seats, traffic, endpoints.
+//! Names and calls stay with the sidecar: whoever has one calls services by name. Module order: seats, traffic, endpoints, sidecar.
 
 mod endpoints;
 mod seats;
+mod sidecar;
 mod traffic;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use phalanx_client::registry::Registration;
-use phalanx_client::registry::Watch;
 use phalanx_client::session::Sessions;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant as Time, sleep, timeout};
+use tokio::time::timeout;
 use tracing::info;
 
 pub use endpoints::{Endpoints, Known};
@@ -32,7 +31,6 @@ use crate::session::{BadName, Instance};
 pub const JOIN_WITHIN: Duration = Duration::from_secs(30);
 /// The lease that is asked for, where nothing is said.
 pub const TTL: Duration = Duration::from_secs(3);
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Who registers this instance.
 #[derive(Clone, Debug)]
@@ -43,7 +41,8 @@ pub enum Presence {
         instance: Box<Registered>,
         ttl: Duration,
     },
-    /// A sidecar does, which has its admin here (`phalanx proxy --admin`, 127.0.0.1:15000).
+    /// The sidecar beside this process does, which is asked at its admin address (`phalanx proxy --admin`,
+    /// 127.0.0.1:15000).
     Sidecar { admin: SocketAddr },
     /// Somebody does, by this id.
     Known { id: String },
@@ -123,7 +122,7 @@ impl Mesh {
         let (id, registration) = match presence {
             Presence::Known { id } => (id, None),
             Presence::Sidecar { admin } => {
-                let found = timeout(join_within, find(&control, &service, admin)).await;
+                let found = timeout(join_within, sidecar::id(&service, admin)).await;
                 (found.map_err(|_| late("no sidecar there says so"))?, None)
             }
             Presence::Itself { instance, ttl } => {
@@ -210,27 +209,5 @@ impl Mesh {
 impl Drop for Mesh {
     fn drop(&mut self) {
         self.following.abort();
-    }
-}
-
-/// The instance whose sidecar has its admin there.
-async fn find(control: &Control, service: &ServiceName, admin: SocketAddr) -> String {
-    let admin = admin.to_string();
-    loop {
-        let (namespace, name) = (&service.namespace, &service.name);
-        let begun = Time::now();
-        if let Ok(mut watch) = Watch::open(control.channel(), namespace, name).await {
-            let mut known = BTreeMap::new();
-            while let Ok(Some(update)) = watch.next().await {
-                update.apply(&mut known);
-                let mut all = known.values();
-                if let Some(found) =
-                    all.find(|instance: &&Registered| instance.proxy_admin == admin)
-                {
-                    return found.id.id.clone();
-                }
-            }
-        }
-        sleep(LOOK_AGAIN.saturating_sub(begun.elapsed())).await;
     }
 }

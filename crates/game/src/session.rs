@@ -22,7 +22,7 @@ mod table;
 #[cfg(feature = "tokens")]
 mod token;
 
-pub use calendar::{CLIENTS_MAX, LATE_MAX, SLOT, SLOTS_MAX};
+pub use calendar::{CLIENTS_MAX, SLOT, SLOTS_MAX};
 pub use desk::{Desk, DeskError, DeskOptions, OVER_MAX, Resumed, Session};
 pub use directory::{Directory, DirectoryError, Follow, Seat, Update};
 pub use drain::{

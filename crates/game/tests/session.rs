@@ -229,6 +229,28 @@ fn no_pass_brings_back_what_is_over() {
 }
 
 #[test]
+fn whoever_waits_for_the_time_that_he_was_told_is_not_over() {
+    let (mut desk, _, session) = seated();
+    let pass = desk.pass(&session, NOW, secs(300)).unwrap();
+    desk.closed(&session, 1, NOW);
+    assert!(desk.expire(NOW + secs(359)).is_empty());
+    assert!(desk.resume(&pass, 7, 2, NOW + secs(359)).is_ok());
+    desk.closed(&session, 2, NOW + secs(400));
+    assert_eq!(desk.expire(NOW + secs(760)).len(), 1);
+}
+
+#[test]
+fn a_login_ends_the_passes_from_before_it() {
+    let (mut desk, room, session) = seated();
+    let stolen = desk.pass(&session, NOW, Duration::ZERO).unwrap();
+    desk.enter(&session, 7, &room, 0, Stage::InBattle, 2)
+        .unwrap();
+    assert_eq!(desk.resume(&stolen, 7, 3, NOW), Err(ResumeError::Used));
+    let pass = desk.pass(&session, NOW, Duration::ZERO).unwrap();
+    assert!(desk.resume(&pass, 7, 3, NOW).is_ok());
+}
+
+#[test]
 fn a_room_that_moves_takes_its_players_by_passes_of_the_new_epoch() {
     let (mut old, room, session) = seated();
     let before = old.pass(&session, NOW, Duration::ZERO).unwrap();
@@ -405,7 +427,77 @@ fn whoever_stalls_is_given_nothing_and_is_right_again_with_its_next_report() {
     assert_eq!(placement.reserved(), 1);
 }
 
+#[test]
+fn a_report_of_a_former_life_is_not_taken_whatever_its_number() {
+    let mut placement = Placement::new(PlacementOptions::default());
+    let of = |life, sequence, rooms| Load {
+        life,
+        ..load("a", sequence, rooms, 0)
+    };
+    placement.report(secs(0), &of(2, 0, 3)).unwrap();
+    for late in [of(1, 9, 0), of(2, 0, 0)] {
+        let late = placement.report(secs(0), &late);
+        assert_eq!(late, Err(PlaceError::Stale));
+    }
+    assert_eq!(placement.taken(&instance("a")), Some(3));
+}
+
 // --- the drain
+
+#[tokio::test]
+async fn a_server_that_starts_again_has_its_seats_at_later_epochs() {
+    let directory = Local::new();
+    let (one, room) = (instance("one"), key("room"));
+    let open = async |life: &mut Drain<Local>| life.open(secs(0), &room, None).await;
+    let mut first = Drain::new(directory.clone(), one.clone(), 10);
+    let before = open(&mut first).await.unwrap();
+    assert_eq!(open(&mut first).await.unwrap(), before, "it is here");
+    let mut second = Drain::new(directory.clone(), one, 10);
+    assert!(open(&mut second).await.unwrap() > before);
+    // The former life changes nothing any more.
+    let step = first.hand_over_now(&room, &instance("two")).await;
+    assert_eq!(step.moved.len(), 1);
+    let seat = directory.show(&room).await.unwrap().unwrap();
+    assert_eq!(seat.instance.as_str(), "one");
+}
+
+#[tokio::test]
+async fn a_room_is_not_lost_by_what_is_told_late_of_its_former_life() {
+    let directory = Local::new();
+    let (mut drain, room) = (
+        Drain::new(directory.clone(), instance("one"), 10),
+        key("room"),
+    );
+    drain.open(secs(0), &room, None).await.unwrap();
+    drain.end(secs(1), &room).await.unwrap();
+    let epoch = drain.open(secs(2), &room, None).await.unwrap();
+    // That it was released is told after it is there again.
+    assert_eq!(drain.told(&room, None).await.unwrap(), None);
+    assert_eq!(drain.rooms().len(), 1);
+    directory.release(&room, epoch).await.unwrap();
+    let step = drain.told(&room, None).await.unwrap().unwrap();
+    assert_eq!(step.lost, [room]);
+}
+
+#[tokio::test]
+async fn rooms_that_nobody_takes_are_not_in_the_way_of_others() {
+    let mut drain = Drain::new(Local::new(), instance("one"), 100);
+    for n in 0..40 {
+        let room = key(&format!("room-{n:02}"));
+        drain.open(secs(0), &room, None).await.unwrap();
+        drain.rooms_mut().set_players(&room, 10);
+    }
+    let order = Order {
+        deadline: Some(Duration::ZERO),
+        per_second: 100,
+    };
+    drain.rooms_mut().drain(secs(0), order);
+    let heir = |room: &Key| (room.as_str() >= "room-20").then(|| instance("two"));
+    for at in 1..10 {
+        drain.step(secs(at), heir).await;
+    }
+    assert_eq!(drain.rooms().len(), 20);
+}
 
 #[tokio::test]
 async fn a_drain_lets_rooms_finish_and_hands_over_the_rest_at_the_deadline() {
@@ -494,13 +586,14 @@ async fn a_drain_hands_over_nothing_that_is_anothers_and_keeps_what_nobody_takes
     assert_eq!((step.stuck, drain.rooms().len()), (1, 1));
     // Told by a watch, late or of what is known: nothing.
     let known = directory.show(&kept).await.unwrap();
-    assert_eq!(drain.told(&kept, known.as_ref()), None);
+    assert_eq!(drain.told(&kept, known.as_ref()).await.unwrap(), None);
     // It was not meant so.
     drain.rooms_mut().accept();
     assert_eq!(drain.rooms().phase(), Phase::Accepting);
     let epoch = drain.rooms().get(&kept).unwrap().epoch;
     let moved = directory.move_to(&kept, &three, epoch).await.unwrap();
-    let step = drain.told(&kept, Some(&moved)).expect("it is another's");
+    let step = drain.told(&kept, Some(&moved)).await.unwrap();
+    let step = step.expect("it is another's");
     assert_eq!(step.moved.len(), 1);
     assert!(drain.rooms().is_empty());
     // Ending what was lost is no failure.

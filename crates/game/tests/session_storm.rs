@@ -399,6 +399,30 @@ fn a_storm_during_another_follows_it() {
 }
 
 #[test]
+fn several_who_announce_a_storm_mean_the_same_one() {
+    let budgets = [Budget {
+        region: "eu".into(),
+        per_second: 100,
+    }];
+    let mut governor = Governor::try_new(&budgets, 1).unwrap();
+    governor.population(0, [850, 0, 0, 0, 0]).unwrap();
+    for gateway in 0..12 {
+        let seen = START + Duration::from_millis(gateway * 200);
+        assert!(governor.storm(seen, 0).unwrap());
+    }
+    assert_eq!(governor.metrics()[0].storms, 1);
+    let arrival = Arrival {
+        client: 1,
+        region: 0,
+        claim: in_battle(START),
+    };
+    let told = governor.arrive(START, &arrival).unwrap();
+    let at = START + Duration::from_secs(1);
+    let why = Why::Early;
+    assert_eq!(told, Verdict::Wait { at, why });
+}
+
+#[test]
 fn strangers_come_after_all_others_and_are_not_left_out() {
     let storm = run(&Case {
         stranger_percent: 20,

@@ -255,7 +255,7 @@ async fn a_room_server_hears_of_its_drain_and_finishes_its_rooms() -> anyhow::Re
     while rooms.rooms().phase() != Phase::Drained {
         let update = timeout(READY_MAX, watch.next()).await??;
         for seat in update.changed {
-            let step = rooms.told(&seat.key, Some(&seat));
+            let step = rooms.told(&seat.key, Some(&seat)).await?;
             moved.extend(step.into_iter().flat_map(|step| step.moved));
         }
     }

@@ -11,13 +11,12 @@ pub const SLOT: Duration = Duration::from_millis(100);
 pub const SLOTS_MAX: usize = 36_000;
 /// Clients with a place.
 pub const CLIENTS_MAX: usize = 200_000;
-/// How long a place is kept for somebody late.
-pub const LATE_MAX: Duration = Duration::from_secs(2);
 
+/// For somebody late a place is kept for so many slots.
 const LATE_SLOTS: u64 = 20;
 /// Of a budget: the rest makes good what was not foreseen.
 const BOOKED: u64 = 95;
-/// Of a slot, what each stage may fill.
+/// Of a slot, and of all clients with a place, what each stage may fill.
 const SHARES: [u64; Stage::COUNT] = [100, 95, 90, 85, 75];
 
 #[derive(Clone, Debug)]
@@ -84,11 +83,14 @@ impl Calendar {
         client: u64,
         jitter: Duration,
     ) -> Option<Duration> {
-        if self.clients.len() >= CLIENTS_MAX && !self.clients.contains_key(&client) {
+        let share = SHARES.get(stage.index()).copied().unwrap_or_default();
+        let most = CLIENTS_MAX as u64 * share / 100;
+        if self.clients.len() as u64 >= most && !self.clients.contains_key(&client) {
             return None;
         }
         let hint = self.hints.get(stage.index()).copied().unwrap_or_default();
-        let mut at = hint.max(number(now) + 1);
+        // Whoever asks with an earlier time than others did finds what is left.
+        let mut at = hint.max(number(now) + 1).max(self.first);
         let end = self.first + SLOTS_MAX as u64;
         while at < end && self.is_full(at, stage) {
             at += 1;
@@ -111,10 +113,10 @@ impl Calendar {
         Some(time)
     }
 
-    /// From when on something may be free for a stage.
-    pub fn ends(&self, stage: Stage) -> Duration {
+    /// From when on something may be free for a stage: yet to come.
+    pub fn ends(&self, now: Duration, stage: Stage) -> Duration {
         let hint = self.hints.get(stage.index()).copied().unwrap_or_default();
-        start(hint.max(self.first)) + SLOT
+        start(hint.max(number(now) + 1)) + SLOT
     }
 
     /// Until when at least half of each slot is taken, from the next one on; none: it is not.
@@ -189,4 +191,45 @@ fn number(time: Duration) -> u64 {
 
 fn start(slot: u64) -> Duration {
     Duration::from_millis(slot * SLOT.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Duration = Duration::from_secs(1_700_000_000);
+
+    #[test]
+    fn whoever_has_no_place_is_told_a_time_to_come_and_strangers_leave_places_to_others() {
+        let mut calendar = Calendar::new(1_000_000, 15);
+        calendar.roll(NOW);
+        let strangers = (0..CLIENTS_MAX as u64).take_while(|client| {
+            let booked = calendar.book(NOW, Stage::Browsing, *client, Duration::ZERO);
+            booked.is_some()
+        });
+        let strangers = strangers.count();
+        assert_eq!(strangers, CLIENTS_MAX * 3 / 4);
+        let mut next = strangers as u64;
+        while calendar
+            .book(NOW, Stage::InBattle, next, Duration::ZERO)
+            .is_some()
+        {
+            next += 1;
+        }
+        assert_eq!(next, CLIENTS_MAX as u64);
+        let later = NOW + Duration::from_secs(1);
+        calendar.roll(later);
+        for stage in Stage::ALL {
+            assert!(calendar.ends(later, stage) > later, "{stage:?}");
+        }
+    }
+
+    #[test]
+    fn a_time_before_that_of_others_finds_a_place_all_the_same() {
+        let mut calendar = Calendar::new(100, 15);
+        calendar.roll(NOW);
+        let before = NOW - Duration::from_secs(60);
+        let at = calendar.book(before, Stage::Loading, 1, Duration::ZERO);
+        assert!(at.is_some_and(|at| at + Duration::from_secs(3) > NOW));
+    }
 }

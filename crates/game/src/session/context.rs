@@ -149,7 +149,7 @@ pub fn sampled(session: &Key, ratio: f64) -> bool {
 }
 
 /// 56 bits that follow from a session's name.
-pub fn randomness(session: &Key) -> u64 {
+fn randomness(session: &Key) -> u64 {
     xxh3_64(session.as_str().as_bytes()) & ((1 << RANDOM_BITS) - 1)
 }
 

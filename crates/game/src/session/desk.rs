@@ -15,7 +15,8 @@ pub struct DeskOptions {
     pub sessions_max: usize,
     /// 10,000.
     pub rooms_max: usize,
-    /// How long a player may be away before the session is over; 2 minutes.
+    /// How long a player may be away, beyond the time that his last pass told him to wait, before the session is over;
+    /// 2 minutes.
     pub away_max: Duration,
     /// How long a pass is good from its earliest time; 10 minutes.
     pub pass_life: Duration,
@@ -41,7 +42,7 @@ pub struct Desk {
     options: DeskOptions,
     rooms: HashMap<Key, Room>,
     sessions: HashMap<Key, Session>,
-    /// Who is away, by when that began.
+    /// Who is away, by when the session is over.
     away: BTreeSet<(Duration, Key)>,
 }
 
@@ -83,7 +84,10 @@ pub struct Session {
     pub stage: Stage,
     /// The number that whoever serves the socket gave it; none: away.
     pub connection: Option<u64>,
-    away_since: Option<Duration>,
+    /// None: not away.
+    over_at: Option<Duration>,
+    /// What the last pass says.
+    spread: Duration,
     /// Of the last pass that was issued, and that was used.
     issued: u64,
     used: u64,
@@ -126,7 +130,8 @@ impl Desk {
     }
 
     /// A room is served here, by this epoch of its seat. Of a later one than before (it went away and came back), passes of
-    /// the former end.
+    /// the former end. An epoch that was given up, or that a former life of this server had, has to be left for a later one
+    /// ([`Drain::open`](super::Drain::open) does): which of its passes were used is not known any more.
     ///
     /// # Errors
     /// [`DeskError::OldEpoch`], [`DeskError::Full`]
@@ -157,7 +162,8 @@ impl Desk {
         Ok(())
     }
 
-    /// A player comes in by the login, with or without having been here. The connection that is replaced is to be closed.
+    /// A player comes in by the login, with or without having been here: passes from before end. The connection that is
+    /// replaced is to be closed.
     ///
     /// # Errors
     /// [`DeskError`]
@@ -177,6 +183,7 @@ impl Desk {
                 return Err(DeskError::Another(session.clone()));
             }
             (known.region, known.stage) = (region, stage);
+            known.used = known.issued;
             return Ok(connect(&mut self.away, session, known, connection));
         }
         if self.sessions.len() >= self.options.sessions_max {
@@ -190,7 +197,8 @@ impl Desk {
             region,
             stage,
             connection: Some(connection),
-            away_since: None,
+            over_at: None,
+            spread: Duration::ZERO,
             issued: used,
             used,
         };
@@ -221,6 +229,7 @@ impl Desk {
         let known = known.ok_or_else(|| DeskError::Unknown(session.clone()))?;
         let epoch = self.rooms.get(&known.room).map_or(0, |room| room.epoch);
         known.issued += 1;
+        known.spread = spread;
         let now = Duration::from_millis(super::name::millis(now));
         Ok(Pass {
             session: session.clone(),
@@ -282,7 +291,8 @@ impl Desk {
             region: pass.region,
             stage: pass.stage,
             connection: None,
-            away_since: None,
+            over_at: None,
+            spread: pass.spread,
             issued: 0,
             used: 0,
         });
@@ -307,16 +317,17 @@ impl Desk {
             return false;
         };
         known.connection = None;
-        known.away_since = Some(now);
-        self.away.insert((now, session.clone()));
+        let over_at = now + known.spread + self.options.away_max;
+        known.over_at = Some(over_at);
+        self.away.insert((over_at, session.clone()));
         true
     }
 
     /// The player leaves for good: no pass lets him in again.
     pub fn leave(&mut self, session: &Key) -> Option<Session> {
         let known = self.sessions.remove(session)?;
-        if let Some(since) = known.away_since {
-            self.away.remove(&(since, session.clone()));
+        if let Some(over_at) = known.over_at {
+            self.away.remove(&(over_at, session.clone()));
         }
         if let Some(room) = self.rooms.get_mut(&known.room) {
             room.end(session, known.issued);
@@ -327,8 +338,8 @@ impl Desk {
     /// Ends sessions whose players were away for too long.
     pub fn expire(&mut self, now: Duration) -> Vec<(Key, Session)> {
         let mut ended = Vec::new();
-        while let Some((since, key)) = self.away.first()
-            && now >= *since + self.options.away_max
+        while let Some((over_at, key)) = self.away.first()
+            && now >= *over_at
         {
             let key = key.clone();
             match self.leave(&key) {
@@ -347,8 +358,8 @@ impl Desk {
         let mut sessions = Vec::with_capacity(gone.sessions.len());
         for key in gone.sessions {
             if let Some(session) = self.sessions.remove(&key) {
-                if let Some(since) = session.away_since {
-                    self.away.remove(&(since, key.clone()));
+                if let Some(over_at) = session.over_at {
+                    self.away.remove(&(over_at, key.clone()));
                 }
                 sessions.push((key, session));
             }
@@ -420,8 +431,8 @@ fn connect(
     session: &mut Session,
     connection: u64,
 ) -> Option<u64> {
-    if let Some(since) = session.away_since.take() {
-        away.remove(&(since, key.clone()));
+    if let Some(over_at) = session.over_at.take() {
+        away.remove(&(over_at, key.clone()));
     }
     let before = session.connection.replace(connection);
     before.filter(|before| *before != connection)

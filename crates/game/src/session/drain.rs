@@ -207,7 +207,7 @@ impl Rooms {
     pub fn drain(&mut self, now: Duration, order: Order) {
         let next = self.order.as_ref().map_or(now, |order| order.next);
         self.order = Some(Ordered {
-            deadline: order.deadline.map(|deadline| now + deadline),
+            deadline: order.deadline.map(|deadline| now.saturating_add(deadline)),
             per_second: order.per_second.max(1),
             next,
         });
@@ -246,15 +246,16 @@ impl Rooms {
         if order.deadline.is_none_or(|deadline| now < deadline) {
             return Vec::new();
         }
+        // Those that were not tried yet, or longest ago: rooms that nobody takes are not in the way of others.
+        let mut rooms: Vec<(&Key, &mut Room)> = self.rooms.iter_mut().collect();
+        rooms.retain(|(_, room)| room.retry_at <= now);
+        rooms.sort_by_key(|(_, room)| room.retry_at);
         let mut due = Vec::new();
         // What could not be made use of is not saved up.
         order.next = order.next.max(now.saturating_sub(AGAIN));
-        for (key, room) in &mut self.rooms {
+        for (key, room) in rooms {
             if order.next > now {
                 break;
-            }
-            if room.retry_at > now {
-                continue;
             }
             room.retry_at = now + AGAIN;
             let turn = Duration::from_secs(1) * room.players.max(1) / order.per_second;
@@ -352,7 +353,9 @@ impl<D: Directory> Drain<D> {
         }
     }
 
-    /// Claims a room's seat and begins it. Its epoch goes with everything that is written for it.
+    /// Claims a room's seat and begins it. Its epoch goes with everything that is written for it. A seat that this instance
+    /// has already, for a room that is not here, is of its former life (or of an attempt that was not answered), and is taken
+    /// anew, at a later epoch; a room that was moved here is for [`Drain::adopt`].
     ///
     /// # Errors
     /// [`OpenError`]: it is not here then.
@@ -363,6 +366,12 @@ impl<D: Directory> Drain<D> {
         ends: Option<Duration>,
     ) -> Result<u64, OpenError> {
         self.rooms.may_open()?;
+        if self.rooms.get(key).is_none()
+            && let Some(seat) = self.directory.show(key).await?
+            && seat.instance == self.me
+        {
+            self.directory.release(key, seat.epoch).await?;
+        }
         let seat = self.directory.claim(key, &self.me, None, None).await?;
         match self.rooms.open(now, key, seat.epoch, ends) {
             Ok(()) => Ok(seat.epoch),
@@ -415,17 +424,34 @@ impl<D: Directory> Drain<D> {
     }
 
     /// The directory says who has a key. Of a room here that is another's since, or nobody's, what is to be done about its
-    /// players; whoever still writes for it does so in vain.
-    pub fn told(&mut self, key: &Key, seat: Option<&Seat>) -> Option<Step> {
-        let room = self.rooms.get(key)?;
-        let mut step = Step::default();
-        match seat {
-            // Told late.
-            Some(seat) if seat.epoch < room.epoch => return None,
-            Some(seat) if seat.instance == self.me && seat.epoch == room.epoch => return None,
-            _ => self.lost(key, seat.cloned(), &mut step),
+    /// players; whoever still writes for it does so in vain. That nobody has it may be told late and says no epoch: the
+    /// directory is asked once more.
+    ///
+    /// # Errors
+    /// [`DirectoryError`]; the room is still here.
+    pub async fn told(
+        &mut self,
+        key: &Key,
+        seat: Option<&Seat>,
+    ) -> Result<Option<Step>, DirectoryError> {
+        let Some(epoch) = self.rooms.get(key).map(|room| room.epoch) else {
+            return Ok(None);
+        };
+        let seat = match seat {
+            Some(seat) => Some(seat.clone()),
+            None => self.directory.show(key).await?,
+        };
+        let is_known = |seat: &Seat| seat.instance == self.me && seat.epoch == epoch;
+        // What is earlier is told late.
+        if seat
+            .as_ref()
+            .is_some_and(|seat| seat.epoch < epoch || is_known(seat))
+        {
+            return Ok(None);
         }
-        Some(step)
+        let mut step = Step::default();
+        self.lost(key, seat, &mut step);
+        Ok(Some(step))
     }
 
     /// A room was moved to this server.

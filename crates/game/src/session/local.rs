@@ -40,20 +40,16 @@ pub struct LocalWatch {
 
 impl Default for Local {
     fn default() -> Self {
-        Self::with_seats(SEATS_MAX)
+        Self::new()
     }
 }
 
 impl Local {
     /// Of at most [`SEATS_MAX`] seats. Epochs go on behind those of earlier processes, as long as the clock does.
     pub fn new() -> Self {
-        Self::default()
-    }
-
-    pub fn with_seats(seats_max: usize) -> Self {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH);
         let ms = unix.map_or(1, |unix| unix.as_millis() as u64);
-        let table = Table::new(ms.saturating_mul(EPOCHS_PER_MS), seats_max);
+        let table = Table::new(ms.saturating_mul(EPOCHS_PER_MS), SEATS_MAX);
         let shared = Shared {
             table: Mutex::new(table),
             ticks: watch::Sender::new(0),

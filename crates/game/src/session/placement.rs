@@ -108,7 +108,11 @@ impl Placement {
     /// # Errors
     /// [`PlaceError::Stale`], [`PlaceError::TooMany`]
     pub fn report(&mut self, now: Duration, load: &Load) -> Result<(), PlaceError> {
-        if !self.known.contains_key(&load.instance) {
+        if let Some(known) = self.known.get(&load.instance) {
+            if (load.life, load.sequence) <= (known.life, known.sequence) {
+                return Err(PlaceError::Stale);
+            }
+        } else {
             let life = self.options.report_life;
             if self.known.len() >= INSTANCES_MAX {
                 self.known.retain(|_, known| now < known.heard + life);
@@ -120,16 +124,12 @@ impl Placement {
         let known = self.known.entry(load.instance.clone());
         let known = known.or_insert_with(|| Known {
             life: load.life,
-            sequence: 0,
+            sequence: load.sequence,
             rooms: 0,
             capacity: 0,
             heard: now,
             reserved: BTreeSet::new(),
         });
-        let is_new = (load.life, load.sequence) > (known.life, known.sequence);
-        if !is_new && known.sequence > 0 {
-            return Err(PlaceError::Stale);
-        }
         (known.life, known.sequence) = (load.life, load.sequence);
         (known.rooms, known.capacity) = (load.rooms, load.capacity);
         known.heard = now;

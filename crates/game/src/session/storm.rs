@@ -179,11 +179,12 @@ impl Governor {
         let jitter = self.jitter();
         let region = self.region(region)?;
         region.calendar.roll(now);
-        Ok(region.book(now, stage, client, jitter))
+        Ok(region.calendar.book(now, stage, client, jitter))
     }
 
     /// Everybody, or a great part, was dropped just now. Who sees it says so: a gateway whose connections are gone, a health
-    /// check of a room server. Without it a storm is noticed when a tenth of all knocked in vain. False: there are too many.
+    /// check of a room server. Several who say so within 3 s mean the same one. Without it a storm is noticed when a tenth of
+    /// all knocked in vain. False: there are too many.
     ///
     /// # Errors
     /// [`GovernorError::Unknown`]
@@ -404,7 +405,7 @@ impl Region {
             }
         }
         self.calendar.forget(arrival.client);
-        match self.book(now, stage, arrival.client, jitter) {
+        match self.calendar.book(now, stage, arrival.client, jitter) {
             Some(at) => {
                 if is_gust {
                     self.gust.clients.push(arrival.client);
@@ -417,7 +418,7 @@ impl Region {
             }
             None => {
                 self.metrics.full += 1;
-                let at = self.calendar.ends(stage) + jitter;
+                let at = self.calendar.ends(now, stage) + jitter;
                 Verdict::Wait { at, why: Why::Full }
             }
         }
@@ -485,6 +486,12 @@ impl Region {
     }
 
     fn storm(&mut self, now: Duration) -> bool {
+        if let Some(last) = self.storms.back_mut()
+            && now <= last.seen + GUST
+        {
+            last.seen = last.seen.max(now);
+            return true;
+        }
         let fits = self.storms.len() < STORMS_MAX;
         if fits {
             self.begin(now, now);
@@ -513,16 +520,6 @@ impl Region {
     /// Who is there, of all stages.
     fn all(&self) -> u64 {
         self.counts.iter().map(|count| u64::from(*count)).sum()
-    }
-
-    fn book(
-        &mut self,
-        now: Duration,
-        stage: Stage,
-        client: u64,
-        jitter: Duration,
-    ) -> Option<Duration> {
-        self.calendar.book(now, stage, client, jitter)
     }
 
     fn metrics(&self) -> Metrics {
