@@ -19,6 +19,9 @@ pub struct Load {
     pub rate: f64,
     pub length: Duration,
     pub within: Duration,
+    /// Sends are due at their own times and made at most so much later, together: a load that wakes for each would itself
+    /// take a good part of the machine.
+    pub tick: Duration,
     pub rounds: u32,
     pub heroes: usize,
 }
@@ -67,7 +70,7 @@ impl Load {
         while due < start + self.length {
             let now = Instant::now();
             if due > now {
-                thread::sleep(due - now);
+                thread::sleep((due - now).max(self.tick));
             }
             if now >= next_look {
                 rss = rss.max(rss_mb());

@@ -1,4 +1,4 @@
-//! Ties a thread to a processor, of those that this process may use.
+//! Ties a thread to a processor, of those that this process may use, and lets others go before it.
 
 use std::io;
 
@@ -32,6 +32,18 @@ pub(crate) fn pin(processor: usize) -> io::Result<()> {
         libc::CPU_SET(processor, &mut set);
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
     };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// From now on the calling thread yields to others by so many levels of niceness (0 to 19).
+#[allow(unsafe_code)]
+pub(crate) fn step_back(levels: u8) -> io::Result<()> {
+    // SAFETY: takes numbers only; on Linux process 0 is the calling thread.
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, i32::from(levels.min(19))) };
     if result == 0 {
         Ok(())
     } else {

@@ -12,7 +12,7 @@ const SMOOTHING: f64 = 0.2;
 /// A window shrinks the limit by no more than this.
 const GRADIENT_MIN: f64 = 0.5;
 /// What a limit that is used may grow by, relative to itself; a larger one makes the wait settle higher.
-const GROWTH: f64 = 0.05;
+const GROWTH: f64 = 0.1;
 /// Windows that the long average spans.
 const LONG_WINDOWS: f64 = 600.0;
 /// Windows of which the long average begins as a plain mean.

@@ -71,6 +71,12 @@ impl<T> Queue<T> {
         self.len
     }
 
+    /// When the oldest entry came.
+    pub fn oldest(&self) -> Option<u64> {
+        let fronts = self.lanes.iter().filter_map(|lane| lane.entries.front());
+        fronts.map(|entry| entry.at).min()
+    }
+
     /// Bit per class: whether its newest come first.
     pub fn newest_first(&self) -> u8 {
         (self.lanes.iter().enumerate())
@@ -147,14 +153,17 @@ impl<T> Queue<T> {
 }
 
 impl<T> Lane<T> {
-    /// Late for a whole interval: newest first. The oldest has waited less than half of the target, or the lane ran
-    /// empty but for this one: oldest first again.
+    /// Late for a whole interval: newest first. The oldest has waited less than half of the target, or is the only one:
+    /// oldest first again.
     fn turn(&mut self, now: u64, interval: u64) {
         let Some(oldest) = self.entries.front() else {
             return;
         };
         let waited = now.saturating_sub(oldest.at);
-        if waited > self.options.target {
+        if self.entries.len() == 1 {
+            self.newest_first = false;
+            self.late_since = None;
+        } else if waited > self.options.target {
             let since = *self.late_since.get_or_insert(now);
             if !self.newest_first && now.saturating_sub(since) >= interval {
                 self.newest_first = true;
@@ -163,10 +172,6 @@ impl<T> Lane<T> {
         } else if waited < self.options.target / 2 || !self.newest_first {
             self.late_since = None;
             self.newest_first = false;
-        }
-        if self.entries.len() == 1 {
-            self.newest_first = false;
-            self.late_since = None;
         }
     }
 }

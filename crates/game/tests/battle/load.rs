@@ -77,7 +77,7 @@ fn under_overload_the_newest_are_served_and_the_oldest_refused() {
     let served = ends.iter().filter(|end| end.is_ok()).count() as u64;
     let metrics = executor.metrics();
     assert_eq!(metrics.ended_by(End::TooOld) + served, 50);
-    assert_eq!(metrics.turned, 1);
+    assert!(metrics.turned >= 1);
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn admission_converges_and_keeps_the_wait_short() {
     // Without CoDel, to see what admission does alone.
     options.interval = Duration::from_secs(600);
     options.limit = Some(GradientOptions {
-        initial: 4_096,
+        initial: 2_048,
         min: 4,
         max: 4_096,
     });

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Options;
 use crate::battle::admission::Admission;
 use crate::battle::call::{CLASSES, Class};
-use crate::battle::clock::{Clock, nanos};
+use crate::battle::clock::{Clock, NEVER, nanos};
 use crate::battle::job::{Run, Ticket};
 use crate::battle::kind::{RegisterError, Shown};
 use crate::battle::metrics::{End, Metrics, Tally};
@@ -62,6 +62,8 @@ pub(crate) struct Core {
     work: [AtomicU64; CLASSES],
     /// Fights in the queue.
     pub waiting: AtomicUsize,
+    /// When the oldest of them came; never, without any.
+    oldest: AtomicU64,
     newest_first: AtomicU8,
     asleep: AtomicBool,
     pub stuck: AtomicBool,
@@ -212,7 +214,7 @@ impl Shared {
             item: job,
         };
         let displaced = inbox.queue.push(ticket.class.index(), entry)?;
-        core.waiting.store(inbox.queue.len(), Ordering::Relaxed);
+        core.show_length(&inbox);
         let wake = std::mem::take(&mut inbox.asleep);
         drop(inbox);
         if wake {
@@ -332,6 +334,7 @@ impl Core {
             }),
             work: [const { AtomicU64::new(0) }; CLASSES],
             waiting: AtomicUsize::new(0),
+            oldest: AtomicU64::new(NEVER),
             newest_first: AtomicU8::new(0),
             asleep: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
@@ -355,9 +358,20 @@ impl Core {
         }
     }
 
-    /// Tells what is true of the queue after a pop.
-    pub(super) fn show(&self, inbox: &Inbox) {
+    /// When the oldest fight in the queue came, as far as others may know.
+    pub(super) fn oldest(&self) -> u64 {
+        self.oldest.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn show_length(&self, inbox: &Inbox) {
         self.waiting.store(inbox.queue.len(), Ordering::Relaxed);
+        let oldest = inbox.queue.oldest().unwrap_or(NEVER);
+        self.oldest.store(oldest, Ordering::Relaxed);
+    }
+
+    /// Tells what is true of the queue after a pop by its own thread.
+    pub(super) fn show(&self, inbox: &Inbox) {
+        self.show_length(inbox);
         let newest_first = inbox.queue.newest_first();
         if self.newest_first.load(Ordering::Relaxed) != newest_first {
             self.newest_first.store(newest_first, Ordering::Relaxed);

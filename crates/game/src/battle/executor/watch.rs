@@ -38,7 +38,7 @@ fn look(shared: &Shared, index: usize, now: u64) {
     }
     let mut inbox = core.inbox();
     let waiting = inbox.queue.take_all();
-    core.waiting.store(0, Ordering::Relaxed);
+    core.show_length(&inbox);
     drop(inbox);
     for job in waiting {
         place(shared, index, job, now);

@@ -16,10 +16,13 @@ use crate::battle::job::{Run, Wakes};
 use crate::battle::metrics::{End, Tally};
 
 /// A window of measurements is at least so long, in nanoseconds, and has at least so many fights in it ...
-const WINDOW: u64 = 10_000_000;
+const WINDOW: u64 = 100_000_000;
 const WINDOW_FIGHTS: u32 = 8;
-/// ... unless it is so long.
+/// ... unless it is so long. Shorter ones would take a burst, or a stall of the machine, for overload.
 const WINDOW_MAX: u64 = 1_000_000_000;
+/// How much older the oldest fight of another core must be than this core's before it is taken first, in nanoseconds. A core
+/// whose thread the system doesn't run would keep what it has queued.
+const BEHIND: u64 = 1_000_000;
 /// Bytes of a buffer for hashing that are kept between fights.
 const SCRATCH_KEPT: usize = 64 * 1024;
 
@@ -32,6 +35,8 @@ pub(crate) struct Station<'a> {
     pub scratch: Vec<u8>,
     pub shared: &'a Shared,
     index: usize,
+    /// The core that was looked at last.
+    neighbour: usize,
     measured: Measured,
 }
 
@@ -57,10 +62,14 @@ pub(super) fn serve(shared: &Shared, index: usize) {
         scratch: Vec::new(),
         shared,
         index,
+        neighbour: index,
         measured: Measured::default(),
     };
     let mut refused = Vec::new();
     while !shared.abort.load(Ordering::Relaxed) {
+        if at.run_behind(&mut refused) {
+            continue;
+        }
         if let Some(job) = at.next(&mut refused) {
             at.run(job);
         } else if !at.run_stolen(&mut refused) && !at.run_aside() {
@@ -118,32 +127,48 @@ impl<'a> Station<'a> {
         store(&tally.arena_trims, self.arena.trims);
     }
 
-    /// Work of a core that is behind.
+    /// A fight of the next core, one after the other, that has waited for much longer than this core's own.
+    fn run_behind(&mut self, refused: &mut Vec<Arc<dyn Run>>) -> bool {
+        let cores = &self.shared.cores;
+        if cores.len() < 2 || !self.shared.options.steal {
+            return false;
+        }
+        self.neighbour = (self.neighbour + 1) % cores.len();
+        if self.neighbour == self.index {
+            self.neighbour = (self.neighbour + 1) % cores.len();
+        }
+        let other = &cores[self.neighbour];
+        let own = self.core().oldest().min(self.now);
+        other.oldest().saturating_add(BEHIND) < own && self.steal(other, refused)
+    }
+
+    /// Any work of another core.
     fn run_stolen(&mut self, refused: &mut Vec<Arc<dyn Run>>) -> bool {
         self.wakes.flush();
         if !self.shared.options.steal {
             return false;
         }
         let (cores, index) = (&self.shared.cores, self.index);
-        let others = (1..cores.len()).map(|step| &cores[(index + step) % cores.len()]);
-        for other in others.filter(|other| other.waiting.load(Ordering::Relaxed) > 0) {
-            let mut inbox = other.inbox();
-            let job = inbox.queue.pop(self.now, refused);
-            other.waiting.store(inbox.queue.len(), Ordering::Relaxed);
-            drop(inbox);
-            self.refuse(refused);
-            if let Some(job) = job {
-                let last = self.core().inbox().current.replace(job.clone());
-                drop(last);
-                store(
-                    &self.tally().stolen,
-                    self.tally().stolen.load(Ordering::Relaxed) + 1,
-                );
-                self.run(job);
-                return true;
-            }
-        }
-        false
+        (1..cores.len())
+            .map(|step| &cores[(index + step) % cores.len()])
+            .any(|other| other.waiting.load(Ordering::Relaxed) > 0 && self.steal(other, refused))
+    }
+
+    fn steal(&mut self, other: &Core, refused: &mut Vec<Arc<dyn Run>>) -> bool {
+        let mut inbox = other.inbox();
+        let job = inbox.queue.pop(self.now, refused);
+        other.show_length(&inbox);
+        drop(inbox);
+        self.refuse(refused);
+        let Some(job) = job else {
+            return false;
+        };
+        let last = self.core().inbox().current.replace(job.clone());
+        drop(last);
+        let stolen = &self.tally().stolen;
+        store(stolen, stolen.load(Ordering::Relaxed) + 1);
+        self.run(job);
+        true
     }
 
     fn run_aside(&mut self) -> bool {
@@ -173,7 +198,7 @@ impl<'a> Station<'a> {
         let mut inbox = self.core().inbox();
         inbox.closed = true;
         let left = inbox.queue.take_all();
-        self.core().waiting.store(0, Ordering::Relaxed);
+        self.core().show_length(&inbox);
         let last = inbox.current.take();
         drop(inbox);
         drop(last);
