@@ -264,6 +264,8 @@ impl Board {
     /// The store said at `now_ms` that it still has what `version` says: the age starts again, the version stays. False if
     /// another version is the newest by now.
     pub fn confirm(&self, version: Version, now_ms: u64) -> bool {
+        // Not while another takes the newest one's place, which would be as old as before.
+        let _one = self.publishing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let shelf = self.shelf.load();
         match shelf.0.first() {
             Some(newest) if newest.version() == version => {

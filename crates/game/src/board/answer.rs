@@ -20,6 +20,7 @@ use query::{Query, Read};
 
 const NAME: &str = "phalanx-board";
 const JSON: &str = "application/json";
+const PRIVATE: &str = "private, no-cache";
 
 /// A request for one board. `path` is what follows the board's own prefix, without a slash in front; it and `query` are
 /// percent-encoded, as they came.
@@ -118,7 +119,14 @@ impl Board {
         let etag = page.snapshot().etag();
         let fresh = page.freshness();
         let mut headers = freshness(&fresh, self);
-        headers.push(("cache-control", max_age(&fresh)));
+        headers.push((
+            "cache-control",
+            match page.viewed {
+                // What she writes next has to show in it.
+                true => PRIVATE.into(),
+                false => max_age(&fresh),
+            },
+        ));
         if matches(if_none_match, &etag) {
             headers.push(("etag", etag));
             return Answer {
@@ -143,7 +151,7 @@ impl Board {
 fn own_answer(body: Bytes, fresh: &Freshness, board: &Board, seen: Option<&str>) -> Answer {
     let etag = format!("\"{:016x}\"", xxhash_rust::xxh3::xxh3_64(&body));
     let mut headers = freshness(fresh, board);
-    headers.push(("cache-control", "private, no-cache".into()));
+    headers.push(("cache-control", PRIVATE.into()));
     if matches(seen, &etag) {
         headers.push(("etag", etag));
         return Answer {

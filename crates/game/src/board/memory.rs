@@ -44,6 +44,11 @@ pub enum MemoryError {
 pub struct Memory {
     board: Arc<Board>,
     options: MemoryOptions,
+    store: Arc<Store>,
+}
+
+/// What the board asks. Doesn't know the board, so that both go when nobody has them any more.
+struct Store {
     /// Results change several tables at once; held for microseconds, and while a snapshot is built.
     state: Mutex<State>,
 }
@@ -74,14 +79,17 @@ impl Memory {
         }
         state.version = Version::new(state.version.epoch() + 1, 0);
         state.dirty = true;
+        let store = Arc::new(Store {
+            state: Mutex::new(state),
+        });
+        board.attach_reader(store.clone());
+        board.attach_overlay(store.clone());
+        board.set_store(StoreState::Up);
         let memory = Arc::new(Self {
             board,
             options,
-            state: Mutex::new(state),
+            store,
         });
-        memory.board.attach_reader(memory.clone());
-        memory.board.attach_overlay(memory.clone());
-        memory.board.set_store(StoreState::Up);
         memory.tick(now_ms());
         memory
     }
@@ -96,7 +104,7 @@ impl Memory {
     /// [`MemoryError`]; nothing has changed then.
     pub fn submit(&self, player: &str, points: i64, at_ms: u64) -> Result<Order, MemoryError> {
         let player = PlayerId::parse(player)?;
-        let mut state = self.lock();
+        let mut state = self.store.lock();
         let current = state.orders.get(&player).copied();
         let order = self.board.law().apply(current, points, at_ms)?;
         state.stand(player, current, order, self.options.players_max);
@@ -110,11 +118,11 @@ impl Memory {
 
     /// Her standing as of her last result.
     pub fn order(&self, player: &str) -> Option<Order> {
-        self.lock().orders.get(player).copied()
+        self.store.order(player)
     }
 
     pub fn len(&self) -> usize {
-        self.lock().orders.len()
+        self.store.lock().orders.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -123,7 +131,7 @@ impl Memory {
 
     /// Publishes what has changed, or says that nothing has.
     pub fn tick(&self, now_ms: u64) {
-        let mut state = self.lock();
+        let mut state = self.store.lock();
         if state.dirty {
             self.publish(&mut state, now_ms);
         } else {
@@ -165,6 +173,12 @@ impl Memory {
             }
             Err(error) => tracing::error!(board = self.board.spec().name, %error, "no snapshot"),
         }
+    }
+}
+
+impl Store {
+    fn order(&self, player: &str) -> Option<Order> {
+        self.lock().orders.get(player).copied()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -214,7 +228,7 @@ impl State {
     }
 }
 
-impl StoreReader for Memory {
+impl StoreReader for Store {
     fn standing<'a>(&'a self, player: &'a str) -> Reply<'a, Result<Standing, Unavailable>> {
         let standing = {
             let state = self.lock();
@@ -269,7 +283,7 @@ impl StoreReader for Memory {
     }
 }
 
-impl Overlay for Memory {
+impl Overlay for Store {
     fn pending(&self, player: &str, base: Option<Order>, _as_of_ms: u64) -> Option<Order> {
         let state = self.lock();
         if !state.dirty {
@@ -347,7 +361,7 @@ mod tests {
             "{:?}",
             place.rank
         );
-        let neighbours = memory.around("p10", 2).await.unwrap().unwrap();
+        let neighbours = memory.store.around("p10", 2).await.unwrap().unwrap();
         let members: Vec<_> = neighbours
             .members
             .iter()
@@ -360,6 +374,14 @@ mod tests {
         let snapshot = memory.board().snapshot().unwrap();
         assert_eq!((snapshot.len(), snapshot.total()), (3, 20));
         assert!(!snapshot.sketch().pivots().is_empty());
+    }
+
+    #[test]
+    fn a_board_and_its_store_go_when_nobody_has_them() {
+        let memory = memory(Kind::Best(Better::Higher), 10, MemoryOptions::default());
+        let board = Arc::downgrade(memory.board());
+        drop(memory);
+        assert!(board.upgrade().is_none());
     }
 
     #[test]

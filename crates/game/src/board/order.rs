@@ -44,11 +44,6 @@ impl Order {
         let text = std::str::from_utf8(text).ok()?;
         Self::from_redis(text.parse().ok()?)
     }
-
-    /// What to give to `ZADD`. Exact.
-    pub fn to_redis(self) -> f64 {
-        self.0 as f64
-    }
 }
 
 /// Decimal digits, as `ZADD` takes them.
@@ -231,16 +226,6 @@ impl Law {
             }
             Kind::Best(_) | Kind::Sum(_) => self.whole(order) as f64,
         }
-    }
-
-    /// When that standing was reached, Unix ms, to [`Self::tie_unit_ms`] (the begin of that unit); `None` where the board
-    /// does not know.
-    pub fn reached_ms(&self, order: Order) -> Option<u64> {
-        let ticks = order.0 & ((1 << self.time_bits) - 1);
-        self.tie_unit_ms().map(|unit| {
-            self.season_from_ms
-                .saturating_add(ticks.saturating_mul(unit))
-        })
     }
 
     /// Tells two laws apart: a snapshot of another law says nothing under this one.

@@ -2,7 +2,7 @@
 //! snapshot at once. For others the store is asked, for [`BoardSpec::store_wait_ms`](super::BoardSpec) at most; if it
 //! doesn't answer, the sketch estimates with a bound, as long as anybody knows her score.
 
-use super::kind::{BadPlayer, FRIENDS_MAX, PlayerId, RADIUS_MAX};
+use super::kind::{BadPlayer, FRIENDS_MAX, Kind, PlayerId, RADIUS_MAX};
 use super::order::Order;
 use super::page::{Freshness, Moved, Page, View};
 use super::sketch::Estimate;
@@ -101,7 +101,7 @@ pub enum Around {
         neighbours: Neighbours,
         place: Place,
     },
-    /// She is outside, and the store did not answer: her own place alone.
+    /// She is outside, and the store did not answer, does not know her, or not yet her newest result: her own place alone.
     Alone(Place),
 }
 
@@ -160,22 +160,22 @@ impl Board {
                 freshness,
             }
         };
-        if let Ok(Some(neighbours)) = neighbours {
-            let at = neighbours
-                .members
-                .iter()
-                .position(|(who, _)| *who == own.player);
-            if let Some(at) = at {
-                let order = neighbours.members[at].1;
-                let rank = Rank::Store {
-                    place: neighbours.first + at as u64,
-                    order,
-                };
-                return Ok(Around::Store {
-                    neighbours,
-                    place: place(rank),
-                });
+        match neighbours {
+            Ok(Some(neighbours)) => {
+                let mut places = (neighbours.first..).zip(&neighbours.members);
+                let own = places.find(|(_, (who, _))| *who == own.player);
+                if let Some((at, &(_, order))) = own
+                    && self.newer(pending, order).is_none()
+                {
+                    let rank = Rank::Store { place: at, order };
+                    return Ok(Around::Store {
+                        neighbours,
+                        place: place(rank),
+                    });
+                }
             }
+            Ok(None) if pending.is_none() => return Ok(Around::Alone(place(Rank::Absent))),
+            Ok(None) | Err(Unavailable) => {}
         }
         // The store had its chance; a second wait would double the bound.
         let rank = self.guess(&snapshot, own, pending);
@@ -209,8 +209,11 @@ impl Board {
         let orders = orders.ok().filter(|orders| orders.len() == asked.len());
         for (at, (player, pending)) in outside.into_iter().enumerate() {
             let rank = match (pending, orders.as_ref().map(|orders| orders[at])) {
-                (Some(order), _) => self.about(&snapshot, order, true),
-                (None, Some(Some(order))) => self.about(&snapshot, order, false),
+                (pending, Some(Some(order))) => match self.newer(pending, order) {
+                    Some(pending) => self.about(&snapshot, pending, true),
+                    None => self.about(&snapshot, order, false),
+                },
+                (Some(pending), _) => self.about(&snapshot, pending, true),
                 (None, Some(None)) => Rank::Absent,
                 (None, None) => self.remember(&snapshot, player.as_str(), None),
             };
@@ -227,23 +230,6 @@ impl Board {
         })
     }
 
-    /// What place `order` would have, from the snapshot alone: "what would 4,200 points bring?"
-    pub fn would_be(&self, order: Order) -> Option<Estimate> {
-        let snapshot = self.snapshot()?;
-        let better = snapshot.index_of(order, "");
-        if better < snapshot.len() || snapshot.len() as u64 == snapshot.total() {
-            let place = better as u64 + 1;
-            return Some(Estimate {
-                place,
-                low: place,
-                high: place,
-            });
-        }
-        snapshot
-            .sketch()
-            .estimate(order, snapshot.len() as u64, snapshot.total())
-    }
-
     async fn place_of(&self, snapshot: &Snapshot, own: &Own) -> Rank {
         let player = own.player.as_str();
         let pending = match self.in_top(snapshot, player) {
@@ -251,10 +237,9 @@ impl Board {
             Err(pending) => pending,
         };
         match self.ask(|store| store.standing(player)).await {
-            Ok(Standing::At { place, order }) => match pending {
-                // The store doesn't have her better result yet.
-                Some(pending) if pending < order => self.about(snapshot, pending, true),
-                _ => Rank::Store { place, order },
+            Ok(Standing::At { place, order }) => match self.newer(pending, order) {
+                Some(pending) => self.about(snapshot, pending, true),
+                None => Rank::Store { place, order },
             },
             Ok(Standing::Absent) => match pending {
                 Some(pending) => self.about(snapshot, pending, true),
@@ -282,6 +267,15 @@ impl Board {
             place: entry.place,
             order: entry.order,
             pending: false,
+        })
+    }
+
+    /// Her pending standing, if what the store says is of before it.
+    fn newer(&self, pending: Option<Order>, store: Order) -> Option<Order> {
+        pending.filter(|pending| match self.law().kind() {
+            Kind::Best(_) => *pending < store,
+            // A loss makes it worse.
+            Kind::Sum(_) | Kind::Decayed { .. } => *pending != store,
         })
     }
 
@@ -322,6 +316,10 @@ impl Board {
     fn about(&self, snapshot: &Snapshot, order: Order, pending: bool) -> Rank {
         let (top, total) = (snapshot.len() as u64, snapshot.total());
         let estimate = snapshot.sketch().estimate(order, top, total);
+        let estimate = match pending {
+            true => estimate.map(Estimate::apart),
+            false => estimate,
+        };
         Rank::About {
             order,
             estimate,

@@ -76,6 +76,8 @@ pub struct Page {
     to: usize,
     next: Option<String>,
     fresh: Freshness,
+    /// Somebody's writes are merged in, if there are any.
+    pub(super) viewed: bool,
 }
 
 impl Page {
@@ -200,6 +202,7 @@ impl Board {
             to,
             next,
             fresh,
+            viewed: viewer.is_some(),
         }
     }
 
@@ -284,6 +287,7 @@ impl Board {
             to,
             next: None,
             fresh,
+            viewed: true,
         }
     }
 }

@@ -42,6 +42,15 @@ impl Estimate {
         }
     }
 
+    /// The same for one who is not counted where she will be: behind the pivots she is one more, before them one less.
+    pub(super) fn apart(self) -> Self {
+        Self {
+            low: self.low.saturating_sub(1).max(1),
+            high: self.high.saturating_add(1),
+            ..self
+        }
+    }
+
     /// Places by which the estimate can be off.
     pub fn error(&self) -> u64 {
         (self.high - self.place).max(self.place - self.low)
@@ -126,7 +135,8 @@ impl Sketch {
         let before = self.pivots.partition_point(|pivot| pivot.order < order);
         let behind = self.pivots.partition_point(|pivot| pivot.order <= order);
         let low = before.checked_sub(1).and_then(|at| self.pivots.get(at));
-        let low = low.map_or(top + 1, |pivot| pivot.place + 1);
+        // Foreign bytes may say any place.
+        let low = low.map_or(top + 1, |pivot| pivot.place.saturating_add(1));
         let high = self
             .pivots
             .get(behind)

@@ -95,7 +95,10 @@ impl Query {
                     }
                     query.players.push(player("player", value, true)?);
                 }
-                _ => return Err(BadQuery::Unknown(decode(name, true)?)),
+                _ => {
+                    let name = decode(name, true)?;
+                    return Err(BadQuery::Unknown(name.chars().take(64).collect()));
+                }
             }
         }
         Ok(query)

@@ -107,6 +107,9 @@ async fn a_page_that_is_hers_alone_is_private() {
     // Somebody without pending writes gets everybody's page.
     let another = get(&board, "top", "viewer=p21", NOW).await;
     assert_eq!(another.body, shared.body);
+    assert_eq!(another.header("etag"), shared.header("etag"));
+    // Which nobody keeps for her: after her next result it would hide that.
+    assert_eq!(another.header("cache-control"), Some("private, no-cache"));
 }
 
 #[tokio::test]
@@ -151,8 +154,10 @@ async fn refusals_have_a_status_and_a_reason() {
         assert_eq!(body(&answer)["reason"], reason, "{path}?{query}");
         assert_eq!(answer.header("retry-after").is_some(), status == 503);
     }
-    let unknown = body(&get(&board, "top", "ofset=4", NOW).await);
-    assert!(unknown["error"].as_str().unwrap().contains("ofset"));
+    let unknown = format!("ofset{}=4", "x".repeat(40_000));
+    let unknown = body(&get(&board, "top", &unknown, NOW).await);
+    let error = unknown["error"].as_str().unwrap();
+    assert!(error.contains("ofset") && error.len() < 200, "{error}");
     let cold = tests::board(best());
     let answer = get(&cold, "top", "", NOW).await;
     assert_eq!(

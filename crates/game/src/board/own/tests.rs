@@ -1,7 +1,7 @@
 use super::*;
 use crate::board::kind::BoardSpec;
 use crate::board::sketch::Sketch;
-use crate::board::tests::{self, NOW, Pending, best, of, score, snapshot};
+use crate::board::tests::{self, NOW, Pending, best, of, score};
 use std::sync::Mutex;
 use tokio::time::Instant;
 
@@ -341,16 +341,64 @@ async fn every_read_obeys_the_limit_of_age() {
     assert_eq!(board.metrics().refused_stale, 3);
 }
 
-#[test]
-fn a_score_can_be_placed_before_it_is_reached() {
-    let board = of(5_000, BoardSpec { top: 100, ..best() });
-    let law = board.law();
-    let place = |score| board.would_be(law.order(score, NOW).unwrap()).unwrap();
-    assert_eq!((place(20_000_000).place, place(20_000_000).error()), (1, 0));
-    let outside = place(score(3_000));
-    assert!((outside.low..=outside.high).contains(&3_001));
-    let empty = tests::board(best());
-    assert_eq!(empty.would_be(Order::BEST), None);
-    empty.publish(snapshot(&empty, 1, &[])).unwrap();
-    assert_eq!(empty.would_be(Order::BEST).unwrap().place, 1);
+#[tokio::test(start_paused = true)]
+async fn her_own_result_is_not_taken_back_by_what_the_store_says_of_before_it() {
+    let (board, _store) = wired(Some(Duration::from_millis(1)));
+    let better = board.law().order(score(2_000), NOW).unwrap();
+    Pending::on(&board).write("p3000", better);
+    let Around::Alone(place) = board.around(&own("p3000"), 3, NOW).await.unwrap() else {
+        panic!("the store's neighbours are those of her former place");
+    };
+    assert_eq!(place.rank.order(), Some(better));
+    let Around::Alone(place) = board.around(&own("nobody"), 3, NOW).await.unwrap() else {
+        panic!("the store doesn't know her");
+    };
+    assert_eq!(place.rank, Rank::Absent);
+    // A loss that the store doesn't have yet.
+    let sums = BoardSpec {
+        top: 100,
+        ..tests::spec(Kind::Sum(crate::board::Better::Higher))
+    };
+    let board = Arc::new(of(5_000, sums));
+    let store = Store {
+        board: Arc::clone(&board),
+        players: 5_000,
+        delay: Some(Duration::from_millis(1)),
+        memory: Mutex::default(),
+    };
+    board.attach_reader(Arc::new(store));
+    let worse = board.law().order(score(4_000), NOW).unwrap();
+    Pending::on(&board).write("p50", worse);
+    assert!(matches!(
+        rank(&board, "p50").await,
+        Rank::About { order, pending: true, .. } if order == worse
+    ));
+}
+
+/// Everybody moves once to anywhere: her true place is within the bounds, which count her where she was.
+#[tokio::test(start_paused = true)]
+async fn who_moves_is_within_the_bounds_that_count_her_where_she_was() {
+    let (players, top) = (1_500, 20);
+    let board = of(players, BoardSpec { top, ..best() });
+    let pending = Pending::on(&board);
+    let order = |at: u64| board.law().order(score(at), NOW).unwrap().bits();
+    for from in [0, 5, 400, 1_005, 1_400] {
+        for to in (990..1_030).chain([from, top as u64, players - 1]) {
+            for beside in [-1, 1] {
+                let player = format!("p{from}");
+                let moved = Order::from_bits(order(to).saturating_add_signed(beside)).unwrap();
+                pending.write(&player, moved);
+                let others = (0..players).filter(|at| *at != from);
+                let place = 1 + others.filter(|at| order(*at) < moved.bits()).count() as u64;
+                let told = match board.rank(&own(&player), NOW).await.unwrap().rank {
+                    Rank::About {
+                        estimate: Some(told),
+                        ..
+                    } => told.low..=told.high,
+                    rank => rank.place().unwrap()..=rank.place().unwrap(),
+                };
+                assert!(told.contains(&place), "{place} in {told:?}: {from} to {to}");
+            }
+        }
+    }
 }

@@ -144,6 +144,41 @@ fn the_largest_snapshot_fits_a_file() {
     }
 }
 
+/// Whatever a lying replica says, everything can be asked.
+fn reads(of: &Board, snapshot: Snapshot) {
+    let (len, total) = (snapshot.len() as u64, snapshot.total());
+    for pivot in snapshot.sketch().pivots() {
+        for bits in [pivot.order.bits(), pivot.order.bits() + 1] {
+            let order = Order::from_bits(bits).unwrap_or(Order::WORST);
+            let _ = snapshot.sketch().estimate(order, len, total);
+        }
+    }
+    let board = board(of.spec().clone());
+    board.publish(snapshot).unwrap();
+    let page = board
+        .page(&crate::board::PageQuery::default(), NOW)
+        .unwrap();
+    assert_eq!(board.page_answer(&page, None).status, 200);
+}
+
+#[test]
+fn a_sketch_that_says_impossible_places_panics_nowhere() {
+    let board = of(40, BoardSpec { top: 30, ..best() });
+    let mut body = encode(&board.snapshot().unwrap())[HEADER_BYTES..].to_vec();
+    let last = body.len() - 16;
+    body[last..last + 8].copy_from_slice(&u64::MAX.to_le_bytes());
+    reads(&board, read(&board, &framed(&body)).unwrap());
+}
+
+fn framed(body: &[u8]) -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
+    out.push(FORMAT);
+    out.extend((body.len() as u32).to_le_bytes());
+    out.extend(xxhash_rust::xxh3::xxh3_64(body).to_le_bytes());
+    out.extend(body);
+    out
+}
+
 proptest! {
     #[test]
     fn no_bytes_panic(
@@ -158,13 +193,10 @@ proptest! {
         let at = at % body.len();
         let end = (at + with.len()).min(body.len());
         body.splice(at..end, with);
-        let mut forged = bytes[..9].to_vec();
-        forged.extend((body.len() as u32).to_le_bytes());
-        forged.extend(xxhash_rust::xxh3::xxh3_64(&body).to_le_bytes());
-        forged.extend(body);
-        if let Ok(snapshot) = read(&board, &forged) {
+        if let Ok(snapshot) = read(&board, &framed(&body)) {
             prop_assert!(snapshot.entries().len() <= 30);
             prop_assert!(snapshot.bytes() <= board.spec().bytes_max);
+            reads(&board, snapshot);
         }
     }
 }
