@@ -343,7 +343,14 @@ spec:
     let (app, app_lane) = (echo(at(room), "room").await?, echo(at(lane), "lane").await?);
     let of = |ip| format!("play=udp://{}", at(ip));
     let _room = mesh.sidecar("room", "v1", room, &["--app", &of(room)])?;
-    let labels = ["--app", &of(lane), "--labels", "lane=dev-li"];
+    let labels = [
+        "--app",
+        &of(lane),
+        "--labels",
+        "lane=dev-li",
+        "--drain",
+        "1s",
+    ];
     let mut in_lane = mesh.sidecar("room", "v1", lane, &labels)?;
     mesh.registered("room", at(room)).await?;
     mesh.registered("room", at(lane)).await?;
@@ -376,7 +383,7 @@ spec:
         }
     }
     // With nobody in the lane the baseline stands in.
-    in_lane.kill();
+    in_lane.terminate(READY_MAX).await?;
     app_lane.abort();
     mesh.withdrawn("room", at(lane)).await?;
     for ip in [ours, theirs] {
