@@ -157,10 +157,11 @@ pub fn identity(directory: &Path) -> Result<ReplicaId, LogError> {
     }
 }
 
+type PathOf = fn(&Path, u64) -> PathBuf;
+
 /// Removes the files of generations before `generation`.
 pub fn remove_before(directory: &Path, generation: u64) -> Result<(), LogError> {
-    let kinds: [(&str, fn(&Path, u64) -> PathBuf); 2] =
-        [("segment", segment_path), ("checkpoint", checkpoint_path)];
+    let kinds: [(&str, PathOf); 2] = [("segment", segment_path), ("checkpoint", checkpoint_path)];
     for (kind, path) in kinds {
         for old in generations(directory, kind)? {
             if old < generation {

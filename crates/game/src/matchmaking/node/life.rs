@@ -49,6 +49,8 @@ pub(super) struct Life {
 }
 
 /// What a turn of life leaves.
+// One at a time, moved a few times in a process's life.
+#[allow(clippy::large_enum_variant)]
 enum Turn {
     /// The log and the ledger agree; go on with them.
     Whole(Replica),
@@ -324,7 +326,7 @@ impl Life {
         ledger: Ledger,
         grant: Grant,
         replica: ReplicaId,
-    ) -> Result<(JoinHandle<Ended>, JoinHandle<()>, JoinHandle<()>), String> {
+    ) -> Result<Running, String> {
         let clock = Clock::start(ledger.now_ms());
         let (sender, messages) = mpsc::channel();
         let (log_work, work) = mpsc::channel::<LogWork>();
@@ -381,6 +383,9 @@ impl Life {
         Ok((thread, keeper, renewing))
     }
 }
+
+/// The owner's thread, its log's, and what renews its lease.
+type Running = (JoinHandle<Ended>, JoinHandle<()>, JoinHandle<()>);
 
 /// The standby's disk: each thing that the owner ships, then how far that is.
 fn keep(
