@@ -185,18 +185,6 @@ impl Mesh {
         self.traffic.clone()
     }
 
-    /// Says that new sessions shall go elsewhere, or may come again. False: a sidecar does that, when it is told to stop.
-    pub fn set_draining(&self, draining: bool) -> bool {
-        let Some(registration) = &self.registration else {
-            return false;
-        };
-        registration.set_traffic(match draining {
-            true => phalanx_model::instance::State::Draining,
-            false => phalanx_model::instance::State::Accepting,
-        });
-        true
-    }
-
     /// Withdraws what this process registered, and waits at most `within` until that is acknowledged; false when it was not.
     pub async fn leave(mut self, within: Duration) -> bool {
         match self.registration.take() {

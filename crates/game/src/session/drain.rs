@@ -332,7 +332,7 @@ pub struct Step {
     pub moved: Vec<Moved>,
     /// Nobody has them any more: their players log in anew.
     pub lost: Vec<Key>,
-    /// Not handed over yet, because nobody takes them or the directory does not answer.
+    /// Not handed over yet, because nobody (else) takes them or the directory does not answer.
     pub stuck: usize,
 }
 
@@ -404,7 +404,7 @@ impl<D: Directory> Drain<D> {
     ) -> Step {
         let mut step = Step::default();
         for key in self.rooms.due(now) {
-            match heir(&key).filter(|to| *to != self.me) {
+            match heir(&key) {
                 Some(to) => self.hand_over(&key, &to, &mut step).await,
                 None => step.stuck += 1,
             }
@@ -478,6 +478,10 @@ impl<D: Directory> Drain<D> {
         let Some(epoch) = self.rooms.get(key).map(|room| room.epoch) else {
             return;
         };
+        if *to == self.me {
+            step.stuck += 1;
+            return;
+        }
         match self.directory.move_to(key, to, epoch).await {
             Ok(seat) => self.lost(key, Some(seat), step),
             Err(DirectoryError::Conflict(seat)) => self.lost(key, seat.map(|seat| *seat), step),

@@ -135,17 +135,21 @@ impl Table {
         (!over).then(|| seat(key, held))
     }
 
-    /// An instance takes nothing new, or does again.
+    /// An instance takes nothing new, or does again. Where [`CLOSED_MAX`] are closed, those without a seat are forgotten: most
+    /// of them are long gone.
     ///
     /// # Errors
-    /// [`DirectoryError::Full`]: [`CLOSED_MAX`] are closed.
+    /// [`DirectoryError::Full`]
     pub fn close(&mut self, instance: &Instance, closed: bool) -> Result<(), DirectoryError> {
         if !closed {
             self.closed.remove(instance);
             return Ok(());
         }
         if self.closed.len() >= CLOSED_MAX && !self.closed.contains(instance) {
-            return Err(DirectoryError::Full);
+            self.closed.retain(|closed| self.of.contains_key(closed));
+            if self.closed.len() >= CLOSED_MAX {
+                return Err(DirectoryError::Full);
+            }
         }
         self.closed.insert(instance.clone());
         Ok(())
@@ -169,11 +173,6 @@ impl Table {
     /// How many seats an instance has.
     pub fn count_of(&self, instance: &Instance) -> usize {
         self.of.get(instance).map_or(0, BTreeSet::len)
-    }
-
-    /// Keys of an instance, in order.
-    pub fn keys_of(&self, instance: &Instance) -> impl Iterator<Item = &Key> {
-        self.of.get(instance).into_iter().flatten()
     }
 
     pub fn len(&self) -> usize {
