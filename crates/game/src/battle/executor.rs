@@ -65,7 +65,9 @@ impl Executor {
             let processor = index.checked_rem(processors.len());
             let processor = processor.and_then(|at| processors.get(at).copied());
             executor.spawn(&format!("{}-{index}", shared.options.name), move || {
-                if let Err(error) = affinity::step_back(shared.options.nice) {
+                if shared.options.nice > 0
+                    && let Err(error) = affinity::step_back(shared.options.nice)
+                {
                     tracing::warn!(%error, "a thread of the executor keeps its priority");
                 }
                 let _ = ready.send(processor.map_or(Ok(()), affinity::pin));

@@ -193,6 +193,7 @@ fn a_large_fight_does_not_keep_its_memory() {
 fn threads_may_be_tied_to_processors() {
     let (executor, kind) = actors(Options {
         pin: true,
+        nice: 3,
         ..patient(2)
     });
     for at in 0..20 {

@@ -207,5 +207,6 @@ fn no_answer_is_lost_or_given_twice() {
     let metrics = executor.metrics();
     assert_eq!(metrics.ended_in_all(), THREADS * each, "{:?}", metrics.ends);
     assert_eq!(metrics.work, Duration::ZERO, "all accounted for");
-    assert_eq!(metrics.queued, 0);
+    // Fights whose callers left are passed over when their turn comes.
+    until("the queues are empty", || executor.metrics().queued == 0);
 }

@@ -24,7 +24,7 @@ pub struct Options {
     /// Whether each thread stays on one processor. Off: another process' bursts would hit one core's queue only.
     pub pin: bool,
     /// Levels of niceness of these threads, 0 to 19. Above 0 the async runtime's threads go first when both want a processor:
-    /// what arrives is taken in, and what is done is answered, while fights compute. 5
+    /// what arrives is taken in, and what is done is answered, while fights compute.
     pub nice: u8,
     /// By [`Class`]: live, sweep, check.
     pub classes: [ClassOptions; CLASSES],
@@ -70,7 +70,7 @@ impl Default for Options {
             name: "battle",
             cores: 0,
             pin: false,
-            nice: 5,
+            nice: 0,
             classes: [class(70, 5), class(20, 50), class(10, 200)],
             interval: Duration::from_millis(100),
             longest: Duration::from_secs(10),
