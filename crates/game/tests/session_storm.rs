@@ -6,7 +6,9 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use phalanx_game::dice::Dice;
-use phalanx_game::session::{AGAIN, Arrival, Budget, Claim, Governor, Stage, Verdict, Why};
+use phalanx_game::session::{
+    AGAIN, Arrival, Budget, CLIENTS_MAX, Claim, Governor, Stage, Verdict, Why,
+};
 
 const START: Duration = Duration::from_secs(1_700_000_000);
 /// Between the server and a client.
@@ -396,6 +398,39 @@ fn a_storm_during_another_follows_it() {
     // Whoever came back since is told nothing.
     let later = governor.arrive(at(6), &pass(at(6))).unwrap();
     assert!(matches!(later, Verdict::Admit { .. }));
+}
+
+#[test]
+fn strangers_leave_places_to_others_and_whoever_gets_none_is_told_a_time_to_come() {
+    let budgets = [Budget {
+        region: "eu".into(),
+        per_second: 1_000,
+    }];
+    let mut governor = Governor::try_new(&budgets, 1).unwrap();
+    let mut book = |stage, from: usize| {
+        let places = (from..).take_while(|client| {
+            let booked = governor.book(START, 0, stage, *client as u64);
+            booked.unwrap().is_some()
+        });
+        places.count()
+    };
+    let strangers = book(Stage::Browsing, 0);
+    assert_eq!(strangers, CLIENTS_MAX * 3 / 4);
+    assert_eq!(book(Stage::InBattle, strangers), CLIENTS_MAX - strangers);
+    let mut clients = 1_000_000_u64..;
+    let told = clients.find_map(|client| {
+        let arrival = Arrival {
+            client,
+            region: 0,
+            claim: in_battle(START),
+        };
+        match governor.arrive(START, &arrival).unwrap() {
+            Verdict::Admit { .. } => None,
+            Verdict::Wait { at, why } => Some((at, why)),
+        }
+    });
+    let (at, why) = told.unwrap();
+    assert!(why == Why::Full && at >= START + AGAIN, "{why:?} at {at:?}");
 }
 
 #[test]

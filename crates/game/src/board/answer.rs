@@ -13,7 +13,7 @@
 mod json;
 mod query;
 
-use super::page::{Freshness, Page};
+use super::page::{Audience, Freshness, Page};
 use super::{Around, Board, ReadError};
 use bytes::Bytes;
 use query::{Query, Read};
@@ -121,10 +121,10 @@ impl Board {
         let mut headers = freshness(&fresh, self);
         headers.push((
             "cache-control",
-            match page.viewed {
+            match page.of {
+                Audience::Everybody => max_age(&fresh),
                 // What she writes next has to show in it.
-                true => PRIVATE.into(),
-                false => max_age(&fresh),
+                Audience::Viewer | Audience::Her => PRIVATE.into(),
             },
         ));
         if matches(if_none_match, &etag) {

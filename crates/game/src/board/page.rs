@@ -76,8 +76,16 @@ pub struct Page {
     to: usize,
     next: Option<String>,
     fresh: Freshness,
-    /// Somebody's writes are merged in, if there are any.
-    pub(super) viewed: bool,
+    pub(super) of: Audience,
+}
+
+/// Whose a page is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Audience {
+    Everybody,
+    /// As everybody's, until she writes.
+    Viewer,
+    Her,
 }
 
 impl Page {
@@ -112,9 +120,9 @@ impl Page {
         &self.view.snapshot
     }
 
-    /// Rows differ from the version's own: they are this viewer's.
+    /// Its rows, or which rows they are, are this viewer's.
     pub fn is_personal(&self) -> bool {
-        self.view.moved.is_some()
+        self.of == Audience::Her
     }
 
     pub(super) fn range(&self) -> (usize, usize) {
@@ -195,6 +203,11 @@ impl Board {
             };
             next.text(&self.spec().name, viewer)
         });
+        let of = match (&view.moved, viewer) {
+            (Some(_), _) => Audience::Her,
+            (None, Some(_)) => Audience::Viewer,
+            (None, None) => Audience::Everybody,
+        };
         Page {
             view,
             law: *self.law(),
@@ -202,7 +215,7 @@ impl Board {
             to,
             next,
             fresh,
-            viewed: viewer.is_some(),
+            of,
         }
     }
 
@@ -287,7 +300,7 @@ impl Board {
             to,
             next: None,
             fresh,
-            viewed: true,
+            of: Audience::Her,
         }
     }
 }

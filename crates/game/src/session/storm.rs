@@ -418,7 +418,8 @@ impl Region {
             }
             None => {
                 self.metrics.full += 1;
-                let at = self.calendar.ends(now, stage) + jitter;
+                // It may be clients that there are too many of, and not slots that are full.
+                let at = self.calendar.ends(stage).max(now + AGAIN) + jitter;
                 Verdict::Wait { at, why: Why::Full }
             }
         }

@@ -113,6 +113,19 @@ async fn a_page_that_is_hers_alone_is_private() {
 }
 
 #[tokio::test]
+async fn the_rows_around_somebody_are_never_kept_as_a_page() {
+    let board = of(30, best());
+    let own = crate::board::Own::new("p5").unwrap();
+    let Ok(Around::Top(page)) = board.around(&own, 5, NOW).await else {
+        panic!("in the top");
+    };
+    let around = board.page_answer(&page, None);
+    assert_eq!(around.header("cache-control"), Some("private, no-cache"));
+    let shared = body(&get(&board, "top", "limit=11", NOW).await);
+    assert!(shared["next"].is_string(), "there are more");
+}
+
+#[tokio::test]
 async fn refusals_have_a_status_and_a_reason() {
     let board = of(
         30,
