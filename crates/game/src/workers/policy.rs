@@ -15,7 +15,7 @@ pub const TICK: Duration = Duration::from_millis(250);
 /// Decides how many workers there should be.
 pub trait Policy: Send {
     /// Asked every [`TICK`] or so, with a `now` (since any fixed start) that doesn't go back. The size that comes back is
-    /// within [`bounds`](Policy::bounds) whatever the sample says.
+    /// within [`bounds`](Policy::bounds) whatever the sample says. If it panics, the pool keeps its size.
     fn wanted(&mut self, sample: &Sample, now: Duration) -> Wanted;
 
     fn bounds(&self) -> Bounds;

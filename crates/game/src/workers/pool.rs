@@ -121,7 +121,11 @@ impl<J: Send + 'static> Workers<J> {
             started: Instant::now(),
             options,
         });
-        tokio::spawn(control(Arc::clone(&shared), policy, Arc::new(run), ending));
+        let ending = Ending {
+            shared: Arc::clone(&shared),
+            _ended: ending,
+        };
+        tokio::spawn(control(ending, policy, Arc::new(run)));
         Self { shared, ended }
     }
 
@@ -423,17 +427,26 @@ async fn panics(future: impl Future<Output = ()>) -> bool {
     .await
 }
 
-/// Owns the workers; ends when the pool is closed and the last of them has ended.
-async fn control<J, F, Fut>(
+/// However the pool's task ends, nobody submits jobs to workers that aren't there, and whoever drains hears of it.
+struct Ending<J> {
     shared: Arc<Shared<J>>,
-    mut policy: impl Policy,
-    run: Arc<F>,
-    _ending: watch::Sender<()>,
-) where
+    _ended: watch::Sender<()>,
+}
+
+impl<J> Drop for Ending<J> {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+/// Owns the workers; ends when the pool is closed and the last of them has ended.
+async fn control<J, F, Fut>(ending: Ending<J>, mut policy: impl Policy, run: Arc<F>)
+where
     J: Send + 'static,
     F: Fn(J) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {
+    let shared = &ending.shared;
     let mut dice = Dice::new(shared.options.seed.unwrap_or_else(|| fastrand::u64(..)));
     let mut crew = JoinSet::new();
     let bounds = policy.bounds();
@@ -442,20 +455,20 @@ async fn control<J, F, Fut>(
         size: bounds.clamp(start),
         reason: Reason::Steady,
     };
-    hire(&shared, &run, &mut crew, shared.order(wanted));
+    hire(shared, &run, &mut crew, shared.order(wanted));
     let mut next = Instant::now() + part_of(policy.every(), &mut dice);
     loop {
         tokio::select! {
             () = sleep_until(next) => {
                 let fewest = TICK - TICK / JITTER;
                 next = Instant::now() + fewest + part_of(TICK * 2 / JITTER, &mut dice);
-                let more = ask(&shared, &mut policy);
-                hire(&shared, &run, &mut crew, more);
+                let more = ask(shared, &mut policy);
+                hire(shared, &run, &mut crew, more);
             }
             Some(joined) = crew.join_next() => {
                 if joined.is_err() {
                     tracing::error!(pool = %shared.options.name, "worker lost; another takes its place");
-                    hire(&shared, &run, &mut crew, 1);
+                    hire(shared, &run, &mut crew, 1);
                 }
             }
         }
@@ -478,8 +491,15 @@ fn ask<J>(shared: &Shared<J>, policy: &mut impl Policy) -> u32 {
             .meter
             .sample(queue, state.busy, state.wanted.size, now)
     };
-    let mut wanted = policy.wanted(&sample, now);
-    wanted.size = policy.bounds().clamp(wanted.size);
+    let asked = catch_unwind(AssertUnwindSafe(|| {
+        let wanted = policy.wanted(&sample, now);
+        let size = policy.bounds().clamp(wanted.size);
+        Wanted { size, ..wanted }
+    }));
+    let Ok(wanted) = asked else {
+        tracing::error!(pool = %shared.options.name, "the policy panicked; the size stays");
+        return 0;
+    };
     if wanted.size != sample.size {
         tracing::info!(
             pool = %shared.options.name,

@@ -204,7 +204,7 @@ impl Pool {
     fn arrive(&mut self, job: Job) {
         self.meter.arrived();
         self.part.arrived += 1;
-        self.part.service += job.service;
+        self.part.service = self.part.service.saturating_add(job.service);
         if self.busy < self.size {
             self.begin(job);
         } else {

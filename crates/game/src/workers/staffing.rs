@@ -71,7 +71,7 @@ impl Default for StaffingOptions {
             grow_step: 8,
             short: Duration::from_secs(6),
             long: Duration::from_secs(60),
-            hold: Duration::from_secs(60),
+            hold: Duration::from_secs(50),
             band_workers: 2,
             band_part: 0.05,
             clumping: 1.0,

@@ -187,6 +187,55 @@ async fn a_panic_is_counted_and_its_worker_kept() {
     assert_eq!((metrics.workers, metrics.busy), (1, 0));
 }
 
+/// Panics as soon as anybody has come.
+struct Faulty;
+
+impl Policy for Faulty {
+    fn wanted(&mut self, sample: &Sample, _now: Duration) -> Wanted {
+        assert!(sample.arrival_rate == 0.0, "a fault of the policy");
+        Wanted {
+            size: sample.size,
+            reason: Reason::Steady,
+        }
+    }
+
+    fn bounds(&self) -> Bounds {
+        Bounds::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_panics_costs_no_job() {
+    let pool = sleepers(options(10), Faulty);
+    for _ in 0..50 {
+        pool.submit(SECOND).unwrap();
+        sleep(SECOND / 20).await;
+    }
+    let drained = pool.drain(LONG).await;
+    assert_eq!((drained.unstarted.len(), drained.running), (0, 0));
+    assert_eq!(pool.metrics().counts.done, 50);
+}
+
+#[test]
+fn a_pool_whose_runtime_is_gone_takes_no_jobs() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let pool = runtime.block_on(async {
+        let (_, policy) = told(2);
+        let pool = sleepers(options(2), policy);
+        pool.submit(LONG).unwrap();
+        until(&pool, |m| m.busy == 1).await;
+        pool
+    });
+    drop(runtime);
+    let refused = pool.submit(SECOND).unwrap_err();
+    assert_eq!((refused.why, refused.job), (Why::Draining, SECOND));
+    let metrics = pool.metrics();
+    assert_eq!((metrics.workers, metrics.counts.panicked), (0, 1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn no_job_is_lost_or_run_twice_however_the_size_jumps() {
     const JOBS: u64 = 3000;
