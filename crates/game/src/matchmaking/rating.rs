@@ -94,6 +94,8 @@ pub enum RatingError {
     },
     #[error("beta {0} is out of bounds (0, {RATING_MAX}]")]
     Beta(f64),
+    #[error("these ratings are out of all proportion to beta {0}: there is no result to reckon")]
+    Proportion(f64),
 }
 
 /// The ratings after a result. `places[i]` is the place of `teams[i]`: 1 has won, equal places drew. The answer has the
@@ -117,14 +119,20 @@ pub fn update(
         .map(|(team, place)| (team.as_slice(), MultiTeamOutcome::new(*place as usize)))
         .collect();
     let rated = weng_lin::weng_lin_multi_team(&ranked, &scale.config());
-    Ok(rated
+    let after: Vec<Vec<Rating>> = rated
         .into_iter()
         .map(|team| {
             team.into_iter()
                 .map(|player| Rating::new(player.rating, player.uncertainty))
                 .collect()
         })
-        .collect())
+        .collect();
+    // Where its exponentials overflow, the model has no number to give.
+    if after.iter().flatten().all(Rating::is_sound) {
+        Ok(after)
+    } else {
+        Err(RatingError::Proportion(scale.beta))
+    }
 }
 
 /// How likely each team is to win, in the order of `teams`; the sum is 1.
@@ -132,7 +140,12 @@ pub fn expected(teams: &[Vec<Rating>], scale: &Scale) -> Result<Vec<f64>, Rating
     scale.check()?;
     let theirs = converted(teams)?;
     let sides: Vec<_> = theirs.iter().map(Vec::as_slice).collect();
-    Ok(weng_lin::expected_score_multi_team(&sides, &scale.config()))
+    let chances = weng_lin::expected_score_multi_team(&sides, &scale.config());
+    if chances.iter().all(|chance| chance.is_finite()) {
+        Ok(chances)
+    } else {
+        Err(RatingError::Proportion(scale.beta))
+    }
 }
 
 fn converted(teams: &[Vec<Rating>]) -> Result<Vec<Vec<WengLinRating>>, RatingError> {
@@ -198,6 +211,16 @@ mod tests {
         let after = update(&teams, &[1, 1], &Scale::default()).unwrap();
         assert!((after[0][0].mu - 25.0).abs() < 1e-9);
         assert!((after[1][0].mu - 25.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn ratings_that_the_scale_was_not_made_for_are_refused_and_never_become_nan() {
+        let teams = vec![vec![Rating::new(1_500.0, 2.0); 5]; 2];
+        let out = RatingError::Proportion(Scale::default().beta);
+        assert_eq!(update(&teams, &[1, 2], &Scale::default()), Err(out.clone()));
+        assert_eq!(expected(&teams, &Scale::default()), Err(out));
+        let elo = Scale { beta: 200.0 };
+        assert!(update(&teams, &[1, 2], &elo).is_ok());
     }
 
     #[test]

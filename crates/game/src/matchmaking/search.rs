@@ -138,7 +138,7 @@ pub struct Search {
     age: Ordered<Age>,
     pools: Pools,
     backfills: Vec<Offered>,
-    /// Slots that came or reached a later step, and aren't known there yet.
+    /// Slots that came or reached a later step, and aren't known there yet: each once.
     due: VecDeque<u32>,
     last_ms: Option<u64>,
     brownout: Brownout,
@@ -226,7 +226,11 @@ impl Search {
         self.age.insert((ticket.enqueued_ms, ticket.id.0, slot));
         // Where it stands at the last tick's time; the next tick brings it to its step.
         self.promote(slot, self.last_ms.unwrap_or(0));
-        self.due.push_back(slot);
+        let hot = &mut self.hot[slot as usize];
+        if !hot.is_due() {
+            hot.set_due(true);
+            self.due.push_back(slot);
+        }
         Ok(())
     }
 
@@ -329,8 +333,9 @@ impl Search {
             + self.pools.bytes()
     }
 
-    fn slot(&mut self, hot: Hot, cold: Cold) -> u32 {
+    fn slot(&mut self, mut hot: Hot, cold: Cold) -> u32 {
         if let Some(slot) = self.free.pop() {
+            hot.set_due(self.hot[slot as usize].is_due());
             self.hot[slot as usize] = hot;
             self.cold[slot as usize] = cold;
             return slot;
@@ -347,7 +352,7 @@ impl Search {
         self.age.remove(&(ticket.enqueued_ms, ticket.id.0, slot));
         let hot = &mut self.hot[slot as usize];
         self.pools.remove(hot, slot);
-        *hot = Hot::gone();
+        *hot = hot.gone();
         self.free.push(slot);
         Some(ticket)
     }
@@ -370,6 +375,7 @@ impl Search {
             let Some(slot) = self.due.pop_front() else {
                 break;
             };
+            self.hot[slot as usize].set_due(false);
             if self.promote(slot, now) {
                 stirred += 1;
                 self.scratch.spend(PROMOTE_COST);
@@ -395,7 +401,13 @@ impl Search {
             let from = last.checked_sub(step.after_ms).map_or(0, |from| from + 1);
             let climbing = self.age.up(&(from, 0, 0));
             let climbing = climbing.take_while(|(enqueued, _, _)| *enqueued <= to);
-            self.due.extend(climbing.map(|(_, _, slot)| slot));
+            for (_, _, slot) in climbing {
+                let hot = &mut self.hot[slot as usize];
+                if !hot.is_due() {
+                    hot.set_due(true);
+                    self.due.push_back(slot);
+                }
+            }
         }
     }
 

@@ -19,6 +19,9 @@ use super::ticket::{Ticket, TicketId};
 /// How long a run goes on after the last arrival, unless told otherwise.
 pub const TAIL_MS: u64 = 300_000;
 
+/// A run ends after this time at the latest, whatever its arrivals say: a month.
+pub const SPAN_MAX_MS: u64 = 31 * 86_400_000;
+
 /// How a run is made.
 #[derive(Clone, Copy, Debug)]
 pub struct Course {
@@ -66,7 +69,7 @@ pub struct Report {
 
 const VIOLATIONS_MAX: usize = 8;
 
-/// Runs arrivals (by time) through the search.
+/// Runs arrivals (by time) through the search, for [`SPAN_MAX_MS`] at most.
 pub fn run(rules: &Arc<MatchRules>, arrivals: &[Arrival], course: &Course) -> Report {
     let mut twin = Twin::new(rules, course);
     let Some(first) = arrivals.first() else {
@@ -76,7 +79,9 @@ pub fn run(rules: &Arc<MatchRules>, arrivals: &[Arrival], course: &Course) -> Re
     let last = arrivals.last().map_or(0, |last| last.ticket.enqueued_ms);
     let mut arrivals = arrivals.iter().peekable();
     let mut now = first.ticket.enqueued_ms;
-    let end = last.saturating_add(course.tail_ms);
+    let end = last
+        .saturating_add(course.tail_ms)
+        .min(now.saturating_add(SPAN_MAX_MS));
     loop {
         while let Some(arrival) = arrivals.next_if(|next| next.ticket.enqueued_ms <= now) {
             twin.arrive(arrival);
@@ -87,7 +92,13 @@ pub fn run(rules: &Arc<MatchRules>, arrivals: &[Arrival], course: &Course) -> Re
         if is_over || now >= end {
             return twin.report(now);
         }
-        now += period;
+        let mut periods = 1;
+        // Nothing happens until somebody comes.
+        if let Some(next) = arrivals.peek().filter(|_| twin.search.is_empty()) {
+            let idle = next.ticket.enqueued_ms.min(end).saturating_sub(now);
+            periods = idle.div_ceil(period).max(1);
+        }
+        now = now.saturating_add(period.saturating_mul(periods));
     }
 }
 

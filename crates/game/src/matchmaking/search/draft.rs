@@ -9,6 +9,10 @@ use crate::matchmaking::ticket::{BackfillId, RegionIndex, Ticket};
 
 /// Swaps that even out teams, per match.
 const ROUNDS_MAX: usize = 16;
+/// Seats looked at to see whether swapped players fit, per match.
+const LOOKS_MAX: u64 = 20_000;
+/// So many of them are one operation.
+const LOOKS_PER_OPERATION: u64 = 8;
 /// Parts of the penalty: a score of 0 is this much.
 const WORST: u64 = 1_000_000;
 
@@ -119,10 +123,10 @@ impl Draft {
         self.judge(rules, now_ms, spread, imbalance);
     }
 
-    /// Swaps parties of the same size between the strongest and the weakest team while that evens them out. Gives the
-    /// swaps looked at.
+    /// Swaps parties of the same size between the strongest and the weakest team while that evens them out. Gives what
+    /// was looked at.
     pub fn even_out(&mut self, rules: &MatchRules) -> u64 {
-        let mut looked = 0;
+        let (mut looked, mut looks) = (0, 0);
         if self.teams.len() < 2 || rules.team_size() == 1 {
             return looked;
         }
@@ -137,8 +141,12 @@ impl Draft {
             let swaps = self.swaps(one, two, apart);
             looked += (self.teams[one].len() * self.teams[two].len() + self.teams.len()) as u64;
             let is_done = !swaps.iter().any(|(_, i, j)| {
+                if looks > LOOKS_MAX {
+                    return false;
+                }
                 self.swap(one, *i, two, *j);
-                let fits = self.is_seated(rules, one) && self.is_seated(rules, two);
+                let fits = self.is_seated(rules, one, &mut looks)
+                    && self.is_seated(rules, two, &mut looks);
                 if !fits {
                     self.swap(one, *i, two, *j);
                 }
@@ -148,7 +156,7 @@ impl Draft {
                 break;
             }
         }
-        looked
+        looked + looks / LOOKS_PER_OPERATION
     }
 
     /// Swaps that bring two teams nearer to each other than `apart`, the best first.
@@ -173,9 +181,9 @@ impl Draft {
         std::mem::swap(&mut front[low][i], &mut back[0][j]);
     }
 
-    /// True if the team's players fit its seats.
-    pub fn is_seated(&self, rules: &MatchRules, team: usize) -> bool {
-        rules.spec().roles.is_empty() || seat(rules, &self.teams[team]).is_some()
+    /// True if the team's players fit its seats; `looks` grows by the seats looked at.
+    pub fn is_seated(&self, rules: &MatchRules, team: usize, looks: &mut u64) -> bool {
+        rules.spec().roles.is_empty() || seat(rules, &self.teams[team], looks).is_some()
     }
 
     /// True if the teams' largest parties differ by no more than `gap`.
@@ -196,13 +204,13 @@ impl Draft {
 }
 
 /// The role of each player of a team, or none if they don't fit.
-fn seat(rules: &MatchRules, team: &[Member]) -> Option<Vec<Option<u8>>> {
+fn seat(rules: &MatchRules, team: &[Member], looks: &mut u64) -> Option<Vec<Option<u8>>> {
     let mut seating = Seating::team(rules.seats());
-    let players = team.iter().flat_map(|member| &member.ticket.players);
-    for player in players {
-        if !seating.add(player.roles.0, ANY_TEAM) {
-            return None;
-        }
+    let mut players = team.iter().flat_map(|member| &member.ticket.players);
+    let fits = players.all(|player| seating.add(player.roles.0, ANY_TEAM));
+    *looks += seating.looked;
+    if !fits {
+        return None;
     }
     Some(seating.places().into_iter().map(|(_, role)| role).collect())
 }
@@ -225,7 +233,8 @@ impl Search {
         let (backfill, roles) = match draft.open {
             Some(open) => (Some(open.id), open.roles),
             None if has_roles => {
-                let seats = |team: &Vec<Member>| seat(&self.rules, team).unwrap_or_default();
+                let seats =
+                    |team: &Vec<Member>| seat(&self.rules, team, &mut 0).unwrap_or_default();
                 (None, draft.teams.iter().map(seats).collect())
             }
             None => (None, Vec::new()),

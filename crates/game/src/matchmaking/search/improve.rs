@@ -37,11 +37,12 @@ impl Search {
         // Swaps help only matches that overlap, or could be more even.
         for (i, j) in pairs(one, two) {
             let (a, b) = (&one.teams[i.0][i.1], &two.teams[j.0][j.1]);
-            if a.size() != b.size() {
-                continue;
-            }
             if self.scratch.is_spent() {
                 return;
+            }
+            self.scratch.spend(1);
+            if a.size() != b.size() {
+                continue;
             }
             self.scratch.spend(cost);
             let before = (one.penalty, two.penalty);
@@ -73,8 +74,8 @@ impl Search {
         two.judge_match(&self.rules, now);
         one.penalty + two.penalty < before.0 + before.1
             && one.penalty.max(two.penalty) <= before.0.max(before.1)
-            && one.is_seated(&self.rules, teams.0)
-            && two.is_seated(&self.rules, teams.1)
+            && one.is_seated(&self.rules, teams.0, &mut 0)
+            && two.is_seated(&self.rules, teams.1, &mut 0)
     }
 }
 

@@ -16,7 +16,7 @@ const FINE_PER_CELL: usize = FINE / CELLS;
 const ROLE_SETS: usize = 1 << ROLES_MAX;
 const NO_LANE: u16 = u16::MAX;
 
-const WAITING: u8 = 1;
+const DUE: u8 = 1;
 const PLACED: u8 = 2;
 const PENDING: u8 = 4;
 
@@ -65,14 +65,15 @@ impl Hot {
             fine: 0,
             step: 0,
             size,
-            flags: WAITING,
+            flags: 0,
             able,
             enqueued_ms: ticket.enqueued_ms,
             latency: rules.latency(ticket),
         }
     }
 
-    pub fn gone() -> Self {
+    /// What its slot is once it left; a slot that is due stays so.
+    pub fn gone(&self) -> Self {
         Self {
             value: 0,
             regions: 0,
@@ -80,7 +81,7 @@ impl Hot {
             fine: 0,
             step: 0,
             size: 0,
-            flags: 0,
+            flags: self.flags & DUE,
             able: [0; ROLES_MAX],
             enqueued_ms: 0,
             latency: [0; REGIONS_MAX],
@@ -90,6 +91,19 @@ impl Hot {
     /// True once the pools have it.
     pub fn is_placed(&self) -> bool {
         self.flags & PLACED != 0
+    }
+
+    /// True if its slot is in the queue of those to be brought to their step.
+    pub fn is_due(&self) -> bool {
+        self.flags & DUE != 0
+    }
+
+    pub fn set_due(&mut self, due: bool) {
+        if due {
+            self.flags |= DUE;
+        } else {
+            self.flags &= !DUE;
+        }
     }
 
     /// True if it was to be looked at when operations ran out.
@@ -284,7 +298,7 @@ impl Pools {
                 pool.stir(hot.fine, rung);
             }
         }
-        hot.flags |= WAITING | PLACED;
+        hot.flags |= PLACED;
         hot.step = step;
         hot.regions = regions;
     }

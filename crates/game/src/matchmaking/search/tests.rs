@@ -280,6 +280,21 @@ fn a_waiting_ticket_costs_less_than_five_hundred_bytes() {
 }
 
 #[test]
+fn who_comes_and_goes_between_two_ticks_leaves_nothing_behind() {
+    let rules = spec(2, 1).check().unwrap().shared();
+    let mut search = Search::new(rules);
+    let come_and_go = |search: &mut Search, times: u64| {
+        for at in 0..times {
+            search.insert(alone(at, 20.0, START)).unwrap();
+            search.remove(TicketId(at)).unwrap();
+        }
+        search.bytes()
+    };
+    let once = come_and_go(&mut search, 10);
+    assert_eq!(come_and_go(&mut search, 5_000), once);
+}
+
+#[test]
 fn with_few_operations_everybody_is_looked_at_all_the_same() {
     for seed in 0..rounds(5) {
         let mut dice = Dice::new(seed);

@@ -4,6 +4,7 @@ use std::io::{self, BufRead, Read, Write};
 
 use serde::{Deserialize, Serialize};
 
+use super::SPAN_MAX_MS;
 use crate::dice::Dice;
 use crate::matchmaking::rating::Rating;
 use crate::matchmaking::rules::MatchRules;
@@ -42,6 +43,8 @@ pub enum TwinError {
     Long { line: usize },
     #[error("the recording has more than {ARRIVALS_MAX} arrivals")]
     Many,
+    #[error("the recording spans {0} ms, at most {SPAN_MAX_MS} are run")]
+    Span(u64),
 }
 
 /// Recorded arrivals, one JSON object per line (empty lines are passed over), sorted by time.
@@ -72,6 +75,11 @@ pub fn read(mut from: impl BufRead) -> Result<Vec<Arrival>, TwinError> {
         arrivals.push(arrival);
     }
     arrivals.sort_by_key(|arrival| (arrival.ticket.enqueued_ms, arrival.ticket.id));
+    let at = |arrival: Option<&Arrival>| arrival.map_or(0, |arrival| arrival.ticket.enqueued_ms);
+    let span = at(arrivals.last()) - at(arrivals.first());
+    if span > SPAN_MAX_MS {
+        return Err(TwinError::Span(span));
+    }
     Ok(arrivals)
 }
 
@@ -134,13 +142,13 @@ impl Synthetic {
         let mut dice = Dice::new(self.seed);
         let count = (self.per_s.max(0.0) * self.seconds as f64) as usize;
         let count = count.min(ARRIVALS_MAX);
-        let span = (self.seconds * 1_000).max(1);
+        let span = self.seconds.saturating_mul(1_000).clamp(1, SPAN_MAX_MS);
         let mut times: Vec<u64> = (0..count).map(|_| dice.below(span)).collect();
         times.sort_unstable();
         times
             .into_iter()
             .zip(1..)
-            .map(|(at, id)| self.arrival(rules, self.start_ms + at, id, &mut dice))
+            .map(|(at, id)| self.arrival(rules, self.start_ms.saturating_add(at), id, &mut dice))
             .collect()
     }
 
@@ -162,21 +170,22 @@ impl Synthetic {
                     false => Rating::new((mu * 1e3).round() / 1e3, sigma as f64 / 1e3),
                 };
                 Player {
-                    id: id * 32 + at,
+                    id: id.wrapping_mul(32) + at,
                     rating,
                     roles: self.roles(rules, at as usize, dice),
                     latency_ms: latency(rules, home, dice),
                 }
             })
             .collect();
-        let patience = self.patience_s * 500 + dice.below(self.patience_s * 1_000 + 1);
+        let most = self.patience_s.saturating_mul(1_000).min(SPAN_MAX_MS);
+        let patience = most / 2 + dice.below(most + 1);
         Arrival {
             ticket: Ticket {
                 id: TicketId(id),
                 players,
                 enqueued_ms: at_ms,
             },
-            leaves_ms: (self.patience_s > 0).then_some(at_ms + patience),
+            leaves_ms: (self.patience_s > 0).then_some(at_ms.saturating_add(patience)),
         }
     }
 

@@ -75,6 +75,38 @@ fn a_recording_comes_back_and_one_that_is_broken_names_its_line() {
         read(long.as_slice()),
         Err(TwinError::Long { line: 1 })
     ));
+    let mut ages = text.clone();
+    let mut late = arrivals[0].clone();
+    late.ticket.enqueued_ms = u64::MAX;
+    write([&late], &mut ages).unwrap();
+    assert!(matches!(read(ages.as_slice()), Err(TwinError::Span(_))));
     assert!(read(&b""[..]).unwrap().is_empty());
     assert_eq!(run(&rules(1.0), &[], &Course::default()).arrived, 0);
+}
+
+#[test]
+fn an_idle_week_is_passed_over_and_no_course_lasts_for_ever() {
+    let at = |enqueued_ms: u64, id: u64| Arrival {
+        ticket: Ticket {
+            id: TicketId(id),
+            enqueued_ms,
+            ..arrivals()[0].ticket.clone()
+        },
+        leaves_ms: Some(enqueued_ms.saturating_add(1_000)),
+    };
+    let week = 7 * 86_400_000;
+    let course = Course::default();
+    let report = run(&rules(1.0), &[at(0, 1), at(week, 2)], &course);
+    assert_eq!((report.arrived, report.left), (2, 2));
+    assert!(report.ticks < 100, "{report}");
+    let report = run(&rules(1.0), &[at(0, 1), at(u64::MAX, 2)], &course);
+    assert_eq!((report.arrived, report.left), (1, 1));
+    let extreme = Synthetic {
+        start_ms: u64::MAX - 5_000,
+        seconds: u64::MAX,
+        per_s: 1e-18,
+        patience_s: u64::MAX,
+        ..Synthetic::default()
+    };
+    assert_eq!(extreme.arrivals(&rules(1.0)).len(), 18);
 }
