@@ -422,7 +422,12 @@ fn strangers_leave_places_to_others_and_whoever_gets_none_is_told_a_time_to_come
         let arrival = Arrival {
             client,
             region: 0,
-            claim: in_battle(START),
+            claim: Claim::Pass {
+                stage: Stage::Loading,
+                issued: START,
+                earliest: Duration::ZERO,
+                spread: Duration::ZERO,
+            },
         };
         match governor.arrive(START, &arrival).unwrap() {
             Verdict::Admit { .. } => None,
