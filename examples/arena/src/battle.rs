@@ -31,6 +31,8 @@ pub const NAME: &str = "battle";
 
 /// Moves in one training.
 const MOVES_MAX: u32 = 64;
+/// How long one goes on where the caller says nothing.
+const TRAINING_MAX: Duration = Duration::from_secs(60);
 const PHYSICS_DEADLINE: Duration = Duration::from_secs(3);
 /// Operations of a fight: far more than any has.
 const FUEL: u64 = 10_000;
@@ -156,6 +158,7 @@ impl Battle for Arena {
         request: Request<Streaming<SparMove>>,
     ) -> Result<Response<Self::SparStream>, Status> {
         let carried = Carried::from_metadata(request.metadata());
+        let within = budget(request.metadata()).unwrap_or(TRAINING_MAX);
         let (answers, stream) = mpsc::channel(1);
         let (physics, version) = (self.physics.clone(), self.version.clone());
         tokio::spawn(async move {
@@ -163,6 +166,9 @@ impl Battle for Arena {
             let ended = tokio::select! {
                 ended = train => ended,
                 () = answers.closed() => Ok(()),
+                () = tokio::time::sleep(within.min(TRAINING_MAX)) => {
+                    Err(Status::deadline_exceeded("the training took too long"))
+                }
             };
             if let Err(status) = ended {
                 let _ = answers.send(Err(status)).await;

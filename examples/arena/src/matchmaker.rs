@@ -283,6 +283,10 @@ struct Referee {
 impl Referee {
     /// From the proposal to the last word to its players.
     async fn play(&self, job: Match) {
+        // Whoever was to play it gave up before its turn came.
+        if job.tickets().all(lobby::Player::left) {
+            return;
+        }
         let match_id = format!("{:016x}", fastrand::u64(..));
         if let Err(status) = self.referee(&match_id, &job.seed, &job.opponent).await {
             job.fail(&status);
@@ -529,5 +533,39 @@ impl Leg {
     fn count(&mut self, round: &wire::Round) {
         self.rounds += 1;
         self.margin = i64::from(round.left_health) - i64::from(round.right_health);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_match_that_all_its_players_gave_up_is_not_fought() {
+        let nobody_calls = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        nobody_calls.set_nonblocking(true).unwrap();
+        let outbound = nobody_calls.local_addr().unwrap();
+        let referee = Referee {
+            battle: battle::client(outbound).unwrap(),
+            board: HttpClient::new(outbound, leaderboard::NAME),
+        };
+        let (events, gone) = mpsc::channel(EVENTS_MAX);
+        drop(gone);
+        let seed = Ticket {
+            fighter: Fighter {
+                player: "ann".into(),
+                rating: 1000,
+            },
+            carried: Carried::default(),
+            live: false,
+            events,
+        };
+        let opponent = Opponent::House(lobby::house(1000));
+        referee.play(Match { seed, opponent }).await;
+        let called = nobody_calls.accept().map(|_| ());
+        assert_eq!(
+            called.map_err(|error| error.kind()),
+            Err(std::io::ErrorKind::WouldBlock)
+        );
     }
 }

@@ -252,8 +252,12 @@ impl Training {
         let mut bodies = self.bodies.clone();
         if let Some(player) = bodies.first_mut() {
             let thrust = |milli: i32| i64::from(milli.clamp(-THRUST_MAX, THRUST_MAX)) * UNIT / 1000;
-            player.vx = (player.vx + thrust(step.thrust_x)).clamp(-SPEED_MAX, SPEED_MAX);
-            player.vy = (player.vy + thrust(step.thrust_y)).clamp(-SPEED_MAX, SPEED_MAX);
+            let faster = |speed: i64, by| {
+                let speed = speed.saturating_add(thrust(by));
+                speed.clamp(-SPEED_MAX, SPEED_MAX)
+            };
+            player.vx = faster(player.vx, step.thrust_x);
+            player.vy = faster(player.vy, step.thrust_y);
         }
         StepRequest { bodies }
     }
@@ -347,6 +351,20 @@ mod tests {
         };
         assert!(!critical(Rules::Classic));
         assert!(critical(Rules::Momentum));
+    }
+
+    #[test]
+    fn no_answer_of_physics_makes_a_player_too_fast() {
+        let mut training = Training::new();
+        for body in &mut training.bodies {
+            (body.vx, body.vy) = (i64::MAX, i64::MIN);
+        }
+        let thrust = SparMove {
+            thrust_x: i32::MAX,
+            thrust_y: i32::MIN,
+        };
+        let player = training.thrust(&thrust).bodies.remove(0);
+        assert_eq!((player.vx, player.vy), (SPEED_MAX, -SPEED_MAX));
     }
 
     #[test]

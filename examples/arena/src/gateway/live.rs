@@ -1,9 +1,12 @@
 //! The WebSocket: a player's messages one after another, each answered before the next one is read.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use axum::http::StatusCode;
 use phalanx_game::session::Stage;
+use tokio::time::timeout;
 use tokio_stream::StreamExt;
 
 use super::message::{ClientMessage, Problem, ServerMessage, Welcome};
@@ -14,6 +17,8 @@ use crate::proto::arena::v1::{PlayRequest, SparMove, play_event};
 
 /// In one training.
 const THRUSTS_MAX: usize = 64;
+/// Who takes a message no sooner is gone.
+const TAKEN_WITHIN: Duration = Duration::from_secs(10);
 
 /// Runs until the player goes or the gateway stops; a message that is being answered then is answered.
 pub async fn converse(
@@ -114,11 +119,11 @@ impl Talk<'_> {
             ClientMessage::Resume { token } => self.resume(&token).await,
             ClientMessage::Play {} => {
                 self.stage(Stage::InBattle);
-                let played = self.play().await;
+                let played = within(PLAY_DEADLINE, self.play()).await;
                 self.stage(Stage::Browsing);
                 played
             }
-            ClientMessage::Spar { thrusts } => self.spar(thrusts).await,
+            ClientMessage::Spar { thrusts } => within(BATTLE_DEADLINE, self.spar(thrusts)).await,
             ClientMessage::Board {} => Ok(ServerMessage::Board(
                 self.gateway.top(10, self.carried).await?,
             )),
@@ -260,5 +265,31 @@ impl Talk<'_> {
 
 async fn say(socket: &mut WebSocket, message: &ServerMessage) -> Result<(), axum::Error> {
     let text = serde_json::to_string(message).map_err(axum::Error::new)?;
-    socket.send(Message::text(text)).await
+    let sent = timeout(TAKEN_WITHIN, socket.send(Message::text(text))).await;
+    sent.map_err(axum::Error::new)?
+}
+
+/// A call's own deadline ends with its headers: this is the stream's.
+async fn within<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
+    let late = |_| {
+        let message = format!("no end within {limit:?}");
+        Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, message))
+    };
+    timeout(limit, answer).await.unwrap_or_else(late)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_has_no_end_is_a_timeout() {
+        let endless = std::future::pending::<Result<(), Refusal>>();
+        let refusal = within(Duration::from_millis(1), endless).await.unwrap_err();
+        assert_eq!(Problem::from(&refusal).status, 504);
+        assert_eq!(within(PLAY_DEADLINE, async { Ok(7) }).await.ok(), Some(7));
+    }
 }

@@ -318,6 +318,28 @@ async fn a_match_over_a_websocket_is_told_round_by_round() {
 }
 
 #[tokio::test]
+async fn a_training_without_moves_ends_when_the_callers_time_is_up() {
+    let game = start(None).await;
+    let mut client = battle::client(game.outbound).unwrap();
+    let mut ended = async || {
+        let moves = futures_util::stream::pending();
+        let request = Carried::default().request(moves, Duration::from_secs(1));
+        // An error: the machine took longer than that to begin.
+        let mut answers = client.spar(request).await.ok()?.into_inner();
+        Some(answers.message().await.unwrap_err().code())
+    };
+    let soon = async {
+        loop {
+            if let Some(code) = ended().await {
+                return code;
+            }
+        }
+    };
+    let code = tokio::time::timeout(Duration::from_secs(60), soon).await;
+    assert_eq!(code.unwrap(), tonic::Code::DeadlineExceeded);
+}
+
+#[tokio::test]
 async fn players_of_one_rating_meet_each_other_and_agree_on_the_result() {
     let game = start(None).await;
     // A match is made within milliseconds, so it may take more than one try until two players wait at once.
