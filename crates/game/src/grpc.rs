@@ -5,11 +5,12 @@
 //! | code | when |
 //! |---|---|
 //! | `INVALID_ARGUMENT` | a value is out of bounds; the message names it |
-//! | `NOT_FOUND` | no such board, ticket or match |
-//! | `ABORTED` | a page's version is gone: begin again without a token |
-//! | `FAILED_PRECONDITION` | the ticket, or the match, is in another state |
+//! | `NOT_FOUND` | no such board, shard, ticket or player |
+//! | `ALREADY_EXISTS` | the player has another ticket, or the id is that of another ticket or backfill |
+//! | `ABORTED` | a page's version is gone: begin again without a token; or the same result is being counted: ask again |
+//! | `FAILED_PRECONDITION` | the ticket, the match or the board is in another state, or takes no results here |
 //! | `RESOURCE_EXHAUSTED` | no room; `grpc-retry-pushback-ms` says when to come again, where it is known |
-//! | `UNAVAILABLE` | the board is older than allowed, or the shard has another owner: ask again, elsewhere |
+//! | `UNAVAILABLE` | the board has no version, or none as young as asked for; the shard has another owner: ask again, elsewhere |
 
 mod leaderboard;
 mod matchmaking;
@@ -26,6 +27,8 @@ use tonic::{Code, Status};
 /// Bytes of a request.
 pub const REQUEST_BYTES_MAX: usize = 64 << 10;
 
+/// Characters of a request that are told back.
+const NAMED_MAX: usize = 64;
 /// gRPC's own name for "not before".
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
@@ -36,6 +39,12 @@ fn pushed_back(message: String, wait: Option<Duration>) -> Status {
         metadata.insert(PUSHBACK, ms.into());
     }
     Status::with_metadata(Code::ResourceExhausted, message, metadata)
+}
+
+/// What somebody asked for, short enough for a message: it may be as long as a request.
+fn named(asked: &str) -> String {
+    let name: String = asked.chars().take(NAMED_MAX).collect();
+    format!("{name:?}")
 }
 
 /// A number that may be left out.

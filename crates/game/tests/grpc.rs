@@ -10,16 +10,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phalanx_game::board::memory::{Memory, MemoryOptions};
-use phalanx_game::board::{Better, Board, BoardSpec, Kind, now_ms};
+use phalanx_game::board::{Better, Board, BoardSpec, Kind, PlayerId, Reply, now_ms};
 use phalanx_game::grpc::wire::leaderboard_client::LeaderboardClient;
 use phalanx_game::grpc::wire::matchmaking_client::MatchmakingClient;
 use phalanx_game::grpc::wire::{self, freshness, gone, rank, ticket_state::Stage};
-use phalanx_game::grpc::{Boards, BoardsError, Served, Shards};
+use phalanx_game::grpc::{Boards, BoardsError, Scores, Served, Shards, SubmitError};
 use phalanx_game::matchmaking::{
     AllocateError, Allocates, Allocation, Allocator, Limits, LocalLease, Node, NodeConfig, Role,
     RulesSpec, Seal, Shard, ShardConfig,
 };
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tonic::transport::server::{Router, TcpIncoming};
 use tonic::transport::{Channel, Server};
 use tonic::{Code, Status, Streaming};
@@ -129,6 +130,58 @@ async fn results_are_counted_once_by_name_and_pages_hold_their_version() {
         Code::Aborted,
         "is gone",
     );
+}
+
+/// Counts at once, and says so when the gate is open: as a disk that is slow.
+struct Slow {
+    memory: Arc<Memory>,
+    gate: Semaphore,
+}
+
+impl Scores for Slow {
+    fn submit<'a>(
+        &'a self,
+        player: &'a PlayerId,
+        points: i64,
+        at_ms: u64,
+    ) -> Reply<'a, Result<(), SubmitError>> {
+        Box::pin(async move {
+            Scores::submit(&*self.memory, player, points, at_ms).await?;
+            drop(self.gate.acquire().await);
+            Ok(())
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_named_result_counts_once_though_its_call_was_given_up() {
+    let kills = memory("kills", Kind::Sum(Better::Higher), 100);
+    let slow = Arc::new(Slow {
+        memory: kills.clone(),
+        gate: Semaphore::new(0),
+    });
+    let served = Served {
+        board: kills.board().clone(),
+        scores: Some(slow.clone()),
+    };
+    let services = Server::builder()
+        .timeout(Duration::from_millis(100))
+        .add_service(Boards::try_new([served]).unwrap().into_server());
+    let mut client = LeaderboardClient::new(serve(services).await);
+    let five = result("kills", "ann", 5, "m1");
+    assert!(client.submit(five.clone()).await.is_err(), "given up");
+    slow.gate.add_permits(1);
+    let again = async {
+        loop {
+            // Aborted, while the first is being counted.
+            if client.submit(five.clone()).await.is_ok() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(LATE, again).await.expect("in time");
+    let order = kills.order("ann").unwrap();
+    assert_eq!(kills.board().law().score(order, now_ms()), 5.0);
 }
 
 #[tokio::test]
@@ -328,12 +381,28 @@ async fn what_a_board_does_not_take_is_named() {
         ..page
     };
     refused(client.page(forged).await, Code::InvalidArgument, "token");
+    let endless = "ä".repeat(30_000);
+    let nowhere = client.submit(result(&endless, "ann", 1, "")).await;
+    assert!(nowhere.as_ref().unwrap_err().message().len() < 200);
+    refused(nowhere, Code::NotFound, "ääää");
     let friends = wire::FriendsRequest {
         board: "best".into(),
         players: vec!["ann".into(); 201],
         max_age_ms: None,
     };
     refused(client.friends(friends).await, Code::InvalidArgument, "201");
+
+    let read_only = Boards::try_new([Served {
+        board: best.board().clone(),
+        scores: None,
+    }]);
+    let services = Server::builder().add_service(read_only.unwrap().into_server());
+    let mut reader = LeaderboardClient::new(serve(services).await);
+    refused(
+        reader.submit(result("best", "ann", 1, "")).await,
+        Code::FailedPrecondition,
+        "no results here",
+    );
 
     let twice = [&best, &best].map(|memory| Served {
         board: memory.board().clone(),
@@ -571,6 +640,12 @@ async fn what_a_shard_does_not_take_is_named() {
     let mut elsewhere = ticket(1, 1);
     elsewhere.shard = "raid/eu/v1".into();
     refused(client.enqueue(elsewhere).await, Code::NotFound, "raid");
+    let endless = wire::StatusRequest {
+        shard: "x".repeat(60_000),
+    };
+    let nowhere = client.status(endless).await;
+    assert!(nowhere.as_ref().unwrap_err().message().len() < 200);
+    refused(nowhere, Code::NotFound, "xxxx");
     let unknown = wire::WatchRequest {
         ticket: 77,
         ..wire::WatchRequest::default()
@@ -610,14 +685,12 @@ async fn what_a_shard_does_not_take_is_named() {
         room: "room-5".into(),
         ..wire::OpenBackfillRequest::default()
     };
-    assert!(
-        client
-            .open_backfill(open)
-            .await
-            .unwrap()
-            .into_inner()
-            .offered
-    );
+    // The same again is the same offer, whenever it comes.
+    for _ in 0..2 {
+        let offer = client.open_backfill(open.clone()).await.unwrap();
+        assert!(offer.into_inner().offered);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let close = wire::CloseBackfillRequest {
         backfill: 5,
         ..wire::CloseBackfillRequest::default()

@@ -292,8 +292,8 @@ type SubmitRequest struct {
 	Board  string                 `protobuf:"bytes,1,opt,name=board,proto3" json:"board,omitempty"`
 	Player string                 `protobuf:"bytes,2,opt,name=player,proto3" json:"player,omitempty"`
 	Points int64                  `protobuf:"zigzag64,3,opt,name=points,proto3" json:"points,omitempty"`
-	// Names this result for good: what comes again by the same name (of the same player) counts once, on a board of sums
-	// too. At most 64 bytes. Empty: a call that is repeated may count twice there.
+	// Names this result: what comes again by the same name (of the same player) counts once, on a board of sums too, as long
+	// as the process that took it remembers. At most 64 bytes. Empty: a call that is repeated may count twice there.
 	Id            string `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

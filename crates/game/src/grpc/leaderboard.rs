@@ -15,7 +15,7 @@ use wire::leaderboard_server::{Leaderboard, LeaderboardServer};
 use wire::rank::Source;
 
 use self::names::{Known, Names};
-use super::{REQUEST_BYTES_MAX, or_default, pushed_back};
+use super::{REQUEST_BYTES_MAX, named, or_default, pushed_back};
 use crate::board::memory::{Memory, MemoryError};
 use crate::board::{
     self, Around, BadPlayer, Board, Freshness, Neighbours, Order, Own, PageQuery, PlayerId, Rank,
@@ -105,7 +105,7 @@ pub enum BoardsError {
 }
 
 /// Several boards by their names.
-pub struct Boards(HashMap<String, Kept>);
+pub struct Boards(HashMap<String, Arc<Kept>>);
 
 struct Kept {
     board: Arc<Board>,
@@ -126,7 +126,7 @@ impl Boards {
                 scores: served.scores,
                 names: Mutex::default(),
             };
-            if known.insert(name.clone(), kept).is_some() {
+            if known.insert(name.clone(), Arc::new(kept)).is_some() {
                 return Err(BoardsError::Twice(name));
             }
             if known.len() > BOARDS_MAX {
@@ -141,9 +141,9 @@ impl Boards {
         LeaderboardServer::new(self).max_decoding_message_size(REQUEST_BYTES_MAX)
     }
 
-    fn find(&self, name: &str) -> Result<&Kept, Status> {
+    fn find(&self, name: &str) -> Result<&Arc<Kept>, Status> {
         let found = self.0.get(name);
-        found.ok_or_else(|| Status::not_found(format!("there is no board {name:?}")))
+        found.ok_or_else(|| Status::not_found(format!("there is no board {}", named(name))))
     }
 }
 
@@ -162,7 +162,7 @@ impl Leaderboard for Boards {
         }
         let counted = match request.id.as_str() {
             "" => kept.submit(&player, request.points).await.map(|()| true),
-            id => kept.submit_once(&player, request.points, id).await,
+            id => kept.submit_once(player, request.points, id).await,
         };
         let counted = counted?;
         Ok(Response::new(wire::SubmitResponse { counted }))
@@ -308,22 +308,27 @@ impl Kept {
     }
 
     /// False: a result by that name was counted before.
-    async fn submit_once(&self, player: &PlayerId, points: i64, id: &str) -> Result<bool, Status> {
-        let name = Names::of(player, id);
+    async fn submit_once(
+        self: &Arc<Self>,
+        player: PlayerId,
+        points: i64,
+        id: &str,
+    ) -> Result<bool, Status> {
+        let name = Names::of(&player, id);
         match self.names().take(name) {
             Known::Counted => return Ok(false),
             Known::UnderWay => return Err(Status::aborted("the same result is being counted")),
             Known::New => {}
         }
-        // A call that is given up leaves open whether it was counted; its name is free again.
         let mut turn = Turn {
-            kept: self,
+            kept: self.clone(),
             name,
             counted: false,
         };
-        self.submit(player, points).await?;
-        turn.counted = true;
-        Ok(true)
+        // A task, because a call that is given up may have its result counted all the same: the name waits for that.
+        let counting = tokio::spawn(async move { turn.count(&player, points).await });
+        let over = |_| Err(Status::internal("the result was not counted to its end"));
+        counting.await.unwrap_or_else(over)
     }
 
     fn names(&self) -> std::sync::MutexGuard<'_, Names> {
@@ -332,13 +337,21 @@ impl Kept {
 }
 
 /// Says how a named result ended, whatever ended it.
-struct Turn<'a> {
-    kept: &'a Kept,
+struct Turn {
+    kept: Arc<Kept>,
     name: u128,
     counted: bool,
 }
 
-impl Drop for Turn<'_> {
+impl Turn {
+    async fn count(&mut self, player: &PlayerId, points: i64) -> Result<bool, Status> {
+        self.kept.submit(player, points).await?;
+        self.counted = true;
+        Ok(true)
+    }
+}
+
+impl Drop for Turn {
     fn drop(&mut self) {
         self.kept.names().end(self.name, self.counted);
     }

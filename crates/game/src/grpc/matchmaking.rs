@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use phalanx_proto::phalanx::game::v1 as wire;
 use tokio::sync::mpsc;
@@ -15,7 +15,7 @@ use wire::look_request::Of;
 use wire::matchmaking_server::{Matchmaking, MatchmakingServer};
 use wire::ticket_state::Stage as WireStage;
 
-use super::{REQUEST_BYTES_MAX, pushed_back};
+use super::{REQUEST_BYTES_MAX, named, pushed_back};
 use crate::matchmaking::ledger::{CLASSES, How, Match, MatchId};
 use crate::matchmaking::rating::Rating;
 use crate::matchmaking::rules::MatchRules;
@@ -85,7 +85,7 @@ impl Shards {
             };
         }
         let found = self.0.get(key);
-        found.ok_or_else(|| Status::not_found(format!("there is no shard {key:?}")))
+        found.ok_or_else(|| Status::not_found(format!("there is no shard {}", named(key))))
     }
 }
 
@@ -225,10 +225,7 @@ impl One {
             region,
             rating: request.rating,
             open: open.collect::<Result<_, _>>()?,
-            since_ms: match request.since_ms {
-                0 => UNIX_EPOCH.elapsed().map_or(0, |now| now.as_millis() as u64),
-                since_ms => since_ms,
-            },
+            since_ms: request.since_ms,
         })
     }
 
@@ -424,8 +421,7 @@ fn seats_of(path: &str, seats: u32) -> Result<u8, Status> {
 }
 
 fn unknown(path: &str, what: &str, name: &str) -> Status {
-    let name: String = name.chars().take(64).collect();
-    Status::invalid_argument(format!("{path}: the rules have no {what} {name:?}"))
+    Status::invalid_argument(format!("{path}: the rules have no {what} {}", named(name)))
 }
 
 fn ms(time: Duration) -> u64 {

@@ -104,8 +104,8 @@ pub struct SubmitRequest {
     pub player: ::prost::alloc::string::String,
     #[prost(sint64, tag = "3")]
     pub points: i64,
-    /// Names this result for good: what comes again by the same name (of the same player) counts once, on a board of sums
-    /// too. At most 64 bytes. Empty: a call that is repeated may count twice there.
+    /// Names this result: what comes again by the same name (of the same player) counts once, on a board of sums too, as long
+    /// as the process that took it remembers. At most 64 bytes. Empty: a call that is repeated may count twice there.
     #[prost(string, tag = "4")]
     pub id: ::prost::alloc::string::String,
 }

@@ -38,7 +38,7 @@ pub enum Request {
         ticket: TicketId,
     },
     /// Offers open seats of a running match, which is at `room`. An offer ends when its seats are matched; what is still
-    /// open then is offered again.
+    /// open then is offered again. Its `since_ms` nought: since the offer came.
     OpenBackfill {
         backfill: Backfill,
         room: String,

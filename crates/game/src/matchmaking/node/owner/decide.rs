@@ -336,12 +336,15 @@ impl<R> Owner<R> {
 
     fn open_backfill(
         &mut self,
-        backfill: Backfill,
+        mut backfill: Backfill,
         room: String,
         now: Now,
         out: &mut Vec<Output<R>>,
     ) -> Result<Answer, Defect> {
         if let Some(open) = self.ledger.backfill(backfill.id) {
+            if backfill.since_ms == 0 {
+                backfill.since_ms = open.backfill.since_ms;
+            }
             return Ok(match open.room == room && open.backfill == backfill {
                 true => Ok(offered(true)),
                 false => Err(Refusal::OtherBackfill(backfill.id)),
@@ -363,6 +366,9 @@ impl<R> Owner<R> {
             return Ok(Err(Refusal::BackfillsFull { max }));
         }
         let at_ms = self.clock(now);
+        if backfill.since_ms == 0 {
+            backfill.since_ms = at_ms;
+        }
         out.push(Output::Search(Command::Offer(backfill.clone())));
         let entry = Entry::BackfillOpened {
             backfill,
