@@ -12,7 +12,8 @@ use super::order::{Order, Refused};
 use super::sketch::{Pivot, Sketch};
 use super::snapshot::{Builder, Version};
 use super::{
-    Board, Neighbours, Overlay, Reply, Standing, StoreReader, StoreState, Unavailable, now_ms,
+    Board, Neighbours, Overlay, PublishError, Reply, Standing, StoreReader, StoreState,
+    Unavailable, now_ms,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,8 +168,9 @@ impl Memory {
                 state.published_ms = now_ms;
                 state.dirty = false;
             }
-            // A newer one came from elsewhere, or the season is over.
+            // A newer one came from elsewhere, or the season is over: nothing of it will be.
             Ok(Err(error)) => {
+                state.dirty &= !matches!(error, PublishError::Final(_));
                 tracing::warn!(board = self.board.spec().name, %error, "not published")
             }
             Err(error) => tracing::error!(board = self.board.spec().name, %error, "no snapshot"),
@@ -382,6 +384,19 @@ mod tests {
         let board = Arc::downgrade(memory.board());
         drop(memory);
         assert!(board.upgrade().is_none());
+    }
+
+    #[test]
+    fn nothing_is_pending_on_a_board_whose_season_is_over() {
+        let memory = memory(Kind::Best(Better::Higher), 10, MemoryOptions::default());
+        memory.submit("ann", 10, NOW).unwrap();
+        let board = memory.board();
+        let version = board.snapshot().unwrap().version().next();
+        let last = Builder::new(board.spec(), board.law(), version, NOW);
+        board.publish(last.last(true).build().unwrap()).unwrap();
+        memory.submit("bob", 12, NOW).unwrap();
+        memory.tick(now_ms());
+        assert_eq!(memory.store.pending("bob", None, NOW), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::kind::{BadPlayer, FRIENDS_MAX, Kind, PlayerId, RADIUS_MAX};
 use super::order::Order;
 use super::page::{Freshness, Moved, Page, View};
 use super::sketch::Estimate;
-use super::snapshot::{Snapshot, Version};
+use super::snapshot::Snapshot;
 use super::{Board, Neighbours, ReadError, Reply, Standing, StoreReader, StoreState, Unavailable};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -83,12 +83,6 @@ pub struct Place {
     pub rank: Rank,
     pub snapshot: Arc<Snapshot>,
     pub freshness: Freshness,
-}
-
-impl Place {
-    pub fn version(&self) -> Version {
-        self.snapshot.version()
-    }
 }
 
 /// The players around one.

@@ -83,7 +83,6 @@ pub struct Snapshot {
     confirmed_ms: AtomicU64,
     tag: u64,
     total: u64,
-    wanted: usize,
     last: bool,
     orders: Box<[Order]>,
     /// Where each name begins in `names`; one more than there are entries.
@@ -158,11 +157,6 @@ impl Snapshot {
 
     pub fn is_empty(&self) -> bool {
         self.orders.is_empty()
-    }
-
-    /// Places that the specification asked for; more than [`Self::len`] if the board has fewer members or bytes ran out.
-    pub fn wanted(&self) -> usize {
-        self.wanted
     }
 
     /// The season is over: no later snapshot replaces this one, and it doesn't grow old.

@@ -269,10 +269,6 @@ impl Rooms {
         self.rooms.get(key)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&Key, &Room)> {
-        self.rooms.iter()
-    }
-
     pub fn len(&self) -> usize {
         self.rooms.len()
     }
@@ -468,10 +464,6 @@ impl<D: Directory> Drain<D> {
 
     pub fn rooms_mut(&mut self) -> &mut Rooms {
         &mut self.rooms
-    }
-
-    pub fn directory(&self) -> &D {
-        &self.directory
     }
 
     async fn hand_over(&mut self, key: &Key, to: &Instance, step: &mut Step) {

@@ -138,7 +138,6 @@ impl Builder {
             tag: 0,
             confirmed_ms: AtomicU64::new(self.as_of_ms),
             total,
-            wanted: self.wanted,
             last: self.last,
             slots: vec![FREE_SLOT; slots(self.orders.len())].into(),
             orders: self.orders.into(),
