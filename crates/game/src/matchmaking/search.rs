@@ -14,13 +14,15 @@
 //!   of its youngest ticket in one region: exactly so for players who came alone, with or without roles, and for parties
 //!   without roles in matches of up to four teams of five. Of parties with roles the [`PARTY_NEAREST`] nearest of each size
 //!   on both sides are considered, in [`SEATINGS_MAX`] arrangements.
-//! - *Nobody younger goes first.* A ticket loses a partner only to an open seat of a running match or to an older ticket
+//! - *Nobody younger goes first*, unless the older was put off. A ticket loses a partner only to an open seat of a running match or to an older ticket
 //!   that sought its own match; there are ever fewer of those, so that nobody starves.
 //! - A party is in one team, whole; a ticket is in one proposal; everybody's latency, window and roles hold; nobody is
 //!   lost ([`verify`] checks a proposal independently).
 //!
 //! When a tick's operations run out, three quarters went to the oldest and one quarter to a cursor that goes round, so
-//! that every pending ticket is looked at within a bounded number of ticks.
+//! that every pending ticket is looked at within a bounded number of ticks. A ticket whose search takes more than a
+//! hundredth of a tick's operations is put off, and gets what it needs after the others: a crowd that looks as if it could
+//! be seated, and can't, doesn't hold up whoever can.
 
 mod assemble;
 mod draft;
@@ -435,6 +437,8 @@ impl Search {
                 seeds.push(age);
             }
         }
+        // Whoever is known to cost more than a share lets the others go first.
+        seeds.sort_by_key(|age| self.hot[age.2 as usize].is_hard());
         let total = self.scratch.limit();
         let mut at = 0;
         // The cursor's quarter is kept back only while there is a backlog.
@@ -449,6 +453,7 @@ impl Search {
             at += 1;
         }
         self.scratch.set_limit(total);
+        seeds[at..].sort();
         let rest = &seeds[at..];
         let start = self
             .cursor
@@ -482,10 +487,13 @@ impl Search {
             return;
         }
         report.examined += 1;
+        self.scratch.next_seed(self.hot[slot as usize].is_hard());
         let found = self.seek(slot);
         // Cut short: it must come back.
         let is_cut = found.is_none() && self.scratch.is_cut();
-        self.hot[slot as usize].set_pending(is_cut);
+        let hot = &mut self.hot[slot as usize];
+        hot.set_pending(is_cut);
+        hot.set_hard(is_cut);
         if let Some(draft) = found {
             self.claim(&draft);
             drafts.push(draft);

@@ -14,12 +14,19 @@ const PARTNERS_MAX: usize = 16;
 pub(super) const LANE_COST: u64 = 12;
 /// Operations that the last seed of a tick may spend beyond the limit.
 const OVERDRAFT: u64 = 100_000;
+/// Part of a tick's operations that one seed may spend, unless it is known to need more; and the least that this is.
+const SHARE: u64 = 100;
+const SHARE_MIN: u64 = 1_000;
 
 /// Of a tick: what it may spend, and memory that is used again.
 #[derive(Debug)]
 pub(super) struct Scratch {
     pub now_ms: u64,
     limit: u64,
+    /// Where who is seeking now must stop.
+    stop: u64,
+    /// What one seed may spend.
+    share: u64,
     pub spent: u64,
     pub plans: PlanBook,
     pub seeds: Vec<super::Age>,
@@ -99,6 +106,8 @@ impl Scratch {
         Self {
             now_ms: 0,
             limit: 0,
+            stop: u64::MAX,
+            share: 0,
             spent: 0,
             plans: PlanBook::new(rules),
             seeds: Vec::new(),
@@ -117,6 +126,8 @@ impl Scratch {
     pub fn begin(&mut self, now_ms: u64, operations: u64) {
         self.now_ms = now_ms;
         self.limit = operations;
+        self.stop = u64::MAX;
+        self.share = (operations / SHARE).max(SHARE_MIN);
         self.spent = 0;
         self.plans.begin();
     }
@@ -142,9 +153,18 @@ impl Scratch {
         self.spent >= self.limit
     }
 
+    /// To be said before a seed seeks: those that are known to need more than a share come last, and get what is left.
+    pub fn next_seed(&mut self, is_hard: bool) {
+        self.stop = if is_hard {
+            u64::MAX
+        } else {
+            self.spent.saturating_add(self.share)
+        };
+    }
+
     /// True if even who is seeking must stop: whoever began may finish, within reason.
     pub fn is_cut(&self) -> bool {
-        self.spent >= self.limit.saturating_add(OVERDRAFT)
+        self.spent >= self.limit.saturating_add(OVERDRAFT).min(self.stop)
     }
 }
 

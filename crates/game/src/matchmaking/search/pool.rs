@@ -19,6 +19,7 @@ const NO_LANE: u16 = u16::MAX;
 const DUE: u8 = 1;
 const PLACED: u8 = 2;
 const PENDING: u8 = 4;
+const HARD: u8 = 8;
 
 /// What the search reads most of a ticket: one line of the processor's cache.
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +110,19 @@ impl Hot {
     /// True if it was to be looked at when operations ran out.
     pub fn is_pending(&self) -> bool {
         self.flags & PENDING != 0
+    }
+
+    /// True if its last search cost more than its share.
+    pub fn is_hard(&self) -> bool {
+        self.flags & HARD != 0
+    }
+
+    pub fn set_hard(&mut self, hard: bool) {
+        if hard {
+            self.flags |= HARD;
+        } else {
+            self.flags &= !HARD;
+        }
     }
 
     pub fn set_pending(&mut self, pending: bool) {

@@ -149,6 +149,43 @@ fn five_against_five_with_parties_and_roles_keeps_every_rule() {
 }
 
 #[test]
+fn a_crowd_that_cant_be_seated_doesnt_hold_up_whoever_can() {
+    let mut spec = spec(2, 5);
+    for (name, seats) in [("tank", 1), ("healer", 1), ("damage", 2)] {
+        spec.roles.push(RoleSeats {
+            name: name.to_owned(),
+            seats,
+        });
+    }
+    let mut world = World::new(spec);
+    // Enough for every role by count; but of those who could play damage, all but one have to tank or heal.
+    let plays = |id: u64, roles: &[&[usize]]| {
+        let mut ticket = party(id, &vec![20.0; roles.len()], START - 60_000);
+        for (player, roles) in ticket.players.iter_mut().zip(roles) {
+            player.roles = Roles::of(roles);
+        }
+        ticket
+    };
+    for id in 0..20 {
+        world.insert(plays(id, &[&[0, 1], &[0, 1]]));
+        world.insert(plays(100 + id, &[&[0, 1]]));
+        world.insert(plays(200 + id, &[&[0], &[1], &[0, 1, 2]]));
+    }
+    world.insert(plays(300, &[&[2]]));
+    for id in 1_000..1_050 {
+        world.insert(alone(id, 60.0 + (id % 10) as f64 / 100.0, START));
+    }
+    let mut matches = 0;
+    for _ in 0..8 {
+        world.now += 100;
+        let (proposals, _) = world.tick(Some(100_000));
+        let ids = |proposal: &Proposal| proposal.tickets().all(|id| id.0 >= 1_000);
+        matches += proposals.iter().filter(|proposal| ids(proposal)).count();
+    }
+    assert_eq!(matches, 5);
+}
+
+#[test]
 fn five_friends_meet_friends_first_and_strangers_after_a_while() {
     let mut spec = spec(2, 5);
     spec.party.gap = Widening {
