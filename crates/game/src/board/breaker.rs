@@ -13,7 +13,8 @@ use crate::dice::Dice;
 pub struct BreakerConfig {
     /// Calls that ended longer ago than this no longer count.
     pub window: Duration,
-    /// Fewer calls than this in the window open nothing, whatever their share of failures.
+    /// Fewer calls than this in the window open nothing, whatever their share of failures. So many failures in a row open
+    /// it, however long each of them took.
     pub volume_min: u32,
     /// The share of failures in the window, in percent, at which it opens. At least 1 is meant.
     pub failures_percent: u32,
@@ -70,6 +71,8 @@ pub struct Breaker {
     generation: u64,
     now: Duration,
     slots: [Slot; SLOTS],
+    /// Failures since the last success, while closed.
+    in_a_row: u32,
     /// While open: from when on a probe is due. While half open: from when on the probe is lost.
     until: Duration,
     /// Failed probes in a row, and openings soon after a closing.
@@ -93,6 +96,7 @@ impl Breaker {
             generation: 0,
             now: Duration::ZERO,
             slots: [Slot::default(); SLOTS],
+            in_a_row: 0,
             until: Duration::ZERO,
             failures: 0,
             closed_at: Duration::ZERO,
@@ -127,7 +131,7 @@ impl Breaker {
             }
             State::Open => {
                 self.turn(State::HalfOpen);
-                self.until = self.now + self.config.probe_max;
+                self.until = self.now.saturating_add(self.config.probe_max);
                 Some(self.ticket())
             }
         }
@@ -174,11 +178,14 @@ impl Breaker {
     fn turn(&mut self, state: State) {
         self.state = state;
         self.generation += 1;
+        self.in_a_row = 0;
     }
 
     fn open(&mut self) {
         // A store that was well for long begins anew.
-        if self.state == State::Closed && self.now > self.closed_at + self.config.open_max {
+        if self.state == State::Closed
+            && self.now > self.closed_at.saturating_add(self.config.open_max)
+        {
             self.failures = 0;
         }
         let longest = self
@@ -202,13 +209,22 @@ impl Breaker {
             };
         }
         match outcome {
-            Outcome::Succeeded => slot.succeeded = slot.succeeded.saturating_add(1),
-            Outcome::Failed => slot.failed = slot.failed.saturating_add(1),
+            Outcome::Succeeded => {
+                slot.succeeded = slot.succeeded.saturating_add(1);
+                self.in_a_row = 0;
+            }
+            Outcome::Failed => {
+                slot.failed = slot.failed.saturating_add(1);
+                self.in_a_row = self.in_a_row.saturating_add(1);
+            }
             Outcome::Abandoned => {}
         }
     }
 
     fn fails(&self) -> bool {
+        if self.in_a_row >= self.config.volume_min.max(1) {
+            return true;
+        }
         let oldest = (self.slot_at() + 1).saturating_sub(SLOTS as u64);
         let counted = self.slots.iter().filter(|slot| slot.at >= oldest);
         let (succeeded, failed) = counted.fold((0_u64, 0_u64), |(succeeded, failed), slot| {

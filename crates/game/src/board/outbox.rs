@@ -28,6 +28,7 @@ pub struct OutboxConfig {
     pub bytes_max: u64,
     /// How much of what has arrived is kept, for a store that loses its newest data.
     pub retained_bytes: u64,
+    /// At most half of `bytes_max`.
     pub segment_bytes: u64,
 }
 
@@ -58,7 +59,8 @@ pub enum OutboxError {
     Gap(PathBuf),
 }
 
-/// Why a record was not taken. It is not in the log then, and may be tried again.
+/// Why a record was not taken. It is not in the log then, and may be tried again; only after [`AppendError::Disk`] can it
+/// turn up when the log is opened anew, if the disk could not even take back what it had not made safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
     #[error("the log is full: {bytes_max} bytes wait for the store")]
@@ -142,10 +144,16 @@ impl Outbox {
     pub fn open(directory: &Path, config: OutboxConfig) -> Result<Self, OutboxError> {
         std::fs::create_dir_all(directory).map_err(failed("make", directory))?;
         let lock = lock(directory)?;
-        let state = state::State::open(directory)?;
         let segments = segment::scan(directory)?;
-        // Files that somebody removed must not make numbers come again.
         let last = segments.back().map_or(0, |last| last.end() - 1);
+        let state = state::State::open(directory, last)?;
+        // A log of one file could not be trimmed.
+        let segment_bytes = config.segment_bytes.min(config.bytes_max / 2);
+        let config = OutboxConfig {
+            segment_bytes,
+            ..config
+        };
+        // Files that somebody removed must not make numbers come again.
         let last = last.max(state.base).max(state.acknowledged);
         let shared = Arc::new(Shared {
             directory: directory.to_owned(),
@@ -208,6 +216,16 @@ impl Outbox {
             // A full queue trims without being told.
             let _ = requests.try_send(Request::Trim);
         }
+    }
+
+    /// When the store last took records of this log, Unix s; 0 if it never did.
+    pub fn arrived_s(&self) -> u64 {
+        self.shared.state().arrived_s
+    }
+
+    /// Records will be offered for `epoch` of the store. The highest number that arrived in an earlier one.
+    pub fn entered(&self, epoch: u32) -> u64 {
+        self.shared.state().entered(epoch)
     }
 
     /// What arrived is gone again, down to `number`: the store has lost it.

@@ -2,7 +2,7 @@
 //! connection that the refresher made, never a second try. Those who ask are bounded, and have a breaker of their own: three
 //! milliseconds are a bound that a healthy Redis misses now and then, which says nothing about refreshes.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -24,9 +24,6 @@ pub(super) struct Ranks {
     connection: ArcSwapOption<Connection>,
     pub(super) circuit: Arc<Circuit>,
     asking: Semaphore,
-    /// Questions without an answer since the last one that had one: many of them are a store that stands still, which a share
-    /// of the last quarter of a second would tell only later.
-    silent: AtomicU32,
     /// How long a caller waits.
     pub(super) wait: Duration,
     pub(super) asked: AtomicU64,
@@ -40,7 +37,6 @@ impl Ranks {
             connection: ArcSwapOption::empty(),
             circuit: Circuit::new(BREAKER),
             asking: Semaphore::new(ASKING_MAX),
-            silent: AtomicU32::new(0),
             wait,
             asked: AtomicU64::new(0),
             late: AtomicU64::new(0),
@@ -50,14 +46,11 @@ impl Ranks {
 
     /// Whether a question may be asked; otherwise the refresher finds out when it may.
     pub(super) fn is_open(&self) -> bool {
-        self.circuit.state() == State::Closed
-            && self.connection.load().is_some()
-            && self.silent.load(Ordering::Relaxed) < SILENT_MAX
+        self.circuit.state() == State::Closed && self.connection.load().is_some()
     }
 
     pub(super) fn connect(&self, connection: Connection) {
         self.connection.store(Some(Arc::new(connection)));
-        self.silent.store(0, Ordering::Relaxed);
     }
 
     pub(super) fn disconnect(&self) {
@@ -81,9 +74,6 @@ struct Asking<'a> {
 impl<'a> Asking<'a> {
     fn begin(shared: &'a Shared) -> Result<Self, Unavailable> {
         let ranks = &shared.ranks;
-        if ranks.silent.load(Ordering::Relaxed) >= SILENT_MAX {
-            return Err(Unavailable);
-        }
         let connection = ranks.connection.load_full().ok_or(Unavailable)?;
         let permit = ranks.circuit.allow().ok_or(Unavailable)?;
         let Ok(place) = ranks.asking.try_acquire() else {
@@ -103,7 +93,6 @@ impl<'a> Asking<'a> {
 
     fn end<T>(mut self, answer: Result<T, StoreError>) -> Result<T, Unavailable> {
         let mut outcome = Outcome::Succeeded;
-        self.shared.ranks.silent.store(0, Ordering::Relaxed);
         if let Err(error) = &answer {
             self.shared.failed("rank", error);
             if error.failure.is_outage() {
@@ -129,7 +118,6 @@ impl Drop for Asking<'_> {
             return;
         }
         ranks.late.fetch_add(1, Ordering::Relaxed);
-        ranks.silent.fetch_add(1, Ordering::Relaxed);
         permit.settle(Outcome::Failed);
     }
 }
@@ -148,10 +136,11 @@ impl StoreReader for Reader {
             let mut asking = Asking::begin(&shared)?;
             let call = script::standing(&shared.keys, asking.epoch, player);
             let answer = asking.connection.call(&call).await;
+            let asking_epoch = asking.epoch;
             match asking.end(answer.and_then(|answer| script::stands(&answer)))? {
                 Stands::At(place, order) => {
                     if let Ok(player) = PlayerId::parse(player) {
-                        shared.remember(player, order, arrived);
+                        shared.remember(player, order, arrived, asking_epoch);
                     }
                     Ok(Standing::At { place, order })
                 }
@@ -199,12 +188,10 @@ impl StoreReader for Reader {
 
 /// Questions under way at once: beyond it, the estimate.
 const ASKING_MAX: usize = 64;
-/// Questions in a row without an answer after which no more are asked.
-const SILENT_MAX: u32 = 16;
 const TIMER: Duration = Duration::from_micros(500);
 const BREAKER: BreakerConfig = BreakerConfig {
     window: Duration::from_millis(250),
-    volume_min: 8,
+    volume_min: 16,
     failures_percent: 50,
     open_min: Duration::from_millis(100),
     open_max: Duration::from_secs(1),

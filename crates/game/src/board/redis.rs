@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 pub(super) mod link;
 mod metrics;
@@ -29,7 +29,7 @@ use super::snapshot::Version;
 use super::write::{self, Log, Record, Shipper, Write};
 use super::{Board, Overlay, now_ms};
 use link::Link;
-use script::{Keys, Turn, Turned};
+use script::{Head, Keys, Turn, Turned};
 
 /// Where Redis is, and how long it may take.
 #[derive(Clone, PartialEq, Eq)]
@@ -173,14 +173,22 @@ impl Shared {
         self.log.as_ref().map_or(0, |log| log.outbox.acknowledged())
     }
 
-    pub(super) fn remember(&self, player: PlayerId, order: Order, arrived: u64) {
+    /// The store was asked after that, and answered `head`.
+    pub(super) fn compare(&self, head: &Head, arrived: u64) {
         if let Some(log) = &self.log {
-            log.pending.remember(player, order, arrived);
+            log.compare(head.born, head.applied, arrived);
+        }
+    }
+
+    pub(super) fn remember(&self, player: PlayerId, order: Order, arrived: u64, epoch: u32) {
+        if let Some(log) = &self.log {
+            log.pending.remember(player, order, arrived, epoch);
         }
     }
 
     pub(super) fn remembered(&self, player: &str) -> Option<Order> {
-        self.log.as_ref()?.pending.remembered(player)
+        let epoch = self.progress.epoch.load(Ordering::Relaxed);
+        self.log.as_ref()?.pending.remembered(player, epoch)
     }
 }
 
@@ -198,11 +206,14 @@ pub struct RedisBoard {
 }
 
 /// For readers of pending results.
-struct Seen(Weak<Log>);
+struct Seen(Weak<Shared>);
 
 impl Overlay for Seen {
     fn pending(&self, player: &str, base: Option<Order>, as_of_ms: u64) -> Option<Order> {
-        self.0.upgrade()?.pending.pending(player, base, as_of_ms)
+        let shared = self.0.upgrade()?;
+        let epoch = shared.progress.epoch.load(Ordering::Relaxed);
+        let pending = &shared.log.as_ref()?.pending;
+        pending.pending(player, base, as_of_ms, epoch)
     }
 }
 
@@ -210,9 +221,7 @@ impl RedisBoard {
     /// Opens the directory, makes its snapshot readable, and begins to talk to Redis; doesn't wait for it. A board is
     /// started once.
     pub async fn start(board: Arc<Board>, config: LiveConfig) -> Result<Self, StartError> {
-        let links = [(); 3].map(|()| Link::try_new(&config.redis));
-        let [refresh_link, rank_link, ship_link] = links;
-        let (refresh_link, rank_link, ship_link) = (refresh_link?, rank_link?, ship_link?);
+        let link = Link::try_new(&config.redis)?;
         let log = match &config.directory {
             Some(directory) => Some(open(&board, directory.clone(), config.outbox).await?),
             None => None,
@@ -237,14 +246,23 @@ impl RedisBoard {
             .board
             .attach_reader(Arc::new(Reader(Arc::downgrade(&shared))));
         let (end, ended) = watch::channel(false);
-        let refresher = Refresher::new(shared.clone(), refresh_link, rank_link);
-        let mut tasks = vec![tokio::spawn(refresher.run(ended.clone()))];
+        let refresh = {
+            let (shared, link, ended) = (shared.clone(), link.another(), ended.clone());
+            move || {
+                let (refresh_link, rank_link) = (link.another(), link.another());
+                Refresher::new(shared.clone(), refresh_link, rank_link).run(ended.clone())
+            }
+        };
+        let mut tasks = vec![tokio::spawn(kept(refresh))];
         if let Some(log) = log {
             shared
                 .board
-                .attach_overlay(Arc::new(Seen(Arc::downgrade(&log))));
-            let shipper = Shipper::new(shared.clone(), log, ship_link, config.write.clone());
-            tasks.push(tokio::spawn(shipper.run(ended)));
+                .attach_overlay(Arc::new(Seen(Arc::downgrade(&shared))));
+            let (shared, write) = (shared.clone(), config.write.clone());
+            tasks.push(tokio::spawn(kept(move || {
+                let (shared, log) = (shared.clone(), log.clone());
+                Shipper::new(shared, log, link.another(), write.clone()).run(ended.clone())
+            })));
         }
         let tasks = Tasks { end, tasks };
         Ok(Self {
@@ -391,6 +409,22 @@ impl Drop for Tasks {
     }
 }
 
+/// Runs a task to its end; one that panics begins again.
+async fn kept<F: Future<Output = ()> + Send + 'static>(mut task: impl FnMut() -> F) {
+    loop {
+        // Dropped with this one, and aborted then.
+        let mut one = JoinSet::new();
+        one.spawn(task());
+        match one.join_next().await {
+            Some(Err(error)) if error.is_panic() => {
+                tracing::error!(%error, "a task of the board panicked: it begins again");
+                tokio::time::sleep(AFTER_PANIC).await;
+            }
+            _ => return,
+        }
+    }
+}
+
 /// The log of a directory, after its snapshot has been made readable.
 async fn open(
     board: &Arc<Board>,
@@ -407,4 +441,23 @@ async fn open(
         Ok(Arc::new(Log::new(outbox, *board.law())?))
     });
     Ok(opened.await.map_err(|_| StartError::Interrupted)??)
+}
+
+const AFTER_PANIC: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_begins_again_and_one_that_ends_does_not() {
+        let begun = Arc::new(AtomicU64::new(0));
+        let count = begun.clone();
+        kept(move || {
+            let count = count.clone();
+            async move { assert!(count.fetch_add(1, Ordering::Relaxed) > 1) }
+        })
+        .await;
+        assert_eq!(begun.load(Ordering::Relaxed), 3);
+    }
 }

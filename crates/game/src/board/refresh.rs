@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 
 use super::breaker::{Outcome, State};
 use super::redis::Shared;
@@ -89,6 +90,8 @@ pub(super) struct Refresher {
     /// Epoch and `seq` that the sketch is of, and what it was asked for.
     sketch_of: (u32, u64, (u64, u64)),
     persisted: (Version, Option<Instant>),
+    /// The copy that is being written.
+    saving: Option<JoinHandle<()>>,
     period: Duration,
     /// Places that fitted into the last snapshot, if they were fewer than asked for.
     fitted: Option<usize>,
@@ -126,6 +129,7 @@ impl Refresher {
             asked: (0, 0),
             sketch_of: (0, 0, (0, 0)),
             persisted: (Version::default(), None),
+            saving: None,
             period,
             fitted: None,
         }
@@ -227,7 +231,7 @@ impl Refresher {
         let refresh = &self.shared.refresh;
         self.period = match changed {
             true => refresh.period_min,
-            false => (self.period * 3 / 2).min(refresh.period_max),
+            false => (self.period.saturating_mul(3) / 2).min(refresh.period_max),
         };
         jittered(self.period)
     }
@@ -239,8 +243,10 @@ impl Refresher {
     /// Brings readers what is new; whether anything was.
     async fn refresh(&mut self) -> Result<bool, StoreError> {
         let mut began_ms = now_ms();
+        // Before the store is asked: what readers see meanwhile, it may have said after that.
+        let seen = self.seen();
         let mut reading = self.read(self.since(), &[]).await?;
-        if self.heal(&reading.head).await? {
+        if self.heal(seen, &reading.head).await? {
             return Ok(true);
         }
         if self.unchanged(began_ms, &reading.head) {
@@ -432,7 +438,13 @@ impl Refresher {
         ranks.connect(connection);
     }
 
+    /// A disk that stands still must not keep the board from being refreshed: only the last copy is waited for.
     async fn persist(&mut self, last: bool) {
+        if let Some(saving) = self.saving.take_if(|saving| last || saving.is_finished())
+            && saving.await.is_err()
+        {
+            tracing::warn!("the copy of a board on disk was not finished");
+        }
         let Some(directory) = &self.directory else {
             return;
         };
@@ -441,14 +453,15 @@ impl Refresher {
         };
         let (version, at) = self.persisted;
         let due = at.is_none_or(|at| at.elapsed() >= self.shared.refresh.persist_every);
-        if version == newest.version() || !(due || last) {
+        if version == newest.version() || !(due || last) || self.saving.is_some() {
             return;
         }
         self.persisted = (newest.version(), Some(Instant::now()));
         let path = directory.join(SNAPSHOT_FILE);
-        let save = tokio::task::spawn_blocking(move || save(&path, &newest));
-        if save.await.is_err() {
-            tracing::warn!("the copy of a board on disk was not finished");
+        let saving = tokio::task::spawn_blocking(move || save(&path, &newest));
+        match last {
+            true => drop(saving.await),
+            false => self.saving = Some(saving),
         }
     }
 }
@@ -494,7 +507,7 @@ pub(super) async fn over(ended: &mut watch::Receiver<bool>) {
 
 /// Give or take a tenth, so that processes don't ask in step.
 fn jittered(period: Duration) -> Duration {
-    period.mul_f64(0.9 + fastrand::f64() * 0.2)
+    period.min(PERIOD_MAX).mul_f64(0.9 + fastrand::f64() * 0.2)
 }
 
 /// The copy of the newest snapshot in a board's directory.
@@ -502,3 +515,5 @@ pub const SNAPSHOT_FILE: &str = "snapshot";
 /// Members per call of a full read.
 const CHUNK: usize = 2000;
 const SHORT: Duration = Duration::from_millis(5);
+/// Between two rounds, whatever is configured.
+const PERIOD_MAX: Duration = Duration::from_secs(3600);

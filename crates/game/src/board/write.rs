@@ -9,8 +9,10 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::kind::{Kind, PlayerId};
+use super::now_ms;
 use super::order::{Law, Refused};
 use super::outbox::{AppendError, Outbox};
+use super::redis::script::SOURCE_IDLE_S;
 
 pub(super) mod overlay;
 mod record;
@@ -41,7 +43,8 @@ impl Default for WriteConfig {
     }
 }
 
-/// A result that is in the log, and will be on the board whatever happens to Redis or to this process.
+/// A result that is in the log, and will be on the board whatever happens to Redis or to this process: unless its epoch is
+/// over when it arrives there (`fenced`), or its player banned (`barred`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {
     /// Numbers of one log have no gaps and follow the order of acceptance.
@@ -70,8 +73,12 @@ pub(super) struct Log {
     pub(super) pending: Pending,
     /// What was in the log when it was opened ends here.
     pub(super) opened_at: u64,
-    /// Something was appended.
+    /// Something was appended, or is `doubted`.
     pub(super) wake: Notify,
+    /// Redis may have something of this process.
+    sent: AtomicBool,
+    /// Redis lacks what had arrived: the shipper is to find its place anew.
+    doubted: AtomicBool,
     pub(super) counts: Counts,
 }
 
@@ -119,6 +126,8 @@ impl Log {
             pending,
             opened_at,
             wake: Notify::new(),
+            sent: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
             counts,
         })
     }
@@ -136,6 +145,26 @@ impl Log {
         );
         self.wake.notify_one();
         Ok(Receipt { number })
+    }
+}
+
+impl Log {
+    /// The store said that it has `applied` of this log, when it should have had `arrived`.
+    pub(super) fn compare(&self, born: u64, applied: Option<u64>, arrived: u64) {
+        let lost = match applied {
+            Some(applied) => applied < arrived,
+            None => !self.is_forgotten(born),
+        };
+        if lost && self.outbox.oldest() <= arrived {
+            self.doubted.store(true, Ordering::Relaxed);
+            self.wake.notify_one();
+        }
+    }
+
+    /// A store that doesn't know this log may have made room for another one, if it was silent for long, and lost nothing.
+    fn is_forgotten(&self, born: u64) -> bool {
+        let silent_s = (now_ms() / 1000).saturating_sub(self.outbox.arrived_s());
+        self.outbox.arrived_in() == Some(born) && silent_s >= SOURCE_IDLE_S - CLOCKS_APART_S
     }
 }
 
@@ -172,3 +201,5 @@ pub(super) fn points(
 /// What a double counts without gaps.
 const POINTS_MAX: u64 = 1 << 53;
 const REPLAY_CHUNK: usize = 4096;
+/// The store's clock and this one.
+const CLOCKS_APART_S: u64 = 24 * 3600;

@@ -238,3 +238,40 @@ async fn a_directory_of_an_older_time_goes_on_under_a_new_name() {
     oracle.check(&live, &redis).await;
     live.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_process_that_writes_no_more_sends_again_what_redis_lost_of_it_be_it_all() {
+    let mut redis = Redis::start();
+    let homes = tempfile::tempdir().unwrap();
+    let start = async |home: &str| {
+        let config = config(redis.url(), Some(&homes.path().join(home)));
+        let board = board("idle", Kind::Sum(Better::Higher));
+        RedisBoard::start(board, config).await.unwrap()
+    };
+    let first = start("first").await;
+    let second = start("second").await;
+    let mut oracle = Oracle::new(first.board());
+    let results = |players: std::ops::Range<usize>| players.map(|of| (player(of), 5)).collect();
+    oracle.submit_all(&first, results(0..20)).await;
+    oracle.check(&first, &redis).await;
+    assert!(redis.ask(&["SAVE"]).starts_with("+OK"));
+    oracle.submit_all(&first, results(0..20)).await;
+    oracle.check(&first, &redis).await;
+    // Of this one, the saved data know nothing.
+    oracle.submit_all(&second, results(20..40)).await;
+    oracle.check(&second, &redis).await;
+    redis.restart();
+    for live in [&first, &second] {
+        until("it is sent again", async || {
+            let writes = live.metrics().writes;
+            (writes.rewound_total > 0 && writes.pending == 0).then_some(())
+        })
+        .await;
+    }
+    for live in [first, second] {
+        oracle.check(&live, &redis).await;
+        let writes = live.metrics().writes;
+        assert_eq!((writes.rewound_total, writes.lost_total), (20, 0));
+        live.shutdown().await;
+    }
+}

@@ -130,3 +130,34 @@ async fn a_closed_board_is_final_for_everybody() {
     assert_eq!(third.board().snapshot().unwrap().total(), 1);
     third.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_result_from_before_the_epoch_was_known_counts_in_the_one_it_came_to_and_never_in_a_later_one()
+ {
+    let mut redis = Redis::start();
+    redis.kill();
+    let home = tempfile::tempdir().unwrap();
+    let board = board("early", Kind::Sum(Better::Higher));
+    let live = RedisBoard::start(board, patient(&redis, Some(home.path())))
+        .await
+        .unwrap();
+    let mut oracle = Oracle::new(live.board());
+    oracle.submit(&live, &player(1), 5).await;
+    redis.restart();
+    oracle.check(&live, &redis).await;
+    live.reset(1).await.unwrap();
+    let mut oracle = Oracle::new(live.board());
+    oracle.submit(&live, &player(2), 7).await;
+    oracle.check(&live, &redis).await;
+
+    // With nothing: the log offers all that it has.
+    redis.restart();
+    until("it is sent again", async || {
+        let writes = live.metrics().writes;
+        (writes.rewound_total == 2 && writes.pending == 0).then_some(())
+    })
+    .await;
+    oracle.check(&live, &redis).await;
+    assert_eq!(live.metrics().writes.fenced_total, 1);
+    live.shutdown().await;
+}

@@ -52,9 +52,24 @@ fn a_few_failures_are_no_volume() {
         // Three in each window.
         let now = ms(call * 700);
         let ticket = breaker.allow(now).expect("closed");
-        breaker.settle(now, ticket, Outcome::Failed);
+        let outcome = match call % 2 {
+            0 => Outcome::Failed,
+            _ => Outcome::Succeeded,
+        };
+        breaker.settle(now, ticket, outcome);
     }
     assert_eq!(breaker.state(), State::Closed);
+}
+
+#[test]
+fn failures_in_a_row_open_it_though_each_takes_longer_than_the_window() {
+    let mut breaker = Breaker::new(CONFIG, 1);
+    for call in 0..u64::from(CONFIG.volume_min) {
+        let now = ms(call * 5000);
+        let ticket = breaker.allow(now).expect("closed");
+        breaker.settle(now, ticket, Outcome::Failed);
+    }
+    assert_eq!(breaker.state(), State::Open);
 }
 
 #[test]

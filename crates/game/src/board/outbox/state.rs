@@ -23,11 +23,20 @@ pub(super) struct State {
     pub(super) acknowledged: u64,
     /// Where the acknowledged ones are.
     pub(super) store: Option<u64>,
+    /// Unix s.
+    pub(super) arrived_s: u64,
+    /// The highest number that was ever acknowledged.
+    highest: u64,
+    /// The store's epoch, and the highest number when it began.
+    epoch: u64,
+    before: u64,
     progress: File,
 }
 
 impl State {
-    pub(super) fn open(directory: &Path) -> Result<Self, OutboxError> {
+    /// `last`: of the records that are there. If it isn't known whose they were, they are nobody's: sent under a new name,
+    /// they would count again.
+    pub(super) fn open(directory: &Path, last: u64) -> Result<Self, OutboxError> {
         let path = directory.join(SOURCE);
         let (source, base) = match fs::read(&path) {
             Ok(bytes) => parse::<2>(&bytes)
@@ -35,8 +44,8 @@ impl State {
                 .ok_or(OutboxError::Damaged(path))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let source = draw();
-                write_source(directory, source, 0)?;
-                (source, 0)
+                write_source(directory, source, last)?;
+                (source, last)
             }
             Err(error) => return Err(failed("read", &path)(error)),
         };
@@ -51,14 +60,19 @@ impl State {
         let mut bytes = [0; RECORD_BYTES];
         // A damaged or missing one says that nothing has arrived, which is safe.
         let known = progress.read_exact_at(&mut bytes, 0).is_ok();
-        let known = known.then(|| parse::<3>(&bytes)).flatten();
+        let known = known.then(|| parse::<7>(&bytes)).flatten();
         let known = known.filter(|[of, ..]| *of == source.0);
+        let [_, acknowledged, _, arrived_s, highest, epoch, before] = known.unwrap_or_default();
         Ok(Self {
             directory: directory.to_owned(),
             source,
             base,
-            acknowledged: known.map_or(0, |[_, acknowledged, _]| acknowledged),
-            store: known.map(|[.., store]| store),
+            acknowledged,
+            store: known.map(|[_, _, store, ..]| store),
+            arrived_s,
+            highest,
+            epoch,
+            before,
             progress,
         })
     }
@@ -68,8 +82,20 @@ impl State {
             return;
         }
         self.acknowledged = self.acknowledged.max(number);
+        self.highest = self.highest.max(number);
         self.store = Some(store);
+        self.arrived_s = crate::board::now_ms() / 1000;
         self.note();
+    }
+
+    /// The highest number that arrived before `epoch`, or before the latest one that is known.
+    pub(super) fn entered(&mut self, epoch: u32) -> u64 {
+        let epoch = u64::from(epoch);
+        if epoch > self.epoch {
+            (self.epoch, self.before) = (epoch, self.highest);
+            self.note();
+        }
+        self.before
     }
 
     pub(super) fn rewind(&mut self, number: u64) {
@@ -88,7 +114,15 @@ impl State {
     }
 
     fn note(&self) {
-        let bytes = text([self.source.0, self.acknowledged, self.store.unwrap_or(0)]);
+        let bytes = text([
+            self.source.0,
+            self.acknowledged,
+            self.store.unwrap_or(0),
+            self.arrived_s,
+            self.highest,
+            self.epoch,
+            self.before,
+        ]);
         if let Err(error) = self.progress.write_all_at(&bytes, 0) {
             tracing::warn!(%error, "cannot note how far the outbox has arrived");
         }
@@ -137,5 +171,5 @@ fn parse<const N: usize>(bytes: &[u8]) -> Option<[u64; N]> {
 
 const SOURCE: &str = "source";
 const PROGRESS: &str = "progress";
-/// Of the file `progress`: three numbers and their checksum.
-const RECORD_BYTES: usize = 32;
+/// Of the file `progress`: seven numbers and their checksum.
+const RECORD_BYTES: usize = 64;

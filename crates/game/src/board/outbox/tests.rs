@@ -239,3 +239,53 @@ async fn a_record_that_is_too_large_is_refused() {
     );
     assert_eq!(outbox.append(vec![0; RECORD_BYTES_MAX]).await, Ok(1));
 }
+
+#[tokio::test]
+async fn a_log_no_larger_than_a_segment_takes_records_again_once_all_have_arrived() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = OutboxConfig {
+        bytes_max: 1 << 10,
+        retained_bytes: 1 << 20,
+        segment_bytes: 4 << 20,
+    };
+    let outbox = Outbox::open(directory.path(), config).unwrap();
+    for number in 1..=100 {
+        // Two of the larger ones don't fit.
+        let bytes = if number % 3 == 0 { 30 } else { 900 };
+        assert_eq!(outbox.append(vec![7; bytes]).await, Ok(number));
+        assert!(outbox.metrics().bytes <= config.bytes_max);
+        outbox.acknowledge(number, 9);
+    }
+    drop(outbox);
+    let outbox = Outbox::open(directory.path(), config).unwrap();
+    assert_eq!(outbox.durable(), 100);
+}
+
+#[tokio::test]
+async fn records_of_nobody_known_are_not_sent_under_another_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = Outbox::open(directory.path(), small()).unwrap();
+    fill(&outbox, 1..=10).await;
+    let before = outbox.source();
+    drop(outbox);
+    fs::remove_file(directory.path().join("source")).unwrap();
+    let outbox = Outbox::open(directory.path(), small()).unwrap();
+    assert_ne!(outbox.source(), before);
+    assert_eq!((outbox.acknowledged(), outbox.oldest()), (10, 11));
+    fill(&outbox, 11..=12).await;
+    assert_eq!(numbers(&outbox, 1), [11, 12]);
+}
+
+#[tokio::test]
+async fn what_arrived_before_an_epoch_is_known_whatever_is_offered_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = Outbox::open(directory.path(), small()).unwrap();
+    assert_eq!(outbox.entered(1), 0);
+    fill(&outbox, 1..=10).await;
+    outbox.acknowledge(10, 9);
+    outbox.rewind(3);
+    assert_eq!(outbox.entered(2), 10);
+    drop(outbox);
+    let outbox = Outbox::open(directory.path(), small()).unwrap();
+    assert_eq!((outbox.entered(1), outbox.acknowledged()), (10, 3));
+}

@@ -134,6 +134,8 @@ impl Writer {
         }
         if let Err(error) = file.sync_data() {
             self.shared.failed.store(true, Ordering::Relaxed);
+            // Who asked is told no: it should not be there after all when the log is opened anew.
+            let _ = file.set_len(length);
             return Err(error);
         }
         self.shared.syncs.fetch_add(1, Ordering::Relaxed);
@@ -167,16 +169,27 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes whole segments that have arrived, the oldest first, while more is kept than is wanted; the last one stays.
+    /// Removes whole segments that have arrived, the oldest first, while more is kept than is wanted; the last one, which
+    /// knows the next number, stays, and makes room for an empty one when it is full.
     fn trim(&mut self) {
         let acknowledged = self.shared.acknowledged.load(Ordering::Relaxed);
         let config = self.shared.config;
+        let room = config.bytes_max.saturating_sub(config.segment_bytes);
+        let wanted = config.retained_bytes.min(room);
+        let last = self.shared.segments().back().copied();
+        let full = last.is_some_and(|last| {
+            last.bytes >= config.segment_bytes && last.records > 0 && last.end() <= acknowledged + 1
+        });
+        if full
+            && self.shared.bytes.load(Ordering::Relaxed) > wanted
+            && let Err(error) = self.begin()
+        {
+            tracing::warn!(%error, "cannot begin a segment");
+        }
         loop {
             let gone = {
                 let mut segments = self.shared.segments();
                 let kept = self.shared.bytes.load(Ordering::Relaxed);
-                let room = config.bytes_max.saturating_sub(config.segment_bytes);
-                let wanted = config.retained_bytes.min(room);
                 let oldest = segments.front().copied();
                 let oldest = oldest.filter(|oldest| {
                     segments.len() > 1 && kept > wanted && oldest.end() <= acknowledged + 1

@@ -157,6 +157,7 @@ fn kind(error: &RedisError) -> Failure {
 }
 
 /// Where a Redis is, checked.
+#[derive(Clone)]
 enum Place {
     One(Client),
     Cluster(Box<ClusterClient>),
@@ -208,6 +209,16 @@ impl Link {
             connection: None,
             connections: 0,
         })
+    }
+
+    /// To the same Redis, not connected yet.
+    pub(in crate::board) fn another(&self) -> Self {
+        Self {
+            place: self.place.clone(),
+            connection: None,
+            connections: 0,
+            ..*self
+        }
     }
 
     /// Goes up with each new connection: what is on the other end may have lost data since.

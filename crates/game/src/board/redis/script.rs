@@ -16,6 +16,7 @@ use redis::{Cmd, Script, Value, cmd};
 use super::link::{Failure, StoreError, Text};
 use crate::board::kind::PlayerId;
 use crate::board::order::Order;
+use crate::board::snapshot::Version;
 
 /// The names of a board's keys.
 #[derive(Clone, Debug)]
@@ -160,8 +161,11 @@ pub(in crate::board) fn reading(value: &Value) -> Result<Reading, StoreError> {
         return Err(Failure::Protocol.into());
     };
     let head = Head {
-        epoch: number(epoch)?.try_into().map_err(|_| Failure::Protocol)?,
-        seq: number(seq)?,
+        epoch: of_epoch(epoch)?,
+        seq: number(seq).and_then(|seq| match seq >> Version::SEQ_BITS {
+            0 => Ok(seq),
+            _ => Err(Failure::Protocol.into()),
+        })?,
         born: number(born)?,
         law: number(law)?,
         closed: number(closed)? != 0,
@@ -179,7 +183,7 @@ pub(in crate::board) fn reading(value: &Value) -> Result<Reading, StoreError> {
     let mut at = Vec::new();
     for pair in list(pivots)?.chunks_exact(2) {
         if let Ok(Some(order)) = order(&pair[1]) {
-            at.push((number(&pair[0])? + 1, order));
+            at.push((place(&pair[0])?, order));
         }
     }
     Ok(Reading {
@@ -255,7 +259,6 @@ pub(in crate::board) struct Batch<'a> {
     pub(in crate::board) from: u64,
     /// What the store was just found to know of the source, if records are missing between that and `from`.
     pub(in crate::board) gap: Option<Option<u64>>,
-    pub(in crate::board) now_s: u64,
     pub(in crate::board) constants: &'a Constants,
     pub(in crate::board) changes: &'a [Change],
 }
@@ -293,7 +296,6 @@ pub(in crate::board) fn apply(keys: &Keys, batch: &Batch<'_>) -> Call<'static> {
         batch.from.to_string(),
         gap,
         fastrand::u64(1..).to_string(),
-        batch.now_s.to_string(),
         CHANGED_MAX.to_string(),
         SOURCES_MAX.to_string(),
         SOURCE_IDLE_S.to_string(),
@@ -328,10 +330,7 @@ pub(in crate::board) fn applied(value: &Value) -> Result<Applied, StoreError> {
             barred: number(barred)?,
             orders: list(orders)?.iter().map(order).collect::<Result<_, _>>()?,
         }),
-        (b"epoch", [epoch]) => {
-            let epoch = number(epoch)?.try_into();
-            Ok(Applied::Epoch(epoch.map_err(|_| Failure::Protocol)?))
-        }
+        (b"epoch", [epoch]) => Ok(Applied::Epoch(of_epoch(epoch)?)),
         (b"behind", []) => Ok(Applied::Behind),
         (b"law", []) => Err(Failure::Foreign.into()),
         (b"crowded", []) => Err(Failure::Crowded.into()),
@@ -378,15 +377,12 @@ pub(in crate::board) enum Turned {
 
 pub(in crate::board) fn turned(value: &Value) -> Result<Turned, StoreError> {
     let (word, rest) = answer(value)?;
-    let epoch = |value: &Value| -> Result<u32, StoreError> {
-        Ok(number(value)?.try_into().map_err(|_| Failure::Protocol)?)
-    };
     match (word, rest) {
         (b"ok", [at, seq]) => Ok(Turned::Done {
-            epoch: epoch(at)?,
+            epoch: of_epoch(at)?,
             seq: number(seq)?,
         }),
-        (b"epoch", [at]) => Ok(Turned::Epoch(epoch(at)?)),
+        (b"epoch", [at]) => Ok(Turned::Epoch(of_epoch(at)?)),
         (b"closed", []) => Ok(Turned::Closed),
         (b"last", []) => Ok(Turned::Last),
         (b"law", []) => Err(Failure::Foreign.into()),
@@ -427,7 +423,7 @@ pub(in crate::board) fn stands(value: &Value) -> Result<Stands, StoreError> {
     match answer(value)? {
         (b"at", [rank, at]) => {
             let at = order(at)?.ok_or(Failure::Protocol)?;
-            Ok(Stands::At(number(rank)? + 1, at))
+            Ok(Stands::At(place(rank)?, at))
         }
         (b"absent", []) => Ok(Stands::Absent),
         (b"epoch", []) => Ok(Stands::OtherEpoch),
@@ -453,7 +449,7 @@ pub(in crate::board) type Run = Option<Option<(u64, Vec<(PlayerId, Order)>)>>;
 
 pub(in crate::board) fn run(value: &Value) -> Result<Run, StoreError> {
     match answer(value)? {
-        (b"at", [first, run]) => Ok(Some(Some((number(first)? + 1, members(run)?.0)))),
+        (b"at", [first, run]) => Ok(Some(Some((place(first)?, members(run)?.0)))),
         (b"absent", []) => Ok(Some(None)),
         (b"epoch", []) => Ok(None),
         _ => Err(Failure::Protocol.into()),
@@ -501,6 +497,17 @@ fn number(value: &Value) -> Result<u64, StoreError> {
     Ok(optional(value)?.unwrap_or(0))
 }
 
+/// From 1; Redis counts from 0.
+fn place(value: &Value) -> Result<u64, StoreError> {
+    Ok(number(value)?.checked_add(1).ok_or(Failure::Protocol)?)
+}
+
+fn of_epoch(value: &Value) -> Result<u32, StoreError> {
+    let epoch = u32::try_from(number(value)?).ok();
+    let epoch = epoch.filter(|epoch| *epoch <= EPOCH_MAX);
+    Ok(epoch.ok_or(Failure::Protocol)?)
+}
+
 fn optional(value: &Value) -> Result<Option<u64>, StoreError> {
     let number = match value {
         Value::Nil => return Ok(None),
@@ -534,7 +541,7 @@ fn order(value: &Value) -> Result<Option<Order>, StoreError> {
 pub(in crate::board) const CHANGED_MAX: usize = 20_000;
 /// Logs that a board remembers, and how long one must have been silent to make room for another, in s.
 const SOURCES_MAX: usize = 4096;
-const SOURCE_IDLE_S: u64 = 30 * 24 * 3600;
+pub(in crate::board) const SOURCE_IDLE_S: u64 = 30 * 24 * 3600;
 /// A version has 24 bits for it.
 const EPOCH_MAX: u32 = (1 << 24) - 1;
 

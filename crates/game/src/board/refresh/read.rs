@@ -27,7 +27,7 @@ impl Refresher {
     ) -> Result<Reading, StoreError> {
         for _ in 0..EPOCHS_IN_A_ROW_MAX {
             let epoch = self.shared.progress.epoch.load(Ordering::Relaxed).max(1);
-            let source = self.shared.source();
+            let (source, arrived) = (self.shared.source(), self.shared.arrived());
             let call = script::read(&self.shared.keys, epoch, source, since, places);
             let reading = script::reading(&self.link.call(&call).await?)?;
             self.shared.progress.reached(reading.head.epoch);
@@ -41,6 +41,7 @@ impl Refresher {
                 if reading.head.law != 0 && reading.head.law != law {
                     return Err(Failure::Foreign.into());
                 }
+                self.shared.compare(&reading.head, arrived);
                 return Ok(reading);
             }
         }
@@ -148,11 +149,15 @@ impl Refresher {
         Sketch::ladder(top as u64, total)
     }
 
-    /// Readers have seen more than the store knows: it lost its newest data. What it says next must have higher numbers.
-    pub(super) async fn heal(&mut self, head: &Head) -> Result<bool, StoreError> {
+    /// The latest that anybody here knows the store to have said.
+    pub(super) fn seen(&self) -> Version {
         let newest = self.board().snapshot().map(|newest| newest.version());
         let reached = self.shared.progress.epoch.load(Ordering::Relaxed);
-        let seen = newest.unwrap_or_default().max(Version::new(reached, 0));
+        newest.unwrap_or_default().max(Version::new(reached, 0))
+    }
+
+    /// Readers have seen more than the store knows: it lost its newest data. What it says next must have higher numbers.
+    pub(super) async fn heal(&mut self, seen: Version, head: &Head) -> Result<bool, StoreError> {
         let found = Version::new(head.epoch, head.seq);
         if found >= seen {
             return Ok(false);

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use super::record::{Record, Write};
-use crate::board::Overlay;
 use crate::board::kind::{Kind, PlayerId};
 use crate::board::order::{Law, Order};
 
@@ -33,12 +32,14 @@ struct Shard {
 #[derive(Clone, Copy, Debug)]
 struct Noted {
     number: u64,
+    epoch: u32,
     points: i64,
     at_ms: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
+    epoch: u32,
     order: Order,
     /// Records of this log up to here are in it.
     number: u64,
@@ -77,6 +78,7 @@ impl Pending {
             at,
             Noted {
                 number,
+                epoch: write.epoch,
                 points,
                 at_ms,
             },
@@ -93,6 +95,8 @@ impl Pending {
             return false;
         };
         let folded = match self.law.kind() {
+            // What was meant for an earlier epoch comes too late.
+            _ if !first.counts(second.epoch) => second,
             Kind::Best(_) => {
                 let order = |result: &Noted| self.law.order(result.points, result.at_ms).ok();
                 let better = match (order(&first), order(&second)) {
@@ -149,18 +153,29 @@ impl Pending {
         }
     }
 
-    /// The store said that she stands at `order`, with all of this log up to `number`.
-    pub(in crate::board) fn remember(&self, player: PlayerId, order: Order, number: u64) {
+    /// The store said that she stands at `order` in `epoch`, with all of this log up to `number`.
+    pub(in crate::board) fn remember(
+        &self,
+        player: PlayerId,
+        order: Order,
+        number: u64,
+        epoch: u32,
+    ) {
         let mut shard = self.shard(player.as_str());
         if shard.known.len() >= KNOWN_MAX / SHARDS / 2 {
             shard.known_before = std::mem::take(&mut shard.known);
         }
-        shard.known.insert(player, Known { order, number });
+        let known = Known {
+            epoch,
+            order,
+            number,
+        };
+        shard.known.insert(player, known);
     }
 
-    pub(in crate::board) fn remembered(&self, player: &str) -> Option<Order> {
+    pub(in crate::board) fn remembered(&self, player: &str, epoch: u32) -> Option<Order> {
         let shard = self.shard(player);
-        shard.known(player).map(|known| known.order)
+        shard.known(player, epoch).map(|known| known.order)
     }
 
     pub(in crate::board) fn records(&self) -> usize {
@@ -185,14 +200,30 @@ impl Pending {
 }
 
 impl Shard {
-    fn known(&self, player: &str) -> Option<Known> {
+    /// Of another epoch nothing is known: it began with an empty board.
+    fn known(&self, player: &str, epoch: u32) -> Option<Known> {
         let known = self.known.get(player);
-        known.or_else(|| self.known_before.get(player)).copied()
+        let known = known.or_else(|| self.known_before.get(player)).copied();
+        known.filter(|known| known.epoch == epoch)
     }
 }
 
-impl Overlay for Pending {
-    fn pending(&self, player: &str, base: Option<Order>, as_of_ms: u64) -> Option<Order> {
+impl Noted {
+    /// Whether it is for that epoch; 0: not known.
+    fn counts(&self, epoch: u32) -> bool {
+        self.epoch == epoch || self.epoch == 0 || epoch == 0
+    }
+}
+
+impl Pending {
+    /// As [`Overlay::pending`](crate::board::Overlay::pending), of a board in `epoch` (0 while it isn't known).
+    pub(in crate::board) fn pending(
+        &self,
+        player: &str,
+        base: Option<Order>,
+        as_of_ms: u64,
+        epoch: u32,
+    ) -> Option<Order> {
         if self.records.load(Ordering::Relaxed) == 0 {
             return None;
         }
@@ -203,11 +234,12 @@ impl Overlay for Pending {
         let mut order = base;
         if base.is_none() && !matches!(self.law.kind(), Kind::Best(_)) {
             // Without what she had, a sum says nothing.
-            let known = shard.known(player)?;
+            let known = shard.known(player, epoch)?;
             (order, done) = (Some(known.order), known.number);
         }
         let mut any = false;
-        for result in results.iter().filter(|result| result.number > done) {
+        let left = results.iter().filter(|result| result.number > done);
+        for result in left.filter(|result| result.counts(epoch)) {
             if let Ok(new) = self.law.apply(order, result.points, result.at_ms) {
                 order = Some(new);
                 any = true;

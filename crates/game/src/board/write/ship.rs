@@ -28,8 +28,6 @@ pub(in crate::board) struct Shipper {
     place: Option<Place>,
     batch: Vec<outbox::Record>,
     backoff: Duration,
-    /// Redis may have something of this process.
-    sent: bool,
 }
 
 struct Place {
@@ -65,7 +63,6 @@ impl Shipper {
             place: None,
             batch: Vec::new(),
             backoff: BACKOFF_MIN,
-            sent: false,
         }
     }
 
@@ -86,6 +83,10 @@ impl Shipper {
 
     /// Ships a batch; how long to wait for the next.
     async fn turn(&mut self) -> Duration {
+        if self.log.doubted.swap(false, Ordering::Relaxed) {
+            self.place = None;
+            self.batch.clear();
+        }
         let outbox = &self.log.outbox;
         if self.place.is_some()
             && self.batch.is_empty()
@@ -159,13 +160,21 @@ impl Shipper {
             return Ok(0);
         };
         let law = self.shared.board.law();
+        let epoch = self.shared.progress.epoch.load(Ordering::Relaxed).max(1);
+        let before = self.log.outbox.entered(epoch);
         let (mut changes, mut players) = (Vec::new(), Vec::new());
         for record in &self.batch {
-            let write = Write::decode(&record.payload);
+            let mut write = Write::decode(&record.payload);
+            // Meant for whatever epoch there was, which an earlier one has been already.
+            if let Some(write) = write.as_mut().filter(|write| write.epoch == 0)
+                && record.number <= before
+            {
+                write.epoch = epoch - 1;
+            }
             players.push(write.as_ref().map(|write| write.player.clone()));
             changes.push(record::change(law, write));
         }
-        match self.send(first, &changes).await? {
+        match self.send(epoch, first, &changes).await? {
             Applied::Done {
                 last,
                 born,
@@ -173,7 +182,7 @@ impl Shipper {
                 barred,
                 orders,
             } => {
-                self.arrived(&changes, players, last, &orders);
+                self.arrived(&changes, players, last, &orders, epoch);
                 let counts = &self.log.counts;
                 counts.fenced.fetch_add(fenced, Ordering::Relaxed);
                 counts.barred.fetch_add(barred, Ordering::Relaxed);
@@ -200,19 +209,23 @@ impl Shipper {
         }
     }
 
-    async fn send(&mut self, first: u64, changes: &[Change]) -> Result<Applied, StoreError> {
+    async fn send(
+        &mut self,
+        epoch: u32,
+        first: u64,
+        changes: &[Change],
+    ) -> Result<Applied, StoreError> {
         let batch = Batch {
-            epoch: self.shared.progress.epoch.load(Ordering::Relaxed).max(1),
+            epoch,
             law: self.shared.board.law().fingerprint(),
             source: self.log.outbox.source().0,
             from: first - 1,
             gap: self.place.as_ref().and_then(|place| place.gap),
-            now_s: crate::board::now_ms() / 1000,
             constants: &self.constants,
             changes,
         };
         let call = script::apply(&self.shared.keys, &batch);
-        self.sent = true;
+        self.log.sent.store(true, Ordering::Relaxed);
         script::applied(&self.link.call(&call).await?)
     }
 
@@ -223,6 +236,7 @@ impl Shipper {
         players: Vec<Option<PlayerId>>,
         last: u64,
         orders: &[Option<Order>],
+        epoch: u32,
     ) {
         let skipped = changes
             .iter()
@@ -237,7 +251,7 @@ impl Shipper {
         let before = players.len().saturating_sub(orders.len());
         for (player, order) in players.into_iter().skip(before).zip(orders) {
             if let (Some(player), Some(order)) = (player, order) {
-                self.log.pending.remember(player, *order, last);
+                self.log.pending.remember(player, *order, last, epoch);
             }
         }
     }
@@ -277,7 +291,7 @@ impl Shipper {
         self.shared.progress.reached(head.epoch);
         let (oldest, acknowledged) = (outbox.oldest(), outbox.acknowledged());
         // Numbers that were given since the start may be some that Redis has of another future of this log.
-        let log = if self.sent {
+        let log = if self.log.sent.load(Ordering::Relaxed) {
             outbox.durable()
         } else {
             self.log.opened_at
@@ -293,8 +307,8 @@ impl Shipper {
                 return Ok(());
             }
             Some(applied) => applied + 1,
-            // The store forgot a log that was silent for long, and nothing else: what arrived has arrived.
-            None if outbox.arrived_in() == Some(head.born) && !self.is_best() => acknowledged + 1,
+            // What arrived has arrived.
+            None if self.log.is_forgotten(head.born) => acknowledged + 1,
             None => oldest,
         };
         if next <= acknowledged {
@@ -326,10 +340,6 @@ impl Shipper {
             gap: (!follows).then_some(head.applied),
         });
         Ok(())
-    }
-
-    fn is_best(&self) -> bool {
-        matches!(self.shared.board.law().kind(), Kind::Best(_))
     }
 }
 

@@ -1,18 +1,18 @@
 #!lua
 -- KEYS: meta, board, changed, sources, seen, banned.
--- ARGV: epoch, law, source, from, gap, born, now_s, changed_max, sources_max, idle_s, three constants, then per record:
+-- ARGV: epoch, law, source, from, gap, born, changed_max, sources_max, idle_s, three constants, then per record:
 -- operation, epoch, player, two numbers. Without `allow-oom`, Redis refuses all of it or none.
 local meta, board, changed, sources, seen, banned = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local head = redis.call('HMGET', meta, 'epoch', 'law', 'born', 'closed')
 local epoch = head[1] or '1'
 if epoch ~= ARGV[1] then return { 'epoch', epoch } end
 if head[2] and head[2] ~= ARGV[2] then return { 'law' } end
-local source, from = ARGV[3], tonumber(ARGV[4])
+local source, from, now = ARGV[3], tonumber(ARGV[4]), redis.call('TIME')[1]
 local last = redis.call('HGET', sources, source)
 if not (last and tonumber(last) >= from) and (last or '') ~= ARGV[5] then return { 'behind' } end
-if not last and redis.call('HLEN', sources) >= tonumber(ARGV[9]) then
+if not last and redis.call('HLEN', sources) >= tonumber(ARGV[8]) then
   local oldest = redis.call('ZRANGE', seen, 0, 0, 'WITHSCORES')
-  if oldest[1] and tonumber(ARGV[7]) - tonumber(oldest[2]) < tonumber(ARGV[10]) then return { 'crowded' } end
+  if oldest[1] and tonumber(now) - tonumber(oldest[2]) < tonumber(ARGV[9]) then return { 'crowded' } end
   if oldest[1] then
     redis.call('HDEL', sources, oldest[1])
     redis.call('ZREM', seen, oldest[1])
@@ -38,14 +38,14 @@ local function write(player, order)
   return text
 end
 
-local c1, c2, c3 = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
+local c1, c2, c3 = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
 local done = math.max(tonumber(last or '0') - from, 0)
 if not last then done = 0 end
-local records = (#ARGV - 13) / 5
+local records = (#ARGV - 12) / 5
 local any_banned = redis.call('SCARD', banned) > 0
 local fenced, barred, orders = 0, 0, {}
 for i = done, records - 1 do
-  local at = 14 + i * 5
+  local at = 13 + i * 5
   local operation, of, player, a, b = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   local order = false
   if operation == 'ban' then
@@ -91,8 +91,8 @@ end
 
 local reached = string.format('%.0f', math.max(from + records, tonumber(last or '0')))
 redis.call('HSET', sources, source, reached)
-redis.call('ZADD', seen, ARGV[7], source)
-local over = version and redis.call('ZCARD', changed) - tonumber(ARGV[8]) or 0
+redis.call('ZADD', seen, now, source)
+local over = version and redis.call('ZCARD', changed) - tonumber(ARGV[7]) or 0
 if over > 0 then
   local cut = redis.call('ZRANGE', changed, over - 1, over - 1, 'WITHSCORES')
   redis.call('ZREMRANGEBYRANK', changed, 0, over - 1)

@@ -9,8 +9,15 @@ fn value() -> impl Strategy<Value = Value> {
         any::<i64>().prop_map(Value::Int),
         any::<f64>().prop_map(Value::Double),
         proptest::collection::vec(any::<u8>(), 0..12).prop_map(Value::BulkString),
-        prop_oneof![Just("ok"), Just("at"), Just("epoch"), Just("1"), Just("77")]
-            .prop_map(|text| Value::BulkString(text.as_bytes().to_vec())),
+        prop_oneof![
+            Just("ok"),
+            Just("at"),
+            Just("epoch"),
+            Just("1"),
+            Just("77"),
+            Just("18446744073709551615")
+        ]
+        .prop_map(|text| Value::BulkString(text.as_bytes().to_vec())),
     ];
     leaf.prop_recursive(3, 40, 8, |inner| {
         proptest::collection::vec(inner, 0..8).prop_map(Value::Array)
@@ -28,6 +35,15 @@ proptest! {
         let _ = run(&value);
         let _ = orders(&value);
     }
+}
+
+#[test]
+fn numbers_that_no_board_has_are_refused() {
+    let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+    let most = "18446744073709551615";
+    assert!(stands(&Value::Array(vec![text("at"), text(most), text("1")])).is_err());
+    assert!(applied(&Value::Array(vec![text("epoch"), text("16777216")])).is_err());
+    assert!(turned(&Value::Array(vec![text("epoch"), text("16777215")])).is_ok());
 }
 
 #[test]
