@@ -53,7 +53,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let config = ShardConfig::new(key, folder.join("log"), lease, rules.clone());
     let shard = node.open(config, Rooms)?;
     println!("shard {}: {:?}", shard.key(), shard.owned().await);
-    let shards = Shards::try_new([(shard, rules)])?;
+    let shards = Shards::try_new([(shard.clone(), rules)])?;
 
     println!("serving phalanx.game.v1 on {address}");
     let serving = Server::builder()
@@ -61,6 +61,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .add_service(shards.into_server())
         .serve_with_shutdown(address, async {
             let _ = tokio::signal::ctrl_c().await;
+            // Ends the watches, for which the server would wait.
+            shard.close().await;
         });
     serving.await?;
     drop(node);

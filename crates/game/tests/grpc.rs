@@ -713,7 +713,12 @@ async fn what_a_shard_does_not_take_is_named() {
         status.owner && status.regions == ["eu"] && status.team_size == 1,
         "{status:?}"
     );
+    // Whoever watches is told, and doesn't hold up a server that stops.
+    client.enqueue(ticket(3, 3)).await.unwrap();
+    let mut watching = watch(&mut client, 3).await;
+    until(&mut watching, |stage| matches!(stage, Stage::Waiting(_))).await;
     shard.close().await;
+    refused(watching.message().await, Code::Unavailable, "changes hands");
     refused(
         client.enqueue(ticket(1, 1)).await,
         Code::Unavailable,
