@@ -11,7 +11,6 @@ pub mod simulate;
 mod staffing;
 
 pub use self::thresholds::Thresholds;
-pub use self::meter::{Meter, WINDOW, Window};
 pub use self::metrics::{Counts, Metrics};
 pub use self::policy::{BadPolicy, Bounds, Policy, Reason, Sample, TICK, WORKERS_MAX, Wanted};
 pub use self::pool::{Drained, PoolOptions, QUEUE_MAX, Refused, Why, Workers};

@@ -239,7 +239,7 @@ impl MatchRules {
     /// The door: everything that keeps a ticket from ever being matched under these rules.
     pub fn admit(&self, ticket: &Ticket) -> Result<(), Problems> {
         let mut problems = Problems::default();
-        ticket::check_players(ticket, &mut problems);
+        ticket::check(ticket, &mut problems);
         if !problems.is_empty() {
             return Err(problems);
         }

@@ -186,10 +186,6 @@ impl Search {
         }
     }
 
-    pub fn rules(&self) -> &Arc<MatchRules> {
-        &self.rules
-    }
-
     /// Tickets that wait.
     pub fn len(&self) -> usize {
         self.ids.len()
@@ -240,10 +236,6 @@ impl Search {
     pub fn remove(&mut self, id: TicketId) -> Option<Arc<Ticket>> {
         let slot = *self.ids.get(&id)?;
         self.take(slot)
-    }
-
-    pub fn ticket(&self, id: TicketId) -> Option<&Arc<Ticket>> {
-        self.cold[*self.ids.get(&id)? as usize].ticket.as_ref()
     }
 
     /// All that wait, oldest first.

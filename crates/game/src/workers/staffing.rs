@@ -166,16 +166,6 @@ impl Staffing {
         }
     }
 
-    /// Jobs per second as the policy takes them to arrive.
-    pub fn arrival_rate(&self) -> f64 {
-        self.arrivals.level()
-    }
-
-    /// Mean service time in seconds as the policy takes it to be.
-    pub fn service_s(&self) -> f64 {
-        self.service.level()
-    }
-
     /// Returns whether the short average overruled a long one, upwards.
     fn learn(&mut self, sample: &Sample, now: Duration) -> bool {
         let Some(asked_at) = self.asked_at.replace(now) else {

@@ -207,7 +207,7 @@ pub(super) fn thousands(number: u64) -> String {
 }
 
 /// `low`, from `at[0]` to `at[1]` `high`, `low` again until `at[2]`.
-pub fn step(low: f64, high: f64, at: [f64; 3]) -> Vec<(f64, f64)> {
+fn step(low: f64, high: f64, at: [f64; 3]) -> Vec<(f64, f64)> {
     let [up, down, end] = at;
     vec![
         (0.0, low),
@@ -220,7 +220,7 @@ pub fn step(low: f64, high: f64, at: [f64; 3]) -> Vec<(f64, f64)> {
 }
 
 /// `base`, and at each of `at` for `lasts` seconds `peak`.
-pub fn spikes(base: f64, peak: f64, lasts: f64, at: &[f64], end: f64) -> Vec<(f64, f64)> {
+fn spikes(base: f64, peak: f64, lasts: f64, at: &[f64], end: f64) -> Vec<(f64, f64)> {
     let mut points = vec![(0.0, base)];
     for from in at {
         let until = from + lasts;
@@ -232,7 +232,7 @@ pub fn spikes(base: f64, peak: f64, lasts: f64, at: &[f64], end: f64) -> Vec<(f6
 
 /// The shape of a day of players, low at five in the morning and highest at nine in the evening, from midnight to
 /// midnight in `seconds`.
-pub fn daily(peak: f64, seconds: f64) -> Vec<(f64, f64)> {
+fn daily(peak: f64, seconds: f64) -> Vec<(f64, f64)> {
     const PERCENT: [u32; 25] = [
         55, 38, 22, 12, 8, 6, 8, 14, 22, 28, 34, 42, 56, 50, 42, 44, 52, 62, 74, 88, 97, 100, 92,
         75, 55,

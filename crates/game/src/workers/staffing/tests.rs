@@ -149,7 +149,7 @@ fn slower_service_is_noticed_as_soon_as_chance_does_not_explain_it() {
     assert_eq!(bed.size, 25);
     bed.run(10, 400.0, 0.2);
     assert!((80..=92).contains(&bed.size), "{}", bed.size);
-    assert!((bed.policy.service_s() - 0.2).abs() < 0.02);
+    assert!((bed.policy.service.level() - 0.2).abs() < 0.02);
 }
 
 #[test]
