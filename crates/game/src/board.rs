@@ -7,12 +7,14 @@
 //! [`Board::answer`]. Publishing: [`snapshot::Builder`] → [`Board::publish`], or [`Board::confirm`] where nothing changed.
 
 pub mod answer;
-pub mod breaker;
+#[cfg(feature = "redis")]
+mod breaker;
 pub mod kind;
 pub mod memory;
 mod metrics;
 pub mod order;
-pub mod outbox;
+#[cfg(feature = "redis")]
+mod outbox;
 pub mod own;
 pub mod page;
 pub mod persist;

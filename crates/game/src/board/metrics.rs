@@ -133,7 +133,7 @@ const ALARM: Family = Family::gauge(
 );
 const STORE: Family = Family::gauge(
     "board_store_up",
-    "1 while the last refresh from the store succeeded",
+    "0 before the first refresh that succeeds, and while the breaker is open",
 );
 
 type Level = fn(&Metrics) -> u64;

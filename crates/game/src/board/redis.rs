@@ -16,13 +16,15 @@ pub(super) mod script;
 pub use link::{Failure, StoreError};
 pub use metrics::{RedisMetrics, WriteMetrics, write as write_metrics};
 
+pub use super::breaker::{BreakerConfig, State as BreakerState};
+pub use super::outbox::{AppendError, OutboxConfig, OutboxError};
 pub use super::refresh::RefreshConfig;
 pub use super::write::{Receipt, WriteConfig, WriteError};
 
-use super::breaker::{BreakerConfig, Circuit};
+use super::breaker::Circuit;
 use super::kind::PlayerId;
 use super::order::Order;
-use super::outbox::{Outbox, OutboxConfig, OutboxError};
+use super::outbox::Outbox;
 use super::rank::{Ranks, Reader};
 use super::refresh::{Progress, Refresher, SNAPSHOT_FILE};
 use super::snapshot::Version;

@@ -129,7 +129,10 @@ async fn boards_in_a_cluster_are_each_on_one_node_and_survive_its_absence() {
     }
     until("the next epoch", async || {
         match lives[0].1.reset(1).await {
-            Ok(version) => Some(assert_eq!(version.epoch(), 2)),
+            Ok(version) => {
+                assert_eq!(version.epoch(), 2);
+                Some(())
+            }
             // The one before had no answer in time, and happened.
             Err(TurnError::Fenced { found: 2, .. }) => Some(()),
             Err(TurnError::Store(_)) => None,

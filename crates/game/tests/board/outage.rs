@@ -1,8 +1,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use phalanx_game::board::breaker::State;
-use phalanx_game::board::redis::RedisBoard;
+use phalanx_game::board::redis::{BreakerState, RedisBoard};
 use phalanx_game::board::{Better, Kind, Own, Rank, now_ms};
 
 use crate::oracle::{KINDS, Oracle, board, player};
@@ -85,7 +84,7 @@ async fn outage_with_writes(trouble: Trouble) {
     }
     for (live, _) in &lives {
         until("the breaker opened", async || {
-            (live.metrics().breaker != State::Closed).then_some(())
+            (live.metrics().breaker != BreakerState::Closed).then_some(())
         })
         .await;
         let writes = live.metrics().writes;

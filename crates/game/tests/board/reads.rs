@@ -2,8 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use phalanx_game::board::breaker::State;
-use phalanx_game::board::redis::RedisBoard;
+use phalanx_game::board::redis::{BreakerState, RedisBoard};
 use phalanx_game::board::{Better, Board, Kind, Own, PageQuery, Rank, Request, StoreState, now_ms};
 
 use crate::oracle::{Oracle, board, player, spec};
@@ -227,7 +226,7 @@ async fn an_own_place_outside_the_top_is_exact_with_redis_and_estimated_without(
     })
     .await;
     until("the readers' breaker closed", async || {
-        (live.metrics().ranks_breaker == State::Closed).then_some(())
+        (live.metrics().ranks_breaker == BreakerState::Closed).then_some(())
     })
     .await;
     live.shutdown().await;
