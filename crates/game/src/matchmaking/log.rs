@@ -17,7 +17,7 @@ mod record;
 mod tests;
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Write},
     path::{Path, PathBuf},
     thread::JoinHandle,
@@ -25,6 +25,8 @@ use std::{
 
 pub use checkpoint::{CHECKPOINT_BYTES_MAX, Checkpoint};
 pub use record::{BODY_BYTES_MAX, HEADER_BYTES, Position, Record, Torn};
+
+pub(super) use files::Lock;
 
 use files::Segment;
 
@@ -73,7 +75,7 @@ pub struct Log {
     writing: Option<JoinHandle<Result<(), LogError>>>,
     broken: bool,
     sync: fn(&File) -> io::Result<()>,
-    _lock: File,
+    _lock: Lock,
 }
 
 /// What a log held when it was opened: the newest checkpoint and every whole record after it.
@@ -269,14 +271,4 @@ impl Drop for Log {
             let _ = writing.join();
         }
     }
-}
-
-/// How much a directory holds, for tests and metrics.
-///
-/// # Errors
-/// When it can't be listed.
-pub fn bytes_on_disk(directory: &Path) -> Result<u64, LogError> {
-    let listed = fs::read_dir(directory).map_err(files::io("list", directory))?;
-    let sizes = listed.filter_map(|entry| entry.ok()?.metadata().ok());
-    Ok(sizes.map(|metadata| metadata.len()).sum())
 }

@@ -63,7 +63,7 @@ impl Checkpoint {
 
     pub(super) fn write(&self, directory: &Path, generation: u64) -> Result<(), LogError> {
         let path = files::checkpoint_path(directory, generation);
-        let unfinished = path.with_extension("unfinished");
+        let unfinished = path.with_extension(files::UNFINISHED);
         let mut file = File::create(&unfinished).map_err(files::io("make", &unfinished))?;
         let written = file
             .write_all(&self.header())

@@ -17,6 +17,8 @@ use super::{
 
 const IDENTITY: &str = "identity";
 const LOCK: &str = "lock";
+pub const UNFINISHED: &str = "unfinished";
+const UNFINISHED_SEGMENT: &str = "unfinished-segment";
 /// u32 magic, u64 seq, u64 epoch, u64 chain, u64 check.
 const START_BYTES: usize = 36;
 const START_MAGIC: u32 = 0x3153_5850; // "PXS1"
@@ -36,7 +38,7 @@ impl Segment {
         position: &Position,
     ) -> Result<Segment, LogError> {
         let path = segment_path(directory, generation);
-        let unfinished = path.with_extension("unfinished-segment");
+        let unfinished = path.with_extension(UNFINISHED_SEGMENT);
         let opened = OpenOptions::new()
             .write(true)
             .create(true)
@@ -103,30 +105,56 @@ pub fn sync_directory(directory: &Path) -> Result<(), LogError> {
     synced.map_err(io("sync the directory", directory))
 }
 
+/// With the directories above it, whose names are safe, too, when this returns.
 pub fn make(directory: &Path) -> Result<(), LogError> {
+    let missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+    let missing: Vec<&Path> = directory.ancestors().take_while(missing).collect();
     let made = DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(directory);
-    made.map_err(io("make the directory", directory))
+    made.map_err(io("make the directory", directory))?;
+    for path in missing {
+        let above = path.parent().filter(|path| !path.as_os_str().is_empty());
+        sync_directory(above.unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
 }
 
-pub fn lock(directory: &Path) -> Result<File, LogError> {
-    let path = directory.join(LOCK);
-    let opened = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path);
-    let file = opened.map_err(io("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(LogError::InUse {
-            path: directory.into(),
-        }),
-        Err(TryLockError::Error(source)) => Err(io("lock", &path)(source)),
+/// A file that one process has at a time. To close it is not enough to let it go: a child that was forked at that moment
+/// has it open, too, until it runs its program.
+#[derive(Debug)]
+pub struct Lock(pub File);
+
+impl Lock {
+    /// `None` while somebody has it.
+    pub fn try_new(path: &Path) -> io::Result<Option<Lock>> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lock(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
+}
+
+pub fn lock(directory: &Path) -> Result<Lock, LogError> {
+    let path = directory.join(LOCK);
+    let lock = Lock::try_new(&path).map_err(io("lock", &path))?;
+    lock.ok_or_else(|| LogError::InUse {
+        path: directory.into(),
+    })
 }
 
 /// Reads who this directory is, or decides it.
@@ -143,7 +171,7 @@ pub fn identity(directory: &Path) -> Result<ReplicaId, LogError> {
                 return Err(damaged(&path, "it is missing, and segments are there"));
             }
             let id = ReplicaId(fastrand::u64(1..));
-            let unfinished = path.with_extension("unfinished");
+            let unfinished = path.with_extension(UNFINISHED);
             let written = File::create(&unfinished).and_then(|mut file| {
                 file.write_all(format!("{:016x}\n", id.0).as_bytes())?;
                 file.sync_data()
@@ -173,6 +201,18 @@ pub fn remove_before(directory: &Path, generation: u64) -> Result<(), LogError> 
     Ok(())
 }
 
+/// Removes what a crash or a full disk left half written: its names are not used again.
+fn remove_unfinished(directory: &Path) -> Result<(), LogError> {
+    for entry in fs::read_dir(directory).map_err(io("list", directory))? {
+        let path = entry.map_err(io("list", directory))?.path();
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        if matches!(extension, Some(UNFINISHED | UNFINISHED_SEGMENT)) {
+            fs::remove_file(&path).map_err(io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
 /// Ascending.
 fn generations(directory: &Path, extension: &str) -> Result<Vec<u64>, LogError> {
     let mut found = Vec::new();
@@ -191,6 +231,7 @@ fn generations(directory: &Path, extension: &str) -> Result<Vec<u64>, LogError> 
 
 /// Reads everything, cuts a torn end, and opens the newest segment for appending.
 pub fn recover(directory: &Path) -> Result<(Recovered, Segment, Position), LogError> {
+    remove_unfinished(directory)?;
     let newest = generations(directory, "checkpoint")?.last().copied();
     let checkpoint = newest.map(|generation| {
         let path = checkpoint_path(directory, generation);

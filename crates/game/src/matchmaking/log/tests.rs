@@ -268,3 +268,33 @@ fn two_processes_and_emptied_or_foreign_directories_are_told() {
         Err(LogError::Damaged { .. })
     ));
 }
+
+#[test]
+fn what_was_left_half_written_is_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path().join("made/with/those/above");
+    let (mut log, _) = open(&directory);
+    fill(&mut log, 3);
+    log.close().unwrap();
+    for left in [
+        checkpoint_path(&directory, 2).with_extension(UNFINISHED),
+        segment_path(&directory, 2).with_extension("unfinished-segment"),
+    ] {
+        fs::write(&left, [7; 100]).unwrap();
+        let (_, recovered) = open(&directory);
+        assert_eq!(recovered.records.len(), 3);
+        assert!(!left.exists());
+    }
+}
+
+#[test]
+fn a_lock_that_was_let_go_is_free_though_a_child_still_has_its_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lock");
+    let lock = Lock::try_new(&path).unwrap().unwrap();
+    assert!(Lock::try_new(&path).unwrap().is_none());
+    let child = lock.0.try_clone().unwrap();
+    drop(lock);
+    assert!(Lock::try_new(&path).unwrap().is_some());
+    drop(child);
+}
