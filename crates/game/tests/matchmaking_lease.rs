@@ -37,14 +37,15 @@ async fn keeps_the_contract(one: Arc<dyn Lease>, other: Arc<dyn Lease>) {
     assert_eq!(one.renew().await.unwrap().epoch, first.epoch);
     assert!(matches!(other.renew().await, Err(LeaseError::Lost)));
     assert!(matches!(
-        other.amend(vec![A, B]).await,
+        other.amend(first.epoch, vec![A, B]).await,
         Err(LeaseError::Lost)
     ));
 
     // A released lease is free for whoever is on the roll, and for nobody else.
     one.release().await.unwrap();
     assert!(matches!(one.renew().await, Err(LeaseError::Lost)));
-    assert!(matches!(one.amend(vec![A, B]).await, Err(LeaseError::Lost)));
+    let late = one.amend(first.epoch, vec![A, B]).await;
+    assert!(matches!(late, Err(LeaseError::Lost)));
     assert!(!other.look().await.unwrap().held);
     let refused = other.acquire(claim(B)).await;
     assert!(
@@ -57,8 +58,12 @@ async fn keeps_the_contract(one: Arc<dyn Lease>, other: Arc<dyn Lease>) {
     );
     let second = one.acquire(claim(A)).await.unwrap();
     assert!(second.epoch > first.epoch);
+    // What was asked for under the lease before doesn't reach the roll of this one.
+    let late = one.amend(first.epoch, vec![A, B]).await;
+    assert!(matches!(late, Err(LeaseError::Lost)));
+    assert_eq!(one.look().await.unwrap().roll.unwrap().in_sync, [A]);
     for _ in 0..2 {
-        one.amend(vec![A, B]).await.unwrap();
+        one.amend(second.epoch, vec![A, B]).await.unwrap();
     }
     one.release().await.unwrap();
     let third = other.acquire(claim(B)).await.unwrap();
@@ -126,8 +131,13 @@ mod stores {
 
     use super::*;
 
-    fn view(store: &Store) -> Arc<StoreLease> {
-        Arc::new(StoreLease::new(store.clone(), "duel/eu/v1"))
+    fn view(store: &Store) -> StoreLease {
+        StoreLease::new(store.clone(), "duel/eu/v1")
+    }
+
+    /// One that doesn't run out while the machine is busy.
+    fn long(store: &Store) -> Arc<StoreLease> {
+        Arc::new(view(store).with_ttl(Duration::from_secs(120)))
     }
 
     async fn store(etcd: &Etcd) -> Store {
@@ -139,14 +149,14 @@ mod stores {
     #[tokio::test]
     async fn a_store_is_a_lease() {
         let store = Store::memory().await.unwrap();
-        keeps_the_contract(view(&store), view(&store)).await;
+        keeps_the_contract(long(&store), long(&store)).await;
     }
 
     #[tokio::test]
     async fn an_etcd_is_a_lease() {
         let etcd = Etcd::start(&[]).await.unwrap();
         let (one, other) = (store(&etcd).await, store(&etcd).await);
-        keeps_the_contract(view(&one), view(&other)).await;
+        keeps_the_contract(long(&one), long(&other)).await;
     }
 
     #[tokio::test]
@@ -154,9 +164,19 @@ mod stores {
         let etcd = Etcd::start(&[]).await.unwrap();
         let (one, other) = (store(&etcd).await, store(&etcd).await);
         let (holder, next) = (view(&one), view(&other));
-        holder.acquire(claim(A)).await.unwrap();
-        holder.amend(vec![A, B]).await.unwrap();
-        let until = holder.renew().await.unwrap().until.unwrap();
+        // On a machine that stalls it may run out before it is renewed. Then once more.
+        let deadline = Instant::now() + Duration::from_secs(120);
+        let (epoch, until) = loop {
+            assert!(Instant::now() < deadline, "it is never renewed");
+            let Ok(grant) = holder.acquire(claim(A)).await else {
+                continue;
+            };
+            let amended = holder.amend(grant.epoch, vec![A, B]).await;
+            if let (Ok(()), Ok(renewed)) = (amended, holder.renew().await) {
+                break (grant.epoch, renewed.until.unwrap());
+            }
+            holder.release().await.unwrap();
+        };
         // It says nothing more. The other asks without pause.
         let deadline = Instant::now() + Duration::from_secs(120);
         loop {
@@ -171,6 +191,7 @@ mod stores {
             "the holder would still have acknowledged"
         );
         assert!(matches!(holder.renew().await, Err(LeaseError::Lost)));
-        assert!(matches!(holder.amend(vec![A]).await, Err(LeaseError::Lost)));
+        let late = holder.amend(epoch, vec![A]).await;
+        assert!(matches!(late, Err(LeaseError::Lost)));
     }
 }

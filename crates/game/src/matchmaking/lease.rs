@@ -89,8 +89,8 @@ pub trait Lease: fmt::Debug + Send + Sync + 'static {
     /// Holds on to the lease. To be called every third of its time or more often.
     fn renew(&self) -> Answer<'_, Grant>;
 
-    /// Replaces who is in sync, if this process still holds the lease (compare and set).
-    fn amend(&self, in_sync: Vec<ReplicaId>) -> Answer<'_, ()>;
+    /// Replaces who is in sync, if this process still holds the lease that was granted with `epoch` (compare and set).
+    fn amend(&self, epoch: u64, in_sync: Vec<ReplicaId>) -> Answer<'_, ()>;
 
     /// Lets go at once, for a successor that is waiting. The roll stays.
     fn release(&self) -> Answer<'_, ()>;

@@ -27,6 +27,7 @@ const ROLL_BYTES_MAX: usize = 16 << 10;
 pub struct StoreLease {
     store: Store,
     prefix: String,
+    ttl: Duration,
     /// Never held across an await.
     held: Arc<Mutex<Option<Held>>>,
 }
@@ -53,8 +54,15 @@ impl StoreLease {
         StoreLease {
             store,
             prefix: format!("game/match/{shard}/"),
+            ttl: TTL,
             held: Arc::default(),
         }
+    }
+
+    /// Another time than [`TTL`]: longer where owners stall for longer, which a takeover then waits for.
+    pub fn with_ttl(self, ttl: Duration) -> StoreLease {
+        let ttl = ttl.max(TTL);
+        StoreLease { ttl, ..self }
     }
 
     fn owner_key(&self) -> String {
@@ -72,6 +80,14 @@ impl StoreLease {
 
     fn hold(&self, held: Option<Held>) {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held;
+    }
+
+    /// Unless it was let go meanwhile, or another lease was taken: then what was asked under this one is over.
+    fn change(&self, lease: LeaseId, held: Option<Held>) {
+        let mut now = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.as_ref().is_some_and(|now| now.lease == lease) {
+            *now = held;
+        }
     }
 
     /// Both keys as they are at one revision.
@@ -105,7 +121,7 @@ impl StoreLease {
             return Err(LeaseError::Held);
         }
         admissible(found.seen.roll.as_ref(), &claim)?;
-        let lease = self.store.grant(TTL).await.map_err(unavailable)?;
+        let lease = self.store.grant(self.ttl).await.map_err(unavailable)?;
         let until = self.prolong(lease).await?;
         // The transaction's revision is at least this, and any later owner sees it: epochs grow even where a roll was lost.
         let epoch = found.revision + 1;
@@ -165,7 +181,7 @@ impl StoreLease {
         let held = self.held()?;
         let until = self.prolong(held.lease).await;
         if let Err(LeaseError::Lost) = until {
-            self.hold(None);
+            self.change(held.lease, None);
         }
         Ok(Grant {
             epoch: held.roll.epoch,
@@ -173,9 +189,12 @@ impl StoreLease {
         })
     }
 
-    async fn amended(&self, in_sync: Vec<ReplicaId>) -> Result<(), LeaseError> {
+    async fn amended(&self, epoch: u64, in_sync: Vec<ReplicaId>) -> Result<(), LeaseError> {
         debug_assert!(in_sync.len() <= IN_SYNC_MAX);
         let held = self.held()?;
+        if held.roll.epoch != epoch {
+            return Err(LeaseError::Lost);
+        }
         let roll = Roll {
             in_sync,
             ..held.roll.clone()
@@ -199,11 +218,13 @@ impl StoreLease {
             }
             Err(error) => return Err(unavailable(error)),
         };
-        self.hold(Some(Held {
+        let lease = held.lease;
+        let amended = Held {
             roll_at,
             roll,
             ..held
-        }));
+        };
+        self.change(lease, Some(amended));
         Ok(())
     }
 
@@ -240,8 +261,8 @@ impl Lease for StoreLease {
         Box::pin(self.renewed())
     }
 
-    fn amend(&self, in_sync: Vec<ReplicaId>) -> Answer<'_, ()> {
-        Box::pin(self.amended(in_sync))
+    fn amend(&self, epoch: u64, in_sync: Vec<ReplicaId>) -> Answer<'_, ()> {
+        Box::pin(self.amended(epoch, in_sync))
     }
 
     fn release(&self) -> Answer<'_, ()> {
@@ -281,5 +302,28 @@ fn unavailable(error: Error) -> LeaseError {
 fn foreign(problem: &str) -> LeaseError {
     LeaseError::Foreign {
         problem: problem.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_comes_back_late_changes_no_lease_but_its_own() {
+        let store = Store::memory().await.unwrap();
+        let lease = StoreLease::new(store, "duel/eu/v1").with_ttl(Duration::from_secs(60));
+        let claim = || Claim {
+            replica: ReplicaId(1),
+            address: String::new(),
+            force: false,
+        };
+        lease.acquire(claim()).await.unwrap();
+        let old = lease.held().unwrap();
+        lease.release().await.unwrap();
+        lease.change(old.lease, Some(old.clone()));
+        lease.acquire(claim()).await.expect("nothing is held");
+        lease.change(old.lease, None);
+        lease.renew().await.expect("the new one is held");
     }
 }

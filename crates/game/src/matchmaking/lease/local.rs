@@ -2,7 +2,7 @@
 //! dies, and the roll in a file beside it. The directory must be on a local file system.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
     pin::Pin,
@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{Answer, Claim, Grant, IN_SYNC_MAX, Lease, LeaseError, Roll, Seen, admissible};
-use crate::matchmaking::log::ReplicaId;
+use crate::matchmaking::log::{Lock, ReplicaId};
 
 /// How soon a standby sees that the lock is free.
 pub const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -30,7 +30,7 @@ pub struct LocalLease {
 
 #[derive(Debug)]
 struct Held {
-    _lock: File,
+    _lock: Lock,
     roll: Roll,
 }
 
@@ -46,19 +46,9 @@ impl LocalLease {
         })
     }
 
-    fn lock(&self) -> Result<Option<File>, LeaseError> {
+    fn lock(&self) -> Result<Option<Lock>, LeaseError> {
         let path = self.directory.join(LOCK);
-        let opened = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path);
-        let file = opened.map_err(failed("open", &path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
-        }
+        Lock::try_new(&path).map_err(failed("lock", &path))
     }
 
     fn roll(&self) -> Result<Option<Roll>, LeaseError> {
@@ -123,10 +113,11 @@ impl LocalLease {
         })
     }
 
-    fn amended(&self, in_sync: Vec<ReplicaId>) -> Result<(), LeaseError> {
+    fn amended(&self, epoch: u64, in_sync: Vec<ReplicaId>) -> Result<(), LeaseError> {
         debug_assert!(in_sync.len() <= IN_SYNC_MAX);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = held.as_mut().ok_or(LeaseError::Lost)?;
+        let held = held.as_mut().filter(|held| held.roll.epoch == epoch);
+        let held = held.ok_or(LeaseError::Lost)?;
         let roll = Roll {
             in_sync,
             ..held.roll.clone()
@@ -152,9 +143,9 @@ impl Lease for LocalLease {
         Box::pin(std::future::ready(self.renewed()))
     }
 
-    fn amend(&self, in_sync: Vec<ReplicaId>) -> Answer<'_, ()> {
+    fn amend(&self, epoch: u64, in_sync: Vec<ReplicaId>) -> Answer<'_, ()> {
         let lease = self.clone();
-        Box::pin(blocking(move || lease.amended(in_sync)))
+        Box::pin(blocking(move || lease.amended(epoch, in_sync)))
     }
 
     fn release(&self) -> Answer<'_, ()> {

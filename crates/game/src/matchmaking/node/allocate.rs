@@ -16,6 +16,7 @@ pub const ALLOCATIONS_MAX: usize = 256;
 /// Between two attempts, doubled up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+const GIVE_BACK_MAX: Duration = Duration::from_secs(10);
 /// What is left to the answer's way into the log.
 const SPARE: Duration = Duration::from_millis(200);
 
@@ -39,7 +40,7 @@ pub trait Allocator: Send + Sync + 'static {
     ) -> Allocates<'a, Result<String, AllocateError>>;
 
     /// The match was dissolved: whatever was allocated for it, or will have been, is free. May be said twice, and for a
-    /// match that never got a room.
+    /// match that never got a room. Given up after ten seconds.
     fn give_back(&self, id: MatchId) -> Allocates<'_, ()> {
         tracing::debug!(%id, "a room is given back to an allocator that doesn't care");
         Box::pin(std::future::ready(()))
@@ -56,6 +57,14 @@ impl<A: Allocator> Allocator for Arc<A> {
 
     fn give_back(&self, id: MatchId) -> Allocates<'_, ()> {
         (**self).give_back(id)
+    }
+}
+
+/// Says it once, and doesn't wait for ever.
+pub async fn give_back(allocator: Arc<dyn Allocator>, id: MatchId) {
+    let given = tokio::time::timeout(GIVE_BACK_MAX, allocator.give_back(id)).await;
+    if given.is_err() {
+        tracing::warn!(%id, "the allocator doesn't say whether a room is free again");
     }
 }
 
@@ -87,4 +96,29 @@ pub async fn allocate(
         pause = (2 * pause).min(PAUSE_MAX);
     };
     let _ = answer.send(Message::Allocated(wanted.id, room));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Hangs;
+
+    impl Allocator for Hangs {
+        fn allocate<'a>(
+            &'a self,
+            _: &'a Allocation,
+        ) -> Allocates<'a, Result<String, AllocateError>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn give_back(&self, _: MatchId) -> Allocates<'_, ()> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_allocator_that_hangs_is_not_waited_for() {
+        give_back(Arc::new(Hangs), MatchId::default()).await;
+    }
 }

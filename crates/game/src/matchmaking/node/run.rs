@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     Allocator,
-    allocate::allocate,
+    allocate::{allocate, give_back},
     owner::{Command, Defect, Input, Now, Output, Owner},
     seek::MOMENT,
     shard::{Inner, Watching},
@@ -367,9 +367,7 @@ impl Hands {
             }
             Output::GiveBack(id) => {
                 let allocator = self.run.allocator.clone();
-                self.run
-                    .runtime
-                    .spawn(async move { allocator.give_back(id).await });
+                self.run.runtime.spawn(give_back(allocator, id));
             }
             Output::Amend(amend) => {
                 let in_sync = match amend {
@@ -377,8 +375,10 @@ impl Hands {
                     Amend::Remove(_) => vec![self.run.replica],
                 };
                 let (lease, answer) = (self.run.lease.clone(), self.run.sender.clone());
+                // The lease may be held anew by the time that this is written.
+                let epoch = self.run.owner.ledger().epoch();
                 self.run.runtime.spawn(async move {
-                    let message = match amend_until_known(&*lease, in_sync).await {
+                    let message = match amend_until_known(&*lease, epoch, in_sync).await {
                         true => Message::Amended(amend),
                         false => Message::LeaseLost,
                     };
@@ -397,6 +397,7 @@ impl Hands {
                 for record in tail {
                     self.ship(Ship::Record(record));
                 }
+                self.ship(Ship::Whole);
             }
             Output::Turned { session } => {
                 if let Some((ships, _)) = self.joining.remove(&session) {
@@ -499,9 +500,9 @@ fn tell(state: TicketState, watches: &mut Watches) {
 }
 
 /// Writes the roll until it is known to be written; false when the lease is lost.
-async fn amend_until_known(lease: &dyn Lease, in_sync: Vec<ReplicaId>) -> bool {
+async fn amend_until_known(lease: &dyn Lease, epoch: u64, in_sync: Vec<ReplicaId>) -> bool {
     loop {
-        match lease.amend(in_sync.clone()).await {
+        match lease.amend(epoch, in_sync.clone()).await {
             Ok(()) => return true,
             Err(LeaseError::Lost) => return false,
             Err(error) => tracing::warn!(%error, "the roll was not written; once more"),

@@ -84,12 +84,14 @@ pub enum Ship {
     Turned,
     State(Checkpoint),
     Record(Record),
+    /// Everything that the standby lacked at the start was sent.
+    Whole,
 }
 
 impl Ship {
     pub fn bytes(&self) -> usize {
         match self {
-            Ship::Turned => 0,
+            Ship::Turned | Ship::Whole => 0,
             Ship::State(checkpoint) => checkpoint.state.len(),
             Ship::Record(record) => record.bytes().len(),
         }
@@ -173,6 +175,9 @@ pub async fn dial(address: &str, seal: &Seal, hello: &Hello) -> Result<Link> {
         if version != VERSION {
             return Err(LinkError::Version(version));
         }
+        if theirs.len() != NONCE_BYTES {
+            return Err(FrameError::Payload(kind).into());
+        }
         let nonce = nonce();
         link.reseal(&seal.connection(&[theirs]));
         link.writer
@@ -203,10 +208,13 @@ pub async fn serve(
         mut writer,
     } = link;
     let sending = async {
+        // A standby answers a beat with how far its disk is, which says nothing while that may be another history's.
+        let mut attached = false;
         loop {
             let ship = match timeout(BEAT, ships.recv()).await {
                 Ok(Some(ship)) => ship,
                 Ok(None) => return Err::<(), LinkError>(LinkError::Closed),
+                Err(_) if !attached => continue,
                 Err(_) => {
                     writer.send(Kind::Beat, &[]).await?;
                     writer.flush().await?;
@@ -217,6 +225,7 @@ pub async fn serve(
             if bytes > BACKLOG_BYTES_MAX && !matches!(ship, Ship::State(_)) {
                 return Err(LinkError::Behind { bytes });
             }
+            attached = true;
             send(&mut writer, ship).await?;
             if ships.is_empty() {
                 writer.flush().await?;
@@ -247,6 +256,7 @@ async fn send(writer: &mut Writer<BufWriter<OwnedWriteHalf>>, ship: Ship) -> Res
             writer.flush().await?;
             Err(LinkError::Turned)
         }
+        Ship::Whole => Ok(writer.send(Kind::Beat, &[]).await?),
         Ship::Record(record) => Ok(writer.send(Kind::Record, record.bytes()).await?),
         Ship::State(checkpoint) => {
             writer.send(Kind::Piece, &checkpoint.header()).await?;
@@ -382,5 +392,39 @@ mod tests {
         for length in 0..payload.len() {
             assert_eq!(parse_hello(&payload[..length]), None);
         }
+    }
+
+    /// A standby whose disk has another history says how far that goes, if it is asked before it got ours.
+    #[tokio::test]
+    async fn a_standby_is_asked_for_nothing_before_it_is_attached() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let hello = Hello {
+            shard: "duel/eu/v1".into(),
+            replica: ReplicaId(7),
+            position: Position::default(),
+        };
+        let seal = Seal::none();
+        let dialled = dial(&address, &seal, &hello);
+        let greeted = async { greet(listener.accept().await.unwrap().0, &seal).await };
+        let (standby, owner) = tokio::join!(dialled, greeted);
+        let (mut standby, (_, owner)) = (standby.unwrap(), owner.unwrap());
+
+        let (ships, shipped) = mpsc::unbounded_channel();
+        let backlog = Arc::new(AtomicUsize::new(3));
+        let serving = tokio::spawn(serve(owner, shipped, backlog, |_| {}));
+        let early = timeout(4 * BEAT, standby.reader.next(FRAME_BYTES_MAX)).await;
+        assert!(early.is_err(), "{early:?}");
+        let checkpoint = Checkpoint {
+            position: Position::default(),
+            state: b"all".to_vec(),
+        };
+        ships.send(Ship::State(checkpoint)).unwrap();
+        ships.send(Ship::Whole).unwrap();
+        for expected in [Kind::Piece, Kind::Piece, Kind::LastPiece, Kind::Beat] {
+            let (kind, _) = standby.reader.next(FRAME_BYTES_MAX).await.unwrap();
+            assert_eq!(kind, expected);
+        }
+        serving.abort();
     }
 }
