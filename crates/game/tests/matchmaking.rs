@@ -10,9 +10,9 @@ use std::{
 };
 
 use phalanx_game::matchmaking::{
-    AllocateError, Allocates, Allocation, Allocator, How, Latency, Limits, LocalLease, MatchId,
-    Node, NodeConfig, NodeError, Player, Rating, Refusal, Request, Role, Roles, RulesSpec, Seal,
-    Shard, ShardConfig, ShardKey, Stage, Ticket, TicketId, node,
+    AllocateError, Allocates, Allocation, Allocator, How, Latency, LocalLease, MatchId, Node,
+    NodeConfig, NodeError, Player, Rating, Refusal, Request, Role, Roles, RulesSpec, Seal, Shard,
+    ShardConfig, ShardKey, Stage, Ticket, TicketId, node,
 };
 use phalanx_telemetry::metrics::Exposition;
 
@@ -53,12 +53,15 @@ fn key(mode: &str) -> ShardKey {
 fn config(folder: &Path, replica: &str) -> ShardConfig {
     let mut rules = RulesSpec::simple(2, 1, "eu", 100);
     rules.tick.period_ms = 20;
-    ShardConfig::new(
+    let mut config = ShardConfig::new(
         key("duel"),
         folder.join(replica),
         LocalLease::try_new(folder.join("lease")).unwrap(),
         Arc::new(rules.check().unwrap()),
-    )
+    );
+    // A machine that is busy takes nobody off the roll; who goes is off it at once.
+    config.limits.standby_patience = DEADLINE;
+    config
 }
 
 async fn node(seal: Seal) -> Node {
@@ -372,6 +375,10 @@ async fn a_process_holds_several_shards_and_tickets_find_theirs() {
     }
     let again = node.open(config(folder.path(), "b"), Rooms::default());
     assert!(matches!(again, Err(NodeError::Open(_))));
+    let mut large = config(folder.path(), "b");
+    large.limits.checkpoint_bytes = u64::MAX;
+    let refused = node.open(large, Rooms::default());
+    assert!(matches!(refused, Err(NodeError::Limit(_))));
     let raid = node.shard(&"raid/eu/v1".parse().unwrap()).unwrap();
     raid.enqueue(lonely(1)).await.unwrap();
     assert!(shards[0].look(TicketId(1)).await.is_err());
@@ -379,6 +386,22 @@ async fn a_process_holds_several_shards_and_tickets_find_theirs() {
     assert!("duel/eu".parse::<ShardKey>().is_err() && "du el/eu/v1".parse::<ShardKey>().is_err());
     node.drain(DEADLINE).await;
     assert!(shards.iter().all(|shard| shard.role() == Role::Stopped));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shards_that_are_over_take_no_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = node(Seal::none()).await;
+    let file = folder.path().join("file");
+    std::fs::write(&file, "not a directory").unwrap();
+    for number in 0..node::SHARDS_MAX + 1 {
+        let config = ShardConfig {
+            key: key(&format!("mode-{number}")),
+            ..config(folder.path(), "file")
+        };
+        let shard = node.open(config, Rooms::default()).unwrap();
+        assert!(matches!(shard.owned().await, Role::Failed { .. }));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -418,11 +441,8 @@ async fn more_than_a_shard_takes_waits_or_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let node = node(Seal::none()).await;
     let mut config = config(folder.path(), "a");
-    config.limits = Limits {
-        inside_max: 10,
-        outside_max: 10,
-        ..Limits::default()
-    };
+    config.limits.inside_max = 10;
+    config.limits.outside_max = 10;
     let shard = node.open(config, Rooms::default()).unwrap();
     owned(&shard).await;
     let enqueue = |id| Request::Enqueue {

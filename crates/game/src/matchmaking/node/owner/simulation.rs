@@ -412,6 +412,7 @@ impl World {
             position,
             epoch,
             lease_until: self.until(node, sent),
+            log_bytes: 0,
         };
         let mut out = Vec::new();
         let owner = Owner::open(start, rules(), limits(self.ask), now, &mut out).unwrap();

@@ -40,6 +40,7 @@ impl Bench {
             position,
             epoch,
             lease_until: Duration::MAX,
+            log_bytes: 0,
         };
         let mut out = Vec::new();
         let owner = Owner::open(start, rules(), limits, now, &mut out).unwrap();
@@ -524,6 +525,7 @@ fn an_epoch_that_is_not_above_the_logs_is_refused() {
         position: bench.owner.position,
         epoch: 1,
         lease_until: Duration::MAX,
+        log_bytes: 0,
     };
     let opened = Owner::<u64>::open(
         start,
@@ -533,4 +535,133 @@ fn an_epoch_that_is_not_above_the_logs_is_refused() {
         &mut Vec::new(),
     );
     assert!(matches!(opened, Err(Defect::Impossible(_))));
+}
+
+#[test]
+fn what_does_not_wait_for_the_disk_is_written_in_records_that_can_be_read() {
+    let mut bench = Bench::new(Limits::default());
+    bench.out.clear();
+    let seats = |any| OpenSeats { roles: vec![], any };
+    let open = |id: u64| Request::OpenBackfill {
+        backfill: Backfill {
+            id: BackfillId(id),
+            region: RegionIndex(0),
+            rating: 25.0,
+            open: [1, 0].map(seats).to_vec(),
+            since_ms: 1_000_000,
+        },
+        room: "r".repeat(1_000),
+    };
+    // The first is being written for all that time.
+    for id in 1..=4_000 {
+        bench.take(Input::Request(open(id), 7));
+    }
+    assert!(bench.owner.is_full());
+    bench.sync();
+    assert!(!bench.owner.is_full());
+    let records = bench.out.iter().filter_map(|output| match output {
+        Output::Append(record) => Some(record),
+        _ => None,
+    });
+    let mut ledger = Ledger::new();
+    let opened = Entry::Opened {
+        epoch: 1,
+        at_ms: 1_000_000,
+    };
+    ledger.apply(&opened, &mut Vec::new()).unwrap();
+    let mut largest = 0;
+    for record in records {
+        largest = largest.max(record.body().len());
+        crate::matchmaking::node::replica::apply(&mut ledger, record).unwrap();
+    }
+    assert_eq!(ledger.backfills_len(), 4_000);
+    assert_eq!(ledger.seq(), bench.owner.position().seq);
+    assert!(largest < BATCH_BYTES_MAX + 4_096, "{largest}");
+}
+
+#[test]
+fn questions_wait_when_too_many_answers_do() {
+    let mut bench = Bench::new(Limits::default());
+    bench.take(Input::Request(enqueue(1), 7));
+    let look = Request::Look {
+        ticket: TicketId(1),
+    };
+    while !bench.owner.is_full() {
+        assert!(bench.owner.held.len() <= HELD_MAX);
+        let (now, input) = (bench.now, Input::Request(look.clone(), 7));
+        bench.owner.take(input, now, &mut bench.out).unwrap();
+    }
+    bench.sync();
+    assert!(!bench.owner.is_full());
+}
+
+#[test]
+fn places_are_not_told_again_while_nobody_has_heard_them() {
+    let limits = Limits {
+        inside_max: 1,
+        ..Limits::default()
+    };
+    let mut bench = Bench::new(limits);
+    for id in 1..=3 {
+        bench.enqueue(id).unwrap();
+        let watch = Request::Watch {
+            ticket: TicketId(id),
+        };
+        bench.asked(watch).unwrap();
+    }
+    // A disk that hangs.
+    bench.take(Input::Request(enqueue(4), 7));
+    bench.wait(1_000);
+    let held = bench.owner.held.len();
+    for _ in 0..20 {
+        bench.wait(1_000);
+    }
+    assert_eq!(bench.owner.held.len(), held);
+    bench.sync();
+    bench.out.clear();
+    bench.wait(1_000);
+    let told = |output: &&Output<u64>| matches!(output, Output::Told(_));
+    assert_eq!(bench.out.iter().filter(told).count(), 2);
+}
+
+#[test]
+fn a_standby_that_has_what_was_never_sent_is_not_believed() {
+    let mut bench = Bench::new(Limits::default());
+    let replica = ReplicaId(2);
+    let position = Position {
+        seq: 500,
+        epoch: 1,
+        chain: 77,
+    };
+    bench.take(Input::Joined {
+        session: 1,
+        replica,
+        position,
+    });
+    bench.out.clear();
+    bench.take(Input::Acked { replica, seq: 500 });
+    let amended = |output: &Output<u64>| matches!(output, Output::Amend(_));
+    assert!(!bench.out.iter().any(amended));
+    let seq = bench.owner.position().seq;
+    bench.take(Input::Acked { replica, seq });
+    assert!(bench.out.iter().any(amended));
+}
+
+#[test]
+fn a_log_that_grew_through_many_short_lives_gets_its_checkpoint() {
+    let now = Now {
+        mono: Duration::ZERO,
+        ms: 1,
+    };
+    let start = Start {
+        ledger: Ledger::new(),
+        position: Position::default(),
+        epoch: 1,
+        lease_until: Duration::MAX,
+        log_bytes: Limits::default().checkpoint_bytes,
+    };
+    let mut out: Vec<Output<u64>> = Vec::new();
+    Owner::open(start, rules(), Limits::default(), now, &mut out).unwrap();
+    let checkpoint = |output: &Output<u64>| matches!(output, Output::Checkpoint(_));
+    assert!(out.iter().any(checkpoint));
 }
