@@ -26,7 +26,7 @@ pub use bumpalo;
 pub use call::{CLASSES, Call, Class, SESSION_BYTES_MAX};
 pub use context::{Context, rerun};
 pub use executor::{ClassOptions, Drained, Executor, KINDS_MAX, Options, StartError};
-pub use gradient::{Gradient, GradientOptions, Window};
+pub use gradient::GradientOptions;
 pub use job::{Fight, Fought};
 pub use judge::{Judge, OUTCOMES_MAX, Verdict, judge};
 pub use kind::{Kind, RegisterError};
@@ -36,6 +36,7 @@ pub use replay::{Difference, Replayed, digest, prove, replay};
 pub use rules::{Pinned, Rollback, RulesError, VERSIONS_MAX, VersionView};
 pub use shadow::{ShadowDifference, ShadowOptions, ShadowReport};
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A kind of battle. What `fight` returns follows from `input`, the context's dice, rules and fuel alone: `&self` and the
@@ -120,4 +121,9 @@ impl std::fmt::Display for Stage {
             Self::Fight => "in the fight",
         })
     }
+}
+
+/// Whoever panicked under one of these locks left nothing half-done.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -102,7 +102,7 @@ impl<'a, R> Context<'a, R> {
             Some(Reject::Exhausted { fuel: self.fuel })
         } else {
             self.fuel_left -= spent;
-            self.stop.as_mut().and_then(Stop::reason)
+            self.stop.as_ref().and_then(Stop::reason)
         };
         if let Some(reject) = reject {
             (self.slice, self.left) = (0, 0);
@@ -132,11 +132,11 @@ pub(crate) struct Stop<'a> {
     /// Live work in this number makes a fight beside it step back.
     pub yield_to: Option<&'a AtomicUsize>,
     /// Who was answered already, but not yet woken.
-    pub wakes: &'a mut Wakes,
+    pub wakes: &'a Wakes,
 }
 
 impl Stop<'_> {
-    fn reason(&mut self) -> Option<Reject> {
+    fn reason(&self) -> Option<Reject> {
         self.wakes.flush();
         if self.abort.load(Ordering::Relaxed) {
             return Some(Reject::Draining);

@@ -26,7 +26,7 @@ use super::affinity;
 use super::metrics::Metrics;
 
 /// How long a drain waits for threads whose fights were told to stop.
-const STOP_GRACE: Duration = Duration::from_secs(1);
+const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Between two looks while draining.
 const DRAIN_LOOK: Duration = Duration::from_millis(2);
 
@@ -120,13 +120,13 @@ impl Executor {
     /// Takes nothing in any more, lets what is in flight end for at most `limit`, cuts the rest short, joins all threads.
     pub async fn drain(mut self, limit: Duration) -> Drained {
         self.close();
-        let until = Instant::now() + limit;
-        while self.shared.in_flight() > 0 && Instant::now() < until {
+        let since = Instant::now();
+        while self.shared.in_flight() > 0 && since.elapsed() < limit {
             tokio::time::sleep(DRAIN_LOOK).await;
         }
         let cut = self.cut();
-        let until = Instant::now() + STOP_GRACE;
-        while self.running() > 0 && Instant::now() < until {
+        let since = Instant::now();
+        while self.running() > 0 && since.elapsed() < STOP_GRACE {
             tokio::time::sleep(DRAIN_LOOK).await;
         }
         self.joined(cut)
@@ -135,13 +135,13 @@ impl Executor {
     /// As [`Executor::drain`], for a thread outside an async runtime.
     pub fn drain_blocking(mut self, limit: Duration) -> Drained {
         self.close();
-        let until = Instant::now() + limit;
-        while self.shared.in_flight() > 0 && Instant::now() < until {
+        let since = Instant::now();
+        while self.shared.in_flight() > 0 && since.elapsed() < limit {
             thread::sleep(DRAIN_LOOK);
         }
         let cut = self.cut();
-        let until = Instant::now() + STOP_GRACE;
-        while self.running() > 0 && Instant::now() < until {
+        let since = Instant::now();
+        while self.running() > 0 && since.elapsed() < STOP_GRACE {
             thread::sleep(DRAIN_LOOK);
         }
         self.joined(cut)

@@ -1,11 +1,13 @@
 //! One submitted fight: input, rules and answer in one allocation that the caller and the queue share. Whoever takes the
 //! job out of its state (a core that runs it, a caller that leaves, a queue that refuses it) accounts for its end, once.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context as TaskContext, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
@@ -16,7 +18,7 @@ use super::judge::WITHOUT_RESULT;
 use super::kind::{Inner, ON_TRIAL, RECORDED, SHADOWED};
 use super::metrics::End;
 use super::rules::Version;
-use super::{Battle, Call, Class, Reject, Stage};
+use super::{Battle, Call, Class, Reject, Stage, lock};
 
 const QUEUED: u8 = 0;
 const RUNNING: u8 = 1;
@@ -33,7 +35,7 @@ const WAKE_HELD: u64 = 20_000;
 /// A fight estimated to take longer, in nanoseconds, starts with all callers awake.
 const WAKE_BEFORE: u64 = 5_000;
 /// Nanoseconds past its deadline after which a fight that doesn't stop is given up by its caller.
-const GRACE: u64 = 50_000_000;
+pub(crate) const GRACE: u64 = 50_000_000;
 /// Fights between two looks at a version on trial.
 const REVIEW_EVERY: u64 = 64;
 
@@ -114,36 +116,50 @@ impl Wake for Unpark {
     }
 }
 
-/// Wakers of callers that were answered; woken together, so that a burst of short fights costs their runtime one wake.
+/// Wakers of callers that were answered; woken together, so that a burst of short fights costs their runtime one wake. A
+/// core's own, but for the watch, which wakes those that a fight holds up which is longer than was thought.
 #[derive(Default)]
-pub(crate) struct Wakes {
-    held: Vec<Waker>,
+pub(crate) struct Wakes(Mutex<Held>);
+
+#[derive(Default)]
+struct Held {
+    wakers: VecDeque<Waker>,
     since: u64,
 }
 
 impl Wakes {
-    fn hold(&mut self, waker: Waker, now: u64) {
-        if self.held.is_empty() {
-            self.since = now;
+    fn hold(&self, waker: Waker, now: u64) {
+        let mut held = lock(&self.0);
+        if held.wakers.is_empty() {
+            held.since = now;
         }
-        self.held.push(waker);
-        if self.held.len() >= WAKES_MAX {
+        held.wakers.push_back(waker);
+        let full = held.wakers.len() >= WAKES_MAX;
+        drop(held);
+        if full {
             self.flush();
         }
     }
 
     /// Before a fight that is expected to take so long.
-    fn before(&mut self, cost: u64, now: u64) {
-        if cost > WAKE_BEFORE || now.saturating_sub(self.since) > WAKE_HELD {
+    fn before(&self, cost: u64, now: u64) {
+        if cost > WAKE_BEFORE || now.saturating_sub(lock(&self.0).since) > WAKE_HELD {
             self.flush();
         }
     }
 
-    #[inline]
-    pub fn flush(&mut self) {
-        for waker in self.held.drain(..) {
-            waker.wake();
+    pub fn flush(&self) {
+        let next = || lock(&self.0).wakers.pop_front();
+        while let Some(waker) = next() {
+            quietly(|| waker.wake());
         }
+    }
+}
+
+/// Runs foreign code that is no fight (destructors, wakers): its panic must not cost a core its thread.
+pub(crate) fn quietly(run: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(run)).is_err() {
+        tracing::error!("a destructor or a waker panicked");
     }
 }
 
@@ -152,7 +168,8 @@ pub(crate) trait Run: Send + Sync {
     fn run(self: Arc<Self>, at: &mut Station<'_>);
     /// Ends a queued job without a fight. `None`: it had ended already; else since when it waited.
     fn refuse(&self, end: End) -> Option<u64>;
-    /// Answers the caller of a fight that doesn't stop though its deadline is long past. Whether it is such a one.
+    /// Answers the caller of a fight that doesn't stop though its deadline is long past (or [`super::clock::NEVER`] is now).
+    /// Whether it is such a one.
     fn give_up(&self, now: u64) -> bool;
     /// After a panic of the job's own code outside of the fight.
     fn fail(&self);
@@ -218,7 +235,7 @@ impl<B: Battle> Job<B> {
 
     /// The end, if there is one; else `waker` is woken by it.
     fn take(&self, waker: &Waker) -> Option<Result<Fought<B::Output>, Reject>> {
-        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = lock(&self.slot);
         match &mut *slot {
             Slot::Empty(Some(known)) if known.will_wake(waker) => None,
             Slot::Empty(known) => {
@@ -234,7 +251,7 @@ impl<B: Battle> Job<B> {
 
     /// The first answer counts. Returns whom to wake.
     fn answer(&self, end: Result<Fought<B::Output>, Reject>) -> Option<Waker> {
-        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = lock(&self.slot);
         let Slot::Empty(waker) = &mut *slot else {
             return None;
         };
@@ -276,7 +293,7 @@ impl<B: Battle> Job<B> {
             return;
         }
         at.tally().waited(class, waited);
-        at.wakes.before(self.cost, at.now);
+        at.core().wakes.before(self.cost, at.now);
         let started = at.now;
         let setup = Setup {
             rules: &self.rules.rules,
@@ -290,7 +307,7 @@ impl<B: Battle> Job<B> {
             state: &self.state,
             abort: &shared.abort,
             yield_to: None,
-            wakes: &mut at.wakes,
+            wakes: &at.core().wakes,
         };
         let ended = fight(
             &self.kind.battle,
@@ -377,7 +394,7 @@ impl<B: Battle> Job<B> {
             return;
         };
         if let Some(recorder) = recorder {
-            at.wakes.flush();
+            at.core().wakes.flush();
             recorder.write(&super::record::Record::of(self, digest));
         }
         if let Some(shadow) = shadow {
@@ -395,12 +412,12 @@ impl<B: Battle> Job<B> {
     }
 
     fn end(&self, at: &mut Station<'_>, end: End, result: Result<Fought<B::Output>, Reject>) {
-        // Counted before it is gone, so that whoever sees nothing in flight sees all ends.
+        // Counted and over before it is gone, so that whoever sees nothing in flight sees all ends, and cuts none short.
         at.tally().count(self.call.class, end);
-        self.leave();
         self.state.store(OVER, Ordering::Release);
+        self.leave();
         if let Some(waker) = self.answer(result) {
-            at.wakes.hold(waker, at.now);
+            at.core().wakes.hold(waker, at.now);
         }
     }
 }
@@ -451,7 +468,11 @@ impl<B: Battle> Run for Job<B> {
             return false;
         }
         let stage = Stage::Fight;
-        if let Some(waker) = self.answer(Err(Reject::DeadlinePassed { stage })) {
+        let reject = match self.shared().abort.load(Ordering::SeqCst) {
+            true => Reject::Draining,
+            false => Reject::DeadlinePassed { stage },
+        };
+        if let Some(waker) = self.answer(Err(reject)) {
             waker.wake();
         }
         true

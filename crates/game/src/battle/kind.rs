@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::clock::nanos;
@@ -14,7 +14,7 @@ use super::metrics::{End, KindMetrics};
 use super::record::Recorder;
 use super::rules::{Pinned, Rollback, Rulebook, RulesError, Version, VersionView};
 use super::shadow::{Shadow, ShadowOptions, ShadowReport};
-use super::{Battle, Call, OUTCOMES_MAX, Reject, SESSION_BYTES_MAX};
+use super::{Battle, Call, OUTCOMES_MAX, Reject, SESSION_BYTES_MAX, lock};
 
 /// Bits of `Inner::flags`: what a fight's end has to think of beyond its caller.
 pub(crate) const RECORDED: u8 = 1;
@@ -333,8 +333,4 @@ impl<B: Battle> Shown for Inner<B> {
             shadow_differs: shadow.different,
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,8 +2,10 @@
 //! too, for the hash that names it includes both. Bounded: the one that has been quiet for longest makes room.
 
 use std::collections::HashMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+
+use super::lock;
 
 /// Panics that put an input away.
 const PANICS: u32 = 2;
@@ -44,7 +46,7 @@ impl Quarantine {
     }
 
     pub fn panicked(&self, hash: u64, now: u64) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = lock(&self.seen);
         if !seen.contains_key(&hash) && seen.len() >= self.max {
             seen.retain(|_, seen| now.saturating_sub(seen.last) < self.forget);
             let quietest = seen.iter().min_by_key(|(_, seen)| seen.last);
@@ -64,20 +66,23 @@ impl Quarantine {
         self.len.store(seen.len(), Ordering::Relaxed);
     }
 
+    /// Lets out who has been quiet for long enough.
+    pub fn forget(&self, now: u64) {
+        if self.is_empty() {
+            return;
+        }
+        let mut seen = lock(&self.seen);
+        seen.retain(|_, seen| now.saturating_sub(seen.last) < self.forget);
+        self.len.store(seen.len(), Ordering::Relaxed);
+    }
+
     pub fn holds(&self, hash: u64, now: u64) -> bool {
         if self.is_empty() {
             return false;
         }
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(entry) = seen.get(&hash) else {
-            return false;
-        };
-        if now.saturating_sub(entry.last) >= self.forget {
-            seen.remove(&hash);
-            self.len.store(seen.len(), Ordering::Relaxed);
-            return false;
-        }
-        entry.panics >= PANICS
+        lock(&self.seen).get(&hash).is_some_and(|entry| {
+            entry.panics >= PANICS && now.saturating_sub(entry.last) < self.forget
+        })
     }
 }
 
@@ -94,7 +99,10 @@ mod tests {
         assert!(ward.holds(7, 101));
         assert!(!ward.holds(8, 101));
         assert!(!ward.holds(7, 1_100));
-        assert!(ward.is_empty());
+        ward.forget(1_099);
+        assert!(ward.holds(7, 1_099));
+        ward.forget(1_100);
+        assert!(ward.is_empty(), "and nobody looks for it any more");
     }
 
     #[test]

@@ -5,11 +5,12 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use arc_swap::ArcSwap;
 
 use super::judge::{COUNTS, Judge, Verdict, judge};
+use super::lock;
 
 /// Versions of one kind that exist at the same time; a pin that is never let go can't take the memory.
 pub const VERSIONS_MAX: usize = 8;
@@ -164,10 +165,6 @@ impl<R> Rulebook<R> {
     }
 
     pub fn pin_of(&self, number: u64) -> Option<Pinned<R>> {
-        let current = self.current();
-        if current.number == number {
-            return Some(Pinned::new(current));
-        }
         find(&lock(&self.known), number).map(Pinned::new)
     }
 
@@ -296,10 +293,6 @@ impl<R> Rulebook<R> {
 
 fn find<R>(known: &[Weak<Version<R>>], number: u64) -> Option<Arc<Version<R>>> {
     (known.iter().filter_map(Weak::upgrade)).find(|version| version.number == number)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::context::{Panicked, Setup, Stop, fight};
 use super::executor::Station;
@@ -12,7 +12,7 @@ use super::job::Job;
 use super::judge::{COUNTS, Judge, Verdict, WITHOUT_RESULT, judge};
 use super::replay::{digest_with, small};
 use super::rules::{VERSIONS_MAX, Version};
-use super::{Battle, Reject};
+use super::{Battle, Reject, lock};
 
 /// How often a shadow fight that live work interrupted is begun again.
 const ATTEMPTS: u8 = 3;
@@ -143,7 +143,7 @@ impl<B: Battle> Shadow<B> {
     }
 
     fn found(&self) -> MutexGuard<'_, Found> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.found)
     }
 
     fn compare(&self, job: &Job<B>, live: (u64, usize), shadow: (Option<u64>, usize)) {
@@ -222,7 +222,7 @@ impl<B: Battle> Aside for Rerun<B> {
             state: &nobody_leaves,
             abort: &at.shared.abort,
             yield_to: Some(&core.waiting),
-            wakes: &mut at.wakes,
+            wakes: &core.wakes,
         };
         let ended = fight(
             &job.kind.battle,

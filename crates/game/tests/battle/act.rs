@@ -20,7 +20,11 @@ pub enum Act {
     Ignore(Arc<Gate>),
     /// Under rules 0 says so; under others works until the gate opens.
     Shy(Arc<Gate>),
+    /// Under rules 0 says so; under others works until the gate opens, looking at nothing else.
+    Deaf(Arc<Gate>),
     Panic(u64),
+    /// Says so, but panics when it is forgotten.
+    Bomb(Arc<Bomb>),
     /// Takes so many bytes from the arena.
     Take(usize),
     Foul,
@@ -42,6 +46,14 @@ impl Gate {
     }
 }
 
+pub struct Bomb(pub u64);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("as the test asked for");
+    }
+}
+
 pub struct Actor;
 
 impl Battle for Actor {
@@ -56,7 +68,8 @@ impl Battle for Actor {
                 notes.lock().unwrap().push(*number);
                 Ok(*number)
             }
-            Act::Shy(_) if *cx.rules() == 0 => Ok(0),
+            Act::Bomb(bomb) => Ok(bomb.0),
+            Act::Shy(_) | Act::Deaf(_) if *cx.rules() == 0 => Ok(0),
             Act::Wait(gate) | Act::Shy(gate) => {
                 gate.inside.fetch_add(1, Ordering::SeqCst);
                 let leave = Leave(gate);
@@ -67,7 +80,7 @@ impl Battle for Actor {
                 drop(leave);
                 Ok(0)
             }
-            Act::Ignore(gate) => {
+            Act::Ignore(gate) | Act::Deaf(gate) => {
                 gate.inside.fetch_add(1, Ordering::SeqCst);
                 let _leave = Leave(gate);
                 while !gate.open.load(Ordering::SeqCst) {
@@ -91,6 +104,8 @@ impl Battle for Actor {
             Act::Take(bytes) => (5, *bytes as u64),
             Act::Foul => (6, 0),
             Act::Shy(_) => (7, 0),
+            Act::Deaf(_) => (8, 0),
+            Act::Bomb(_) => (9, 0),
         };
         out.push(tag);
         out.extend(number.to_le_bytes());

@@ -6,11 +6,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use phalanx_game::battle::{
-    Call, Class, End, Executor, GradientOptions, Options, RegisterError, Reject, Stage, StartError,
+    Call, Class, Drained, End, Executor, GradientOptions, Options, RegisterError, Reject, Stage,
+    StartError,
 };
 use phalanx_telemetry::metrics::Exposition;
 
-use super::act::{Act, Gate, actors, begun, occupy, patient, until};
+use super::act::{Act, Bomb, Gate, actors, begun, occupy, patient, until};
 
 #[test]
 fn a_caller_that_leaves_stops_the_fight_it_waited_for() {
@@ -297,6 +298,65 @@ fn a_dropped_executor_leaves_no_caller_waiting() {
     drop(executor);
     assert_eq!(blocker.wait().unwrap_err(), Reject::Draining);
     assert_eq!(queued.wait().unwrap_err(), Reject::Draining);
+}
+
+#[test]
+fn a_fight_that_can_not_be_stopped_leaves_no_caller_waiting_when_the_executor_ends() {
+    let (executor, kind) = actors(patient(1));
+    let gate = Arc::new(Gate::default());
+    let stubborn = kind.submit(Act::Ignore(gate.clone()), Call::new(1));
+    until("it fights", || gate.inside() == 1);
+    let queued = kind.submit(Act::Say(1), Call::new(1));
+    drop(executor);
+    assert_eq!(stubborn.wait().unwrap_err(), Reject::Draining);
+    assert_eq!(queued.wait().unwrap_err(), Reject::Draining);
+    let late = kind.submit(Act::Say(1), Call::new(1)).wait();
+    assert_eq!(late.unwrap_err(), Reject::Draining);
+    gate.open();
+}
+
+#[test]
+fn a_drain_may_take_for_ever() {
+    let (executor, kind) = actors(patient(1));
+    kind.submit(Act::Say(1), Call::new(1)).wait().unwrap();
+    let drained = executor.drain_blocking(Duration::MAX);
+    assert_eq!(drained, Drained { cut: 0, stuck: 0 });
+}
+
+#[test]
+fn a_destructor_that_panics_costs_no_core() {
+    let (_executor, kind) = actors(patient(1));
+    for at in 0..3 {
+        let bomb = Act::Bomb(Arc::new(Bomb(at)));
+        // Answered, or (the last handle may be its caller's) the panic is its caller's own.
+        let caller = thread::spawn({
+            let kind = kind.clone();
+            move || drop(kind.submit(bomb, Call::new(at)))
+        });
+        let _ = caller.join();
+        let fought = kind.submit(Act::Say(at), Call::new(at)).wait();
+        assert_eq!(fought.unwrap().output, at);
+    }
+}
+
+#[test]
+fn an_answer_reaches_its_caller_though_the_next_fight_never_ends() {
+    let (executor, kind) = actors(patient(1));
+    // Learnt: a fight costs next to nothing, so that callers are woken together.
+    for at in 0..1_000 {
+        kind.submit(Act::Say(at), Call::new(at)).wait().unwrap();
+    }
+    let (start, blocker) = occupy(&executor, "gate");
+    let fights: Vec<_> = (0..5)
+        .map(|at| kind.submit(Act::Say(at), Call::new(at)))
+        .collect();
+    let gate = Arc::new(Gate::default());
+    let endless = kind.submit(Act::Ignore(gate.clone()), Call::new(1));
+    start.open();
+    blocker.wait().unwrap();
+    assert!(fights.into_iter().all(|fight| fight.wait().is_ok()));
+    gate.open();
+    endless.wait().unwrap();
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use phalanx_game::battle::{Call, Class, End, GradientOptions, Options, Reject};
 
-use super::act::{Act, actors, occupy, patient, until};
+use super::act::{Act, Gate, actors, occupy, patient, until};
 use super::duel::{Duel, Rules, Teams};
 
 #[test]
@@ -94,6 +94,22 @@ fn an_idle_core_takes_what_a_busy_one_can_not_get_to() {
         fight.wait().unwrap();
     }
     assert!(executor.metrics().stolen > 0);
+}
+
+#[test]
+fn a_sleeping_core_comes_for_what_is_behind_a_fight_that_is_longer_than_was_thought() {
+    let (_executor, kind) = actors(patient(2));
+    // Learnt: a fight costs less than waking a core.
+    for at in 0..1_000 {
+        kind.submit(Act::Say(at), Call::new(at)).wait().unwrap();
+    }
+    let gate = Arc::new(Gate::default());
+    let long = kind.submit(Act::Wait(gate.clone()), Call::new(1));
+    until("it fights", || gate.inside() == 1);
+    let fought = kind.submit(Act::Say(7), Call::new(7)).wait();
+    assert_eq!(fought.unwrap().output, 7);
+    gate.open();
+    long.wait().unwrap();
 }
 
 #[test]

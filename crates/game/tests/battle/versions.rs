@@ -214,6 +214,28 @@ fn live_work_interrupts_a_shadow() {
 }
 
 #[test]
+fn a_shadow_that_can_not_be_interrupted_leaves_no_live_caller_waiting() {
+    let (executor, kind) = actors(patient(1));
+    let gate = Arc::new(Gate::default());
+    let options = ShadowOptions {
+        one_in: 1_000,
+        kept: 5,
+    };
+    kind.shadow(2, 2, options);
+    kind.submit(Act::Deaf(gate.clone()), Call::new(1))
+        .wait()
+        .unwrap();
+    until("the only core is at the shadow", || gate.inside() == 1);
+    let call = Call::new(1).within(Duration::from_millis(100));
+    let end = kind.submit(Act::Say(1), call).wait();
+    assert!(matches!(end, Err(Reject::DeadlinePassed { .. })), "{end:?}");
+    assert_eq!(gate.inside(), 1, "it goes on");
+    gate.open();
+    until("the core is back", || executor.metrics().stuck == 0);
+    kind.submit(Act::Say(2), Call::new(2)).wait().unwrap();
+}
+
+#[test]
 fn rules_that_shift_outcomes_are_taken_back_by_themselves() {
     let (_executor, kind) = duels(1);
     let judge = Judge {

@@ -36,9 +36,8 @@ pub struct Options {
     pub check_every: u32,
     /// Bounds of the fights in flight; `None`: 64 per core to begin with, 2 per core at least, 2,048 per core at most.
     pub limit: Option<GradientOptions>,
-    /// Whether a core without work takes some from another one's queue.
-    pub steal: bool,
-    /// Bytes that one fight may take from its arena; a fight that wants more panics. 64 MiB
+    /// Bytes that one fight may add to what its core's arena holds; one that wants more panics. Half of it is there whatever
+    /// came before; an arena is never larger than twice as much. 64 MiB
     pub arena_max: usize,
     /// Fights after which an arena shrinks to what they needed. 1,024
     pub arena_trim_calls: u32,
@@ -76,7 +75,6 @@ impl Default for Options {
             longest: Duration::from_secs(10),
             check_every: 1_024,
             limit: None,
-            steal: true,
             arena_max: 64 << 20,
             arena_trim_calls: 1_024,
             quarantine_max: 1_024,

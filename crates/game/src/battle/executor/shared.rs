@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -10,13 +10,14 @@ use super::Options;
 use crate::battle::admission::Admission;
 use crate::battle::call::{CLASSES, Class};
 use crate::battle::clock::{Clock, NEVER, nanos};
-use crate::battle::job::{Run, Ticket};
+use crate::battle::gradient::{Gradient, Window};
+use crate::battle::job::{Run, Ticket, Wakes, quietly};
 use crate::battle::kind::{RegisterError, Shown};
 use crate::battle::metrics::{End, Metrics, Tally};
 use crate::battle::quarantine::Quarantine;
 use crate::battle::queue::{Entry, LaneOptions, Queue};
 use crate::battle::shadow::Aside;
-use crate::battle::{Gradient, GradientOptions, Reject, Stage, Window};
+use crate::battle::{GradientOptions, Reject, Stage, lock};
 
 /// Kinds of battle at one executor.
 pub const KINDS_MAX: usize = 64;
@@ -67,6 +68,9 @@ pub(crate) struct Core {
     newest_first: AtomicU8,
     asleep: AtomicBool,
     pub stuck: AtomicBool,
+    /// Since when the core is at a shadow fight; never, when it is at none.
+    pub aside_since: AtomicU64,
+    pub wakes: Wakes,
     thread: OnceLock<Thread>,
     pub tally: Tally,
 }
@@ -273,8 +277,7 @@ impl Shared {
         asides.push_back(work);
         self.asides_len.store(asides.len(), Ordering::Relaxed);
         drop(asides);
-        let sleeper = |core: &&Core| core.asleep.load(Ordering::Relaxed);
-        if let Some(core) = self.cores.iter().find(sleeper) {
+        if let Some(core) = self.cores.iter().find(|core| core.is_asleep()) {
             core.wake();
         }
         oldest
@@ -338,6 +341,8 @@ impl Core {
             newest_first: AtomicU8::new(0),
             asleep: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
+            aside_since: AtomicU64::new(NEVER),
+            wakes: Wakes::default(),
             thread: OnceLock::new(),
             tally: Tally::new(),
         }
@@ -355,6 +360,24 @@ impl Core {
     pub(super) fn wake(&self) {
         if let Some(thread) = self.thread.get() {
             thread.unpark();
+        }
+    }
+
+    pub(super) fn is_asleep(&self) -> bool {
+        self.asleep.load(Ordering::Relaxed)
+    }
+
+    /// Refuses what is queued; from now on whoever pushes is told.
+    pub(super) fn close(&self) {
+        let mut inbox = self.inbox();
+        inbox.closed = true;
+        let left = inbox.queue.take_all();
+        self.show_length(&inbox);
+        drop(inbox);
+        for job in left {
+            quietly(move || {
+                job.refuse(End::Draining);
+            });
         }
     }
 
@@ -387,7 +410,6 @@ impl Core {
         if inbox.queue.len() > 0 || abort.load(Ordering::SeqCst) {
             return false;
         }
-        inbox.current = None;
         inbox.asleep = true;
         self.asleep.store(true, Ordering::Relaxed);
         true
@@ -402,7 +424,7 @@ impl Core {
 
     fn load(&self) -> u64 {
         let mut load = self.all_work();
-        if self.asleep.load(Ordering::Relaxed) {
+        if self.is_asleep() {
             load += WAKE_COST;
         }
         if self.stuck.load(Ordering::Relaxed) {
@@ -410,8 +432,4 @@ impl Core {
         }
         load
     }
-}
-
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

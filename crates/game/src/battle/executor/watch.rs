@@ -7,31 +7,43 @@ use std::thread;
 use std::time::Duration;
 
 use super::Shared;
-use crate::battle::job::Run;
+use super::shared::Core;
+use crate::battle::clock::NEVER;
+use crate::battle::job::{GRACE, Run, quietly};
 use crate::battle::metrics::End;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_millis(100);
+/// Between two looks while cores end.
+const END_LOOK: Duration = Duration::from_millis(1);
 
 pub(super) fn run(shared: &Shared) {
-    while !shared.abort.load(Ordering::Relaxed) {
+    while !shared.abort.load(Ordering::SeqCst) {
         thread::park_timeout(EVERY);
         let now = shared.clock.now();
+        shared.quarantine.forget(now);
         for index in 0..shared.cores.len() {
-            look(shared, index, now);
+            quietly(|| look(shared, index, now));
         }
     }
+    end(shared);
 }
 
 fn look(shared: &Shared, index: usize, now: u64) {
     let core = &shared.cores[index];
+    // A fight that is far longer than was thought holds up whom to wake.
+    core.wakes.flush();
+    if core.waiting.load(Ordering::Relaxed) > 0 {
+        // A fight may be behind one that is longer than was thought, and everybody else asleep.
+        (shared.cores.iter().filter(|core| core.is_asleep())).for_each(Core::wake);
+    }
     let current = core.inbox().current.clone();
-    let stuck = current.is_some_and(|job| job.give_up(now));
+    let shadowed = core.aside_since.load(Ordering::Relaxed);
+    let stuck = current.is_some_and(|job| job.give_up(now))
+        // A shadow fight that doesn't step back from live work.
+        || now.saturating_sub(shadowed.max(core.oldest())) > GRACE;
     if stuck != core.stuck.swap(stuck, Ordering::Relaxed) && stuck {
-        tracing::error!(
-            core = index,
-            "a fight doesn't end though its deadline has passed"
-        );
+        tracing::error!(core = index, "a fight doesn't end though it was told to");
     }
     if !stuck {
         return;
@@ -41,7 +53,27 @@ fn look(shared: &Shared, index: usize, now: u64) {
     core.show_length(&inbox);
     drop(inbox);
     for job in waiting {
-        place(shared, index, job, now);
+        quietly(|| place(shared, index, job, now));
+    }
+}
+
+/// Cores stop their fights and refuse what they have queued by themselves; a core that doesn't get to it has it done here.
+fn end(shared: &Shared) {
+    let until = shared.clock.now().saturating_add(GRACE);
+    let busy = |core: &Core| !core.inbox().closed;
+    while shared.cores.iter().any(busy) && shared.clock.now() < until {
+        thread::sleep(END_LOOK);
+    }
+    for core in &shared.cores {
+        core.wakes.flush();
+        core.close();
+        let Some(job) = core.inbox().current.clone() else {
+            continue;
+        };
+        quietly(move || {
+            job.refuse(End::Draining);
+            job.give_up(NEVER);
+        });
     }
 }
 

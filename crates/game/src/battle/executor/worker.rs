@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use super::Shared;
 use super::shared::Core;
-use crate::battle::Window;
 use crate::battle::arena::Arena;
 use crate::battle::call::Class;
-use crate::battle::clock::nanos;
-use crate::battle::job::{Run, Wakes};
+use crate::battle::clock::{NEVER, nanos};
+use crate::battle::gradient::Window;
+use crate::battle::job::{Run, quietly};
 use crate::battle::metrics::{End, Tally};
 
 /// A window of measurements is at least so long, in nanoseconds, and has at least so many fights in it ...
@@ -31,7 +31,6 @@ pub(crate) struct Station<'a> {
     /// When the last thing ended that took time.
     pub now: u64,
     pub arena: Arena,
-    pub wakes: Wakes,
     pub scratch: Vec<u8>,
     pub shared: &'a Shared,
     index: usize,
@@ -58,7 +57,6 @@ pub(super) fn serve(shared: &Shared, index: usize) {
     let mut at = Station {
         now: shared.clock.now(),
         arena: Arena::new(shared.options.arena_max, shared.options.arena_trim_calls),
-        wakes: Wakes::default(),
         scratch: Vec::new(),
         shared,
         index,
@@ -98,24 +96,32 @@ impl<'a> Station<'a> {
         inbox.current = job.clone();
         drop(inbox);
         // A job's last handle may run foreign destructors: not under the lock.
-        drop(last);
+        quietly(|| drop(last));
         self.refuse(refused);
         job
     }
 
     fn refuse(&mut self, refused: &mut Vec<Arc<dyn Run>>) {
         for job in refused.drain(..) {
-            if let Some(at) = job.refuse(End::TooOld) {
-                self.measure_refused(job.ticket().class, self.now.saturating_sub(at));
-            }
+            quietly(|| {
+                if let Some(at) = job.refuse(End::TooOld) {
+                    self.measure_refused(job.ticket().class, self.now.saturating_sub(at));
+                }
+                drop(job);
+            });
         }
     }
 
     fn run(&mut self, job: Arc<dyn Run>) {
+        // After it is known as the current one: either this sees the end of the executor, or who ends it sees the job.
+        if self.shared.abort.load(Ordering::SeqCst) {
+            job.refuse(End::Draining);
+            return;
+        }
         if catch_unwind(AssertUnwindSafe(|| job.run(self))).is_err() {
             let job = self.core().inbox().current.clone();
             if let Some(job) = job {
-                job.fail();
+                quietly(|| job.fail());
             }
             self.now = self.shared.clock.now();
         }
@@ -130,7 +136,7 @@ impl<'a> Station<'a> {
     /// A fight of the next core, one after the other, that has waited for much longer than this core's own.
     fn run_behind(&mut self, refused: &mut Vec<Arc<dyn Run>>) -> bool {
         let cores = &self.shared.cores;
-        if cores.len() < 2 || !self.shared.options.steal {
+        if cores.len() < 2 {
             return false;
         }
         self.neighbour = (self.neighbour + 1) % cores.len();
@@ -144,10 +150,7 @@ impl<'a> Station<'a> {
 
     /// Any work of another core.
     fn run_stolen(&mut self, refused: &mut Vec<Arc<dyn Run>>) -> bool {
-        self.wakes.flush();
-        if !self.shared.options.steal {
-            return false;
-        }
+        self.core().wakes.flush();
         let (cores, index) = (&self.shared.cores, self.index);
         (1..cores.len())
             .map(|step| &cores[(index + step) % cores.len()])
@@ -164,7 +167,7 @@ impl<'a> Station<'a> {
             return false;
         };
         let last = self.core().inbox().current.replace(job.clone());
-        drop(last);
+        quietly(|| drop(last));
         let stolen = &self.tally().stolen;
         store(stolen, stolen.load(Ordering::Relaxed) + 1);
         self.run(job);
@@ -175,13 +178,17 @@ impl<'a> Station<'a> {
         let Some(work) = self.shared.take_aside() else {
             return false;
         };
-        let back = catch_unwind(AssertUnwindSafe(|| work.run(self)));
+        let since = &self.core().aside_since;
+        store(since, self.shared.clock.now());
+        quietly(|| {
+            if let Some(work) = work.run(self)
+                && let Some(oldest) = self.shared.set_aside(work)
+            {
+                oldest.skip();
+            }
+        });
+        store(since, NEVER);
         self.now = self.shared.clock.now();
-        if let Ok(Some(work)) = back
-            && let Some(oldest) = self.shared.set_aside(work)
-        {
-            oldest.skip();
-        }
         true
     }
 
@@ -192,21 +199,13 @@ impl<'a> Station<'a> {
         self.now = self.shared.clock.now();
     }
 
-    /// Refuses what is left; from now on whoever pushes is told.
     fn close(&mut self) {
-        self.wakes.flush();
-        let mut inbox = self.core().inbox();
-        inbox.closed = true;
-        let left = inbox.queue.take_all();
-        self.core().show_length(&inbox);
-        let last = inbox.current.take();
-        drop(inbox);
-        drop(last);
-        for job in left {
-            job.refuse(End::Draining);
-        }
+        self.core().wakes.flush();
+        self.core().close();
+        let last = self.core().inbox().current.take();
+        quietly(|| drop(last));
         while let Some(work) = self.shared.take_aside() {
-            work.skip();
+            quietly(move || work.skip());
         }
     }
 
@@ -229,7 +228,8 @@ impl<'a> Station<'a> {
         }
         window.count += 1;
         window.took += took;
-        window.target += nanos(self.shared.options.classes[class.index()].target);
+        let target = nanos(self.shared.options.classes[class.index()].target);
+        window.target = window.target.saturating_add(target);
         window.in_flight = window.in_flight.max(self.shared.in_flight());
         let age = self.now.saturating_sub(window.since);
         if (age < WINDOW || window.count < WINDOW_FIGHTS) && age < WINDOW_MAX {
