@@ -18,7 +18,8 @@ pub(crate) struct Arena {
 }
 
 impl Arena {
-    /// A fight that wants more than `limit` bytes panics, which ends that fight only.
+    /// A fight gets `limit` bytes beyond what fights before it left behind, so that these take nothing away from it: half of
+    /// the limit is there in any case (blocks double). One that wants more panics, which ends that fight only.
     pub fn new(limit: usize, every: u32) -> Self {
         let limit = limit.max(2 * START);
         Self {
@@ -46,6 +47,7 @@ impl Arena {
         let used = held.saturating_sub(self.bump.chunk_capacity());
         self.high_water = self.high_water.max(used);
         self.bump.reset();
+        allow(&self.bump, self.limit);
         self.calls += 1;
         if self.calls < self.every {
             return;
@@ -62,8 +64,12 @@ impl Arena {
 
 fn bump(capacity: usize, limit: usize) -> Bump {
     let bump = Bump::with_capacity(capacity);
-    bump.set_allocation_limit(Some(limit));
+    allow(&bump, limit);
     bump
+}
+
+fn allow(bump: &Bump, limit: usize) {
+    bump.set_allocation_limit(Some(bump.allocated_bytes().saturating_add(limit)));
 }
 
 #[cfg(test)]
@@ -92,6 +98,18 @@ mod tests {
             arena.reset();
         }
         assert_eq!(arena.trims, 0);
+    }
+
+    #[test]
+    fn what_a_fight_left_behind_takes_nothing_from_the_next_one() {
+        for before in (1..10).map(|tenth| tenth * (1 << 20) / 10) {
+            let mut arena = Arena::new(1 << 20, 1_000);
+            arena.bump().alloc_slice_fill_copy(before, 1_u8);
+            arena.reset();
+            assert!(arena.bytes() <= 1 << 20);
+            arena.bump().alloc_slice_fill_copy(500_000, 1_u8);
+            assert!(arena.bytes() <= 2 << 20);
+        }
     }
 
     #[test]
