@@ -7,15 +7,19 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
+use super::super::lock;
 use super::{BODY_BYTES_MAX, FRAME_BYTES, HEADER_BYTES, Record, RecordError, header};
 
 /// Records on their way to the thread.
 const QUEUE_MAX: usize = 4_096;
 /// The least that a recorder can work with: two files of a record each.
 const BYTES_MIN: u64 = 2 * (HEADER_BYTES + FRAME_BYTES + BODY_BYTES_MAX) as u64;
+
+/// More than any record.
+const BUFFER_BYTES: usize = FRAME_BYTES + BODY_BYTES_MAX + 1;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecorderOptions {
@@ -122,16 +126,9 @@ impl Recorder {
         }
     }
 
-    /// Where the newer records are.
-    pub fn path(&self) -> &Path {
-        &self.0.path
-    }
-
     /// Writes what was handed over and ends the thread; what comes later is dropped. Blocks.
     pub fn close(&self) -> RecorderState {
-        let thread = (self.0.thread.lock())
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let thread = lock(&self.0.thread).take();
         if let Some(thread) = thread {
             // Blocks while the queue is full, which the thread empties.
             let _ = self.0.sender.send(Message::Close);
@@ -150,13 +147,16 @@ impl fmt::Debug for Recorder {
 }
 
 fn write(mut log: Log, records: &Receiver<Message>, tally: &Counts) {
+    let mut failing = false;
     loop {
         let message = match records.try_recv() {
             Ok(message) => message,
             Err(TryRecvError::Disconnected) => break,
             // Nothing to do: what was written is for everybody to see.
             Err(TryRecvError::Empty) => {
-                if let Err(error) = log.file.flush() {
+                if let Err(error) = log.file.flush()
+                    && !std::mem::replace(&mut failing, true)
+                {
                     tracing::warn!(%error, "recorded battles were not written");
                 }
                 match records.recv() {
@@ -170,9 +170,15 @@ fn write(mut log: Log, records: &Receiver<Message>, tally: &Counts) {
         };
         tally.queued_bytes.fetch_sub(bytes.len(), Ordering::Relaxed);
         match log.append(&bytes) {
-            Ok(()) => tally.written.fetch_add(1, Ordering::Relaxed),
+            Ok(()) => {
+                failing = false;
+                tally.written.fetch_add(1, Ordering::Relaxed)
+            }
             Err(error) => {
-                tracing::warn!(%error, "a battle was not recorded");
+                // A full disk fails them all: said once.
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "battles are not recorded");
+                }
                 tally.failed.fetch_add(1, Ordering::Relaxed)
             }
         };
@@ -194,7 +200,8 @@ impl Log {
         if path.exists() {
             fs::rename(path, aside(path))?;
         }
-        let mut file = BufWriter::new(File::create(path)?);
+        // A record is buffered whole, so that a write that fails leaves none that is torn before others.
+        let mut file = BufWriter::with_capacity(BUFFER_BYTES, File::create(path)?);
         file.write_all(&header())?;
         Ok(Self {
             path: path.to_owned(),

@@ -6,7 +6,7 @@ fn record(seed: u64) -> Record {
         rules: 7,
         seed,
         fuel: u64::MAX,
-        session: (seed % 2 == 0).then(|| format!("session-{seed}")),
+        session: seed.is_multiple_of(2).then(|| format!("session-{seed}")),
         input: vec![seed as u8; (seed % 50) as usize],
         digest: seed.wrapping_mul(31),
     }
@@ -95,18 +95,16 @@ fn the_file_stays_within_its_bytes_and_the_newest_records_are_kept() {
         ..RecorderOptions::default()
     };
     let recorder = Recorder::create(&path, options).unwrap();
-    let mut handed = 0;
     for seed in 0..200 {
         let big = Record {
             input: vec![1; 100_000],
             ..record(seed)
         };
         // The queue is bounded too: wait for room, so that the last one is in.
-        while recorder.state().written + recorder.state().failed + 20 < handed {
+        while recorder.state().written + recorder.state().failed + 20 < seed {
             std::thread::yield_now();
         }
         recorder.write(&big);
-        handed += 1;
     }
     let state = recorder.close();
     assert_eq!((state.written, state.dropped, state.failed), (200, 0, 0));
