@@ -7,8 +7,6 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use redis::Value;
-use redis::aio::ConnectionLike as _;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::breaker::{BreakerConfig, Circuit, Outcome, Permit, State};
@@ -174,8 +172,7 @@ impl StoreReader for Reader {
             let shared = self.shared()?;
             let mut asking = Asking::begin(&shared)?;
             let command = script::orders_of(&shared.keys, asking.epoch, players);
-            let answer = asking.connection.req_packed_command(&command).await;
-            let answer = answer.and_then(Value::extract_error);
+            let answer = asking.connection.answer(&command).await;
             let answer = answer.map_err(StoreError::from);
             asking.end(answer.and_then(|answer| script::orders(&answer)))
         })

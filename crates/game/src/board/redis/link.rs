@@ -3,12 +3,11 @@
 
 use std::time::Duration;
 
-use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::aio::{ConnectionLike as _, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, Pipeline, RedisError, RedisFuture, Script,
-    ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, Script, ServerErrorKind, Value,
 };
 use tokio::time::timeout;
 
@@ -264,10 +263,10 @@ impl Link {
     /// One command, with the deadline of every call.
     pub(in crate::board) async fn query(&mut self, command: &Cmd) -> Result<Value, StoreError> {
         let mut connection = self.connection().await?;
-        let answer = timeout(self.call_max, connection.req_packed_command(command)).await;
+        let answer = timeout(self.call_max, connection.answer(command)).await;
         let answer = answer
             .map_err(|_| StoreError::from(Failure::Timeout))
-            .and_then(|answer| answer.and_then(Value::extract_error).map_err(Into::into));
+            .and_then(|answer| answer.map_err(Into::into));
         self.judge(answer)
     }
 
@@ -323,36 +322,13 @@ impl Connection {
         }
     }
 
-    async fn answer(&mut self, command: &Cmd) -> Result<Value, RedisError> {
-        self.req_packed_command(command).await?.extract_error()
-    }
-}
-
-impl ConnectionLike for Connection {
-    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
-        match self {
-            Self::One(one) => one.req_packed_command(cmd),
-            Self::Cluster(cluster) => cluster.req_packed_command(cmd),
-        }
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        pipeline: &'a Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        match self {
-            Self::One(one) => one.req_packed_commands(pipeline, offset, count),
-            Self::Cluster(cluster) => cluster.req_packed_commands(pipeline, offset, count),
-        }
-    }
-
-    fn get_db(&self) -> i64 {
-        match self {
-            Self::One(one) => one.get_db(),
-            Self::Cluster(cluster) => cluster.get_db(),
-        }
+    /// One command. No deadline of its own.
+    pub(in crate::board) async fn answer(&mut self, command: &Cmd) -> Result<Value, RedisError> {
+        let answer = match self {
+            Self::One(one) => one.req_packed_command(command).await,
+            Self::Cluster(cluster) => cluster.req_packed_command(command).await,
+        };
+        answer?.extract_error()
     }
 }
 
