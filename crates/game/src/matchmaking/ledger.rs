@@ -92,7 +92,7 @@ pub enum Waits {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reserved {
     pub proposed: Proposed,
-    /// Moves once, when the last player confirms.
+    /// Moves when the last player confirms, and by the time that the shard had no owner.
     pub until_ms: u64,
     pub confirmed: BTreeSet<u64>,
     pub players: usize,
@@ -277,7 +277,7 @@ impl Ledger {
     /// [`Impossible`]; then nothing is changed.
     pub fn apply(&mut self, entry: &Entry, moved: &mut Vec<TicketId>) -> Result<(), Impossible> {
         let applied = match entry {
-            Entry::Opened { epoch, .. } => self.open(*epoch),
+            Entry::Opened { epoch, at_ms } => self.open(*epoch, *at_ms),
             Entry::Enqueued {
                 ticket,
                 class,
@@ -311,11 +311,18 @@ impl Ledger {
         Ok(())
     }
 
-    fn open(&mut self, epoch: u64) -> Result<(), &'static str> {
+    fn open(&mut self, epoch: u64, at_ms: u64) -> Result<(), &'static str> {
         if epoch <= self.epoch {
             return Err("an epoch that is not above the one before");
         }
         self.epoch = epoch;
+        // Nobody could confirm while nobody owned the shard.
+        let away_ms = at_ms.saturating_sub(self.now_ms);
+        self.deadlines.clear();
+        for (&id, reserved) in &mut self.reserved {
+            reserved.until_ms = reserved.until_ms.saturating_add(away_ms);
+            self.deadlines.insert((reserved.until_ms, id));
+        }
         Ok(())
     }
 

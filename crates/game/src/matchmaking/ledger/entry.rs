@@ -33,7 +33,7 @@ pub struct MatchId {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Entry {
-    /// An owner began; everything after it is of this epoch.
+    /// An owner began; everything after it is of this epoch. Reservations last longer by the time since the entry before.
     Opened {
         epoch: u64,
         at_ms: u64,

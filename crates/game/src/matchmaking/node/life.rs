@@ -304,6 +304,9 @@ impl Life {
                 Turn::Reopen
             }
             Ok(Ended::Disk(error)) => Turn::Over(failed(&error)),
+            Ok(Ended::Gone(which)) => Turn::Over(Role::Failed {
+                reason: format!("the {which}'s thread panicked"),
+            }),
             Ok(Ended::Defect(defect)) => Turn::Over(failed(&defect)),
             Err(_) => Turn::Over(Role::Failed {
                 reason: "the owner's thread panicked".into(),

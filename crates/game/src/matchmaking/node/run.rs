@@ -111,6 +111,8 @@ pub enum Ended {
     LeaseLost,
     Disk(LogError),
     Defect(Defect),
+    /// A thread that the owner needs panicked.
+    Gone(&'static str),
 }
 
 type Watches = HashMap<TicketId, watch::Sender<TicketState>>;
@@ -346,17 +348,16 @@ impl Hands {
         match output {
             Output::Append(record) => {
                 self.ship(Ship::Record(record.clone()));
-                // A log thread that is gone has said why.
-                let _ = self.run.log.send(LogWork::Append(record));
+                self.log(LogWork::Append(record));
             }
-            Output::Checkpoint(state) => {
-                let _ = self.run.log.send(LogWork::Checkpoint(state));
-            }
+            Output::Checkpoint(state) => self.log(LogWork::Checkpoint(state)),
             Output::Answer(slot, answer) => answer_to(slot, answer, &mut self.watches),
             Output::Told(state) => tell(state, &mut self.watches),
             Output::Search(command) => {
                 self.run.search_backlog.fetch_add(1, Ordering::Relaxed);
-                let _ = self.run.search.send(command);
+                if self.run.search.send(command).is_err() {
+                    self.ended.get_or_insert(Ended::Gone("search"));
+                }
             }
             Output::Allocate(wanted, until) => {
                 let until = self.run.clock.start + until;
@@ -406,6 +407,22 @@ impl Hands {
             }
             Output::Drained => self.ended = Some(Ended::Drained),
         }
+    }
+
+    fn log(&mut self, work: LogWork) {
+        if self.run.log.send(work).is_ok() || self.ended.is_some() {
+            return;
+        }
+        // A log that failed has said why before it went.
+        let failed = self
+            .run
+            .messages
+            .try_iter()
+            .find_map(|message| match message {
+                Message::LogFailed(error) => Some(Ended::Disk(error)),
+                _ => None,
+            });
+        self.ended = Some(failed.unwrap_or(Ended::Gone("log")));
     }
 
     fn ship(&mut self, ship: Ship) {

@@ -2,9 +2,10 @@
 //! is; the owner then sends what the standby lacks and every further record, and hears how far its disk is.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -207,6 +208,8 @@ pub async fn serve(
         mut reader,
         mut writer,
     } = link;
+    // The whole state may take longer than a standby may say nothing; as long as it is read, somebody reads it.
+    let taken = AtomicBool::new(false);
     let sending = async {
         // A standby answers a beat with how far its disk is, which says nothing while that may be another history's.
         let mut attached = false;
@@ -226,7 +229,7 @@ pub async fn serve(
                 return Err(LinkError::Behind { bytes });
             }
             attached = true;
-            send(&mut writer, ship).await?;
+            send(&mut writer, ship, &taken).await?;
             if ships.is_empty() {
                 writer.flush().await?;
             }
@@ -234,8 +237,14 @@ pub async fn serve(
     };
     let hearing = async {
         loop {
-            let next = timeout(SILENCE_MAX, reader.next(GREETING_BYTES_MAX)).await;
-            let (kind, payload) = next.map_err(|_| LinkError::Silent)??;
+            let mut next = pin!(reader.next(GREETING_BYTES_MAX));
+            let (kind, payload) = loop {
+                match timeout(SILENCE_MAX, &mut next).await {
+                    Ok(frame) => break frame?,
+                    Err(_) if taken.swap(false, Ordering::Relaxed) => {}
+                    Err(_) => return Err(LinkError::Silent),
+                }
+            };
             if kind != Kind::Ack {
                 return Err::<(), LinkError>(FrameError::Turn(kind).into());
             }
@@ -249,7 +258,11 @@ pub async fn serve(
     }
 }
 
-async fn send(writer: &mut Writer<BufWriter<OwnedWriteHalf>>, ship: Ship) -> Result<()> {
+async fn send(
+    writer: &mut Writer<BufWriter<OwnedWriteHalf>>,
+    ship: Ship,
+    taken: &AtomicBool,
+) -> Result<()> {
     match ship {
         Ship::Turned => {
             writer.send(Kind::Turned, &[]).await?;
@@ -262,6 +275,7 @@ async fn send(writer: &mut Writer<BufWriter<OwnedWriteHalf>>, ship: Ship) -> Res
             writer.send(Kind::Piece, &checkpoint.header()).await?;
             for piece in checkpoint.state.chunks(PIECE_BYTES) {
                 writer.send(Kind::Piece, piece).await?;
+                taken.store(true, Ordering::Relaxed);
             }
             Ok(writer.send(Kind::LastPiece, &[]).await?)
         }

@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-const SEEDS: u64 = 48;
+const SEEDS: u64 = 24;
 const STEP_MS: u64 = 10;
 /// Trouble for so long, then peace for as long.
 const TROUBLE_MS: u64 = 15_000;

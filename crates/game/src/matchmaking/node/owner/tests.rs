@@ -665,3 +665,23 @@ fn a_log_that_grew_through_many_short_lives_gets_its_checkpoint() {
     let checkpoint = |output: &Output<u64>| matches!(output, Output::Checkpoint(_));
     assert!(out.iter().any(checkpoint));
 }
+
+#[test]
+fn nobody_is_late_for_a_match_because_the_shard_had_no_owner() {
+    let mut bench = Bench::new(Limits::default());
+    bench.enqueue(1).unwrap();
+    bench.enqueue(2).unwrap();
+    let id = bench.propose(1, 2);
+    // The next owner comes long after the time to confirm, or its clock is ahead.
+    let mut ledger = bench.owner.ledger.clone();
+    let away = 3_600_000;
+    let opened = Entry::Opened {
+        epoch: 2,
+        at_ms: 1_000_000 + away,
+    };
+    ledger.apply(&opened, &mut Vec::new()).unwrap();
+    let within_ms = Limits::default().confirm_within.as_millis() as u64;
+    assert_eq!(ledger.due_lapse(1_000_000 + away + within_ms - 1), None);
+    assert_eq!(ledger.due_lapse(1_000_000 + away + within_ms), Some(id));
+    assert!(ledger.audit().is_ok());
+}
