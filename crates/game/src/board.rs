@@ -29,14 +29,14 @@ pub mod snapshot;
 #[cfg(feature = "redis")]
 mod write;
 
+#[cfg(feature = "redis")]
+pub use self::redis::{LiveConfig, Receipt, RedisBoard, RedisConfig, WriteError};
 pub use answer::{Answer, Request};
 pub use kind::{BadPlayer, Better, BoardSpec, Kind, PlayerId, SpecError};
 pub use metrics::{Metrics, write};
 pub use order::{Law, Order, Refused};
 pub use own::{Around, Friend, Friends, Own, Place, Rank};
 pub use page::{BadToken, Freshness, Page, PageQuery, Row};
-#[cfg(feature = "redis")]
-pub use self::redis::{LiveConfig, Receipt, RedisBoard, RedisConfig, WriteError};
 pub use sketch::{Estimate, Sketch};
 pub use snapshot::{BuildError, Builder, Snapshot, Version};
 
@@ -217,7 +217,11 @@ impl Board {
     /// That version, while it is among the last [`BoardSpec::versions`].
     pub fn version(&self, version: Version) -> Option<Arc<Snapshot>> {
         let shelf = self.shelf.load();
-        shelf.0.iter().find(|held| held.version() == version).cloned()
+        shelf
+            .0
+            .iter()
+            .find(|held| held.version() == version)
+            .cloned()
     }
 
     /// Makes `snapshot` the newest, by one swap. "The highest version wins": also for snapshots of other replicas and from
@@ -226,7 +230,10 @@ impl Board {
         if snapshot.board() != self.spec.name || snapshot.law() != self.law.fingerprint() {
             return Err(PublishError::Foreign);
         }
-        let _one = self.publishing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _one = self
+            .publishing
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         let held = self.shelf.load_full();
         if let Some(newest) = held.0.first() {
             if newest.is_final() {
@@ -239,7 +246,9 @@ impl Board {
         }
         let snapshot = Arc::new(snapshot);
         let older = held.0.iter().take(self.spec.versions - 1).cloned();
-        let shelf = std::iter::once(Arc::clone(&snapshot)).chain(older).collect();
+        let shelf = std::iter::once(Arc::clone(&snapshot))
+            .chain(older)
+            .collect();
         self.shelf.store(Arc::new(Shelf(shelf)));
         self.counts.published();
         Ok(snapshot)
@@ -248,7 +257,10 @@ impl Board {
     /// Puts the same picture with a newer sketch in the place of the newest: after the last of many changes, estimates catch
     /// up with it. False if it isn't the same, or no newer.
     pub fn resketch(&self, snapshot: Snapshot) -> bool {
-        let _one = self.publishing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _one = self
+            .publishing
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         let held = self.shelf.load_full();
         let Some((newest, older)) = held.0.split_first() else {
             return false;
@@ -258,7 +270,9 @@ impl Board {
             return false;
         }
         snapshot.confirm(newest.confirmed_ms());
-        let shelf = std::iter::once(Arc::new(snapshot)).chain(older.iter().cloned()).collect();
+        let shelf = std::iter::once(Arc::new(snapshot))
+            .chain(older.iter().cloned())
+            .collect();
         self.shelf.store(Arc::new(Shelf(shelf)));
         true
     }
@@ -267,7 +281,10 @@ impl Board {
     /// another version is the newest by now.
     pub fn confirm(&self, version: Version, now_ms: u64) -> bool {
         // Not while another takes the newest one's place, which would be as old as before.
-        let _one = self.publishing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _one = self
+            .publishing
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         let shelf = self.shelf.load();
         match shelf.0.first() {
             Some(newest) if newest.version() == version => {

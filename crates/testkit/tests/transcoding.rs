@@ -277,13 +277,17 @@ async fn answers_are_those_of_grpc_gateway_but_for_what_is_listed() -> anyhow::R
     let mut wrong = Vec::new();
     for case in CASES {
         let name = format!("{} {} {}", case.method, case.target, case.body);
-        let listed = GATEWAY_DIFFERS.iter().any(|differs| name.starts_with(differs));
+        let listed = GATEWAY_DIFFERS
+            .iter()
+            .any(|differs| name.starts_with(differs));
         let gateways = call(theirs, &asked(case, false)).await;
         let gateways = told(&gateways.with_context(|| name.clone())?, case);
         let ours = call(ours_at, &asked(case, false)).await;
         let ours = told(&ours.with_context(|| name.clone())?, case);
         if (ours == gateways) == listed {
-            wrong.push(format!("{name}\n  ours:     {ours}\n  gateways: {gateways}"));
+            wrong.push(format!(
+                "{name}\n  ours:     {ours}\n  gateways: {gateways}"
+            ));
         }
     }
     anyhow::ensure!(
