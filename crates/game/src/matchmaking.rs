@@ -3,7 +3,7 @@
 //! waiting room; a [`Node`] is a process that holds several.
 //!
 //! A shard has one owner at a time, fenced by a lease ([`lease`]). Every change is an entry ([`ledger`]) of an ordered log
-//! ([`log`]), which the owner ships to one standby ([`standby`]). Clients are answered when what they are told is on the
+//! (`log`), which the owner ships to one standby (`standby`). Clients are answered when what they are told is on the
 //! owner's disk, and on the standby's for as long as that may take over. A proposal reserves its tickets, players confirm,
 //! a room is found, the match is made; whatever goes wrong before, the others wait on with their original time.
 //!
@@ -12,18 +12,19 @@
 pub mod fairness;
 pub mod lease;
 pub mod ledger;
-pub mod log;
+mod log;
 pub mod node;
 pub mod rating;
 pub mod rules;
 pub mod search;
-pub mod standby;
+mod standby;
 pub mod ticket;
 pub mod twin;
-pub mod waiting;
+mod waiting;
 
 pub use lease::{Lease, LeaseError, local::LocalLease};
 pub use ledger::{Entry, How, Ledger, Match, MatchId, Party};
+pub use log::ReplicaId;
 pub use node::{
     AllocateError, Allocates, Allocation, Allocator, Answer, Limits, Node, NodeConfig, NodeError,
     Refusal, Request, Role, Shard, ShardConfig, ShardKey, ShardMetrics, Stage, TicketState,
@@ -33,6 +34,8 @@ pub use rating::Rating;
 pub use rules::{Brownout, Budget, MatchRules, RulesSpec};
 pub use search::{Proposal, Quality, Refused, Search, TickReport};
 pub use standby::frame::Seal;
+#[cfg(feature = "tokens")]
+pub use standby::frame::ShortSecret;
 pub use ticket::{
     Backfill, BackfillId, Latency, OpenSeats, Player, Problems, RegionIndex, Roles, Ticket,
     TicketId,

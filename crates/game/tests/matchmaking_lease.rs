@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use phalanx_game::matchmaking::{Lease, LeaseError, LocalLease, lease::Claim, log::ReplicaId};
+use phalanx_game::matchmaking::{Lease, LeaseError, LocalLease, ReplicaId, lease::Claim};
 
 const A: ReplicaId = ReplicaId(1);
 const B: ReplicaId = ReplicaId(2);

@@ -7,7 +7,7 @@
 mod audit;
 mod entry;
 mod snapshot;
-pub mod wire;
+pub(super) mod wire;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -24,7 +24,7 @@ use std::{
 };
 
 pub use checkpoint::{CHECKPOINT_BYTES_MAX, Checkpoint};
-pub use record::{BODY_BYTES_MAX, HEADER_BYTES, Position, Record, Torn};
+pub use record::{BODY_BYTES_MAX, HEADER_BYTES, Position, Record};
 
 pub(super) use files::Lock;
 
@@ -215,17 +215,6 @@ impl Log {
         });
         self.broken |= installed.is_err();
         installed
-    }
-
-    /// Waits for a checkpoint that is being written.
-    ///
-    /// # Errors
-    /// What stopped it.
-    pub fn close(mut self) -> Result<(), LogError> {
-        match self.writing.take() {
-            Some(writing) => self.written(writing),
-            None => Ok(()),
-        }
     }
 
     fn begin(&mut self, generation: u64) -> Result<(), LogError> {

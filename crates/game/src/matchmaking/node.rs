@@ -1,5 +1,5 @@
 //! A running shard, and the process that holds several. Each shard is owned by one process at a time and followed by one
-//! standby; [`Shard`] is the handle for clients of both. [`owner`] decides, and is pure; around it stand a thread for it,
+//! standby; [`Shard`] is the handle for clients of both. `owner` decides, and is pure; around it stand a thread for it,
 //! one for its log and one for its search, and tasks for the lease, the standby and the rooms.
 //!
 //! Module order: shard, life, run, seek, replica, allocate, metrics, owner, talk.
@@ -7,7 +7,7 @@
 mod allocate;
 mod life;
 mod metrics;
-pub mod owner;
+mod owner;
 mod replica;
 mod run;
 mod seek;
@@ -32,7 +32,7 @@ use tokio::{
 
 pub use allocate::{ALLOCATIONS_MAX, AllocateError, Allocates, Allocator};
 pub use metrics::{SearchMetrics, ShardMetrics, write};
-pub use owner::{Allocation, Limits, OwnerMetrics};
+pub use owner::{Allocation, Limits, OwnerMetrics, Refused};
 pub use shard::{INTAKE_MAX, Role, Shard, Watching};
 pub use talk::{Answer, Refusal, Request, Stage, TicketState};
 

@@ -40,7 +40,7 @@ fn a_log_reads_back_with_the_same_identity() {
     assert!(recovered.records.is_empty() && recovered.checkpoint.is_none());
     let written = fill(&mut log, 5);
     let (replica, position) = (log.replica(), log.position());
-    log.close().unwrap();
+    drop(log);
     let (log, recovered) = open(directory.path());
     assert_eq!(recovered.records, written);
     assert_eq!((log.replica(), log.position()), (replica, position));
@@ -55,7 +55,7 @@ fn a_crash_at_any_byte_loses_nothing_that_was_synced() {
     assert!(log.checkpoint(b"the first three".to_vec()).unwrap());
     written.clear();
     written.extend(fill(&mut log, 6));
-    log.close().unwrap();
+    drop(log);
     let segment = segment_path(directory.path(), 2);
     let whole = fs::read(&segment).unwrap();
     let sizes: usize = written.iter().map(|record| record.bytes().len()).sum();
@@ -130,7 +130,7 @@ fn checkpoints_bound_the_log_and_a_crash_between_their_steps_is_no_matter() {
             std::thread::yield_now();
         }
     }
-    log.close().unwrap();
+    drop(log);
     let files = fs::read_dir(directory.path()).unwrap().count();
     assert_eq!(files, 4, "identity, lock, a checkpoint and its segment");
     let scratch = tempfile::tempdir().unwrap();
@@ -249,7 +249,7 @@ fn two_processes_and_emptied_or_foreign_directories_are_told() {
     let (mut log, _) = open(directory.path());
     assert!(log.checkpoint(b"state".to_vec()).unwrap());
     fill(&mut log, 2);
-    log.close().unwrap();
+    drop(log);
     let checkpoint = checkpoint_path(directory.path(), 2);
     let whole = fs::read(&checkpoint).unwrap();
     for at in 0..whole.len() {
@@ -275,7 +275,7 @@ fn what_was_left_half_written_is_removed() {
     let directory = directory.path().join("made/with/those/above");
     let (mut log, _) = open(&directory);
     fill(&mut log, 3);
-    log.close().unwrap();
+    drop(log);
     for left in [
         checkpoint_path(&directory, 2).with_extension(UNFINISHED),
         segment_path(&directory, 2).with_extension("unfinished-segment"),

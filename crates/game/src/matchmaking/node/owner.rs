@@ -398,10 +398,6 @@ impl<R> Owner<R> {
         &self.ledger
     }
 
-    pub fn position(&self) -> Position {
-        self.position
-    }
-
     /// Whether clients may be told anything at `now`.
     pub fn is_valid(&self, now: Duration) -> bool {
         self.copies.is_valid(now)

@@ -575,7 +575,7 @@ fn what_does_not_wait_for_the_disk_is_written_in_records_that_can_be_read() {
         crate::matchmaking::node::replica::apply(&mut ledger, record).unwrap();
     }
     assert_eq!(ledger.backfills_len(), 4_000);
-    assert_eq!(ledger.seq(), bench.owner.position().seq);
+    assert_eq!(ledger.seq(), bench.owner.position.seq);
     assert!(largest < BATCH_BYTES_MAX + 4_096, "{largest}");
 }
 
@@ -642,7 +642,7 @@ fn a_standby_that_has_what_was_never_sent_is_not_believed() {
     bench.take(Input::Acked { replica, seq: 500 });
     let amended = |output: &Output<u64>| matches!(output, Output::Amend(_));
     assert!(!bench.out.iter().any(amended));
-    let seq = bench.owner.position().seq;
+    let seq = bench.owner.position.seq;
     bench.take(Input::Acked { replica, seq });
     assert!(bench.out.iter().any(amended));
 }
