@@ -20,7 +20,9 @@ pub fn page(sections: &[(&'static str, Vec<Row>)], options: &Options) -> String 
 }
 
 pub fn section(name: &str, rows: &[Row]) -> String {
-    let mut text = format!("## {name}\n\n| case | who | figure | unit | bar | note |\n|---|---|---|---|---|---|\n");
+    let mut text = format!(
+        "## {name}\n\n| case | who | figure | unit | bar | note |\n|---|---|---|---|---|---|\n"
+    );
     for row in rows {
         let bar = row.bar.as_deref().unwrap_or("");
         let _ = writeln!(
@@ -49,7 +51,12 @@ fn figure(samples: &[f64]) -> String {
     };
     match sorted.len() {
         1 => number(median),
-        _ => format!("{} ({}\u{2013}{})", number(median), number(*least), number(*most)),
+        _ => format!(
+            "{} ({}\u{2013}{})",
+            number(median),
+            number(*least),
+            number(*most)
+        ),
     }
 }
 
