@@ -62,6 +62,7 @@ impl Inherited {
     /// # Errors
     /// When a descriptor is no TCP listener at the address that it was said to be.
     pub fn add(&mut self, told: &Listeners, files: Vec<OwnedFd>) -> io::Result<()> {
+        self.has_holder = true;
         if told.role == Redirected::LOCK {
             self.lock = files.into_iter().next();
             return Ok(());
