@@ -3,18 +3,22 @@
 //! A session is found by its client's address or by its token, an answer's by socket and endpoint. Nothing is ever sent to an
 //! address that no datagram of a session came from.
 
+mod end;
 mod enter;
+mod follow;
+mod key;
 mod leave;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 
 use phalanx_model::resource::udp::UdpRules;
 
 use self::enter::Entered;
+use self::key::Key;
 use super::index::Index;
 use super::kin::Kin;
 use super::session::{Fate, Flow, Place, Port, Session};
@@ -23,7 +27,7 @@ use super::source::{self, Over, Sources};
 use super::target::{SocketId, Targets};
 use super::wheel::Wheel;
 use crate::account::Edge;
-use crate::account::udp::{self as account, Dropped, Ended, Moved};
+use crate::account::udp::{self as account, Dropped};
 use crate::directory::Entry;
 
 /// What a plan and the directory say, asked when a session begins and when it must move.
@@ -156,14 +160,6 @@ pub struct Table {
     renewed: u64,
     /// When endpoints were looked over.
     swept: u32,
-}
-
-/// What a session is found by.
-#[derive(Clone, Copy)]
-enum Key<'k> {
-    Client(SocketAddr),
-    Token(&'k [u8]),
-    Both(SocketAddr, &'k [u8]),
 }
 
 impl Table {
@@ -391,12 +387,7 @@ impl Table {
         };
         let (number, place) = (there.port, there.place);
         let (began, seen) = (there.began, there.seen);
-        let is_half_open = there.is_half_open();
-        let idle = self.port(number).map_or(0, |port| idle_ticks(&port.rules));
-        let idle = match is_half_open {
-            true => idle.min(HALF_TICKS),
-            false => idle,
-        };
+        let (is_half_open, idle) = (there.is_half_open(), self.idle(there));
         self.wheel
             .add(&mut self.sessions, session, seen.saturating_add(idle));
         self.index.insert(hash, session);
@@ -459,98 +450,6 @@ impl Table {
         world.choose(port, from, &|endpoint| self.targets.live(endpoint))
     }
 
-    /// Before it is used: whether its session is to go elsewhere.
-    #[inline]
-    fn settle(&mut self, place: u32, now: Now, world: &mut impl World) {
-        let Some(session) = self.sessions.get(place) else {
-            return;
-        };
-        let is_gone = self.places.get(session.place).map(|p| p.fate) == Some(Fate::Gone);
-        let has_no_seat = session.ticket.as_ref().is_some_and(|t| t.held.is_none());
-        let is_due = (is_gone || has_no_seat) && !self.is_checked(place, now);
-        if is_due || session.is_replaced() || session.is_lost() {
-            self.look_again(place, is_gone, now, world);
-        }
-    }
-
-    #[cold]
-    fn look_again(&mut self, place: u32, is_gone: bool, now: Now, world: &mut impl World) {
-        let Some(session) = self.sessions.get_mut(place) else {
-            return;
-        };
-        session.checked = now.tick();
-        let (port, at) = (session.port, session.place);
-        let Some(address) = self.port(port).map(|port| port.address) else {
-            return;
-        };
-        let Some(session) = self.sessions.get(place) else {
-            return;
-        };
-        let seated = match session.token() {
-            [] => Seated::Nobody,
-            token => world.seat(address, token),
-        };
-        let seat = match seated {
-            Seated::At(seat) => Some(seat),
-            Seated::Nobody => None,
-            Seated::Elsewhere => {
-                let session = self.sessions.get_mut(place);
-                if let Some(ticket) = session.and_then(|session| session.ticket.as_mut()) {
-                    ticket.is_lost = true;
-                }
-                return;
-            }
-        };
-        let seated = seat.as_ref().map(|seat| seat.address);
-        let labelled = || match session.token() {
-            [] => None,
-            token => world.labelled(address, token),
-        };
-        let client = session.client;
-        let (to, why) = match (seated, is_gone) {
-            (Some(seated), _) => (Some(seated), Moved::Seat),
-            (None, true) => {
-                let to = labelled().or_else(|| self.choose(address, client, world));
-                (to, Moved::Endpoint)
-            }
-            (None, false) => (None, Moved::Seat),
-        };
-        if let Some(ticket) = self.sessions.get_mut(place).and_then(|s| s.ticket.as_mut()) {
-            (ticket.held, ticket.is_lost) = (seat.map(|seat| seat.held), false);
-        }
-        let there = self.places.get(at).map(|place| place.address);
-        if let Some(to) = to.filter(|to| Some(*to) != there) {
-            self.shift(place, to, why, now, world);
-        }
-    }
-
-    /// To another endpoint, by the same socket if that can be: whoever was told of the client's address there can go on
-    /// answering it.
-    fn shift(&mut self, place: u32, to: SocketAddr, why: Moved, now: Now, world: &impl World) {
-        let Some(session) = self.sessions.get(place) else {
-            return;
-        };
-        let (port, from, socket) = (session.port, session.place, session.socket);
-        let next = self.place(port, to, world);
-        let target = |table: &Self, at| table.places.get(at).map_or(NONE, |p| p.target);
-        let (before, after) = (target(self, from), target(self, next));
-        let tick = now.tick();
-        let Some(taken) = self.targets.take(after, place, Some(socket), tick) else {
-            self.count_dropped(port, Dropped::Sockets, 1);
-            return;
-        };
-        self.targets.release(before, socket, tick);
-        if let Some(session) = self.sessions.get_mut(place) {
-            (session.place, session.socket) = (next, taken);
-        }
-        self.leave_place(from);
-        self.enter_place(next);
-        if let Some(cell) = self.cell(port) {
-            cell.moved(why);
-        }
-    }
-
-    /// A datagram of an endpoint.
     #[inline]
     pub fn down(
         &mut self,
@@ -603,137 +502,6 @@ impl Table {
         Ok(down)
     }
 
-    /// An endpoint answers a session that the directory gave it a moment ago, before its client said anything; or one that
-    /// is gone.
-    #[cold]
-    fn whose(
-        &mut self,
-        socket: SocketId,
-        from: SocketAddr,
-        now: Now,
-        world: &mut impl World,
-    ) -> Option<u32> {
-        self.targets.late(socket, from, now.tick());
-        let change = world.changes().wrapping_add(self.renewed);
-        if self.targets.is_looked_at(socket, change) {
-            return None;
-        }
-        let is_odd = |session: &Session| session.is_replaced() || session.is_lost();
-        let is_replaced = |at: &u32| self.sessions.get(*at).is_some_and(is_odd);
-        let replaced: Vec<u32> = self.targets.on(socket).filter(is_replaced).collect();
-        for session in replaced {
-            self.look_again(session, false, now, world);
-        }
-        self.targets.session(socket, from)
-    }
-
-    /// Ends what was idle for too long; true when there is more of it. To be asked about every tick.
-    pub fn tick(&mut self, now: Now, world: &mut impl World) -> bool {
-        let tick = now.tick();
-        for _ in 0..ENDED_MAX {
-            let Some(session) = self.wheel.next(&mut self.sessions, tick) else {
-                self.sweep(now, world);
-                return false;
-            };
-            let Some(there) = self.sessions.get(session) else {
-                continue;
-            };
-            let port = self.ports.get(usize::from(there.port));
-            let idle = port.and_then(Option::as_ref);
-            let idle = idle.map_or(0, |port| idle_ticks(&port.rules));
-            let (idle, why) = match there.is_half_open() {
-                true => (idle.min(HALF_TICKS), Ended::HalfOpen),
-                false => (idle, Ended::Idle),
-            };
-            let until = there.seen.saturating_add(idle);
-            match until > tick {
-                true => self.wheel.add(&mut self.sessions, session, until),
-                false => self.end(session, why, now, world),
-            }
-        }
-        true
-    }
-
-    fn sweep(&mut self, now: Now, world: &mut impl World) {
-        self.sources.sweep(now.ns);
-        if let Some(kin) = &mut self.kin {
-            kin.sweep(now.tick());
-        }
-        for port in self.ports.iter_mut().flatten() {
-            let is_over = |(_, began): &(u32, u32)| began + HALF_TICKS < now.tick();
-            while port.half.front().is_some_and(is_over) {
-                port.half.pop_front();
-            }
-        }
-        if now.tick().saturating_sub(self.swept) >= TARGETS_TICKS {
-            self.swept = now.tick();
-            self.targets.sweep(now.tick());
-        }
-        if !self.ports.iter().flatten().any(|port| port.is_closed) {
-            return;
-        }
-        for _ in 0..ENDED_MAX.min(self.sessions.end()) {
-            self.hand = match self.hand + 1 < self.sessions.end() {
-                true => self.hand + 1,
-                false => 0,
-            };
-            let port = self.sessions.get(self.hand).map(|session| session.port);
-            if port.is_some_and(|port| self.port(port).is_none_or(|port| port.is_closed)) {
-                self.wheel.remove(&mut self.sessions, self.hand);
-                self.end(self.hand, Ended::Closed, now, world);
-            }
-        }
-        for slot in &mut self.ports {
-            if slot
-                .as_ref()
-                .is_some_and(|port| port.is_closed && port.sessions == 0)
-            {
-                *slot = None;
-            }
-        }
-    }
-
-    /// Of a session that is off the wheel.
-    fn end(&mut self, place: u32, why: Ended, now: Now, world: &mut impl World) {
-        let Some(session) = self.sessions.remove(place) else {
-            return;
-        };
-        let key = Key::of(&session);
-        let hash = self.hash(session.port, key);
-        self.index.remove(hash, place);
-        let there = self.places.get(session.place);
-        let (target, endpoint) = (
-            there.map_or(NONE, |there| there.target),
-            there.map(|there| there.address),
-        );
-        let edge = there.and_then(|there| there.edge.clone());
-        self.targets.release(target, session.socket, now.tick());
-        self.leave_place(session.place);
-        self.sources.exit(session.source);
-        let Some(port) = self.port_mut(session.port) else {
-            return;
-        };
-        port.sessions = port.sessions.saturating_sub(1);
-        port.shared.fetch_sub(1, Ordering::Relaxed);
-        let (address, counts) = (port.address, port.counts.clone());
-        if let Some(cell) = counts.cell(self.core) {
-            cell.ended(why);
-        }
-        if let Some(kin) = &mut self.kin {
-            let key = key.of_kin(kin, address);
-            kin.release(key);
-        }
-        world.ended(&Told {
-            port: &counts.name,
-            client: session.client,
-            endpoint,
-            edge: edge.as_ref(),
-            up: session.up,
-            down: session.down,
-            lasted_ms: u64::from(session.seen.saturating_sub(session.began)) * 100,
-        });
-    }
-
     /// Whether a socket may be closed, until it is wanted again.
     pub fn is_unused(&self, socket: SocketId, now: Now) -> bool {
         self.targets.is_unused(socket, now.tick())
@@ -752,92 +520,12 @@ impl Table {
     fn cell(&self, port: u16) -> Option<&account::Cell> {
         self.port(port)?.counts.cell(self.core)
     }
-
-    #[inline]
-    fn is_checked(&self, session: u32, now: Now) -> bool {
-        let session = self.sessions.get(session);
-        session.is_some_and(|s| now.tick().saturating_sub(s.checked) < CHECKED_TICKS)
-    }
-
-    #[inline]
-    fn find(&self, port: u16, key: Key<'_>) -> Option<u32> {
-        let is_it = |place| {
-            let session = self.sessions.get(place);
-            session.is_some_and(|session| session.port == port && key.is_of(session))
-        };
-        self.index.find(self.hash(port, key), is_it)
-    }
-
-    #[inline]
-    fn hash(&self, port: u16, key: Key<'_>) -> u64 {
-        let token = key.token().unwrap_or_default();
-        super::hash(
-            self.seed.wrapping_add(u64::from(port)),
-            &[],
-            key.client(),
-            token,
-        )
-    }
-}
-
-impl<'k> Key<'k> {
-    fn of(session: &'k Session) -> Self {
-        match &session.ticket {
-            None => Self::Client(session.client),
-            Some(ticket) if ticket.roams => Self::Token(&ticket.token),
-            Some(ticket) => Self::Both(session.client, &ticket.token),
-        }
-    }
-
-    #[inline]
-    fn is_of(self, session: &Session) -> bool {
-        match (self, &session.ticket) {
-            (Self::Client(from), None) => session.client == from,
-            (Self::Token(token), Some(ticket)) => ticket.roams && *ticket.token == *token,
-            (Self::Both(from, token), Some(ticket)) => {
-                !ticket.roams && session.client == from && *ticket.token == *token
-            }
-            _ => false,
-        }
-    }
-
-    #[inline]
-    fn client(self) -> Option<SocketAddr> {
-        match self {
-            Self::Client(from) | Self::Both(from, _) => Some(from),
-            Self::Token(_) => None,
-        }
-    }
-
-    #[inline]
-    fn token(self) -> Option<&'k [u8]> {
-        match self {
-            Self::Client(_) => None,
-            Self::Token(token) | Self::Both(_, token) => Some(token),
-        }
-    }
-
-    fn of_kin(self, kin: &Kin, port: SocketAddr) -> u64 {
-        kin.key(port, self.client(), self.token().unwrap_or_default())
-    }
-}
-
-fn idle_ticks(rules: &UdpRules) -> u32 {
-    let ticks = rules.idle_timeout.as_nanos().div_ceil(u128::from(TICK_NS));
-    u32::try_from(ticks).unwrap_or(u32::MAX / 2).max(1)
 }
 
 /// How long a flooding source is shut out.
 pub const SHUT_NS: u64 = 2_000_000_000;
 /// Half-open sessions of a port that are known as such.
 const HALF_MAX: usize = 1 << 16;
-/// A client that has sent one datagram has so long for another; in ticks.
-const HALF_TICKS: u32 = 50;
-/// Between two looks for a better endpoint; in ticks.
-const CHECKED_TICKS: u32 = 10;
-/// Sessions ended in one go.
-const ENDED_MAX: u32 = 1024;
-const TARGETS_TICKS: u32 = 100;
 
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ use phalanx_model::name::ServiceName;
 use phalanx_model::resource::udp::{Token, TokenAt, UdpLimits};
 
 use super::*;
+use crate::account::udp::Moved;
 use crate::directory::Directory;
 use crate::udp::kin::Owners;
 
