@@ -5,6 +5,8 @@ use std::ops::Deref;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use phalanx_model::reason::Reason;
+
 use super::core::{Core, DeadlinesMs};
 use super::timer::{Alarm, NEVER, Wheel};
 use crate::account::Event;
@@ -67,6 +69,23 @@ impl Expiry {
             Self::ShutOut => Some(Event::AccessDenied),
             Self::Moved => Some(Event::SessionMoved),
         }
+    }
+
+    /// What the caller is told, where it can be told anything.
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::ShutOut => Reason::Denied,
+            Self::Moved => Reason::Draining,
+            _ => Reason::Timeout,
+        }
+    }
+
+    /// The caller's doing, or that of the rules: no word about the endpoint.
+    pub fn is_callers(self) -> bool {
+        matches!(
+            self,
+            Self::Body | Self::Stalled | Self::ShutOut | Self::Moved
+        )
     }
 }
 

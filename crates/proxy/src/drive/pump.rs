@@ -1,7 +1,7 @@
 //! Bodies on their way: the caller's up, as often as there are attempts, and the answer's down.
 
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use phalanx_relay::HeaderList;
 
@@ -238,7 +238,80 @@ pub enum Passed {
     Broken,
 }
 
+/// How the body of an answer goes down.
+pub trait Downward {
+    /// Moves what can be moved now.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        core: &Core,
+        exchange: &Exchange,
+        incoming: &mut Incoming<'_>,
+        outgoing: &mut Outgoing,
+        tally: &mut Tally,
+    ) -> Poll<Passed>;
+
+    /// The upstream has said everything.
+    fn is_heard(&self) -> bool;
+}
+
 impl Download {
+    /// What is to go before anything else.
+    pub fn rest(&mut self) -> &mut Vec<u8> {
+        &mut self.pending
+    }
+
+    pub fn unsent(&self) -> &[u8] {
+        self.pending.get(self.sent..).unwrap_or_default()
+    }
+
+    /// Ready when the caller takes more than what is here already.
+    ///
+    /// # Errors
+    /// [`Cut`]: the answer can't be completed.
+    pub fn poll_ready(
+        &mut self,
+        cx: &mut Context<'_>,
+        core: &Core,
+        exchange: &Exchange,
+        incoming: &mut Incoming<'_>,
+    ) -> Poll<Result<(), Cut>> {
+        if !self.pending.is_empty() {
+            let sent = incoming.body(core, self.unsent())?;
+            if sent > 0 {
+                self.sent += sent;
+                exchange.moved();
+            }
+            if self.sent < self.pending.len() {
+                exchange.stalled(true);
+                return Poll::Pending;
+            }
+            let mut empty = std::mem::take(&mut self.pending);
+            empty.clear();
+            core.memory.borrow_mut().pool.put_buffer(empty);
+            self.sent = 0;
+        }
+        if incoming.poll_ready(cx, core).is_pending() {
+            self.stall(exchange, incoming);
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// There is nothing more for now.
+    pub fn wait(
+        &mut self,
+        cx: &mut Context<'_>,
+        core: &Core,
+        exchange: &Exchange,
+        incoming: &mut Incoming<'_>,
+    ) {
+        match incoming.flush(cx, core).is_pending() {
+            true => self.stall(exchange, incoming),
+            false => exchange.stalled(false),
+        }
+    }
+
     /// The caller does not take all that is there; it may take some of it.
     fn stall(&mut self, exchange: &Exchange, incoming: &Incoming<'_>) {
         exchange.stalled(true);
@@ -246,9 +319,11 @@ impl Download {
             exchange.moved();
         }
     }
+}
 
-    /// Moves what can be moved now.
-    pub fn poll(
+impl Downward for Download {
+    #[inline]
+    fn poll(
         &mut self,
         cx: &mut Context<'_>,
         core: &Core,
@@ -258,28 +333,8 @@ impl Download {
         tally: &mut Tally,
     ) -> Poll<Passed> {
         loop {
-            if !self.pending.is_empty() {
-                let rest = self.pending.get(self.sent..).unwrap_or_default();
-                match incoming.body(core, rest) {
-                    Ok(0) => {}
-                    Ok(sent) => {
-                        self.sent += sent;
-                        exchange.moved();
-                    }
-                    Err(_) => return Poll::Ready(Passed::Broken),
-                }
-                if self.sent < self.pending.len() {
-                    exchange.stalled(true);
-                    return Poll::Pending;
-                }
-                let mut empty = std::mem::take(&mut self.pending);
-                empty.clear();
-                core.memory.borrow_mut().pool.put_buffer(empty);
-                self.sent = 0;
-            }
-            if incoming.poll_ready(cx, core).is_pending() {
-                self.stall(exchange, incoming);
-                return Poll::Pending;
+            if ready!(self.poll_ready(cx, core, exchange, incoming)).is_err() {
+                return Poll::Ready(Passed::Broken);
             }
             let (pending, mut failed) = (&mut self.pending, false);
             let came = outgoing.poll_piece(cx, core, |data| {
@@ -314,13 +369,13 @@ impl Download {
                 }
                 Poll::Ready(Err(_)) => return Poll::Ready(Passed::Broken),
                 Poll::Pending => {
-                    match incoming.flush(cx, core).is_pending() {
-                        true => self.stall(exchange, incoming),
-                        false => exchange.stalled(false),
-                    }
+                    self.wait(cx, core, exchange, incoming);
                     return Poll::Pending;
                 }
             }
         }
+    }
+    fn is_heard(&self) -> bool {
+        false // its end is passed on at once
     }
 }

@@ -24,7 +24,7 @@ use super::client::{Http1, Http2Lease, Http2Use, Outgoing, Slot};
 use super::core::{Cluster, Core, Endpoint, Holder};
 use super::exchange::{Exchange, Expiry};
 use super::mirror::Copies;
-use super::pump::{Download, Passed, Upload};
+use super::pump::{Download, Downward, Passed, Upload};
 use super::secure;
 use super::server::{Cut, Door, Incoming};
 use super::shut::Review;
@@ -475,19 +475,10 @@ impl Run<'_> {
     }
 
     fn expired(&self, expiry: Expiry, tally: &mut Tally, now_us: u64) -> Reply {
-        if let Some(event) = expiry.event() {
-            self.door.core.count(event);
+        if !expiry.is_callers() {
+            tally.learn(Fault::Timeout.evidence(), now_us);
         }
-        match expiry {
-            // The caller's own doing: no word about the endpoint.
-            Expiry::Body => Reply::of(Reason::Timeout).with_status(408).and_close(),
-            Expiry::ShutOut => Reply::of(Reason::Denied),
-            Expiry::Moved => Reply::of(Reason::Draining),
-            _ => {
-                tally.learn(Fault::Timeout.evidence(), now_us);
-                Reply::of(Reason::Timeout)
-            }
-        }
+        expired(&self.door.core, expiry)
     }
 
     /// Runs `future` unless a deadline comes first, or the caller goes away.
@@ -513,6 +504,18 @@ impl Run<'_> {
                 .map(|expiry| Err(Missed::Expired(expiry)))
         })
         .await
+    }
+}
+
+/// Counts it, and makes the answer.
+fn expired(core: &Core, expiry: Expiry) -> Reply {
+    if let Some(event) = expiry.event() {
+        core.count(event);
+    }
+    let reply = Reply::of(expiry.reason());
+    match expiry {
+        Expiry::Body => reply.with_status(408).and_close(),
+        _ => reply,
     }
 }
 

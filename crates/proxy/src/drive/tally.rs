@@ -402,8 +402,11 @@ impl Tally {
         }
     }
 
-    /// The upstream broke off after its head had gone downstream.
-    pub fn broke_off(&mut self) {
+    /// The answer is not completed after its head has gone downstream: the upstream broke off, or as if the caller went away.
+    pub fn break_off(mut self, is_callers: bool) {
+        if is_callers {
+            return; // see `drop`
+        }
         self.learn(Some(Evidence::GatewayError), self.core.wheel.now_us());
         self.reason = Some(Reason::UpstreamReset);
         self.finish_now();

@@ -107,12 +107,8 @@ impl Run<'_> {
         } = answer;
         let core = &self.door.core;
         tally.heard(&head);
-        filter::response(&mut head, self.context);
-        tally.answer(head.status, grpc_status, None);
-        self.exchange.answered(self.answered_us / 1000);
-        self.upload.release();
-        self.admitted = None;
-        let (exchange, incoming, upload) = (self.exchange, &mut self.incoming, &mut self.upload);
+        self.settle(&mut head, grpc_status, &mut tally);
+        let incoming = &mut self.incoming;
         let begun = incoming.respond(core, &head, self.door.watch.is_draining());
         let status = head.status;
         core.memory.borrow_mut().pool.put_head(head);
@@ -128,15 +124,67 @@ impl Run<'_> {
             let lasting = lasting.map(Box::new);
             return Outcome::Upgraded(Box::new(upgraded), lasting);
         }
-        let (request, context, port) = (&*self.request, self.context, self.cluster.plan.name.port);
-        let may_stay = |plan: &Plan| guard::may_stay(plan, port, request, context);
-        let (mut download, mut review) = (Download::default(), Review::of(context));
-        let ended = poll_fn(|cx| {
-            let passed = download.poll(cx, core, exchange, incoming, &mut outgoing, &mut tally);
+        let mut download = Download::default();
+        let ended = self.pass(&mut download, &mut outgoing, &mut tally).await;
+        let (reason, is_callers) = match self.over(ended) {
+            Over::Whole => {
+                self.conclude(outgoing, tally);
+                return Outcome::Done;
+            }
+            Over::Gone => return Outcome::Gone,
+            Over::Broken { reason, is_callers } => (reason, is_callers),
+        };
+        drop(outgoing);
+        tally.break_off(is_callers);
+        let is_told = is_told(reason) && self.request.is_grpc() && self.end_with(reason).is_ok();
+        if !is_told {
+            self.incoming.break_off();
+        }
+        Outcome::Done
+    }
+
+    /// The answer is the one: no other attempt follows.
+    pub(super) fn settle(
+        &mut self,
+        head: &mut ResponseHead,
+        grpc_status: Option<u8>,
+        tally: &mut Tally,
+    ) {
+        filter::response(head, self.context);
+        tally.answer(head.status, grpc_status, None);
+        self.exchange.answered(self.answered_us / 1000);
+        self.upload.release();
+        self.admitted = None;
+    }
+
+    /// Moves the bodies, the answer's by `down`, until that is over or must not go on.
+    pub(super) fn pass(
+        &mut self,
+        down: &mut impl Downward,
+        outgoing: &mut Outgoing,
+        tally: &mut Tally,
+    ) -> impl Future<Output = Result<Passed, Missed>> {
+        let Self {
+            door,
+            exchange,
+            incoming,
+            upload,
+            request,
+            context,
+            cluster,
+            ..
+        } = self;
+        let (core, port, context) = (&door.core, cluster.plan.name.port, *context);
+        let may_stay = move |plan: &Plan| guard::may_stay(plan, port, request, context);
+        let mut review = Review::of(context);
+        poll_fn(move |cx| {
+            let passed = down.poll(cx, core, exchange, incoming, outgoing, tally);
             if let Poll::Ready(passed) = passed {
                 return Poll::Ready(Ok(passed));
             }
-            upload.poll(cx, exchange, incoming, &mut outgoing);
+            if !down.is_heard() {
+                upload.poll(cx, exchange, incoming, outgoing);
+            }
             if let Some(cut) = upload.cut() {
                 return Poll::Ready(Err(Missed::Cut(cut)));
             }
@@ -144,47 +192,33 @@ impl Run<'_> {
                 return Poll::Ready(Err(Missed::Cut(Cut::Gone)));
             }
             review
-                .poll(cx, core, exchange, may_stay)
+                .poll(cx, core, exchange, &may_stay)
                 .map(|expiry| Err(Missed::Expired(expiry)))
         })
-        .await;
-        let callers = matches!(
-            ended,
-            Err(Missed::Cut(_)
-                | Missed::Expired(
-                    Expiry::Stalled | Expiry::Body | Expiry::ShutOut | Expiry::Moved
-                ))
-        );
-        let word = match ended {
-            Err(Missed::Expired(Expiry::ShutOut)) => Some(Reason::Denied),
-            Err(Missed::Expired(Expiry::Moved)) => Some(Reason::Draining),
-            _ => None,
-        };
-        let word = word.filter(|_| request.is_grpc());
-        match ended {
-            Ok(Passed::Whole) => {
-                let now_us = core.wheel.recent_us();
-                outgoing.finish(core, now_us / 1000);
-                tally.finish(now_us);
-                return Outcome::Done;
-            }
-            Err(Missed::Cut(Cut::Gone)) => return Outcome::Gone,
+    }
+
+    /// What [`Run::pass`] came to.
+    pub(super) fn over(&self, ended: Result<Passed, Missed>) -> Over {
+        let (reason, is_callers) = match ended {
+            Ok(Passed::Whole) => return Over::Whole,
+            Err(Missed::Cut(Cut::Gone)) => return Over::Gone,
             Err(Missed::Expired(expiry)) => {
                 if let Some(event) = expiry.event() {
-                    core.count(event);
+                    self.door.core.count(event);
                 }
+                (expiry.reason(), expiry.is_callers())
             }
-            Ok(Passed::Broken) | Err(Missed::Cut(Cut::Broken) | Missed::Fault(_)) => {}
-        }
-        drop(outgoing);
-        match callers {
-            true => drop(tally), // as of one who went away: no word about the endpoint
-            false => tally.broke_off(),
-        }
-        if word.is_none_or(|reason| self.end_with(reason).is_err()) {
-            self.incoming.break_off();
-        }
-        Outcome::Done
+            Err(Missed::Cut(Cut::Broken)) => (Reason::BadRequest, true),
+            Ok(Passed::Broken) | Err(Missed::Fault(_)) => (Reason::UpstreamReset, false),
+        };
+        Over::Broken { reason, is_callers }
+    }
+
+    pub(super) fn conclude(&self, outgoing: Outgoing, mut tally: Tally) {
+        let core = &self.door.core;
+        let now_us = core.wheel.recent_us();
+        outgoing.finish(core, now_us / 1000);
+        tally.finish(now_us);
     }
 
     /// Ends a gRPC stream that goes on with the word that a new one would get.
@@ -202,6 +236,23 @@ impl Run<'_> {
         }
         self.incoming.end(&self.door.core, Some(&trailers))
     }
+}
+
+/// How an answer ended that was on its way down.
+pub(super) enum Over {
+    Whole,
+    /// Nobody reads it any more.
+    Gone,
+    Broken {
+        reason: Reason,
+        /// No word about the endpoint.
+        is_callers: bool,
+    },
+}
+
+/// Whether a stream that goes on is ended with a word, and not broken off.
+pub(super) fn is_told(reason: Reason) -> bool {
+    matches!(reason, Reason::Denied | Reason::Draining)
 }
 
 /// The last word of the backend, or ours for want of one.

@@ -1,10 +1,12 @@
 //! A call for somebody who speaks JSON: its body is read as a whole first, and its answer is told once it is known how it
 //! ended, or as a stream.
 
+use std::task::ready;
+
 use phalanx_relay::{Framing, HeaderList};
 use phalanx_transcode::{Answer as Converter, Status, Style};
 
-use super::answer::Answer;
+use super::answer::{Answer, Over, is_told};
 use super::*;
 use crate::drive::held::Held;
 use crate::drive::http2::Piece;
@@ -38,14 +40,7 @@ pub(super) async fn upload(
             }
             Err(Missed::Cut(Cut::Gone)) => return Err(Unread::Gone),
             Err(Missed::Expired(expiry)) => {
-                if let Some(event) = expiry.event() {
-                    core.count(event);
-                }
-                let reply = Reply::of(Reason::Timeout);
-                return Err(Unread::Reply(match expiry {
-                    Expiry::Body => reply.with_status(408).and_close(),
-                    _ => reply.and_close(),
-                }));
+                return Err(Unread::Reply(expired(core, expiry).and_close()));
             }
             Err(Missed::Cut(Cut::Broken) | Missed::Fault(_)) => {
                 return Err(Unread::Reply(Reply::of(Reason::BadRequest).and_close()));
@@ -179,10 +174,9 @@ struct Telling<'w> {
     /// What the head says of the call's end, where nothing else follows.
     said: Option<Status>,
     began: bool,
-    /// All that will be told is in `out`.
+    /// All that will be told is in `down`.
     over: bool,
-    out: Vec<u8>,
-    sent: usize,
+    down: Download,
     close: bool,
 }
 
@@ -198,12 +192,7 @@ impl Run<'_> {
             return self.pass_on(answer, tally).await;
         }
         let (mut head, mut outgoing, grpc_status) = answer.into_parts();
-        let core = &self.door.core;
-        filter::response(&mut head, self.context);
-        tally.answer(head.status, grpc_status, None);
-        self.exchange.answered(self.answered_us / 1000);
-        self.upload.release();
-        self.admitted = None;
+        self.settle(&mut head, grpc_status, &mut tally);
         let mut telling = Telling {
             work,
             converter: work.answer(),
@@ -211,67 +200,34 @@ impl Run<'_> {
             head,
             began: false,
             over: false,
-            out: Vec::new(),
-            sent: 0,
+            down: Download::default(),
             close: self.door.watch.is_draining(),
         };
-        let (exchange, incoming, upload) = (self.exchange, &mut self.incoming, &mut self.upload);
-        let (request, context, port) = (&*self.request, self.context, self.cluster.plan.name.port);
-        let may_stay = |plan: &Plan| guard::may_stay(plan, port, request, context);
-        let mut review = Review::default();
-        let ended = poll_fn(|cx| {
-            let told = telling.poll(cx, core, exchange, incoming, &mut outgoing, &mut tally);
-            if let Poll::Ready(passed) = told {
-                return Poll::Ready(Ok(passed));
-            }
-            if !telling.over {
-                upload.poll(cx, exchange, incoming, &mut outgoing);
-            }
-            if let Some(cut) = upload.cut() {
-                return Poll::Ready(Err(Missed::Cut(cut)));
-            }
-            if incoming.poll_gone(cx, core).is_ready() {
-                return Poll::Ready(Err(Missed::Cut(Cut::Gone)));
-            }
-            review
-                .poll(cx, core, exchange, may_stay)
-                .map(|expiry| Err(Missed::Expired(expiry)))
-        })
-        .await;
-        let failed = match ended {
-            Ok(Passed::Whole) => {
-                let now_us = core.wheel.recent_us();
-                outgoing.finish(core, now_us / 1000);
-                tally.finish(now_us);
+        let ended = self.pass(&mut telling, &mut outgoing, &mut tally).await;
+        let (reason, is_callers) = match self.over(ended) {
+            Over::Whole => {
+                self.conclude(outgoing, tally);
                 return Outcome::Done;
             }
-            Err(Missed::Cut(Cut::Gone)) => return Outcome::Gone,
-            Err(Missed::Expired(expiry)) => {
-                if let Some(event) = expiry.event() {
-                    core.count(event);
-                }
-                match expiry {
-                    Expiry::ShutOut => Reason::Denied,
-                    _ => Reason::Timeout,
-                }
-            }
-            Ok(Passed::Broken) | Err(Missed::Cut(Cut::Broken) | Missed::Fault(_)) => {
-                Reason::UpstreamReset
-            }
+            Over::Gone => return Outcome::Gone,
+            Over::Broken { reason, is_callers } => (reason, is_callers),
         };
         drop(outgoing);
-        if telling.began {
-            tally.broke_off();
-            self.incoming.break_off();
+        let (core, incoming) = (&self.door.core, &mut self.incoming);
+        if !telling.began {
+            reply(incoming, core, &Reply::of(reason), true, Some(work), tally).await;
             return Outcome::Done;
         }
-        let own = Reply::of(failed);
-        reply(&mut self.incoming, core, &own, true, Some(work), tally).await;
+        tally.break_off(is_callers);
+        let is_told = is_told(reason) && Box::pin(telling.end_with(core, incoming, reason)).await;
+        if !is_told {
+            incoming.break_off();
+        }
         Outcome::Done
     }
 }
 
-impl Telling<'_> {
+impl Downward for Telling<'_> {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -287,24 +243,8 @@ impl Telling<'_> {
             if !self.began && streams && !self.over && !self.begin_stream(core, incoming) {
                 return Poll::Ready(Passed::Broken);
             }
-            while self.began && self.sent < self.out.len() {
-                let rest = self.out.get(self.sent..).unwrap_or_default();
-                match incoming.body(core, rest) {
-                    Ok(0) => {
-                        exchange.stalled(true);
-                        let _ = incoming.flush(cx, core);
-                        return Poll::Pending;
-                    }
-                    Ok(sent) => {
-                        self.sent += sent;
-                        exchange.moved();
-                    }
-                    Err(_) => return Poll::Ready(Passed::Broken),
-                }
-            }
-            if self.began {
-                self.out.clear();
-                self.sent = 0;
+            if self.began && ready!(self.down.poll_ready(cx, core, exchange, incoming)).is_err() {
+                return Poll::Ready(Passed::Broken);
             }
             if self.over {
                 return Poll::Ready(match incoming.end(core, None) {
@@ -312,11 +252,7 @@ impl Telling<'_> {
                     Err(_) => Passed::Broken,
                 });
             }
-            if incoming.poll_ready(cx, core).is_pending() {
-                exchange.stalled(true);
-                return Poll::Pending;
-            }
-            let (converter, out) = (&mut self.converter, &mut self.out);
+            let (converter, out) = (&mut self.converter, self.down.rest());
             let mut failed = None;
             let came = outgoing.poll_piece(cx, core, |data| {
                 tally.sent(data);
@@ -339,10 +275,7 @@ impl Telling<'_> {
                 }
                 Poll::Ready(Err(_)) => false,
                 Poll::Pending => {
-                    match incoming.flush(cx, core).is_pending() {
-                        true => exchange.stalled(true),
-                        false => exchange.stalled(false),
-                    }
+                    self.down.wait(cx, core, exchange, incoming);
                     return Poll::Pending;
                 }
             };
@@ -352,6 +285,12 @@ impl Telling<'_> {
         }
     }
 
+    fn is_heard(&self) -> bool {
+        self.over
+    }
+}
+
+impl Telling<'_> {
     fn ended(&mut self, trailers: Option<&HeaderList>, tally: &mut Tally) -> Status {
         let told = trailers.and_then(|trailers| {
             tally.trailers(trailers);
@@ -373,11 +312,19 @@ impl Telling<'_> {
         incoming.respond(core, &self.head, self.close).is_ok()
     }
 
+    /// Ends a stream that goes on with the word that a new one would get. False: it can't be told.
+    async fn end_with(&mut self, core: &Core, incoming: &mut Incoming<'_>, reason: Reason) -> bool {
+        let status = Status::new(reason.grpc_status(), reason.as_str());
+        !self.over
+            && self.finish(core, incoming, &status)
+            && send(incoming, core, self.down.unsent()).await
+    }
+
     /// All that is left to tell. False: that can't be told, and the answer breaks off.
     fn finish(&mut self, core: &Core, incoming: &mut Incoming<'_>, status: &Status) -> bool {
         self.over = true;
         if self.began {
-            return self.converter.end(status, &mut self.out);
+            return self.converter.end(status, self.down.rest());
         }
         let convert = self.work.table.options.convert_grpc_status;
         let whole = match self.converter.style() {
@@ -386,16 +333,17 @@ impl Telling<'_> {
         };
         transcode::strip(&mut self.head.headers);
         let headers = &mut self.head.headers;
-        self.out = whole.body;
+        let out = self.down.rest();
+        *out = whole.body;
         if !status.is_ok() && !convert {
-            self.out.clear();
+            out.clear();
             let code = status.code.to_string();
             transcode::say(headers, names::GRPC_STATUS, &code);
             transcode::say(headers, names::GRPC_MESSAGE, &status.message);
         } else if !whole.content_type.is_empty() {
             transcode::say(headers, names::CONTENT_TYPE, &whole.content_type);
         }
-        let len = self.out.len() as u64;
+        let len = out.len() as u64;
         self.head.replace_body(whole.status, Framing::Length(len));
         self.began = true;
         incoming.respond(core, &self.head, self.close).is_ok()
