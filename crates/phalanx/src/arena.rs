@@ -52,6 +52,14 @@ struct ServiceOptions {
     outbound: SocketAddr,
     #[arg(long)]
     version: String,
+    #[arg(long, default_value_t = 1)]
+    replica: u32,
+    /// What services keep
+    #[arg(long)]
+    folder: Option<std::path::PathBuf>,
+    /// Where the leaderboard is kept
+    #[arg(long)]
+    redis: Option<String>,
 }
 
 pub fn run(options: Options) -> Outcome {
@@ -71,6 +79,9 @@ async fn serve(arguments: Vec<String>) -> Outcome {
         listen: options.listen,
         outbound: options.outbound,
         version: options.version,
+        replica: options.replica,
+        folder: options.folder,
+        redis: options.redis,
     };
     run_service(options.service, config, signal::shutdown())
         .await

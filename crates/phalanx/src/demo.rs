@@ -139,14 +139,15 @@ impl Mesh {
         self.all().filter_map(Process::fallen).collect()
     }
 
-    /// Starts the control plane again if somebody ended it, as a supervisor would.
+    /// Starts the control plane and matchmakers again if somebody ended them, as a supervisor would.
     fn supervise(&mut self) -> Outcome {
-        let Some(control) = &mut self.control else {
-            return Ok(());
-        };
-        if let Some(fallen) = control.fallen() {
-            self.events.push(format!("{fallen} and was started again"));
-            control.restart()?;
+        let services = self.pairs.iter_mut().map(|(_, service)| service);
+        let matchmakers = services.filter(|service| judge::is_matchmaker(service.name()));
+        for process in self.control.iter_mut().chain(matchmakers) {
+            if let Some(fallen) = process.fallen() {
+                self.events.push(format!("{fallen} and was started again"));
+                process.restart()?;
+            }
         }
         Ok(())
     }
@@ -214,7 +215,8 @@ async fn play(options: &Options, folder: &Path, mesh: &mut Mesh) -> Result<Start
     };
     let specs = ::arena::processes();
     for spec in &specs {
-        let service = ["arena".to_owned()].into_iter().chain(spec.arguments());
+        let arguments = spec.arguments(&folder.join("arena"), None);
+        let service = ["arena".to_owned()].into_iter().chain(arguments);
         let service = Process::start(&spec.name(), service, folder)?;
         let sidecar = Process::start(
             &format!("{}-sidecar", spec.name()),
@@ -290,7 +292,9 @@ fn sidecar_arguments(
         ::arena::ServiceKind::Physics if options.go => ENGINE.to_owned(),
         service => service.to_string(),
     };
-    flags([
+    let ready = spec.ready_flag().map(|how| ["--ready", how]);
+    let ready = ready.into_iter().flatten().map(str::to_owned);
+    let own = flags([
         ("--service", service),
         ("--app", spec.app_flag()),
         ("--labels", spec.labels_flag()),
@@ -299,7 +303,8 @@ fn sidecar_arguments(
         ("--admin", spec.admin.to_string()),
         ("--control", options.xds.to_string()),
         ("--workers", "1".to_owned()),
-    ])
+    ]);
+    own.chain(ready)
 }
 
 /// The arguments of a sidecar.

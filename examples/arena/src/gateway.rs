@@ -1,6 +1,7 @@
 //! Gateway: where players come in, over HTTP and JSON or a WebSocket. It knows who is logged in; everything else it
 //! asks of match, battle and leaderboard. What fails behind it keeps its reason on the way out.
 
+mod asking;
 mod live;
 pub mod message;
 mod presence;
@@ -28,11 +29,12 @@ use tonic::{Code, Status};
 use crate::call::{Call, CallError, HttpClient};
 use crate::carry::{self, Carried, REASON};
 use crate::leaderboard::Top;
+use crate::proto::arena::v1::PlayReply;
 use crate::proto::arena::v1::battle_client::BattleClient;
 use crate::proto::arena::v1::matchmaker_client::MatchmakerClient;
-use crate::proto::arena::v1::{PlayReply, PlayRequest};
 use crate::serve::{self, ServiceConfig, Stop};
 use crate::{battle, leaderboard, matchmaker};
+use asking::{Asking, play_deadline};
 use message::{Login, Played, Problem, Welcome};
 use phalanx_telemetry::metrics::{CONTENT_TYPE, Exposition};
 use presence::{Presence, Unwelcome};
@@ -40,7 +42,6 @@ use session::{PLAYER_MAX, Session, Sessions};
 
 pub const NAME: &str = "gateway";
 
-const PLAY_DEADLINE: Duration = Duration::from_secs(9);
 const BATTLE_DEADLINE: Duration = Duration::from_secs(5);
 const BOARD_DEADLINE: Duration = Duration::from_secs(5);
 /// Of a request body and of a WebSocket message.
@@ -122,22 +123,29 @@ async fn login(
     Ok(Json(gateway.login(&login.player)?))
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlayQuery {
+    /// How long to wait for another player before a fighter of the house will do; 0: a moment.
+    #[serde(default)]
+    wait_ms: u32,
+}
+
 async fn play(
     State(gateway): State<Arc<Gateway>>,
+    Query(PlayQuery { wait_ms }): Query<PlayQuery>,
     headers: HeaderMap,
 ) -> Result<Json<Played>, Refusal> {
     let (id, session) = gateway.session(bearer(&headers))?;
     let carried = Carried::from_headers(&headers).in_session(&id);
-    let request = PlayRequest {
-        player: session.player,
-        rating: session.rating,
-    };
-    let reply = gateway
-        .matchmaker
-        .clone()
-        .play(carried.request(request, PLAY_DEADLINE))
-        .await?;
-    Ok(Json(gateway.played(&id, reply.into_inner())))
+    let mut asking = Asking::of(session, wait_ms, play_deadline(wait_ms));
+    loop {
+        let request = carried.request(asking.request.clone(), asking.left());
+        match gateway.matchmaker.clone().play(request).await {
+            Ok(reply) => return Ok(Json(gateway.played(&id, reply.into_inner()))),
+            Err(status) => asking.again(status).await?,
+        }
+    }
 }
 
 #[derive(Deserialize)]

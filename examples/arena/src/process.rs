@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::str::FromStr;
 
 use crate::bots::mover;
@@ -26,7 +27,7 @@ pub const EDGE_NAME: &str = "edge";
 pub const LANE: &str = "dev-li";
 pub const LANE_VERSION: &str = "dev";
 /// Where physics in Go listens, and its sidecar; the one in Rust computes for it as `engine` then.
-pub const GO_PHYSICS: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 11);
+pub const GO_PHYSICS: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 12);
 pub const ENGINE: &str = "engine";
 
 /// One service process and its sidecar.
@@ -46,8 +47,8 @@ pub struct ProcessSpec {
     pub admin: SocketAddr,
 }
 
-/// gateway, match, battle v1 twice, battle v2, physics, leaderboard, two rooms and a developer's battle, on 127.0.1.1 and
-/// following.
+/// gateway, match, battle v1 twice, battle v2, physics, leaderboard, two rooms, a developer's battle, and the other match,
+/// on 127.0.1.1 and following.
 pub fn processes() -> Vec<ProcessSpec> {
     let table = [
         (ServiceKind::Gateway, "v1", 1),
@@ -60,6 +61,7 @@ pub fn processes() -> Vec<ProcessSpec> {
         (ServiceKind::Room, "v1", 1),
         (ServiceKind::Room, "v2", 1),
         (ServiceKind::Battle, LANE_VERSION, 1),
+        (ServiceKind::Match, "v1", 2),
     ];
     let spec = |(host, (service, version, replica))| {
         let at = |port| SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 1, host)), port);
@@ -116,22 +118,25 @@ impl ProcessSpec {
         labels.join(",")
     }
 
-    /// What the service is run with.
-    pub fn config(&self) -> ServiceConfig {
-        ServiceConfig {
-            listen: self.app,
-            outbound: self.outbound,
-            version: self.version.into(),
-        }
+    /// Whether its sidecar asks it if it is ready, and how (`--ready`): of two that hold one shard one owns it, and only
+    /// that one gets calls.
+    pub fn ready_flag(&self) -> Option<&'static str> {
+        (self.service == ServiceKind::Match).then_some("grpc")
     }
 
-    /// Arguments behind the executable's hidden verb: `battle --listen A --outbound A --version v1`.
-    pub fn arguments(&self) -> Vec<String> {
-        let flags = [
+    /// Arguments behind the executable's hidden verb: `battle --listen A --outbound A --version v1 …`. `folder` is the
+    /// demo's; `redis` is where the leaderboard is kept.
+    pub fn arguments(&self, folder: &Path, redis: Option<&str>) -> Vec<String> {
+        let mut flags = vec![
             ("--listen", self.app.to_string()),
             ("--outbound", self.outbound.to_string()),
             ("--version", self.version.to_string()),
+            ("--replica", self.replica.to_string()),
+            ("--folder", folder.display().to_string()),
         ];
+        if let Some(redis) = redis.filter(|_| self.service == ServiceKind::Leaderboard) {
+            flags.push(("--redis", redis.to_owned()));
+        }
         let flags = flags
             .into_iter()
             .flat_map(|(flag, value)| [flag.to_string(), value]);
@@ -237,7 +242,9 @@ mod tests {
     fn arguments_start_with_a_name_that_parses() {
         for spec in processes() {
             assert_eq!(
-                spec.arguments()[0].parse::<ServiceKind>().unwrap(),
+                spec.arguments(Path::new("data"), None)[0]
+                    .parse::<ServiceKind>()
+                    .unwrap(),
                 spec.service
             );
         }

@@ -210,11 +210,7 @@ mod tests {
     async fn a_room_answers_who_sends_a_step_and_nothing_else() {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let at = socket.local_addr().unwrap();
-        let config = ServiceConfig {
-            listen: at,
-            outbound: at,
-            version: "v2".into(),
-        };
+        let config = ServiceConfig::new(at, at, "v2");
         let serving = tokio::spawn(serve(socket, config, std::future::pending()));
         let player = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         player.send_to(b"what", at).await.unwrap();

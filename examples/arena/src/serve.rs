@@ -2,6 +2,7 @@
 //! gRPC with health and metrics, HTTP. What a service answers is its own business.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -34,9 +35,27 @@ pub struct ServiceConfig {
     pub outbound: SocketAddr,
     /// `v1`, or `v2` of battle.
     pub version: String,
+    /// From 1, within service and version.
+    pub replica: u32,
+    /// Where the services that keep something keep it, each below a name of its own; replicas share it.
+    pub folder: Option<PathBuf>,
+    /// Where the leaderboard is kept, `redis://…`. None: in the leaderboard's process.
+    pub redis: Option<String>,
 }
 
 impl ServiceConfig {
+    /// The only replica, which keeps nothing.
+    pub fn new(listen: SocketAddr, outbound: SocketAddr, version: impl Into<String>) -> Self {
+        Self {
+            listen,
+            outbound,
+            version: version.into(),
+            replica: 1,
+            folder: None,
+            redis: None,
+        }
+    }
+
     /// Binds `listen`; port 0 takes any.
     pub async fn bind(&self) -> anyhow::Result<TcpListener> {
         TcpListener::bind(self.listen)
@@ -123,9 +142,22 @@ pub async fn grpc(
     routes: Routes,
     stop: &Stop,
 ) -> anyhow::Result<()> {
+    let (_always, ready) = watch::channel(true);
+    grpc_while(name, listener, routes, stop, ready).await
+}
+
+/// The same of one that says that it serves while it is `ready` only.
+pub async fn grpc_while(
+    name: &str,
+    listener: TcpListener,
+    routes: Routes,
+    stop: &Stop,
+    ready: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
     tracing::info!(service = name, address = %listener.local_addr()?, "serving grpc");
     let health = HealthServer::new(Serving {
         stopped: stop.signal.clone(),
+        ready,
     });
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = Server::builder()
@@ -156,9 +188,24 @@ pub async fn http(
         .with_context(|| format!("serving {name}"))
 }
 
-/// Serving until told to stop, whichever service is asked for.
+/// Serving while ready and until told to stop, whichever service is asked for.
 struct Serving {
     stopped: watch::Receiver<bool>,
+    ready: watch::Receiver<bool>,
+}
+
+impl Serving {
+    fn answer(&self) -> HealthCheckResponse {
+        let serves = *self.ready.borrow() && !*self.stopped.borrow();
+        let status = if serves {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
+        HealthCheckResponse {
+            status: status.into(),
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -167,40 +214,34 @@ impl Health for Serving {
         &self,
         _: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
-        Ok(Response::new(answer(*self.stopped.borrow())))
+        Ok(Response::new(self.answer()))
     }
 
     type WatchStream = ReceiverStream<Result<HealthCheckResponse, Status>>;
 
-    /// Serving, and not serving when the service stops; then the stream ends, so that it doesn't hold up the stop.
+    /// How it stands and what changes; not serving when the service stops, and then the stream ends, so that it doesn't
+    /// hold up the stop.
     async fn watch(
         &self,
         _: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let (send, states) = mpsc::channel(2);
-        let mut stopped = self.stopped.clone();
+        let mut now = Self {
+            stopped: self.stopped.clone(),
+            ready: self.ready.clone(),
+        };
         tokio::spawn(async move {
-            let told = async {
-                let _ = send.send(Ok(answer(false))).await;
-                let _ = stopped.wait_for(|stopped| *stopped).await;
-                let _ = send.send(Ok(answer(true))).await;
-            };
-            tokio::select! {
-                () = told => {}
-                () = send.closed() => {}
+            loop {
+                if send.send(Ok(now.answer())).await.is_err() || *now.stopped.borrow_and_update() {
+                    return;
+                }
+                tokio::select! {
+                    changed = now.stopped.changed() => if changed.is_err() { return },
+                    Ok(()) = now.ready.changed() => {}
+                    () = send.closed() => return,
+                }
             }
         });
         Ok(Response::new(ReceiverStream::new(states)))
-    }
-}
-
-fn answer(stopped: bool) -> HealthCheckResponse {
-    let status = if stopped {
-        ServingStatus::NotServing
-    } else {
-        ServingStatus::Serving
-    };
-    HealthCheckResponse {
-        status: status.into(),
     }
 }

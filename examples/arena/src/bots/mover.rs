@@ -145,11 +145,7 @@ mod tests {
     async fn a_player_that_roams_stays_in_its_room() {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let at = socket.local_addr().unwrap();
-        let config = ServiceConfig {
-            listen: at,
-            outbound: at,
-            version: "v1".into(),
-        };
+        let config = ServiceConfig::new(at, at, "v1");
         tokio::spawn(room::serve(socket, config, std::future::pending()));
         let edge = edge(at).await;
         let over = tokio::time::sleep(FRAME * 80);

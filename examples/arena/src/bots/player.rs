@@ -332,7 +332,7 @@ async fn over_websocket(
                 None => login(),
             }
         }
-        Action::Play => ClientMessage::Play {},
+        Action::Play => ClientMessage::Play { wait_ms: 0 },
         Action::Spar => ClientMessage::Spar {
             thrusts: vec![(4000, 0), (8000, 500), (8000, -500), (-2000, 0)],
         },
@@ -377,6 +377,8 @@ async fn talk(live: &mut Live, message: &ClientMessage) -> Result<Done, Failure>
         let heard: ServerMessage = serde_json::from_str(text.as_str())
             .map_err(|error| Failure::new("answer", error.to_string()))?;
         match heard {
+            // From the beginning, once more if need be.
+            ServerMessage::Proposal { .. } => rounds = 0,
             ServerMessage::Round { .. } => rounds += 1,
             ServerMessage::Played(played) if played.rounds != rounds => {
                 return Err(Failure::new(

@@ -8,12 +8,14 @@ use axum::http::StatusCode;
 use phalanx_game::session::Stage;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
+use tonic::Status;
 
+use super::asking::{Asking, play_deadline};
 use super::message::{ClientMessage, Problem, ServerMessage, Welcome};
 use super::presence::{Farewell, Presence, Socket};
-use super::{BATTLE_DEADLINE, Gateway, PLAY_DEADLINE, Refusal};
+use super::{BATTLE_DEADLINE, Gateway, Refusal};
 use crate::carry::Carried;
-use crate::proto::arena::v1::{PlayRequest, SparMove, play_event};
+use crate::proto::arena::v1::{PlayReply, SparMove, play_event};
 
 /// In one training.
 const THRUSTS_MAX: usize = 64;
@@ -117,9 +119,10 @@ impl Talk<'_> {
                 Ok(ServerMessage::Welcome(Welcome { resume, ..welcome }))
             }
             ClientMessage::Resume { token } => self.resume(&token).await,
-            ClientMessage::Play {} => {
+            ClientMessage::Play { wait_ms } => {
                 self.stage(Stage::InBattle);
-                let played = within(PLAY_DEADLINE, self.play()).await;
+                let deadline = play_deadline(wait_ms);
+                let played = within(deadline, self.play(wait_ms, deadline)).await;
                 self.stage(Stage::Browsing);
                 played
             }
@@ -165,25 +168,39 @@ impl Talk<'_> {
         }
     }
 
-    async fn play(&mut self) -> Result<ServerMessage, Refusal> {
+    /// Asks again when the matchmaker dies: the match is then told from its beginning.
+    async fn play(&mut self, wait_ms: u32, deadline: Duration) -> Result<ServerMessage, Refusal> {
         let (id, session) = self.gateway.session(self.session.as_deref())?;
-        let request = PlayRequest {
-            player: session.player,
-            rating: session.rating,
+        let mut asking = Asking::of(session, wait_ms, deadline);
+        loop {
+            match self.told(&id, &asking).await? {
+                Ok(result) => {
+                    return Ok(ServerMessage::Played(self.gateway.played(&id, result)));
+                }
+                Err(status) => asking.again(status).await?,
+            }
+        }
+    }
+
+    /// Says what one call tells of a match. What can be asked again is the inner error.
+    async fn told(
+        &mut self,
+        id: &str,
+        asking: &Asking,
+    ) -> Result<Result<PlayReply, Status>, Refusal> {
+        let request = self.carried.clone().in_session(id);
+        let request = request.request(asking.request.clone(), asking.left());
+        let mut matchmaker = self.gateway.matchmaker.clone();
+        let mut events = match matchmaker.play_live(request).await {
+            Ok(events) => events.into_inner(),
+            Err(status) => return Ok(Err(status)),
         };
-        let request = self
-            .carried
-            .clone()
-            .in_session(&id)
-            .request(request, PLAY_DEADLINE);
-        let mut events = self
-            .gateway
-            .matchmaker
-            .clone()
-            .play_live(request)
-            .await?
-            .into_inner();
-        while let Some(event) = events.next().await.transpose()? {
+        loop {
+            let event = match events.next().await {
+                Some(Ok(event)) => event,
+                Some(Err(status)) => return Ok(Err(status)),
+                None => return Ok(Err(Status::unavailable("the match ended without a result"))),
+            };
             match event.event {
                 Some(play_event::Event::Proposal(proposal)) => {
                     let opponent = proposal.opponent.unwrap_or_default().player;
@@ -203,13 +220,10 @@ impl Talk<'_> {
                     })
                     .await?;
                 }
-                Some(play_event::Event::Result(result)) => {
-                    return Ok(ServerMessage::Played(self.gateway.played(&id, result)));
-                }
+                Some(play_event::Event::Result(result)) => return Ok(Ok(result)),
                 None => {}
             }
         }
-        Err(Refusal::unavailable("the match ended without a result"))
     }
 
     /// Both directions at once: battle answers every move while the stream is open.
@@ -290,6 +304,6 @@ mod tests {
         let endless = std::future::pending::<Result<(), Refusal>>();
         let refusal = within(Duration::from_millis(1), endless).await.unwrap_err();
         assert_eq!(Problem::from(&refusal).status, 504);
-        assert_eq!(within(PLAY_DEADLINE, async { Ok(7) }).await.ok(), Some(7));
+        assert_eq!(within(BATTLE_DEADLINE, async { Ok(7) }).await.ok(), Some(7));
     }
 }

@@ -51,7 +51,11 @@ pub enum ClientMessage {
     Resume {
         token: String,
     },
-    Play {},
+    Play {
+        /// How long to wait for another player before a fighter of the house will do; 0: a moment.
+        #[serde(default, skip_serializing_if = "is_nought")]
+        wait_ms: u32,
+    },
     /// Training: thrusts in thousandths of a unit per tick, at most 64.
     Spar {
         thrusts: Vec<(i32, i32)>,
@@ -59,11 +63,16 @@ pub enum ClientMessage {
     Board {},
 }
 
+fn is_nought(wait_ms: &u32) -> bool {
+    *wait_ms == 0
+}
+
 /// What a player hears: several messages may answer one, the last of them is no `proposal`, `round` or `moved`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum ServerMessage {
     Welcome(Welcome),
+    /// With it a match is told from its beginning; again when a matchmaker died meanwhile.
     Proposal {
         match_id: String,
         opponent: String,

@@ -608,6 +608,13 @@ pub struct PlayRequest {
     pub player: ::prost::alloc::string::String,
     #[prost(uint32, tag = "2")]
     pub rating: u32,
+    /// The caller's own number for this play. Who got no answer asks again with the same one, here or at the shard's next
+    /// owner, and plays once. 0: the service chooses, and the call can't be asked again.
+    #[prost(uint64, tag = "3")]
+    pub ticket: u64,
+    /// How long the player waits for another one before a fighter of the house will do; 0: for a moment.
+    #[prost(uint32, tag = "4")]
+    pub wait_ms: u32,
 }
 impl ::prost::Name for PlayRequest {
     const NAME: &'static str = "PlayRequest";
@@ -716,7 +723,8 @@ pub mod matchmaker_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Pairs players by rating and has their matches fought.
+    /// Pairs players by rating and has their matches fought. Answers that asking again doesn't change carry
+    /// `x-match-settled`; all others may be asked again.
     #[derive(Debug, Clone)]
     pub struct MatchmakerClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -873,7 +881,8 @@ pub mod matchmaker_server {
             request: tonic::Request<super::PlayRequest>,
         ) -> std::result::Result<tonic::Response<Self::PlayLiveStream>, tonic::Status>;
     }
-    /// Pairs players by rating and has their matches fought.
+    /// Pairs players by rating and has their matches fought. Answers that asking again doesn't change carry
+    /// `x-match-settled`; all others may be asked again.
     #[derive(Debug)]
     pub struct MatchmakerServer<T> {
         inner: Arc<T>,

@@ -1,6 +1,6 @@
-//! Who meets whom: a search of the game kit for each colour, the house's fighters, and what a result does to a rating. No
-//! I/O. Players are bound to the call that brought them, so that nothing of this outlives the process: a shard with a log
-//! (`matchmaking::Node`) would remember players whose calls are gone.
+//! Who meets whom in developers' lanes: a search of the game kit for each colour; besides, the house's fighters, and what a
+//! result does to a rating. No I/O. A lane's players are bound to the call that brought them, and nothing of this outlives
+//! the process: few play there, and who is interrupted asks again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ const OPERATIONS: u64 = 100_000;
 pub const RATING_MIN: u32 = 100;
 pub const RATING_MAX: u32 = 3000;
 /// How sure a rating is, always, and what a difference means: a win over an equal is worth 16 points.
-const SIGMA: f64 = 100.0;
+pub const SIGMA: f64 = 100.0;
 const SCALE: Scale = Scale { beta: 200.0 };
 
 const HOUSE: [(&str, u32); 8] = [
@@ -67,14 +67,7 @@ struct Waiting<P> {
 impl<P: Player> Lobby<P> {
     pub fn try_new() -> Result<Self, Problems> {
         let mut rules = RulesSpec::simple(2, 1, "arena", 1);
-        rules.rating = RatingRules {
-            // All ratings are as sure as one another.
-            conservative: 0.0,
-            window: Widening::fixed(WINDOW),
-            floor: 0.0,
-            ceiling: f64::from(RATING_MAX),
-            ..RatingRules::default()
-        };
+        rules.rating = ratings();
         rules.tick = TickRules {
             operations: OPERATIONS,
             ..TickRules::default()
@@ -194,6 +187,18 @@ impl<P: Player> Lobby<P> {
             self.colours.retain(|_, search| !search.is_empty());
         }
         self.colours.contains_key(colour) || self.colours.len() < COLOURS_MAX
+    }
+}
+
+/// How ratings are compared, in lanes and in the queue.
+pub fn ratings() -> RatingRules {
+    RatingRules {
+        // All ratings are as sure as one another.
+        conservative: 0.0,
+        window: Widening::fixed(WINDOW),
+        floor: 0.0,
+        ceiling: f64::from(RATING_MAX),
+        ..RatingRules::default()
     }
 }
 

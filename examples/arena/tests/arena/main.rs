@@ -1,9 +1,11 @@
 //! The whole game in one process and without a mesh: one router stands for all sidecars.
 
+mod killed;
 mod router;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arena::bots::{self, BotConfig};
@@ -11,7 +13,7 @@ use arena::call::{Call, HttpClient};
 use arena::carry::Carried;
 use arena::gateway::message::{ClientMessage, Login, Played, Problem, ServerMessage, Welcome};
 use arena::leaderboard::{MatchScores, Recorded, Score, Top};
-use arena::proto::arena::v1::{FightRequest, Fighter};
+use arena::proto::arena::v1::{FightRequest, Fighter, PlayRequest};
 use arena::proto::grpc::health::v1::HealthCheckRequest;
 use arena::proto::grpc::health::v1::health_client::HealthClient;
 use arena::{ServiceConfig, battle, call, gateway, leaderboard, matchmaker, physics};
@@ -19,6 +21,7 @@ use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use hyper::header::HeaderMap;
 use hyper::{Method, Response};
+use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -31,14 +34,28 @@ struct Game {
     outbound: SocketAddr,
     battles: Vec<SocketAddr>,
     seen: router::Seen,
+    names: router::Addresses,
     stop: watch::Sender<bool>,
     services: JoinSet<anyhow::Result<()>>,
+    _folder: TempDir,
 }
 
 /// All services; `missing` has a process but no name.
 async fn start(missing: Option<&str>) -> Game {
-    let bind = || async { TcpListener::bind("127.0.0.1:0").await.unwrap() };
-    let front = bind().await;
+    start_at(bind().await, tempfile::tempdir().unwrap(), missing, None).await
+}
+
+async fn bind() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").await.unwrap()
+}
+
+/// The same behind `front`, with one matchmaker of its own or with those that run elsewhere.
+async fn start_at(
+    front: TcpListener,
+    folder: TempDir,
+    missing: Option<&str>,
+    matchmakers: Option<Vec<SocketAddr>>,
+) -> Game {
     let outbound = front.local_addr().unwrap();
     let (stop, stopped) = watch::channel(false);
     let mut services = JoinSet::new();
@@ -48,9 +65,8 @@ async fn start(missing: Option<&str>) -> Game {
             let listener = bind().await;
             let listen = listener.local_addr().unwrap();
             let config = ServiceConfig {
-                listen,
-                outbound,
-                version: $version.into(),
+                folder: Some(folder.path().to_owned()),
+                ..ServiceConfig::new(listen, outbound, $version)
             };
             let mut stopped = stopped.clone();
             let shutdown = async move { _ = stopped.wait_for(|stopped| *stopped).await };
@@ -62,19 +78,53 @@ async fn start(missing: Option<&str>) -> Game {
         }};
     }
     let gateway = service!(gateway, "v1");
-    service!(matchmaker, "v1");
+    match matchmakers {
+        Some(elsewhere) => _ = names.insert(matchmaker::NAME, elsewhere),
+        None => {
+            let here = service!(matchmaker, "v1");
+            let serves = async || is_serving(here).await.then_some(());
+            until("the matchmaker to own its queue", serves).await;
+        }
+    }
     let battles = vec![service!(battle, "v1"), service!(battle, "v2")];
     service!(physics, "v1");
     service!(leaderboard, "v1");
-    let seen = router::spawn(front, names);
+    let names = Arc::new(Mutex::new(names));
+    let seen = router::spawn(front, names.clone());
     Game {
         gateway,
         outbound,
         battles,
         seen,
+        names,
         stop,
         services,
+        _folder: folder,
     }
+}
+
+async fn until<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(found) = found().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn is_serving(matchmaker: SocketAddr) -> bool {
+    let mut health = HealthClient::new(call::grpc(matchmaker, matchmaker::NAME).unwrap());
+    let answer = health.check(HealthCheckRequest::default()).await;
+    answer.is_ok_and(|answer| answer.into_inner().status == 1)
+}
+
+async fn metric(client: &HttpClient, family: &str) -> Option<f64> {
+    let answer = client.send(call(Method::GET, "/metrics", "", &[])).await;
+    let text = String::from_utf8(answer.ok()?.body().to_vec()).unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with(family));
+    lines.next()?.rsplit(' ').next()?.parse().ok()
 }
 
 impl Game {
@@ -118,11 +168,31 @@ fn json<T: serde::de::DeserializeOwned>(answer: &Response<Bytes>) -> T {
 }
 
 async fn login(player: &HttpClient) -> String {
+    login_as(player, "ann").await
+}
+
+async fn login_as(player: &HttpClient, name: &str) -> String {
+    let body = format!(r#"{{"player":"{name}"}}"#);
     let answer = player
-        .send(call(Method::POST, "/login", r#"{"player":"ann"}"#, &[]))
+        .send(call(Method::POST, "/login", body, &[]))
         .await
         .unwrap();
     format!("Bearer {}", json::<Welcome>(&answer).session)
+}
+
+/// A play whose player waits for another one.
+async fn play_as(game: &Game, name: &str) -> Played {
+    let player = game.player();
+    let session = login_as(&player, name).await;
+    let headers = [("authorization", session.as_str())];
+    let play = call(Method::POST, "/play?wait_ms=20000", "", &headers);
+    let play = Call {
+        deadline: Duration::from_secs(60),
+        ..play
+    };
+    let answer = player.send(play).await.unwrap();
+    assert_eq!(answer.status(), 200, "{name}: {:?}", answer.body());
+    json(&answer)
 }
 
 #[tokio::test]
@@ -276,7 +346,7 @@ async fn a_match_over_a_websocket_is_told_round_by_round() {
         }
         heard
     };
-    let refused = talk(ClientMessage::Play {}).await;
+    let refused = talk(ClientMessage::Play { wait_ms: 0 }).await;
     assert!(
         matches!(
             &refused[..],
@@ -289,7 +359,7 @@ async fn a_match_over_a_websocket_is_told_round_by_round() {
     }))
     .await;
 
-    let heard = talk(ClientMessage::Play {}).await;
+    let heard = talk(ClientMessage::Play { wait_ms: 0 }).await;
     assert!(
         matches!(
             heard.first(),
@@ -342,41 +412,97 @@ async fn a_training_without_moves_ends_when_the_callers_time_is_up() {
 #[tokio::test]
 async fn players_of_one_rating_meet_each_other_and_agree_on_the_result() {
     let game = start(None).await;
-    // A match is made within milliseconds, so it may take more than one try until two players wait at once.
-    for _ in 0..50 {
-        let (ann, bob) = (game.player(), game.player());
-        let play = async |player: &HttpClient, name: &str| {
-            let body = format!(r#"{{"player":"{name}"}}"#);
-            let welcome: Welcome = json(
-                &player
-                    .send(call(Method::POST, "/login", body, &[]))
-                    .await
-                    .unwrap(),
-            );
-            let session = format!("Bearer {}", welcome.session);
-            let headers = [("authorization", session.as_str())];
-            json::<Played>(
-                &player
-                    .send(call(Method::POST, "/play", "", &headers))
-                    .await
-                    .unwrap(),
-            )
-        };
-        let (ann, bob) = tokio::join!(play(&ann, "ann"), play(&bob, "bob"));
-        if ann.match_id == bob.match_id {
-            assert_eq!(
-                (ann.opponent.as_str(), bob.opponent.as_str()),
-                ("bob", "ann")
-            );
-            assert_eq!((ann.legs, bob.legs), (2, 2));
-            assert!(
-                ann.won != bob.won && ann.rating + bob.rating == 2000,
-                "{ann:?} {bob:?}"
-            );
-            return;
+    let (ann, bob) = tokio::join!(play_as(&game, "ann"), play_as(&game, "bob"));
+    assert_eq!(ann.match_id, bob.match_id);
+    assert_eq!(
+        (ann.opponent.as_str(), bob.opponent.as_str()),
+        ("bob", "ann")
+    );
+    assert_eq!((ann.legs, bob.legs), (2, 2));
+    assert!(
+        ann.won != bob.won && ann.rating + bob.rating == 2000,
+        "{ann:?} {bob:?}"
+    );
+}
+
+#[tokio::test]
+async fn players_of_a_lane_meet_nobody_from_outside_of_it() {
+    let game = start(None).await;
+    let client = matchmaker::client(game.outbound).unwrap();
+    let play = |player: &str, colour: Option<&'static str>| {
+        let mut request = tonic::Request::new(PlayRequest {
+            player: player.into(),
+            rating: 1000,
+            ticket: 0,
+            wait_ms: 20_000,
+        });
+        if let Some(colour) = colour {
+            let colour = tonic::metadata::AsciiMetadataValue::from_static(colour);
+            request.metadata_mut().insert("x-env", colour);
         }
-    }
-    panic!("ann and bob never met");
+        let mut client = client.clone();
+        async move { client.play(request).await.unwrap().into_inner() }
+    };
+    let (ann, ben, cat, dan) = tokio::join!(
+        play("ann", None),
+        play("ben", Some("blue")),
+        play("cat", Some("blue")),
+        play("dan", None),
+    );
+    let met = [&ann, &ben, &cat, &dan].map(|reply| reply.opponent.clone().unwrap().player);
+    assert_eq!(met, ["dan", "cat", "ben", "ann"]);
+}
+
+#[tokio::test]
+async fn who_asks_again_with_the_same_ticket_plays_once() {
+    let game = start(None).await;
+    let mut client = matchmaker::client(game.outbound).unwrap();
+    let request = PlayRequest {
+        player: "ann".into(),
+        rating: 1000,
+        ticket: 77,
+        wait_ms: 1,
+    };
+    let first = client.play(request.clone()).await.unwrap().into_inner();
+    let again = client.play(request.clone()).await.unwrap().into_inner();
+    assert_eq!(first, again);
+    let told = client.play_live(request.clone()).await.unwrap();
+    let told: Vec<_> = told.into_inner().collect().await;
+    assert_eq!(told.len(), first.rounds as usize + 2, "from the beginning");
+    assert_eq!(game.paths("battle").len(), 1);
+    let other = PlayRequest {
+        player: "eve".into(),
+        ..request
+    };
+    let refused = client.play(other).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    assert!(refused.metadata().contains_key(matchmaker::SETTLED));
+}
+
+#[tokio::test]
+async fn a_player_who_hangs_up_is_met_by_nobody() {
+    let game = start(None).await;
+    let mut client = matchmaker::client(game.outbound).unwrap();
+    let gone = PlayRequest {
+        player: "gone".into(),
+        rating: 1000,
+        ticket: 5,
+        wait_ms: 20_000,
+    };
+    let waiting = async |count: f64| {
+        until("the queue to be so long", async || {
+            let client = HttpClient::new(game.outbound, matchmaker::NAME);
+            let now = metric(&client, "arena_players_waiting").await?;
+            (now == count).then_some(())
+        })
+        .await;
+    };
+    let call = tokio::spawn(async move { client.play(gone).await });
+    waiting(1.0).await;
+    call.abort();
+    waiting(0.0).await;
+    let (ann, bob) = tokio::join!(play_as(&game, "ann"), play_as(&game, "bob"));
+    assert_eq!((ann.opponent, bob.opponent), ("bob".into(), "ann".into()));
 }
 
 #[tokio::test]
@@ -608,9 +734,10 @@ async fn calls_carry_a_request_made_by_hand() {
     headers.insert("baggage", "room=7".parse().unwrap());
     let carried = Carried::from_headers(&headers);
     let mut client = matchmaker::client(game.outbound).unwrap();
-    let request = arena::proto::arena::v1::PlayRequest {
+    let request = PlayRequest {
         player: "eve".into(),
         rating: u32::MAX,
+        ..Default::default()
     };
     let reply = client
         .play(carried.request(request, Duration::from_secs(20)))

@@ -19,14 +19,17 @@ use tokio::net::{TcpListener, TcpStream};
 /// What arrived at whom: authority, path and headers.
 pub type Seen = Arc<Mutex<Vec<(String, String, HeaderMap)>>>;
 
+/// Where services are now.
+pub type Addresses = Arc<Mutex<HashMap<&'static str, Vec<SocketAddr>>>>;
+
 struct Names {
-    addresses: HashMap<&'static str, Vec<SocketAddr>>,
+    addresses: Addresses,
     turn: AtomicUsize,
     seen: Seen,
 }
 
 /// Serves on `listener` until the runtime ends.
-pub fn spawn(listener: TcpListener, addresses: HashMap<&'static str, Vec<SocketAddr>>) -> Seen {
+pub fn spawn(listener: TcpListener, addresses: Addresses) -> Seen {
     let seen = Seen::default();
     let names = Arc::new(Names {
         addresses,
@@ -55,10 +58,15 @@ async fn forward(State(names): State<Arc<Names>>, request: Request) -> Response 
         .lock()
         .unwrap()
         .push((authority.clone(), path, request.headers().clone()));
-    let Some(addresses) = names.addresses.get(authority.as_str()) else {
+    let turn = names.turn.fetch_add(1, Relaxed);
+    let address = {
+        let addresses = names.addresses.lock().unwrap();
+        let addresses = addresses.get(authority.as_str());
+        addresses.map(|addresses| addresses[turn % addresses.len()])
+    };
+    let Some(address) = address else {
         return (StatusCode::NOT_FOUND, [("x-phalanx-reason", "no_route")]).into_response();
     };
-    let address = addresses[names.turn.fetch_add(1, Relaxed) % addresses.len()];
     match send(address, request).await {
         Ok(response) => response,
         Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
