@@ -41,6 +41,7 @@ pub use sketch::{Estimate, Sketch};
 pub use snapshot::{BuildError, Builder, Snapshot, Version};
 
 use arc_swap::ArcSwap;
+use std::cmp;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -254,8 +255,9 @@ impl Board {
         Ok(snapshot)
     }
 
-    /// Puts the same picture with a newer sketch in the place of the newest: after the last of many changes, estimates catch
-    /// up with it. False if it isn't the same, or no newer.
+    /// Puts the same picture with a newer sketch, or of a later time, in the place of the newest: after the last of many
+    /// changes, estimates catch up with it, and on a decayed board nothing changes and all scores fade. False if it isn't
+    /// the same, or no newer.
     pub fn resketch(&self, snapshot: Snapshot) -> bool {
         let _one = self
             .publishing
@@ -265,8 +267,16 @@ impl Board {
         let Some((newest, older)) = held.0.split_first() else {
             return false;
         };
-        let same = newest.etag() == snapshot.etag() && newest.is_final() == snapshot.is_final();
-        if !same || snapshot.sketch().as_of_ms() <= newest.sketch().as_of_ms() {
+        let same = newest.version() == snapshot.version()
+            && newest.tag() == snapshot.tag()
+            && newest.is_final() == snapshot.is_final();
+        let sketched = snapshot.sketch().as_of_ms() > newest.sketch().as_of_ms();
+        let newer = match snapshot.as_of_ms().cmp(&newest.as_of_ms()) {
+            cmp::Ordering::Less => false,
+            cmp::Ordering::Equal => sketched,
+            cmp::Ordering::Greater => !newest.is_final(),
+        };
+        if !(same && newer) {
             return false;
         }
         snapshot.confirm(newest.confirmed_ms());
@@ -293,6 +303,14 @@ impl Board {
             }
             _ => false,
         }
+    }
+
+    /// The scores that the newest snapshot shows have faded since, noticeably.
+    pub(crate) fn has_faded(&self, now_ms: u64) -> bool {
+        let (Some(after), Some(newest)) = (self.law.fades_within_ms(), self.snapshot()) else {
+            return false;
+        };
+        !newest.is_final() && now_ms.saturating_sub(newest.as_of_ms()) >= after
     }
 
     /// Told by the refresher alone.

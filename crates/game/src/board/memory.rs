@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::kind::{BadPlayer, PlayerId};
 use super::order::{Order, Refused};
 use super::sketch::{Pivot, Sketch};
-use super::snapshot::{Builder, Version};
+use super::snapshot::{BuildError, Builder, Snapshot, Version};
 use super::{
     Board, Neighbours, Overlay, PublishError, Reply, Standing, StoreReader, StoreState,
     Unavailable, now_ms,
@@ -39,6 +39,9 @@ pub enum MemoryError {
     Player(#[from] BadPlayer),
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// The season is over: nothing changes the board any more.
+    #[error("the board is final")]
+    Final,
 }
 
 /// All standings of one board, and who publishes them.
@@ -106,6 +109,9 @@ impl Memory {
     pub fn submit(&self, player: &str, points: i64, at_ms: u64) -> Result<Order, MemoryError> {
         let player = PlayerId::parse(player)?;
         let mut state = self.store.lock();
+        if (self.board.snapshot()).is_some_and(|newest| newest.is_final()) {
+            return Err(MemoryError::Final);
+        }
         let current = state.orders.get(&player).copied();
         let order = self.board.law().apply(current, points, at_ms)?;
         state.stand(player, current, order, self.options.players_max);
@@ -135,8 +141,13 @@ impl Memory {
         let mut state = self.store.lock();
         if state.dirty {
             self.publish(&mut state, now_ms);
-        } else {
-            self.board.confirm(state.version, now_ms);
+            return;
+        }
+        self.board.confirm(state.version, now_ms);
+        if self.board.has_faded(now_ms)
+            && let Ok(picture) = self.picture(&state, state.version, now_ms)
+        {
+            self.board.resketch(picture);
         }
     }
 
@@ -152,17 +163,8 @@ impl Memory {
 
     fn publish(&self, state: &mut State, now_ms: u64) {
         let version = state.version.next();
-        let mut builder = Builder::new(self.board.spec(), self.board.law(), version, now_ms);
-        for (order, player) in &state.ranks {
-            // No room for more: the sketch stands for the others.
-            if !builder.push(player.as_str(), *order).unwrap_or(false) {
-                break;
-            }
-        }
-        let (top, total) = (builder.len() as u64, state.ranks.len() as u64);
-        let builder = builder.total(total).sketch(state.sketch(top, now_ms));
-        let published = builder.build().map(|built| self.board.publish(built));
-        match published {
+        let picture = self.picture(state, version, now_ms);
+        match picture.map(|picture| self.board.publish(picture)) {
             Ok(Ok(_)) => {
                 state.version = version;
                 state.published_ms = now_ms;
@@ -175,6 +177,26 @@ impl Memory {
             }
             Err(error) => tracing::error!(board = self.board.spec().name, %error, "no snapshot"),
         }
+    }
+
+    fn picture(
+        &self,
+        state: &State,
+        version: Version,
+        now_ms: u64,
+    ) -> Result<Snapshot, BuildError> {
+        let mut builder = Builder::new(self.board.spec(), self.board.law(), version, now_ms);
+        for (order, player) in &state.ranks {
+            // No room for more: the sketch stands for the others.
+            if !builder.push(player.as_str(), *order).unwrap_or(false) {
+                break;
+            }
+        }
+        let (top, total) = (builder.len() as u64, state.ranks.len() as u64);
+        builder
+            .total(total)
+            .sketch(state.sketch(top, now_ms))
+            .build()
     }
 }
 
@@ -394,9 +416,33 @@ mod tests {
         let version = board.snapshot().unwrap().version().next();
         let last = Builder::new(board.spec(), board.law(), version, NOW);
         board.publish(last.last(true).build().unwrap()).unwrap();
-        memory.submit("bob", 12, NOW).unwrap();
+        assert_eq!(memory.submit("bob", 12, NOW), Err(MemoryError::Final));
         memory.tick(now_ms());
         assert_eq!(memory.store.pending("bob", None, NOW), None);
+        assert_eq!(memory.order("bob"), None);
+    }
+
+    #[test]
+    fn scores_go_on_fading_while_nobody_plays() {
+        let half_life_ms = 3_600_000;
+        let memory = memory(Kind::Decayed { half_life_ms }, 10, MemoryOptions::default());
+        let now = now_ms();
+        memory.submit("ann", 100, now).unwrap();
+        memory.tick(now);
+        let seen = |at: u64| {
+            memory.tick(at);
+            let page = memory.board().page(&PageQuery::default(), at).unwrap();
+            let score = page.rows().next().unwrap().score;
+            (page.version(), page.as_of_ms(), score)
+        };
+        let first = seen(now);
+        assert_eq!(seen(first.1 + 1_000), first, "a thousandth is not yet told");
+        let later = seen(first.1 + half_life_ms);
+        assert_eq!((later.0, later.1), (first.0, first.1 + half_life_ms));
+        assert!(
+            (later.2 - first.2 / 2.0).abs() < 1e-6,
+            "{later:?} {first:?}"
+        );
     }
 
     #[test]

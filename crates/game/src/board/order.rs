@@ -3,7 +3,8 @@
 //! results whatever the order of their arrival, with ties won by whoever was first.
 //!
 //! Best and sum: `order = primary * 2^time_bits + tick`, where `primary` is how far the score is from the best possible
-//! one and `tick` how many [`Law::tie_unit_ms`] after the begin of the season it was reached. Decayed: `order = CEILING -
+//! one and `tick` how many [`Law::tie_unit_ms`] after the begin of the season it was reached: a sum by the latest of the
+//! results that made it, whatever the order in which they arrived. Decayed: `order = CEILING -
 //! round(2^30 * log2(sum of points_i * 2^((t_i - season_from) / half_life)))`: points that came later weigh more, instead
 //! of old ones being made to weigh less, so that the order of players doesn't change as time passes and nothing is ever
 //! rewritten. What is shown is `2^(log - (now - season_from) / half_life)`.
@@ -74,9 +75,9 @@ pub enum Refused {
     TooLate { half_lives: u64 },
 }
 
-/// What a script in the store needs to add to a sum board, all exact in doubles:
-/// `new = clamp(floor(old / scale) + step, 0, range) * scale + tick`, where an absent member's `floor(old / scale)` is
-/// `origin`. A sum that would leave the board's range stays at its edge.
+/// What a script in the store needs to add to a sum board, all exact in doubles: with `sum = floor(old / scale)`,
+/// `new = clamp(sum + step, 0, range) * scale + max(tick, old % scale)`, or `old` where that leaves `sum` as it is. An
+/// absent member's `sum` is `origin`, her `old % scale` nought. A sum that would leave the board's range stays at its edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SumStep {
     pub step: i64,
@@ -167,7 +168,13 @@ impl Law {
                 let old = current.map_or(step.origin, |order| order.0 >> self.time_bits);
                 let primary = i128::from(old) + i128::from(step.step);
                 let primary = primary.clamp(0, i128::from(step.range)) as u64;
-                Ok(Order(primary << self.time_bits | step.tick))
+                let reached = match current {
+                    // She had it before.
+                    Some(same) if primary == old => return Ok(same),
+                    Some(order) => order.0 & ((1 << self.time_bits) - 1),
+                    None => 0,
+                };
+                Ok(Order(primary << self.time_bits | step.tick.max(reached)))
             }
             (Kind::Decayed { .. }, None) => self.order(points, at_ms),
             (Kind::Decayed { .. }, Some(order)) => {
@@ -225,6 +232,15 @@ impl Law {
                 (log - self.half_lives(now_ms)).exp2().min(f64::MAX)
             }
             Kind::Best(_) | Kind::Sum(_) => self.whole(order) as f64,
+        }
+    }
+
+    /// After so many ms a decayed board's picture is told anew, though nothing has changed: its scores have faded by less
+    /// than a thousandth since, or for a second. `None` where scores don't fade.
+    pub fn fades_within_ms(&self) -> Option<u64> {
+        match self.kind {
+            Kind::Decayed { half_life_ms } => Some((half_life_ms / 1_024).max(1_000)),
+            Kind::Best(_) | Kind::Sum(_) => None,
         }
     }
 

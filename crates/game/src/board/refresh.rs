@@ -34,7 +34,8 @@ pub struct RefreshConfig {
     pub full_every: Duration,
     /// Between two estimates of places outside the top.
     pub sketch_every: Duration,
-    /// Between two copies on disk, if there is a directory for them.
+    /// Between two copies on disk, if there is a directory for them; fifteen times as long while only the board's age
+    /// changes.
     pub persist_every: Duration,
 }
 
@@ -89,7 +90,8 @@ pub(super) struct Refresher {
     asked: (u64, u64),
     /// Epoch and `seq` that the sketch is of, and what it was asked for.
     sketch_of: (u32, u64, (u64, u64)),
-    persisted: (Version, Option<Instant>),
+    /// Of the copy on disk: its version, the last confirmation in it, and when it was made.
+    persisted: Option<(Version, u64, Instant)>,
     /// The copy that is being written.
     saving: Option<JoinHandle<()>>,
     period: Duration,
@@ -128,7 +130,7 @@ impl Refresher {
             sketched_at: None,
             asked: (0, 0),
             sketch_of: (0, 0, (0, 0)),
-            persisted: (Version::default(), None),
+            persisted: None,
             saving: None,
             period,
             fitted: None,
@@ -250,7 +252,7 @@ impl Refresher {
             return Ok(true);
         }
         if self.unchanged(began_ms, &reading.head) {
-            self.sketch_again(&reading.head).await?;
+            self.redraw(&reading.head).await?;
             return Ok(false);
         }
         let places = self.places(reading.head.total);
@@ -288,10 +290,13 @@ impl Refresher {
         self.board().confirm(version, began_ms)
     }
 
-    /// After the last of some changes estimates are of before it, until it is time for others.
-    async fn sketch_again(&mut self, head: &Head) -> Result<(), StoreError> {
+    /// After the last of some changes estimates are of before it, until it is time for others; and scores that fade are of
+    /// then.
+    async fn redraw(&mut self, head: &Head) -> Result<(), StoreError> {
         let places = self.places(head.total);
-        if places.is_empty() || self.sketch_of == (head.epoch, head.seq, self.asked) {
+        let sketched = places.is_empty() || self.sketch_of == (head.epoch, head.seq, self.asked);
+        let faded = self.board().has_faded(now_ms());
+        if sketched && !faded {
             return Ok(());
         }
         let began_ms = now_ms();
@@ -301,8 +306,11 @@ impl Refresher {
         };
         // If it has changed just now, the next round has it.
         if (reading.head.epoch, reading.head.seq) == (head.epoch, head.seq) {
-            self.keep_sketch(&reading, began_ms);
-            let as_of_ms = newest.as_of_ms();
+            if !places.is_empty() {
+                self.keep_sketch(&reading, began_ms);
+            }
+            let as_of_ms = if faded { began_ms } else { newest.as_of_ms() };
+            self.shared.reflects(as_of_ms, reading.head.applied);
             let built = self.build(known, reading, as_of_ms).await;
             if let Some((known, snapshot)) = built {
                 self.board().resketch(snapshot);
@@ -451,12 +459,23 @@ impl Refresher {
         let Some(newest) = self.shared.board.snapshot() else {
             return;
         };
-        let (version, at) = self.persisted;
-        let due = at.is_none_or(|at| at.elapsed() >= self.shared.refresh.persist_every);
-        if version == newest.version() || !(due || last) || self.saving.is_some() {
+        let (version, confirmed_ms) = (newest.version(), newest.confirmed_ms());
+        if let Some((kept, kept_ms, at)) = self.persisted {
+            let every = self.shared.refresh.persist_every;
+            let due = match kept == version {
+                false => every,
+                // It only got younger; the last of a season doesn't.
+                true if kept_ms >= confirmed_ms || newest.is_final() => return,
+                true => every.saturating_mul(CONFIRMED_EVERY),
+            };
+            if !(last || at.elapsed() >= due) {
+                return;
+            }
+        }
+        if self.saving.is_some() {
             return;
         }
-        self.persisted = (newest.version(), Some(Instant::now()));
+        self.persisted = Some((version, confirmed_ms, Instant::now()));
         let path = directory.join(SNAPSHOT_FILE);
         let saving = tokio::task::spawn_blocking(move || save(&path, &newest));
         match last {
@@ -512,6 +531,8 @@ fn jittered(period: Duration) -> Duration {
 
 /// The copy of the newest snapshot in a board's directory.
 pub const SNAPSHOT_FILE: &str = "snapshot";
+/// Of a board that doesn't change, so many times `persist_every` are between two copies on disk.
+const CONFIRMED_EVERY: u32 = 15;
 /// Members per call of a full read.
 const CHUNK: usize = 2000;
 const SHORT: Duration = Duration::from_millis(5);

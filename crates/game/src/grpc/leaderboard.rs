@@ -64,6 +64,7 @@ impl Scores for Memory {
         let counted = counted.map(drop).map_err(|error| match error {
             MemoryError::Player(error) => error.into(),
             MemoryError::Refused(error) => error.into(),
+            MemoryError::Final => SubmitError::Final,
         });
         Box::pin(std::future::ready(counted))
     }

@@ -349,7 +349,8 @@ impl<J> Shared<J> {
             return 0;
         }
         let more = wanted.size - size;
-        if more > 0 {
+        // The first ones are no change of size.
+        if more > 0 && size > 0 {
             state.counts.grown += 1;
         }
         // Who was to end stays instead. A permit that is in a worker's hand already finds nothing, or a job.

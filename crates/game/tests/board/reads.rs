@@ -3,7 +3,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use phalanx_game::board::redis::{BreakerState, RedisBoard};
-use phalanx_game::board::{Better, Board, Kind, Own, PageQuery, Rank, Request, StoreState, now_ms};
+use phalanx_game::board::{
+    Better, Board, Kind, Own, PageQuery, Rank, Request, StoreState, now_ms, persist,
+};
 
 use crate::oracle::{Oracle, board, player, spec};
 use crate::server::{Redis, SlowProxy, config, until};
@@ -278,6 +280,69 @@ async fn a_cold_start_without_redis_answers_from_disk() {
 }
 
 #[tokio::test]
+async fn the_copy_on_disk_of_a_board_that_does_not_change_says_when_it_was_last_confirmed() {
+    let redis = Redis::start();
+    let directory = tempfile::tempdir().unwrap();
+    let live = RedisBoard::start(
+        board("still", KIND),
+        config(redis.url(), Some(directory.path())),
+    )
+    .await
+    .unwrap();
+    let mut oracle = Oracle::new(live.board());
+    oracle.submit(&live, &player(1), 5).await;
+    oracle.check(&live, &redis).await;
+    let board = live.board();
+    let on_disk = || {
+        let path = directory.path().join("snapshot");
+        let found = persist::load(&path, board.spec(), board.law(), now_ms()).unwrap();
+        found.filter(|found| found.total() == 1)
+    };
+    let first = until("a copy", async || on_disk()).await;
+    let later = until("a younger copy", async || {
+        on_disk().filter(|found| found.confirmed_ms() > first.confirmed_ms() + 500)
+    })
+    .await;
+    assert_eq!(
+        (later.version(), later.as_of_ms()),
+        (first.version(), first.as_of_ms())
+    );
+    live.shutdown().await;
+}
+
+#[tokio::test]
+async fn scores_of_a_decayed_board_go_on_fading_under_one_version_while_nobody_plays() {
+    let redis = Redis::start();
+    let directory = tempfile::tempdir().unwrap();
+    let half_life_ms = 60_000;
+    let live = RedisBoard::start(
+        board("faded", Kind::Decayed { half_life_ms }),
+        config(redis.url(), Some(directory.path())),
+    )
+    .await
+    .unwrap();
+    let board = live.board();
+    live.submit(&player(1), 1_000).await.unwrap();
+    let shown = || {
+        let page = board.page(&PageQuery::default(), now_ms()).ok()?;
+        let score = page.rows().next()?.score;
+        Some((page.version(), page.as_of_ms(), score))
+    };
+    let first = until("her score", async || shown()).await;
+    let later = until("a faded score", async || {
+        shown().filter(|(_, as_of_ms, _)| *as_of_ms > first.1)
+    })
+    .await;
+    assert_eq!(later.0, first.0);
+    let halves = (later.1 - first.1) as f64 / half_life_ms as f64;
+    assert!(
+        (later.2 / (first.2 * (-halves).exp2()) - 1.0).abs() < 1e-6,
+        "{first:?} {later:?}"
+    );
+    live.shutdown().await;
+}
+
+#[tokio::test]
 async fn processes_of_one_board_have_the_same_versions() {
     let redis = Redis::start();
     let homes = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
@@ -293,8 +358,8 @@ async fn processes_of_one_board_have_the_same_versions() {
     let mut oracle = Oracle::new(lives[0].board());
     for number in 0..200 {
         let live = &lives[number % 2];
-        // One player's results through one process: between processes their order is nobody's.
-        oracle.submit(live, &player(number % 10), 1).await;
+        // A player's results through both processes: in whatever order they arrive, she comes to stand at the same place.
+        oracle.submit(live, &player(number / 2 % 10), 1).await;
     }
     for live in &lives {
         until("all has arrived", async || {

@@ -94,6 +94,31 @@ proptest! {
         }
     }
 
+    /// As results of several processes do, one of which was cut off from the store for a while.
+    #[test]
+    fn a_sum_and_its_tie_are_the_same_in_whatever_order_results_arrive(
+        better in better(),
+        mut results in prop::collection::vec((-1_000_i64..3_000, 0_u64..86_400_000), 1..40),
+        turn in any::<prop::sample::Index>()
+    ) {
+        // Wide enough that no sum meets its edge, where order must count.
+        let spec = BoardSpec { score_min: -50_000, score_max: 150_000, ..spec(Kind::Sum(better)) };
+        let law = law(&spec);
+        let stand = |results: &[(i64, u64)]| results.iter().fold(None, |current, &(points, after)| {
+            Some(law.apply(current, points, FROM + after).unwrap())
+        });
+        results.retain(|(points, _)| *points > 0);
+        // One of nought only puts her on the board.
+        results.retain(|(points, _)| *points != 0);
+        let one = stand(&results);
+        results.sort_unstable();
+        if !results.is_empty() {
+            let turned = turn.index(results.len());
+            results.rotate_left(turned);
+        }
+        prop_assert_eq!(stand(&results), one);
+    }
+
     #[test]
     fn decayed_order_never_changes_with_time(
         gains in prop::collection::vec((0_usize..6, 1_i64..1_000_000, 0_u64..10 * 86_400_000), 1..80)
@@ -147,8 +172,16 @@ proptest! {
 /// As the store's script does it: doubles alone.
 fn sum_in_doubles(step: SumStep, old: Option<f64>) -> f64 {
     let scale = step.scale as f64;
-    let old = old.map_or(step.origin as f64, |old| (old / scale).floor());
-    (old + step.step as f64).clamp(0.0, step.range as f64) * scale + step.tick as f64
+    let (mut sum, mut tick) = (step.origin as f64, step.tick as f64);
+    if let Some(old) = old {
+        sum = (old / scale).floor();
+        tick = tick.max(old - sum * scale);
+    }
+    let new = (sum + step.step as f64).clamp(0.0, step.range as f64);
+    match old {
+        Some(old) if new == sum => old,
+        _ => new * scale + tick,
+    }
 }
 
 fn decay_in_doubles(step: DecayStep, old: Option<f64>) -> f64 {
@@ -178,6 +211,28 @@ fn the_range_decides_how_finely_ties_are_told_apart() {
     assert_eq!(unit((1 << 52) - 1), Some(90 * 86_400_000 / 2));
     assert_eq!(unit((1 << 53) - 1), None);
     assert_eq!(law(&best()).tie_unit_ms(), Some(4_702));
+}
+
+#[test]
+fn a_result_that_leaves_a_sum_as_it_is_costs_no_tie() {
+    let spec = BoardSpec {
+        season_from_ms: FROM,
+        season_ms: 90 * 86_400_000,
+        ..spec(Kind::Sum(Better::Higher))
+    };
+    let law = law(&spec);
+    let hour = 3_600_000;
+    let first = law.apply(None, 500, FROM + hour).unwrap();
+    let second = law.apply(None, 500, FROM + 2 * hour).unwrap();
+    assert!(first < second, "first to reach it wins");
+    assert_eq!(law.apply(Some(first), 0, FROM + 3 * hour), Ok(first));
+    // A sum at its edge.
+    let full = law.apply(Some(first), i64::MAX, FROM + 4 * hour).unwrap();
+    assert_eq!(law.apply(Some(full), 7, FROM + 5 * hour), Ok(full));
+    // An older result that arrives late doesn't make the sum older than its newest.
+    let late = law.apply(Some(second), 10, FROM + hour).unwrap();
+    let both = law.apply(Some(first), 10, FROM + 2 * hour).unwrap();
+    assert_eq!(late, both);
 }
 
 #[test]

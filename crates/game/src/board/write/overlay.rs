@@ -110,6 +110,11 @@ impl Pending {
             }
             Kind::Sum(_) | Kind::Decayed { .. } => Noted {
                 points: first.points.saturating_add(second.points),
+                at_ms: match (first.points, second.points) {
+                    (_, 0) => first.at_ms,
+                    (0, _) => second.at_ms,
+                    _ => first.at_ms.max(second.at_ms),
+                },
                 ..second
             },
         };

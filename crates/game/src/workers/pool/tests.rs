@@ -394,7 +394,7 @@ async fn the_default_policy_staffs_the_live_pool() {
         pool.metrics()
     };
     let calm = offer(100, 20).await;
-    assert_eq!(calm.wanted, 10);
+    assert_eq!((calm.wanted, calm.counts.grown), (10, 0));
     let busy = offer(800, 20).await;
     // 40 busy on average, their root, and what the first seconds' backlog took.
     assert!((46..=80).contains(&busy.wanted), "{busy:?}");
@@ -406,7 +406,7 @@ async fn the_default_policy_staffs_the_live_pool() {
     assert_eq!(drained.unstarted.len(), 0);
     let counts = pool.metrics().counts;
     assert_eq!((counts.accepted, counts.done), (27_000, 27_000));
-    assert!(counts.grown >= 2 && counts.shrunk >= 1);
+    assert!(counts.grown >= 1 && counts.shrunk >= 1);
 }
 
 #[tokio::test(start_paused = true)]

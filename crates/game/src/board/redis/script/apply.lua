@@ -72,10 +72,17 @@ for i = done, records - 1 do
     end
   elseif operation == 'sum' then
     local old = redis.call('ZSCORE', board, player)
-    local points = c3
-    if old then points = math.floor(tonumber(old) / c1) end
-    points = math.min(math.max(points + tonumber(a), 0), c2)
-    order = write(player, points * c1 + tonumber(b))
+    local points, tick = c3, tonumber(b)
+    if old then
+      points = math.floor(tonumber(old) / c1)
+      tick = math.max(tick, tonumber(old) - points * c1)
+    end
+    local sum = math.min(math.max(points + tonumber(a), 0), c2)
+    if old and sum == points then
+      order = old
+    else
+      order = write(player, sum * c1 + tick)
+    end
   elseif operation == 'decay' then
     local old, gain = redis.call('ZSCORE', board, player), tonumber(a)
     if old then
