@@ -38,8 +38,9 @@ use crate::desk::Desk;
 use crate::edge::Edge;
 use crate::lasting::Lasting;
 use crate::plan::{Bootstrap, Plan};
+use crate::udp;
 
-pub use configuration::{Configuration, Held, Refused};
+pub use configuration::{Again, Configuration, Held, Refused};
 pub use node::{edge_node, node, with_udp};
 
 /// Waits between attempts to open the stream.
@@ -123,6 +124,7 @@ impl Discovery {
         account: Arc<Account>,
         idle: Duration,
         edge: Option<Arc<Edge>>,
+        datagrams: Arc<udp::Ports>,
         lasting: &Lasting,
     ) -> Self {
         let (desk, questions) = Desk::new();
@@ -134,6 +136,7 @@ impl Discovery {
         if let Some(edge) = edge {
             known.configuration().at_edge(edge);
         }
+        known.configuration().with_datagrams(datagrams);
         let mut client = Client::new(node);
         // Raw TCP has no host to wait for: its clusters are wanted from the start.
         let tcp = bootstrap.tcp.iter().map(|(_, cluster)| cluster.to_string());
@@ -376,7 +379,7 @@ impl Stream {
                 },
                 Some(host) = self.questions.recv() => self.want(&host).into_iter().collect(),
                 () = sleep_until(self.look_at) => self.look().into_iter().collect(),
-                () = sleep(AGAIN), if self.known.configuration().is_waiting() => {
+                () = sleep(AGAIN), if self.known.configuration().has_to_look() => {
                     self.again()?;
                     Vec::new()
                 }
@@ -448,26 +451,30 @@ impl Stream {
 
     /// Tries what this machine could not serve. A control plane that was told so hears the contrary with a new stream only.
     fn again(&mut self) -> Result<(), Status> {
-        let taken = {
+        let Again { taken, lost } = {
             let mut configuration = self.known.configuration();
-            let taken = configuration.again();
-            if !taken.is_empty() {
+            let again = configuration.again();
+            if again != Again::default() {
                 self.swap(&configuration);
                 self.tell_complete(&configuration);
             }
-            taken
+            again
         };
-        if taken.is_empty() {
-            return Ok(());
-        }
+        let told = match (taken.is_empty(), lost.is_empty()) {
+            (true, true) => return Ok(()),
+            (false, true) => "what was refused is in force now, to be told anew",
+            (_, false) => "what was in force is refused now, to be told anew",
+        };
         for (name, version) in taken {
             info!(name, "a listener that was refused is open now");
             self.client.took(Kind::Listener, name, version);
         }
+        for (name, message) in lost {
+            warn!(name, message, "a listener can't be served after all");
+            self.client.lost(Kind::Listener, &name);
+        }
         drop(self.follow()); // asked for with the next stream
-        Err(Status::aborted(
-            "what was refused is in force now, to be told anew",
-        ))
+        Err(Status::aborted(told))
     }
 
     fn tell_complete(&self, configuration: &Configuration) {

@@ -288,6 +288,7 @@ impl Workers {
     async fn end(mut self, deadline: Duration, is_succeeded: bool) {
         self.bundles.clear();
         self.gates.seal();
+        self.datagrams.seal();
         let now = Instant::now();
         let _ = self.stage.send(Stage::Drain(Drain {
             until: now.checked_add(deadline).unwrap_or(now + DEADLINE_MAX),

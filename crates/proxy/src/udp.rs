@@ -22,7 +22,7 @@ mod world;
 use std::net::{IpAddr, SocketAddr};
 
 pub use self::drive::run;
-pub use self::ports::{Own, Ports};
+pub use self::ports::{Own, Ports, Reserved};
 
 /// Of what a session is found by. The seed is a secret.
 #[inline]

@@ -232,6 +232,11 @@ impl Client {
         self.table(kind).hold(name, version);
     }
 
+    /// A resource that was taken can't be served after all. The server sends it again on the next stream, to be refused.
+    pub fn lost(&mut self, kind: Kind, name: &str) {
+        self.table(kind).drop(name);
+    }
+
     /// Name and version of every resource of `kind` that is in force, in order.
     pub fn held(&self, kind: Kind) -> impl Iterator<Item = (&str, &str)> {
         let held = self.tables[kind.index()].held().iter();

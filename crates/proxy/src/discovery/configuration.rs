@@ -2,11 +2,13 @@
 //! out, resource by resource; a refused one leaves the last good in use.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use phalanx_model::ClusterName;
 use phalanx_model::resource::gateway::{ChainTarget, GatewayPort};
+use phalanx_model::resource::udp::UDP;
 use phalanx_model::resource::{Listener, ListenerProtocol};
 use phalanx_xds::Kind;
 use phalanx_xds::decode::{self, Resource};
@@ -14,6 +16,7 @@ use phalanx_xds::decode::{self, Resource};
 use crate::desk::Desk;
 use crate::edge::Edge;
 use crate::plan::{Entries, Resources, Table, compile_table};
+use crate::udp::{self, Reserved};
 
 /// Name, version and body of a resource as it came.
 pub type Upsert = (String, String, Vec<u8>);
@@ -38,6 +41,10 @@ pub struct Configuration {
     refused: BTreeMap<(Kind, String), Refused>,
     /// Listeners that can't be served here, for now.
     waiting: BTreeMap<String, Waiting>,
+    /// Sockets for datagrams; none where nobody reads any.
+    datagrams: Option<Arc<udp::Ports>>,
+    /// Listeners for datagrams in force of which the process before may have the sockets still.
+    unsure: BTreeMap<String, Waiting>,
     /// Of which kinds there was an answer, empty or not.
     answered: [bool; Kind::ALL.len()],
 }
@@ -46,6 +53,15 @@ struct Waiting {
     version: String,
     body: Vec<u8>,
     address: SocketAddr,
+}
+
+/// What came of trying again what this machine could not serve.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Again {
+    /// In force by now, with its version.
+    pub taken: Vec<(String, String)>,
+    /// In force no more, with the reason.
+    pub lost: Vec<Refusal>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,19 +203,27 @@ impl Configuration {
                         resources.inbound.as_deref(),
                     )?));
                 }
-                if let ListenerProtocol::Gateway(port) = &listener.protocol
-                    && let Err(why) = opened(resources, listener, port)
-                {
-                    // Of this machine, and no fault of the resource: it may become possible.
-                    let waiting = Waiting {
-                        version: version.to_owned(),
-                        body: body.to_vec(),
-                        address: listener.address,
-                    };
-                    self.waiting.insert(name.to_owned(), waiting);
-                    return Err(why);
-                }
+                let opened = match &listener.protocol {
+                    ListenerProtocol::Gateway(port) => opened(resources, listener, port),
+                    ListenerProtocol::Udp(_) => reserved(self.datagrams.as_deref(), listener),
+                    _ => Ok(Reserved::Yes),
+                };
+                let waiting = || Waiting {
+                    version: version.to_owned(),
+                    body: body.to_vec(),
+                    address: listener.address,
+                };
+                self.unsure.remove(name);
                 self.waiting.remove(name);
+                match opened {
+                    Ok(Reserved::Yes) => {}
+                    Ok(Reserved::Later) => drop(self.unsure.insert(name.to_owned(), waiting())),
+                    Err(why) => {
+                        // Of this machine, and no fault of the resource: it may become possible.
+                        self.waiting.insert(name.to_owned(), waiting());
+                        return Err(why);
+                    }
+                }
                 let listeners = &mut resources.listeners;
                 listeners.insert(name.to_owned(), listener.clone());
             }
@@ -261,27 +285,47 @@ impl Configuration {
         }
     }
 
-    /// Tries again what this machine could not serve when it came; returns what is in force by now, with its version.
-    pub fn again(&mut self) -> Vec<(String, String)> {
-        let waiting = std::mem::take(&mut self.waiting);
-        let mut taken = Vec::new();
-        for (name, Waiting { version, body, .. }) in waiting {
+    /// Tries again what this machine could not serve when it came, or could not know whether it can.
+    pub fn again(&mut self) -> Again {
+        let mut again = Again::default();
+        for (name, Waiting { version, body, .. }) in std::mem::take(&mut self.waiting) {
             match self.upsert(Kind::Listener, &name, &version, &body) {
                 Ok(()) => {
                     self.refused.remove(&(Kind::Listener, name.clone()));
-                    taken.push((name, version));
+                    again.taken.push((name, version));
                 }
-                Err(message) => {
-                    let refused = Refused { version, message };
-                    self.refused.insert((Kind::Listener, name), refused);
-                }
+                Err(message) => self.refuse(name, version, message),
             }
         }
-        taken
+        for (name, Waiting { version, body, .. }) in std::mem::take(&mut self.unsure) {
+            if let Err(message) = self.upsert(Kind::Listener, &name, &version, &body) {
+                self.held.remove(&(Kind::Listener, name.clone()));
+                self.resources.listeners.remove(&name);
+                again.lost.push((name.clone(), message.clone()));
+                self.refuse(name, version, message);
+            }
+        }
+        again
     }
 
+    fn refuse(&mut self, listener: String, version: String, message: String) {
+        let refused = Refused { version, message };
+        self.refused.insert((Kind::Listener, listener), refused);
+    }
+
+    /// Something can't be served here, as far as is known.
     pub fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()
+    }
+
+    /// There is something to try again.
+    pub fn has_to_look(&self) -> bool {
+        self.is_waiting() || !self.unsure.is_empty()
+    }
+
+    /// It reads datagrams.
+    pub fn with_datagrams(&mut self, ports: Arc<udp::Ports>) {
+        self.datagrams = Some(ports);
     }
 
     /// It runs a Gateway.
@@ -297,13 +341,16 @@ impl Configuration {
         match kind {
             Kind::Listener => {
                 self.waiting.remove(name);
-                let gone = self.resources.listeners.remove(name);
-                if let (Some(gone), Some(edge)) = (&gone, &self.resources.edge) {
-                    edge.close(gone.address);
-                }
-                let protocol = gone.as_ref().map(|listener| &listener.protocol);
-                if matches!(protocol, Some(ListenerProtocol::Inbound { .. })) {
-                    self.resources.inbound = None; // not known any more, which lets nobody in where it matters
+                self.unsure.remove(name);
+                let Some(gone) = self.resources.listeners.remove(name) else {
+                    return;
+                };
+                match (&gone.protocol, &self.resources.edge, &self.datagrams) {
+                    (ListenerProtocol::Gateway(_), Some(edge), _) => edge.close(gone.address),
+                    (ListenerProtocol::Udp(_), _, Some(ports)) => ports.release(gone.address),
+                    // Not known any more, which lets nobody in where it matters.
+                    (ListenerProtocol::Inbound { .. }, ..) => self.resources.inbound = None,
+                    _ => {}
                 }
             }
             Kind::Routes => drop(self.resources.tables.remove(name)),
@@ -317,14 +364,48 @@ impl Configuration {
     }
 }
 
+/// The socket that a listener for datagrams needs.
+fn reserved(ports: Option<&udp::Ports>, listener: &Listener) -> Result<Reserved, String> {
+    let Some(ports) = ports else {
+        return Ok(Reserved::Yes);
+    };
+    let address = listener.address;
+    ports.reserve(address).map_err(|error| {
+        let other = match listener.name.starts_with(UDP) {
+            true => "choose another address with --udp",
+            false => "choose another port in the Gateway, or another address with --bind",
+        };
+        let advice = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                format!("another process takes datagrams there; end it, or {other}")
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                "no interface of this machine has that address".to_owned()
+            }
+            io::ErrorKind::PermissionDenied => {
+                "ports below 1024 need root or CAP_NET_BIND_SERVICE".to_owned()
+            }
+            _ => other.to_owned(),
+        };
+        format!("the listener for datagrams can't bind {address}: {error} ({advice})")
+    })
+}
+
 /// What the listener needs of this machine.
-fn opened(resources: &Resources, listener: &Listener, port: &GatewayPort) -> Result<(), String> {
+fn opened(
+    resources: &Resources,
+    listener: &Listener,
+    port: &GatewayPort,
+) -> Result<Reserved, String> {
     let Some(edge) = &resources.edge else {
         return Err("this sidecar runs no Gateway (--gateway NAME)".to_owned());
     };
     let address = listener.address;
     let others = resources.listeners.values();
-    let mut others = others.filter(|other| other.name != listener.name);
+    let mut others = others.filter(|other| {
+        // Datagrams have ports of their own.
+        other.name != listener.name && !matches!(other.protocol, ListenerProtocol::Udp(_))
+    });
     if let Some(other) = others.find(|other| other.address == address) {
         return Err(format!("{address} is listener `{}` already", other.name));
     }
@@ -333,7 +414,7 @@ fn opened(resources: &Resources, listener: &Listener, port: &GatewayPort) -> Res
     if let Some(before) = before.filter(|before| before.address != address) {
         edge.close(before.address);
     }
-    Ok(())
+    Ok(Reserved::Yes)
 }
 
 #[cfg(test)]

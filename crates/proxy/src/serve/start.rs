@@ -130,6 +130,9 @@ pub(super) async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Run
     let edge = shown
         .as_ref()
         .map(|shown| Edge::new(workers.sockets(), shown.clone()));
+    if heir.is_some() {
+        workers.datagrams().defer(); // which it has, it tells with its last word
+    }
     let discovery = Discovery::spawn(
         control.clone(),
         node.clone(),
@@ -138,6 +141,7 @@ pub(super) async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Run
         account.clone(),
         config.unused,
         edge,
+        workers.datagrams().clone(),
         &lasting,
     );
 
@@ -194,11 +198,13 @@ pub(super) async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Run
         account.blind(upgrade.drain);
         let (socket, legacy) = heir.commit(upgrade.drain).await?;
         upgrades = socket;
+        let datagrams = workers.datagrams().clone();
         if let Some(legacy) = legacy {
-            let datagrams = workers.datagrams().clone();
             datagrams.wait();
             let inheriting = upgrade::inherit(legacy, datagrams);
             tasks.spawn(lasting.guard("sessions of the one before", inheriting));
+        } else {
+            datagrams.settle();
         }
         interception =
             upgrade::succeed_rules(&config, &own_ports, was_redirected, lock, &mut tasks);
@@ -376,15 +382,31 @@ fn probe(config: &Config, inherited: Option<&Inherited>) -> Result<(), ServeErro
         .filter(|(.., address)| address.port() != 0 && !is_ours(address))
     {
         let socket = std::net::TcpListener::bind(address);
-        open.push(socket.map_err(|source| ServeError::Listen {
-            what,
-            flag,
-            address,
-            hint: hint(&source),
-            source,
-        })?);
+        let refused = |source| refused(what, flag, address, source);
+        open.push(socket.map_err(refused)?);
+    }
+    // Which of them a process before has is known when it leaves them.
+    let udp = config.udp.iter().filter(|_| inherited.is_none());
+    for (address, ..) in udp {
+        let socket = std::net::UdpSocket::bind(address);
+        drop(socket.map_err(|source| refused("datagrams", "--udp", *address, source))?);
     }
     Ok(())
+}
+
+fn refused(
+    what: &'static str,
+    flag: &'static str,
+    address: SocketAddr,
+    source: io::Error,
+) -> ServeError {
+    ServeError::Listen {
+        what,
+        flag,
+        address,
+        hint: hint(&source),
+        source,
+    }
 }
 
 fn bootstrap(config: &Config) -> Bootstrap {

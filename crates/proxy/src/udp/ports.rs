@@ -32,11 +32,24 @@ pub struct Ports {
     pub(super) everybody: Arc<Everybody>,
     /// The process before is about to leave us its sockets: nothing is bound until then.
     is_waiting: AtomicBool,
+    /// Another process has these addresses, and may leave them to us: what can be bound is not known.
+    is_deferred: AtomicBool,
+    /// Nobody reads what would be bound from now on.
+    is_sealed: AtomicBool,
     /// By core; taken by each.
     left_to_us: Mutex<Vec<Vec<Estate>>>,
     /// Cores leave what they have to another process.
     leaving: watch::Sender<bool>,
     left: Mutex<Option<mpsc::Receiver<Bequest>>>,
+}
+
+/// Whether an address is ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reserved {
+    /// Or it is no longer for us to say.
+    Yes,
+    /// Not known before the process that has it has left what it leaves.
+    Later,
 }
 
 /// What one core gets of [`Ports`].
@@ -96,6 +109,8 @@ impl Ports {
             owners: Owners::new(fastrand::u64(..)),
             everybody: Arc::default(),
             is_waiting: AtomicBool::new(false),
+            is_deferred: AtomicBool::new(false),
+            is_sealed: AtomicBool::new(false),
             left_to_us: Mutex::new((0..cores).map(|_| Vec::new()).collect()),
             leaving: watch::Sender::new(false),
             left: Mutex::new(Some(all_left)),
@@ -120,6 +135,63 @@ impl Ports {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Binds `address` for all cores, which take their parts when the plan has it. One that is bound stays as it is.
+    ///
+    /// # Errors
+    /// It can't be bound.
+    pub fn reserve(&self, address: SocketAddr) -> io::Result<Reserved> {
+        if self.is_sealed.load(Ordering::Acquire) || *self.leaving.borrow() {
+            return Ok(Reserved::Yes);
+        }
+        if self.is_deferred.load(Ordering::Acquire) {
+            return Ok(Reserved::Later);
+        }
+        self.bound(&mut self.state(), address)?;
+        Ok(Reserved::Yes)
+    }
+
+    /// No plan will have it: what no core has taken closes. The cores close what they took when they see that.
+    pub fn release(&self, address: SocketAddr) {
+        let mut state = self.state();
+        if state.get(&address).is_some_and(|open| open.held == 0) {
+            state.remove(&address);
+        }
+    }
+
+    /// Another process serves, and may leave its sockets here.
+    pub fn defer(&self) {
+        self.is_deferred.store(true, Ordering::Release);
+    }
+
+    /// What there is to come from another process is here.
+    pub fn settle(&self) {
+        self.is_deferred.store(false, Ordering::Release);
+    }
+
+    /// Nothing is bound for a plan to come any more.
+    pub fn seal(&self) {
+        self.is_sealed.store(true, Ordering::Release);
+    }
+
+    fn bound<'s>(
+        &self,
+        state: &'s mut BTreeMap<SocketAddr, Open>,
+        address: SocketAddr,
+    ) -> io::Result<&'s mut Open> {
+        match state.entry(address) {
+            Entry::Occupied(open) => Ok(open.into_mut()),
+            Entry::Vacant(place) => {
+                let sockets = bind(address, self.cores)?;
+                self.opened.send_modify(|count| *count += 1);
+                Ok(place.insert(Open {
+                    sockets: sockets.into_iter().map(Some).collect(),
+                    sessions: Arc::default(),
+                    held: 0,
+                }))
+            }
+        }
+    }
+
     /// The socket of a core at `address`: another one, if that core has closed what it had while others have theirs still, for
     /// they may never see the plan without that address.
     ///
@@ -127,17 +199,7 @@ impl Ports {
     /// It can't be bound.
     pub fn take(&self, core: usize, address: SocketAddr) -> io::Result<Taken> {
         let mut state = self.state();
-        if let Entry::Vacant(place) = state.entry(address) {
-            let sockets = bind(address, self.cores)?;
-            let open = Open {
-                sockets: sockets.into_iter().map(Some).collect(),
-                sessions: Arc::default(),
-                held: 0,
-            };
-            place.insert(open);
-            self.opened.send_modify(|count| *count += 1);
-        }
-        let open = state.get_mut(&address).ok_or(io::ErrorKind::NotFound)?;
+        let open = self.bound(&mut state, address)?;
         let bound = open.sockets.get_mut(core).and_then(Option::take);
         let socket = match bound {
             Some(bound) => bound,
@@ -168,6 +230,7 @@ impl Ports {
             }
         }
         self.is_waiting.store(false, Ordering::Release);
+        self.settle();
         self.opened.send_modify(|count| *count += 1);
     }
 
@@ -328,5 +391,39 @@ mod tests {
         drop(ports.take(1, address).unwrap());
         ports.close(address);
         UdpSocket::bind(address).unwrap();
+    }
+
+    #[test]
+    fn an_address_is_reserved_for_all_cores_or_the_reason_is_told() {
+        let (ports, _own) = Ports::new(2);
+        let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = stranger.local_addr().unwrap();
+        let error = ports.reserve(address).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        drop(stranger);
+        assert_eq!(ports.reserve(address).unwrap(), Reserved::Yes);
+        assert_eq!(ports.reserve(address).unwrap(), Reserved::Yes, "it stays");
+        let held = ports.take(0, address).unwrap();
+        ports.release(address);
+        assert!(ports.state().contains_key(&address), "a core reads there");
+        drop(held);
+        ports.close(address);
+        ports.reserve(address).unwrap();
+        ports.release(address);
+        UdpSocket::bind(address).expect("nobody took it, so nobody has it");
+    }
+
+    #[test]
+    fn nothing_is_bound_while_another_process_has_it_nor_where_nobody_reads_any_more() {
+        let (ports, _own) = Ports::new(1);
+        let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = stranger.local_addr().unwrap();
+        ports.defer();
+        assert_eq!(ports.reserve(address).unwrap(), Reserved::Later);
+        ports.inherit(Vec::new());
+        assert!(ports.reserve(address).is_err());
+        ports.seal();
+        assert_eq!(ports.reserve(address).unwrap(), Reserved::Yes);
+        assert!(ports.state().is_empty());
     }
 }

@@ -2,6 +2,9 @@ use phalanx_model::ServiceName;
 use phalanx_model::identity::TrustDomain;
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::Direction;
+use phalanx_model::resource::colour::EdgeColours;
+use phalanx_model::resource::gateway::{Chain, ChainTls};
+use phalanx_model::resource::udp::{UdpPort, UdpRules};
 use phalanx_model::resource::{Assignment, Cluster, Listener, MtlsMode, RouteTable};
 use phalanx_xds::{Encoded, encode};
 
@@ -198,4 +201,126 @@ fn what_callers_are_asked_for_is_compiled_and_unknown_again_when_it_goes() {
     assert!(configuration.resources().inbound.is_some());
     configuration.apply(Kind::Listener, Vec::new(), &["inbound".into()]);
     assert!(configuration.resources().inbound.is_none());
+}
+
+fn datagrams(name: &str, address: SocketAddr) -> Encoded {
+    let port = UdpPort {
+        name: "UDPRoute/default/room".into(),
+        backends: Vec::new(),
+        by_source: Vec::new(),
+        rules: UdpRules::default(),
+    };
+    encode::listener(&Listener {
+        name: name.into(),
+        address,
+        direction: Direction::Outbound,
+        protocol: ListenerProtocol::Udp(port),
+    })
+}
+
+#[test]
+fn a_port_for_datagrams_that_another_has_is_refused_until_it_is_free() {
+    let stranger = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = stranger.local_addr().unwrap();
+    let mut configuration = Configuration::default();
+    configuration.with_datagrams(udp::Ports::new(1).0);
+    let name = format!("gateway/default/play/udp/{address}");
+    let refusals = take(&mut configuration, datagrams(&name, address));
+    let [(refused, why)] = refusals.as_slice() else {
+        panic!("{refusals:?}");
+    };
+    assert_eq!(*refused, name);
+    assert!(
+        why.contains("another process takes datagrams there"),
+        "{why}"
+    );
+    assert!(configuration.resources().listeners.is_empty());
+    assert_eq!(configuration.again(), Again::default());
+    assert!(configuration.is_waiting());
+    drop(stranger);
+    let again = configuration.again();
+    assert_eq!(again.taken.len(), 1, "{again:?}");
+    assert!(configuration.refused().is_empty() && !configuration.has_to_look());
+    assert!(configuration.resources().listeners.contains_key(&name));
+    configuration.apply(Kind::Listener, Vec::new(), &[name]);
+    std::net::UdpSocket::bind(address).expect("what goes is let go");
+}
+
+#[test]
+fn a_port_for_datagrams_that_the_process_before_did_not_leave_is_refused_then() {
+    let stranger = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = stranger.local_addr().unwrap();
+    let (ports, _own) = udp::Ports::new(1);
+    ports.defer();
+    let mut configuration = Configuration::default();
+    configuration.with_datagrams(ports.clone());
+    let name = format!("udp/{address}");
+    assert!(take(&mut configuration, datagrams(&name, address)).is_empty());
+    assert_eq!(configuration.again(), Again::default(), "not known yet");
+    assert!(configuration.has_to_look() && !configuration.is_waiting());
+    ports.settle();
+    let again = configuration.again();
+    let [(lost, why)] = again.lost.as_slice() else {
+        panic!("{again:?}");
+    };
+    assert_eq!(*lost, name);
+    assert!(why.contains("--udp"), "{why}");
+    assert!(configuration.resources().listeners.is_empty());
+    assert!(
+        configuration
+            .refused()
+            .contains_key(&(Kind::Listener, name))
+    );
+    assert!(configuration.is_waiting());
+}
+
+/// Counts what is open.
+#[derive(Default)]
+struct Opened(std::sync::Mutex<BTreeSet<SocketAddr>>);
+
+impl crate::edge::Sockets for Opened {
+    fn open(&self, address: SocketAddr) -> Result<(), String> {
+        self.0.lock().unwrap().insert(address);
+        Ok(())
+    }
+
+    fn close(&self, address: SocketAddr) {
+        self.0.lock().unwrap().remove(&address);
+    }
+
+    fn left(&self) -> Option<Vec<SocketAddr>> {
+        None
+    }
+}
+
+#[test]
+fn connections_and_datagrams_have_the_same_port_without_knowing_of_each_other() {
+    let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let opened = Arc::<Opened>::default();
+    let certificates = crate::edge::TlsDir::new(None);
+    let mut configuration = Configuration::default();
+    configuration.at_edge(Edge::new(opened.clone(), certificates));
+    configuration.with_datagrams(udp::Ports::new(1).0);
+    let of_datagrams = format!("gateway/default/play/udp/{address}");
+    assert!(take(&mut configuration, datagrams(&of_datagrams, address)).is_empty());
+    let gateway = encode::listener(&Listener {
+        name: format!("gateway/default/play/{address}"),
+        address,
+        direction: Direction::Inbound,
+        protocol: ListenerProtocol::Gateway(GatewayPort {
+            gateway: ServiceName::new("default", "play"),
+            certificates_in: String::new(),
+            colours: EdgeColours::default(),
+            chains: vec![Chain {
+                names: Vec::new(),
+                tls: ChainTls::Off,
+                target: ChainTarget::Http("gateway/default/play/web".into()),
+            }],
+        }),
+    });
+    assert_eq!(take(&mut configuration, gateway), Vec::new());
+    configuration.apply(Kind::Listener, Vec::new(), &[of_datagrams]);
+    assert!(opened.0.lock().unwrap().contains(&address));
 }
