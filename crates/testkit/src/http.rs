@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
-use hyper::{Method, Request};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
@@ -129,6 +130,18 @@ impl Connection {
     }
 
     async fn exchange(&mut self, call: &Call) -> anyhow::Result<Answer> {
+        let (head, body) = self.begin(call).await?.into_parts();
+        let collected = body.collect().await?;
+        let trailers = collected.trailers().cloned().unwrap_or_default();
+        Ok(Answer {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body: collected.to_bytes(),
+            trailers,
+        })
+    }
+
+    async fn begin(&mut self, call: &Call) -> anyhow::Result<Response<Incoming>> {
         let uri = if call.http2 {
             format!("http://{}{}", call.authority, call.path)
         } else {
@@ -159,22 +172,60 @@ impl Connection {
                 sender.try_send_request(request).await
             }
         };
-        let response = sent.map_err(|mut error| {
+        sent.map_err(|mut error| {
             let is_back = error.take_message().is_some();
             let error = error.into_error();
             match is_back || is_let_go(&error) {
                 true => anyhow::Error::new(Unsent(error)),
                 false => error.into(),
             }
-        })?;
-        let (head, body) = response.into_parts();
-        let collected = body.collect().await?;
-        let trailers = collected.trailers().cloned().unwrap_or_default();
-        Ok(Answer {
-            status: head.status.as_u16(),
-            headers: head.headers,
-            body: collected.to_bytes(),
-            trailers,
+        })
+    }
+}
+
+/// An answer that is read as it comes.
+pub struct Stream {
+    pub head: http::response::Parts,
+    body: Incoming,
+    _connection: Connection,
+}
+
+/// How a stream went on.
+#[derive(Debug)]
+pub enum Next {
+    Piece(Bytes),
+    /// Whole, with its trailers.
+    End(HeaderMap),
+    BrokenOff,
+}
+
+impl Stream {
+    /// Over a connection of its own, until the answer's head is there.
+    ///
+    /// # Errors
+    /// When there is none in time.
+    pub async fn open(address: SocketAddr, call: &Call) -> anyhow::Result<Self> {
+        let mut connection = Connection::open(address, call.http2).await?;
+        let begun = tokio::time::timeout(ANSWER_MAX, connection.begin(call)).await??;
+        let (head, body) = begun.into_parts();
+        Ok(Self {
+            head,
+            body,
+            _connection: connection,
+        })
+    }
+
+    /// # Errors
+    /// When nothing comes in time.
+    pub async fn next(&mut self) -> anyhow::Result<Next> {
+        let frame = tokio::time::timeout(ANSWER_MAX, self.body.frame()).await?;
+        Ok(match frame {
+            None => Next::End(HeaderMap::new()),
+            Some(Err(_)) => Next::BrokenOff,
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(piece) => Next::Piece(piece),
+                Err(frame) => Next::End(frame.into_trailers().unwrap_or_default()),
+            },
         })
     }
 }

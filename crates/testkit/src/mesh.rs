@@ -215,6 +215,17 @@ impl Mesh {
         Process::spawn(command, &self.log(&format!("sidecar-{service}")))
     }
 
+    /// An edge for the Gateway `edge` at `ip`, with the admin port of `surface.md`; its configuration is of `control`.
+    pub fn edge(&mut self, ip: IpAddr, control: SocketAddr) -> anyhow::Result<Process> {
+        let mut command = Command::new(executable("phalanx")?);
+        command
+            .args(["proxy", "--gateway", "edge", "--bind", &ip.to_string()])
+            .args(["--admin", &SocketAddr::new(ip, 15000).to_string()])
+            .args(["--control", &control.to_string(), "--workers", "2"])
+            .args(["--drain", "1s"]);
+        Process::spawn(command, &self.log("edge"))
+    }
+
     /// Waits until an instance of the service with this inbound address is registered.
     pub async fn registered(&self, service: &str, inbound: SocketAddr) -> anyhow::Result<()> {
         self.until_registered(service, inbound, true).await

@@ -1,6 +1,10 @@
 //! The session directory end to end: requests follow a session that moves, a drain hands sessions over, what was answered
 //! outlives `kill -9`, and fifty followers hear of a move at once.
 
+mod directory {
+    mod lasting;
+}
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -77,12 +77,12 @@ struct Stage {
 
 impl Stage {
     async fn start() -> anyhow::Result<Self> {
-        let mesh = Mesh::start().await?;
+        let mut mesh = Mesh::start().await?;
         let (service, backend, set) = service(&mesh)?;
         let inline = format!("inline: \"{}\"", STANDARD.encode(set));
         mesh.apply(&manifests(&inline, backend)).await?;
         let (ours, envoys) = (address::fresh(), address::fresh());
-        let processes = vec![service, edge(&mesh, ours)?, stock(&mesh, envoys)?];
+        let processes = vec![service, mesh.edge(ours, mesh.xds)?, stock(&mesh, envoys)?];
         let stage = Self {
             _mesh: mesh,
             _processes: processes,
@@ -124,16 +124,6 @@ async fn answered(edge: SocketAddr) -> anyhow::Result<()> {
     });
     let answered = answered.await;
     answered.with_context(|| format!("{edge}: last: {last:?}"))
-}
-
-fn edge(mesh: &Mesh, ip: IpAddr) -> anyhow::Result<Process> {
-    let mut command = Command::new(executable("phalanx")?);
-    command
-        .args(["proxy", "--gateway", "edge", "--bind", &ip.to_string()])
-        .args(["--admin", &SocketAddr::new(ip, 15000).to_string()])
-        .args(["--control", &mesh.xds.to_string(), "--workers", "2"])
-        .args(["--drain", "1s"]);
-    Process::spawn(command, &mesh.folder().join("edge.log"))
 }
 
 fn stock(mesh: &Mesh, ip: IpAddr) -> anyhow::Result<Process> {
@@ -240,7 +230,7 @@ async fn answers_are_those_of_envoys_transcoder() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn descriptors_come_from_a_server_that_tells_them() -> anyhow::Result<()> {
-    let mesh = Mesh::start().await?;
+    let mut mesh = Mesh::start().await?;
     let (_service, backend, _) = service(&mesh)?;
     let path = mesh.folder().join("battle.yaml");
     fs::write(&path, manifests(&format!("reflection: {backend}"), backend))?;
@@ -253,20 +243,20 @@ async fn descriptors_come_from_a_server_that_tells_them() -> anyhow::Result<()> 
     };
     eventually("the server's descriptors", READY_MAX, async || applied()).await?;
     let ours = address::fresh();
-    let _edge = edge(&mesh, ours)?;
+    let _edge = mesh.edge(ours, mesh.xds)?;
     answered(SocketAddr::new(ours, 8080)).await
 }
 
 /// grpc-gateway is made for one service at build time; what it makes of the same annotations is the measure for the rest.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_are_those_of_grpc_gateway_but_for_what_is_listed() -> anyhow::Result<()> {
-    let mesh = Mesh::start().await?;
+    let mut mesh = Mesh::start().await?;
     let (_service, backend, set) = service(&mesh)?;
     let inline = format!("inline: \"{}\"", STANDARD.encode(set));
     mesh.apply(&manifests(&inline, backend)).await?;
     let (ours, theirs) = (address::fresh(), address::fresh());
     let (ours_at, theirs) = (SocketAddr::new(ours, 8080), SocketAddr::new(theirs, 8080));
-    let _edge = edge(&mesh, ours)?;
+    let _edge = mesh.edge(ours, mesh.xds)?;
     let tools = envoy::binary()?;
     let tools = tools.ancestors().nth(3).context("no folder of tools")?;
     let mut command = Command::new(tools.join("grpc-gateway"));

@@ -4,21 +4,26 @@
 //! that, `/slow/200` waits 200 ms, `/flaky/2` answers 503 twice and then 200 once, again and again, `/healthz` is healthy,
 //! `/seen` tells how many requests of `/copy…` there were, everything else is answered with the request as JSON; gRPC
 //! requests get one message and trailers. `x-next: ADDRESS=AUTHORITY,…` makes it call AUTHORITY through the proxy at the first
-//! ADDRESS, with the others and the headers of the mesh, as an application that passes them on does; what came back is `next`. `x-answer: name=value` in a request becomes a field of its answer.
+//! ADDRESS, with the others and the headers of the mesh, as an application that passes them on does; what came back is `next`. `x-answer: name=value` in a
+//! request becomes a field of its answer. With `x-stream: MS` the answer never ends: each MS there is another message of gRPC, else a
+//! line. A WebSocket gets its bytes back.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::Context as _;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Either, Empty, Full};
-use hyper::body::{Body, Incoming};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::{Body, Frame, Incoming};
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::service::service_fn;
-use hyper::{HeaderMap, Request, Response};
+use hyper::{HeaderMap, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use phalanx_testkit::http::{Call, call};
 use tokio::net::{TcpListener, TcpStream};
@@ -59,6 +64,7 @@ async fn serve(stream: TcpStream, name: Arc<str>) {
     } else {
         let _ = hyper::server::conn::http1::Builder::new()
             .serve_connection(io, service)
+            .with_upgrades()
             .await;
     }
 }
@@ -68,7 +74,11 @@ type BodyError = Box<dyn std::error::Error + Send + Sync>;
 async fn answer(
     request: Request<Incoming>,
     name: Arc<str>,
-) -> Result<Response<impl Body<Data = Bytes, Error = BodyError>>, Infallible> {
+) -> Result<Response<BoxBody<Bytes, BodyError>>, Infallible> {
+    let asked = request.headers().get("upgrade");
+    if asked.is_some_and(|asked| asked.as_bytes().eq_ignore_ascii_case(b"websocket")) {
+        return Ok(switch(request, &name));
+    }
     let (head, body) = request.into_parts();
     let path = head.uri.path().to_owned();
     let received = body
@@ -130,18 +140,20 @@ async fn answer(
     } else {
         ("application/json", told.to_string().into_bytes())
     };
-    let body = match is_bare {
-        true => Either::Left(Empty::new()),
-        false => {
-            Either::Right(Full::new(Bytes::from(bytes)).with_trailers(async move { trailers }))
-        }
+    let body = match (is_bare, pace(&head.headers)) {
+        (true, _) => Empty::new().map_err(BodyError::from).boxed(),
+        (false, Some(pace)) => Endless::new(pace, if grpc { &[0; 5] } else { b"line\n" }).boxed(),
+        (false, None) => Full::new(Bytes::from(bytes))
+            .with_trailers(async move { trailers })
+            .map_err(BodyError::from)
+            .boxed(),
     };
     let mut response = Response::new(body);
     if is_bare {
         let unavailable = HeaderValue::from_static("14");
         response.headers_mut().insert("grpc-status", unavailable);
     }
-    *response.status_mut() = hyper::StatusCode::from_u16(status).unwrap_or_default();
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
     response
         .headers_mut()
         .insert("content-type", HeaderValue::from_static(kind));
@@ -158,6 +170,57 @@ async fn answer(
         response.headers_mut().insert("x-echo", value);
     }
     Ok(response)
+}
+
+fn pace(headers: &HeaderMap) -> Option<Duration> {
+    let pace = headers.get("x-stream")?.to_str().ok()?.parse();
+    pace.ok().map(Duration::from_millis)
+}
+
+/// The same again and again.
+struct Endless {
+    pace: tokio::time::Interval,
+    piece: &'static [u8],
+}
+
+impl Endless {
+    fn new(pace: Duration, piece: &'static [u8]) -> Self {
+        let pace = tokio::time::interval(pace.max(Duration::from_millis(1)));
+        Self { pace, piece }
+    }
+}
+
+impl Body for Endless {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        ready!(self.pace.poll_tick(cx));
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(self.piece)))))
+    }
+}
+
+/// From now on what comes goes back.
+fn switch(request: Request<Incoming>, name: &str) -> Response<BoxBody<Bytes, BodyError>> {
+    tokio::spawn(async move {
+        let Ok(upgraded) = hyper::upgrade::on(request).await else {
+            return;
+        };
+        let (mut from, mut to) = tokio::io::split(TokioIo::new(upgraded));
+        let _ = tokio::io::copy(&mut from, &mut to).await; // a peer that leaves
+    });
+    let mut response = Response::new(Empty::new().map_err(BodyError::from).boxed());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert("connection", HeaderValue::from_static("upgrade"));
+    headers.insert("upgrade", HeaderValue::from_static("websocket"));
+    if let Ok(name) = HeaderValue::from_str(name) {
+        headers.insert("x-echo", name);
+    }
+    response
 }
 
 /// What the next one answered; null where there is none.

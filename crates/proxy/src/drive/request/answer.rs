@@ -227,8 +227,7 @@ impl Run<'_> {
         let mut trailers = HeaderList::new();
         for (name, value) in [
             (names::GRPC_STATUS, code.as_str()),
-            (names::GRPC_MESSAGE, reason.as_str()),
-            (names::X_PHALANX_REASON, reason.as_str()),
+            (names::GRPC_MESSAGE, reason.as_str()), // no field of ours: trailers don't speak for the mesh
         ] {
             if let Some(value) = Value::new(value.as_bytes()) {
                 trailers.push(name, value);
