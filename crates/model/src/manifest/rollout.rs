@@ -65,7 +65,7 @@ fn target(at: &At<'_>, meta: &Meta) -> Option<DocumentId> {
     let mut fields = at.fields()?;
     fields.later(&["sectionName"]);
     if let Some(group) = fields.get("group")
-        && group.text()? != GROUP
+        && group.text().is_some_and(|text| text != GROUP)
     {
         group.refuse_with::<()>("routes are in another group", format!("write `{GROUP}`"));
     }
@@ -78,7 +78,7 @@ fn target(at: &At<'_>, meta: &Meta) -> Option<DocumentId> {
         .and_then(|at| at.choose(&kinds, &["TCPRoute", "TLSRoute", "UDPRoute"]));
     let name = fields.need("name").and_then(|at| at.dns_name());
     if let Some(at) = fields.get("namespace")
-        && at.dns_label()? != meta.namespace
+        && at.dns_label().is_some_and(|of| of != meta.namespace)
     {
         at.refuse_with::<()>(
             "a rollout acts in its own namespace only",
@@ -105,7 +105,9 @@ fn steps(fields: &mut Fields<'_>) -> Option<Vec<Step>> {
     let at = fields.need("steps")?;
     let items = at.items(STEPS_MAX);
     at.check(!items.is_empty(), "a rollout has at least one step")?;
-    items.iter().map(step).collect()
+    // Each, whatever is wrong with those before it.
+    let steps: Vec<_> = items.iter().map(step).collect();
+    steps.into_iter().collect()
 }
 
 fn step(at: &At<'_>) -> Option<Step> {
@@ -128,21 +130,18 @@ fn step(at: &At<'_>) -> Option<Step> {
         [Some(at), ..] => mirror(&at),
         [_, Some(at), ..] => {
             let lane = colour(&at);
-            held(&mut fields, StepAction::Lane(lane?))
+            held(&mut fields, lane.map(StepAction::Lane))
         }
         [_, _, Some(at), _] => {
             let weight = at.number(0..=100);
-            held(&mut fields, StepAction::Weight(weight?))
+            held(&mut fields, weight.map(StepAction::Weight))
         }
         [.., at] => {
             let mut fields = at?.fields()?;
-            let hold = fields.get("for").map(|at| at.go_duration(SECOND, HOLD_MAX));
+            let hold = optional(&mut fields, "for", |at| at.go_duration(SECOND, HOLD_MAX));
             Some(Step {
                 action: StepAction::Pause,
-                hold: match hold {
-                    Some(hold) => Some(hold?),
-                    None => None,
-                },
+                hold: hold?,
                 min_requests: None,
             })
         }
@@ -153,26 +152,36 @@ fn mirror(at: &At<'_>) -> Option<Step> {
     let mut fields = at.fields()?;
     let percent = fields.number("percent", 1..=100, 100);
     let compare = fields.get("compare").map_or(Some(false), |at| at.boolean());
-    let action = StepAction::Mirror {
+    let action = compare.map(|compare| StepAction::Mirror {
         per_million: percent * (MILLION / 100),
-        compare: compare?,
-    };
+        compare,
+    });
     held(&mut fields, action)
 }
 
-fn held(fields: &mut Fields<'_>, action: StepAction) -> Option<Step> {
+/// Reads what else a step has, so that it is not unknown where there is no action.
+fn held(fields: &mut Fields<'_>, action: Option<StepAction>) -> Option<Step> {
     let hold = fields
         .need("for")
         .and_then(|at| at.go_duration(SECOND, HOLD_MAX));
-    let min_requests = match fields.get("minRequests") {
-        Some(at) => Some(at.number(0..=REQUESTS_MAX)?),
-        None => None,
-    };
+    let min_requests = optional(fields, "minRequests", |at| at.number(0..=REQUESTS_MAX));
     Some(Step {
-        action,
+        action: action?,
         hold: Some(hold?),
-        min_requests,
+        min_requests: min_requests?,
     })
+}
+
+/// What `read` makes of a field that may be left out; none: it is there and no good.
+fn optional<T>(
+    fields: &mut Fields<'_>,
+    key: &'static str,
+    read: impl FnOnce(&At<'_>) -> Option<T>,
+) -> Option<Option<T>> {
+    match fields.get(key) {
+        Some(at) => read(&at).map(Some),
+        None => Some(None),
+    }
 }
 
 /// A value of `x-env`.
@@ -198,55 +207,51 @@ fn analysis(at: &At<'_>) -> Option<Analysis> {
         .map_or(Some(default.success_min), |at| {
             at.fields()?.need("min")?.thousandths(0..=SHARE_WHOLE)
         });
-    let latency = match fields.get("latency") {
-        Some(at) => Some(latency(&at)?),
-        None => None,
-    };
-    let different_max = match fields.get("different") {
-        Some(at) => Some(at.fields()?.need("max")?.thousandths(0..=SHARE_WHOLE)?),
-        None => None,
-    };
+    let latency = optional(&mut fields, "latency", latency);
+    let different_max = optional(&mut fields, "different", |at| {
+        at.fields()?.need("max")?.thousandths(0..=SHARE_WHOLE)
+    });
     let mut custom: Vec<CustomGuard> = Vec::new();
     for at in fields.list("custom", CUSTOM_MAX) {
-        let guard = self::custom(&at)?;
+        let Some(guard) = self::custom(&at) else {
+            continue; // told, so that the document is refused
+        };
         if custom.iter().any(|known| known.name == guard.name) {
             at.refuse::<()>("the name stands twice in this list");
         }
         custom.push(guard);
     }
+    let min_requests = fields.number("minRequests", 0..=REQUESTS_MAX, default.min_requests);
+    let failures = fields.number("failures", 1..=FAILURES_MAX, default.failures);
     Some(Analysis {
         interval: interval?,
         success_min: success_min?,
-        latency,
-        different_max,
+        latency: latency?,
+        different_max: different_max?,
         custom,
-        min_requests: fields.number("minRequests", 0..=REQUESTS_MAX, default.min_requests),
-        failures: fields.number("failures", 1..=FAILURES_MAX, default.failures),
+        min_requests,
+        failures,
     })
 }
 
 fn latency(at: &At<'_>) -> Option<LatencyGuard> {
     let mut fields = at.fields()?;
     fields.later(&["p50", "p90", "p95", "p999"]);
-    let p99 = fields.get("p99");
-    let ratio = fields.get("maxRatioToStable");
-    if p99.is_none() && ratio.is_none() {
+    let p99 = optional(&mut fields, "p99", |at| {
+        at.go_duration(LATENCY_MIN, LATENCY_MAX)
+    });
+    let ratio = optional(&mut fields, "maxRatioToStable", |at| {
+        at.thousandths(1_000..=RATIO_MAX)
+    });
+    if (p99, ratio) == (Some(None), Some(None)) {
         return at.refuse_with(
             "one of `p99` and `maxRatioToStable` is needed",
             "such as `latency: {p99: 50ms}`",
         );
     }
-    let p99 = p99.map(|at| at.go_duration(LATENCY_MIN, LATENCY_MAX));
-    let ratio = ratio.map(|at| at.thousandths(1_000..=RATIO_MAX));
     Some(LatencyGuard {
-        p99_max: match p99 {
-            Some(p99) => Some(p99?),
-            None => None,
-        },
-        ratio_max: match ratio {
-            Some(ratio) => Some(ratio?),
-            None => None,
-        },
+        p99_max: p99?,
+        ratio_max: ratio?,
     })
 }
 

@@ -180,3 +180,42 @@ fn what_could_not_mean_anything_is_refused_with_its_place() {
         "{none}"
     );
 }
+
+#[test]
+fn what_is_wrong_in_one_field_makes_no_other_one_unknown() {
+    let good = "steps: [{mirror: {percent: 10, compare: true, for: 1m, minRequests: 1}}, {lane: dev, for: 30s, minRequests: 7}, {weight: 5, for: 2m, minRequests: 7}, {pause: {for: 1h}}], \
+        analysis: {interval: 5s, successRate: {min: 99.5}, latency: {p99: 50ms, maxRatioToStable: 1.5}, different: {max: 1}, \
+        custom: [{name: gold, prometheus: {address: \"p:9090\", query: q}, max: 0}], minRequests: 5, failures: 1}, \
+        boundary: match, onFailure: pause, progressDeadline: 10m";
+    with(good).unwrap();
+    for (part, wrong) in [
+        ("percent: 10", "percent: 0"),
+        ("compare: true", "compare: 7"),
+        ("for: 1m", "for: 1"),
+        ("lane: dev", "lane: DEV"),
+        ("for: 30s", "for: 0s"),
+        ("weight: 5", "weight: 105"),
+        ("minRequests: 7", "minRequests: x"),
+        ("for: 1h", "for: never"),
+        ("interval: 5s", "interval: 5"),
+        ("min: 99.5", "min: 100.5"),
+        ("p99: 50ms", "p99: 0s"),
+        ("maxRatioToStable: 1.5", "maxRatioToStable: 0.1"),
+        ("different: {max: 1}", "different: {max: 101}"),
+        ("address: \"p:9090\"", "address: \"https://p:9090\""),
+        ("query: q", "query: []"),
+        ("max: 0}], min", "max: x}], min"),
+        ("minRequests: 5", "minRequests: -1"),
+        ("failures: 1", "failures: 0"),
+        ("boundary: match", "boundary: game"),
+    ] {
+        assert!(good.contains(part), "{part}");
+        let told = with(&good.replacen(part, wrong, 1)).unwrap_err();
+        assert_eq!(told.lines().count(), 1, "{wrong}: {told}");
+        assert!(!told.contains("unknown field"), "{wrong}: {told}");
+    }
+    let two = good
+        .replace("weight: 5", "weight: 105")
+        .replace("percent: 10", "percent: 0");
+    assert_eq!(with(&two).unwrap_err().lines().count(), 2, "all at once");
+}
