@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use phalanx_game::Exposition;
 use phalanx_game::workers::{Bounds, PoolOptions, Staffing, StaffingOptions, Workers};
-use phalanx_telemetry::metrics::Exposition;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 

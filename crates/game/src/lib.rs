@@ -3,6 +3,9 @@
 //!
 //! Module order (a module imports only later ones): grpc, board, matchmaking, mesh, session, battle, workers, dice.
 
+/// Prometheus' text format, which every component's `write` fills: `Exposition::new()`, write, `finish()`.
+pub use phalanx_telemetry::metrics::Exposition;
+
 pub mod battle;
 pub mod board;
 pub mod dice;

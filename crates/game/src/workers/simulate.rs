@@ -1,6 +1,6 @@
 //! Load curves against policies, in virtual time: every job is an event, the policies are those that run live, and
 //! chance comes from a seed, so that a run is the same on every machine. Out come waits, queue, worker-seconds and turns,
-//! and a [drawing](draw).
+//! and a [drawing](mod@draw).
 
 pub mod arrivals;
 pub mod draw;
