@@ -30,6 +30,7 @@ use crate::discovery::{Fleet, others};
 use crate::observe::Observe;
 use crate::planes::{Held, Planes};
 use crate::snapshot::Published;
+use crate::world::record::{HistoryRecord, history_key};
 use crate::world::rollout::{Phase, Progress, RolloutRecord, rollout_key};
 use crate::world::{DocumentEntry, World};
 
@@ -295,8 +296,9 @@ impl Rollouts {
             drive.machine.record.note_move(&before, at);
             (drive.clone(), before)
         };
+        let record = &drive.machine.record;
         let stored = self
-            .store(&entry.id, &drive.machine.record, drive.revision, Some(held))
+            .store(&entry.id, &before, record, drive.revision, Some(held))
             .await;
         let mut drives = self.drives();
         match stored {
@@ -344,9 +346,11 @@ impl Rollouts {
         }
     }
 
+    /// Together with an entry in the history, if it moved.
     async fn store(
         &self,
         id: &DocumentId,
+        before: &RolloutRecord,
         record: &RolloutRecord,
         at: Option<Revision>,
         held: Option<Held>,
@@ -359,10 +363,38 @@ impl Rollouts {
             Some(at) => Txn::new().expect_modified(&key, at),
             None => Txn::new().expect_absent(&key),
         };
-        self.inner
-            .store
-            .commit(self.fenced(txn, held).put(key, value))
-            .await
+        let txn = self.fenced(txn, held).put(key, value);
+        let Some(moved) = moved(id, before, record) else {
+            return self.inner.store.commit(txn).await;
+        };
+        let moved = serde_json::to_vec(&moved).unwrap_or_default();
+        let mut tries = 1;
+        loop {
+            let entry = history_key(self.inner.worlds.borrow().sequence + 1);
+            let with = txn.clone().expect_absent(entry.clone());
+            match self
+                .inner
+                .store
+                .commit(with.put(&entry, moved.clone()))
+                .await
+            {
+                // Something else was noted at that moment: no reason to measure anew.
+                Err(phalanx_store::Error::Conflict { key, found, .. })
+                    if key == entry && tries < TRIES_MAX =>
+                {
+                    tries += 1;
+                    self.catch_up(found.unwrap_or_default()).await;
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn catch_up(&self, revision: Revision) {
+        let mut worlds = self.inner.worlds.clone();
+        let caught_up = worlds.wait_for(|world| world.revision >= revision);
+        // It is stored; whoever reads next may read what was before.
+        let _ = tokio::time::timeout(CATCH_UP, caught_up).await;
     }
 
     fn fenced(&self, txn: Txn, held: Option<Held>) -> Txn {
@@ -479,7 +511,13 @@ impl Rollouts {
         let record = &mut machine.record;
         record.note_move(&progress.record, progress.revision);
         let revision = self
-            .store(&id, &machine.record, Some(progress.revision), None)
+            .store(
+                &id,
+                &progress.record,
+                &machine.record,
+                Some(progress.revision),
+                None,
+            )
             .await
             .map_err(OrderError::Store)?;
         let counts = &self.inner.counts;
@@ -488,10 +526,7 @@ impl Rollouts {
             Phase::RolledBack => drop(counts.rolled_back.fetch_add(1, Ordering::Relaxed)),
             _ => {}
         }
-        let mut worlds = self.inner.worlds.clone();
-        let caught_up = worlds.wait_for(|world| world.revision >= revision);
-        // It is stored; whoever reads next may read what was before.
-        let _ = tokio::time::timeout(CATCH_UP, caught_up).await;
+        self.catch_up(revision).await;
         Ok(())
     }
 
@@ -523,7 +558,11 @@ impl Rollouts {
         let mut view = view::of(rollout, world.rollouts.get(&entry.id).map(|p| &**p));
         let keeper = planes.duty(world).keeper(&entry.id.to_string());
         view.plane = keeper.unwrap_or_default().to_owned();
-        if let Some(drive) = self.drives().get(&entry.id) {
+        let place = world.rollouts.get(&entry.id).map(|p| p.record.place());
+        // What it waited for before an order that its driver has still to look at, it waits for no more.
+        if let Some(drive) = self.drives().get(&entry.id)
+            && place.is_none_or(|place| place == drive.machine.record.place())
+        {
             view.waiting = drive.machine.waiting().to_owned();
             view.seen = view::seen(&drive.machine);
             view.problems.extend(drive.problem.clone());
@@ -590,6 +629,29 @@ fn unmoved(first: &Progress, now: &Progress, expect: Option<u64>) -> Result<(), 
     }
 }
 
+/// What the history tells of a move: who, and what happened since.
+fn moved(id: &DocumentId, before: &RolloutRecord, after: &RolloutRecord) -> Option<HistoryRecord> {
+    let last = before.events.back();
+    let known = after.events.iter().rposition(|event| Some(event) == last);
+    let new: Vec<_> = after
+        .events
+        .iter()
+        .skip(known.map_or(0, |at| at + 1))
+        .collect();
+    let first = new.first()?;
+    let told = new.iter().map(|event| match event.what.as_str() {
+        "step" => format!("step {}: {}", event.step, event.reason),
+        what => format!("{what}: {}", event.reason),
+    });
+    let told = told.collect::<Vec<_>>().join("; ");
+    Some(HistoryRecord {
+        time: first.at,
+        author: first.author.clone(),
+        message: format!("rollout {}/{} {told}", id.namespace, id.name),
+        ..HistoryRecord::default()
+    })
+}
+
 /// FNV-1a over the spec as it is stored.
 fn spec(entry: &DocumentEntry) -> String {
     let text = entry.json.get("spec").unwrap_or(&entry.json).to_string();
@@ -633,6 +695,7 @@ const CATCH_UP: Duration = Duration::from_secs(5);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::world::rollout::Event;
 
     #[test]
     fn an_order_is_for_the_phase_and_step_that_whoever_gave_it_saw() {
@@ -663,5 +726,44 @@ mod tests {
         );
         assert!(unmoved(&back, &back, Some(9)).is_err());
         assert!(unmoved(&back, &back, Some(12)).is_ok());
+    }
+
+    #[test]
+    fn the_history_tells_who_moved_a_rollout_and_how() {
+        let event = |at, what: &str, author: &str, step, reason: &str| Event {
+            at,
+            what: what.to_owned(),
+            author: author.to_owned(),
+            step,
+            reason: reason.to_owned(),
+            ..Event::default()
+        };
+        let id = id("arena", "battle");
+        let mut before = RolloutRecord::default();
+        before
+            .events
+            .push_back(event(1, "started", PHALANX, 0, "it is new"));
+        let mut after = before.clone();
+        after.good = 3;
+        assert_eq!(
+            moved(&id, &before, &after),
+            None,
+            "a measurement is no move"
+        );
+        after
+            .events
+            .push_back(event(2, "resumed", "ann", 2, "resumed by hand: go"));
+        after
+            .events
+            .push_back(event(2, "step", PHALANX, 3, "weight 50% for 5s"));
+        let told = moved(&id, &before, &after).unwrap();
+        assert_eq!((told.author.as_str(), told.time), ("ann", 2));
+        assert_eq!(
+            told.message,
+            "rollout arena/battle resumed: resumed by hand: go; step 3: weight 50% for 5s"
+        );
+        // Older ones are let go of, beyond a bound.
+        after.events.pop_front();
+        assert_eq!(moved(&id, &before, &after).unwrap().message, told.message);
     }
 }

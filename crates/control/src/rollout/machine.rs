@@ -198,7 +198,8 @@ impl Machine {
             }
             Phase::Paused => {
                 self.measure(rollout, look);
-                if self.waiting.is_empty() && self.record.phase == Phase::Paused {
+                // It waits for somebody, not for requests.
+                if self.record.phase == Phase::Paused {
                     self.waiting.clone_from(&self.record.reason);
                 }
             }
@@ -588,7 +589,9 @@ impl Machine {
             return self.enter(rollout, self.record.step + 1, now);
         }
         let over = self.record.step_since.saturating_add(hold);
-        let late = now.saturating_sub(over.max(self.met.unwrap_or(now)));
+        // Whoever resumes it gives it the whole deadline again.
+        let from = over.max(self.met.unwrap_or(now)).max(self.record.since);
+        let late = now.saturating_sub(from);
         if late >= millis(rollout.progress_deadline) {
             let waiting = match self.waiting.as_str() {
                 "" => "no good measurement was made".to_owned(),

@@ -238,6 +238,23 @@ fn on_failure_it_can_pause_instead() {
 }
 
 #[test]
+fn whoever_resumes_what_made_no_progress_gives_it_its_deadline_again() {
+    let mut run = Run::of(&format!("{SPEC}  onFailure: pause\n"));
+    run.seconds(620, 0, 0);
+    assert_eq!(run.at().0, Paused);
+    assert_eq!(run.machine.waiting(), run.reason());
+    run.seconds(100, 0, 0);
+    assert!(run.reason().contains("no progress"), "{}", run.reason());
+    assert_eq!(run.machine.waiting(), run.reason(), "not for requests");
+    run.order(Command::Resume).unwrap();
+    run.seconds(590, 0, 0);
+    assert_eq!(run.at(), (Progressing, 0, 0));
+    run.killed();
+    run.seconds(6, 100, 0);
+    assert_eq!(run.at(), (Progressing, 1, 5), "there is traffic at last");
+}
+
+#[test]
 fn it_is_rolled_back_from_a_pause_too() {
     let mut run = Run::of(SPEC);
     run.seconds(14, 100, 0);
