@@ -149,8 +149,10 @@ pub trait Overlay: Send + Sync {
 /// Why a board does not answer a read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
+    /// A cold start: nothing on disk, and no answer of the store yet.
     #[error("board {board} has no snapshot yet")]
     Empty { board: String },
+    /// Past the reader's own limit, or `BoardSpec::refuse_after_ms`.
     #[error("board {board} is {age_ms} ms old, {allowed_ms} ms are allowed")]
     Stale {
         board: String,
@@ -164,8 +166,10 @@ pub enum ReadError {
         asked: Version,
         newest: Version,
     },
+    /// Not made by this board, or for another viewer.
     #[error("paging token: {0}")]
     Token(#[from] BadToken),
+    /// More rows, neighbours or friends than allowed, or none.
     #[error("{what} of {asked} (at most {max})")]
     TooMany {
         what: &'static str,
@@ -179,10 +183,13 @@ pub enum ReadError {
 /// Why a snapshot was not published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
+    /// Readers have this version or a later one.
     #[error("snapshot {offered} is not newer than {newest}")]
     Superseded { offered: Version, newest: Version },
+    /// Another name or another [`Law`].
     #[error("the snapshot is of another board, or of another rule of ranking")]
     Foreign,
+    /// The season is over.
     #[error("the board is final since version {0}")]
     Final(Version),
 }

@@ -28,12 +28,16 @@ const COST_WEIGHT: i64 = 16;
 /// The average moves by at most this factor per fight, so that one stall isn't taken for a trend.
 const COST_STEP: u64 = 64;
 
+/// Why a kind of battle was not taken in.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RegisterError {
+    /// The name is taken, at this executor.
     #[error("there is a kind of battle called `{name}` already")]
     Known { name: &'static str },
+    /// Beyond `KINDS_MAX`.
     #[error("more than {max} kinds of battle")]
     TooMany { max: usize },
+    /// Beyond [`OUTCOMES_MAX`].
     #[error("{outcomes} classes of outcome, at most {OUTCOMES_MAX} are told apart")]
     TooManyOutcomes { outcomes: usize },
 }

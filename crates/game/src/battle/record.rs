@@ -42,16 +42,22 @@ pub struct Record {
     pub digest: u64,
 }
 
+/// Why records can't be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
+    /// The system refused.
     #[error("the record file can't be read or written")]
     File(#[from] io::Error),
+    /// It begins with something else.
     #[error("this is no file of recorded battles")]
     NoRecords,
+    /// Another version of the format.
     #[error("the file is of version {found}, this build reads {VERSION}")]
     Version { found: u16 },
+    /// What comes before was read; a crash leaves such an end.
     #[error("the file is torn or damaged from byte {offset} on")]
     Damaged { offset: u64 },
+    /// `RecorderOptions::bytes_max` below what one record may take.
     #[error("a recorder's file may have {found} bytes, it needs {needed} at least")]
     TooSmall { found: u64, needed: u64 },
 }

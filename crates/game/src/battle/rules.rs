@@ -17,16 +17,22 @@ pub const VERSIONS_MAX: usize = 8;
 /// Rollbacks that are remembered.
 const ROLLBACKS_MAX: usize = 16;
 
+/// Why a version of the rules was not put in force. The one before still is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RulesError {
+    /// A version is published once.
     #[error("rules version {version} is there already")]
     Known { version: u64 },
+    /// Nobody holds it any more, or it never was.
     #[error("rules version {version} is not there (any more)")]
     Unknown { version: u64 },
+    /// Beyond [`VERSIONS_MAX`]: somebody keeps pins.
     #[error("{VERSIONS_MAX} versions of the rules are still in use, the oldest is {oldest}")]
     TooMany { oldest: u64 },
+    /// A trial compares outcomes; see [`Battle::OUTCOMES`](super::Battle::OUTCOMES).
     #[error("the battle tells no outcomes apart (`OUTCOMES` is 0), so nothing can be judged")]
     NoOutcomes,
+    /// A trial needs [`Judge::fights_min`](super::Judge::fights_min) results of the version in force to compare with.
     #[error("rules version {version} has {fights} results, too few to judge another one by")]
     NoBaseline { version: u64, fights: u64 },
 }

@@ -93,10 +93,13 @@ impl From<PlayerId> for String {
     }
 }
 
+/// Why a text is no player's id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadPlayer {
+    /// Of so many bytes.
     #[error("player id of {0} bytes (1 to {PLAYER_BYTES_MAX} are allowed)")]
     Length(usize),
+    /// Line ends, tabs and the like.
     #[error("player id with a control character")]
     Control,
 }

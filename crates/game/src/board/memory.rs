@@ -33,10 +33,13 @@ impl Default for MemoryOptions {
     }
 }
 
+/// Why a result was not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MemoryError {
+    /// Nobody can be called so.
     #[error(transparent)]
     Player(#[from] BadPlayer),
+    /// Out of the board's range: trying again is no use.
     #[error(transparent)]
     Refused(#[from] Refused),
     /// The season is over: nothing changes the board any more.

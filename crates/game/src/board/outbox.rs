@@ -42,8 +42,10 @@ impl Default for OutboxConfig {
     }
 }
 
+/// Why a log on disk was not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OutboxError {
+    /// The system refused.
     #[error("cannot {what} {}", path.display())]
     Io {
         what: &'static str,
@@ -51,10 +53,13 @@ pub enum OutboxError {
         #[source]
         source: io::Error,
     },
+    /// One process per directory.
     #[error("{} is in use by another process", .0.display())]
     Locked(PathBuf),
+    /// Its end may be torn, which is mended; this is not the end.
     #[error("{} is damaged before its end: move it away to go on without its records", .0.display())]
     Damaged(PathBuf),
+    /// A segment was taken away.
     #[error("records between {} and the segment before it are missing", .0.display())]
     Gap(PathBuf),
 }
@@ -63,14 +68,19 @@ pub enum OutboxError {
 /// turn up when the log is opened anew, if the disk could not even take back what it had not made safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
+    /// [`OutboxConfig::bytes_max`]: the store has been away for long.
     #[error("the log is full: {bytes_max} bytes wait for the store")]
     Full { bytes_max: u64 },
+    /// Come again in some milliseconds.
     #[error("too many appends wait for the disk")]
     Busy,
+    /// No player's id is so long.
     #[error("a record of {bytes} bytes, {RECORD_BYTES_MAX} are allowed")]
     TooLarge { bytes: usize },
+    /// Until it takes something again.
     #[error("the disk refused ({0})")]
     Disk(io::ErrorKind),
+    /// The board is being shut down.
     #[error("the log has been closed")]
     Closed,
 }

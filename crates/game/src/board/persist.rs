@@ -22,7 +22,7 @@ pub const FILE_BYTES_MAX: usize = 2 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error("board file")]
+    #[error("board file can't be read")]
     Io(#[from] io::Error),
     #[error("board file of {0} bytes (at most {FILE_BYTES_MAX})")]
     TooLong(u64),
@@ -38,7 +38,7 @@ pub enum LoadError {
     Content(&'static str),
     #[error("board file of another board, or of another rule of ranking")]
     Foreign,
-    #[error("board file")]
+    #[error("board file that makes no board")]
     Build(#[from] BuildError),
 }
 

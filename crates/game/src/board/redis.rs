@@ -104,18 +104,25 @@ impl LiveConfig {
     }
 }
 
+/// Why a board was not started. That Redis doesn't answer is none of it.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// None, or too many.
     #[error("redis: one address, or 1 to 64 of a cluster")]
     Addresses,
+    /// Not such an address.
     #[error("redis: expected redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE]")]
     Address,
+    /// Put a tunnel in front of it.
     #[error("redis: TLS (`rediss://`) is not supported by this version")]
     Tls,
+    /// Leave it out.
     #[error("redis: `protocol=` is not supported, the board speaks RESP2")]
     Protocol,
-    #[error("the board's log")]
+    /// The log on disk can't be opened: in use, damaged, or the disk refused.
+    #[error(transparent)]
     Outbox(#[from] OutboxError),
+    /// The runtime is being shut down.
     #[error("the start of the log was interrupted")]
     Interrupted,
 }
@@ -126,10 +133,13 @@ pub enum TurnError {
     /// After a timeout it may have happened all the same: the board's version tells.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Somebody else was first, or the caller is mistaken.
     #[error("the board is in epoch {found}, not {expected}: somebody else was first")]
     Fenced { expected: u32, found: u32 },
+    /// It was closed: no epoch comes after.
     #[error("the board is final")]
     Final,
+    /// After 2^24.
     #[error("there are no more epochs")]
     Last,
 }

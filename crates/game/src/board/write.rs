@@ -51,17 +51,19 @@ pub struct Receipt {
     pub number: u64,
 }
 
+/// Why a result was not accepted. It will not count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
     /// The board doesn't take it: trying again is no use.
     #[error(transparent)]
     Refused(#[from] Refused),
     /// It isn't in the log.
-    #[error("not accepted")]
+    #[error(transparent)]
     NotAccepted(#[from] AppendError),
     /// This process was started without a directory for its log.
     #[error("this process only reads the board")]
     ReadOnly,
+    /// The season is over.
     #[error("the board is final")]
     Final,
 }

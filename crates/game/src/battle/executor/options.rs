@@ -86,20 +86,27 @@ impl Default for Options {
 /// Why an executor didn't start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// More than 256.
     #[error("{cores} cores, at most {CORES_MAX}")]
     Cores { cores: usize },
+    /// A class without a share would never be fought.
     #[error("class {class} has a share of 0")]
     Share { class: &'static str },
+    /// `queue_max` out of bounds.
     #[error("class {class} may queue {max} fights, it is 1 to {QUEUE_MAX}")]
     Queue { class: &'static str, max: usize },
+    /// Bounds of [`GradientOptions`] that don't ascend, or are too large.
     #[error(
         "the limit of fights in flight is {min} to {max}, it must ascend within 1 to {LIMIT_MAX}"
     )]
     Limit { min: u32, max: u32 },
+    /// Every call would be late.
     #[error("the longest deadline is 0")]
     Longest,
+    /// The system refused.
     #[error("a thread can't be started")]
     Thread(#[source] io::Error),
+    /// [`Options::pin`] on a system that doesn't do that.
     #[error("a thread can't be tied to a processor")]
     Pin(#[source] io::Error),
 }

@@ -21,10 +21,13 @@ pub struct Cursor {
 const CURSOR_BYTES: usize = 34;
 const CURSOR_SEED: u64 = 0x7068_616C_616E_7831;
 
+/// Why a text is no paging token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadToken {
+    /// Another length, or not hexadecimal.
     #[error("not a token of {} characters", CURSOR_BYTES * 2)]
     Form,
+    /// Made by another board, for another viewer, or changed.
     #[error("not a token of this board and this viewer")]
     Check,
 }
