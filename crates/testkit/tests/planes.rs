@@ -1,4 +1,5 @@
-//! Several control planes over one etcd: one that is killed, an etcd that stands still. Sidecars go over, nobody is lost.
+//! Several control planes over one etcd: one that is killed, an etcd that stands still. Sidecars go over, nobody is lost, and
+//! sessions are the same at all of them.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -6,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use phalanx_client::admin::Admin;
-use phalanx_client::api::{ApplyRequest, File};
+use phalanx_client::api::{ApplyRequest, File, SessionRequest};
 use phalanx_testkit::etcd::Etcd;
 use phalanx_testkit::http::{Call, call};
 use phalanx_testkit::load::Load;
@@ -274,6 +275,108 @@ async fn a_caller_of_another_control_plane_tells_silence_from_death() -> anyhow:
         },
     )
     .await
+}
+
+const ROOMS: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: battle}
+spec: {selector: {app: battle}, ports: [{port: 80, targetPort: 8080, appProtocol: http}]}
+---
+apiVersion: phalanx.dev/v1alpha1
+kind: BackendPolicy
+metadata: {name: battle}
+spec:
+  targetRefs: [{kind: Service, name: battle}]
+  sessionDirectory: {header: x-game-session, missing: Refuse}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge}
+spec:
+  gatewayClassName: phalanx
+  listeners: [{name: web, port: 8080, protocol: HTTP}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: battle}
+spec:
+  parentRefs: [{name: edge}]
+  hostnames: [battle]
+  rules:
+  - backendRefs: [{name: battle, port: 80}]
+";
+
+/// Waits until the room's requests are answered by `name`, who is told this epoch.
+async fn is_at(to: SocketAddr, room: &Call, name: &str, epoch: u64) -> anyhow::Result<()> {
+    let what = format!("{to} to find the room at {name}, epoch {epoch}");
+    eventually(&what, READY_MAX, async || {
+        let answer = call(to, room).await.ok()?;
+        let told = &answer.json()["headers"]["x-session-epoch"];
+        let is_it = answer.status == 200 && answer.header("x-echo") == name;
+        (is_it && told.as_str()? == epoch.to_string()).then_some(())
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_moved_at_one_control_plane_moves_for_the_edge_of_the_other() -> anyhow::Result<()>
+{
+    let etcd = Etcd::start(&[]).await?;
+    let (mut mesh, b) = mesh(&etcd).await?;
+    let one = mesh.instance("battle", "v1", "one").await?;
+    let two = mesh.instance("battle", "v1", "two").await?;
+    mesh.others.clear();
+    let caller = mesh.instance("caller", "v1", "caller").await?; // knows `a` alone
+    mesh.apply(ROOMS).await?;
+    let ip = address::fresh();
+    let _edge = mesh.edge(ip, b.xds)?;
+    let web = SocketAddr::new(ip, 8080);
+    let a = mesh.client();
+    let id = |instance: &Instance| instance.inbound.to_string().replace(['.', ':'], "-");
+    let ids = [id(&one), id(&two)];
+    let request = |instance: &str, expect| SessionRequest {
+        namespace: "default".into(),
+        service: "battle".into(),
+        key: "room".into(),
+        instance: instance.into(),
+        expect,
+        ..SessionRequest::default()
+    };
+    let room = Call::get("battle", "/").header("x-game-session", "room");
+
+    eventually(
+        "both instances to be known to both",
+        READY_MAX,
+        async || {
+            let (known, _) = instances(&b.client).await.ok()?;
+            ids.iter().all(|id| known.contains(id)).then_some(())
+        },
+    )
+    .await?;
+    let claimed = b.client.session("claim", &request(&ids[0], 0)).await?;
+    let mut epoch = claimed.session.expect("it is claimed").epoch;
+    for to in [caller.outbound, web] {
+        is_at(to, &room, "one", epoch).await?;
+    }
+    let load = Load::start(web, &room, 2, Duration::from_millis(5));
+    for turn in 0..6 {
+        let to = (turn + 1) % 2;
+        let (by, other) = [(&a, &b.client), (&b.client, &a)][to];
+        let moved = by.session("move", &request(&ids[to], epoch)).await?;
+        let moved = moved.session.map(|session| session.epoch);
+        let late = other.session("move", &request(&ids[to], epoch)).await;
+        let moved = moved.filter(|moved| *moved > epoch).expect("a later epoch");
+        let late = late.unwrap_err().to_string();
+        assert!(late.contains(&format!("epoch {moved}")), "{late}");
+        epoch = moved;
+        for at in [web, caller.outbound] {
+            is_at(at, &room, ["one", "two"][to], epoch).await?;
+        }
+    }
+    let report = load.stop().await;
+    assert_eq!(report.failed(), 0, "{report:?}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
