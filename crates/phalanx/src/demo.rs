@@ -3,9 +3,11 @@
 //! Control plane, then the manifests, then every service with its sidecar, then the bots. What the table shows is what
 //! the admin API answers. Nothing outlives this process.
 
+mod board;
 mod go;
 mod judge;
 mod process;
+mod redis;
 mod screen;
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -19,7 +21,9 @@ use phalanx_client::api::{ApplyRequest, Edges, File, Status};
 
 use crate::exit::{Failure, Outcome};
 use crate::{output, signal};
+use board::Board;
 use process::Process;
+use redis::Redis;
 use screen::Screen;
 
 /// How long services and sidecars may take to be registered and served.
@@ -52,6 +56,10 @@ pub struct Options {
     /// With physics as a service in Go that knows nothing of a mesh; needs Go
     #[arg(long)]
     go: bool,
+    /// Keep the leaderboard in Redis, there or, without an address, in one of the demo's own (needs redis-server 7);
+    /// without this, in the leaderboard's process
+    #[arg(long, value_name = "URL", num_args = 0..=1)]
+    redis: Option<Option<String>>,
     /// Keep logs and data in this folder instead of a temporary one
     #[arg(long, value_name = "DIR")]
     keep: Option<std::path::PathBuf>,
@@ -77,6 +85,7 @@ async fn demo(options: Options) -> Outcome {
     let mut mesh = Mesh {
         events: Vec::new(),
         control: None,
+        redis: None,
         edge: None,
         pairs: Vec::new(),
         bots: None,
@@ -103,6 +112,8 @@ struct Started {
     at: Instant,
     client: Admin,
     config_revision: u64,
+    /// Where the leaderboard is kept, if not in its process.
+    redis: Option<String>,
 }
 
 /// Every child process; stopped in the order in which traffic flows.
@@ -110,6 +121,8 @@ struct Mesh {
     /// What happened to processes that were started again.
     events: Vec<String>,
     control: Option<Process>,
+    /// One of the demo's own.
+    redis: Option<Redis>,
     /// Where players come in who are not beside the gateway.
     edge: Option<Process>,
     /// Sidecar and service.
@@ -123,12 +136,14 @@ impl Mesh {
         process::stop(self.edge.iter_mut()).await;
         process::stop(self.pairs.iter_mut().map(|(sidecar, _)| sidecar)).await;
         process::stop(self.pairs.iter_mut().map(|(_, service)| service)).await;
+        process::stop(self.redis.iter_mut().map(Redis::process)).await;
         process::stop(self.control.iter_mut()).await;
     }
 
     fn all(&mut self) -> impl Iterator<Item = &mut Process> {
         self.control
             .iter_mut()
+            .chain(self.redis.iter_mut().map(Redis::process))
             .chain(self.pairs.iter_mut().flat_map(|(a, b)| [a, b]))
             .chain(self.edge.iter_mut())
             .chain(self.bots.iter_mut())
@@ -139,7 +154,7 @@ impl Mesh {
         self.all().filter_map(Process::fallen).collect()
     }
 
-    /// Starts the control plane and matchmakers again if somebody ended them, as a supervisor would.
+    /// Starts the control plane, Redis and matchmakers again if somebody ended them, as a supervisor would.
     fn supervise(&mut self) -> Outcome {
         let services = self.pairs.iter_mut().map(|(_, service)| service);
         let matchmakers = services.filter(|service| judge::is_matchmaker(service.name()));
@@ -148,6 +163,9 @@ impl Mesh {
                 self.events.push(format!("{fallen} and was started again"));
                 process.restart()?;
             }
+        }
+        if let Some(redis) = &mut self.redis {
+            self.events.extend(redis.supervise()?);
         }
         Ok(())
     }
@@ -213,9 +231,20 @@ async fn play(options: &Options, folder: &Path, mesh: &mut Mesh) -> Result<Start
         }
         false => None,
     };
+    let redis = match &options.redis {
+        None => None,
+        Some(Some(url)) => Some(url.clone()),
+        Some(None) => {
+            let own = Redis::start(folder).await?;
+            let url = own.url().to_owned();
+            say(&format!("the leaderboard is kept in {url}"));
+            mesh.redis = Some(own);
+            Some(url)
+        }
+    };
     let specs = ::arena::processes();
     for spec in &specs {
-        let arguments = spec.arguments(&folder.join("arena"), None);
+        let arguments = spec.arguments(&folder.join("arena"), redis.as_deref());
         let service = ["arena".to_owned()].into_iter().chain(arguments);
         let service = Process::start(&spec.name(), service, folder)?;
         let sidecar = Process::start(
@@ -266,6 +295,7 @@ async fn play(options: &Options, folder: &Path, mesh: &mut Mesh) -> Result<Start
         at: Instant::now(),
         client,
         config_revision: status.config_revision,
+        redis,
     })
 }
 
@@ -340,8 +370,9 @@ async fn watch(
         }
         mesh.supervise()?;
         // A control plane that is down for a moment is part of the show.
+        let board = Board::ask(started.redis.as_deref()).await;
         if let (Ok(edges), Ok(status)) = (client.edges(Some(5)).await, client.status(None).await) {
-            screen.draw(&edges, &status, deadline, &mesh.losses());
+            screen.draw(&edges, &status, board.as_ref(), deadline, &mesh.losses());
         }
     }
     finish(options, &started, mesh).await
@@ -356,6 +387,7 @@ async fn finish(options: &Options, started: &Started, mesh: &mut Mesh) -> Outcom
         true => go::correlated().await,
         false => None,
     };
+    let board = Board::ask(started.redis.as_deref()).await;
     let losses = mesh.losses();
     mesh.supervise()?;
     let deadline = Instant::now() + START_MAX;
@@ -375,6 +407,7 @@ async fn finish(options: &Options, started: &Started, mesh: &mut Mesh) -> Outcom
         changed,
         losses: &losses,
         in_go: in_go.as_deref(),
+        board: board.as_ref(),
     };
     let verdict = judge::judge(&seen);
     output::print(&verdict.text)?;

@@ -1,27 +1,30 @@
-//! The board of ratings, over HTTP and JSON: a board of the game kit whose store is this process. Readers answer from one
-//! snapshot and say how old it is (`X-Cache`, `Age`, `ETag`, `Cache-Status`). Scores may come again (the mesh retries them):
-//! each match counts once. Players, remembered matches and what a reader may ask for are bounded.
+//! The board of ratings, over HTTP and JSON: a board of the game kit whose store is this process or a Redis (`store`).
+//! Readers answer from one snapshot and say how old it is (`X-Cache`, `Age`, `ETag`, `Cache-Status`). Scores may come again
+//! (the mesh retries them): each match counts once. Players, remembered matches and what a reader may ask for are bounded.
+
+mod store;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use anyhow::Context;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Json, Query, State};
 use axum::http::header::IF_NONE_MATCH;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use phalanx_game::board::memory::{Memory, MemoryOptions};
-use phalanx_game::board::{
-    self, Better, Board, BoardSpec, Kind, Page, PageQuery, PlayerId, Version,
-};
+use phalanx_game::board::memory::MemoryOptions;
+use phalanx_game::board::{self, Answer, Board, Page, PageQuery, PlayerId, Version};
 use phalanx_telemetry::metrics::{CONTENT_TYPE, Exposition};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
 use crate::battle::NAME_MAX;
 use crate::serve::{self, ServiceConfig, Stop};
+use store::{RATING_MAX, Store};
 
 pub const NAME: &str = "leaderboard";
 
@@ -32,8 +35,6 @@ const MATCHES_MAX: usize = 65_536;
 const SCORES_MAX: usize = 8;
 const TOP_MAX: usize = 100;
 const BODY_MAX: usize = 4096;
-/// The greatest rating that the board takes.
-const RATING_MAX: i64 = 1_000_000;
 /// A score after a pause is on the board at once, the next ones within this time.
 const PERIOD: Duration = Duration::from_millis(50);
 /// What a reader is told of an answer's age; the gateway hands it on.
@@ -49,17 +50,28 @@ pub async fn run(
 /// The same on a socket that is bound already.
 pub async fn serve(
     listener: TcpListener,
-    _config: ServiceConfig,
+    config: ServiceConfig,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> anyhow::Result<()> {
     let stop = Stop::on(shutdown);
-    let hall = Arc::new(Hall::try_new(MemoryOptions {
-        players_max: PLAYERS_MAX,
-        period: PERIOD,
-    })?);
+    let store = match config.redis {
+        None => Store::in_process(MemoryOptions {
+            players_max: PLAYERS_MAX,
+            period: PERIOD,
+        })?,
+        Some(url) => {
+            let home: PathBuf = config
+                .folder
+                .context("a leaderboard in Redis keeps a log: give it --folder")?
+                .join(NAME);
+            Store::in_redis(&url, &home, PLAYERS_MAX).await?
+        }
+    };
+    let hall = Arc::new(Hall::new(store));
     let router = Router::new()
         .route("/scores", post(record))
         .route("/top", get(top))
+        .route("/kept", get(kept))
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok"))
         .layer(DefaultBodyLimit::max(BODY_MAX))
@@ -99,6 +111,25 @@ pub struct Score {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recorded {
     pub recorded: bool,
+}
+
+/// `GET /kept`: where the board is kept, and how it was read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    pub in_redis: bool,
+    /// Whether the store is there now.
+    pub up: bool,
+    /// How often it was found to be away.
+    pub outages: u64,
+    /// Results that were counted and have yet to arrive there.
+    pub pending: u64,
+    /// Reads that were answered, by `X-Cache`.
+    pub hits: u64,
+    pub stale: u64,
+    /// Reads that were not.
+    pub refused: u64,
+    /// The oldest answer's age, seconds.
+    pub oldest_s: u64,
 }
 
 /// `GET /top?n=10`.
@@ -141,9 +172,12 @@ async fn record(State(hall): Shared, Json(scores): Json<MatchScores>) -> Respons
     if !fits {
         return bad_request("a match needs an id and 1 to 8 named players");
     }
-    match hall.record(scores) {
+    match hall.record(scores).await {
         Ok(recorded) => Json(Recorded { recorded }).into_response(),
-        Err(error) => bad_request(&error.to_string()),
+        Err(error) => {
+            let message = error.to_string();
+            (StatusCode::SERVICE_UNAVAILABLE, message).into_response()
+        }
     }
 }
 
@@ -161,10 +195,14 @@ async fn top(State(hall): Shared, Query(query): Query<TopQuery>, headers: Header
     };
     let (page, top) = match hall.top(&query, now_ms) {
         Ok(read) => read,
-        Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response(),
+        Err(error) => {
+            hall.lock().reads.refused += 1;
+            return (StatusCode::SERVICE_UNAVAILABLE, error.to_string()).into_response();
+        }
     };
     // Its headers; the body here has the matches won and lost besides.
     let answer = hall.board().page_answer(&page, seen);
+    hall.lock().reads.count(&answer);
     let mut response = match answer.status {
         304 => StatusCode::NOT_MODIFIED.into_response(),
         _ => Json(top).into_response(),
@@ -179,15 +217,19 @@ async fn top(State(hall): Shared, Query(query): Query<TopQuery>, headers: Header
     response
 }
 
+async fn kept(State(hall): Shared) -> Json<Kept> {
+    Json(hall.kept())
+}
+
 async fn metrics(State(hall): Shared) -> Response {
     let mut out = Exposition::new();
-    board::write([&**hall.board()], &mut out);
+    hall.store.write(&mut out);
     ([("content-type", CONTENT_TYPE)], out.finish()).into_response()
 }
 
 /// The board, and what it doesn't know: matches won and lost.
 struct Hall {
-    memory: Arc<Memory>,
+    store: Store,
     /// A mutex, because the process has one thread and nothing is awaited under it.
     books: Mutex<Books>,
 }
@@ -200,12 +242,15 @@ struct Books {
     matches: u64,
     /// As they were when the board's newest version was published: what is told with it.
     told: Told,
+    reads: Reads,
 }
 
 #[derive(Clone, Copy, Default)]
 struct Tally {
     won: u32,
     lost: u32,
+    /// What the store has, or has coming.
+    rating: Option<i64>,
 }
 
 #[derive(Default)]
@@ -216,67 +261,89 @@ struct Told {
     matches: u64,
 }
 
+#[derive(Default)]
+struct Reads {
+    hits: u64,
+    stale: u64,
+    refused: u64,
+    oldest_s: u64,
+}
+
 impl Hall {
-    fn try_new(options: MemoryOptions) -> anyhow::Result<Self> {
-        // A rating goes up and down: a sum of what each match changed.
-        let spec = BoardSpec {
-            score_max: RATING_MAX,
-            season_from_ms: board::now_ms(),
-            top: PLAYERS_MAX,
-            ..BoardSpec::new("ratings", Kind::Sum(Better::Higher))
-        };
-        let board = Arc::new(Board::try_new(spec)?);
+    fn new(store: Store) -> Self {
         let hall = Self {
-            memory: Memory::attach(board, options),
+            store,
             books: Mutex::default(),
         };
         hall.tell(&mut hall.lock());
-        Ok(hall)
+        hall
     }
 
     fn board(&self) -> &Arc<Board> {
-        self.memory.board()
+        self.store.board()
     }
 
     /// False: the match was counted before.
-    fn record(&self, scores: MatchScores) -> anyhow::Result<bool> {
-        let mut books = self.lock();
+    async fn record(&self, scores: MatchScores) -> anyhow::Result<bool> {
+        for Score { player, .. } in &scores.scores {
+            if self.lock().rating(player).is_none() {
+                let known = self.store.score(player).await.unwrap_or(0);
+                self.lock().remember(player, known);
+            }
+        }
         let match_id: Arc<str> = scores.match_id.into();
-        if !books.is_new(match_id) {
-            return Ok(false);
-        }
-        for score in &scores.scores {
-            books.count(score);
-        }
-        let now_ms = board::now_ms();
-        for score in &scores.scores {
-            let before = self.memory.order(&score.player);
-            let before = before.map_or(0.0, |order| self.board().law().score(order, now_ms));
-            let change = i64::from(score.rating).min(RATING_MAX) - before as i64;
-            self.memory.submit(&score.player, change, now_ms)?;
+        let changes: Vec<i64> = {
+            let mut books = self.lock();
+            if !books.is_new(match_id.clone()) {
+                return Ok(false);
+            }
+            let changes = scores.scores.iter().map(|score| books.count(score));
+            changes.collect()
+        };
+        let added = scores.scores.iter().zip(&changes);
+        let added = added.map(|(score, change)| self.store.add(&score.player, *change));
+        let added = futures_util::future::join_all(added).await;
+        let mut books = self.lock();
+        let mut refused = Ok(());
+        for ((score, change), added) in scores.scores.iter().zip(&changes).zip(added) {
+            if let Err(error) = added {
+                books.take_back(score, *change);
+                refused = Err(error);
+            }
         }
         self.forget(&mut books);
+        if let Err(error) = refused {
+            // It may come again: whoever was counted changes nothing then.
+            books.unsee(&match_id);
+            return Err(error);
+        }
         self.tell(&mut books);
         Ok(true)
     }
 
     fn tick(&self) {
         let mut books = self.lock();
-        self.memory.tick(board::now_ms());
+        self.store.tick();
         self.tell(&mut books);
     }
 
     fn top(&self, query: &PageQuery, now_ms: u64) -> Result<(Page, Top), board::ReadError> {
-        let books = self.lock();
+        let mut books = self.lock();
+        self.tell(&mut books);
         let page = self.board().page(query, now_ms)?;
-        let tallies = books.told.tallies.iter().copied();
-        let tallies = tallies.chain(std::iter::repeat(Tally::default()));
-        let rows = page.rows().zip(tallies).map(|(row, tally)| Rank {
-            rank: u32::try_from(row.place).unwrap_or(u32::MAX),
-            player: row.player.to_owned(),
-            rating: row.score as u32,
-            won: tally.won,
-            lost: tally.lost,
+        // With Redis another version may just have come: then the newest counts are told with it.
+        let belongs = books.told.version == Some(page.version());
+        let rows = page.rows().enumerate().map(|(at, row)| {
+            let told = books.told.tallies.get(at).filter(|_| belongs);
+            let tally = told.or_else(|| books.tallies.get(row.player));
+            let tally = tally.copied().unwrap_or_default();
+            Rank {
+                rank: u32::try_from(row.place).unwrap_or(u32::MAX),
+                player: row.player.to_owned(),
+                rating: row.score as u32,
+                won: tally.won,
+                lost: tally.lost,
+            }
         });
         let top = Top {
             top: rows.collect(),
@@ -285,11 +352,25 @@ impl Hall {
         Ok((page, top))
     }
 
+    fn kept(&self) -> Kept {
+        let (pending, outages, up) = self.store.behind();
+        let reads = &self.lock().reads;
+        Kept {
+            in_redis: matches!(self.store, Store::Redis(_)),
+            up,
+            outages,
+            pending,
+            hits: reads.hits,
+            stale: reads.stale,
+            refused: reads.refused,
+            oldest_s: reads.oldest_s,
+        }
+    }
+
     /// Who has fallen off the board.
     fn forget(&self, books: &mut Books) {
         if books.tallies.len() > PLAYERS_MAX + SCORES_MAX {
-            let known = |player: &String| self.memory.order(player).is_some();
-            books.tallies.retain(|player, _| known(player));
+            books.tallies.retain(|player, _| self.store.knows(player));
         }
     }
 
@@ -333,13 +414,56 @@ impl Books {
         true
     }
 
-    fn count(&mut self, score: &Score) {
+    fn unsee(&mut self, match_id: &str) {
+        if self.seen.remove(match_id) {
+            self.seen_order.retain(|seen| **seen != *match_id);
+            self.matches -= 1;
+        }
+    }
+
+    fn rating(&self, player: &str) -> Option<i64> {
+        self.tallies.get(player)?.rating
+    }
+
+    fn remember(&mut self, player: &str, rating: i64) {
+        let tally = self.tallies.entry(player.to_owned()).or_default();
+        tally.rating.get_or_insert(rating);
+    }
+
+    /// What it changes in the player's rating.
+    fn count(&mut self, score: &Score) -> i64 {
         let tally = self.tallies.entry(score.player.clone()).or_default();
-        *(if score.won {
-            &mut tally.won
-        } else {
-            &mut tally.lost
-        }) += 1;
+        *tally.games(score.won) += 1;
+        let rating = i64::from(score.rating).min(RATING_MAX);
+        rating - tally.rating.replace(rating).unwrap_or(0)
+    }
+
+    fn take_back(&mut self, score: &Score, change: i64) {
+        if let Some(tally) = self.tallies.get_mut(&score.player) {
+            *tally.games(score.won) -= 1;
+            tally.rating = tally.rating.map(|rating| rating - change);
+        }
+    }
+}
+
+impl Tally {
+    fn games(&mut self, won: bool) -> &mut u32 {
+        match won {
+            true => &mut self.won,
+            false => &mut self.lost,
+        }
+    }
+}
+
+impl Reads {
+    /// As its headers tell the reader.
+    fn count(&mut self, answer: &Answer) {
+        match answer.header("x-cache") {
+            Some("HIT") => self.hits += 1,
+            _ => self.stale += 1,
+        }
+        let age_s = answer.header("age").and_then(|age| age.parse().ok());
+        self.oldest_s = self.oldest_s.max(age_s.unwrap_or(0));
     }
 }
 
@@ -360,11 +484,14 @@ mod tests {
     }
 
     fn hall() -> Hall {
-        Hall::try_new(MemoryOptions {
+        hall_of(MemoryOptions {
             players_max: PLAYERS_MAX,
             ..MemoryOptions::default()
         })
-        .unwrap()
+    }
+
+    fn hall_of(options: MemoryOptions) -> Hall {
+        Hall::new(Store::in_process(options).unwrap())
     }
 
     fn read(hall: &Hall) -> Top {
@@ -372,11 +499,11 @@ mod tests {
         hall.top(&PageQuery::default(), board::now_ms()).unwrap().1
     }
 
-    #[test]
-    fn a_match_counts_once() {
+    #[tokio::test]
+    async fn a_match_counts_once() {
         let hall = hall();
-        assert!(hall.record(one("m1", "ann", 1016, true)).unwrap());
-        assert!(!hall.record(one("m1", "ann", 1016, true)).unwrap());
+        assert!(hall.record(one("m1", "ann", 1016, true)).await.unwrap());
+        assert!(!hall.record(one("m1", "ann", 1016, true)).await.unwrap());
         let top = read(&hall);
         assert_eq!(top.matches, 1);
         assert_eq!(
@@ -385,12 +512,12 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_player_stands_once_and_the_best_first() {
+    #[tokio::test]
+    async fn a_player_stands_once_and_the_best_first() {
         let hall = hall();
-        hall.record(one("m1", "ann", 1016, true)).unwrap();
-        hall.record(one("m2", "bob", 1100, true)).unwrap();
-        hall.record(one("m3", "ann", 1000, false)).unwrap();
+        hall.record(one("m1", "ann", 1016, true)).await.unwrap();
+        hall.record(one("m2", "bob", 1100, true)).await.unwrap();
+        hall.record(one("m3", "ann", 1000, false)).await.unwrap();
         let top = read(&hall).top;
         let names: Vec<_> = top
             .iter()
@@ -400,14 +527,13 @@ mod tests {
         assert_eq!((top[1].won, top[1].lost), (1, 1));
     }
 
-    #[test]
-    fn one_version_is_told_with_what_belongs_to_it() {
-        let hall = Hall::try_new(MemoryOptions {
+    #[tokio::test]
+    async fn one_version_is_told_with_what_belongs_to_it() {
+        let hall = hall_of(MemoryOptions {
             period: Duration::from_secs(3600),
             ..MemoryOptions::default()
-        })
-        .unwrap();
-        hall.record(one("m1", "ann", 1016, true)).unwrap();
+        });
+        hall.record(one("m1", "ann", 1016, true)).await.unwrap();
         let before = hall.top(&PageQuery::default(), board::now_ms()).unwrap();
         assert_eq!(
             (before.1.top.len(), before.1.matches),
@@ -418,13 +544,12 @@ mod tests {
         assert_eq!((after.top.len(), after.matches), (1, 1));
     }
 
-    #[test]
-    fn players_and_matches_are_bounded() {
-        let hall = Hall::try_new(MemoryOptions {
+    #[tokio::test]
+    async fn players_and_matches_are_bounded() {
+        let hall = hall_of(MemoryOptions {
             players_max: 100,
             period: Duration::from_secs(3600),
-        })
-        .unwrap();
+        });
         let mut books = hall.lock();
         for id in 0..(MATCHES_MAX + 10) {
             books.is_new(format!("m{id}").into());
@@ -436,9 +561,11 @@ mod tests {
         drop(books);
         for id in 0..(PLAYERS_MAX + 100) {
             hall.record(one(&format!("n{id}"), &format!("p{id}"), id as u32, true))
+                .await
                 .unwrap();
         }
-        assert_eq!(hall.memory.len(), 100);
+        hall.tick();
+        assert_eq!(hall.board().metrics().members, 100);
         assert!(hall.lock().tallies.len() <= PLAYERS_MAX + SCORES_MAX);
     }
 }

@@ -4,10 +4,11 @@
 use std::fmt::Write;
 
 use ::arena::bots::BotSummary;
-use ::arena::{matchmaker, physics};
 use ::arena::process::{ENGINE, LANE};
+use ::arena::{matchmaker, physics};
 use phalanx_client::api::{Edge, Edges, Proxies, Status};
 
+use super::board::Board;
 use super::screen;
 use crate::{observe, output};
 
@@ -41,6 +42,7 @@ pub struct Seen<'s> {
     pub losses: &'s [String],
     /// How surely the sidecar of physics in Go knew the colours of its calls.
     pub in_go: Option<&'s [(String, u64)]>,
+    pub board: Option<&'s Board>,
 }
 
 pub fn judge(seen: &Seen<'_>) -> Verdict {
@@ -52,6 +54,7 @@ pub fn judge(seen: &Seen<'_>) -> Verdict {
         changed,
         losses,
         in_go,
+        board,
     } = *seen;
     let style = output::stdout_style();
     let mut report = Report {
@@ -68,6 +71,15 @@ pub fn judge(seen: &Seen<'_>) -> Verdict {
         Err(_) => report.line(false, "the bots left no summary"),
     }
     report.edges(&edges.totals, losses);
+    match board {
+        Some(board) => {
+            // Whatever becomes of its store.
+            let kept = &board.kept;
+            let good = kept.refused == 0 && kept.hits + kept.stale > 0;
+            report.line(good, &format!("leaderboard {}", board.told()));
+        }
+        None => report.line(false, "the leaderboard does not say how it was read"),
+    }
     if let Some(counts) = in_go {
         report.in_go(&edges.totals, counts);
     }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use phalanx_client::api::{Edge, Edges, Status};
 
+use super::board::Board;
 use crate::{observe, output};
 
 /// Seconds between lines where there is no terminal.
@@ -29,12 +30,13 @@ impl Screen {
         &mut self,
         edges: &Edges,
         status: &Status,
+        board: Option<&Board>,
         deadline: Option<Instant>,
         fallen: &[String],
     ) {
         self.ticks += 1;
         if self.terminal {
-            let text = picture(edges, status, deadline, fallen);
+            let text = picture(edges, status, board, deadline, fallen);
             let up = if self.lines > 0 {
                 format!("\x1b[{}F\x1b[J", self.lines)
             } else {
@@ -50,7 +52,13 @@ impl Screen {
     }
 }
 
-fn picture(edges: &Edges, status: &Status, deadline: Option<Instant>, fallen: &[String]) -> String {
+fn picture(
+    edges: &Edges,
+    status: &Status,
+    board: Option<&Board>,
+    deadline: Option<Instant>,
+    fallen: &[String],
+) -> String {
     let style = output::stdout_style();
     let left = deadline
         .map(|d| {
@@ -72,8 +80,11 @@ fn picture(edges: &Edges, status: &Status, deadline: Option<Instant>, fallen: &[
         .iter()
         .map(|f| format!("{}\n", style.warn(f)))
         .collect();
+    let board = board
+        .map(|board| format!("leaderboard {}\n", board.told()))
+        .unwrap_or_default();
     format!(
-        "\n{}\n{fallen}\n{}\n{}",
+        "\n{}\n{fallen}\n{}\n{}{board}",
         style.dim(&head),
         observe::edge_table(&edges.edges).render(style),
         split_bar(edges)
