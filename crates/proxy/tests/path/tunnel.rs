@@ -67,7 +67,7 @@ fn refused_upgrade_is_answered_and_ends_the_connection() {
 fn idle_websocket_ends() {
     let app = Upstream::start(|_, _| Act::Echo);
     let deadlines = Deadlines {
-        stream_idle: Duration::from_millis(200),
+        stream_idle: Duration::from_secs(1), // the upgrade itself is well within it
         ..Deadlines::default()
     };
     let sidecar = Setup {
