@@ -10,6 +10,11 @@ use crate::matchmaking::rules::{Brownout, MILLI, MatchRules, Seating};
 pub const PARTY_NEAREST: usize = 16;
 /// Partners of a pair that are compared on each side of a seed.
 const PARTNERS_MAX: usize = 16;
+/// Of each kind of ticket, so many are compared on each side of a running match: seats are few, and nearest alone would be
+/// whoever came last to a place in the order.
+const OPEN_NEAREST: usize = 16;
+/// And so many more that are exactly as near as the last of these (newcomers all have one rating).
+const OPEN_TIES: usize = 256;
 /// Operations to find a place in an ordered array.
 pub(super) const LANE_COST: u64 = 12;
 /// Operations that the last seed of a tick may spend beyond the limit.
@@ -309,8 +314,8 @@ impl Scratch {
             };
             let (above, below) = lane.keys.around(&from);
             self.spent += LANE_COST;
-            is_whole &= self.nearest(view, above, (slot, seed.value), window, most, fits);
-            is_whole &= self.nearest(view, below, (slot, seed.value), window, most, fits);
+            is_whole &= self.nearest(view, above, (slot, seed.value), window, (most, 0), fits);
+            is_whole &= self.nearest(view, below, (slot, seed.value), window, (most, 0), fits);
         }
         is_whole
     }
@@ -327,13 +332,17 @@ impl Scratch {
         self.spent += self.around.len() as u64 / 4;
     }
 
-    /// Those nearest to a running match, within its window and their own.
+    /// Those nearest to a running match, within its window and their own; what they cost (waiting makes up for distance)
+    /// says who goes first.
     pub fn gather_open(&mut self, view: &View<'_>, value: i32, step: u8, seats: usize) {
         self.around.clear();
         let from = key(value, 0, 1);
         let window = view.pools.window(step);
         for lane in view.pools.lanes(view.region) {
-            let most = self.most(view, lane.size, seats);
+            let most = match self.most(view, lane.size, seats) {
+                0 => continue,
+                most => (most.max(OPEN_NEAREST), OPEN_TIES),
+            };
             let fits = |hot: &Hot, distance: i32| distance <= view.pools.window(hot.step);
             let (above, below) = lane.keys.around(&from);
             self.spent += LANE_COST;
@@ -353,23 +362,24 @@ impl Scratch {
         most
     }
 
-    /// False if there may be more than `most`.
+    /// False if there may be more than `most`, and than the `ties` that are as near as the last of them.
     fn nearest(
         &mut self,
         view: &View<'_>,
         keys: impl Iterator<Item = Key>,
         (own, value): (u32, i32),
         window: i32,
-        most: usize,
+        (most, ties): (usize, usize),
         fits: impl Fn(&Hot, i32) -> bool,
     ) -> bool {
-        let mut kept = 0;
+        let (mut kept, mut last) = (0, 0);
         for key in keys {
             let distance = (value_of(key) - value).abs();
             if distance > window {
                 return true;
             }
-            if kept == most || self.is_cut() {
+            let is_enough = kept >= most && (distance > last || kept >= most + ties);
+            if is_enough || self.is_cut() {
                 return false;
             }
             self.spent += 2;
@@ -378,7 +388,7 @@ impl Scratch {
             if slot == own || !fits(hot, distance) {
                 continue;
             }
-            kept += 1;
+            (kept, last) = (kept + 1, distance);
             self.spent += 4;
             self.around.push(Candidate {
                 cost: view.cost(&self.costs, slot, distance, self.now_ms),

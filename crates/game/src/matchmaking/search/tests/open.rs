@@ -77,6 +77,30 @@ fn whoever_is_too_far_from_a_running_match_waits_until_both_widened() {
     assert!(answered(&mut world, &open).is_some());
 }
 
+/// Whoever came last has the place of whoever left last.
+#[test]
+fn of_players_who_are_equally_near_the_one_who_waited_longest_gets_the_open_seat() {
+    let mut world = World::new(spec(2, 10));
+    for id in 1..=8 {
+        world.insert(alone(id, 20.0, START + id));
+    }
+    world.now = START + 1_000;
+    for id in 1..=4 {
+        world.waiting.remove(&TicketId(id));
+        assert!(world.search.remove(TicketId(id)).is_some());
+    }
+    for id in 11..=14 {
+        world.insert(alone(id, 20.0, world.now));
+    }
+    world.now = START + 4_000;
+    for (offered, oldest) in [(7, 5), (8, 6)] {
+        let open = offer(offered, 20.0, &[1, 0]);
+        world.search.offer(open.clone()).unwrap();
+        let proposal = answered(&mut world, &open).unwrap();
+        assert_eq!(proposal.teams, [vec![TicketId(oldest)], vec![]]);
+    }
+}
+
 #[test]
 fn offers_without_sense_are_refused() {
     let mut world = World::new(spec(2, 2));
