@@ -134,6 +134,10 @@ async fn a_match_is_made_and_everybody_is_told() {
         let next = tokio::time::timeout(DEADLINE, watching.next()).await;
         next.unwrap().expect("the shard stays");
     };
+    // Who begins to watch is told how it stands, or nobody would say yes to what was proposed before.
+    let mut late = shard.watch(TicketId(2)).await.unwrap();
+    let first = tokio::time::timeout(DEADLINE, late.next()).await.unwrap();
+    assert!(matches!(first.unwrap().stage, Stage::Reserved { id, .. } if id == seat));
     for player in [1, 2] {
         shard.confirm(seat, player).await.unwrap();
     }
@@ -141,6 +145,9 @@ async fn a_match_is_made_and_everybody_is_told() {
         .await
         .unwrap()
         .unwrap();
+    let mut over = shard.watch(TicketId(1)).await.unwrap();
+    assert_eq!(over.next().await.as_ref(), Some(&end));
+    assert_eq!(over.next().await, None);
     let Stage::Ended(How::Matched(made)) = end.stage else {
         panic!("{end:?}");
     };

@@ -380,20 +380,14 @@ async fn follow(
     mut watching: Watching,
     states: &mpsc::Sender<Result<wire::TicketState, Status>>,
 ) {
-    let mut state = watching.state();
-    loop {
+    while let Some(state) = watching.next().await {
         let last = state.stage.is_final();
         if states.send(Ok(one.told(&state))).await.is_err() || last {
             return;
         }
-        let next = watching.next().await;
-        let Some(next) = next else {
-            let over = Status::unavailable("the shard changes hands: watch again");
-            let _ = states.send(Err(over)).await;
-            return;
-        };
-        state = next;
     }
+    let over = Status::unavailable("the shard changes hands: watch again");
+    let _ = states.send(Err(over)).await;
 }
 
 fn gone(how: &How) -> wire::Gone {

@@ -495,16 +495,13 @@ fn answer_to(slot: Slot, answer: Answer, watches: &mut Watches) {
 
 fn watching(state: TicketState, watches: &mut Watches) -> Watching {
     if state.stage.is_final() {
-        let (_, states) = watch::channel(state);
-        return Watching { states };
+        return Watching::new(watch::channel(state).1);
     }
     let ticket = state.ticket;
     let sender = watches
         .entry(ticket)
         .or_insert_with(|| watch::Sender::new(state));
-    Watching {
-        states: sender.subscribe(),
-    }
+    Watching::new(sender.subscribe())
 }
 
 fn tell(state: TicketState, watches: &mut Watches) {

@@ -395,16 +395,23 @@ impl Shard {
 /// A ticket that is followed.
 #[derive(Debug)]
 pub struct Watching {
-    pub(super) states: watch::Receiver<TicketState>,
+    states: watch::Receiver<TicketState>,
 }
 
 impl Watching {
+    /// How it stands is news, too: what happened between two requests would else never be told.
+    pub(super) fn new(mut states: watch::Receiver<TicketState>) -> Self {
+        states.mark_changed();
+        Self { states }
+    }
+
     /// How it stands.
     pub fn state(&self) -> TicketState {
         self.states.borrow().clone()
     }
 
-    /// The next change; `None` after the last, and when the shard changed hands (then watch anew at the next owner).
+    /// How it stands, the first time; then its next change. `None` after the last, and when the shard changed hands (then
+    /// watch anew at the next owner).
     pub async fn next(&mut self) -> Option<TicketState> {
         self.states.changed().await.ok()?;
         Some(self.states.borrow_and_update().clone())
