@@ -12,9 +12,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use phalanx_client::registry::Registration;
-use phalanx_client::session::Sessions;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 use tracing::info;
 
 pub use endpoints::{Endpoints, Known};
@@ -79,7 +77,7 @@ pub enum MeshError {
     NotRegistered {
         service: ServiceName,
         within: Duration,
-        why: &'static str,
+        why: String,
     },
     #[error("the id of an instance is no name")]
     Id(#[from] BadName),
@@ -114,7 +112,7 @@ impl Mesh {
             admin,
             join_within,
         } = options;
-        let late = |why| MeshError::NotRegistered {
+        let late = |why: String| MeshError::NotRegistered {
             service: service.clone(),
             within: join_within,
             why,
@@ -122,8 +120,8 @@ impl Mesh {
         let (id, registration) = match presence {
             Presence::Known { id } => (id, None),
             Presence::Sidecar { admin } => {
-                let found = timeout(join_within, sidecar::id(&service, admin)).await;
-                (found.map_err(|_| late("no sidecar there says so"))?, None)
+                let found = sidecar::id(&service, admin, join_within).await;
+                (found.map_err(late)?, None)
             }
             Presence::Itself { instance, ttl } => {
                 if instance.id.service != service {
@@ -136,7 +134,7 @@ impl Mesh {
                 let registration = Registration::spawn(control.clone(), *instance, ttl);
                 registration.set_ready(true);
                 if !registration.settled(join_within).await {
-                    return Err(late("the control plane did not acknowledge it"));
+                    return Err(late("the control plane did not acknowledge it".to_owned()));
                 }
                 (id, Some(registration))
             }
@@ -145,7 +143,7 @@ impl Mesh {
         info!(%service, %instance, "in the mesh");
         let (said, traffic) = tokio::sync::watch::channel(Traffic::Unknown);
         let following = tokio::spawn(traffic::follow(
-            Sessions::new(control.channel()),
+            control.clone(),
             service.clone(),
             instance.clone(),
             admin,
@@ -180,7 +178,7 @@ impl Mesh {
         Endpoints::follow(self.control.clone(), service.clone())
     }
 
-    /// Whether this instance is to take new sessions. Changes within a second or so of `phalanx drain`.
+    /// Whether this instance is to take new sessions. `phalanx drain` is told as it happens.
     pub fn traffic(&self) -> tokio::sync::watch::Receiver<Traffic> {
         self.traffic.clone()
     }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use phalanx_model::instance::State;
 use phalanx_model::{Instance, InstanceId};
 use phalanx_proto::phalanx::registry::v1::registry_client::RegistryClient;
 use phalanx_proto::phalanx::registry::v1::{WatchRequest, WatchResponse};
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
-use super::wire::{InvalidInstance, from_wire, id_from_wire};
+use super::wire::{InvalidInstance, from_wire, id_from_wire, state_from_wire};
 
 /// One open stream of updates. After an error or the end it is opened anew, and starts with the full state again.
 #[derive(Debug)]
@@ -26,10 +27,34 @@ impl Watch {
         namespace: &str,
         service: &str,
     ) -> Result<Self, WatchError> {
-        let request = WatchRequest {
-            namespace: namespace.to_owned(),
-            service: service.to_owned(),
-        };
+        Self::begin(
+            control,
+            WatchRequest {
+                namespace: namespace.to_owned(),
+                service: service.to_owned(),
+                id: String::new(),
+            },
+        )
+        .await
+    }
+
+    /// One instance alone.
+    ///
+    /// # Errors
+    /// As [`Watch::open`].
+    pub async fn open_one(control: Channel, id: &InstanceId) -> Result<Self, WatchError> {
+        Self::begin(
+            control,
+            WatchRequest {
+                namespace: id.service.namespace.clone(),
+                service: id.service.name.clone(),
+                id: id.id.clone(),
+            },
+        )
+        .await
+    }
+
+    async fn begin(control: Channel, request: WatchRequest) -> Result<Self, WatchError> {
         let stream = RegistryClient::new(control)
             .watch(request)
             .await?
@@ -51,6 +76,10 @@ impl Watch {
             upserted,
             removed,
         } = response;
+        let states = upserted
+            .iter()
+            .map(|instance| state_from_wire(instance.state))
+            .collect();
         let upserted = upserted
             .into_iter()
             .map(from_wire)
@@ -63,6 +92,7 @@ impl Watch {
             revision,
             full,
             upserted,
+            states,
             removed,
         }))
     }
@@ -74,6 +104,8 @@ pub struct Update {
     /// Replaces everything known so far.
     pub full: bool,
     pub upserted: Vec<Instance>,
+    /// Of those, in the same order: whether they want traffic, by their own word and an operator's.
+    pub states: Vec<State>,
     pub removed: Vec<InstanceId>,
 }
 

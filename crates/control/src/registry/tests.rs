@@ -258,6 +258,7 @@ async fn a_watch_gives_everything_and_then_what_differs() {
     let scope = wire::WatchRequest {
         namespace: "default".into(),
         service: "battle".into(),
+        id: String::new(),
     };
     // The world follows the store.
     let mut worlds = mesh.registry.inner.worlds.clone();

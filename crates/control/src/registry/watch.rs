@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use phalanx_client::registry::to_wire;
+use phalanx_client::registry::{state_to_wire, to_wire};
 use phalanx_model::InstanceId;
 use phalanx_model::name::check_label;
 use phalanx_proto::phalanx::registry::v1 as wire;
 use tokio_stream::Stream;
 use tonic::Status;
 
-use super::Registry;
+use super::{Registry, key};
 use crate::world::{Instances, Registered, ServiceInstances, World};
 
 pub fn stream(
@@ -78,10 +78,14 @@ impl Drop for Seat {
     }
 }
 
-/// What is followed; none: everything.
-struct Scope {
-    namespace: Option<String>,
-    service: Option<String>,
+/// What is followed.
+enum Scope {
+    One(InstanceId),
+    /// None: all of them.
+    All {
+        namespace: Option<String>,
+        service: Option<String>,
+    },
 }
 
 impl Scope {
@@ -92,19 +96,30 @@ impl Scope {
                 .map(|()| Some(text))
                 .map_err(|e| Status::invalid_argument(e.to_string())),
         };
-        Ok(Self {
+        if !request.id.is_empty() {
+            let id = key(&request.namespace, &request.service, &request.id)?;
+            return Ok(Self::One(id));
+        }
+        Ok(Self::All {
             namespace: part(request.namespace)?,
             service: part(request.service)?,
         })
     }
 
     fn full(&self, world: &World) -> wire::WatchResponse {
-        let services = self.services(&world.instances);
-        let upserted = services
-            .values()
-            .flat_map(|s| s.values())
-            .map(|r| to_wire(&r.instance))
-            .collect();
+        let upserted = match self {
+            Self::One(id) => world
+                .instances
+                .get(id)
+                .map(|r| told(r))
+                .into_iter()
+                .collect(),
+            Self::All { .. } => {
+                let services = self.services(&world.instances);
+                let all = services.values().flat_map(|s| s.values());
+                all.map(|r| told(r)).collect()
+            }
+        };
         wire::WatchResponse {
             revision: world.revision,
             full: true,
@@ -117,22 +132,19 @@ impl Scope {
         if old.instances.same(&new.instances) {
             return None;
         }
-        let (old, fresh) = (self.services(&old.instances), self.services(&new.instances));
         let (mut upserted, mut removed) = (Vec::new(), Vec::new());
-        for (name, instances) in &fresh {
-            match old.get(name) {
-                Some(before) if Arc::ptr_eq(before, instances) => {}
-                before => upserted.extend(
-                    differing(instances, before.map(|b| &***b)).map(|r| to_wire(&r.instance)),
-                ),
+        match self {
+            // Nobody else's changes cost those who follow one a look.
+            Self::One(id) => match (old.instances.get(id), new.instances.get(id)) {
+                (before, Some(now)) if before.is_none_or(|before| !is_same(before, now)) => {
+                    upserted.push(told(now));
+                }
+                (Some(_), None) => removed.push(removed_key(id)),
+                _ => {}
+            },
+            Self::All { .. } => {
+                self.differences(&old.instances, &new.instances, &mut upserted, &mut removed);
             }
-        }
-        for (name, instances) in &old {
-            let after = fresh.get(name);
-            let gone = instances
-                .iter()
-                .filter(|(id, _)| after.is_none_or(|after| !after.contains_key(*id)));
-            removed.extend(gone.map(|(_, r)| removed_key(&r.instance.id)));
         }
         let empty = upserted.is_empty() && removed.is_empty();
         (!empty).then_some(wire::WatchResponse {
@@ -143,22 +155,53 @@ impl Scope {
         })
     }
 
+    fn differences(
+        &self,
+        old: &Instances,
+        new: &Instances,
+        upserted: &mut Vec<wire::Instance>,
+        removed: &mut Vec<wire::InstanceKey>,
+    ) {
+        let (old, fresh) = (self.services(old), self.services(new));
+        for (name, instances) in &fresh {
+            match old.get(name) {
+                Some(before) if Arc::ptr_eq(before, instances) => {}
+                before => {
+                    upserted.extend(differing(instances, before.map(|b| &***b)).map(told));
+                }
+            }
+        }
+        for (name, instances) in &old {
+            let after = fresh.get(name);
+            let gone = instances
+                .iter()
+                .filter(|(id, _)| after.is_none_or(|after| !after.contains_key(*id)));
+            removed.extend(gone.map(|(_, r)| removed_key(&r.instance.id)));
+        }
+    }
+
     fn services<'a>(
         &self,
         instances: &'a Instances,
     ) -> BTreeMap<(&'a str, &'a str), &'a Arc<ServiceInstances>> {
-        let within =
-            |wanted: &Option<String>, name: &str| wanted.as_deref().is_none_or(|w| w == name);
+        let (namespace, service) = match self {
+            Self::One(id) => (
+                Some(id.service.namespace.as_str()),
+                Some(id.service.name.as_str()),
+            ),
+            Self::All { namespace, service } => (namespace.as_deref(), service.as_deref()),
+        };
+        let within = |wanted: Option<&str>, name: &str| wanted.is_none_or(|w| w == name);
         let namespaces = instances
             .namespaces()
-            .filter(|(namespace, _)| within(&self.namespace, namespace));
+            .filter(move |(name, _)| within(namespace, name));
         let services = namespaces.flat_map(|(namespace, services)| {
             services
                 .iter()
                 .map(move |(name, s)| ((namespace.as_str(), name.as_str()), s))
         });
         services
-            .filter(|((_, name), _)| within(&self.service, name))
+            .filter(move |((_, name), _)| within(service, name))
             .collect()
     }
 }
@@ -170,12 +213,24 @@ fn differing<'a>(
     let same = move |id: &String, r: &Arc<Registered>| {
         before
             .and_then(|b| b.get(id))
-            .is_some_and(|b| Arc::ptr_eq(b, r) || b.instance == r.instance)
+            .is_some_and(|b| Arc::ptr_eq(b, r) || is_same(b, r))
     };
     instances
         .iter()
         .filter(move |(id, r)| !same(id, r))
         .map(|(_, r)| &**r)
+}
+
+/// For whoever follows it.
+fn is_same(one: &Registered, other: &Registered) -> bool {
+    one.state == other.state && one.instance == other.instance
+}
+
+fn told(registered: &Registered) -> wire::Instance {
+    wire::Instance {
+        state: state_to_wire(registered.state).into(),
+        ..to_wire(&registered.instance)
+    }
 }
 
 fn removed_key(id: &InstanceId) -> wire::InstanceKey {

@@ -24,22 +24,41 @@ struct Said {
     registration: Option<String>,
 }
 
-/// Waits until the sidecar there says that an instance of `service` is registered, and which.
-pub async fn id(service: &ServiceName, admin: SocketAddr) -> String {
+/// Waits at most `within` until the sidecar there says that an instance of `service` is registered, and which. Else what was
+/// heard last.
+pub async fn id(
+    service: &ServiceName,
+    admin: SocketAddr,
+    within: Duration,
+) -> Result<String, String> {
+    let mut why = format!("no sidecar answers at {admin}");
+    match timeout(within, asked(service, admin, &mut why)).await {
+        Ok(id) => Ok(id),
+        Err(_) => Err(why),
+    }
+}
+
+async fn asked(service: &ServiceName, admin: SocketAddr, why: &mut String) -> String {
     loop {
-        let why = match timeout(ANSWER_MAX, ask(admin)).await {
+        *why = match timeout(ANSWER_MAX, ask(admin)).await {
             Ok(Ok(said)) => {
                 let id = said.node.strip_prefix(&format!("{service}/"));
                 let is_registered = said.registration.as_deref() == Some("registered");
                 if let Some(id) = id.filter(|_| is_registered) {
                     return id.to_owned();
                 }
-                format!("{} is {:?} there", said.node, said.registration)
+                match said.registration {
+                    _ if id.is_none() => format!("the sidecar at {admin} is {}'s", said.node),
+                    Some(state) => format!(
+                        "the sidecar at {admin} says it is {state}: does its application answer?"
+                    ),
+                    None => format!("the sidecar at {admin} registers nobody"),
+                }
             }
-            Ok(Err(error)) => error.to_string(),
-            Err(late) => late.to_string(),
+            Ok(Err(error)) => format!("no sidecar answers at {admin}: {error}"),
+            Err(_) => format!("the sidecar at {admin} does not answer"),
         };
-        debug!(%service, %admin, why, "the sidecar is asked again");
+        debug!(%service, why, "the sidecar is asked again");
         sleep(LOOK_AGAIN).await;
     }
 }
@@ -90,7 +109,36 @@ mod tests {
             }
         });
         let service = ServiceName::new("default", "battle");
-        assert_eq!(id(&service, admin).await, "room-7");
+        let found = id(&service, admin, Duration::from_secs(60)).await;
+        assert_eq!(found.as_deref(), Ok("room-7"));
         sidecar.await.unwrap();
+    }
+    #[tokio::test]
+    async fn a_sidecar_whose_application_is_away_is_told_from_none() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let admin = listener.local_addr().unwrap();
+        let sidecar = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut asked = [0; 256];
+                assert!(stream.read(&mut asked).await.unwrap() > 0);
+                let body = r#"{"node":"default/battle/room-7","registration":"withdrawn"}"#;
+                let answer = format!("HTTP/1.0 200 OK\r\n\r\n{body}");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let service = ServiceName::new("default", "battle");
+        let mut why = String::new();
+        for _ in 0..100 {
+            why = id(&service, admin, LOOK_AGAIN).await.unwrap_err();
+            if why.contains("withdrawn") {
+                break;
+            }
+        }
+        assert!(why.contains("withdrawn"), "{why}");
+        sidecar.abort();
+        let _ = sidecar.await;
+        let alone = id(&service, admin, Duration::from_millis(300)).await;
+        assert!(alone.unwrap_err().starts_with("no sidecar answers"));
     }
 }

@@ -1,27 +1,25 @@
-//! Whether this instance is to take new sessions. The mesh tells no application that it is drained, so it is asked in the way
-//! that answers everybody who speaks for the service: a claim that can't succeed (an epoch that no seat has) is refused because of
-//! the epoch while the instance accepts, and because of its state when it drains. Nothing is stored by it. Details of the drain
-//! come from the control plane's API, for whoever may look there.
+//! Whether this instance is to take new sessions: what the registry has of it, which tells each change as it comes. Details
+//! of a drain are in the control plane's API, for whoever may look there; they are asked for while it lasts.
 
 use std::time::Duration;
 
 use phalanx_client::admin::Admin;
-use phalanx_client::session::{SessionError, Sessions};
-use phalanx_model::ServiceName;
+use phalanx_client::backoff::Backoff;
+use phalanx_client::channel::Control;
+use phalanx_client::registry::{Update, Watch};
+use phalanx_model::instance::State;
+use phalanx_model::{InstanceId, ServiceName};
 use tokio::sync::watch::Sender;
-use tokio::time::{Instant as Time, MissedTickBehavior, interval};
-use tonic::Code;
+use tokio::time::{Instant as Time, MissedTickBehavior, interval, sleep};
 use tracing::{debug, info};
 
-use super::seats::code;
 use crate::session::{Instance, Order, PER_SECOND};
 
-/// How often is asked.
+/// How often the details of a drain are asked for: an operator may change its deadline.
 const ASK: Duration = Duration::from_secs(1);
-/// A key that nobody has, and that is never taken.
-const PROBE: &str = "phalanx-drain-probe";
-/// An epoch that no seat has.
-const NEVER: u64 = u64::MAX;
+/// Waits between attempts to follow.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(2);
 /// Two answers that tell deadlines so near are the same.
 const NEAR: Duration = Duration::from_secs(2);
 
@@ -72,7 +70,10 @@ impl DrainOrder {
     }
 
     fn is_like(&self, other: &Self) -> bool {
+        let now = Time::now();
         let near = match (self.deadline, other.deadline) {
+            // None is left: "now" in each answer.
+            (Some(one), Some(two)) if one.max(two) <= now => true,
             (Some(one), Some(two)) => one.max(two) - one.min(two) < NEAR,
             (one, two) => one == two,
         };
@@ -81,57 +82,102 @@ impl DrainOrder {
     }
 }
 
-/// Until nobody listens.
+/// Follows one instance until nobody listens. While the registry can't be followed, what was known last stays.
 pub async fn follow(
-    mut sessions: Sessions,
+    control: Control,
     service: ServiceName,
     instance: Instance,
     admin: Option<Admin>,
     said: Sender<Traffic>,
 ) {
-    let mut ticks = interval(ASK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let id = InstanceId {
+        service,
+        id: instance.as_str().to_owned(),
+    };
+    let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
     while !said.is_closed() {
-        ticks.tick().await;
-        let asked = sessions.claim(&service, PROBE, instance.as_str(), NEVER, None);
-        let now = match asked.await {
-            Ok(_) | Err(SessionError::Conflict(_)) => Traffic::Accepting,
-            Err(error) => match code(&error) {
-                Some(Code::FailedPrecondition) => {
-                    let order = match &admin {
-                        Some(admin) => ask(admin, &service, &instance).await,
-                        None => Some(DrainOrder::default()),
-                    };
-                    match (order, &*said.borrow()) {
-                        (Some(order), _) => Traffic::Draining(order),
-                        // The details that were known stay until others are.
-                        (None, Traffic::Draining(known)) => Traffic::Draining(known.clone()),
-                        (None, _) => Traffic::Draining(DrainOrder::default()),
-                    }
-                }
-                Some(Code::NotFound) => Traffic::Unregistered,
-                _ => {
-                    debug!(%service, %error, "whether to take sessions is not known, asking again");
-                    continue;
-                }
-            },
+        let broke = match Watch::open_one(control.channel(), &id).await {
+            Ok(watch) => hear(watch, &id, admin.as_ref(), &said, &mut backoff).await,
+            Err(error) => error.to_string(),
         };
-        said.send_if_modified(|known| {
-            let is_same = match (&*known, &now) {
-                (Traffic::Draining(known), Traffic::Draining(now)) => known.is_like(now),
-                (known, now) => known == now,
-            };
-            if !is_same {
-                info!(%service, %instance, traffic = ?now, "traffic");
-                *known = now;
-            }
-            !is_same
-        });
+        debug!(instance = %id, error = broke, "whether to take sessions is not followed, trying again");
+        sleep(backoff.wait()).await;
     }
 }
 
+/// Why it ended.
+async fn hear(
+    mut watch: Watch,
+    id: &InstanceId,
+    admin: Option<&Admin>,
+    said: &Sender<Traffic>,
+    backoff: &mut Backoff,
+) -> String {
+    let mut asks = interval(ASK);
+    asks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut state = None;
+    loop {
+        let is_draining = matches!(state, Some(State::Draining | State::Drained));
+        tokio::select! {
+            () = said.closed() => return "nobody listens".to_owned(),
+            update = watch.next() => match update {
+                Ok(Some(update)) => {
+                    backoff.reset();
+                    state = now(update, id, state);
+                    asks.reset();
+                }
+                Ok(None) => return "it ended".to_owned(),
+                Err(error) => return error.to_string(),
+            },
+            _ = asks.tick(), if is_draining && admin.is_some() => {}
+        }
+        let traffic = match state {
+            None => Traffic::Unregistered,
+            Some(State::Accepting | State::NotReady) => Traffic::Accepting,
+            Some(State::Draining | State::Drained) => {
+                let order = match admin {
+                    Some(admin) => ask(admin, id).await,
+                    None => Some(DrainOrder::default()),
+                };
+                match (order, &*said.borrow()) {
+                    (Some(order), _) => Traffic::Draining(order),
+                    // The details that were known stay until others are.
+                    (None, Traffic::Draining(known)) => Traffic::Draining(known.clone()),
+                    (None, _) => Traffic::Draining(DrainOrder::default()),
+                }
+            }
+        };
+        say(said, id, traffic);
+    }
+}
+
+/// What is in force by an update; none: it is not registered.
+fn now(update: Update, id: &InstanceId, before: Option<State>) -> Option<State> {
+    let told = update.upserted.iter().zip(&update.states);
+    let told = told.filter(|(instance, _)| instance.id == *id).last();
+    match told {
+        Some((_, state)) => Some(*state),
+        None if update.full || update.removed.contains(id) => None,
+        None => before,
+    }
+}
+
+fn say(said: &Sender<Traffic>, id: &InstanceId, now: Traffic) {
+    said.send_if_modified(|known| {
+        let is_same = match (&*known, &now) {
+            (Traffic::Draining(known), Traffic::Draining(now)) => known.is_like(now),
+            (known, now) => known == now,
+        };
+        if !is_same {
+            info!(instance = %id, traffic = ?now, "traffic");
+            *known = now;
+        }
+        !is_same
+    });
+}
+
 /// None: there was no answer. A sidecar that stops is in no list of drains.
-async fn ask(admin: &Admin, service: &ServiceName, instance: &Instance) -> Option<DrainOrder> {
+async fn ask(admin: &Admin, id: &InstanceId) -> Option<DrainOrder> {
     let drains = match admin.drains().await {
         Ok(drains) => drains,
         Err(error) => {
@@ -140,9 +186,9 @@ async fn ask(admin: &Admin, service: &ServiceName, instance: &Instance) -> Optio
         }
     };
     let is_ours = |drain: &phalanx_client::api::DrainView| {
-        drain.namespace == service.namespace
-            && drain.service == service.name
-            && drain.id == instance.as_str()
+        drain.namespace == id.service.namespace
+            && drain.service == id.service.name
+            && drain.id == id.id
     };
     let Some(drain) = drains.items.into_iter().find(is_ours) else {
         return Some(DrainOrder::default());
@@ -160,4 +206,25 @@ async fn ask(admin: &Admin, service: &ServiceName, instance: &Instance) -> Optio
         },
         author: Some(drain.author).filter(|author| !author.is_empty()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_that_has_passed_is_not_news_again_and_again() {
+        let until = |deadline| DrainOrder {
+            deadline: Some(deadline),
+            ..DrainOrder::default()
+        };
+        let begun = Time::now();
+        let order = until(begun + Duration::from_secs(2));
+        assert!(order.is_like(&until(begun + Duration::from_secs(1))));
+        assert!(!order.is_like(&until(begun + Duration::from_secs(4))));
+        tokio::time::advance(Duration::from_secs(9)).await;
+        // The control plane says that nothing is left, ever anew.
+        assert!(order.is_like(&until(Time::now())));
+        assert!(!order.is_like(&until(Time::now() + Duration::from_secs(9))));
+    }
 }

@@ -259,13 +259,16 @@ impl ::prost::Name for DeregisterResponse {
         "type.googleapis.com/phalanx.registry.v1.DeregisterResponse".into()
     }
 }
-/// Both fields empty: everything.
+/// What is followed; an empty field: all of them.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchRequest {
     #[prost(string, tag = "1")]
     pub namespace: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub service: ::prost::alloc::string::String,
+    /// One instance of that service.
+    #[prost(string, tag = "3")]
+    pub id: ::prost::alloc::string::String,
 }
 impl ::prost::Name for WatchRequest {
     const NAME: &'static str = "WatchRequest";
@@ -318,7 +321,8 @@ impl ::prost::Name for InstanceKey {
         "type.googleapis.com/phalanx.registry.v1.InstanceKey".into()
     }
 }
-/// Whether an instance wants traffic. That it is alive is told by its heartbeats.
+/// Whether an instance wants traffic, by its own word; in a watch also by an operator's (who drains it), whichever is less.
+/// That it is alive is told by its heartbeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum State {

@@ -329,6 +329,51 @@ async fn an_operators_drain_outlives_assertions_and_restarts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_follows_one_instance_is_told_of_its_drain_and_of_nobody_else() {
+    let mesh = mesh().await;
+    mesh.register(wired("b1"), 1).await.unwrap();
+    let mut worlds = mesh.registry.inner.worlds.clone();
+    worlds
+        .wait_for(|world| !world.instances.is_empty())
+        .await
+        .unwrap();
+    let scope = |service: &str, id: &str| wire::WatchRequest {
+        namespace: "default".into(),
+        service: service.into(),
+        id: id.into(),
+    };
+    let refused = mesh.registry.watch(open(scope("", "b1"))).await.err();
+    assert_eq!(refused.unwrap().code(), tonic::Code::InvalidArgument);
+    let watch = mesh.registry.watch(open(scope("battle", "b1"))).await;
+    let mut watch = watch.unwrap().into_inner();
+    let first = watch.next().await.unwrap().unwrap();
+    let told = |told: &wire::WatchResponse| {
+        let states = told.upserted.iter().map(|i| (i.id.clone(), i.state()));
+        states.collect::<Vec<_>>()
+    };
+    let one = |state| vec![("b1".to_owned(), state)];
+    assert!(first.full);
+    assert_eq!(told(&first), one(wire::State::Accepting));
+
+    mesh.register(wired("b2"), 1).await.unwrap();
+    let begin = Drain::Begin {
+        grace: Some(Duration::from_secs(30)),
+        handover: None,
+    };
+    let registry = &mesh.registry;
+    registry.drain(&battle("b1"), begin, "ann").await.unwrap();
+    let second = watch.next().await.unwrap().unwrap();
+    assert_eq!(told(&second), one(wire::State::Draining));
+    let undo = registry.drain(&battle("b1"), Drain::Undo, "ann");
+    undo.await.unwrap();
+    let third = watch.next().await.unwrap().unwrap();
+    assert_eq!(told(&third), one(wire::State::Accepting));
+    mesh.deregister("b1", 1).await;
+    let last = watch.next().await.unwrap().unwrap();
+    assert_eq!((last.upserted.len(), last.removed.len()), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_says_it_is_not_ready_is_stored_so_and_goes_without_the_guard() {
     let mesh = mesh().await;
     let mut instance = wired("b1");
