@@ -364,8 +364,8 @@ async fn who_follows_one_instance_is_told_of_its_drain_and_of_nobody_else() {
     registry.drain(&battle("b1"), begin, "ann").await.unwrap();
     let second = watch.next().await.unwrap().unwrap();
     assert_eq!(told(&second), one(wire::State::Draining));
-    let undo = registry.drain(&battle("b1"), Drain::Undo, "ann");
-    undo.await.unwrap();
+    let undone = registry.drain(&battle("b1"), Drain::Undo, "ann").await;
+    undone.unwrap();
     let third = watch.next().await.unwrap().unwrap();
     assert_eq!(told(&third), one(wire::State::Accepting));
     mesh.deregister("b1", 1).await;
