@@ -571,6 +571,9 @@ pub struct Proxy {
     pub refusals: Vec<Refusal>,
     /// From its last report, 0 when it makes none.
     pub memory_bytes: u64,
+    /// `IP:PORT` of its pages, where it runs a Gateway; those of others are told with their instances.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin: Option<String>,
     /// With `asks=1`: the resources that it asks for by name, where it gets no others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asks: Option<Vec<String>>,

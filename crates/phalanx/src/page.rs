@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use phalanx_client::api::InstanceView;
+use phalanx_client::api::{InstanceView, Proxy};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -28,7 +28,7 @@ pub struct Page {
     body: BufReader<TcpStream>,
 }
 
-/// `HOST:PORT` of an admin address, or `[NAMESPACE/]SERVICE[/INSTANCE]`.
+/// `HOST:PORT` of an admin address, or `[NAMESPACE/]SERVICE[/INSTANCE]`, where a Gateway's name will do too.
 pub async fn find(
     named: &str,
     namespace: &str,
@@ -41,27 +41,37 @@ pub async fn find(
         }]);
     }
     let parts: Vec<&str> = named.split('/').collect();
-    let means = |instance: &InstanceView| match parts.as_slice() {
-        [service] => instance.namespace == namespace && instance.service == *service,
-        [namespace, service] => instance.namespace == *namespace && instance.service == *service,
-        [namespace, service, id] => {
-            instance.namespace == *namespace && instance.service == *service && instance.id == *id
-        }
+    let is_meant = |told: [&str; 3]| match parts.as_slice() {
+        [service] => told[..2] == [namespace, *service],
+        [namespace, service] => told[..2] == [*namespace, *service],
+        [namespace, service, id] => told == [*namespace, *service, *id],
         _ => false,
     };
     let found = all(admin).await?;
-    let found: Vec<Sidecar> = found
+    let mut found: Vec<Sidecar> = found
         .into_iter()
-        .filter(|(instance, _)| means(instance))
+        .filter(|(of, _)| is_meant([&of.namespace, &of.service, &of.id]))
         .map(|(_, sidecar)| sidecar)
         .collect();
+    let edges = admin.client().proxies().await?.items.into_iter();
+    let edges = edges.filter(|of| is_meant([&of.namespace, &of.service, &of.instance]));
+    found.extend(edges.filter_map(edge));
     if found.is_empty() {
         return Err(
-            Failure::refused(format!("no sidecar `{named}` is registered"))
-                .hint("`phalanx instances` lists them; HOST:PORT of an admin address will do too"),
+            Failure::refused(format!("no sidecar and no Gateway `{named}` is known")).hint(
+                "`phalanx instances` and `phalanx ps` list them; HOST:PORT of an admin address will do too",
+            ),
         );
     }
     Ok(found)
+}
+
+/// One that runs a Gateway.
+fn edge(proxy: Proxy) -> Option<Sidecar> {
+    Some(Sidecar {
+        admin: proxy.admin?,
+        node: Some(proxy.node),
+    })
 }
 
 /// All that are registered, each with its instance.

@@ -426,11 +426,16 @@ impl Stream {
         if kind == Kind::Listener {
             requests.extend(self.follow());
         }
-        if kind == Kind::Cluster {
-            let services = self.known.configuration().resources().directories();
-            requests.extend(self.followed.want(&services));
+        if matches!(kind, Kind::Cluster | Kind::Listener) {
+            requests.extend(self.seats());
         }
         Ok(requests)
+    }
+
+    /// Asks for the sessions of the services that they are looked for in.
+    fn seats(&mut self) -> Option<DeltaDiscoveryRequest> {
+        let services = self.known.configuration().resources().directories();
+        self.followed.want(&services)
     }
 
     /// Takes sessions, which are in force at once.
@@ -473,7 +478,7 @@ impl Stream {
             warn!(name, message, "a listener can't be served after all");
             self.client.lost(Kind::Listener, &name);
         }
-        drop(self.follow()); // asked for with the next stream
+        drop((self.follow(), self.seats())); // asked for with the next stream
         Err(Status::aborted(told))
     }
 

@@ -77,11 +77,21 @@ impl Resources {
         }
     }
 
-    /// Services whose sessions clusters go by.
+    /// Services whose sessions clusters go by, or tokens of datagrams.
     pub fn directories(&self) -> BTreeSet<ServiceName> {
         let clusters = self.clusters.values();
         let asked = clusters.filter_map(|cluster| cluster.directory.as_ref());
-        asked.map(|directory| directory.service.clone()).collect()
+        let asked = asked.map(|directory| directory.service.clone());
+        let listeners = self.listeners.values().map(|l| &l.protocol);
+        let shares = listeners.flat_map(|protocol| match protocol {
+            ListenerProtocol::Udp(port) if port.rules.token.is_some() => {
+                let of_sources = port.by_source.iter().flat_map(|(_, shares)| shares);
+                port.backends.iter().chain(of_sources).collect()
+            }
+            _ => Vec::new(),
+        });
+        let of_tokens = shares.filter_map(|share| Some(share.cluster.as_ref()?.service.clone()));
+        asked.chain(of_tokens).collect()
     }
 
     /// What comes before the authority in the names of tables, if there is one for each.

@@ -219,6 +219,8 @@ pub async fn proxies(
         asks: proxy.asks.as_deref().filter(|_| is_asked).map(told),
         refusals: refusals(&proxy),
         memory_bytes: api.inner.observe.memory(&proxy.node.id),
+        admin: (proxy.node.edge.as_ref().and_then(|edge| edge.admin))
+            .map(|admin| admin.to_string()),
         node: proxy.node.id,
         namespace: proxy.node.service.namespace,
         service: proxy.node.service.name,

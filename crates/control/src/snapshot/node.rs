@@ -32,6 +32,8 @@ pub struct Edge {
     pub bind: Option<IpAddr>,
     /// Where it keeps certificates, if it can't know that by itself.
     pub certificates_in: String,
+    /// Of its pages; an edge registers nowhere else.
+    pub admin: Option<SocketAddr>,
 }
 
 /// How a data plane takes part in mutual TLS.
@@ -219,6 +221,7 @@ fn edge(node: &core::Node, id: &str) -> Result<Option<Edge>, NodeError> {
     Ok(Some(Edge {
         bind: bind.transpose()?,
         certificates_in: text(node, "certificates_in").unwrap_or_default(),
+        admin: text(node, "admin").and_then(|admin| admin.parse().ok()),
     }))
 }
 

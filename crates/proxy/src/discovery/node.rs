@@ -20,6 +20,7 @@ pub fn edge_node(instance: &Instance, bind: Option<IpAddr>) -> Node {
         fields.remove("outbound");
         fields.remove("demand");
         fields.insert("gateway".to_owned(), text(instance.id.service.name.clone()));
+        fields.insert("admin".to_owned(), text(instance.proxy_admin.clone()));
         if let Some(bind) = bind {
             fields.insert("bind".to_owned(), text(bind.to_string()));
         }

@@ -9,7 +9,7 @@ use phalanx_model::resource::udp::{TokenAt, UdpRules, token};
 use super::told::{Backend, Ends, Explanation, Head, Host, Outcome};
 use super::{Asking, Setting, endpoints, percent, unchecked};
 use crate::plan::UdpPortPlan;
-use crate::plan::udp::UdpBackend;
+use crate::plan::udp::{Placed, UdpBackend};
 
 /// Whether datagrams are asked about.
 pub fn is_meant(asking: &Asking) -> bool {
@@ -87,24 +87,44 @@ fn find<'p>(ports: &'p [UdpPortPlan], text: &str) -> Option<&'p UdpPortPlan> {
     all.next().filter(|_| all.next().is_none())
 }
 
-/// Whether there is an endpoint with this label; what the session directory says is not asked.
+/// Whether the session directory or an instance's label says where it leads.
 fn by_token(
     setting: &Setting<'_>,
     port: &UdpPortPlan,
     token: &[u8],
     told: &mut Explanation,
 ) -> bool {
-    let Some(target) = port.by_token(setting.plan, token) else {
-        return false;
+    let key: String = token.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (target, note) = match port.placed(setting.plan, key.as_bytes()) {
+        Placed::At(address, held) => {
+            let at = format!("{} ({address}), epoch {}", held.instance, held.epoch);
+            let note = format!("the session directory has the token at {at}");
+            (port.at(setting.plan, address), note)
+        }
+        Placed::Elsewhere(held) => {
+            told.notes.push(match held {
+                Some(held) => format!(
+                    "the session directory has the token at {}, which is no endpoint here (`elsewhere`)",
+                    held.instance
+                ),
+                None => "the session directory, which may have the token, has not come yet (`elsewhere`)"
+                    .to_owned(),
+            });
+            told.outcomes = vec![dropped(Reason::NoHealthyUpstream, 100.0)];
+            return true;
+        }
+        Placed::Nobody => (
+            port.by_token(setting.plan, token),
+            "the token is an instance's label".to_owned(),
+        ),
     };
+    let Some(target) = target else { return false };
     let Some(cluster) = setting.plan.clusters.get(target.cluster) else {
         return false;
     };
     let address = cluster.endpoints.get(target.endpoint).map(|e| e.address);
     let address = address.map_or_else(String::new, |address| address.to_string());
-    told.notes.push(format!(
-        "the token leads to {address}, unless the session directory says otherwise"
-    ));
+    told.notes.push(format!("{note}: it leads to {address}"));
     for endpoint in told.backends.iter_mut().flat_map(|b| &mut b.endpoints) {
         endpoint.picked_percent = match endpoint.address == address {
             true => 100.0,

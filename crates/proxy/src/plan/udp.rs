@@ -14,6 +14,7 @@ use phalanx_model::resource::{Listener, ListenerProtocol};
 
 use super::Plan;
 use super::cluster::ClusterPlan;
+use crate::directory::Entry;
 
 /// One socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +48,15 @@ pub struct UdpTarget {
     pub cluster: usize,
     /// In [`ClusterPlan::endpoints`].
     pub endpoint: usize,
+}
+
+/// Where a key has its session.
+pub enum Placed {
+    /// At this endpoint.
+    At(SocketAddr, Arc<Entry>),
+    /// At nobody of this plan; none: that is to come, and may say so.
+    Elsewhere(Option<Arc<Entry>>),
+    Nobody,
 }
 
 /// Sorted by address, each once.
@@ -121,6 +131,26 @@ impl UdpPortPlan {
     #[inline]
     pub fn by_token(&self, plan: &Plan, token: &[u8]) -> Option<UdpTarget> {
         self.first(plan, |cluster| cluster.by_token(token))
+    }
+
+    /// What the session directory says of a key: of the backends' Services, one after the other.
+    pub fn placed(&self, plan: &Plan, key: &[u8]) -> Placed {
+        let mut placed = Placed::Nobody;
+        for service in self.all.iter().filter_map(|b| b.service.as_ref()) {
+            let Some(held) = plan.directory.hold(service, key) else {
+                // Until all of its keys are here, it may have this one.
+                if plan.directories.contains(service) && !plan.directory.is_filled(service) {
+                    placed = Placed::Elsewhere(None);
+                }
+                continue;
+            };
+            let is_endpoint = |at: &&SocketAddr| self.at(plan, **at).is_some();
+            match held.addresses.iter().find(is_endpoint).copied() {
+                Some(address) => return Placed::At(address, held),
+                None => placed = Placed::Elsewhere(Some(held)),
+            }
+        }
+        placed
     }
 
     /// The endpoint at this address, of whichever backend: what a session goes on with under a new plan, and what an

@@ -11,6 +11,7 @@ use super::table::{Seat, Seated, Told, World};
 use crate::account::sight::Phases;
 use crate::account::{Account, Edge, EdgeKey, Security, Sight, Traffic};
 use crate::balance::{Pick, Tried};
+use crate::plan::udp::Placed;
 use crate::plan::{Plan, UdpPortPlan, UdpTarget};
 
 pub struct Outlook {
@@ -57,22 +58,11 @@ impl World for Outlook {
         let (Some(port), Some(key)) = (self.port(port), hex_of(token, &mut hex)) else {
             return Seated::Nobody;
         };
-        let mut seated = Seated::Nobody;
-        for service in port.all.iter().filter_map(|b| b.service.as_ref()) {
-            let Some(held) = directory.hold(service, key) else {
-                // Until all of its keys are here, it may have this one.
-                if asked.contains(service) && !directory.is_filled(service) {
-                    seated = Seated::Elsewhere;
-                }
-                continue;
-            };
-            let is_endpoint = |at: &&SocketAddr| port.at(&self.plan, **at).is_some();
-            match held.addresses.iter().find(is_endpoint).copied() {
-                Some(address) => return Seated::At(Seat { address, held }),
-                None => seated = Seated::Elsewhere,
-            }
+        match port.placed(&self.plan, key) {
+            Placed::At(address, held) => Seated::At(Seat { address, held }),
+            Placed::Elsewhere(_) => Seated::Elsewhere,
+            Placed::Nobody => Seated::Nobody,
         }
-        seated
     }
 
     fn changes(&self) -> u64 {

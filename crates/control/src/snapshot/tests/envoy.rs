@@ -129,6 +129,7 @@ fn at_edge(seed: u64, folder: &Path, bootstrap: &mut Bootstrap) {
     node.edge = Some(Edge {
         bind: Some([127, 1, (seed % BATCH) as u8, 1].into()),
         certificates_in: folder.display().to_string(),
+        ..Edge::default()
     });
     let snapshot = AtGateway::default().snapshot(&published, &node);
     assert!(snapshot.len(Kind::Listener) > 1, "seed {seed}");

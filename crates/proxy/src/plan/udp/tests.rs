@@ -1,5 +1,6 @@
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::Direction;
+use phalanx_model::resource::udp::{Token, TokenAt};
 use phalanx_model::resource::{Assignment, Cluster, Endpoint, Health};
 
 use super::*;
@@ -149,4 +150,41 @@ fn a_token_leads_to_its_endpoint_also_while_that_drains_and_of_two_to_the_one_th
     let address = "10.0.0.4:7000".parse().unwrap();
     let target = port.at(&plan, address).unwrap();
     assert_eq!(plan.clusters[target.cluster].name, name("room"));
+}
+
+#[test]
+fn tokens_are_looked_for_in_the_directories_of_all_that_may_get_the_datagrams() {
+    let share = |service: &str| Share {
+        cluster: Some(name(service)),
+        weight: 1,
+    };
+    let mut port = UdpPort {
+        name: "UDPRoute/default/room".into(),
+        backends: vec![share("room")],
+        by_source: vec![("10.0.0.0/8".parse().unwrap(), vec![share("lobby")])],
+        rules: UdpRules::default(),
+    };
+    let asked = |port: &UdpPort| {
+        let mut resources = Resources::default();
+        let listener = Listener {
+            name: "udp/127.0.0.1:7000".into(),
+            address: "127.0.0.1:7000".parse().unwrap(),
+            direction: Direction::Outbound,
+            protocol: ListenerProtocol::Udp(port.clone()),
+        };
+        resources.listeners.insert(listener.name.clone(), listener);
+        let asked = resources.directories();
+        asked.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert!(
+        asked(&port).is_empty(),
+        "without a token nobody has to know"
+    );
+    port.rules.token = Some(Token {
+        at: TokenAt::Suffix,
+        len: 16,
+        strip: true,
+        required: false,
+    });
+    assert_eq!(asked(&port), ["default/lobby", "default/room"]);
 }
