@@ -445,6 +445,20 @@ fn plan(
     }
 }
 
+/// What an apply of these files to a mesh without anything else would say: what of them is probably not meant.
+///
+/// # Errors
+/// [`AdmitError::Invalid`]: it would be refused.
+pub fn look(files: &[File], namespace: &str) -> Result<Vec<Problem>, AdmitError> {
+    let world = World::empty();
+    let steps = files::parse(files, namespace)?.into_iter();
+    let steps: Vec<Step> = steps
+        .map(|admitted| Step::new(&world, admitted.document.id(), Some(admitted)))
+        .collect();
+    let mesh = Mesh::compile(&Arc::new(would_be(&world, &steps)));
+    Ok(warn::warnings(&mesh, &steps, files))
+}
+
 /// One document of a transaction.
 struct Step {
     id: DocumentId,

@@ -226,9 +226,8 @@ pub async fn diff(options: DiffOptions) -> Outcome {
 
 pub fn show(format: Format, answer: &ApplyResponse) -> Outcome {
     // As JSON they stand in the answer.
-    for warning in answer.warnings.iter().filter(|_| format == Format::Table) {
-        let word = output::stderr_style().warn("warning:");
-        output::tell(&format!("{word} {}", output::plain(&warning.to_string())));
+    if format == Format::Table {
+        lint::warn(&answer.warnings);
     }
     output::show(format, answer, || {
         let dry = if answer.dry_run { " (dry run)" } else { "" };

@@ -1,9 +1,10 @@
-//! `lint -f`: the checks that need no control plane.
+//! `lint -f`: the checks that need no control plane, and what an apply to an empty mesh would warn of.
 
 use std::path::PathBuf;
 
 use clap::Args;
 use phalanx_client::api::{File, Problem};
+use phalanx_control::admit::{self, AdmitError};
 use phalanx_model::manifest::{self, ProblemKind};
 use serde_json::json;
 
@@ -25,38 +26,69 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Outcome {
+    let namespace = &options.namespace.namespace;
+    let files = files::read_with(&options.files, options.ask)?;
     let (mut documents, mut problems) = (0, Vec::new());
-    for file in files::read_with(&options.files, options.ask)? {
-        let manifest = manifest::parse(&file.name, &file.text, &options.namespace.namespace);
+    for file in &files {
+        let manifest = manifest::parse(&file.name, &file.text, namespace);
         documents += manifest.documents.len();
         problems.extend(manifest.problems);
     }
     let is_syntax = problems.iter().any(|p| p.kind == ProblemKind::Syntax);
-    let problems: Vec<Problem> = problems.into_iter().map(told).collect();
-    let found = json!({"documents": documents, "problems": problems});
+    let mut problems: Vec<Problem> = problems.into_iter().map(told).collect();
+    let mut warnings = Vec::new();
+    if problems.is_empty() && documents > 0 {
+        match admit::look(&files, namespace) {
+            Ok(found) => warnings = found,
+            Err(AdmitError::Invalid {
+                problems: found, ..
+            }) => problems = found,
+            Err(other) => return Err(Failure::defect(other.to_string())),
+        }
+    }
+    let found = json!({"documents": documents, "problems": problems, "warnings": warnings});
     output::show(options.output, &found, || {
         problems
             .iter()
             .map(|problem| format!("{problem}\n"))
             .collect()
     })?;
-    let count = match problems.len() {
-        1 => "1 problem".to_owned(),
-        many => format!("{many} problems"),
-    };
     if is_syntax {
-        return Err(Failure::file(count));
+        return Err(Failure::file(count(&problems, "problem")));
     }
     if !problems.is_empty() {
-        return Err(Failure::refused(count));
+        return Err(Failure::refused(count(&problems, "problem")));
     }
     if documents == 0 {
         return Err(Failure::refused("no documents found"));
     }
     if options.output == Format::Table {
-        output::print(&format!("{documents} documents, no problems\n"))?;
+        warn(&warnings);
+        let doubts = match warnings.is_empty() {
+            true => String::new(),
+            false => format!(
+                ", {} as if there were nothing but these files",
+                count(&warnings, "warning")
+            ),
+        };
+        output::print(&format!("{documents} documents, no problems{doubts}\n"))?;
     }
     Ok(())
+}
+
+/// What is allowed but probably not meant.
+pub fn warn(warnings: &[Problem]) {
+    for warning in warnings {
+        let word = output::stderr_style().warn("warning:");
+        output::tell(&format!("{word} {}", output::plain(&warning.to_string())));
+    }
+}
+
+fn count(problems: &[Problem], word: &str) -> String {
+    match problems.len() {
+        1 => format!("1 {word}"),
+        many => format!("{many} {word}s"),
+    }
 }
 
 pub fn told(problem: manifest::Problem) -> Problem {

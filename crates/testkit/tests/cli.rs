@@ -96,6 +96,16 @@ async fn lint_finds_the_same_without_a_control_plane() -> anyhow::Result<()> {
         phalanx(&mesh, &["lint", "-f", "-"], SERVICE)?.status.code(),
         Some(0)
     );
+    let doubtful = concat!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r}\n",
+        "spec: {parentRefs: [{name: nowhere}], rules: [{backendRefs: [{name: none, port: 80}]}]}\n",
+    );
+    let output = phalanx(&mesh, &["lint", "-f", "-"], doubtful)?;
+    assert_eq!(output.status.code(), Some(0));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    for words in ["spec.parentRefs[0]: ", "spec.rules[0].backendRefs[0]: "] {
+        assert!(told.contains(words), "{told}");
+    }
     Ok(())
 }
 

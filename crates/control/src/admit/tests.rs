@@ -554,5 +554,6 @@ async fn a_warning_stands_where_its_field_does_and_says_what_is_missing() {
 
 mod canaries;
 mod effects;
+mod looks;
 
 pub use effects::node as effects_node;

@@ -103,6 +103,9 @@ fn path_of(document: &Document, message: &str) -> String {
             };
             indexed("targetRefs", targets.iter().position(named))
         }
+        Document::TranscodingPolicy(policy) => {
+            indexed("targetRefs", policy.targets.iter().position(names))
+        }
         _ => "metadata.name".to_owned(),
     }
 }

@@ -79,9 +79,9 @@ pub(super) fn compile(
         guarded(world, &mesh.index, &service, &mut findings);
         let policy = policy(world, &mesh.index, &service, &mut findings);
         udp::pointless(world, &service, policy, &found, &mut findings);
-        let speaks_http = found.values().any(|(port, _)| port.protocol.is_http());
+        let protocols = found.values().map(|(port, _)| port.protocol);
         let transcoding =
-            transcode::of_service(world, &mesh.index, &service, speaks_http, &mut findings);
+            transcode::of_service(world, &mesh.index, &service, protocols, &mut findings);
         mesh.notes.of_service.set(&service, findings);
         let before = mesh.catalog.services.get(&service).cloned();
         let gone = before.iter().flat_map(|ports| ports.keys());
@@ -98,7 +98,8 @@ pub(super) fn compile(
         for (port, (mut of_port, placed)) in found {
             of_port.hash_on = hash_on.clone();
             of_port.hedging = hedging.clone();
-            of_port.transcoding = transcoding.clone().filter(|_| of_port.protocol.is_http());
+            let carries = transcode::carries_calls(of_port.protocol);
+            of_port.transcoding = transcoding.clone().filter(|_| carries);
             of_port.has_directory = policy.is_some_and(|p| p.session_directory.is_some());
             of_port.udp = udp::rules(of_port.protocol, policy);
             let name = ClusterName::outbound(service.clone(), port);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use phalanx_model::ServiceName;
 use phalanx_model::document::{Document, RouteRule};
+use phalanx_model::instance::Protocol;
 use phalanx_model::resource::Transcoding;
 
 use super::catalog::finding;
@@ -11,12 +12,17 @@ use super::index::Index;
 use super::{Catalog, Finding};
 use crate::world::{DocumentEntry, World};
 
-/// What holds for a service; of several policies the oldest does.
+/// Whether gRPC can be spoken to such a port. It can't over HTTP/1, so requests for one stay what they are.
+pub(super) fn carries_calls(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::Auto | Protocol::H2c | Protocol::Grpc)
+}
+
+/// What holds for a service, whose ports speak these; of several policies the oldest does.
 pub(super) fn of_service(
     world: &World,
     index: &Index,
     service: &ServiceName,
-    exists: bool,
+    mut protocols: impl Iterator<Item = Protocol> + Clone,
     findings: &mut Vec<Finding>,
 ) -> Option<Arc<Transcoding>> {
     let policies = index.transcoders.of(service).filter_map(|id| {
@@ -36,8 +42,13 @@ pub(super) fn of_service(
         );
         finding(entry, message)
     }));
-    if !exists {
-        let message = format!("unattached: there is no Service {service} (yet) that speaks HTTP");
+    if protocols.clone().next().is_none() {
+        let message = format!("unattached: there is no Service {service} (yet)");
+        findings.push(finding(winner, message));
+    } else if !protocols.any(carries_calls) {
+        let message = format!(
+            "unattached: no port of Service {service} speaks gRPC (appProtocol `grpc` or `kubernetes.io/h2c`)"
+        );
         findings.push(finding(winner, message));
     }
     Some(policy.transcoding.clone())
