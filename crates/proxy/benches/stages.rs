@@ -17,10 +17,11 @@ use phalanx_proxy::account::Account;
 use phalanx_proxy::balance::{Load, Pick, Tried};
 use phalanx_proxy::context::{Caller, StreamContext};
 use phalanx_proxy::plan::{AppPort, Bootstrap, Entries, Plan, Resources, compile_table};
-use phalanx_proxy::{filter, guard, limit, listen, route};
+use phalanx_proxy::underway::Ended;
+use phalanx_proxy::{colour, correlate, filter, guard, limit, listen, route};
 use phalanx_relay::hpack::{Decoder, Encoder, Fields, Most};
 use phalanx_relay::http1::{Answer, Event, Exchange, Ready, Server};
-use phalanx_relay::{Checked, Limits, Name, Pool, ResponseHead, Verdict};
+use phalanx_relay::{Checked, Limits, Name, Pool, ResponseHead, Value, Verdict, names};
 
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -29,6 +30,8 @@ const ROUNDS: usize = 9;
 const BATCH: usize = 16;
 const ROUND: Duration = Duration::from_millis(30);
 const RULES: usize = 100;
+/// Of the workers' clock.
+const NOW_MS: u64 = 1_000_000;
 
 fn main() {
     http1();
@@ -127,12 +130,16 @@ fn http1() {
 type Stage = for<'p> fn(&'p Plan, &mut Checked, &mut StreamContext<'p>) -> Verdict;
 
 fn stages() {
-    let plan = plan();
+    let account = Account::new(1);
+    let plan = plan(&account);
     let (_, asked) = request(&mut Pool::default(), &Limits::default());
     let mut rng = fastrand::Rng::with_seed(7);
-    let all: [(&str, Stage); 5] = [
+    let all: [(&str, Stage); 8] = [
+        ("correlate::fill, nothing under way", correlate::fill),
         ("listen::admit", listen::admit),
         ("route::choose, 100 rules, the last is met", route::choose),
+        ("route::json::transcode, no call", route::json::transcode),
+        ("colour::admit, no colour", colour::admit),
         ("guard::admit", guard::admit),
         ("limit::admit", limit::admit),
         (
@@ -146,6 +153,7 @@ fn stages() {
     ] {
         let mut after = |stages: &[(&str, Stage)]| {
             let mut context = StreamContext::new(direction, &Caller::Plain, false, rng.fork());
+            context.underway = account.underway().here(0, NOW_MS);
             let mut request = asked.duplicate();
             for (what, stage) in stages {
                 let verdict = stage(&plan, &mut request, &mut context);
@@ -154,10 +162,11 @@ fn stages() {
             (request, context)
         };
         for (index, (what, stage)) in all.iter().enumerate() {
-            let what = match direction {
-                Direction::Inbound if index == 1 => "route::choose",
-                Direction::Inbound if index == 3 => "limit::admit, a local rate",
-                Direction::Inbound if index == 4 => "filter::request: trace context, request id",
+            let what = match (direction, index) {
+                (Direction::Inbound, 0) => "correlate::fill",
+                (Direction::Inbound, 2) => "route::choose",
+                (Direction::Inbound, 6) => "limit::admit, a local rate",
+                (Direction::Inbound, 7) => "filter::request: trace context, request id",
                 _ => what,
             };
             measure(
@@ -169,7 +178,7 @@ fn stages() {
             );
         }
         measure(
-            &format!("{words}: all five stages"),
+            &format!("{words}: all eight stages"),
             || after(&[]),
             |(request, context)| {
                 for (_, stage) in &all {
@@ -186,7 +195,43 @@ fn stages() {
             |head| filter::response(black_box(head), &passed),
         );
     }
+    correlated(&account, &asked);
     pick(&plan);
+}
+
+/// What a call without trace and id pays for those of the one request that may be its cause, and for its colour.
+fn correlated(account: &Account, asked: &Checked) {
+    let underway = account.underway();
+    let mut bare = asked.duplicate();
+    bare.headers_mut().remove(names::TRACEPARENT);
+    let mut cause = asked.duplicate();
+    let empty = Plan::empty();
+    for (what, colour) in [
+        ("a trace is given", None),
+        ("a colour and a trace are given", Some("dev-li")),
+    ] {
+        if let Some(colour) = colour.and_then(|colour| Value::new(colour.as_bytes())) {
+            cause.headers_mut().set(names::X_ENV, colour);
+        }
+        let ticket = underway.begin(0, cause.headers(), NOW_MS);
+        measure(
+            &format!("calling: correlate::fill, one under way: {what}"),
+            || {
+                let rng = fastrand::Rng::with_seed(7);
+                let caller = &Caller::Plain;
+                let mut context = StreamContext::new(Direction::Outbound, caller, false, rng);
+                context.underway = underway.here(0, NOW_MS);
+                (bare.duplicate(), context)
+            },
+            |(request, context)| {
+                let _ = black_box(correlate::fill(&empty, request, context));
+            },
+        );
+        if let Some(ticket) = ticket {
+            // Long ago by now.
+            underway.end(0, ticket, Ended::Answered, 0);
+        }
+    }
 }
 
 /// Peak EWMA over two choices of three.
@@ -212,7 +257,7 @@ fn pick(plan: &Plan) {
     );
 }
 
-fn plan() -> Plan {
+fn plan(account: &Account) -> Plan {
     let service = ServiceName::new("default", "backend");
     let name = ClusterName::outbound(service.clone(), 80);
     let edit = |name: &str| HeaderEdit {
@@ -298,7 +343,7 @@ fn plan() -> Plan {
         }],
         tcp: Vec::new(),
     };
-    Plan::assemble(&resources, &bootstrap, &Plan::empty(), &Account::new(1))
+    Plan::assemble(&resources, &bootstrap, &Plan::empty(), account)
 }
 
 const FIELDS: [(&str, &str); 6] = [

@@ -44,7 +44,8 @@ use crate::{colour, correlate, filter, guard, limit, listen, route};
 
 type Stage = for<'p> fn(&'p Plan, &mut Checked, &mut StreamContext<'p>) -> Verdict;
 
-/// Every request passes them in this order.
+/// Every request passes them in this order. None depends on a ColourPolicy of the plan: a call gets its trace without one, and
+/// colours are said within the mesh.
 const STAGES: [Stage; 8] = [
     correlate::fill,
     listen::admit,
