@@ -40,7 +40,7 @@ spec:
 apiVersion: v1
 kind: Service
 metadata: {{name: calls}}
-spec: {{selector: {{app: battle}}, ports: [{{port: 80, targetPort: 8080, appProtocol: http}}]}}
+spec: {{selector: {{app: battle}}, ports: [{{port: 80, targetPort: 8080, appProtocol: grpc}}]}}
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
