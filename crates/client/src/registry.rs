@@ -462,6 +462,8 @@ impl Asserter {
         if self.known != state {
             match state {
                 State::Registered { epoch } => info!(instance = %id, epoch, "registered"),
+                // Nothing was: that is how it begins.
+                State::Withdrawn { .. } if self.known == State::Unknown => {}
                 State::Withdrawn { epoch } => info!(instance = %id, epoch, "withdrawn"),
                 State::Unknown => {}
             }

@@ -96,21 +96,39 @@ pub async fn run(options: Options) -> Outcome {
         return Ok(());
     }
     status::wait_for(&client, answer.revision).await?;
-    match end {
-        // How long a handover takes depends on how many sessions are left.
-        Some(_) if hands_over => drained(&client, &answer, None).await,
-        Some(grace) => drained(&client, &answer, Some(grace)).await,
-        None => Ok(()),
+    let Some(end) = end else { return Ok(()) };
+    // How long a handover takes depends on how many sessions are left.
+    drained(&client, &answer, end, hands_over).await?;
+    if options.output == Format::Table {
+        let DrainResponse {
+            namespace,
+            service,
+            id,
+            ..
+        } = &answer;
+        output::print(&format!("{namespace}/{service}/{id} is drained\n"))?;
     }
+    Ok(())
 }
 
 async fn show(options: &Options, service: Option<&str>, instance: &str) -> Outcome {
-    let mut drains = options.admin.client().drains().await?;
+    let client = options.admin.client();
+    let mut drains = client.drains().await?;
     drains.items.retain(|item| {
         item.namespace == options.namespace.namespace
             && (instance.is_empty() || item.id == instance)
             && service.is_none_or(|service| item.service == service)
     });
+    let mut stuck = Vec::new();
+    for item in drains
+        .items
+        .iter()
+        .filter(|_| options.output == Format::Table)
+    {
+        if item.traffic == "draining" && item.left_ms == Some(0) && item.handover == "move" {
+            stuck.extend(nobody(&client, &item.namespace, &item.service, &item.id).await?);
+        }
+    }
     output::show(options.output, &drains, || {
         let mut table = Table::new(&["INSTANCE", "TRAFFIC", "SESSIONS", "ENDS IN", "THEN", "BY"]);
         for item in &drains.items {
@@ -121,6 +139,7 @@ async fn show(options: &Options, service: Option<&str>, instance: &str) -> Outco
             let ends = match item.left_ms {
                 _ if item.traffic == "drained" => "-".to_owned(),
                 None => "never".to_owned(),
+                Some(0) => "now".to_owned(),
                 Some(left) => format!("{:?}", Duration::from_secs(left.div_ceil(1000))),
             };
             let then = match item.handover.as_str() {
@@ -136,13 +155,43 @@ async fn show(options: &Options, service: Option<&str>, instance: &str) -> Outco
                 item.author.clone(),
             ]);
         }
-        table.render(output::stdout_style())
+        let told = stuck.iter().map(|told| format!("{told}\n"));
+        table.render(output::stdout_style()) + &told.collect::<String>()
     })
 }
 
-/// Waits until its grace is over, and every proxy knows.
-async fn drained(client: &Admin, drain: &DrainResponse, grace: Option<Duration>) -> Outcome {
-    let deadline = grace.map(|grace| Instant::now() + grace + LATE_MAX);
+/// Why sessions that are to be handed over stay where they are: nobody could get them.
+async fn nobody(
+    client: &Admin,
+    namespace: &str,
+    service: &str,
+    id: &str,
+) -> Result<Option<String>, Failure> {
+    let instances = client.instances(Some(service), Some(namespace)).await?;
+    let mut others = instances.items.iter().filter(|item| item.id != id);
+    Ok(match others.any(|item| item.traffic == "accepting") {
+        true => None,
+        false => Some(format!(
+            "{service}/{id} keeps its sessions beyond the deadline: no other instance of {service} is accepting"
+        )),
+    })
+}
+
+/// Waits until its time is over, its sessions are handed over where they are, and every proxy knows.
+async fn drained(
+    client: &Admin,
+    drain: &DrainResponse,
+    end: Duration,
+    hands_over: bool,
+) -> Outcome {
+    let DrainResponse {
+        namespace,
+        service,
+        id,
+        ..
+    } = drain;
+    let late = Instant::now() + end + LATE_MAX;
+    let mut look_at = Instant::now() + end + PAUSE;
     loop {
         let instances = client.instances(Some(&drain.service), Some(&drain.namespace));
         let instances = instances.await?;
@@ -151,12 +200,15 @@ async fn drained(client: &Admin, drain: &DrainResponse, grace: Option<Duration>)
         if found.is_none_or(|item| item.traffic == "drained") {
             return status::wait_for(client, instances.revision).await;
         }
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(Failure::unreachable(format!(
-                "{} was not drained within {:?}",
-                drain.id,
-                grace.unwrap_or_default()
-            )));
+        if !hands_over && Instant::now() >= late {
+            let told = format!("{id} was not drained within {end:?}");
+            return Err(Failure::unreachable(told));
+        }
+        if hands_over && Instant::now() >= look_at {
+            look_at = Instant::now() + LOOK;
+            if let Some(why) = nobody(client, namespace, service, id).await? {
+                eprintln!("{}", output::plain(&why));
+            }
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -164,4 +216,6 @@ async fn drained(client: &Admin, drain: &DrainResponse, grace: Option<Duration>)
 
 /// Beyond its grace: a control plane that was just replaced counts it anew.
 const LATE_MAX: Duration = Duration::from_secs(30);
+/// Between looks for who could get its sessions.
+const LOOK: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(200);

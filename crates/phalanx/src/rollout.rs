@@ -120,7 +120,10 @@ async fn list(options: ListOptions) -> Outcome {
     let told = options.admin.client().rollouts(namespace).await?;
     output::show(options.output, &told, || {
         if told.rollouts.is_empty() {
-            return "no rollouts\n".to_owned();
+            return match namespace {
+                Some(namespace) => format!("no rollouts in namespace {namespace} (-A lists all)\n"),
+                None => "no rollouts\n".to_owned(),
+            };
         }
         let mut table = Table::new(&[
             "NAMESPACE",
@@ -275,7 +278,7 @@ fn render(view: &RolloutView, style: Style) -> String {
     };
     line("canary", format!("{}{versions}", view.canary));
     line("gets", share(view));
-    line("waits for", view.waiting.clone());
+    line("now", view.waiting.clone());
     line("driven by", view.plane.clone());
     let mut steps = Table::new(&["", "STEP"]);
     for (index, step) in view.steps.iter().enumerate() {

@@ -207,7 +207,7 @@ async fn watch_port(app: SocketAddr, port: usize, report: Arc<Sender<Ports>>) {
         match connect(app).await {
             Ok(stream) => {
                 doubts = 0;
-                set(&report, port, true, app);
+                set(&report, port, true, app, "connections");
                 held(stream).await;
                 if start.elapsed() >= SPACING_MAX {
                     spacing = SPACING_MIN;
@@ -218,7 +218,7 @@ async fn watch_port(app: SocketAddr, port: usize, report: Arc<Sender<Ports>>) {
             Err(error) => {
                 doubts += 1;
                 if error.kind() == ErrorKind::ConnectionRefused || doubts >= DOUBTS_MAX {
-                    set(&report, port, false, app);
+                    set(&report, port, false, app, "connections");
                 }
                 sleep(CHECK_INTERVAL).await;
             }
@@ -229,7 +229,7 @@ async fn watch_port(app: SocketAddr, port: usize, report: Arc<Sender<Ports>>) {
 async fn watch_bound(app: SocketAddr, port: usize, report: Arc<Sender<Ports>>) {
     loop {
         // A few system calls; what they read is no file.
-        set(&report, port, bound::is_bound(app), app);
+        set(&report, port, bound::is_bound(app), app, "datagrams");
         sleep(BOUND_INTERVAL).await;
     }
 }
@@ -246,15 +246,16 @@ async fn held(mut stream: TcpStream) {
     while matches!(stream.read(&mut greeting).await, Ok(read) if read > 0) {}
 }
 
-fn set(report: &Sender<Ports>, port: usize, up: bool, app: SocketAddr) {
+/// Whether somebody takes `what` there, for the log too.
+fn set(report: &Sender<Ports>, port: usize, up: bool, app: SocketAddr, what: &str) {
     report.send_if_modified(|ports| {
         let Some(known) = ports.0.get_mut(port).filter(|known| **known != up) else {
             return false;
         };
         *known = up;
         match up {
-            true => info!(%app, "application accepts connections"),
-            false => warn!(%app, "application refuses connections, withdrawing it"),
+            true => info!(%app, "application takes {what}"),
+            false => warn!(%app, "application takes no {what}, withdrawing it"),
         }
         true
     });

@@ -320,6 +320,20 @@ async fn matches_stay_on_their_version_and_no_request_fails_through_steps_a_kill
             "rolled-back"
         ]
     );
+    let of_mesh = arena.phalanx(&["history", "-o", "json"])?;
+    let of_mesh: serde_json::Value = serde_json::from_slice(&of_mesh.stdout)?;
+    let told: Vec<&str> = of_mesh["entries"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry["message"].as_str())
+        .collect();
+    for part in ["step 1: ", "promoted: "] {
+        let is_told = told
+            .iter()
+            .any(|m| m.starts_with("rollout ") && m.contains(part));
+        assert!(is_told, "{part}: {told:?}");
+    }
     Ok(())
 }
 

@@ -22,6 +22,7 @@ pub fn explain(setting: &Setting<'_>, asking: &Asking) -> Explanation {
         node: setting.node.clone(),
         request: Head {
             method: "UDP".to_owned(),
+            path: String::new(),
             ..unchecked(asking)
         },
         ..Explanation::default()
