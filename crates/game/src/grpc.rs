@@ -1,6 +1,6 @@
 //! Boards and shards as gRPC services (`phalanx.game.v1`), for clients in other languages. Messages come in, are bounded, and
 //! become calls of [`crate::board`] and [`crate::matchmaking`]; what those refuse goes out as a status with a code and a
-//! sentence. Nothing is decided here.
+//! sentence. Nothing is decided here, but who may call, by a [`Guard`].
 //!
 //! | code | when |
 //! |---|---|
@@ -12,9 +12,11 @@
 //! | `RESOURCE_EXHAUSTED` | no room; `grpc-retry-pushback-ms` says when to come again, where it is known |
 //! | `UNAVAILABLE` | the board has no version, or none as young as asked for; the shard has another owner: ask again, elsewhere |
 
+mod caller;
 mod leaderboard;
 mod matchmaking;
 
+pub use caller::{Act, Caller, Guard};
 pub use leaderboard::{BOARDS_MAX, Boards, BoardsError, ID_BYTES_MAX, Scores, Served, SubmitError};
 pub use matchmaking::{SHARDS_MAX, Shards, ShardsError};
 pub use phalanx_proto::phalanx::game::v1 as wire;

@@ -14,7 +14,7 @@ use phalanx_game::board::{Better, Board, BoardSpec, Kind, PlayerId, Reply, now_m
 use phalanx_game::grpc::wire::leaderboard_client::LeaderboardClient;
 use phalanx_game::grpc::wire::matchmaking_client::MatchmakingClient;
 use phalanx_game::grpc::wire::{self, freshness, gone, rank, ticket_state::Stage};
-use phalanx_game::grpc::{Boards, BoardsError, Scores, Served, Shards, SubmitError};
+use phalanx_game::grpc::{Act, Boards, BoardsError, Caller, Scores, Served, Shards, SubmitError};
 use phalanx_game::matchmaking::{
     AllocateError, Allocates, Allocation, Allocator, Limits, LocalLease, Node, NodeConfig, Role,
     RulesSpec, Seal, Shard, ShardConfig,
@@ -435,6 +435,10 @@ struct Duels {
 }
 
 async fn duels() -> Duels {
+    duels_behind(|shards| shards).await
+}
+
+async fn duels_behind(door: impl FnOnce(Shards) -> Shards) -> Duels {
     let folder = tempfile::tempdir().unwrap();
     let node = Node::start(NodeConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
@@ -456,7 +460,7 @@ async fn duels() -> Duels {
     };
     let shard = node.open(config, Rooms).unwrap();
     assert!(matches!(shard.owned().await, Role::Owner { .. }));
-    let shards = Shards::try_new([(shard.clone(), rules)]).unwrap();
+    let shards = door(Shards::try_new([(shard.clone(), rules)]).unwrap());
     let channel = serve(Server::builder().add_service(shards.into_server())).await;
     Duels {
         client: MatchmakingClient::new(channel),
@@ -724,4 +728,128 @@ async fn what_a_shard_does_not_take_is_named() {
         Code::Unavailable,
         "own the shard",
     );
+}
+
+/// As an interceptor or a sidecar would have found out: players are who the header says, `server` may do more.
+fn by_header(caller: &Caller<'_>, act: &Act<'_>) -> Result<(), Status> {
+    let who = caller.metadata.get("x-player");
+    let who = who.and_then(|who| who.to_str().ok()).unwrap_or_default();
+    let is_own = match act {
+        Act::Submit { .. } | Act::Backfill { .. } => who == "server",
+        Act::Enqueue { players, class, .. } => {
+            *class > 0 && players.iter().all(|player| who == player.to_string())
+        }
+        Act::Player { player, .. } => who == player.to_string(),
+        _ => true,
+    };
+    match is_own {
+        true => Ok(()),
+        false => Err(Status::permission_denied(format!("{who:?} may not"))),
+    }
+}
+
+fn by<T>(who: &str, message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request
+        .metadata_mut()
+        .insert("x-player", who.parse().unwrap());
+    request
+}
+
+#[tokio::test]
+async fn who_is_not_let_in_by_the_guard_changes_nothing() {
+    let kills = memory("kills", Kind::Sum(Better::Higher), 100);
+    let served = Served {
+        board: kills.board().clone(),
+        scores: Some(kills.clone()),
+    };
+    let guarded = Boards::try_new([served]).unwrap().guarded(by_header);
+    let channel = serve(Server::builder().add_service(guarded.into_server())).await;
+    let mut client = LeaderboardClient::new(channel);
+    let score = result("kills", "7", 9, "");
+    let stranger = client.submit(by("7", score.clone())).await;
+    refused(stranger, Code::PermissionDenied, "may not");
+    assert!(client.submit(by("server", score)).await.is_ok());
+    kills.tick(now_ms());
+    let page = wire::PageRequest {
+        board: "kills".into(),
+        ..wire::PageRequest::default()
+    };
+    assert_eq!(client.page(page).await.unwrap().into_inner().total, 1);
+}
+
+#[tokio::test]
+async fn no_call_goes_round_the_guard() {
+    let nobody = |_: &Caller<'_>, act: &Act<'_>| Err(Status::permission_denied(format!("{act:?}")));
+    let kills = memory("kills", Kind::Sum(Better::Higher), 100);
+    let served = Served {
+        board: kills.board().clone(),
+        scores: Some(kills.clone()),
+    };
+    let boards = Boards::try_new([served]).unwrap().guarded(nobody);
+    let channel = serve(Server::builder().add_service(boards.into_server())).await;
+    let mut boards = LeaderboardClient::new(channel);
+    let Duels {
+        client: mut shard,
+        shard: _shard,
+        _node,
+        _folder,
+    } = duels_behind(|shards| shards.guarded(nobody)).await;
+    macro_rules! denied {
+        ($client:ident: $($call:ident $request:ident $act:literal,)*) => {$(
+            let answer = $client.$call(wire::$request::default()).await;
+            refused(answer.map(drop), Code::PermissionDenied, $act);
+        )*};
+    }
+    denied! { boards:
+        submit SubmitRequest "Submit",
+        page PageRequest "Read",
+        around AroundRequest "Read",
+        rank RankRequest "Read",
+        friends FriendsRequest "Read",
+    }
+    denied! { shard:
+        enqueue EnqueueRequest "Enqueue",
+        cancel CancelRequest "Ticket",
+        look LookRequest "Ticket",
+        watch WatchRequest "Ticket",
+        confirm ConfirmRequest "Player",
+        refuse RefuseRequest "Player",
+        open_backfill OpenBackfillRequest "Backfill",
+        close_backfill CloseBackfillRequest "Backfill",
+        status StatusRequest "Status",
+    }
+}
+
+#[tokio::test]
+async fn a_player_says_yes_for_herself_alone_where_the_guard_says_so() {
+    let Duels {
+        client: mut shard,
+        shard: _shard,
+        _node,
+        _folder,
+    } = duels_behind(|shards| shards.guarded(by_header)).await;
+    let mut own = ticket(1, 10);
+    own.class = 3;
+    let other = shard.enqueue(by("11", own.clone())).await;
+    refused(other, Code::PermissionDenied, "may not");
+    shard.enqueue(by("10", own)).await.unwrap();
+    let mut own = ticket(2, 20);
+    own.class = 3;
+    shard.enqueue(by("20", own)).await.unwrap();
+    let Stage::Proposed(proposed) = until(&mut watch(&mut shard, 1).await, is_proposed).await
+    else {
+        unreachable!("it was waited for");
+    };
+    let yes = |player| wire::ConfirmRequest {
+        r#match: proposed.r#match.clone(),
+        player,
+        ..wire::ConfirmRequest::default()
+    };
+    let other = shard.confirm(by("20", yes(10))).await;
+    refused(other, Code::PermissionDenied, "may not");
+    for player in [10, 20] {
+        let who = player.to_string();
+        shard.confirm(by(&who, yes(player))).await.unwrap();
+    }
 }

@@ -15,6 +15,7 @@ use wire::leaderboard_server::{Leaderboard, LeaderboardServer};
 use wire::rank::Source;
 
 use self::names::{Known, Names};
+use super::caller::{Act, Door, Guard};
 use super::{REQUEST_BYTES_MAX, named, or_default, pushed_back};
 use crate::board::memory::{Memory, MemoryError};
 use crate::board::{
@@ -106,7 +107,10 @@ pub enum BoardsError {
 }
 
 /// Several boards by their names.
-pub struct Boards(HashMap<String, Arc<Kept>>);
+pub struct Boards {
+    known: HashMap<String, Arc<Kept>>,
+    door: Door,
+}
 
 struct Kept {
     board: Arc<Board>,
@@ -134,7 +138,19 @@ impl Boards {
                 return Err(BoardsError::TooMany(known.len()));
             }
         }
-        Ok(Self(known))
+        Ok(Self {
+            known,
+            door: Door::default(),
+        })
+    }
+
+    /// Asks `guard` before each call. Without one, whoever reaches the service may submit a result for anybody.
+    #[must_use]
+    pub fn guarded(self, guard: impl Guard) -> Self {
+        Self {
+            door: Door::guarded(guard),
+            ..self
+        }
     }
 
     /// For `tonic::transport::Server::add_service`.
@@ -143,7 +159,7 @@ impl Boards {
     }
 
     fn find(&self, name: &str) -> Result<&Arc<Kept>, Status> {
-        let found = self.0.get(name);
+        let found = self.known.get(name);
         found.ok_or_else(|| Status::not_found(format!("there is no board {}", named(name))))
     }
 }
@@ -154,7 +170,10 @@ impl Leaderboard for Boards {
         &self,
         request: Request<wire::SubmitRequest>,
     ) -> Result<Response<wire::SubmitResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.door.admit(request, |asked| Act::Submit {
+            board: &asked.board,
+            player: &asked.player,
+        })?;
         let kept = self.find(&request.board)?;
         let player = player(&request.player)?;
         if request.id.len() > ID_BYTES_MAX {
@@ -173,7 +192,10 @@ impl Leaderboard for Boards {
         &self,
         request: Request<wire::PageRequest>,
     ) -> Result<Response<wire::PageResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.door.admit(request, |asked| Act::Read {
+            board: &asked.board,
+            player: &asked.viewer,
+        })?;
         let board = &self.find(&request.board)?.board;
         let viewer = match request.viewer.as_str() {
             "" => None,
@@ -200,7 +222,10 @@ impl Leaderboard for Boards {
         &self,
         request: Request<wire::AroundRequest>,
     ) -> Result<Response<wire::AroundResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.door.admit(request, |asked| Act::Read {
+            board: &asked.board,
+            player: &asked.player,
+        })?;
         let board = &self.find(&request.board)?.board;
         let radius = or_default(request.radius, RADIUS_DEFAULT);
         let own = own(&request.player, request.max_age_ms)?;
@@ -250,7 +275,10 @@ impl Leaderboard for Boards {
         &self,
         request: Request<wire::RankRequest>,
     ) -> Result<Response<wire::RankResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.door.admit(request, |asked| Act::Read {
+            board: &asked.board,
+            player: &asked.player,
+        })?;
         let board = &self.find(&request.board)?.board;
         let own = own(&request.player, request.max_age_ms)?;
         let place = board.rank(&own, board::now_ms()).await.map_err(refused)?;
@@ -265,7 +293,10 @@ impl Leaderboard for Boards {
         &self,
         request: Request<wire::FriendsRequest>,
     ) -> Result<Response<wire::FriendsResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.door.admit(request, |asked| Act::Read {
+            board: &asked.board,
+            player: "",
+        })?;
         let board = &self.find(&request.board)?.board;
         let most = board::kind::FRIENDS_MAX;
         if request.players.len() > most {

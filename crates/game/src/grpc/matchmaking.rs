@@ -15,6 +15,7 @@ use wire::look_request::Of;
 use wire::matchmaking_server::{Matchmaking, MatchmakingServer};
 use wire::ticket_state::Stage as WireStage;
 
+use super::caller::{Act, Door, Guard};
 use super::{REQUEST_BYTES_MAX, named, pushed_back};
 use crate::matchmaking::ledger::{CLASSES, How, Match, MatchId};
 use crate::matchmaking::rating::Rating;
@@ -33,7 +34,10 @@ const QUALITY_WHOLE: f64 = 1_000.0;
 
 /// Shards by their keys, as this process has them: as owner, or as a standby that says so.
 #[derive(Clone)]
-pub struct Shards(Arc<HashMap<String, One>>);
+pub struct Shards {
+    known: Arc<HashMap<String, One>>,
+    door: Door,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ShardsError {
@@ -67,7 +71,19 @@ impl Shards {
                 return Err(ShardsError::TooMany(known.len()));
             }
         }
-        Ok(Self(Arc::new(known)))
+        Ok(Self {
+            known: Arc::new(known),
+            door: Door::default(),
+        })
+    }
+
+    /// Asks `guard` before each call. Without one, whoever reaches the service may confirm and refuse for anybody.
+    #[must_use]
+    pub fn guarded(self, guard: impl Guard) -> Self {
+        Self {
+            door: Door::guarded(guard),
+            ..self
+        }
     }
 
     /// For `tonic::transport::Server::add_service`.
@@ -77,14 +93,14 @@ impl Shards {
 
     fn find(&self, key: &str) -> Result<&One, Status> {
         if key.is_empty() {
-            let mut all = self.0.values();
+            let mut all = self.known.values();
             return match (all.next(), all.next()) {
                 (Some(only), None) => Ok(only),
                 (None, _) => Err(Status::not_found("there is no shard here")),
                 _ => Err(Status::invalid_argument("shard: there are several")),
             };
         }
-        let found = self.0.get(key);
+        let found = self.known.get(key);
         found.ok_or_else(|| Status::not_found(format!("there is no shard {}", named(key))))
     }
 }
@@ -251,7 +267,11 @@ impl Matchmaking for Shards {
         &self,
         request: Request<wire::EnqueueRequest>,
     ) -> Result<Response<wire::TicketState>, Status> {
-        let request = request.into_inner();
+        let request = self.door.admit(request, |asked| Act::Enqueue {
+            shard: &asked.shard,
+            players: asked.players.iter().map(|player| player.id).collect(),
+            class: asked.class,
+        })?;
         let one = self.find(&request.shard)?;
         let class = u8::try_from(request.class)
             .ok()
@@ -267,7 +287,10 @@ impl Matchmaking for Shards {
         &self,
         request: Request<wire::CancelRequest>,
     ) -> Result<Response<wire::TicketState>, Status> {
-        let request = request.into_inner();
+        let request = self.door.admit(request, |asked| Act::Ticket {
+            shard: &asked.shard,
+            ticket: asked.ticket,
+        })?;
         let ticket = TicketId(request.ticket);
         self.find(&request.shard)?.ask(Ask::Cancel { ticket }).await
     }
@@ -276,7 +299,20 @@ impl Matchmaking for Shards {
         &self,
         request: Request<wire::LookRequest>,
     ) -> Result<Response<wire::TicketState>, Status> {
-        let request = request.into_inner();
+        let request = self.door.admit(request, |asked| match asked.of {
+            Some(Of::Player(player)) => Act::Player {
+                shard: &asked.shard,
+                player,
+            },
+            Some(Of::Ticket(ticket)) => Act::Ticket {
+                shard: &asked.shard,
+                ticket,
+            },
+            None => Act::Ticket {
+                shard: &asked.shard,
+                ticket: 0,
+            },
+        })?;
         let ask = match request.of {
             Some(Of::Ticket(ticket)) => Ask::Look {
                 ticket: TicketId(ticket),
@@ -293,7 +329,10 @@ impl Matchmaking for Shards {
         &self,
         request: Request<wire::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let request = request.into_inner();
+        let request = self.door.admit(request, |asked| Act::Ticket {
+            shard: &asked.shard,
+            ticket: asked.ticket,
+        })?;
         let one = self.find(&request.shard)?.clone();
         let watching = one
             .shard
@@ -315,7 +354,10 @@ impl Matchmaking for Shards {
         &self,
         request: Request<wire::ConfirmRequest>,
     ) -> Result<Response<wire::TicketState>, Status> {
-        let request = request.into_inner();
+        let request = self.door.admit(request, |asked| Act::Player {
+            shard: &asked.shard,
+            player: asked.player,
+        })?;
         let (id, player) = (match_id(&request.r#match)?, request.player);
         let one = self.find(&request.shard)?;
         one.ask(Ask::Confirm { id, player }).await
@@ -325,7 +367,10 @@ impl Matchmaking for Shards {
         &self,
         request: Request<wire::RefuseRequest>,
     ) -> Result<Response<wire::TicketState>, Status> {
-        let request = request.into_inner();
+        let request = self.door.admit(request, |asked| Act::Player {
+            shard: &asked.shard,
+            player: asked.player,
+        })?;
         let (id, player) = (match_id(&request.r#match)?, request.player);
         let one = self.find(&request.shard)?;
         one.ask(Ask::Refuse { id, player }).await
@@ -335,7 +380,10 @@ impl Matchmaking for Shards {
         &self,
         request: Request<wire::OpenBackfillRequest>,
     ) -> Result<Response<wire::BackfillState>, Status> {
-        let request = request.into_inner();
+        let request = self.door.admit(request, |asked| Act::Backfill {
+            shard: &asked.shard,
+            backfill: asked.backfill,
+        })?;
         let one = self.find(&request.shard)?;
         let backfill = one.backfill(&request)?;
         let room = request.room;
@@ -346,7 +394,10 @@ impl Matchmaking for Shards {
         &self,
         request: Request<wire::CloseBackfillRequest>,
     ) -> Result<Response<wire::BackfillState>, Status> {
-        let request = request.into_inner();
+        let request = self.door.admit(request, |asked| Act::Backfill {
+            shard: &asked.shard,
+            backfill: asked.backfill,
+        })?;
         let id = BackfillId(request.backfill);
         let one = self.find(&request.shard)?;
         one.offer(Ask::CloseBackfill { id }).await
@@ -356,7 +407,10 @@ impl Matchmaking for Shards {
         &self,
         request: Request<wire::StatusRequest>,
     ) -> Result<Response<wire::StatusResponse>, Status> {
-        let one = self.find(&request.into_inner().shard)?;
+        let request = self.door.admit(request, |asked| Act::Status {
+            shard: &asked.shard,
+        })?;
+        let one = self.find(&request.shard)?;
         let (spec, metrics) = (one.rules.spec(), one.shard.metrics());
         Ok(Response::new(wire::StatusResponse {
             owner: matches!(metrics.role, Role::Owner { .. }),
