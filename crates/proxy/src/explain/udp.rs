@@ -96,11 +96,13 @@ fn by_token(
     told: &mut Explanation,
 ) -> bool {
     let key: String = token.iter().map(|byte| format!("{byte:02x}")).collect();
-    let (target, note) = match port.placed(setting.plan, key.as_bytes()) {
+    let (target, by) = match port.placed(setting.plan, key.as_bytes()) {
         Placed::At(address, held) => {
-            let at = format!("{} ({address}), epoch {}", held.instance, held.epoch);
-            let note = format!("the session directory has the token at {at}");
-            (port.at(setting.plan, address), note)
+            let by = format!(
+                "the session directory has it at {}, epoch {}",
+                held.instance, held.epoch
+            );
+            (port.at(setting.plan, address), by)
         }
         Placed::Elsewhere(held) => {
             told.notes.push(match held {
@@ -116,7 +118,7 @@ fn by_token(
         }
         Placed::Nobody => (
             port.by_token(setting.plan, token),
-            "the token is an instance's label".to_owned(),
+            "it is an instance's label".to_owned(),
         ),
     };
     let Some(target) = target else { return false };
@@ -125,7 +127,8 @@ fn by_token(
     };
     let address = cluster.endpoints.get(target.endpoint).map(|e| e.address);
     let address = address.map_or_else(String::new, |address| address.to_string());
-    told.notes.push(format!("{note}: it leads to {address}"));
+    let note = format!("the token leads to {address}: {by}");
+    told.notes.push(note);
     for endpoint in told.backends.iter_mut().flat_map(|b| &mut b.endpoints) {
         endpoint.picked_percent = match endpoint.address == address {
             true => 100.0,
