@@ -1,8 +1,10 @@
 //! `explain`: what becomes of a request and why, from files or at a sidecar that runs.
 
 mod files;
+mod lanes;
 mod text;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -42,10 +44,10 @@ pub struct Options {
         required_unless_present = "proxy"
     )]
     files: Vec<PathBuf>,
-    /// Who calls
+    /// Who calls; with --proxy at an edge the caller's IP
     #[arg(
         long,
-        value_name = "[NAMESPACE/]SERVICE",
+        value_name = "[NAMESPACE/]SERVICE|IP",
         required_unless_present = "proxy"
     )]
     from: Option<String>,
@@ -119,10 +121,13 @@ async fn at_sidecar(options: &Options, proxy: &str, files: &Files) -> Result<Exp
         if let Some(port) = options.port {
             page.push_str(&format!("&port={port}"));
         }
-    } else if options.from.is_some() {
-        return Err(Failure::usage(
-            "--from with --proxy is said of --inbound only: a sidecar's outbound requests are its own application's",
-        ));
+    } else if let Some(from) = &options.from {
+        if from.parse::<IpAddr>().is_err() {
+            return Err(Failure::usage(
+                "--from with --proxy is said of --inbound only, and at an edge, where it is an IP: a sidecar's outbound requests are its own application's",
+            ));
+        }
+        page.push_str(&format!("&from={}", encoded(from)));
     }
     let value = sidecar.get(&page).await?.json(sidecar).await?;
     let told = serde_json::from_value(value);
@@ -132,6 +137,12 @@ async fn at_sidecar(options: &Options, proxy: &str, files: &Files) -> Result<Exp
         rule.source = files.rule(&rule.name, None);
     }
     tell_policy(&mut told, files);
+    // The control plane knows all lanes; where it can't be asked, the sidecar's word is good enough.
+    if let Some(colour) = lanes::missed(&told)
+        && let Ok(found) = options.admin.client().lanes(Some(colour)).await
+    {
+        lanes::tell(&mut told, &lanes::Known::of(found));
+    }
     Ok(told)
 }
 
@@ -165,6 +176,7 @@ fn from_files(options: &Options, files: &Files) -> Result<Explanation, Failure> 
         !options.plain,
     )?;
     tell_places(&mut told, &caller.configuration, files);
+    lanes::tell(&mut told, &mesh.lanes(files));
     told.notes.extend(mesh.findings.iter().cloned());
     if is_supposed && told.outcomes.iter().any(|o| o.ends == Ends::Forward) {
         told.notes.push(
@@ -246,6 +258,7 @@ fn tell(
         configuration: &at.configuration,
         direction,
         caller,
+        peer: None,
         guarded,
         now_us: 0,
         describe: phalanx_proxy::admin::rule_json,
@@ -295,3 +308,6 @@ fn rules_of(told: &Explanation, configuration: &Configuration) -> Vec<RuleMatch>
     let rules = hosts.map_or(&[][..], |host| &host.rules);
     rules.iter().map(|rule| rule.matches.clone()).collect()
 }
+
+#[cfg(test)]
+mod tests;

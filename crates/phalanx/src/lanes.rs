@@ -23,12 +23,17 @@ pub async fn run(options: Options) -> Outcome {
         .client()
         .lanes(options.colour.as_deref())
         .await?;
-    output::show(options.output, &found, || render(&found))
+    output::show(options.output, &found, || {
+        render(&found, options.colour.as_deref())
+    })
 }
 
-fn render(found: &LaneViews) -> String {
+fn render(found: &LaneViews, colour: Option<&str>) -> String {
     if found.items.is_empty() {
-        return "no lanes: no ColourPolicy in force has some\n".to_owned();
+        return match colour {
+            Some(colour) => format!("no ColourPolicy in force has a lane {colour}\n"),
+            None => "no lanes: no ColourPolicy in force has some\n".to_owned(),
+        };
     }
     let mut table = Table::new(&[
         "COLOUR",

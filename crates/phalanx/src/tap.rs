@@ -39,6 +39,9 @@ pub struct Options {
     /// Answered by the sidecar itself with this x-phalanx-reason
     #[arg(long)]
     reason: Option<String>,
+    /// With this x-env only, which of an application's call may be its cause's
+    #[arg(long)]
+    colour: Option<String>,
     /// What ended in an error only
     #[arg(long)]
     errors: bool,
@@ -170,6 +173,7 @@ impl Options {
             ("status", &self.status),
             ("reason", &self.reason),
             ("direction", &self.direction),
+            ("colour", &self.colour),
         ];
         for (key, value) in texts {
             if let Some(value) = value {
@@ -194,6 +198,28 @@ impl Options {
     }
 }
 
+/// The colour, who took the request where a lane is for it, and how surely the colour is known where the call did not say.
+fn coloured(colour: &str, lane: &str, correlation: &str) -> String {
+    let how = match (colour, correlation) {
+        ("", "ambiguous") => "colour ambiguous",
+        ("", _) => "",
+        (_, "carried") => "",
+        (_, how) => how,
+    };
+    let taken = match lane {
+        "lane" => "taken by its lane",
+        "baseline" => "taken by the baseline",
+        "nobody" => "taken by nobody",
+        _ => "",
+    };
+    let words = [colour, how, taken];
+    let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+    match words.is_empty() {
+        true => String::new(),
+        false => format!(" [{}]", words.join(", ")),
+    }
+}
+
 /// One request on one line, and its headers below.
 fn line(node: &str, seen: &Value) -> String {
     let text = |key: &str| seen.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -214,13 +240,14 @@ fn line(node: &str, seen: &Value) -> String {
         upstream => format!(" {upstream}"),
     };
     let told = format!(
-        "{time} {node} {arrow} {} {}{} {}{}{reason} {}ms{upstream}",
+        "{time} {node} {arrow} {} {}{} {}{}{reason} {}ms{upstream}{}",
         text("method"),
         text("authority"),
         text("path"),
         seen["status"],
         grpc.unwrap_or_default(),
         seen["duration_ms"],
+        coloured(text("colour"), text("lane"), text("correlation")),
     );
     let headers = seen.get("headers").and_then(Value::as_array);
     let headers = headers.into_iter().flatten().map(|pair| {

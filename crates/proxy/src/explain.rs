@@ -3,6 +3,8 @@
 //!
 //! Nothing is sent, counted or taken. No socket and no file; how rules are shown comes in as a function.
 
+mod edge;
+mod lane;
 mod supposed;
 mod told;
 mod udp;
@@ -37,8 +39,8 @@ use crate::upstream::{Permit, Share};
 
 pub use supposed::Supposed;
 pub use told::{
-    Authorization, Backend, Compared, Endpoint, Ends, Explanation, Head, Host, Limits, Outcome,
-    RuleTold,
+    Authorization, Backend, Coloured, Compared, Copies, Endpoint, Ends, Explanation, Head, Host,
+    Limits, Outcome, RuleTold, TakenBy,
 };
 
 /// A request that nobody sent.
@@ -62,6 +64,8 @@ pub struct Setting<'a> {
     pub direction: Direction,
     /// Who calls, of an inbound request; none: somebody in plain text.
     pub caller: Option<SpiffeId>,
+    /// The other end of the connection, of a request from outside; none: somebody on this machine.
+    pub peer: Option<std::net::IpAddr>,
     /// The sidecar has an identity.
     pub guarded: bool,
     /// Since the account's start.
@@ -202,11 +206,36 @@ pub fn explain(setting: &Setting<'_>, asking: &Asking) -> Answer {
         }
     };
     told.request = head(&first);
-    if setting.direction == Direction::Outbound {
+    let caller = match at_edge(setting, first.authority()) {
+        Some(Ok(gate)) => {
+            told.notes.push(format!("it comes in at {}", gate.address));
+            Caller::Outside(gate.outside)
+        }
+        Some(Err(why)) => {
+            told.notes.push(why);
+            told.outcomes = vec![answered(
+                &Reply::of(Reason::NoRoute),
+                first.is_grpc(),
+                100.0,
+            )];
+            return Answer::Told(Box::new(told));
+        }
+        None => caller(setting.caller.as_ref()),
+    };
+    if let Caller::Outside(outside) = &caller {
+        let request = edge::admitted(setting, &caller, first);
+        if let Some(routes) = setting.plan.gates.routes(&outside.table) {
+            tell_rules(&mut told, setting, routes, &request, request.host());
+        }
+    } else if setting.direction == Direction::Outbound {
         match &setting.plan.outbound {
-            Outbound::All(routes) => tell_rules(&mut told, setting, routes, &first),
+            Outbound::All(routes) => {
+                tell_rules(&mut told, setting, routes, &first, first.authority());
+            }
             Outbound::Demand { hosts, .. } => match hosts.find(first.authority()) {
-                Some(routes) => tell_rules(&mut told, setting, routes, &first),
+                Some(routes) => {
+                    tell_rules(&mut told, setting, routes, &first, first.authority());
+                }
                 None => {
                     return Answer::Park {
                         authority: first.authority().to_owned(),
@@ -218,7 +247,6 @@ pub fn explain(setting: &Setting<'_>, asking: &Asking) -> Answer {
                 .push("no configuration has come from the control plane yet".to_owned()),
         }
     }
-    let caller = caller(setting.caller.as_ref());
     let mut outcomes: Vec<Counted> = Vec::new();
     for seed in 0..WALKS {
         let Ok(request) = asking.check() else { break };
@@ -241,13 +269,31 @@ pub fn explain(setting: &Setting<'_>, asking: &Asking) -> Answer {
             told.upstream = Some(likeliest.sent.clone());
         }
     }
-    told.backends = backends(setting, &told, &outcomes);
+    let rules = rules(setting, &told, &caller);
+    let met = told.rules.iter().position(|rule| rule.met);
+    let met = met.and_then(|place| rules.get(place));
+    told.backends = backends(setting, met, &outcomes);
+    told.copies = met.map_or(Vec::new(), |rule| lane::copies(setting, rule));
+    let has_session = outcomes.first().is_some_and(|one| one.wanted.is_some());
+    let is_seen = setting.direction == Direction::Outbound && !matches!(caller, Caller::Outside(_));
+    // What a trust edge gave it.
+    let given = outcomes
+        .first()
+        .filter(|_| !is_seen)
+        .map(|one| one.sent.clone());
     let shared = |outcome: Counted| Outcome {
         share_percent: percent(outcome.count, WALKS),
         ..outcome.outcome
     };
     told.outcomes = outcomes.into_iter().map(shared).collect();
+    told.colour = lane::coloured(setting, &told, given.as_ref(), rules, has_session);
     Answer::Told(Box::new(told))
+}
+
+/// Where a Gateway takes it; none: this is no Gateway.
+fn at_edge(setting: &Setting<'_>, authority: &str) -> Option<Result<edge::Gate, String>> {
+    let is_edge = setting.plan.gates.all().next().is_some();
+    (is_edge && setting.direction == Direction::Outbound).then(|| edge::find(setting, authority))
 }
 
 /// One end that such requests come to.
@@ -276,7 +322,7 @@ fn go(
     let rng = Rng::with_seed(seed);
     let mut context = StreamContext::new(setting.direction, caller, setting.guarded, rng);
     context.dry = true;
-    context.peer = Some(std::net::Ipv4Addr::LOCALHOST.into());
+    context.peer = Some(edge::peer(setting));
     let verdict = walk(plan, &mut request, &mut context);
     let authorization = authorized(setting, &context, caller, &request);
     let outcome = match verdict {
@@ -359,13 +405,19 @@ fn answered(reply: &Reply, grpc: bool, share_percent: f64) -> Outcome {
 }
 
 /// The host that was found, its rules up to the one that is met, and what each compared.
-fn tell_rules(told: &mut Explanation, setting: &Setting<'_>, routes: &Routes, request: &Checked) {
+fn tell_rules(
+    told: &mut Explanation,
+    setting: &Setting<'_>,
+    routes: &Routes,
+    request: &Checked,
+    name: &str,
+) {
     let table = routes.table.rules();
-    let Some(host) = table.host(request.authority()) else {
-        told.notes.push(format!(
-            "no host `{}`: no Service has this name for this caller",
-            request.authority()
-        ));
+    let Some(host) = table.host(name) else {
+        told.notes.push(match setting.plan.gates.all().next() {
+            Some(_) => format!("no host `{name}`: no route of this port has this hostname"),
+            None => format!("no host `{name}`: no Service has this name for this caller"),
+        });
         return;
     };
     let source = source(setting.configuration, &table.name, &host.name);
@@ -457,8 +509,23 @@ fn limits(forward: &ForwardPlan, request: &Checked, streaming: bool) -> Limits {
     }
 }
 
+/// All rules of the host that was found.
+fn rules<'s>(setting: &Setting<'s>, told: &Explanation, caller: &Caller) -> &'s [Rule] {
+    let routes = match (&setting.plan.outbound, caller) {
+        (_, Caller::Outside(outside)) => setting.plan.gates.routes(&outside.table),
+        (Outbound::All(routes), _) => Some(routes),
+        (Outbound::Demand { hosts, .. }, _) => hosts.find(&told.request.authority),
+        (Outbound::Unknown, _) => None,
+    };
+    let table = routes.map(|routes| routes.table.rules());
+    let found = table.zip(told.host.as_ref());
+    let found =
+        found.and_then(|(table, host)| source(setting.configuration, &table.name, &host.name));
+    found.map_or(&[], |host| &host.rules)
+}
+
 /// The backends of the rule that was met, each with its endpoints; inbound the application.
-fn backends(setting: &Setting<'_>, told: &Explanation, outcomes: &[Counted]) -> Vec<Backend> {
+fn backends(setting: &Setting<'_>, met: Option<&Rule>, outcomes: &[Counted]) -> Vec<Backend> {
     let hash = outcomes.iter().find_map(|outcome| outcome.hash);
     let session = outcomes.first().and_then(|o| o.cluster.zip(o.wanted));
     let resources = setting.configuration.resources();
@@ -483,20 +550,6 @@ fn backends(setting: &Setting<'_>, told: &Explanation, outcomes: &[Counted]) -> 
             }),
         }
     };
-    let met = told.rules.iter().position(|rule| rule.met);
-    let met = met.and_then(|place| {
-        let host = told.host.as_ref()?;
-        let table = match &setting.plan.outbound {
-            Outbound::All(routes) => routes.table.rules().name.clone(),
-            Outbound::Demand { hosts, .. } => {
-                let routes = hosts.find(&told.request.authority)?;
-                routes.table.rules().name.clone()
-            }
-            Outbound::Unknown => return None,
-        };
-        let rules = &source(setting.configuration, &table, &host.name)?.rules;
-        rules.get(place)
-    });
     if let Some(rule) = met {
         let Action::Forward(forward) = &rule.action else {
             return Vec::new();
@@ -555,6 +608,7 @@ fn endpoints(
             }
             .to_owned(),
             ejected: member.outlier.is_ejected(now_us / 1000),
+            stands_in: cluster.lane.is_some() && member.is_far,
             mutual_tls: plan.tls.is_some(),
             picked_percent: percent(count, PICKS),
         })

@@ -67,6 +67,7 @@ impl Order {
                     Reason::parse(value).ok_or_else(|| wrong("no reason of ours"))?;
                     filter.reason = text();
                 }
+                "colour" => filter.colour = text(),
                 "direction" => {
                     let all = [Direction::Inbound, Direction::Outbound];
                     let found = all.into_iter().find(|d| d.as_str() == value);
@@ -179,12 +180,14 @@ mod tests {
             ("status", "5xx"),
             ("max", "3"),
             ("direction", "inbound"),
+            ("colour", "dev-li"),
             ("slower_ms", "20"),
         ])
         .unwrap();
         assert_eq!(order.filter.status, Some((500, 599)));
         assert_eq!(order.filter.direction, Some(Direction::Inbound));
         assert_eq!(order.filter.slower_than_us, Some(20_000));
+        assert_eq!(order.filter.colour.as_deref(), Some("dev-li"));
         assert_eq!(order.max, 3);
         for wrong in [
             ("status", "9xx"),
@@ -192,7 +195,7 @@ mod tests {
             ("max", "0"),
             ("direction", "up"),
             ("reason", "because"),
-            ("colour", "blue"),
+            ("shape", "round"),
             ("sample", "200%"),
         ] {
             assert!(parse(&[wrong]).is_err(), "{wrong:?}");

@@ -67,7 +67,10 @@ fn phalanx(mesh: &Mesh, arguments: &[&str]) -> anyhow::Result<Value> {
 async fn a_colour_goes_through_its_lane_in_the_middle_and_the_baseline_stands_in()
 -> anyhow::Result<()> {
     let mut mesh = Mesh::start().await?;
-    let lobby = mesh.instance("lobby", "v1", "lobby").await?;
+    let log = mesh.folder().join("access.log");
+    let logged = ["--access-log", &log.display().to_string()].map(str::to_owned);
+    let options = [&logged[0], &logged[1], "--access-log-sample", "100%"];
+    let lobby = mesh.instance_with("lobby", "v1", "lobby", &options).await?;
     let battle = mesh.instance("battle", "v1", "battle").await?;
     let lane = ["--labels", "lane=dev-li"];
     let mut of_lane = mesh
@@ -175,6 +178,59 @@ async fn a_colour_goes_through_its_lane_in_the_middle_and_the_baseline_stands_in
         (service["service"].as_str(), service["healthy"].as_u64()),
         (Some("battle"), Some(1))
     );
+
+    // Whose colour takes a request where is explained, at a sidecar and at the edge, and stands in the access log.
+    let explained = |at: SocketAddr, url: &str, more: &[&str]| {
+        let arguments = [
+            "explain",
+            "--proxy",
+            &at.to_string(),
+            "GET",
+            url,
+            "-o",
+            "json",
+        ];
+        let told = phalanx(&mesh, &[&arguments, more].concat())?;
+        let text = |key: &str| told["colour"][key].as_str().unwrap_or("-").to_owned();
+        anyhow::Ok([text("colour"), text("taken_by"), text("why")])
+    };
+    let at_lobby = |more: &[&str]| explained(lobby.admin, "http://battle:8080/x", more);
+    assert_eq!(at_lobby(&["-H", "x-env: dev-li"])?, ["dev-li", "lane", "-"]);
+    assert_eq!(
+        at_lobby(&["-H", "x-env: dev-wu"])?,
+        [
+            "dev-wu",
+            "baseline",
+            "no ColourPolicy in force has a lane dev-wu"
+        ]
+    );
+    assert_eq!(at_lobby(&[])?[..2], ["-", "baseline"]);
+    let at_edge = |more: &[&str]| explained(SocketAddr::new(ip, 15000), "http://any/x", more);
+    assert_eq!(
+        at_edge(&["-H", "x-env: dev-li"])?,
+        [
+            "dev-li",
+            "baseline",
+            "lane dev-li of ColourPolicy/default/colours has no instance for lobby.default"
+        ]
+    );
+    assert_eq!(at_edge(&["-H", "x-env: forged"])?[0], "office");
+    assert_eq!(at_edge(&["--from", "192.0.2.1"])?[0], "prod");
+    let logs = async |colour: &str, lane: &str| {
+        let what = format!("a line of {colour} that the {lane} took");
+        let is_meant = |line: &Value| {
+            line["direction"] == "outbound" && line["colour"] == colour && line["lane"] == lane
+        };
+        eventually(&what, READY_MAX, async || {
+            let text = std::fs::read_to_string(&log).ok()?;
+            let mut lines = text
+                .lines()
+                .filter_map(|line| serde_json::from_str(line).ok());
+            lines.any(|line: Value| is_meant(&line)).then_some(())
+        })
+        .await
+    };
+    logs("dev-li", "lane").await?;
 
     // The lane's application dies without a word: the baseline stands in while the instance is still known.
     of_lane.app.kill();

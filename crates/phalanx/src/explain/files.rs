@@ -19,6 +19,7 @@ use phalanx_proxy::explain::Supposed;
 use phalanx_proxy::plan::{AppPort, Bootstrap};
 use phalanx_xds::{Kind, Snapshot};
 
+use super::lanes::Known;
 use crate::exit::Failure;
 use crate::files;
 
@@ -186,6 +187,29 @@ impl Supposition {
 
     pub fn trust_domain(&self) -> TrustDomain {
         self.published.mesh.trust_domain.clone()
+    }
+
+    /// All that are in force.
+    pub fn lanes(&self, files: &Files) -> Vec<Known> {
+        let all = self.published.mesh.lanes.all();
+        let known = all.map(|(namespace, known)| {
+            let policy = known.policy.to_string();
+            let place = files.find(&policy).and_then(|of| files.place(of, ""));
+            let labels = known.lane.selector.iter();
+            let labels: Vec<String> = labels
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect();
+            Known {
+                colour: known.lane.colour.clone(),
+                namespace: namespace.to_owned(),
+                policy: match place {
+                    Some(place) => format!("{policy} ({place})"),
+                    None => policy,
+                },
+                selector: Some(labels.join(",")),
+            }
+        });
+        known.collect()
     }
 
     /// Of an application of `service` that calls `authority`.

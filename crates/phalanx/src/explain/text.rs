@@ -1,6 +1,8 @@
 //! An explanation as people read it, from the request down to where it ends.
 
-use phalanx_proxy::explain::{Backend, Ends, Explanation, Head, Outcome, RuleTold};
+use phalanx_proxy::explain::{
+    Backend, Coloured, Copies, Ends, Explanation, Head, Outcome, RuleTold, TakenBy,
+};
 
 use crate::output::{self, Style};
 
@@ -40,10 +42,14 @@ impl Text {
             self.rule(rule);
         }
         if told.rules_behind > 0 {
-            self.line(
-                "",
-                &format!("{} rules behind it were not tried", told.rules_behind),
-            );
+            let behind = match told.rules_behind {
+                1 => "1 rule behind it was not tried".to_owned(),
+                count => format!("{count} rules behind it were not tried"),
+            };
+            self.line("", &behind);
+        }
+        if let Some(colour) = &told.colour {
+            self.line("colour", &coloured(colour));
         }
         if let Some(access) = &told.authorization {
             let caller = access.caller.as_deref().unwrap_or("somebody in plain text");
@@ -90,6 +96,9 @@ impl Text {
         }
         for backend in &told.backends {
             self.backend(backend);
+        }
+        for copies in &told.copies {
+            self.line("copies", &copied(copies));
         }
         if let Some(upstream) = &told.upstream {
             self.line("sent on", &head(upstream));
@@ -139,6 +148,7 @@ impl Text {
                 Some(endpoint.zone.as_str()),
                 Some(endpoint.health.as_str()),
                 endpoint.ejected.then_some("ejected"),
+                endpoint.stands_in.then_some("of the baseline"),
                 endpoint.mutual_tls.then_some("mutual TLS"),
             ];
             let words = words.into_iter().flatten().filter(|word| !word.is_empty());
@@ -183,6 +193,40 @@ impl Text {
         };
         self.lines.push_str(&format!("{:<13} {text}\n", "verdict"));
     }
+}
+
+fn coloured(told: &Coloured) -> String {
+    let colour = told.colour.as_deref().unwrap_or("none");
+    let id = told.canary_id.as_deref();
+    let id = id.map_or(String::new(), |id| format!(", of {id}"));
+    let taken = match told.taken_by {
+        Some(TakenBy::Lane) => ": taken by its lane",
+        Some(TakenBy::Baseline) => ": taken by the baseline",
+        Some(TakenBy::Rule) => ": taken as any other",
+        Some(TakenBy::Nobody) => ": taken by nobody",
+        None => "",
+    };
+    let why = told.why.as_deref();
+    let why = why.map_or(String::new(), |why| format!(", since {why}"));
+    let others = match told.taken_by {
+        Some(TakenBy::Baseline) if !told.lanes.is_empty() => {
+            format!("; lanes here: {}", told.lanes.join(", "))
+        }
+        _ => String::new(),
+    };
+    format!("{colour}{id}{taken}{why}{others}")
+}
+
+fn copied(copies: &Copies) -> String {
+    let compared = if copies.compared { ", compared" } else { "" };
+    let there = match (copies.working, copies.endpoints) {
+        (0, _) => "; nobody is there to get them".to_owned(),
+        (working, all) => format!("; {working} of {all} endpoints work"),
+    };
+    format!(
+        "{}  {}% of requests{compared}{there}",
+        copies.cluster, copies.share_percent
+    )
 }
 
 fn head(head: &Head) -> String {

@@ -56,6 +56,7 @@ pub struct Filter {
     pub status: Option<(u16, u16)>,
     pub grpc_status: Option<u8>,
     pub reason: Option<String>,
+    pub colour: Option<String>,
     /// Part of the caller's id.
     pub caller: Option<String>,
     pub slower_than_us: Option<u64>,
@@ -92,6 +93,7 @@ impl Filter {
                 .grpc_status
                 .is_none_or(|wanted| sight.grpc_status == Some(wanted))
             && is(&self.reason, sight.reason.map_or("", |r| r.as_str()))
+            && is(&self.colour, &sight.colour)
             && self
                 .caller
                 .as_deref()

@@ -49,11 +49,34 @@ pub struct Sight {
     pub upstream: Option<SocketAddr>,
     pub request_id: String,
     pub trace_id: [u8; 16],
+    /// Its `x-env` where rules saw it; empty: none.
+    pub colour: String,
+    /// Whose endpoint it came to last; none: no lane is for it there.
+    pub lane: Option<AnsweredBy>,
     /// How surely the colour of an application's call is known.
     pub correlation: Option<How>,
     pub phases: Phases,
     /// Chosen by the log's sample.
     pub sampled: bool,
+}
+
+/// Who took a request that a lane is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnsweredBy {
+    Lane,
+    Baseline,
+    Nobody,
+}
+
+impl AnsweredBy {
+    /// As in the metric `phalanx_lane_requests_total`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lane => "lane",
+            Self::Baseline => "baseline",
+            Self::Nobody => "nobody",
+        }
+    }
 }
 
 /// When what happened, in µs after the request's head.
@@ -93,6 +116,8 @@ impl Default for Sight {
             upstream: None,
             request_id: String::new(),
             trace_id: [0; 16],
+            colour: String::new(),
+            lane: None,
             correlation: None,
             phases: Phases::default(),
             sampled: false,
@@ -125,8 +150,18 @@ impl Sight {
             &mut self.authority,
             &mut self.path,
             &mut self.request_id,
+            &mut self.colour,
         ];
-        let [caller, version, rule, method, authority, path, request_id] = texts.map(|text| {
+        let [
+            caller,
+            version,
+            rule,
+            method,
+            authority,
+            path,
+            request_id,
+            colour,
+        ] = texts.map(|text| {
             text.clear();
             text.shrink_to(TEXT_KEPT_MAX);
             std::mem::take(text)
@@ -139,6 +174,7 @@ impl Sight {
             authority,
             path,
             request_id,
+            colour,
             ..Self::default()
         };
     }
@@ -216,6 +252,10 @@ impl Sight {
                 let _ = write!(hex, "{byte:02x}");
             }
             line.text("trace_id", &hex);
+        }
+        line.text_or_none("colour", &self.colour);
+        if let Some(by) = self.lane {
+            line.text("lane", by.as_str());
         }
         if let Some(how) = self.correlation {
             line.text("correlation", how.as_str());
@@ -362,6 +402,8 @@ mod tests {
         let sight = Sight {
             path: "/a\"\\\n\u{2028}\u{7f}ü".into(),
             headers: vec![("x".into(), "\r\n\"".into()), ("y".into(), String::new())],
+            colour: "dev-li\n".into(),
+            lane: Some(AnsweredBy::Baseline),
             phases: Phases {
                 attempt_us: Some(10),
                 head_us: Some(1_210),
@@ -374,6 +416,8 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(value["path"], sight.path);
         assert_eq!(value["headers"][0][1], "\r\n\"");
+        assert_eq!(value["colour"], "dev-li\n");
+        assert_eq!(value["lane"], "baseline");
         assert_eq!(value["duration_ms"], 5.007);
         assert_eq!(value["upstream_ms"], 1.2);
     }

@@ -1,5 +1,7 @@
 //! Pages that are asked something: `/explain?method=GET&url=http://shop/x` and `/tap?status=5xx`.
 
+use std::net::IpAddr;
+
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use phalanx_model::ServiceName;
@@ -63,6 +65,7 @@ fn explained(view: &View, question: &Question) -> Answer {
         configuration: &configuration,
         direction: question.direction,
         caller: question.caller.clone(),
+        peer: question.peer,
         guarded: view.certificates.is_some(),
         now_us: u64::try_from(now_us).unwrap_or(u64::MAX),
         describe: dump::rule,
@@ -74,6 +77,7 @@ struct Question {
     asking: Asking,
     direction: Direction,
     caller: Option<SpiffeId>,
+    peer: Option<IpAddr>,
 }
 
 impl Question {
@@ -97,6 +101,14 @@ impl Question {
         }
         let url = url.ok_or("no url is asked about")?;
         let mut asking = Asking::parse(&method, &url, &headers)?;
+        let is_edge = view.plan.load().gates.all().next().is_some();
+        let mut peer = None;
+        if is_edge && let Some(text) = from.take() {
+            let ip = text.parse().map_err(|_| {
+                format!("from `{text}`: at a Gateway it is the address of the other end, an IP")
+            })?;
+            peer = Some(ip);
+        }
         if direction == Direction::Outbound && (from.is_some() || port.is_some()) {
             return Err("from and port are said of inbound requests".to_owned());
         }
@@ -107,6 +119,7 @@ impl Question {
             asking,
             direction,
             caller: from.map(|from| caller(view, &from)).transpose()?,
+            peer,
         })
     }
 }
@@ -132,7 +145,7 @@ pub fn tap(view: &View, query: &str) -> Response<PageBody> {
         Err(error) => {
             return wrong(
                 &error.to_string(),
-                "service, path, method, status, grpc_status, reason, caller, direction, slower_ms, errors, headers, sample, max and seconds can be said",
+                "service, path, method, status, grpc_status, reason, caller, colour, direction, slower_ms, errors, headers, sample, max and seconds can be said",
             );
         }
     };

@@ -11,7 +11,7 @@ use phalanx_telemetry::trace::TraceContext;
 
 use super::core::{Cluster, Core, CorePlan, Holder};
 use super::deadline::Watch;
-use crate::account::sight::is_secret;
+use crate::account::sight::{AnsweredBy, is_secret};
 use crate::account::{Edge, EdgeCell, Ending, Event, Flow, Sight, Speaks, Traffic};
 use crate::balance::Evidence;
 use crate::compare::{self, Side};
@@ -240,6 +240,10 @@ impl Tally {
         if let Some(id) = headers.get(names::X_REQUEST_ID) {
             let id = String::from_utf8_lossy(id);
             sight.request_id.extend(id.chars().take(REQUEST_ID_MAX));
+        }
+        if let Some(colour) = headers.get(names::X_ENV) {
+            let colour = String::from_utf8_lossy(colour);
+            sight.colour.extend(colour.chars().take(COLOUR_SHOWN));
         }
         sight.correlation = context.correlated;
         if let Some(rule) = context.rule {
@@ -474,6 +478,20 @@ impl Tally {
         }
     }
 
+    /// The same in words; none where no lane is for it.
+    fn answered_by(&self) -> Option<AnsweredBy> {
+        let cluster = self.cluster.as_ref()?;
+        cluster.plan.lane.as_ref()?;
+        let member = self
+            .member
+            .and_then(|member| cluster.plan.group.member(member));
+        Some(match member.map(|member| member.is_far) {
+            Some(false) => AnsweredBy::Lane,
+            Some(true) => AnsweredBy::Baseline,
+            None => AnsweredBy::Nobody,
+        })
+    }
+
     #[cold]
     fn tell(&self, mut sight: Box<Sight>, ending: &Ending) {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -485,6 +503,7 @@ impl Tally {
         let key = self.edge().key();
         sight.cluster = key.cluster.clone();
         sight.version.push_str(&key.version);
+        sight.lane = self.answered_by();
         (sight.status, sight.reason) = (ending.status, ending.reason);
         sight.grpc_status = ending.grpc_status;
         sight.phases.end_us = ending.duration_us;
@@ -541,3 +560,5 @@ const HEADERS_MAX: usize = 64;
 /// Characters of what the caller may write at will.
 const METHOD_MAX: usize = 32;
 const REQUEST_ID_MAX: usize = 128;
+/// Of a colour, which has 32 characters at most; something else may stand there.
+const COLOUR_SHOWN: usize = 64;

@@ -22,6 +22,9 @@ pub struct Explanation {
     /// Rules behind the one that was met.
     #[serde(default)]
     pub rules_behind: usize,
+    /// None: it has no colour, and nothing here depends on one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub colour: Option<Coloured>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authorization: Option<Authorization>,
     /// What was changed on the way through.
@@ -31,6 +34,9 @@ pub struct Explanation {
     pub limits: Option<Limits>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub backends: Vec<Backend>,
+    /// Who gets copies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<Copies>,
     /// The likeliest first; their shares sum up to 100.
     pub outcomes: Vec<Outcome>,
     /// What the likeliest one sends on.
@@ -102,6 +108,35 @@ pub struct Compared {
     pub holds: bool,
 }
 
+/// The colour that it has where rules see it, and whose endpoints it gets for that.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Coloured {
+    /// `x-env`; none: it has no colour.
+    pub colour: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary_id: Option<String>,
+    /// Colours that have rules of their own at this host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lanes: Vec<String>,
+    /// None: it goes nowhere by a rule, or comes in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_by: Option<TakenBy>,
+    /// In words, where it is not its lane that takes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TakenBy {
+    /// Instances of its colour.
+    Lane,
+    Baseline,
+    /// A rule that names the colour itself.
+    Rule,
+    Nobody,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Authorization {
     /// `Off`, `Permissive` or `Strict`.
@@ -150,6 +185,19 @@ pub struct Backend {
     pub requests: (u32, u32),
 }
 
+/// A mirror of the rule.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Copies {
+    pub cluster: String,
+    /// Of requests.
+    pub share_percent: f64,
+    /// Its answers are compared with the originals'.
+    pub compared: bool,
+    pub endpoints: usize,
+    /// Of them; 0: copies go to nobody.
+    pub working: usize,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Endpoint {
     pub address: String,
@@ -163,6 +211,9 @@ pub struct Endpoint {
     /// `healthy`, `draining` or `unhealthy`.
     pub health: String,
     pub ejected: bool,
+    /// Of the baseline, behind the instances of the lane that the cluster is for.
+    #[serde(default)]
+    pub stands_in: bool,
     /// Called over mutual TLS.
     pub mutual_tls: bool,
     /// Of the picks for such a request, were all endpoints equally loaded.

@@ -88,6 +88,10 @@ impl Gates {
         self.ports.get(address)
     }
 
+    pub fn all(&self) -> impl Iterator<Item = (&SocketAddr, &Gate)> {
+        self.ports.iter()
+    }
+
     pub fn routes(&self, table: &str) -> Option<&Routes> {
         self.tables.get(table)
     }
