@@ -71,6 +71,9 @@ pub fn run(options: Options) -> Outcome {
 
 async fn demo(options: Options) -> Outcome {
     check_ports(&options)?;
+    if let Some(None) = options.redis {
+        redis::check_version()?;
+    }
     let temporary = tempfile::Builder::new()
         .prefix("phalanx-demo-")
         .tempdir()
@@ -262,6 +265,10 @@ async fn play(options: &Options, folder: &Path, mesh: &mut Mesh) -> Result<Start
         "{} services, each with its sidecar, and an edge are starting",
         mesh.pairs.len()
     ));
+    wait_for("the leaderboard", mesh, async || {
+        Board::ask(redis.as_deref()).await.is_some()
+    })
+    .await?;
     let expected = mesh.pairs.len();
     wait_for("all instances to be registered", mesh, async || {
         client
@@ -310,6 +317,8 @@ fn edge_arguments(options: &Options) -> impl Iterator<Item = String> + use<> {
         ("--admin", edge_at(ADMIN_PORT).to_string()),
         ("--control", options.xds.to_string()),
         ("--workers", "1".to_owned()),
+        // Players of rooms say no goodbye, and there are none any more when it is stopped.
+        ("--drain", "1s".to_owned()),
     ])
 }
 

@@ -140,7 +140,7 @@ async fn play(
     let carried = Carried::from_headers(&headers).in_session(&id);
     let mut asking = Asking::of(session, wait_ms, play_deadline(wait_ms));
     loop {
-        let request = carried.request(asking.request.clone(), asking.left());
+        let request = carried.request(asking.request.clone(), asking.attempt());
         match gateway.matchmaker.clone().play(request).await {
             Ok(reply) => return Ok(Json(gateway.played(&id, reply.into_inner()))),
             Err(status) => asking.again(status).await?,

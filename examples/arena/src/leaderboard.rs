@@ -24,12 +24,10 @@ use tokio::net::TcpListener;
 
 use crate::battle::NAME_MAX;
 use crate::serve::{self, ServiceConfig, Stop};
-use store::{RATING_MAX, Store};
+use store::{PLAYERS_MAX, RATING_MAX, Store};
 
 pub const NAME: &str = "leaderboard";
 
-/// Players on the board; the lowest leaves when it is full.
-const PLAYERS_MAX: usize = 10_000;
 /// Matches remembered to tell a repeated score from a new one.
 const MATCHES_MAX: usize = 65_536;
 const SCORES_MAX: usize = 8;
@@ -64,7 +62,7 @@ pub async fn serve(
                 .folder
                 .context("a leaderboard in Redis keeps a log: give it --folder")?
                 .join(NAME);
-            Store::in_redis(&url, &home, PLAYERS_MAX).await?
+            Store::in_redis(&url, &home).await?
         }
     };
     let hall = Arc::new(Hall::new(store));
@@ -286,7 +284,9 @@ impl Hall {
     /// False: the match was counted before.
     async fn record(&self, scores: MatchScores) -> anyhow::Result<bool> {
         for Score { player, .. } in &scores.scores {
-            if self.lock().rating(player).is_none() {
+            // Redis may be away, but keeps everybody: what was said before holds. The process lets its lowest go.
+            let lasts = matches!(self.store, Store::Redis(_));
+            if !lasts || self.lock().rating(player).is_none() {
                 let known = self.store.score(player).await.unwrap_or(0);
                 self.lock().remember(player, known);
             }
@@ -427,7 +427,7 @@ impl Books {
 
     fn remember(&mut self, player: &str, rating: i64) {
         let tally = self.tallies.entry(player.to_owned()).or_default();
-        tally.rating.get_or_insert(rating);
+        tally.rating = Some(rating);
     }
 
     /// What it changes in the player's rating.
@@ -542,6 +542,19 @@ mod tests {
         );
         let after = read(&hall);
         assert_eq!((after.top.len(), after.matches), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn who_fell_off_the_board_comes_back_with_her_whole_rating() {
+        let hall = hall_of(MemoryOptions {
+            players_max: 1,
+            ..MemoryOptions::default()
+        });
+        hall.record(one("m1", "ann", 1000, true)).await.unwrap();
+        hall.record(one("m2", "bob", 1100, true)).await.unwrap();
+        hall.record(one("m3", "ann", 1200, true)).await.unwrap();
+        let top = read(&hall).top;
+        assert_eq!((top[0].player.as_str(), top[0].rating), ("ann", 1200));
     }
 
     #[tokio::test]

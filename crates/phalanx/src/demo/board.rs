@@ -1,8 +1,13 @@
 //! Where the leaderboard is kept, and how it was read: asked of the leaderboard itself.
 
+use std::time::Duration;
+
 use ::arena::ServiceKind;
 use ::arena::leaderboard::Kept;
 use phalanx_client::admin::Admin;
+
+/// One that is late is not waited for: the table goes on.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
 
 /// What it says of itself; `redis` is what it was started with.
 pub struct Board {
@@ -14,7 +19,7 @@ impl Board {
     pub async fn ask(redis: Option<&str>) -> Option<Self> {
         let mut all = ::arena::processes().into_iter();
         let leaderboard = all.find(|spec| spec.service == ServiceKind::Leaderboard)?;
-        let client = Admin::new(&leaderboard.app.to_string());
+        let client = Admin::new(&leaderboard.app.to_string()).with_timeout(ANSWER_MAX);
         let answer = client.text("/kept").await.ok()?;
         Some(Self {
             kept: serde_json::from_str(&answer.body).ok()?,

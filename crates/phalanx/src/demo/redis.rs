@@ -32,7 +32,6 @@ pub struct Redis {
 impl Redis {
     /// On a free port, with what it keeps in `folder`.
     pub async fn start(folder: &Path) -> Result<Self, Failure> {
-        check_version()?;
         let home = folder.join("redis");
         let home = std::fs::create_dir_all(&home)
             .and_then(|()| home.canonicalize())
@@ -78,7 +77,8 @@ impl Redis {
     }
 }
 
-fn check_version() -> Result<(), Failure> {
+/// Whether there is one, before anything else is started.
+pub fn check_version() -> Result<(), Failure> {
     let said = Command::new(PROGRAM).arg("--version").output();
     let said =
         said.map_err(|e| Failure::refused(format!("cannot run `{PROGRAM}`: {e}")).hint(HINT));

@@ -14,6 +14,8 @@ const PLAY_DEADLINE: Duration = Duration::from_secs(9);
 /// Between two attempts, doubled from the one to the other.
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_millis(400);
+/// An attempt without an end by then is given up, and the same ticket asked for again: whatever it hangs at may be gone.
+const ATTEMPT_MAX: Duration = Duration::from_millis(2500);
 /// More is as good as for ever.
 const WAIT_MS_MAX: u32 = 20_000;
 
@@ -41,8 +43,13 @@ impl Asking {
         }
     }
 
-    /// Until the deadline.
-    pub fn left(&self) -> Duration {
+    /// How long the next attempt may take.
+    pub fn attempt(&self) -> Duration {
+        let wait = Duration::from_millis(self.request.wait_ms.into());
+        self.left().min(wait + ATTEMPT_MAX)
+    }
+
+    fn left(&self) -> Duration {
         self.until.saturating_duration_since(Instant::now())
     }
 
@@ -51,10 +58,15 @@ impl Asking {
     /// # Errors
     /// The status, when there is no use in one, or no time.
     pub async fn again(&mut self, status: Status) -> Result<(), Status> {
-        // A matchmaker that died, or doesn't own the queue (any more).
+        // A matchmaker that died, is late, or doesn't own the queue (any more).
         let passing = matches!(
             status.code(),
-            Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal | Code::Aborted
+            Code::Unavailable
+                | Code::Cancelled
+                | Code::Unknown
+                | Code::Internal
+                | Code::Aborted
+                | Code::DeadlineExceeded
         );
         if !passing || status.metadata().contains_key(SETTLED) || self.left() <= self.pause {
             return Err(status);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use axum::http::StatusCode;
 use phalanx_game::session::Stage;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::StreamExt;
 use tonic::Status;
 
@@ -189,17 +189,21 @@ impl Talk<'_> {
         asking: &Asking,
     ) -> Result<Result<PlayReply, Status>, Refusal> {
         let request = self.carried.clone().in_session(id);
-        let request = request.request(asking.request.clone(), asking.left());
+        let until = Instant::now() + asking.attempt();
+        let request = request.request(asking.request.clone(), asking.attempt());
         let mut matchmaker = self.gateway.matchmaker.clone();
         let mut events = match matchmaker.play_live(request).await {
             Ok(events) => events.into_inner(),
             Err(status) => return Ok(Err(status)),
         };
         loop {
-            let event = match events.next().await {
-                Some(Ok(event)) => event,
-                Some(Err(status)) => return Ok(Err(status)),
-                None => return Ok(Err(Status::unavailable("the match ended without a result"))),
+            let event = match timeout_at(until, events.next()).await {
+                Ok(Some(Ok(event))) => event,
+                Ok(Some(Err(status))) => return Ok(Err(status)),
+                Ok(None) => {
+                    return Ok(Err(Status::unavailable("the match ended without a result")));
+                }
+                Err(_) => return Ok(Err(Status::deadline_exceeded("match: no end in time"))),
             };
             match event.event {
                 Some(play_event::Event::Proposal(proposal)) => {

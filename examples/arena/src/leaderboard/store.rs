@@ -12,6 +12,8 @@ use phalanx_game::board::{self, Better, Board, BoardSpec, Kind, Own, PlayerId};
 use phalanx_telemetry::metrics::Exposition;
 use tokio::time::{Instant, sleep};
 
+/// Players on the board; the lowest leaves when it is full.
+pub const PLAYERS_MAX: usize = 10_000;
 /// The greatest rating that the board takes.
 pub const RATING_MAX: i64 = 1_000_000;
 /// Begins every key in Redis.
@@ -30,7 +32,7 @@ pub enum Store {
 impl Store {
     /// Lost with the process.
     pub fn in_process(options: MemoryOptions) -> anyhow::Result<Self> {
-        let mut spec = spec(options.players_max);
+        let mut spec = spec();
         spec.season_from_ms = board::now_ms();
         let board = Arc::new(Board::try_new(spec)?);
         Ok(Self::Process(Memory::attach(board, options)))
@@ -38,8 +40,8 @@ impl Store {
 
     /// In the Redis at `url`, by way of a log in `home`. The first time that it is opened with this folder the board
     /// begins empty: players have their first rating again.
-    pub async fn in_redis(url: &str, home: &Path, players_max: usize) -> anyhow::Result<Self> {
-        let board = Arc::new(Board::try_new(spec(players_max))?);
+    pub async fn in_redis(url: &str, home: &Path) -> anyhow::Result<Self> {
+        let board = Arc::new(Board::try_new(spec())?);
         let config = RedisConfig {
             prefix: PREFIX.to_owned(),
             ..RedisConfig::new(url)
@@ -126,10 +128,10 @@ impl Store {
     }
 }
 
-fn spec(places: usize) -> BoardSpec {
+fn spec() -> BoardSpec {
     BoardSpec {
         score_max: RATING_MAX,
-        top: places,
+        top: PLAYERS_MAX,
         // A rating goes up and down: a sum of what each match changed.
         ..BoardSpec::new("ratings", Kind::Sum(Better::Higher))
     }
