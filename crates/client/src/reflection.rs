@@ -69,9 +69,12 @@ pub async fn descriptor_set(address: &str, bytes_max: usize) -> Result<Vec<u8>, 
 }
 
 async fn asked(address: &str, bytes_max: usize) -> Result<Vec<u8>, ReflectionError> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|_| ReflectionError::Address(address.to_owned()))?
-        .connect_timeout(PATIENCE);
+    let no_address = || ReflectionError::Address(address.to_owned());
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| no_address())?;
+    if endpoint.uri().port().is_none() {
+        return Err(no_address());
+    }
+    let endpoint = endpoint.connect_timeout(PATIENCE);
     let channel = endpoint.connect().await.map_err(ReflectionError::Connect)?;
     for method in METHODS {
         let mut server = match Server::open(channel.clone(), method).await {

@@ -118,12 +118,15 @@ fn of_server(address: &str) -> Result<Vec<u8>, String> {
             .build()
             .map_err(|e| format!("cannot start: {e}"))?;
         let set = reflection::descriptor_set(address, DESCRIPTORS_MAX);
-        runtime.block_on(set).map_err(|e| {
-            format!(
-                "no descriptors from {address}: {:#}",
-                anyhow::Error::from(e)
-            )
-        })
+        let no_set = |e| {
+            let e = anyhow::Error::from(e);
+            let (first, root) = (e.to_string(), e.root_cause().to_string());
+            match first == root {
+                true => format!("no descriptors from {address}: {first}"),
+                false => format!("no descriptors from {address}: {first}: {root}"),
+            }
+        };
+        runtime.block_on(set).map_err(no_set)
     };
     std::thread::scope(|scope| scope.spawn(asked).join())
         .map_err(|_| format!("no descriptors from {address}"))?

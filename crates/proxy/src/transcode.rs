@@ -19,6 +19,8 @@ pub struct Work {
     encoded: bool,
     /// The caller asked for server-sent events.
     events: bool,
+    /// Asked with HEAD: the answer is told by its head alone.
+    pub head_only: bool,
 }
 
 /// What a request is to a table.
@@ -44,6 +46,7 @@ pub fn begin(table: &Arc<Table>, request: &mut Checked) -> Begun {
         content_type: fields.get(names::CONTENT_TYPE).unwrap_or_default().to_vec(),
         encoded,
         events,
+        head_only: request.method_str() == "HEAD",
     });
     let call = match came {
         Ok(Came::Other) => return Begun::Other,

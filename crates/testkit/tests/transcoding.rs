@@ -12,7 +12,7 @@ use std::process::Command;
 use anyhow::Context;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use phalanx_testkit::http::{Answer, Call, call};
+use phalanx_testkit::http::{Answer, Call, Connection, call};
 use phalanx_testkit::mesh::{Mesh, READY_MAX};
 use phalanx_testkit::process::{Process, executable};
 use phalanx_testkit::{address, envoy, eventually};
@@ -326,6 +326,23 @@ async fn ours_alone(edge: SocketAddr) -> anyhow::Result<()> {
     // Native calls go on as they came.
     let answer = call(edge, &Call::grpc(HOST, "/battle.v1.Battle/GetRoom")).await?;
     assert_eq!((answer.status, answer.grpc_status()), (200, Some("0")));
+    // HEAD is answered by a head alone, whatever the answer, and its connection goes on.
+    for http2 in [false, true] {
+        let mut connection = Connection::open(edge, http2).await?;
+        for (path, status) in [
+            ("/v1/report/x", 200),
+            ("/v1/rooms/1/events?count=3", 200),
+            ("/v1/rooms/1/events?fail_after=-1", 404),
+            ("/v1/rooms/1", 404),
+        ] {
+            let mut head = Call::get(HOST, path).method("HEAD".parse()?);
+            head.http2 = http2;
+            let answer = connection.send(&head).await;
+            let answer = answer.with_context(|| format!("HEAD {path}, HTTP/2: {http2}"))?;
+            assert_eq!((answer.status, text(&answer)), (status, String::new()));
+            assert!(!answer.header("content-type").is_empty(), "{answer:?}");
+        }
+    }
     let large = vec![b' '; (4 << 20) + 1];
     let post = Call::get(HOST, "/v1/rooms")
         .method("POST".parse()?)

@@ -41,8 +41,8 @@ pub enum Refused {
     Parameters,
     #[error("the body: {0}")]
     Body(#[from] Bad),
-    #[error("the body says of a field something else than path or query")]
-    Collision,
+    #[error("the body says of `{0}` something else than path or query")]
+    Collision(String),
     #[error("a message of more than {MESSAGE_MAX} bytes")]
     TooLarge,
     #[error("a body with a content-encoding")]
@@ -243,7 +243,7 @@ impl Call {
     ) -> Result<(), Refused> {
         let validation = &table.options.validation;
         if validation.reject_binding_body_field_collisions {
-            self.collide(&message, bound)?;
+            self.collide(table, &message, bound)?;
         }
         message.extend_from_slice(bound);
         if message.len() > MESSAGE_MAX || out.len() + message.len() > CALL_MAX {
@@ -253,17 +253,34 @@ impl Call {
         Ok(())
     }
 
-    fn collide(&self, message: &[u8], bound: &[u8]) -> Result<(), Refused> {
+    fn collide(&self, table: &Table, message: &[u8], bound: &[u8]) -> Result<(), Refused> {
         if message.is_empty() || bound.is_empty() {
             return Ok(());
         }
         for path in &self.paths {
             let (said, wanted) = (look(message, path), look(bound, path));
             if said.is_some() && said != wanted {
-                return Err(Refused::Collision);
+                return Err(Refused::Collision(self.named(table, path)));
             }
         }
         Ok(())
+    }
+    /// `room.name`, of the numbers that lead there.
+    fn named(&self, table: &Table, path: &[u32]) -> String {
+        let mut names = Vec::new();
+        let mut message = table.binding(self.binding).map(|binding| binding.input);
+        for number in path {
+            let message_of = message.and_then(|id| table.schema.message(id));
+            let Some(field) = message_of.and_then(|m| m.numbered(*number)) else {
+                break;
+            };
+            names.push(&*field.name);
+            message = match field.kind {
+                Kind::Message(id) => Some(id),
+                _ => None,
+            };
+        }
+        names.join(".")
     }
 }
 

@@ -207,6 +207,9 @@ fn what_is_no_call_is_refused_or_passed_on_as_the_options_say() {
         let refused = told(&strict, method, target, body).expect_err(target);
         assert_eq!(refused.http(), status, "{method} {target}: {refused}");
     }
+    let body = r#"{"room":{"name":"rooms/4"}}"#;
+    let refused = told(&strict, "PUT", "/v1/rooms/3", body).unwrap_err();
+    assert!(refused.to_string().contains("`room.name`"), "{refused}");
     for (method, target) in [("GET", "/v2/rooms"), ("GET", "/v1/rooms?colour=red")] {
         assert_eq!(told(&lenient, method, target, "").unwrap(), "passed on");
     }

@@ -38,7 +38,8 @@ pub struct Intercept {
         long,
         value_name = "UID",
         value_delimiter = ',',
-        requires = "intercept"
+        requires = "intercept",
+        value_parser = parse_uid
     )]
     exempt_uid: Vec<u32>,
     /// What becomes of calls that lead to nobody of the mesh: allow or registry-only
@@ -84,4 +85,9 @@ pub fn clean() -> Outcome {
 fn parse_port(text: &str) -> Result<u16, String> {
     let port = text.trim().parse().ok().filter(|port| *port > 0);
     port.ok_or_else(|| format!("`{text}` is no port"))
+}
+
+fn parse_uid(text: &str) -> Result<u32, String> {
+    let uid = text.trim().parse().ok();
+    uid.ok_or_else(|| format!("`{text}` is no user's number (`id -u {text}` tells one)"))
 }

@@ -282,7 +282,13 @@ pub(super) async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Run
         tasks.spawn(lasting.guard("access log", reopen(log.clone())));
     }
     let pages = tasks.spawn(lasting.guard("admin pages", admin::serve(listener, view.clone())));
-    info!(node = %view.instance.id, %inbound, %outbound, %admin, control = view.control, "sidecar started");
+    let node = &view.instance.id;
+    match config.gateway.is_some() {
+        true => info!(%node, %admin, control = view.control, "edge started"),
+        false => {
+            info!(%node, %inbound, %outbound, %admin, control = view.control, "sidecar started");
+        }
+    }
     Ok(Running {
         interception,
         admin,

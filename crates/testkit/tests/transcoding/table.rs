@@ -167,6 +167,7 @@ pub const CASES: &[Case] = &[
     text("/v1/maps/a", "raw"),
     send("POST", "/battle.v1.Battle/Auto", r#"{"view":"a"}"#),
     get("/v2/rooms").refused(),
+    case("HEAD", "/v2/rooms").refused(),
     case("DELETE", "/v1/rooms").refused(),
     get("/battle.v1.Battle/Auto").refused(),
 ];

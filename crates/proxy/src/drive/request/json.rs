@@ -136,7 +136,8 @@ pub(super) async fn reply(
     let close = reply.close || tally.is_draining();
     let begun = incoming.respond(core, &head, close).is_ok();
     core.memory.borrow_mut().pool.put_head(head);
-    if begun && !Box::pin(send(incoming, core, &told.body)).await {
+    let body: &[u8] = if work.head_only { &[] } else { &told.body };
+    if begun && !Box::pin(send(incoming, core, body)).await {
         incoming.break_off();
     }
     tally.finish_now();
@@ -243,6 +244,9 @@ impl Downward for Telling<'_> {
             if !self.began && streams && !self.over && !self.begin_stream(core, incoming) {
                 return Poll::Ready(Passed::Broken);
             }
+            if self.began && self.work.head_only {
+                self.down.rest().clear();
+            }
             if self.began && ready!(self.down.poll_ready(cx, core, exchange, incoming)).is_err() {
                 return Poll::Ready(Passed::Broken);
             }
@@ -315,9 +319,13 @@ impl Telling<'_> {
     /// Ends a stream that goes on with the word that a new one would get. False: it can't be told.
     async fn end_with(&mut self, core: &Core, incoming: &mut Incoming<'_>, reason: Reason) -> bool {
         let status = Status::new(reason.grpc_status(), reason.as_str());
-        !self.over
-            && self.finish(core, incoming, &status)
-            && send(incoming, core, self.down.unsent()).await
+        if self.over || !self.finish(core, incoming, &status) {
+            return false;
+        }
+        if self.work.head_only {
+            self.down.rest().clear();
+        }
+        send(incoming, core, self.down.unsent()).await
     }
 
     /// All that is left to tell. False: that can't be told, and the answer breaks off.
