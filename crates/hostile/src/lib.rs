@@ -1,9 +1,10 @@
 //! For tests only: one function for each parser of foreign bytes, which feeds it and asserts what must hold of whatever comes
 //! out. `tests/parsers.rs` runs them over `fuzz/corpus` and what [`mutate`] makes of it, `fuzz/` gives them to cargo-fuzz.
 //!
-//! Module order (a module imports only later ones): http, identity, config, wire, json, mutate.
+//! Module order (a module imports only later ones): http, identity, config, wire, json, game, mutate.
 
 pub mod config;
+pub mod game;
 pub mod http;
 pub mod identity;
 pub mod json;
@@ -56,9 +57,12 @@ targets! {
     wire::dns 1000,
     wire::redis 1500,
     wire::imports 1500,
+    wire::wills 3000,
     json::descriptors 200,
     json::templates 3000,
     json::queries 1500,
     json::json_bodies 800,
     json::grpc_answers 1500,
+    game::reconnect_tokens 3000,
+    game::ledgers 1500,
 }

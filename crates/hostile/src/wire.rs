@@ -76,3 +76,11 @@ pub fn imports(bytes: &[u8]) {
     );
     assert!(short(&instance.zone));
 }
+
+/// Sessions that another process hands over: what is taken says the same when it is written again.
+pub fn wills(bytes: &[u8]) {
+    if let Some(will) = phalanx_proxy::udp::rewritten(bytes) {
+        assert!(will.len() <= bytes.len());
+        assert_eq!(phalanx_proxy::udp::rewritten(&will), Some(will));
+    }
+}

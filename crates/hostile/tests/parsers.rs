@@ -64,7 +64,7 @@ macro_rules! shares {
 shares! {
     http1_requests http1_answers chunked http2_requests http2_answers hpack checked paths authorities manifests xds durations
     certificates requests_to_sign ocsp jwt join_tokens names_of_peers sessions client_hello beginnings dns redis imports descriptors templates queries
-    json_bodies grpc_answers
+    json_bodies grpc_answers wills reconnect_tokens ledgers
 }
 
 #[test]

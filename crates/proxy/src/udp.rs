@@ -24,6 +24,12 @@ use std::net::{IpAddr, SocketAddr};
 pub use self::drive::run;
 pub use self::ports::{Own, Ports, Reserved};
 
+/// For tests of foreign bytes: a will that was read, written again.
+#[doc(hidden)]
+pub fn rewritten(will: &[u8]) -> Option<Vec<u8>> {
+    will::Will::read(will).map(|will| will.write())
+}
+
 /// Of what a session is found by. The seed is a secret.
 #[inline]
 fn hash(seed: u64, ports: &[SocketAddr], from: Option<SocketAddr>, token: &[u8]) -> u64 {

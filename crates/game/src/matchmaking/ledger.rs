@@ -271,6 +271,19 @@ impl Ledger {
         self.ended_order.front().map(|&(at_ms, _)| at_ms)
     }
 
+    /// Applies entries as they stand in a record, up to the first that isn't ours or can't follow. How many were applied.
+    pub fn read(&mut self, entries: &[u8]) -> usize {
+        let (mut reader, mut moved) = (wire::Reader(entries), Vec::new());
+        let mut count = 0;
+        while let Some(entry) = Entry::decode(&mut reader)
+            && self.apply(&entry, &mut moved).is_ok()
+        {
+            moved.clear();
+            count += 1;
+        }
+        count
+    }
+
     /// Applies the next entry. Tickets that now stand differently are pushed to `moved`.
     ///
     /// # Errors
@@ -338,8 +351,14 @@ impl Ledger {
         if self.tickets.contains_key(&id) || self.ended.contains_key(&id) {
             return Err("a ticket that is there already");
         }
-        let mut players = ticket.players.iter();
-        if players.any(|player| self.players.contains_key(&player.id)) {
+        let players: BTreeSet<u64> = ticket.players.iter().map(|player| player.id).collect();
+        if players.len() != ticket.players.len() {
+            return Err("a player twice in a ticket");
+        }
+        if players
+            .iter()
+            .any(|player| self.players.contains_key(player))
+        {
             return Err("a player in two live tickets");
         }
         for player in &ticket.players {

@@ -103,8 +103,15 @@ impl Ledger {
             counts: counts(&mut reader)?,
             ..Ledger::default()
         };
+        let mut last = 0;
         for _ in 0..reader.count(LIVE_MAX)? {
-            ledger.add_live(live(&mut reader)?)?;
+            let live = live(&mut reader)?;
+            // They stand in the order in which they came, and no two came at once.
+            if live.order <= last || live.order > ledger.arrivals {
+                return None;
+            }
+            last = live.order;
+            ledger.add_live(live)?;
         }
         for _ in 0..reader.count(LIVE_MAX)? {
             let reserved = reserved(&mut reader)?;

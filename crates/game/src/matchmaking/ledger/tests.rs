@@ -81,6 +81,15 @@ fn how(ledger: &Ledger, id: u64) -> &How {
 }
 
 #[test]
+fn a_party_that_names_a_player_twice_is_none() {
+    let mut ledger = Ledger::new();
+    let mut moved = Vec::new();
+    let twice = ledger.apply(&enqueued(1, &[7, 8, 7], 1_000), &mut moved);
+    assert!(twice.is_err());
+    assert_eq!((ledger, moved), (Ledger::new(), Vec::new()));
+}
+
+#[test]
 fn all_confirm_and_a_room_makes_the_match() {
     let (mut ledger, id) = reserved();
     for player in [11, 21, 12] {
