@@ -27,6 +27,7 @@ use hyper::{HeaderMap, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use phalanx_testkit::http::{Call, call};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::MissedTickBehavior;
 
 /// Requests of `/flaky/…` so far.
 static FLAKY: AtomicU32 = AtomicU32::new(0);
@@ -185,7 +186,8 @@ struct Endless {
 
 impl Endless {
     fn new(pace: Duration, piece: &'static [u8]) -> Self {
-        let pace = tokio::time::interval(pace.max(Duration::from_millis(1)));
+        let mut pace = tokio::time::interval(pace.max(Duration::from_millis(1)));
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay); // a busy machine is given no more to do
         Self { pace, piece }
     }
 }
