@@ -489,9 +489,6 @@ async fn more_than_a_shard_takes_waits_or_is_refused() {
 #[cfg(feature = "etcd")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_owner_that_cannot_renew_answers_nobody_until_it_owns_again() {
-    if std::env::var_os("PHALANX_SOAK").is_none() {
-        return;
-    }
     let mut etcd = phalanx_testkit::etcd::Etcd::start(&[]).await.unwrap();
     let store = phalanx_store::EtcdConfig::new([etcd.endpoint()]);
     let store = phalanx_store::Store::etcd(store).await.unwrap();

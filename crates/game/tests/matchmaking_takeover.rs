@@ -31,6 +31,8 @@ const KILLS: usize = 4;
 /// Each waits for a lease to run out.
 #[cfg(feature = "etcd")]
 const KILLS_WITH_ETCD: usize = 2;
+/// Kills beyond those, should none before have been followed by a takeover.
+const KILLS_MORE: usize = 20;
 const DEADLINE: Duration = Duration::from_secs(120);
 /// Tickets per request, and the pause after it.
 const BATCH: usize = 20;
@@ -457,7 +459,10 @@ fn survive(mut pair: Pair, kills: usize) {
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let mut took = Vec::new();
-    for kill in 0..kills {
+    for kill in 0..kills + KILLS_MORE {
+        if kill >= kills && !took.is_empty() {
+            break;
+        }
         pair.listen(Duration::from_millis(random.u64(50..500)));
         pair.wait("the standby is in sync", |pair| pair.in_sync);
         let (owner, epoch) = pair.owner.unwrap();
@@ -493,6 +498,7 @@ fn survive(mut pair: Pair, kills: usize) {
         });
     }
     pair.check();
+    assert!(!took.is_empty(), "a standby never took over");
     took.sort_unstable();
     println!(
         "{} takeovers, {:?} to {:?}; {} tickets acknowledged, {} rooms, epoch {}",
