@@ -1,6 +1,7 @@
 //! The whole game in one process and without a mesh: one router stands for all sidecars.
 
 mod killed;
+mod redis;
 mod router;
 
 use std::collections::HashMap;
