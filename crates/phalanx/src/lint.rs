@@ -35,16 +35,15 @@ pub fn run(options: &Options) -> Outcome {
         problems.extend(manifest.problems);
     }
     let is_syntax = problems.iter().any(|p| p.kind == ProblemKind::Syntax);
-    let mut problems: Vec<Problem> = problems.into_iter().map(told).collect();
+    let problems: Vec<Problem> = problems.into_iter().map(told).collect();
     let mut warnings = Vec::new();
     if problems.is_empty() && documents > 0 {
-        match admit::look(&files, namespace) {
-            Ok(found) => warnings = found,
-            Err(AdmitError::Invalid {
-                problems: found, ..
-            }) => problems = found,
+        warnings = match admit::look(&files, namespace) {
+            Ok(found) => found,
+            // One document in several files: an apply refuses them together, but they may be meant one at a time.
+            Err(AdmitError::Invalid { problems, .. }) => problems,
             Err(other) => return Err(Failure::defect(other.to_string())),
-        }
+        };
     }
     let found = json!({"documents": documents, "problems": problems, "warnings": warnings});
     output::show(options.output, &found, || {
