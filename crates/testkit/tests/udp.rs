@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context;
+use phalanx_client::api::SessionRequest;
 use phalanx_testkit::mesh::{Mesh, READY_MAX};
 use phalanx_testkit::process::{Process, executable};
 use phalanx_testkit::{address, envoy, eventually};
@@ -250,6 +251,27 @@ async fn datagrams_go_by_weight_and_token_through_our_edge_a_stock_envoy_and_a_s
         "{told}"
     );
 
+    // Another token is the session directory's, of which no BackendPolicy has to speak.
+    let instances = mesh.client().instances(Some("room-next"), None).await?;
+    let claim = SessionRequest {
+        namespace: "default".to_owned(),
+        service: "room-next".to_owned(),
+        key: "bb02".to_owned(),
+        instance: instances.items.first().context("an instance")?.id.clone(),
+        ..SessionRequest::default()
+    };
+    mesh.client().session("claim", &claim).await?;
+    let leads = format!("the token leads to {}: the session directory", at(next));
+    eventually("the claim at the edge", READY_MAX, async || {
+        let told = explain(&["-H", "token:bb02"]).ok()?;
+        told.contains(&leads).then_some(())
+    })
+    .await?;
+    for _ in 0..8 {
+        let answer = ask(&client(ours).await?, edge, b"shoot\xbb\x02").await?;
+        assert_eq!(answer, "next shoot");
+    }
+
     // Nobody has the port any more, so nobody is sent there.
     app.abort();
     mesh.withdrawn("room", at(room)).await?;
@@ -382,6 +404,17 @@ spec:
             );
         }
     }
+    // Of a Gateway by its name, and of where they come from.
+    let explain = Command::new(executable("phalanx")?)
+        .args(["explain", "udp", "7100", "--proxy", "play"])
+        .args(["--from", &developer.to_string()])
+        .args(["--admin", &mesh.admin.to_string()])
+        .output()?;
+    let told = String::from_utf8_lossy(&explain.stdout);
+    assert!(
+        told.contains("goes to outbound|7000|dev-li|room"),
+        "{explain:?}"
+    );
     // With nobody in the lane the baseline stands in.
     in_lane.terminate(READY_MAX).await?;
     app_lane.abort();

@@ -101,7 +101,7 @@ impl Question {
         }
         let url = url.ok_or("no url is asked about")?;
         let mut asking = Asking::parse(&method, &url, &headers)?;
-        let is_edge = view.plan.load().gates.all().next().is_some();
+        let is_edge = view.known.configuration().resources().edge.is_some();
         let mut peer = None;
         if is_edge && let Some(text) = from.take() {
             let ip = text.parse().map_err(|_| {

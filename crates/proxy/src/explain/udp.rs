@@ -46,7 +46,12 @@ pub fn explain(setting: &Setting<'_>, asking: &Asking) -> Explanation {
     });
     told.notes = words(&port.rules);
     told.notes.extend(sources(setting, port));
-    told.backends = backends(setting, &port.backends);
+    let mut of_sources = port.by_source.iter();
+    let of_source = setting
+        .peer
+        .and_then(|peer| of_sources.find(|(network, _)| network.holds(peer)));
+    let shares = of_source.map_or(&port.backends, |(_, shares)| shares);
+    told.backends = backends(setting, shares);
     let mut of_token = asking.headers.iter().filter(|(name, _)| name == "token");
     match (of_token.next(), port.rules.token) {
         (Some((_, hex)), Some(rule)) => match token(hex) {
@@ -70,7 +75,7 @@ pub fn explain(setting: &Setting<'_>, asking: &Asking) -> Explanation {
         (Some(_), None) => told.notes.push("tokens are not looked at".to_owned()),
         (None, _) => {}
     }
-    told.outcomes = outcomes(port, &told.backends);
+    told.outcomes = outcomes(&told.backends);
     told
 }
 
@@ -175,8 +180,8 @@ fn backends(setting: &Setting<'_>, backends: &[UdpBackend]) -> Vec<Backend> {
     backends.iter().zip(&weights).map(backend).collect()
 }
 
-fn outcomes(port: &UdpPortPlan, backends: &[Backend]) -> Vec<Outcome> {
-    if port.backends.is_empty() {
+fn outcomes(backends: &[Backend]) -> Vec<Outcome> {
+    if backends.is_empty() {
         return vec![dropped(Reason::InvalidBackend, 100.0)];
     }
     let outcome = |backend: &Backend| match &backend.cluster {
