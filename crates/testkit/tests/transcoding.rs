@@ -12,7 +12,7 @@ use std::process::Command;
 use anyhow::Context;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use phalanx_testkit::http::{Answer, Call, Connection, call};
+use phalanx_testkit::http::{Answer, Call, Connection, Next, Stream, call};
 use phalanx_testkit::mesh::{Mesh, READY_MAX};
 use phalanx_testkit::process::{Process, executable};
 use phalanx_testkit::{address, envoy, eventually};
@@ -245,6 +245,45 @@ async fn descriptors_come_from_a_server_that_tells_them() -> anyhow::Result<()> 
     let ours = address::fresh();
     let _edge = mesh.edge(ours, mesh.xds)?;
     answered(SocketAddr::new(ours, 8080)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_whose_service_dies_ends_with_a_word() -> anyhow::Result<()> {
+    for (accept, ending) in [
+        (
+            "*/*",
+            "\n{\"error\":{\"code\":14,\"message\":\"upstream_reset\"}}\n",
+        ),
+        (
+            "text/event-stream",
+            "\n\nevent: error\ndata: {\"code\":14,\"message\":\"upstream_reset\"}\n\n",
+        ),
+    ] {
+        let mut mesh = Mesh::start().await?;
+        let (mut service, backend, set) = service(&mesh)?;
+        let inline = format!("inline: \"{}\"", STANDARD.encode(set));
+        mesh.apply(&manifests(&inline, backend)).await?;
+        let ours = address::fresh();
+        let _edge = mesh.edge(ours, mesh.xds)?;
+        let edge = SocketAddr::new(ours, 8080);
+        answered(edge).await?;
+        let endless = Call::get(HOST, "/v1/rooms/1/events?count=1000000");
+        let mut stream = Stream::open(edge, &endless.header("accept", accept)).await?;
+        let mut text = String::new();
+        loop {
+            match stream.next().await? {
+                Next::Piece(piece) => {
+                    text.push_str(&String::from_utf8_lossy(&piece));
+                    service.kill();
+                }
+                Next::End(_) => break,
+                Next::BrokenOff => anyhow::bail!("broken off after {} bytes", text.len()),
+            }
+        }
+        let at = text.floor_char_boundary(text.len().saturating_sub(ending.len()));
+        assert_eq!(&text[at..], ending, "{accept}");
+    }
+    Ok(())
 }
 
 /// grpc-gateway is made for one service at build time; what it makes of the same annotations is the measure for the rest.

@@ -220,7 +220,9 @@ impl Run<'_> {
             return Outcome::Done;
         }
         tally.break_off(is_callers);
-        let is_told = is_told(reason) && Box::pin(telling.end_with(core, incoming, reason)).await;
+        // Other than in gRPC there is no reset that says it: whoever still reads is told.
+        let is_told = !is_callers || is_told(reason);
+        let is_told = is_told && Box::pin(telling.end_with(core, incoming, reason)).await;
         if !is_told {
             incoming.break_off();
         }
