@@ -12,7 +12,9 @@ use phalanx_game::matchmaking::{
     AllocateError, Allocates, Allocation, Allocator, LocalLease, Node, NodeConfig, RulesSpec, Seal,
     ShardConfig,
 };
+use tokio::net::TcpListener;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 
 /// A room for every match, without asking anybody.
 struct Rooms;
@@ -31,6 +33,8 @@ impl Allocator for Rooms {
 async fn main() -> Result<(), Box<dyn Error>> {
     let address = std::env::args().nth(1).unwrap_or("127.0.0.1:7450".into());
     let address: SocketAddr = address.parse()?;
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.map_err(|error| format!("{address}: {error}"))?;
 
     let season = BoardSpec::new("season", Kind::Best(Better::Higher));
     let board = Arc::new(Board::try_new(season)?);
@@ -59,7 +63,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let serving = Server::builder()
         .add_service(boards.into_server())
         .add_service(shards.into_server())
-        .serve_with_shutdown(address, async {
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener), async {
             let _ = tokio::signal::ctrl_c().await;
             // Ends the watches, for which the server would wait.
             shard.close().await;

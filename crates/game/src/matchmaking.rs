@@ -43,4 +43,4 @@ pub use ticket::{
 pub use waiting::Estimate;
 
 #[cfg(feature = "etcd")]
-pub use lease::etcd::StoreLease;
+pub use lease::etcd::{EtcdConfig, Store, StoreLease};

@@ -33,7 +33,8 @@ pub enum DirectoryError {
     Unknown(Instance),
     #[error("the directory takes no more seats, or no more changes for now")]
     Full,
-    #[error("such a time to live, or name, is not taken")]
+    /// A seat's time to live is 5 s to 24 h; a name has 1 to 128 visible ASCII characters; no epoch is 0.
+    #[error("not taken: a time to live is 5 s to 24 h, a name 1 to 128 visible ASCII characters, an epoch not 0")]
     Invalid,
     #[error("the directory can't be asked")]
     Unavailable(#[source] Box<dyn Error + Send + Sync>),

@@ -35,10 +35,12 @@ pub struct Pass {
 /// Why nobody is let in by a pass. Whatever it is, the session that it names is left as it was.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResumeError {
+    /// Before its earliest time, even by a clock that is [`SKEW`] ahead.
     #[error("it is too early by {left:?}")]
     Early { left: Duration },
     #[error("the pass has expired")]
     Expired,
+    /// Not of whom the login knows.
     #[error("the pass is another player's")]
     OtherPlayer,
     /// It was issued before the room changed hands. Its holder may log in anew.
@@ -47,10 +49,13 @@ pub enum ResumeError {
     /// Whoever is asked has lost the room, and does not know it yet.
     #[error("the pass is of epoch {pass}, which is later than {known}")]
     LaterEpoch { pass: u64, known: u64 },
+    /// The directory has no seat for its room, or another server has it.
     #[error("nobody serves room {0}, or not here")]
     NotHere(Key),
+    /// A pass lets in once, and ends those that were issued before it.
     #[error("the pass, or a later one, was used")]
     Used,
+    /// The player left, or was away for too long.
     #[error("the session is over")]
     Over,
     #[error("no more sessions are taken here")]

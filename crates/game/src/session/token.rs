@@ -79,14 +79,18 @@ pub enum SealError {
 /// Why a text is no token. What it seems to say is not looked at before its seal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
+    /// Not our alphabet, too long, too short, or nothing that a pass could be.
     #[error("it is no token")]
     Garbled,
     #[error("tokens of version {0} are not known")]
     Version(u8),
+    /// Of another service, or sealed with a secret that this server was not given yet.
     #[error("secret {0} is not known")]
     UnknownSecret(u32),
+    /// Its [`Secret::opens_until`] is past.
     #[error("secret {0} opens nothing any more")]
     RetiredSecret(u32),
+    /// Something was changed in it, or another secret of that number made it.
     #[error("its seal is not ours")]
     Forged,
     #[error("it expired {ago:?} ago")]

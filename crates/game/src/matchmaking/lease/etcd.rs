@@ -8,7 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use phalanx_store::{Entry, Error, LeaseId, Revision, Store, Txn};
+use phalanx_store::{Entry, Error, LeaseId, Revision, Txn};
+pub use phalanx_store::{EtcdConfig, Store};
 
 use super::{Answer, Claim, Grant, IN_SYNC_MAX, Lease, LeaseError, Roll, Seen, admissible};
 use crate::matchmaking::log::ReplicaId;

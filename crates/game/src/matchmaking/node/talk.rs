@@ -87,10 +87,13 @@ impl Stage {
 /// Why not. Only [`Refusal::Unknown`] leaves open whether the request took effect.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
+    /// The rules could never match such a ticket: every reason at once.
     #[error("not admitted: {0}")]
     Unfit(#[source] Problems),
+    /// A player is in one live ticket at most; this one has to be cancelled first.
     #[error("player {player} is in ticket {ticket} already")]
     Queued { player: u64, ticket: TicketId },
+    /// Tickets' ids are chosen at random by who brings them: choose another.
     #[error("another party has ticket {0}")]
     Taken(TicketId),
     #[error("nothing is known of ticket {0}: it never came, or its result is no longer kept")]
@@ -100,16 +103,20 @@ pub enum Refusal {
     /// The match went before everybody agreed, or never was.
     #[error("player {player} has no seat in match {id}")]
     NoSeat { id: MatchId, player: u64 },
+    /// Too late to cancel.
     #[error("ticket {ticket} is reserved for match {id}: refuse that instead")]
     Reserved { ticket: TicketId, id: MatchId },
+    /// Players are on their way to its seats.
     #[error("backfill {} is being filled", .0.0)]
     Filling(BackfillId),
+    /// The same id with other seats, or another room.
     #[error("backfill {} is another match's", .0.0)]
     OtherBackfill(BackfillId),
     #[error("{max} matches are offered: that is all this shard takes")]
     BackfillsFull { max: usize },
     #[error("a room's name has at most {max} bytes")]
     RoomTooLong { max: usize },
+    /// Nothing was done; come back later.
     #[error("the waiting room is full ({max} tickets)")]
     Full { max: usize },
     #[error("{max} tickets are watched: that is all this shard takes")]
