@@ -563,15 +563,16 @@ mod tests {
             players_max: 100,
             period: Duration::from_secs(3600),
         });
-        let mut books = hall.lock();
-        for id in 0..(MATCHES_MAX + 10) {
-            books.is_new(format!("m{id}").into());
+        {
+            let mut books = hall.lock();
+            for id in 0..(MATCHES_MAX + 10) {
+                books.is_new(format!("m{id}").into());
+            }
+            assert_eq!(
+                (books.seen.len(), books.seen_order.len()),
+                (MATCHES_MAX, MATCHES_MAX)
+            );
         }
-        assert_eq!(
-            (books.seen.len(), books.seen_order.len()),
-            (MATCHES_MAX, MATCHES_MAX)
-        );
-        drop(books);
         for id in 0..(PLAYERS_MAX + 100) {
             hall.record(one(&format!("n{id}"), &format!("p{id}"), id as u32, true))
                 .await
