@@ -137,6 +137,7 @@ async fn a_tap_shows_what_it_asks_for_and_is_gone_with_its_listener() -> anyhow:
         .collect::<Result<_, _>>()?;
     let statuses: Vec<_> = seen.iter().map(|line| line["status"].clone()).collect();
     assert_eq!(statuses, [503, 500]);
+    assert_eq!(seen[0]["colour"], "staging");
     assert!(!text.contains("hunter2"), "{text}");
     assert!(
         text.contains("[redacted]") && text.contains("staging"),
@@ -151,6 +152,6 @@ async fn a_tap_shows_what_it_asks_for_and_is_gone_with_its_listener() -> anyhow:
     .await?;
     // What can't be meant is refused.
     assert_eq!(page(shop.admin, "/tap?status=9xx").await?.status, 400);
-    assert_eq!(page(shop.admin, "/tap?colour=blue").await?.status, 400);
+    assert_eq!(page(shop.admin, "/tap?shape=round").await?.status, 400);
     Ok(())
 }
