@@ -12,7 +12,7 @@ use phalanx_telemetry::trace::TraceContext;
 use super::core::{Cluster, Core, CorePlan, Holder};
 use super::deadline::Watch;
 use crate::account::sight::{AnsweredBy, is_secret};
-use crate::account::{Edge, EdgeCell, Ending, Event, Flow, Sight, Speaks, Traffic};
+use crate::account::{Edge, EdgeCell, Ending, Event, Flow, LaneCounts, Sight, Speaks, Traffic};
 use crate::balance::Evidence;
 use crate::compare::{self, Side};
 use crate::context::{Caller, StreamContext};
@@ -469,27 +469,26 @@ impl Tally {
 
     /// Who got it in the end.
     fn count_lane(&self) {
-        let Some(cluster) = &self.cluster else { return };
-        if let Some(lane) = &cluster.plan.lane {
-            let member = self
-                .member
-                .and_then(|member| cluster.plan.group.member(member));
-            lane.count(self.core.index, member.map(|member| member.is_far));
+        if let Some((lane, is_far)) = self.lane() {
+            lane.count(self.core.index, is_far);
         }
     }
 
-    /// The same in words; none where no lane is for it.
     fn answered_by(&self) -> Option<AnsweredBy> {
-        let cluster = self.cluster.as_ref()?;
-        cluster.plan.lane.as_ref()?;
-        let member = self
-            .member
-            .and_then(|member| cluster.plan.group.member(member));
-        Some(match member.map(|member| member.is_far) {
+        let (_, is_far) = self.lane()?;
+        Some(match is_far {
             Some(false) => AnsweredBy::Lane,
             Some(true) => AnsweredBy::Baseline,
             None => AnsweredBy::Nobody,
         })
+    }
+
+    /// Where a lane is for it: its counts, and whether the endpoint that it came to last is of the baseline; none: of nobody.
+    fn lane(&self) -> Option<(&LaneCounts, Option<bool>)> {
+        let cluster = &self.cluster.as_ref()?.plan;
+        let lane = cluster.lane.as_deref()?;
+        let member = self.member.and_then(|member| cluster.group.member(member));
+        Some((lane, member.map(|member| member.is_far)))
     }
 
     #[cold]
