@@ -1,14 +1,17 @@
 //! The kit in a mesh: this instance is registered (by itself, or by its sidecar), finds others, keeps its seats in the mesh's
 //! session directory, and hears that it is to drain. A [`Mesh`] is made once per process; all that it hands out ends with it.
 //!
-//! Names and calls stay with the sidecar: whoever has one calls services by name. Module order: seats, traffic, endpoints, sidecar.
+//! Names and calls stay with the sidecar: whoever has one calls services by name. Module order: seats, traffic,
+//! endpoints, identity, sidecar.
 
 mod endpoints;
+mod identity;
 mod seats;
 mod sidecar;
 mod traffic;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use phalanx_client::registry::Registration;
@@ -16,6 +19,7 @@ use tokio::task::JoinHandle;
 use tracing::info;
 
 pub use endpoints::{Endpoints, Known};
+pub use identity::{IdentityError, IdentityFiles};
 pub use phalanx_client::admin::Admin;
 pub use phalanx_client::channel::Control;
 pub use phalanx_model::instance::Protocol;
@@ -48,8 +52,10 @@ pub enum Presence {
 
 #[derive(Clone, Debug)]
 pub struct MeshOptions {
-    /// The control plane's port for data planes (15010); [`Control::parse`], or over TLS with an identity.
+    /// The control plane's port for data planes (15010); [`Control::parse`], or over TLS by [`MeshOptions::secure`].
     pub control: Control,
+    /// Who this process is, where the mesh has identities; read again for as long as the [`Mesh`] is there.
+    pub identity: Option<IdentityFiles>,
     pub service: ServiceName,
     pub presence: Presence,
     /// The control plane's API (15080), as somebody who may look (role `viewer`): says until when a drain is, and how fast. Without,
@@ -63,11 +69,31 @@ impl MeshOptions {
     pub fn new(control: Control, service: ServiceName, presence: Presence) -> Self {
         Self {
             control,
+            identity: None,
             service,
             presence,
             admin: None,
             join_within: JOIN_WITHIN,
         }
+    }
+
+    /// For a mesh with identities: `folder` holds a certificate of the service, as `phalanx cert issue --watch` keeps it.
+    /// Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// [`IdentityError`]
+    pub fn secure(
+        control: &str,
+        folder: &Path,
+        service: ServiceName,
+        presence: Presence,
+    ) -> Result<Self, IdentityError> {
+        let files = IdentityFiles::open(folder, &service)?;
+        let control = files.control(control)?;
+        Ok(Self {
+            identity: Some(files),
+            ..Self::new(control, service, presence)
+        })
     }
 }
 
@@ -97,6 +123,7 @@ pub struct Mesh {
     registration: Option<Registration>,
     traffic: tokio::sync::watch::Receiver<Traffic>,
     following: JoinHandle<()>,
+    keeping: Option<JoinHandle<()>>,
 }
 
 impl Mesh {
@@ -107,6 +134,7 @@ impl Mesh {
     pub async fn join(options: MeshOptions) -> Result<Self, MeshError> {
         let MeshOptions {
             control,
+            identity,
             service,
             presence,
             admin,
@@ -149,6 +177,7 @@ impl Mesh {
             admin,
             said,
         ));
+        let keeping = identity.map(|files| tokio::spawn(files.follow(control.clone())));
         Ok(Self {
             control,
             service,
@@ -156,6 +185,7 @@ impl Mesh {
             registration,
             traffic,
             following,
+            keeping,
         })
     }
 
@@ -195,5 +225,8 @@ impl Mesh {
 impl Drop for Mesh {
     fn drop(&mut self) {
         self.following.abort();
+        if let Some(keeping) = &self.keeping {
+            keeping.abort();
+        }
     }
 }

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use phalanx_client::api::DrainRequest;
 use phalanx_game::mesh::{
-    Control, DrainOrder, Handover, InstanceId, InstancePort, Mesh as Joined, MeshError,
-    MeshOptions, MeshWatch, Presence, Protocol, Registered, ServiceName, Traffic,
+    Control, DrainOrder, Handover, IdentityError, InstanceId, InstancePort, Mesh as Joined,
+    MeshError, MeshOptions, MeshWatch, Presence, Protocol, Registered, ServiceName, Traffic,
 };
 use phalanx_game::session::{
     Clock, Directory, DirectoryError, Drain, Follow, Instance, Key, Moved, Phase,
 };
+use phalanx_testkit::guarded::Guarded;
 use phalanx_testkit::mesh::{Mesh, READY_MAX};
 use phalanx_testkit::{address, eventually};
 use tokio::time::timeout;
@@ -33,6 +34,10 @@ fn options(mesh: &Mesh, presence: Presence) -> anyhow::Result<MeshOptions> {
 
 /// A room server without a sidecar.
 async fn join(mesh: &Mesh, id: &str) -> anyhow::Result<Joined> {
+    Ok(Joined::join(options(mesh, by_itself(id))?).await?)
+}
+
+fn by_itself(id: &str) -> Presence {
     let port = InstancePort {
         name: String::new(),
         number: 8080,
@@ -51,11 +56,10 @@ async fn join(mesh: &Mesh, id: &str) -> anyhow::Result<Joined> {
         proxy_admin: String::new(),
         mutual_tls: false,
     };
-    let presence = Presence::Itself {
+    Presence::Itself {
         instance: Box::new(instance),
         ttl: phalanx_game::mesh::TTL,
-    };
-    Ok(Joined::join(options(mesh, presence)?).await?)
+    }
 }
 
 async fn drain(mesh: &Mesh, instance: &Instance, grace: Option<Duration>) -> anyhow::Result<()> {
@@ -277,5 +281,35 @@ async fn a_room_server_hears_of_its_drain_and_finishes_its_rooms() -> anyhow::Re
     until(&one, |traffic| *traffic == Traffic::Accepting).await?;
     rooms.rooms_mut().accept();
     rooms.open(clock.now(), &key("new"), None).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_server_with_a_certificate_in_a_folder_joins_a_mesh_with_identities()
+-> anyhow::Result<()> {
+    let plane = Guarded::start().await?;
+    for name in ["battle", "shop"] {
+        plane.does(&["cert", "issue", "--service", name, "--out", name])?;
+    }
+    let address = plane.xds.to_string();
+    // Another service's certificate is none, and without one nobody is let in.
+    let shop = plane.folder().join("shop");
+    let wrong = MeshOptions::secure(&address, &shop, service(), by_itself("one"));
+    assert!(matches!(wrong.err(), Some(IdentityError::Files { .. })));
+    let mut open = MeshOptions::new(Control::parse(&address)?, service(), by_itself("one"));
+    open.join_within = Duration::from_millis(500);
+    let refused = Joined::join(open).await.err();
+    assert!(matches!(refused, Some(MeshError::NotRegistered { .. })));
+
+    let folder = plane.folder().join("battle");
+    let options = MeshOptions::secure(&address, &folder, service(), by_itself("one"))?;
+    let one = Joined::join(options).await?;
+    until(&one, |traffic| *traffic == Traffic::Accepting).await?;
+    let (directory, room) = (one.directory(), key("room"));
+    let seat = directory.claim(&room, one.instance(), None, None).await?;
+    assert_eq!(seat.instance, *one.instance());
+    plane.does(&["drain", "battle/one"])?;
+    until(&one, |traffic| matches!(traffic, Traffic::Draining(_))).await?;
+    assert!(one.leave(READY_MAX).await);
     Ok(())
 }
