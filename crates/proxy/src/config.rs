@@ -221,6 +221,12 @@ impl Config {
     }
 }
 
+/// Whether a listener there takes who calls `advertised`, as far as families tell: one on `::` takes both.
+pub fn takes_family(inbound: SocketAddr, advertised: SocketAddr) -> bool {
+    let both = inbound.is_ipv6() && inbound.ip().is_unspecified();
+    both || inbound.is_ipv4() == advertised.is_ipv4()
+}
+
 /// The address this machine uses towards `control`; nothing is sent.
 async fn local_address(control: &str) -> io::Result<IpAddr> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
@@ -294,6 +300,18 @@ pub enum ConfigError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_listener_takes_its_own_family_and_the_wildcard_of_ipv6_both() {
+        let takes = |inbound: &str, advertised: &str| {
+            takes_family(inbound.parse().unwrap(), advertised.parse().unwrap())
+        };
+        assert!(takes("0.0.0.0:15006", "10.0.0.1:15006"));
+        assert!(!takes("0.0.0.0:15006", "[fd00::1]:15006"));
+        assert!(takes("[::]:15006", "10.0.0.1:15006"));
+        assert!(takes("[::]:15006", "[fd00::1]:15006"));
+        assert!(!takes("[fd00::1]:15006", "10.0.0.1:15006"));
+    }
 
     fn config(apps: &[(&str, u16)]) -> Config {
         let apps = apps

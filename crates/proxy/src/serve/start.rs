@@ -28,7 +28,7 @@ use super::{Running, ServeError, hint, upgrade};
 use crate::accesslog::AccessLog;
 use crate::account::Account;
 use crate::admin::{self, View};
-use crate::config::Config;
+use crate::config::{Config, takes_family};
 use crate::discovery::{self, Discovery};
 use crate::drive::{DriveConfig, Workers};
 use crate::edge::{Edge, TlsDir, tls_dir};
@@ -109,7 +109,11 @@ pub(super) async fn begin(config: Config, is_decided: &AtomicBool) -> Result<Run
     let certificates = certificates
         .map(|certificates| certificates.spawn(planes.clone(), &config.control, &lasting))
         .transpose()?;
-    let instance = instance(&config, config.advertised(inbound).await?, admin);
+    let advertised = config.advertised(inbound).await?;
+    if config.gateway.is_none() && !takes_family(inbound, advertised) {
+        warn!(%advertised, %inbound, "nobody reaches this sidecar: it advertises an address of the other family than it listens on (--inbound [::]:15006 takes both)");
+    }
+    let instance = instance(&config, advertised, admin);
     if let Some(heir) = heir
         .as_ref()
         .filter(|heir| heir.instance != instance.id.to_string())
