@@ -6,6 +6,9 @@
 //! (answers, calls for rooms) is held until [`Copies`] says that the entry can't be lost any more.
 
 mod decide;
+mod exchange;
+mod journal;
+mod limits;
 mod recent;
 
 #[cfg(test)]
@@ -19,250 +22,27 @@ use std::{
     time::Duration,
 };
 
-use super::talk::{Answer, Request, Stage, TicketState};
+use super::talk::{Answer, Stage, TicketState};
 use crate::matchmaking::{
-    ledger::{Counts, Entry, Imbalance, Impossible, Ledger, MatchId, Waits},
-    log::{Checkpoint, Position, Record, ReplicaId},
+    ledger::{Entry, Ledger, MatchId, Waits},
+    log::{Checkpoint, Position, ReplicaId},
     rules::MatchRules,
-    search::Proposal,
-    standby::{Amend, Copies, PATIENCE},
-    ticket::{Backfill, BackfillId, RegionIndex, Ticket, TicketId},
+    standby::{Amend, Copies},
+    ticket::TicketId,
     waiting::{Departures, Line},
 };
 
-use recent::Recent;
+pub use exchange::{Allocation, Command, Defect, Input, Now, Output, OwnerMetrics, Refused, Start};
+use journal::{Journal, Written};
+pub use limits::Limits;
 
 /// Entries that are due (expiries, lapses) written per tick at most; the rest follows with the next.
 pub const DUE_MAX: usize = 10_000;
-/// A batch that has grown to this many bytes takes no more requests until it is on its way.
-pub const BATCH_BYTES_MAX: usize = 1 << 20;
 /// Answers and news that may wait to be safe before requests have to; then the intake fills up, and more are refused.
 pub const HELD_MAX: usize = 262_144;
-/// Records that may be under way to a standby that is waited for.
-const PIPELINE_MAX: usize = 8;
-/// Of [`Limits::outside_max`].
-const OUTSIDE_MAX: usize = 1_000_000;
 const AUDIT_EVERY: Duration = Duration::from_secs(10);
 /// How often old results are looked for, and places in the waiting room told.
 const MINUTE_HAND: Duration = Duration::from_secs(1);
-
-/// What a shard allows itself. All have defaults.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Tickets in the search and in proposals at once; more wait outside. Default 100,000.
-    pub inside_max: usize,
-    /// Tickets in the waiting room; more are refused. Default 100,000.
-    pub outside_max: usize,
-    /// How long a ticket may wait, outside and inside, before it expires. Default 10 min.
-    pub ticket_ttl: Duration,
-    /// How long players have to confirm. Default 12 s.
-    pub confirm_within: Duration,
-    /// How long a room is looked for. Default 10 s.
-    pub allocate_within: Duration,
-    /// Whether players are asked to confirm. Default true.
-    pub ask: bool,
-    /// How long results are kept (and at most the newest
-    /// [`RESULTS_MAX`](crate::matchmaking::ledger::RESULTS_MAX)). Default 5 min.
-    pub keep_results: Duration,
-    /// Matches with open seats at once. Default 4,096, which is all that a search takes.
-    pub backfills_max: usize,
-    /// Tickets that are watched at once. Default 200,000.
-    pub watches_max: usize,
-    /// Bytes of log after which the state is written as a checkpoint. Default 64 MiB.
-    pub checkpoint_bytes: u64,
-    /// How long a standby may say nothing before it is no longer waited for. Default 500 ms.
-    pub standby_patience: Duration,
-}
-
-impl Limits {
-    /// # Errors
-    /// What is larger than the search takes, or than can be read back.
-    pub(super) fn check(&self) -> Result<(), &'static str> {
-        use crate::matchmaking::{log::SEGMENT_BYTES_MAX, search};
-        if self.inside_max > search::TICKETS_MAX {
-            return Err("inside_max is at most 500,000");
-        }
-        if self.outside_max > OUTSIDE_MAX {
-            return Err("outside_max is at most 1,000,000");
-        }
-        if self.backfills_max > search::BACKFILLS_MAX {
-            return Err("backfills_max is at most 4,096");
-        }
-        if self.checkpoint_bytes > SEGMENT_BYTES_MAX / 4 {
-            return Err("checkpoint_bytes is at most 256 MiB");
-        }
-        Ok(())
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            inside_max: 100_000,
-            outside_max: 100_000,
-            ticket_ttl: Duration::from_secs(600),
-            confirm_within: Duration::from_secs(12),
-            allocate_within: Duration::from_secs(10),
-            ask: true,
-            keep_results: Duration::from_secs(300),
-            backfills_max: crate::matchmaking::search::BACKFILLS_MAX,
-            watches_max: 200_000,
-            checkpoint_bytes: 64 << 20,
-            standby_patience: PATIENCE,
-        }
-    }
-}
-
-/// Both clocks: one for spans, one for what is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Now {
-    /// Since any fixed start.
-    pub mono: Duration,
-    /// Unix milliseconds, which don't go back while this owner lives.
-    pub ms: u64,
-}
-
-/// What happens to an owner. `R` is where an answer goes.
-#[derive(Debug)]
-pub enum Input<R> {
-    Request(Request, R),
-    /// To be given several times a second.
-    Tick,
-    Proposed(Vec<Proposal>),
-    /// The search doesn't take a ticket that passed the door: a defect.
-    Unsearchable(TicketId, String),
-    Allocated(MatchId, Result<String, String>),
-    /// The own disk has everything up to an entry.
-    Synced(u64),
-    /// A standby connects and says how far its history goes.
-    Joined {
-        session: u64,
-        replica: ReplicaId,
-        position: Position,
-    },
-    Acked {
-        replica: ReplicaId,
-        seq: u64,
-    },
-    Left {
-        session: u64,
-        replica: ReplicaId,
-    },
-    /// The lease is good until then.
-    Renewed(Duration),
-    Amended(Amend),
-    /// Take in nothing more, finish what is reserved.
-    Drain,
-}
-
-#[derive(Debug)]
-pub enum Output<R> {
-    /// To be written, synced, and sent to the standby that is attached.
-    Append(Record),
-    /// What all records so far come to, to be written beside the log.
-    Checkpoint(Vec<u8>),
-    Answer(R, Answer),
-    /// A watched ticket stands differently.
-    Told(TicketState),
-    Search(Command),
-    /// Everybody agreed: a room is wanted until then (monotonic).
-    Allocate(Allocation, Duration),
-    /// A room that was found, or may yet be, has no players any more.
-    GiveBack(MatchId),
-    /// The roll has to be changed; repeated until it is, or the lease is over.
-    Amend(Amend),
-    /// A standby's session begins: with the whole state, or with the records that it lacks.
-    Attach {
-        session: u64,
-        checkpoint: Option<Checkpoint>,
-        tail: Vec<Record>,
-    },
-    /// There is no place for this standby now.
-    Turned {
-        session: u64,
-    },
-    /// Everything is written and known to the standby, nothing is reserved: let go of the lease.
-    Drained,
-}
-
-/// What the search is to do, in order.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Command {
-    /// One that comes for the first time.
-    Insert(Arc<Ticket>),
-    /// One that was in a proposal.
-    Return(Arc<Ticket>),
-    Remove(TicketId),
-    Offer(Backfill),
-    Withdraw(BackfillId),
-    /// No more proposals.
-    Rest,
-}
-
-/// What an allocator needs to know.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Allocation {
-    /// The same match asks with the same id, by this owner or the next: it gets the same room.
-    pub id: MatchId,
-    pub teams: Vec<Vec<Arc<Ticket>>>,
-    /// What each player plays, see [`Proposal`].
-    pub roles: Vec<Vec<Option<u8>>>,
-    pub region: RegionIndex,
-    /// The room of the running match whose open seats these are, to be told who comes.
-    pub backfill: Option<String>,
-}
-
-/// An owner that can't go on.
-#[derive(Debug, thiserror::Error)]
-pub enum Defect {
-    #[error(transparent)]
-    Impossible(#[from] Impossible),
-    #[error(transparent)]
-    Imbalance(#[from] Imbalance),
-}
-
-/// Requests that were turned away, by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Refused {
-    pub unfit: u64,
-    pub queued: u64,
-    pub full: u64,
-    pub draining: u64,
-    pub other: u64,
-}
-
-/// How an owner is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OwnerMetrics {
-    pub counts: Counts,
-    pub refused: Refused,
-    /// Tickets in search and proposals.
-    pub inside: u64,
-    /// Tickets in the waiting room.
-    pub outside: u64,
-    pub backfills: u64,
-    pub results: u64,
-    pub watched: u64,
-    pub records: u64,
-    pub entries: u64,
-    pub bytes: u64,
-    /// Entries that clients can't be told of yet.
-    pub unacknowledged: u64,
-    pub standby_in_sync: bool,
-}
-
-/// What an owner takes over.
-#[derive(Debug)]
-pub struct Start {
-    pub ledger: Ledger,
-    /// Of the log that came to the ledger.
-    pub position: Position,
-    /// As the lease says.
-    pub epoch: u64,
-    pub lease_until: Duration,
-    /// Bytes that the log has written since its newest checkpoint.
-    pub log_bytes: u64,
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -273,14 +53,8 @@ pub struct Owner<R> {
     copies: Copies,
     line: Line,
     departures: Departures,
-    position: Position,
+    journal: Journal,
     synced: u64,
-    recent: Recent,
-    /// Batches that were full, oldest first, and the one that is being filled.
-    full: Vec<(Vec<u8>, u32)>,
-    body: Vec<u8>,
-    count: u32,
-    since_checkpoint: u64,
     held: VecDeque<(u64, Held<R>)>,
     moved: Vec<TicketId>,
     watched: HashSet<TicketId>,
@@ -294,7 +68,6 @@ pub struct Owner<R> {
     draining: bool,
     drained: bool,
     refused: Refused,
-    written: (u64, u64, u64),
     hand: Duration,
     /// The entry with which places were told last.
     places_told: u64,
@@ -342,12 +115,7 @@ impl<R> Owner<R> {
             ledger,
             departures,
             synced: position.seq,
-            position,
-            recent: Recent::default(),
-            full: Vec::new(),
-            body: Vec::new(),
-            count: 0,
-            since_checkpoint: log_bytes,
+            journal: Journal::new(position, log_bytes),
             held: VecDeque::new(),
             moved: Vec::new(),
             watched: HashSet::new(),
@@ -358,7 +126,6 @@ impl<R> Owner<R> {
             draining: false,
             drained: false,
             refused: Refused::default(),
-            written: (0, 0, 0),
             hand: now.mono,
             places_told: 0,
             audited: now.mono,
@@ -405,11 +172,15 @@ impl<R> Owner<R> {
 
     /// Whether so much waits to be written or told that requests had better wait.
     pub fn is_full(&self) -> bool {
-        !self.full.is_empty() || self.held.len() >= HELD_MAX
+        self.journal.is_full() || self.held.len() >= HELD_MAX
     }
 
     pub fn metrics(&self) -> OwnerMetrics {
-        let (records, entries, bytes) = self.written;
+        let Written {
+            records,
+            entries,
+            bytes,
+        } = self.journal.written();
         let outside = self.line.len() as u64;
         OwnerMetrics {
             counts: *self.ledger.counts(),
@@ -472,7 +243,7 @@ impl<R> Owner<R> {
                 position,
             } => self.join(session, replica, position, now, out)?,
             // More than was written is another history's.
-            Input::Acked { replica, seq } if seq <= self.position.seq => {
+            Input::Acked { replica, seq } if seq <= self.journal.position().seq => {
                 self.copies.acked(replica, seq, now.mono);
             }
             Input::Acked { replica, seq } => {
@@ -503,11 +274,11 @@ impl<R> Owner<R> {
     /// As [`Owner::take`].
     pub fn settle(&mut self, now: Now, out: &mut Vec<Output<R>>) -> Result<(), Defect> {
         self.fill_from_line(now, out)?;
-        if self.synced >= self.position.seq && !self.standby_is_behind() {
+        if self.synced >= self.journal.position().seq && !self.standby_is_behind() {
             self.seal(out)?;
         }
         if self.amending.is_none()
-            && let Some(amend) = self.copies.wants(self.position.seq, now.mono)
+            && let Some(amend) = self.copies.wants(self.journal.position().seq, now.mono)
         {
             self.amending = Some(amend);
             out.push(Output::Amend(amend));
@@ -546,13 +317,7 @@ impl<R> Owner<R> {
         let mut moved = std::mem::take(&mut self.moved);
         moved.clear();
         self.ledger.apply(&entry, &mut moved)?;
-        entry.encode(&mut self.body);
-        self.count += 1;
-        // Rooms and the search don't wait for the disk, but a record has to stay one that can be read.
-        if self.body.len() >= BATCH_BYTES_MAX {
-            let body = std::mem::take(&mut self.body);
-            self.full.push((body, std::mem::take(&mut self.count)));
-        }
+        self.journal.add(&entry);
         for &ticket in &moved {
             self.follow(ticket, &entry, out);
         }
@@ -660,43 +425,22 @@ impl<R> Owner<R> {
 
     /// Closes the batches, if there is anything in them.
     fn seal(&mut self, out: &mut Vec<Output<R>>) -> Result<(), Defect> {
-        if self.ledger.seq() == self.position.seq {
+        if self.ledger.seq() == self.journal.position().seq {
             return Ok(());
         }
         self.ledger.balance()?;
-        for (body, count) in std::mem::take(&mut self.full) {
-            self.append(&body, count, out);
-        }
-        if self.count > 0 {
-            let mut body = std::mem::take(&mut self.body);
-            let count = std::mem::take(&mut self.count);
-            self.append(&body, count, out);
-            body.clear();
-            self.body = body;
-        }
-        if self.since_checkpoint > self.limits.checkpoint_bytes {
-            self.since_checkpoint = 0;
+        let records = self.journal.seal(self.ledger.epoch());
+        out.extend(records.into_iter().map(Output::Append));
+        if self.journal.is_checkpoint_due(self.limits.checkpoint_bytes) {
             out.push(Output::Checkpoint(self.ledger.snapshot()));
         }
         Ok(())
     }
 
-    fn append(&mut self, body: &[u8], count: u32, out: &mut Vec<Output<R>>) {
-        let record = Record::seal(self.ledger.epoch(), &self.position, count, body);
-        self.position = record.position();
-        let bytes = record.bytes().len() as u64;
-        self.written.0 += 1;
-        self.written.1 += u64::from(count);
-        self.written.2 += bytes;
-        self.since_checkpoint += bytes;
-        self.recent.push(record.clone());
-        out.push(Output::Append(record));
-    }
-
-    /// Whether a standby that is waited for has enough to do; then batches grow.
+    /// Whether a standby that is waited for has enough to do.
     fn standby_is_behind(&self) -> bool {
         let waited_for = self.copies.waits_for();
-        waited_for.is_some_and(|acked| self.recent.after(acked) >= PIPELINE_MAX)
+        waited_for.is_some_and(|acked| self.journal.is_ahead_of(acked))
     }
 
     fn join(
@@ -709,7 +453,7 @@ impl<R> Owner<R> {
     ) -> Result<(), Defect> {
         // The state that is sent must be one that the log has been at.
         self.seal(out)?;
-        let tail = self.recent.since(&position, &self.position);
+        let tail = self.journal.since(&position);
         let acked = tail.as_ref().map_or(0, |_| position.seq);
         // A standby that dials again is heard, even before its old connection is known to be dead.
         if !self.copies.joined(replica, acked, now.mono) {
@@ -718,7 +462,7 @@ impl<R> Owner<R> {
         }
         self.session = Some(session);
         let checkpoint = tail.is_none().then(|| Checkpoint {
-            position: self.position,
+            position: self.journal.position(),
             state: self.ledger.snapshot(),
         });
         out.push(Output::Attach {

@@ -1,12 +1,12 @@
 //! An owner by itself: what it holds back, and what it does with everything that comes.
 
-use super::*;
+use super::{journal::BATCH_BYTES_MAX, *};
 use crate::matchmaking::{
     ledger::{How, tests::ticket},
-    node::talk::Refusal,
+    node::talk::{Refusal, Request},
     rules::{RegionRules, RulesSpec},
-    search::Quality,
-    ticket::OpenSeats,
+    search::{Proposal, Quality},
+    ticket::{Backfill, BackfillId, OpenSeats, RegionIndex},
 };
 
 /// An owner whose disk and search are the test.
@@ -62,8 +62,8 @@ impl Bench {
 
     /// The disk does what it has, until nothing is left.
     fn sync(&mut self) {
-        while self.owner.synced < self.owner.position.seq {
-            self.take(Input::Synced(self.owner.position.seq));
+        while self.owner.synced < self.owner.journal.position().seq {
+            self.take(Input::Synced(self.owner.journal.position().seq));
         }
     }
 
@@ -338,7 +338,7 @@ fn who_does_not_fit_waits_outside_in_order_of_class_and_arrival() {
     );
 
     // The line survives its owner.
-    let (ledger, position) = (bench.owner.ledger.clone(), bench.owner.position);
+    let (ledger, position) = (bench.owner.ledger.clone(), bench.owner.journal.position());
     let mut next = Bench::after(ledger, position, 2, quick());
     assert!(
         matches!(next.stage(3), Stage::Waiting { .. }),
@@ -380,7 +380,7 @@ fn an_owner_goes_on_where_the_one_before_was_killed() {
     let id = bench.propose(1, 2);
     bench.asked(Request::Confirm { id, player: 10 }).unwrap();
     bench.asked(Request::Confirm { id, player: 20 }).unwrap();
-    let (ledger, position) = (bench.owner.ledger.clone(), bench.owner.position);
+    let (ledger, position) = (bench.owner.ledger.clone(), bench.owner.journal.position());
     let mut next = Bench::after(ledger, position, 2, Limits::default());
     assert_eq!(next.inserted(), [3]);
     let asked = next
@@ -477,7 +477,7 @@ fn a_drained_owner_has_nothing_reserved_and_nothing_unwritten() {
 fn a_standby_gets_the_state_or_what_it_lacks() {
     let mut bench = Bench::new(Limits::default());
     bench.enqueue(1).unwrap();
-    let position = bench.owner.position;
+    let position = bench.owner.journal.position();
     bench.enqueue(2).unwrap();
     let mut attach = |position| {
         bench.out.clear();
@@ -522,7 +522,7 @@ fn an_epoch_that_is_not_above_the_logs_is_refused() {
     bench.enqueue(1).unwrap();
     let start = Start {
         ledger: bench.owner.ledger.clone(),
-        position: bench.owner.position,
+        position: bench.owner.journal.position(),
         epoch: 1,
         lease_until: Duration::MAX,
         log_bytes: 0,
@@ -575,7 +575,7 @@ fn what_does_not_wait_for_the_disk_is_written_in_records_that_can_be_read() {
         crate::matchmaking::node::replica::apply(&mut ledger, record).unwrap();
     }
     assert_eq!(ledger.backfills_len(), 4_000);
-    assert_eq!(ledger.seq(), bench.owner.position.seq);
+    assert_eq!(ledger.seq(), bench.owner.journal.position().seq);
     assert!(largest < BATCH_BYTES_MAX + 4_096, "{largest}");
 }
 
@@ -642,7 +642,7 @@ fn a_standby_that_has_what_was_never_sent_is_not_believed() {
     bench.take(Input::Acked { replica, seq: 500 });
     let amended = |output: &Output<u64>| matches!(output, Output::Amend(_));
     assert!(!bench.out.iter().any(amended));
-    let seq = bench.owner.position.seq;
+    let seq = bench.owner.journal.position().seq;
     bench.take(Input::Acked { replica, seq });
     assert!(bench.out.iter().any(amended));
 }
