@@ -26,7 +26,7 @@ use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::mark;
-use crate::secure::{Protocol, Rejection, Secure};
+use crate::secure::{Protocol, Rejection, Secure, SecureError};
 use crate::why::NO_CERTIFICATE;
 
 /// Until a connection attempt counts as failed.
@@ -288,9 +288,12 @@ async fn dial(address: &str, secure: Option<&Secure>, most: Duration) -> io::Res
     };
     let shaken = timeout(HANDSHAKE_TIMEOUT, secure.connect(stream, address)).await;
     let shaken = shaken.map_err(|_| io::Error::from(ErrorKind::TimedOut))?;
-    let (stream, peer) = shaken.inspect_err(
-        |error| tracing::warn!(control = address, %error, "the control plane there is not trusted"),
-    )?;
+    let (stream, peer) = shaken.inspect_err(|error| match error {
+        SecureError::Io(error) => {
+            tracing::warn!(control = address, %error, "the control plane's handshake breaks off");
+        }
+        _ => tracing::warn!(control = address, %error, "the control plane there is not trusted"),
+    })?;
     let identity = secure.identity().clone();
     let distrusted = async move {
         let mut changes = identity.changes();
