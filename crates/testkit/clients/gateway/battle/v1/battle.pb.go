@@ -1498,11 +1498,11 @@ const file_battle_v1_battle_proto_rawDesc = "" +
 	"\x04Mode\x12\x14\n" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\b\n" +
 	"\x04DUEL\x10\x01\x12\b\n" +
-	"\x04TEAM\x10\x022\xf5\n" +
-	"\n" +
-	"\x06Battle\x12\xb0\x01\n" +
-	"\aGetRoom\x12\x19.battle.v1.GetRoomRequest\x1a\x0f.battle.v1.Seen\"y\x82\xd3\xe4\x93\x02sZ\x1d\x12\x1b/v1/lobbies/{lobby.id}/roomZ\x1f\x12\x1d/v1/regions/{lobby.region=**}Z\x1dB\x1b\n" +
-	"\x06REPORT\x12\x11/v1/report/{name}\x12\x12/v1/{name=rooms/*}\x12L\n" +
+	"\x04TEAM\x10\x022\xb9\v\n" +
+	"\x06Battle\x12\xcf\x01\n" +
+	"\aGetRoom\x12\x19.battle.v1.GetRoomRequest\x1a\x0f.battle.v1.Seen\"\x97\x01\x82\xd3\xe4\x93\x02\x90\x01Z\x1d\x12\x1b/v1/lobbies/{lobby.id}/roomZ\x1f\x12\x1d/v1/regions/{lobby.region=**}Z\x1dB\x1b\n" +
+	"\x06REPORT\x12\x11/v1/report/{name}Z\x1bB\x19\n" +
+	"\x04HEAD\x12\x11/v1/report/{name}\x12\x12/v1/{name=rooms/*}\x12L\n" +
 	"\tListRooms\x12\x1b.battle.v1.ListRoomsRequest\x1a\x0f.battle.v1.Seen\"\x11\x82\xd3\xe4\x93\x02\v\x12\t/v1/rooms\x12T\n" +
 	"\n" +
 	"CreateRoom\x12\x1c.battle.v1.CreateRoomRequest\x1a\x0f.battle.v1.Seen\"\x17\x82\xd3\xe4\x93\x02\x11:\x04room\"\t/v1/rooms\x12\x80\x01\n" +
@@ -1513,8 +1513,9 @@ const file_battle_v1_battle_proto_rawDesc = "" +
 	"\tCloseRoom\x12\x19.battle.v1.GetRoomRequest\x1a\x0f.battle.v1.Seen\"#\x82\xd3\xe4\x93\x02\x1d:\x01*\"\x18/v1/{name=rooms/*}:close\x12p\n" +
 	"\x04Echo\x12\x15.battle.v1.Everything\x1a\x15.battle.v1.Everything\":\x82\xd3\xe4\x93\x024:\x01*Z\n" +
 	"\x12\b/v1/echoZ\x19:\x06nested\"\x0f/v1/echo/{text}\"\b/v1/echo\x12a\n" +
-	"\x05First\x12\x18.battle.v1.UploadRequest\x1a\x18.battle.v1.UploadRequest\"$\x82\xd3\xe4\x93\x02\x1e:\x04fileb\x04file\"\x10/v1/first/{path}\x12W\n" +
-	"\x05Watch\x12\x17.battle.v1.WatchRequest\x1a\x10.battle.v1.Event\"!\x82\xd3\xe4\x93\x02\x1b\x12\x19/v1/{name=rooms/*}/events0\x01\x12A\n" +
+	"\x05First\x12\x18.battle.v1.UploadRequest\x1a\x18.battle.v1.UploadRequest\"$\x82\xd3\xe4\x93\x02\x1e:\x04fileb\x04file\"\x10/v1/first/{path}\x12|\n" +
+	"\x05Watch\x12\x17.battle.v1.WatchRequest\x1a\x10.battle.v1.Event\"F\x82\xd3\xe4\x93\x02@Z#B!\n" +
+	"\x04HEAD\x12\x19/v1/{name=rooms/*}/events\x12\x19/v1/{name=rooms/*}/events0\x01\x12A\n" +
 	"\x04Move\x12\x10.battle.v1.Event\x1a\x0f.battle.v1.Seen\"\x14\x82\xd3\xe4\x93\x02\x0e:\x01*\"\t/v1/moves(\x01\x12H\n" +
 	"\x04Fail\x12\x16.battle.v1.FailRequest\x1a\x0f.battle.v1.Seen\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1/fail/{code}\x12N\n" +
 	"\x03Map\x12\x15.battle.v1.MapRequest\x1a\x14.google.api.HttpBody\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/maps/{path=**}\x12G\n" +
