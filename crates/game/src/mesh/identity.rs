@@ -116,11 +116,11 @@ impl IdentityFiles {
         let leaf = chain.first().ok_or("cert.pem holds no certificate")?;
         let leaf = Cert::parse(leaf)?;
         // The trust domain and the zone are whatever it says; who it is has to be us.
-        let ids = leaf.names.iter().filter_map(|name| match name {
+        let mut ids = leaf.names.iter().filter_map(|name| match name {
             Name::Uri(uri) => uri.parse::<SpiffeId>().ok(),
             _ => None,
         });
-        let id = ids.last().ok_or("its certificate names no workload")?;
+        let id = ids.next_back().ok_or("its certificate names no workload")?;
         let (namespace, name) = (&self.service.namespace, &self.service.name);
         let own = Workload::parse(&id.trust_domain, namespace, name, None)?;
         let own = own.with_zone_of(&leaf.names);

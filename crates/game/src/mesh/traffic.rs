@@ -153,9 +153,8 @@ async fn hear(
 
 /// What is in force by an update; none: it is not registered.
 fn now(update: Update, id: &InstanceId, before: Option<State>) -> Option<State> {
-    let told = update.upserted.iter().zip(&update.states);
-    let told = told.filter(|(instance, _)| instance.id == *id).last();
-    match told {
+    let mut told = update.upserted.iter().zip(&update.states);
+    match told.rfind(|(instance, _)| instance.id == *id) {
         Some((_, state)) => Some(*state),
         None if update.full || update.removed.contains(id) => None,
         None => before,
