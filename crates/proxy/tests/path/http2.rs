@@ -25,7 +25,7 @@ use phalanx_relay::{Deadlines, Limits};
 use crate::support::*;
 
 /// Any body, as these tests need it.
-type AnyBody = Pin<Box<dyn Body<Data = Bytes, Error = Infallible> + Send>>;
+pub type AnyBody = Pin<Box<dyn Body<Data = Bytes, Error = Infallible> + Send>>;
 
 fn empty() -> AnyBody {
     Box::pin(Empty::new())
@@ -73,7 +73,7 @@ impl Body for Echo {
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -139,7 +139,7 @@ impl Grpc {
     }
 }
 
-async fn connect(address: SocketAddr) -> SendRequest<AnyBody> {
+pub async fn connect(address: SocketAddr) -> SendRequest<AnyBody> {
     let stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let (sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
@@ -158,7 +158,7 @@ fn grpc_request(body: AnyBody) -> Request<AnyBody> {
     request.body(body).unwrap()
 }
 
-fn get(path: &str) -> Request<AnyBody> {
+pub fn get(path: &str) -> Request<AnyBody> {
     Request::get(format!("http://battle{path}"))
         .body(empty())
         .unwrap()

@@ -16,3 +16,4 @@ mod route;
 mod slow;
 mod smuggle;
 mod tunnel;
+mod withdrawn;

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ pub struct Http2Pool {
     /// Connections that could not be opened, and why the last one could not.
     failures: Cell<u32>,
     failed: Cell<Option<Fault>>,
+    /// The endpoint left the plan. Who picked it before still opens what it needs, which ends with its last stream.
     retired: Cell<bool>,
     /// Streams at once that the peer took last; a new connection is not asked for more before it has told.
     allowed: Rc<Cell<Option<u32>>>,
@@ -48,6 +49,9 @@ pub struct Http2 {
     idle_since_ms: Cell<u64>,
     /// The peer ended it, or is about to; or it is to end when its streams have.
     ending: Cell<bool>,
+    /// Nobody moves it any more.
+    ended: Cell<bool>,
+    home: Weak<Http2Pool>,
     /// As in its pool.
     allowed: Rc<Cell<Option<u32>>>,
     /// When it is secured.
@@ -67,6 +71,12 @@ impl Drop for Http2Lease {
             .active
             .set(connection.active.get().saturating_sub(1));
         connection.freed.notify_waiters();
+        if connection.active.get() == 0 {
+            match connection.home.upgrade() {
+                Some(home) => home.forgo(connection),
+                None => connection.ending.set(true),
+            }
+        }
         if connection.ending.get() {
             connection.connection.bell.ring();
         }
@@ -89,11 +99,7 @@ impl Http2Pool {
         let connections = self.connections.borrow();
         let fits = |c: &&Rc<Http2>| (c.mesh || !mesh) && c.has_room(streams_max);
         let connection = connections.iter().find(fits)?;
-        connection.active.set(connection.active.get() + 1);
-        connection
-            .served
-            .set(connection.served.get().saturating_add(1));
-        Some(Http2Lease(connection.clone()))
+        Some(Http2Lease::new(connection.clone()))
     }
 
     pub fn failures(&self) -> u32 {
@@ -144,11 +150,20 @@ impl Http2Pool {
         evicted.inspect(|connection| connection.leave()).is_some()
     }
 
-    /// No new stream; those under way go on.
+    /// No new stream on what is there; those under way go on.
     pub fn retire(&self) {
         self.retired.set(true);
         let gone = std::mem::take(&mut *self.connections.borrow_mut());
         gone.iter().for_each(|connection| connection.leave());
+    }
+
+    /// A connection's last stream is over: when retired, nobody sweeps it.
+    fn forgo(&self, connection: &Rc<Http2>) {
+        if self.retired.get() {
+            let mut connections = self.connections.borrow_mut();
+            connections.retain(|known| !Rc::ptr_eq(known, connection));
+            connection.ending.set(true);
+        }
     }
 }
 
@@ -165,7 +180,8 @@ pub struct Http2Use {
 }
 
 impl Connecting {
-    /// Opens a connection, and shares it. False where the peer speaks HTTP/1 only; the connection is in that pool then.
+    /// Opens a connection, and shares it; the first stream is the opener's, whatever becomes of the pool meanwhile. None
+    /// where the peer speaks HTTP/1 only; the connection is in that pool then.
     ///
     /// # Errors
     /// As [`secure::connect`]; those who wait hear it too.
@@ -176,7 +192,7 @@ impl Connecting {
         timeout: Duration,
         how: Http2Use,
         slot: Slot,
-    ) -> Result<bool, Fault> {
+    ) -> Result<Option<Http2Lease>, Fault> {
         let connected = secure::connect(&core, &endpoint, how.alpn, timeout).await;
         if connected.is_ok() {
             core.count(Event::PoolOpened);
@@ -184,11 +200,11 @@ impl Connecting {
         match connected {
             Ok((stream, Alpn::Http1)) => {
                 Http1::new(stream, how.requests_max, slot).rest(&core, &endpoint);
-                Ok(false)
+                Ok(None)
             }
             Ok((stream, agreed)) => {
-                self.speak(&core, stream, agreed == Alpn::Mesh, how, slot);
-                Ok(true)
+                let mesh = agreed == Alpn::Mesh;
+                Ok(Some(self.speak(&core, stream, mesh, how, slot)))
             }
             Err(fault) => {
                 self.0.failed.set(Some(fault));
@@ -198,7 +214,14 @@ impl Connecting {
         }
     }
 
-    fn speak(&self, core: &Rc<Core>, stream: Stream, mesh: bool, how: Http2Use, slot: Slot) {
+    fn speak(
+        &self,
+        core: &Rc<Core>,
+        stream: Stream,
+        mesh: bool,
+        how: Http2Use,
+        slot: Slot,
+    ) -> Http2Lease {
         let link = stream.link().cloned();
         let mut wire = Wire::new(stream);
         wire.prepare(core);
@@ -211,19 +234,19 @@ impl Connecting {
             mesh,
             idle_since_ms: Cell::new(NEW),
             ending: Cell::new(false),
+            ended: Cell::new(false),
+            home: Rc::downgrade(&self.0),
             allowed: self.0.allowed.clone(),
             link,
             freed: slot.freed.clone(),
             slot: RefCell::new(Some(slot)),
         });
         tokio::task::spawn_local(opened.clone().run(how.pings));
-        if self.0.retired.get() {
-            opened.ending.set(true);
-        } else {
-            let mut connections = self.0.connections.borrow_mut();
-            connections.retain(|known| !known.ending.get());
-            connections.push(opened);
-        }
+        let mut connections = self.0.connections.borrow_mut();
+        connections.retain(|known| !known.ending.get());
+        connections.push(opened.clone());
+        drop(connections);
+        Http2Lease::new(opened)
     }
 }
 
@@ -317,6 +340,7 @@ struct End<'c>(&'c Http2);
 impl Drop for End<'_> {
     fn drop(&mut self) {
         self.0.ending.set(true);
+        self.0.ended.set(true);
         self.0.connection.abandon();
         drop(self.0.slot.borrow_mut().take());
     }
@@ -377,6 +401,18 @@ impl Pulse {
 }
 
 impl Http2Lease {
+    fn new(connection: Rc<Http2>) -> Self {
+        connection.active.set(connection.active.get() + 1);
+        let served = connection.served.get().saturating_add(1);
+        connection.served.set(served);
+        Self(connection)
+    }
+
+    /// Whether its peer is a sidecar of ours.
+    pub fn is_mesh(&self) -> bool {
+        self.0.mesh
+    }
+
     /// Opens the stream with the head of its request.
     ///
     /// # Errors
@@ -386,6 +422,9 @@ impl Http2Lease {
         request: &Checked,
         extra: impl IntoIterator<Item = &'e Field>,
     ) -> Result<Http2Stream, Fault> {
+        if self.0.ended.get() {
+            return Err(unless_rejected(&self.0.link, Fault::Unprocessed));
+        }
         let connection = self.0.connection.clone();
         let mut inner = connection.inner.borrow_mut();
         inner.wire.prepare(&connection.core);

@@ -115,11 +115,9 @@ impl Run<'_> {
                 let (core, endpoint) = (core.clone(), endpoint.clone());
                 let opening = connecting.open(core, endpoint, pool.connect_timeout, how, slot);
                 let opened = self.within(tokio::task::spawn_local(opening)).await?;
-                match opened.unwrap_or(Err(Fault::ConnectFailed)) {
-                    Ok(true) => continue,
-                    Ok(false) => return Ok(None),
-                    Err(fault) => return Err(Missed::Fault(fault)),
-                }
+                let opened = opened.unwrap_or(Err(Fault::ConnectFailed))?; // it panicked
+                // Not looked for in the pool once more: it may be out of there by now, as when the endpoint left the plan.
+                return Ok(opened.filter(|stream| stream.is_mesh() || !mesh));
             }
             drop(connecting);
             self.wait_freed(&mut waiting).await?;
