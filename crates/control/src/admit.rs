@@ -89,6 +89,10 @@ fn count(problems: usize) -> String {
     }
 }
 
+/// To write while others do.
+const TRIES_MAX: u32 = 5;
+const AGAIN: Duration = Duration::from_millis(200);
+
 /// Who changes what, and under which conditions.
 struct Terms {
     expect: Option<u64>,
@@ -154,7 +158,7 @@ impl Admission {
             .into_iter()
             .map(|admitted| (admitted.document.id(), Some(admitted)))
             .collect();
-        self.transact(turn, wanted, terms).await
+        self.insist(turn, wanted, terms).await
     }
 
     /// # Errors
@@ -203,7 +207,7 @@ impl Admission {
             around,
         };
         let wanted = ids.into_iter().map(|id| (id, None)).collect();
-        self.transact(turn, wanted, terms).await
+        self.insist(turn, wanted, terms).await
     }
 
     /// # Errors
@@ -233,7 +237,7 @@ impl Admission {
             files: Vec::new(),
             around,
         };
-        self.transact(turn, wanted, terms).await
+        self.transact(turn, wanted, Arc::new(terms)).await
     }
 
     /// The newest `limit` records, newest first, with their revisions and sequence numbers.
@@ -262,11 +266,39 @@ impl Admission {
         self.turn.clone().lock_owned().await
     }
 
+    /// Whoever expects no revision is not refused because another plane, or a rollout, wrote at the same moment: the
+    /// documents are looked at again beside what that was.
+    async fn insist(
+        &self,
+        mut turn: Turn,
+        wanted: Wanted,
+        terms: Terms,
+    ) -> Result<ApplyResponse, AdmitError> {
+        let terms = Arc::new(terms);
+        let tries = if terms.expect.is_some() { 1 } else { TRIES_MAX };
+        for _ in 1..tries {
+            match self.transact(turn, wanted.clone(), terms.clone()).await {
+                Err(AdmitError::Conflict { .. }) => {}
+                ended => return ended,
+            }
+            self.caught_up().await;
+            turn = self.turn().await;
+        }
+        self.transact(turn, wanted, terms).await
+    }
+
+    /// Waits for what somebody else wrote; not long, since it may have been read already.
+    async fn caught_up(&self) {
+        let (mut worlds, sequence) = (self.worlds.clone(), self.worlds.borrow().sequence);
+        let newer = worlds.wait_for(|world| world.sequence > sequence);
+        let _ = tokio::time::timeout(AGAIN, newer).await;
+    }
+
     async fn transact(
         &self,
         turn: Turn,
         wanted: Wanted,
-        terms: Terms,
+        terms: Arc<Terms>,
     ) -> Result<ApplyResponse, AdmitError> {
         let world = self.worlds.borrow().clone();
         if let Some(expected) = terms
@@ -280,11 +312,11 @@ impl Admission {
         }
         let (before, looks) = (world.clone(), terms.dry_run || terms.canary.is_some());
         let published = self.published.as_ref().map(|p| p.borrow().clone());
-        let (_turn, (planned, terms)) = aside(turn, move || {
-            let planned = plan(&before, published.as_deref(), wanted, &terms, looks);
-            (planned, terms)
-        })
-        .await?;
+        let look = {
+            let terms = terms.clone();
+            move || plan(&before, published.as_deref(), wanted, &terms, looks)
+        };
+        let (_turn, planned) = aside(turn, look).await?;
         let Plan {
             steps,
             mut warnings,

@@ -11,7 +11,7 @@ use phalanx_model::ServiceName;
 use phalanx_store::Txn;
 
 use super::effect::{Around, Outcome};
-use super::{Admission, AdmitError, Step, Terms, check_texts, json, problem, unix_ms};
+use super::{Admission, AdmitError, Step, TRIES_MAX, Terms, check_texts, json, problem, unix_ms};
 use crate::snapshot::Node;
 use crate::world::World;
 use crate::world::record::{
@@ -255,10 +255,7 @@ impl Admission {
                 Err(AdmitError::Conflict { .. }) if tries < TRIES_MAX => tries += 1,
                 ended => return ended,
             }
-            let (mut worlds, sequence) = (self.worlds.clone(), self.worlds.borrow().sequence);
-            let newer = worlds.wait_for(|world| world.sequence > sequence);
-            // Whoever was faster may have been read already.
-            let _ = tokio::time::timeout(AGAIN, newer).await;
+            self.caught_up().await;
         }
     }
 
@@ -329,9 +326,6 @@ impl Admission {
     }
 }
 
-/// To decide a canary while others write.
-const TRIES_MAX: u32 = 5;
-const AGAIN: Duration = Duration::from_millis(200);
 const WATCH_MIN: Duration = Duration::from_secs(1);
 const WATCH_MAX: Duration = Duration::from_secs(24 * 3600);
 

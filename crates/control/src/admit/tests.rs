@@ -216,6 +216,22 @@ async fn a_dry_run_shows_before_and_after_and_stores_nothing() {
 }
 
 #[tokio::test]
+async fn who_expects_no_revision_is_not_refused_because_another_plane_wrote_at_the_same_moment() {
+    let one = door().await;
+    let other = on(one.store.clone()).await;
+    for port in 1..=50 {
+        let (web, lobby) = (
+            request(&service("web", port)),
+            request(&service("lobby", port)),
+        );
+        let both = tokio::join!(one.admission.apply(web), other.admission.apply(lobby));
+        both.0.unwrap();
+        both.1.unwrap();
+    }
+    assert_eq!(one.admission.history(1000).await.unwrap().len(), 100);
+}
+
+#[tokio::test]
 async fn an_unexpected_revision_is_a_conflict() {
     let door = door().await;
     let revision = door.apply(&service("web", 80)).await.revision;
