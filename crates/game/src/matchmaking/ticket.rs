@@ -64,7 +64,7 @@ pub struct Player {
 pub struct Roles(pub u8);
 
 impl Roles {
-    /// The places must be below [`ROLES_MAX`]; others are left out (as [`check`] sees no more than this set, parse foreign
+    /// The places must be below [`ROLES_MAX`]; others are left out (as the door sees no more than this set, parse foreign
     /// lists through serde, which refuses them).
     pub fn of(places: &[usize]) -> Self {
         Self(
