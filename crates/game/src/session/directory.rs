@@ -34,7 +34,9 @@ pub enum DirectoryError {
     #[error("the directory takes no more seats, or no more changes for now")]
     Full,
     /// A seat's time to live is 5 s to 24 h; a name has 1 to 128 visible ASCII characters; no epoch is 0.
-    #[error("not taken: a time to live is 5 s to 24 h, a name 1 to 128 visible ASCII characters, an epoch not 0")]
+    #[error(
+        "not taken: a time to live is 5 s to 24 h, a name 1 to 128 visible ASCII characters, an epoch not 0"
+    )]
     Invalid,
     #[error("the directory can't be asked")]
     Unavailable(#[source] Box<dyn Error + Send + Sync>),
