@@ -62,11 +62,19 @@ pub struct Http2 {
 }
 
 /// The right to open one stream.
-pub struct Http2Lease(Rc<Http2>);
+pub struct Http2Lease {
+    connection: Rc<Http2>,
+    /// It was opened.
+    is_used: bool,
+}
 
 impl Drop for Http2Lease {
     fn drop(&mut self) {
-        let connection = &self.0;
+        let connection = &self.connection;
+        if !self.is_used {
+            let served = connection.served.get().saturating_sub(1);
+            connection.served.set(served);
+        }
         connection
             .active
             .set(connection.active.get().saturating_sub(1));
@@ -405,12 +413,15 @@ impl Http2Lease {
         connection.active.set(connection.active.get() + 1);
         let served = connection.served.get().saturating_add(1);
         connection.served.set(served);
-        Self(connection)
+        Self {
+            connection,
+            is_used: false,
+        }
     }
 
     /// Whether its peer is a sidecar of ours.
     pub fn is_mesh(&self) -> bool {
-        self.0.mesh
+        self.connection.mesh
     }
 
     /// Opens the stream with the head of its request.
@@ -418,14 +429,14 @@ impl Http2Lease {
     /// # Errors
     /// [`Fault::Unprocessed`]: to be sent on another connection.
     pub fn open<'e>(
-        self,
+        mut self,
         request: &Checked,
         extra: impl IntoIterator<Item = &'e Field>,
     ) -> Result<Http2Stream, Fault> {
-        if self.0.ended.get() {
-            return Err(unless_rejected(&self.0.link, Fault::Unprocessed));
+        if self.connection.ended.get() {
+            return Err(unless_rejected(&self.connection.link, Fault::Unprocessed));
         }
-        let connection = self.0.connection.clone();
+        let connection = self.connection.connection.clone();
         let mut inner = connection.inner.borrow_mut();
         inner.wire.prepare(&connection.core);
         let begun_at = inner.wire.queued();
@@ -437,6 +448,7 @@ impl Http2Lease {
         inbox.begun_at.set(begun_at);
         inner.enter(stream, inbox.clone());
         drop(inner);
+        self.is_used = true;
         connection.bell.ring();
         let handle = Handle {
             connection,
@@ -487,7 +499,7 @@ impl Http2Stream {
 
     /// RFC 9113 §8.7: a stream refused, or above the last one of a GOAWAY, was not processed.
     fn fault(&self, lost: Lost) -> Fault {
-        let connection = &self.lease.0;
+        let connection = &self.lease.connection;
         let fault = match lost {
             // It said goodbye; one that refused a stream may take others.
             Lost::Reset(Why::Unprocessed) => {
@@ -506,3 +518,47 @@ impl Http2Stream {
 const NEW: u64 = u64::MAX;
 /// Streams at once to a peer that has never told how many it takes: what others assume too.
 const UNTOLD_STREAMS: u32 = 100;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arc_swap::ArcSwap;
+    use phalanx_relay::{Deadlines, Limits};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::account::Account;
+    use crate::plan::Plan;
+    use crate::upstream::{Breaker, Permit, Share};
+
+    #[test]
+    fn a_stream_that_its_opener_gave_up_costs_the_connection_none_of_its_requests() {
+        let plan = Arc::new(ArcSwap::from_pointee(Plan::empty()));
+        let (account, limits) = (Arc::new(Account::new(1)), Limits::default());
+        let core = Core::new(0, plan, account, limits, &Deadlines::default(), None);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(tokio::runtime::LocalOptions::default())
+            .unwrap();
+        runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let stream = Stream::Plain(TcpStream::connect(address).await.unwrap());
+            let permit = Permit::take(Arc::<Breaker>::default(), Share::Connection, 1).unwrap();
+            let slot = Slot::new(permit, &Rc::default());
+            let how = Http2Use {
+                alpn: Alpn::Http2,
+                requests_max: 1,
+                pings: None,
+            };
+            let pool = Rc::<Http2Pool>::default();
+            let connecting = pool.connecting().unwrap();
+            let opener = connecting.speak(&core, stream, false, how, slot);
+            let other = pool.lease(100, false);
+            assert!(other.is_none(), "its only request is the opener's");
+            drop(opener);
+            assert!(pool.lease(100, false).is_some());
+        });
+    }
+}
