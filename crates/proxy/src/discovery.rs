@@ -25,7 +25,7 @@ use phalanx_xds::client::Client;
 use tokio::sync::watch::{Receiver, Sender, channel};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -155,6 +155,7 @@ impl Discovery {
             prefix: None,
             idle,
             look_at: Instant::now() + look(idle),
+            again_at: Instant::now() + AGAIN,
             bootstrap,
             plan,
             account,
@@ -304,6 +305,8 @@ struct Stream {
     idle: Duration,
     /// When unused ones are looked for next.
     look_at: Instant,
+    /// When what this machine could not serve is tried next, however much comes in meanwhile.
+    again_at: Instant,
     bootstrap: Bootstrap,
     plan: Arc<ArcSwap<Plan>>,
     account: Arc<Account>,
@@ -379,7 +382,8 @@ impl Stream {
                 },
                 Some(host) = self.questions.recv() => self.want(&host).into_iter().collect(),
                 () = sleep_until(self.look_at) => self.look().into_iter().collect(),
-                () = sleep(AGAIN), if self.known.configuration().has_to_look() => {
+                () = sleep_until(self.again_at), if self.known.configuration().has_to_look() => {
+                    self.again_at = Instant::now() + AGAIN;
                     self.again()?;
                     Vec::new()
                 }

@@ -3,13 +3,14 @@
 mod app;
 mod control;
 
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use phalanx_model::instance::Protocol;
 use phalanx_model::name::Direction;
+use phalanx_model::resource::udp::{UdpPort, UdpRules};
 use phalanx_model::resource::{
     Action, Assignment, Backend, Cluster, Endpoint, Forward, HeaderEdit, Health, Listener,
     ListenerProtocol, Retry, Rewrite, RouteTable, Rule, RuleMatch, VirtualHost,
@@ -113,6 +114,21 @@ fn listener(address: SocketAddr) -> Encoded {
         address,
         direction: Direction::Outbound,
         protocol,
+    })
+}
+
+fn datagrams(address: SocketAddr) -> Encoded {
+    let port = UdpPort {
+        name: "UDPRoute/default/echo".into(),
+        backends: Vec::new(),
+        by_source: Vec::new(),
+        rules: UdpRules::default(),
+    };
+    encode::listener(&Listener {
+        name: format!("udp/{address}"),
+        address,
+        direction: Direction::Outbound,
+        protocol: ListenerProtocol::Udp(port),
     })
 }
 
@@ -274,6 +290,28 @@ async fn a_bad_resource_is_refused_by_name_and_the_old_one_stays() {
         metrics.contains("phalanx_xds_refused_total{kind=\"RDS\"} 1"),
         "{metrics}"
     );
+    running.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_port_that_becomes_free_is_taken_though_updates_never_pause() {
+    let script = Script::default();
+    let control = Control::start(&script, any_port());
+    let running = sidecar(&control, &[]).await;
+    let stranger = UdpSocket::bind(any_port()).unwrap();
+    let address = stranger.local_addr().unwrap();
+    script.push(vec![datagrams(address)]);
+    until("a refusal", async || !script.nacks().is_empty()).await;
+    drop(stranger);
+    let updates = AtomicU16::new(0);
+    until("the port to be taken", async || {
+        let port = 1 + updates.fetch_add(1, Ordering::Relaxed);
+        let next = SocketAddr::new(address.ip(), port);
+        script.push(vec![endpoints("echo", "v2", next)]);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        UdpSocket::bind(address).is_err()
+    })
+    .await;
     running.shutdown().await;
 }
 
