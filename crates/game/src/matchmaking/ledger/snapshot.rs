@@ -13,6 +13,8 @@ const FORMAT: u8 = 1;
 /// Live tickets of a snapshot at most; more are foreign.
 const LIVE_MAX: usize = 4_000_000;
 const BACKFILLS_MAX: usize = 1_000_000;
+/// No counter comes so far; one that did could not be added to.
+const COUNT_MAX: u64 = 1 << 56;
 
 impl Ledger {
     /// About 60 bytes per player and 30 per result.
@@ -103,6 +105,10 @@ impl Ledger {
             counts: counts(&mut reader)?,
             ..Ledger::default()
         };
+        let counted = [ledger.seq, ledger.arrivals, ledger.proposals].into_iter();
+        if (counted.chain(numbers(&ledger.counts))).any(|count| count > COUNT_MAX) {
+            return None;
+        }
         let mut last = 0;
         for _ in 0..reader.count(LIVE_MAX)? {
             let live = live(&mut reader)?;

@@ -90,6 +90,21 @@ fn a_party_that_names_a_player_twice_is_none() {
 }
 
 #[test]
+fn a_state_whose_counters_could_not_go_on_is_none() {
+    let with = |change: fn(&mut Ledger)| {
+        let mut ledger = Ledger::new();
+        change(&mut ledger);
+        Ledger::restore(&ledger.snapshot())
+    };
+    assert!(with(|ledger| ledger.arrivals = 7).is_some());
+    assert_eq!(with(|ledger| ledger.seq = u64::MAX), None);
+    assert_eq!(with(|ledger| ledger.arrivals = u64::MAX), None);
+    assert_eq!(with(|ledger| ledger.proposals = u64::MAX), None);
+    let both = |ledger: &mut Ledger| (ledger.counts.matched, ledger.counts.expired) = (u64::MAX, 1);
+    assert_eq!(with(both), None);
+}
+
+#[test]
 fn all_confirm_and_a_room_makes_the_match() {
     let (mut ledger, id) = reserved();
     for player in [11, 21, 12] {
