@@ -113,6 +113,7 @@ mod tests {
         assert_eq!(found.as_deref(), Ok("room-7"));
         sidecar.await.unwrap();
     }
+
     #[tokio::test]
     async fn a_sidecar_whose_application_is_away_is_told_from_none() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -121,10 +122,11 @@ mod tests {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut asked = [0; 256];
-                assert!(stream.read(&mut asked).await.unwrap() > 0);
+                // Whoever had no more time to ask has gone.
+                let _ = stream.read(&mut asked).await;
                 let body = r#"{"node":"default/battle/room-7","registration":"withdrawn"}"#;
                 let answer = format!("HTTP/1.0 200 OK\r\n\r\n{body}");
-                stream.write_all(answer.as_bytes()).await.unwrap();
+                let _ = stream.write_all(answer.as_bytes()).await;
             }
         });
         let service = ServiceName::new("default", "battle");

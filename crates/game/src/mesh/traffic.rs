@@ -10,13 +10,15 @@ use phalanx_client::registry::{Update, Watch};
 use phalanx_model::instance::State;
 use phalanx_model::{InstanceId, ServiceName};
 use tokio::sync::watch::Sender;
-use tokio::time::{Instant as Time, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant as Time, MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, info};
 
 use crate::session::{Instance, Order, PER_SECOND};
 
 /// How often the details of a drain are asked for: an operator may change its deadline.
 const ASK: Duration = Duration::from_secs(1);
+/// How long they are waited for: what the registry says of the drain waits with them.
+const DETAILS_MAX: Duration = Duration::from_secs(2);
 /// Waits between attempts to follow.
 const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(2);
@@ -177,9 +179,13 @@ fn say(said: &Sender<Traffic>, id: &InstanceId, now: Traffic) {
 
 /// None: there was no answer. A sidecar that stops is in no list of drains.
 async fn ask(admin: &Admin, id: &InstanceId) -> Option<DrainOrder> {
-    let drains = match admin.drains().await {
-        Ok(drains) => drains,
-        Err(error) => {
+    let drains = match timeout(DETAILS_MAX, admin.drains()).await {
+        Ok(Ok(drains)) => drains,
+        Err(_) => {
+            debug!("the control plane does not say what the drain is like, asking again");
+            return None;
+        }
+        Ok(Err(error)) => {
             debug!(%error, "the details of a drain are not known");
             return None;
         }
@@ -225,5 +231,18 @@ mod tests {
         // The control plane says that nothing is left, ever anew.
         assert!(order.is_like(&until(Time::now())));
         assert!(!order.is_like(&until(Time::now() + Duration::from_secs(9))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_that_never_answers_holds_up_no_drain() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let admin = Admin::new(&silent.local_addr().unwrap().to_string());
+        let id = InstanceId {
+            service: ServiceName::new("default", "battle"),
+            id: "battle-1".to_owned(),
+        };
+        let begun = Time::now();
+        assert_eq!(ask(&admin, &id).await, None);
+        assert!(begun.elapsed() < 2 * DETAILS_MAX, "{:?}", begun.elapsed());
     }
 }
