@@ -277,19 +277,20 @@ impl Admission {
         let terms = Arc::new(terms);
         let tries = if terms.expect.is_some() { 1 } else { TRIES_MAX };
         for _ in 1..tries {
+            let seen = self.worlds.borrow().sequence;
             match self.transact(turn, wanted.clone(), terms.clone()).await {
                 Err(AdmitError::Conflict { .. }) => {}
                 ended => return ended,
             }
-            self.caught_up().await;
+            self.caught_up(seen).await;
             turn = self.turn().await;
         }
         self.transact(turn, wanted, terms).await
     }
 
-    /// Waits for what somebody else wrote; not long, since it may have been read already.
-    async fn caught_up(&self) {
-        let (mut worlds, sequence) = (self.worlds.clone(), self.worlds.borrow().sequence);
+    /// Waits for what somebody else wrote after `sequence`; not long, since it may have left no record.
+    async fn caught_up(&self, sequence: u64) {
+        let mut worlds = self.worlds.clone();
         let newer = worlds.wait_for(|world| world.sequence > sequence);
         let _ = tokio::time::timeout(AGAIN, newer).await;
     }
@@ -627,7 +628,7 @@ pub fn unknown_kind(kind: &str) -> Problem {
 }
 
 /// The oldest records of the history that have to go when one of `bytes` comes.
-fn outdated(world: &World, bytes: usize) -> impl Iterator<Item = u64> {
+pub fn outdated(world: &World, bytes: usize) -> impl Iterator<Item = u64> {
     let mut count = world.history.len() as u64 + 1;
     let mut bytes = bytes + world.history.values().sum::<usize>();
     let is_over = move |(_, record): &(&u64, &usize)| {

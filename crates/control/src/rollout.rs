@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use self::figures::Bases;
 pub use self::machine::{Command, PHALANX};
 use self::machine::{Instances, Look, Machine, Order};
-use crate::admit::unix_ms;
+use crate::admit::{outdated, unix_ms};
 use crate::discovery::{Fleet, others};
 use crate::observe::Observe;
 use crate::planes::{Held, Planes};
@@ -370,14 +370,8 @@ impl Rollouts {
         let moved = serde_json::to_vec(&moved).unwrap_or_default();
         let mut tries = 1;
         loop {
-            let entry = history_key(self.inner.worlds.borrow().sequence + 1);
-            let with = txn.clone().expect_absent(entry.clone());
-            match self
-                .inner
-                .store
-                .commit(with.put(&entry, moved.clone()))
-                .await
-            {
+            let (entry, with) = noted(txn.clone(), &self.inner.worlds.borrow(), &moved);
+            match self.inner.store.commit(with).await {
                 // Something else was noted at that moment: no reason to measure anew.
                 Err(phalanx_store::Error::Conflict { key, found, .. })
                     if key == entry && tries < TRIES_MAX =>
@@ -629,6 +623,14 @@ fn unmoved(first: &Progress, now: &Progress, expect: Option<u64>) -> Result<(), 
     }
 }
 
+/// Puts the next entry into the history, which stays as short as it is to be, and tells its key.
+fn noted(txn: Txn, world: &World, moved: &[u8]) -> (String, Txn) {
+    let entry = history_key(world.sequence + 1);
+    let txn = txn.expect_absent(entry.clone()).put(&entry, moved.to_vec());
+    let too_old = outdated(world, moved.len()).map(history_key);
+    (entry, too_old.fold(txn, Txn::delete))
+}
+
 /// What the history tells of a move: who, and what happened since.
 fn moved(id: &DocumentId, before: &RolloutRecord, after: &RolloutRecord) -> Option<HistoryRecord> {
     let last = before.events.back();
@@ -726,6 +728,21 @@ mod tests {
         );
         assert!(unmoved(&back, &back, Some(9)).is_err());
         assert!(unmoved(&back, &back, Some(12)).is_ok());
+    }
+
+    #[test]
+    fn a_history_that_is_full_lets_go_of_its_oldest_when_a_rollout_moves() {
+        let full = crate::admit::HISTORY_MAX;
+        let mut world = World::empty();
+        world.sequence = full;
+        world.history = Arc::new((1..=full).map(|sequence| (sequence, 10)).collect());
+        let (entry, txn) = noted(Txn::new(), &world, b"moved");
+        assert_eq!(entry, history_key(full + 1));
+        let wanted = Txn::new()
+            .expect_absent(history_key(full + 1))
+            .put(history_key(full + 1), b"moved".to_vec())
+            .delete(history_key(1));
+        assert_eq!(txn, wanted);
     }
 
     #[test]

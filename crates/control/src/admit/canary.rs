@@ -250,12 +250,13 @@ impl Admission {
         let _turn = self.turn().await;
         let mut tries = 1;
         loop {
+            let seen = self.worlds.borrow().sequence;
             match self.conclude_once(sequence, stage, author, reason).await {
                 // Something else was written at the same moment, which need not concern it.
                 Err(AdmitError::Conflict { .. }) if tries < TRIES_MAX => tries += 1,
                 ended => return ended,
             }
-            self.caught_up().await;
+            self.caught_up(seen).await;
         }
     }
 
