@@ -21,6 +21,7 @@ use phalanx_game::board::{self, Answer, Board, Page, PageQuery, PlayerId, Versio
 use phalanx_telemetry::metrics::{CONTENT_TYPE, Exposition};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
 use crate::battle::NAME_MAX;
 use crate::serve::{self, ServiceConfig, Stop};
@@ -170,7 +171,10 @@ async fn record(State(hall): Shared, Json(scores): Json<MatchScores>) -> Respons
     if !fits {
         return bad_request("a match needs an id and 1 to 8 named players");
     }
-    match hall.record(scores).await {
+    // Whoever asked may hang up: what was begun is counted whole, or taken back.
+    let recording = tokio::spawn(async move { hall.record(scores).await });
+    let recorded = recording.await.map_err(anyhow::Error::from);
+    match recorded.and_then(|recorded| recorded) {
         Ok(recorded) => Json(Recorded { recorded }).into_response(),
         Err(error) => {
             let message = error.to_string();
@@ -230,12 +234,16 @@ struct Hall {
     store: Store,
     /// A mutex, because the process has one thread and nothing is awaited under it.
     books: Mutex<Books>,
+    /// A match's result is kept, or is not.
+    settled: Notify,
 }
 
 #[derive(Default)]
 struct Books {
     seen: HashSet<Arc<str>>,
     seen_order: VecDeque<Arc<str>>,
+    /// Those of them whose results are on their way to be kept.
+    underway: HashSet<Arc<str>>,
     tallies: HashMap<String, Tally>,
     matches: u64,
     /// As they were when the board's newest version was published: what is told with it.
@@ -272,6 +280,7 @@ impl Hall {
         let hall = Self {
             store,
             books: Mutex::default(),
+            settled: Notify::new(),
         };
         hall.tell(&mut hall.lock());
         hall
@@ -286,17 +295,31 @@ impl Hall {
         for Score { player, .. } in &scores.scores {
             // Redis may be away, but keeps everybody: what was said before holds. The process lets its lowest go.
             let lasts = matches!(self.store, Store::Redis(_));
-            if !lasts || self.lock().rating(player).is_none() {
-                let known = self.store.score(player).await.unwrap_or(0);
-                self.lock().remember(player, known);
+            if lasts && self.lock().rating(player).is_some() {
+                continue;
+            }
+            let known = self.store.score(player).await?.unwrap_or(0);
+            let mut books = self.lock();
+            // Another match of hers may have been counted meanwhile.
+            if !lasts || books.rating(player).is_none() {
+                books.remember(player, known);
             }
         }
         let match_id: Arc<str> = scores.match_id.into();
+        // What is being counted is not kept yet.
+        loop {
+            let settled = self.settled.notified();
+            if !self.lock().underway.contains(&match_id) {
+                break;
+            }
+            settled.await;
+        }
         let changes: Vec<i64> = {
             let mut books = self.lock();
             if !books.is_new(match_id.clone()) {
                 return Ok(false);
             }
+            books.underway.insert(match_id.clone());
             let changes = scores.scores.iter().map(|score| books.count(score));
             changes.collect()
         };
@@ -304,6 +327,8 @@ impl Hall {
         let added = added.map(|(score, change)| self.store.add(&score.player, *change));
         let added = futures_util::future::join_all(added).await;
         let mut books = self.lock();
+        books.underway.remove(&match_id);
+        self.settled.notify_waiters();
         let mut refused = Ok(());
         for ((score, change), added) in scores.scores.iter().zip(&changes).zip(added) {
             if let Err(error) = added {
@@ -510,6 +535,31 @@ mod tests {
             (top.top[0].rating, top.top[0].won, top.top[0].lost),
             (1016, 1, 0)
         );
+    }
+
+    #[tokio::test]
+    async fn who_tells_a_result_again_is_not_answered_before_it_is_kept() {
+        let hall = Arc::new(hall());
+        {
+            let mut books = hall.lock();
+            assert!(books.is_new("m1".into()));
+            books.underway.insert("m1".into());
+        }
+        let telling = hall.clone();
+        let again = async move { telling.record(one("m1", "ann", 1016, true)).await };
+        let again = tokio::spawn(again);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!again.is_finished());
+        {
+            let mut books = hall.lock();
+            books.unsee("m1");
+            books.underway.clear();
+        }
+        hall.settled.notify_waiters();
+        assert!(again.await.unwrap().unwrap(), "the first was not");
+        assert_eq!(read(&hall).top[0].rating, 1016);
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use phalanx_game::board::memory::{Memory, MemoryOptions};
 use phalanx_game::board::redis::{self, LiveConfig, RedisBoard, RedisConfig};
-use phalanx_game::board::{self, Better, Board, BoardSpec, Kind, Own, PlayerId};
+use phalanx_game::board::{self, Better, Board, BoardSpec, Kind, Own, PlayerId, Rank};
 use phalanx_telemetry::metrics::Exposition;
 use tokio::time::{Instant, sleep};
 
@@ -81,18 +81,24 @@ impl Store {
         }
     }
 
-    /// A player's score by all results so far; none: not on the board, or nobody can say.
-    pub async fn score(&self, player: &str) -> Option<i64> {
+    /// A player's score by all results so far; none: not on the board.
+    ///
+    /// # Errors
+    /// When nobody can say.
+    pub async fn score(&self, player: &str) -> anyhow::Result<Option<i64>> {
         let now_ms = board::now_ms();
         let order = match self {
             Self::Process(memory) => memory.order(player),
             Self::Redis(live) => {
-                let own = Own::new(player).ok()?;
-                let place = live.board().rank(&own, now_ms).await;
-                place.ok()?.rank.order()
+                let place = live.board().rank(&Own::new(player)?, now_ms).await?;
+                if matches!(place.rank, Rank::Unknown) {
+                    anyhow::bail!("nobody can say what {player} has while Redis is away");
+                }
+                place.rank.order()
             }
         };
-        Some(self.board().law().score(order?, now_ms) as i64)
+        let law = self.board().law();
+        Ok(order.map(|order| law.score(order, now_ms) as i64))
     }
 
     /// Adds to a player's score. It survives what this store survives when this returns.
