@@ -373,7 +373,7 @@ mod tests {
     #[test]
     fn a_core_that_closed_an_address_which_others_never_left_has_it_again() {
         let (ports, _own) = Ports::new(2);
-        let free = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let free = UdpSocket::bind("127.0.62.1:0").unwrap();
         let address = free.local_addr().unwrap();
         drop(free);
         let first = ports.take(0, address).unwrap();
@@ -396,7 +396,7 @@ mod tests {
     #[test]
     fn an_address_is_reserved_for_all_cores_or_the_reason_is_told() {
         let (ports, _own) = Ports::new(2);
-        let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let stranger = UdpSocket::bind("127.0.62.2:0").unwrap();
         let address = stranger.local_addr().unwrap();
         let error = ports.reserve(address).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
@@ -416,7 +416,7 @@ mod tests {
     #[test]
     fn nothing_is_bound_while_another_process_has_it_nor_where_nobody_reads_any_more() {
         let (ports, _own) = Ports::new(1);
-        let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let stranger = UdpSocket::bind("127.0.62.3:0").unwrap();
         let address = stranger.local_addr().unwrap();
         ports.defer();
         assert_eq!(ports.reserve(address).unwrap(), Reserved::Later);

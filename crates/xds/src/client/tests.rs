@@ -193,6 +193,18 @@ fn a_reconnect_tells_what_is_held_and_asks_for_the_same() {
 }
 
 #[test]
+fn what_can_not_be_served_after_all_is_no_longer_told_as_held() {
+    let mut client = connected();
+    apply(
+        &mut client,
+        response(Kind::Listener, &[("a", "1"), ("b", "2")], &[]),
+    );
+    client.lost(Kind::Listener, "a");
+    client.took(Kind::Listener, "c".to_owned(), "3".to_owned());
+    assert_eq!(told(&client.connect()), "CDS +* | LDS +* b@2 c@3");
+}
+
+#[test]
 fn an_update_of_an_earlier_stream_is_held_but_not_answered() {
     let mut client = connected();
     let update = client

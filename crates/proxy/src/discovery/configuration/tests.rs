@@ -220,7 +220,7 @@ fn datagrams(name: &str, address: SocketAddr) -> Encoded {
 
 #[test]
 fn a_port_for_datagrams_that_another_has_is_refused_until_it_is_free() {
-    let stranger = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let stranger = std::net::UdpSocket::bind("127.0.61.1:0").unwrap();
     let address = stranger.local_addr().unwrap();
     let mut configuration = Configuration::default();
     configuration.with_datagrams(udp::Ports::new(1).0);
@@ -248,7 +248,7 @@ fn a_port_for_datagrams_that_another_has_is_refused_until_it_is_free() {
 
 #[test]
 fn a_port_for_datagrams_that_the_process_before_did_not_leave_is_refused_then() {
-    let stranger = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let stranger = std::net::UdpSocket::bind("127.0.61.2:0").unwrap();
     let address = stranger.local_addr().unwrap();
     let (ports, _own) = udp::Ports::new(1);
     ports.defer();
@@ -295,7 +295,7 @@ impl crate::edge::Sockets for Opened {
 
 #[test]
 fn connections_and_datagrams_have_the_same_port_without_knowing_of_each_other() {
-    let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let free = std::net::UdpSocket::bind("127.0.61.3:0").unwrap();
     let address = free.local_addr().unwrap();
     drop(free);
     let opened = Arc::<Opened>::default();
