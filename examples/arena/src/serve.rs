@@ -232,7 +232,9 @@ impl Health for Serving {
         };
         tokio::spawn(async move {
             loop {
-                if send.send(Ok(now.answer())).await.is_err() || *now.stopped.borrow_and_update() {
+                // Before it is told: a stop meanwhile is told, too.
+                let is_last = *now.stopped.borrow_and_update();
+                if send.send(Ok(now.answer())).await.is_err() || is_last {
                     return;
                 }
                 tokio::select! {
