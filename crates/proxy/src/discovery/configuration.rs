@@ -1,5 +1,5 @@
-//! What the control plane sent, as far as this sidecar could take it. Pure: an update goes in, what was refused comes
-//! out, resource by resource; a refused one leaves the last good in use.
+//! What the control plane sent, as far as this sidecar could take it: an update goes in, what was refused comes out, resource
+//! by resource; a refused one leaves the last good in use. Sockets that a listener needs are `edge`'s and `udp`'s to open.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
