@@ -98,6 +98,29 @@ fn a_player_with_many_results_takes_bounded_room() {
 }
 
 #[test]
+fn results_that_were_folded_stand_where_the_store_will_have_them() {
+    let kind = Kind::Sum(Better::Higher);
+    let base = law(kind).order(0, SEASON).ok();
+    let pending = pending(kind);
+    let mut stored = base;
+    for number in 1..=100 {
+        // The latest is not the last, and some change nothing.
+        let (points, at_ms) = ((number % 3) as i64, SEASON + (number * 37) % 101 * 1_000);
+        let record = Record::Points { points, at_ms };
+        pending.note(
+            number,
+            &Write {
+                record,
+                ..write("ann", 0)
+            },
+        );
+        stored = law(kind).apply(stored, points, at_ms).ok();
+    }
+    assert_eq!(pending.records(), RESULTS_MAX);
+    assert_eq!(pending.pending("ann", base, 1, 0), stored);
+}
+
+#[test]
 fn numbers_heard_of_in_any_order_are_dropped_in_theirs() {
     let kind = Kind::Sum(Better::Higher);
     let base = law(kind).order(0, SEASON).ok();
