@@ -105,7 +105,7 @@ fn results_that_were_folded_stand_where_the_store_will_have_them() {
     let mut stored = base;
     for number in 1..=100 {
         // The latest is not the last, and some change nothing.
-        let (points, at_ms) = ((number % 3) as i64, SEASON + (number * 37) % 101 * 1_000);
+        let (points, at_ms) = ((number % 3) as i64, SEASON + (number * 37) % 101 * 600_000);
         let record = Record::Points { points, at_ms };
         pending.note(
             number,
